@@ -1,0 +1,74 @@
+# Everything a person types. Each target installs what it needs and says so.
+PYTHON  := .venv/bin/python
+PYTEST  := .venv/bin/pytest
+export HYPERLET_CACHE ?= $(HOME)/.cache/hyperlet
+
+.PHONY: help up down status test check unit node-test e2e bench bench-cni manifests protos lint types images clean
+
+help:            ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: .venv/ready  ## from nothing to a two-node cluster with an example VM that answers
+	@$(PYTHON) -m cluster.deploy up
+
+down:            ## stop all of it and leave nothing behind
+	@if [ -x $(PYTHON) ]; then $(PYTHON) -m cluster.deploy down; else echo "nothing is running: there is no .venv yet"; fi
+
+status: .venv/ready ## what is running
+	@$(PYTHON) -m cluster status
+
+test: check node-test e2e ## everything there is to test
+
+check: lint types unit ## style, types, unit tests
+
+lint: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/lint-imports
+
+types: .venv/ready
+	.venv/bin/mypy
+
+unit: .venv/ready
+	@$(PYTHON) -m cluster deps --tests
+	$(PYTEST) tests/unit tests/golden -q
+
+node-test: .venv/ready ## on real libvirt, QEMU and network namespaces of this machine (root)
+	@$(PYTHON) -m cluster deps --tests
+	@$(PYTHON) -m images build guests
+	$(PYTEST) tests/node -q
+
+e2e: .venv/ready ## on the real cluster (brings it up if it is not)
+	@$(PYTHON) -m cluster.deploy up
+	$(PYTEST) tests/e2e -q
+
+bench: .venv/ready ## measure; prints tables, writes JSON to .run/bench/
+	@$(PYTHON) -m cluster.deploy up
+	$(PYTHON) -m bench all
+
+bench-cni: .venv/ready ## the CNI plugins against Debian's containernetworking-plugins (root)
+	$(PYTHON) -m bench.cni
+
+images: .venv/ready ## build the container images
+	@$(PYTHON) -m images build
+
+manifests: .venv/ready ## regenerate the CRDs from api/
+	$(PYTHON) -m api.crd
+
+protos: .venv/ready ## regenerate the Python beside each .proto
+	$(PYTHON) -m protos.generate
+
+# libvirt-python is compiled against the machine's libvirt, so its headers come first.
+.venv/ready: pyproject.toml Makefile
+	@if ! pkg-config --exists libvirt 2>/dev/null || ! python3 -c 'import ensurepip' 2>/dev/null; then \
+	  echo "installing python3-venv python3-dev gcc pkg-config libvirt-dev (apt)"; \
+	  apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+	    python3-venv python3-dev gcc libc6-dev pkg-config libvirt-dev >/dev/null; fi
+	@echo "installing Python packages into .venv (pip)"
+	@[ -x .venv/bin/python ] || python3 -m venv .venv
+	@.venv/bin/pip install -q --disable-pip-version-check -e '.[dev]' $(if $(wildcard images/constraints.txt),-c images/constraints.txt) 2>&1 | grep -v WARNING || true
+	@.venv/bin/python -c 'import grpc, libvirt, lightkube, msgspec'
+	@touch $@
+
+clean: down      ## down, and forget the builds
+	rm -rf .venv .run $(HYPERLET_CACHE)
