@@ -1,0 +1,233 @@
+"""What an absent field means: the one place where defaults stand.
+
+Every function here is pure, returns a new object and changes nothing that was given: applying it twice is applying it
+once. Addresses and identities are derived by hashing names, so that a VM keeps them when it is restarted or moved.
+"""
+
+import hashlib
+import uuid
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from api import names
+from api.devices import CDRomTarget, Devices, Disk, DiskTarget
+from api.domain import CPU, DomainSpec, Machine, Memory
+from api.meta import ObjectMeta, format_quantity, parse_quantity
+from api.networks import Interface, InterfaceBridge, InterfaceMasquerade, Network, PodNetwork
+from api.platform import Firmware
+from api.vm import VirtualMachine
+from api.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
+
+if TYPE_CHECKING:
+    from api.configuration import KubeVirtConfiguration
+
+DEFAULT_MACHINE = "q35"
+DEFAULT_ARCHITECTURE = "amd64"
+DEFAULT_GRACE_SECONDS = 30
+DEFAULT_NETWORK = "default"
+DEFAULT_MODEL = "virtio"
+
+_UUID_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "firmware.kubevirt.io")
+_BINDINGS = ("bridge", "masquerade", "sriov", "macvtap", "passt", "passtBinding", "slirp", "binding")
+
+
+def default_vmi(
+    vmi: VirtualMachineInstance, *, config: "KubeVirtConfiguration | None" = None
+) -> VirtualMachineInstance:
+    """The VMI with every default filled in. A spec that `api.validate` refuses may stay as faulty as it was."""
+    return replace(vmi, spec=default_vmi_spec(vmi.spec, vmi.metadata, config=config))
+
+
+def default_vmi_spec(
+    spec: VirtualMachineInstanceSpec, metadata: ObjectMeta, *, config: "KubeVirtConfiguration | None" = None
+) -> VirtualMachineInstanceSpec:
+    """The spec with every default filled in, for the VMI of the given name, namespace and owner."""
+    networks, interfaces = _joined(spec, config)
+    domain = spec.domain
+    devices = replace(
+        domain.devices,
+        disks=_disks(spec),
+        interfaces=[_interface(interface, networks, metadata, config) for interface in interfaces] or None,
+    )
+    return replace(
+        spec,
+        architecture=spec.architecture or _architecture(config),
+        domain=_domain(domain, devices, metadata, config),
+        networks=networks or None,
+        evictionStrategy=spec.evictionStrategy or (config.evictionStrategy if config else None),
+        terminationGracePeriodSeconds=(
+            DEFAULT_GRACE_SECONDS if spec.terminationGracePeriodSeconds is None else spec.terminationGracePeriodSeconds
+        ),
+    )
+
+
+def run_strategy(vm: VirtualMachine) -> str:
+    """The run strategy in force: `runStrategy`, or what `running` stands for. Neither means Halted."""
+    if vm.spec.runStrategy is not None:
+        return vm.spec.runStrategy
+    return names.RUN_ALWAYS if vm.spec.running else names.RUN_HALTED
+
+
+def vcpus(spec: VirtualMachineInstanceSpec) -> int:
+    """Number of virtual CPUs the guest sees."""
+    cpu = spec.domain.cpu or CPU()
+    if not (cpu.cores or cpu.sockets or cpu.threads):
+        return _cpus_of_resources(spec.domain)
+    return (cpu.cores or 1) * (cpu.sockets or 1) * (cpu.threads or 1)
+
+
+def guest_memory(domain: DomainSpec) -> str | int | None:
+    """The guest's memory as written: `memory.guest`, else the memory requested, else the memory limit, else None."""
+    if domain.memory and domain.memory.guest is not None:
+        return domain.memory.guest
+    resources = domain.resources
+    for amounts in (resources.requests, resources.limits) if resources else ():
+        if amounts and "memory" in amounts:
+            return amounts["memory"]
+    return None
+
+
+def firmware_uuid(metadata: ObjectMeta) -> str:
+    """The SMBIOS UUID of a VMI, hashed from namespace and name: a VM that is created anew keeps its licences."""
+    return str(uuid.uuid5(_UUID_NAMESPACE, f"{metadata.namespace or ''}/{metadata.name or ''}"))
+
+
+def mac_address(metadata: ObjectMeta, interface: str) -> str:
+    """A locally administered unicast MAC address (02:…), the same for every VMI of one VM.
+
+    Hashed from the owning VM's UID where there is one, so that equal names in two clusters on one wire do not collide;
+    else from namespace and name.
+    """
+    digest = hashlib.sha256(f"{_identity(metadata)}/{interface}".encode()).digest()
+    return "02:" + ":".join(f"{byte:02x}" for byte in digest[:5])
+
+
+def _identity(metadata: ObjectMeta) -> str:
+    for owner in metadata.ownerReferences or ():
+        if owner.controller and owner.kind == names.KIND_VM:
+            return owner.uid
+    return f"{metadata.namespace or ''}/{metadata.name or ''}"
+
+
+def _architecture(config: "KubeVirtConfiguration | None") -> str:
+    architectures = config.architectureConfiguration if config else None
+    return (architectures.defaultArchitecture if architectures else None) or DEFAULT_ARCHITECTURE
+
+
+def _machine(config: "KubeVirtConfiguration | None") -> str:
+    if config is None:
+        return DEFAULT_MACHINE
+    amd64 = config.architectureConfiguration.amd64 if config.architectureConfiguration else None
+    return (amd64.machineType if amd64 else None) or config.machineType or DEFAULT_MACHINE
+
+
+def _domain(
+    domain: DomainSpec, devices: Devices, metadata: ObjectMeta, config: "KubeVirtConfiguration | None"
+) -> DomainSpec:
+    machine = domain.machine or Machine()
+    firmware = domain.firmware or Firmware()
+    return replace(
+        domain,
+        cpu=_cpu(domain, config),
+        memory=_memory(domain),
+        machine=replace(machine, type=machine.type or _machine(config)),
+        firmware=replace(firmware, uuid=firmware.uuid or firmware_uuid(metadata)),
+        devices=devices,
+    )
+
+
+def _cpu(domain: DomainSpec, config: "KubeVirtConfiguration | None") -> CPU:
+    cpu = domain.cpu or CPU()
+    if not (cpu.cores or cpu.sockets or cpu.threads):
+        cpu = replace(cpu, sockets=_cpus_of_resources(domain))
+    return replace(
+        cpu,
+        cores=cpu.cores or 1,
+        sockets=cpu.sockets or 1,
+        threads=cpu.threads or 1,
+        model=cpu.model or (config.cpuModel if config else None),
+    )
+
+
+def _cpus_of_resources(domain: DomainSpec) -> int:
+    """Whole CPUs of the limit, else of the request, else one."""
+    resources = domain.resources
+    for amounts in (resources.limits, resources.requests) if resources else ():
+        if amounts and "cpu" in amounts:
+            try:
+                return max(1, -int(-parse_quantity(amounts["cpu"]) // 1))
+            except ValueError:
+                return 1
+    return 1
+
+
+def _memory(domain: DomainSpec) -> Memory | None:
+    amount = guest_memory(domain)
+    if amount is None or (domain.memory and domain.memory.guest is not None):
+        return domain.memory
+    try:
+        return replace(domain.memory or Memory(), guest=format_quantity(amount))
+    except ValueError:
+        return domain.memory
+
+
+def _disks(spec: VirtualMachineInstanceSpec) -> list[Disk] | None:
+    """The disks, one more for every volume that none of them names, each with its bus."""
+    devices = spec.domain.devices
+    disks = list(devices.disks or ())
+    named = {disk.name for disk in disks} | {filesystem.name for filesystem in devices.filesystems or ()}
+    disks += [
+        Disk(name=volume.name)
+        for volume in spec.volumes or ()
+        if volume.name not in named and volume.memoryDump is None
+    ]
+    return [_disk(disk) for disk in disks] or devices.disks
+
+
+def _disk(disk: Disk) -> Disk:
+    if disk.cdrom is not None:
+        return replace(disk, cdrom=_cdrom(disk.cdrom))
+    if disk.lun is not None:
+        return replace(disk, lun=replace(disk.lun, bus=disk.lun.bus or "scsi"))
+    target = disk.disk or DiskTarget()
+    return replace(disk, disk=replace(target, bus=target.bus or "virtio"))
+
+
+def _cdrom(target: CDRomTarget) -> CDRomTarget:
+    read_only = True if target.readonly is None else target.readonly
+    return replace(target, bus=target.bus or "sata", readonly=read_only)
+
+
+def _joined(
+    spec: VirtualMachineInstanceSpec, config: "KubeVirtConfiguration | None"
+) -> tuple[list[Network], list[Interface]]:
+    """Networks and interfaces; the pod network where neither is named and nobody declined it."""
+    networks, interfaces = list(spec.networks or ()), list(spec.domain.devices.interfaces or ())
+    if not networks and not interfaces and spec.domain.devices.autoattachPodInterface is not False:
+        return [Network(name=DEFAULT_NETWORK, pod=PodNetwork())], [Interface(name=DEFAULT_NETWORK)]
+    return networks, interfaces
+
+
+def _interface(
+    interface: Interface, networks: list[Network], metadata: ObjectMeta, config: "KubeVirtConfiguration | None"
+) -> Interface:
+    network = next((network for network in networks if network.name == interface.name), None)
+    if network and all(getattr(interface, binding) is None for binding in _BINDINGS):
+        interface = _bound(interface, network, config)
+    # With a bridge binding the guest takes over the pod's own address, and so its MAC.
+    if interface.macAddress is None and interface.masquerade is not None:
+        interface = replace(interface, macAddress=mac_address(metadata, interface.name))
+    return replace(interface, model=interface.model or DEFAULT_MODEL)
+
+
+def _bound(interface: Interface, network: Network, config: "KubeVirtConfiguration | None") -> Interface:
+    """An interface that names no binding: masquerade on the pod network unless the installation says otherwise.
+
+    KubeVirt's own default there is a bridge, which moves the pod's address into the guest and so cannot migrate.
+    """
+    settings = config.network if config else None
+    chosen = (settings.defaultNetworkInterface if settings else None) or "masquerade"
+    if network.pod is None or chosen == "bridge":
+        return replace(interface, bridge=InterfaceBridge())
+    return replace(interface, masquerade=InterfaceMasquerade())

@@ -1,0 +1,220 @@
+"""Every name that users, tools, dashboards or other parts of hyperlet rely on: one place, spelled once.
+
+The names are those of the KubeVirt API, so that what was written for it keeps working.
+"""
+
+from typing import Final
+
+# API groups, versions, resources
+GROUP: Final = "kubevirt.io"
+VERSION: Final = "v1"
+OLD_VERSION: Final = "v1alpha3"
+API_VERSION: Final = "kubevirt.io/v1"
+OLD_API_VERSION: Final = "kubevirt.io/v1alpha3"
+SUBRESOURCE_GROUP: Final = "subresources.kubevirt.io"
+CDI_GROUP: Final = "cdi.kubevirt.io"
+
+KIND_VM: Final = "VirtualMachine"
+KIND_VMI: Final = "VirtualMachineInstance"
+KIND_MIGRATION: Final = "VirtualMachineInstanceMigration"
+KIND_KUBEVIRT: Final = "KubeVirt"
+PLURAL_VM: Final = "virtualmachines"
+PLURAL_VMI: Final = "virtualmachineinstances"
+PLURAL_MIGRATION: Final = "virtualmachineinstancemigrations"
+PLURAL_KUBEVIRT: Final = "kubevirts"
+
+# Where hyperlet itself runs
+NAMESPACE: Final = "kubevirt"
+KUBEVIRT_NAME: Final = "kubevirt"
+HANDLER_NAME: Final = "virt-handler"
+CONTROLLER_NAME: Final = "virt-controller"
+API_NAME: Final = "virt-api"
+CONTROLLER_LEASE: Final = "virt-controller"
+FIELD_MANAGER: Final = "hyperlet"
+
+# Labels
+LABEL_APP: Final = "kubevirt.io"
+APP_LAUNCHER: Final = "virt-launcher"
+APP_HANDLER: Final = "virt-handler"
+APP_CONTROLLER: Final = "virt-controller"
+APP_API: Final = "virt-api"
+LABEL_CREATED_BY: Final = "kubevirt.io/created-by"
+LABEL_NODE_NAME: Final = "kubevirt.io/nodeName"
+LABEL_VM_NAME: Final = "vm.kubevirt.io/name"
+LABEL_VMI_ID: Final = "vmi.kubevirt.io/id"
+LABEL_DOMAIN: Final = "kubevirt.io/domain"
+LABEL_SCHEDULABLE: Final = "kubevirt.io/schedulable"
+LABEL_MIGRATION_JOB: Final = "kubevirt.io/migrationJobUID"
+LABEL_MIGRATION_TARGET_NODE: Final = "kubevirt.io/migrationTargetNodeName"
+LABEL_OUTDATED_LAUNCHER: Final = "kubevirt.io/outdatedLauncherImage"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+LABEL_COMPONENT: Final = "app.kubernetes.io/component"
+NODE_CPU_MODEL: Final = "cpu-model.node.kubevirt.io/"
+NODE_CPU_FEATURE: Final = "cpu-feature.node.kubevirt.io/"
+NODE_CPU_MODEL_MIGRATION: Final = "cpu-model-migration.node.kubevirt.io/"
+NODE_CPU_VENDOR: Final = "cpu-vendor.node.kubevirt.io/"
+NODE_HYPERV: Final = "hyperv.node.kubevirt.io/"
+NODE_MACHINE_TYPE: Final = "machine-type.node.kubevirt.io/"
+NODE_HOST_MODEL_CPU: Final = "host-model-cpu.node.kubevirt.io/"
+NODE_HOST_MODEL_FEATURES: Final = "host-model-required-features.node.kubevirt.io/"
+NODE_TSC_FREQUENCY: Final = "cpu-timer.node.kubevirt.io/tsc-frequency"
+NODE_TSC_SCALABLE: Final = "cpu-timer.node.kubevirt.io/tsc-scalable"
+
+# Annotations
+ANNOTATION_DOMAIN: Final = "kubevirt.io/domain"
+ANNOTATION_HEARTBEAT: Final = "kubevirt.io/heartbeat"
+ANNOTATION_MIGRATION_JOB: Final = "kubevirt.io/migrationJobName"
+ANNOTATION_LAST_OBSERVED_API: Final = "kubevirt.io/latest-observed-api-version"
+ANNOTATION_STORAGE_OBSERVED_API: Final = "kubevirt.io/storage-observed-api-version"
+ANNOTATION_DEFAULT_CONTAINER: Final = "kubectl.kubernetes.io/default-container"
+ANNOTATION_GENERATION: Final = "kubevirt.io/vm-generation"
+
+# Finalizers
+FINALIZER_VM: Final = "kubevirt.io/virtualMachineControllerFinalize"
+FINALIZER_VMI: Final = "foregroundDeleteVirtualMachine"
+FINALIZER_MIGRATION: Final = "kubevirt.io/migrationJobFinalize"
+
+# The launcher pod
+LAUNCHER_PREFIX: Final = "virt-launcher-"
+COMPUTE_CONTAINER: Final = "compute"
+READINESS_GATE: Final = "kubevirt.io/virtual-machine-unpaused"
+LAUNCHER_UID: Final = 107
+GRACE_MARGIN_SECONDS: Final = 30
+DEVICE_KVM: Final = "devices.kubevirt.io/kvm"
+DEVICE_TUN: Final = "devices.kubevirt.io/tun"
+DEVICE_VHOST_NET: Final = "devices.kubevirt.io/vhost-net"
+DEVICES_PER_NODE: Final = 1000
+
+# VMI phases; UNSET before anybody has looked at the object
+PHASE_UNSET: Final = ""
+PHASE_PENDING: Final = "Pending"
+PHASE_SCHEDULING: Final = "Scheduling"
+PHASE_SCHEDULED: Final = "Scheduled"
+PHASE_RUNNING: Final = "Running"
+PHASE_SUCCEEDED: Final = "Succeeded"
+PHASE_FAILED: Final = "Failed"
+PHASE_UNKNOWN: Final = "Unknown"
+FINAL_PHASES: Final = frozenset({PHASE_SUCCEEDED, PHASE_FAILED})
+
+# Migration phases beyond those above
+PHASE_PREPARING_TARGET: Final = "PreparingTarget"
+PHASE_TARGET_READY: Final = "TargetReady"
+
+# Condition types
+CONDITION_READY: Final = "Ready"
+CONDITION_PROVISIONING: Final = "Provisioning"
+CONDITION_SYNCHRONIZED: Final = "Synchronized"
+CONDITION_PAUSED: Final = "Paused"
+CONDITION_AGENT_CONNECTED: Final = "AgentConnected"
+CONDITION_ACCESS_CREDENTIALS: Final = "AccessCredentialsSynchronized"
+CONDITION_LIVE_MIGRATABLE: Final = "LiveMigratable"
+CONDITION_STORAGE_LIVE_MIGRATABLE: Final = "StorageLiveMigratable"
+CONDITION_HOT_VCPU: Final = "HotVCPUChange"
+CONDITION_HOT_MEMORY: Final = "HotMemoryChange"
+CONDITION_VOLUMES_CHANGE: Final = "VolumesChange"
+CONDITION_DATA_VOLUMES_READY: Final = "DataVolumesReady"
+CONDITION_EVICTION_REQUESTED: Final = "EvictionRequested"
+CONDITION_FAILURE: Final = "Failure"
+CONDITION_RESTART_REQUIRED: Final = "RestartRequired"
+CONDITION_POD_SCHEDULED: Final = "PodScheduled"
+# Not KubeVirt's: says that software emulation is in use, because the node's KVM does not work.
+CONDITION_EMULATED: Final = "SoftwareEmulation"
+TRUE: Final = "True"
+FALSE: Final = "False"
+UNKNOWN: Final = "Unknown"
+
+# VM printableStatus, in order: the first that matches is shown
+STATUS_TERMINATING: Final = "Terminating"
+STATUS_STOPPING: Final = "Stopping"
+STATUS_MIGRATING: Final = "Migrating"
+STATUS_PAUSED: Final = "Paused"
+STATUS_RUNNING: Final = "Running"
+STATUS_PVC_NOT_FOUND: Final = "ErrorPvcNotFound"
+STATUS_DATA_VOLUME_ERROR: Final = "DataVolumeError"
+STATUS_UNSCHEDULABLE: Final = "ErrorUnschedulable"
+STATUS_PROVISIONING: Final = "Provisioning"
+STATUS_WAITING_FOR_VOLUME: Final = "WaitingForVolumeBinding"
+STATUS_ERR_IMAGE_PULL: Final = "ErrImagePull"
+STATUS_IMAGE_PULL_BACKOFF: Final = "ImagePullBackOff"
+STATUS_STARTING: Final = "Starting"
+STATUS_CRASH_LOOP: Final = "CrashLoopBackOff"
+STATUS_STOPPED: Final = "Stopped"
+STATUS_UNKNOWN: Final = "Unknown"
+PRINTABLE_STATUSES: Final = (
+    STATUS_TERMINATING,
+    STATUS_STOPPING,
+    STATUS_MIGRATING,
+    STATUS_PAUSED,
+    STATUS_RUNNING,
+    STATUS_PVC_NOT_FOUND,
+    STATUS_DATA_VOLUME_ERROR,
+    STATUS_UNSCHEDULABLE,
+    STATUS_PROVISIONING,
+    STATUS_WAITING_FOR_VOLUME,
+    STATUS_ERR_IMAGE_PULL,
+    STATUS_IMAGE_PULL_BACKOFF,
+    STATUS_STARTING,
+    STATUS_CRASH_LOOP,
+    STATUS_STOPPED,
+    STATUS_UNKNOWN,
+)
+
+# Run strategies
+RUN_ALWAYS: Final = "Always"
+RUN_HALTED: Final = "Halted"
+RUN_MANUAL: Final = "Manual"
+RUN_RERUN_ON_FAILURE: Final = "RerunOnFailure"
+RUN_ONCE: Final = "Once"
+RUN_WAIT_AS_RECEIVER: Final = "WaitAsReceiver"
+
+# Actions in VirtualMachine.status.stateChangeRequests
+ACTION_START: Final = "Start"
+ACTION_STOP: Final = "Stop"
+
+# Eviction strategies
+EVICTION_NONE: Final = "None"
+EVICTION_LIVE_MIGRATE: Final = "LiveMigrate"
+EVICTION_LIVE_MIGRATE_IF_POSSIBLE: Final = "LiveMigrateIfPossible"
+EVICTION_EXTERNAL: Final = "External"
+
+# Reasons of conditions and Events
+REASON_CREATED: Final = "SuccessfulCreate"
+REASON_DELETED: Final = "SuccessfulDelete"
+REASON_FAILED_CREATE: Final = "FailedCreate"
+REASON_FAILED_DELETE: Final = "FailedDelete"
+REASON_STARTED: Final = "Started"
+REASON_SHUTTING_DOWN: Final = "ShuttingDown"
+REASON_STOPPED: Final = "Stopped"
+REASON_CRASHED: Final = "Crashed"
+REASON_DELETED_STATE: Final = "Deleted"
+REASON_PAUSED_BY_USER: Final = "PausedByUser"
+REASON_PAUSED_IO_ERROR: Final = "PausedIOError"
+REASON_POD_NOT_EXISTS: Final = "PodNotExists"
+REASON_GUEST_NOT_RUNNING: Final = "GuestNotRunning"
+REASON_POD_CONDITION_MISSING: Final = "PodConditionMissing"
+REASON_VMI_NOT_EXISTS: Final = "VMINotExists"
+REASON_UNSCHEDULABLE: Final = "Unschedulable"
+REASON_ERR_IMAGE_PULL: Final = "ErrImagePull"
+REASON_IMAGE_PULL_BACKOFF: Final = "ImagePullBackOff"
+REASON_FAILED_PVC_NOT_FOUND: Final = "FailedPvcNotFound"
+REASON_SYNC_FAILED: Final = "SyncFailed"
+REASON_INVALID: Final = "InvalidObject"
+
+# Reasons of a Fault in api.validate; the first five are those of Kubernetes' own field errors
+FAULT_INVALID: Final = "FieldValueInvalid"
+FAULT_REQUIRED: Final = "FieldValueRequired"
+FAULT_DUPLICATE: Final = "FieldValueDuplicate"
+FAULT_NOT_SUPPORTED: Final = "FieldValueNotSupported"
+FAULT_FORBIDDEN: Final = "FieldValueForbidden"
+FAULT_UNKNOWN: Final = "FieldUnknown"
+FAULT_TYPE: Final = "FieldValueTypeInvalid"
+
+# Values of status.interfaces[].infoSource
+INFO_DOMAIN: Final = "domain"
+INFO_GUEST_AGENT: Final = "guest-agent"
+INFO_DOMAIN_AND_AGENT: Final = "domain, guest-agent"
+
+# volumeStatus[].phase
+VOLUME_PENDING: Final = "Pending"
+VOLUME_BOUND: Final = "Bound"
+VOLUME_READY: Final = "Ready"

@@ -1,0 +1,159 @@
+"""Formats of the strings in a VM's spec. Each function returns what is wrong with a value, in words, or None."""
+
+import base64
+import binascii
+import ipaddress
+import re
+
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
+_QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", re.ASCII)
+_WORD = re.compile(r"[A-Za-z0-9_.+-]+", re.ASCII)
+_PRINTABLE = re.compile(r"[\x20-\x7e]*", re.ASCII)
+_MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}", re.ASCII)
+_PCI = re.compile(r"[0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7]", re.ASCII)
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
+# The grammar of github.com/distribution/reference: [host[:port]/]path[:tag][@digest]
+_IMAGE = re.compile(
+    r"((?P<host>[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?/)?"
+    r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*"
+    r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[A-Za-z0-9]+([+._-][A-Za-z0-9]+)*:[0-9a-fA-F]{32,})?",
+    re.ASCII,
+)
+_TIMEZONE = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*", re.ASCII)
+
+
+def _shown(value: str) -> str:
+    return repr(value if len(value) <= 80 else value[:77] + "...")
+
+
+def dns_label(value: str) -> str | None:
+    """RFC 1123 label: names of volumes and networks, hostname, subdomain."""
+    if _LABEL.fullmatch(value):
+        return None
+    return f"{_shown(value)} must be 1 to 63 lower case letters, digits or '-', beginning and ending with no '-'"
+
+
+def object_name(value: str) -> str | None:
+    """RFC 1123 subdomain: names of Kubernetes objects."""
+    if len(value) <= 253 and _SUBDOMAIN.fullmatch(value):
+        return None
+    return f"{_shown(value)} is no object name: lower case letters, digits, '-' and '.', at most 253 characters"
+
+
+def label_key(value: str) -> str | None:
+    """Key of a label or annotation: `[prefix/]name`."""
+    prefix, slash, name = value.rpartition("/")
+    if (not slash or (len(prefix) <= 253 and _SUBDOMAIN.fullmatch(prefix))) and _QUALIFIED.fullmatch(name):
+        return None
+    return f"{_shown(value)} is no key for a label or annotation: [prefix/]name of letters, digits, '-', '_' and '.'"
+
+
+def label_value(value: str) -> str | None:
+    """Value of a label."""
+    if not value or _QUALIFIED.fullmatch(value):
+        return None
+    return f"{_shown(value)} is no label value: at most 63 letters, digits, '-', '_' and '.', ends alphanumeric"
+
+
+def word(value: str, limit: int = 256) -> str | None:
+    """A word that is safe in XML, file names and command lines: serials, CPU models, features."""
+    if len(value) <= limit and _WORD.fullmatch(value):
+        return None
+    return f"{_shown(value)} must be 1 to {limit} letters, digits, '_', '.', '+' or '-'"
+
+
+def printable(value: str, limit: int = 256) -> str | None:
+    """A line of printable ASCII, as SMBIOS strings and kernel arguments are."""
+    if len(value) <= limit and _PRINTABLE.fullmatch(value):
+        return None
+    return f"{_shown(value)} must be at most {limit} printable ASCII characters"
+
+
+def mac_address(value: str) -> str | None:
+    """Six bytes; a unicast address, not all zeros."""
+    if not _MAC.fullmatch(value):
+        return f"{_shown(value)} is no MAC address such as 02:00:00:aa:bb:cc"
+    octets = bytes.fromhex(value.replace(":", "").replace("-", ""))
+    if octets[0] & 1:
+        return f"{_shown(value)} is a multicast address: the second digit must be even"
+    return None if any(octets) else f"{_shown(value)} is all zeros"
+
+
+def pci_address(value: str) -> str | None:
+    """domain:bus:slot.function."""
+    return None if _PCI.fullmatch(value) else f"{_shown(value)} is no PCI address such as 0000:81:01.0"
+
+
+def uuid(value: str) -> str | None:
+    """A UUID with dashes."""
+    example = "5d307ca9-b3ef-428c-8861-06e72d69f223"
+    return None if _UUID.fullmatch(value) else f"{_shown(value)} is no UUID such as {example}"
+
+
+def image(value: str) -> str | None:
+    """A container image reference."""
+    if len(value) <= 512 and _IMAGE.fullmatch(value):
+        return None
+    return f"{_shown(value)} is no image reference such as registry.example/team/disk:1.0"
+
+
+def timezone(value: str) -> str | None:
+    """A name of the tz database."""
+    return None if len(value) <= 64 and _TIMEZONE.fullmatch(value) else f"{_shown(value)} is no time zone name"
+
+
+def image_path(value: str) -> str | None:
+    """An absolute, normal path inside an image: it must not leave the image, nor name anything twice.
+
+    Symbolic links are not known here: whoever opens the path has to refuse those that leave the image.
+    """
+    if not value.startswith("/"):
+        return f"{_shown(value)} must be an absolute path inside the image"
+    parts = value[1:].split("/")
+    if ".." in parts:
+        return f"{_shown(value)} must not contain '..'"
+    if "" in parts or "." in parts:
+        return f"{_shown(value)} must be a plain path: no '.', no '//', no '/' at its end"
+    if len(value) > 1024 or any(len(part.encode()) > 255 for part in parts):
+        return "the path is too long"
+    return None
+
+
+def ipv4_network(value: str, longest: int) -> str | None:
+    """An IPv4 network such as 10.0.2.0/24, with room for `longest` as the longest prefix."""
+    return _network(value, 4, longest)
+
+
+def ipv6_network(value: str, longest: int) -> str | None:
+    """An IPv6 network such as fd10:0:2::/120."""
+    return _network(value, 6, longest)
+
+
+def _network(value: str, version: int, longest: int) -> str | None:
+    try:
+        network = ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        network = None
+    if network is None or network.version != version or "/" not in value:
+        return f"{_shown(value)} is no IPv{version} network in CIDR notation"
+    if network.prefixlen > longest:
+        return f"{_shown(value)} is too small: a prefix of at most /{longest} is needed"
+    return None
+
+
+def ip_address(value: str) -> str | None:
+    """An IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return f"{_shown(value)} is no IP address"
+    return None
+
+
+def base64_size(value: str) -> int | None:
+    """Bytes that a base64 text stands for, or None when it is none."""
+    try:
+        return len(base64.b64decode(value.translate({10: None, 13: None}), validate=True))
+    except (binascii.Error, ValueError):
+        return None

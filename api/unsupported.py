@@ -1,0 +1,215 @@
+"""What this version of hyperlet builds; every other field is refused by name, never ignored.
+
+`SUPPORTED` is the one list. Whoever teaches the launcher or the controller a new field adds its path here. A path
+stands for the field and everything below it; the fields above it are implied. `[]` is not written: the path of
+`disks[3].name` is `disks.name`. `field=a|b` allows only these values.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from api import names
+from api.errors import Fault
+
+_DISK = "name bootOrder serial cache io disk.bus disk.readonly disk.pciAddress cdrom.bus cdrom.readonly cdrom.tray"
+_INTERFACE = (
+    "name masquerade model=virtio|e1000|e1000e|rtl8139|ne2k_pci|pcnet ports macAddress bootOrder pciAddress dhcpOptions"
+)
+_DEVICES = (
+    "rng autoattachGraphicsDevice autoattachSerialConsole autoattachMemBalloon autoattachInputDevice "
+    "autoattachPodInterface disableHotplug inputs watchdog.name watchdog.i6300esb"
+)
+_CLOUD_INIT = "userData userDataBase64 secretRef networkData networkDataBase64 networkDataSecretRef"
+_HYPERV = (
+    "relaxed vapic spinlocks vpindex runtime synic synictimer reset vendorid frequencies reenlightenment tlbflush ipi"
+)
+
+
+def _below(prefix: str, fields: str) -> list[str]:
+    return [f"{prefix}.{field}" for field in fields.split()]
+
+
+SUPPORTED_SPEC = [
+    *_below("domain.cpu", "sockets cores threads model features"),
+    *_below("domain.memory", "guest"),
+    *_below("domain.resources", "requests.cpu requests.memory limits.cpu limits.memory overcommitGuestOverhead"),
+    "domain.machine.type",
+    *_below("domain.firmware", "uuid serial kernelBoot bootloader.bios"),
+    "domain.chassis",
+    *_below("domain.features", "acpi apic.enabled apic.endOfInterrupt pvspinlock kvm.hidden"),
+    *_below("domain.features.hyperv", _HYPERV),
+    *_below("domain.clock", "utc timezone timer"),
+    *_below("domain.devices", _DEVICES),
+    *_below("domain.devices.disks", _DISK),
+    *_below("domain.devices.interfaces", _INTERFACE),
+    *_below("networks", "name pod"),
+    *_below("volumes", "name containerDisk emptyDisk configMap secret"),
+    *_below("volumes.persistentVolumeClaim", "claimName readOnly"),
+    *_below("volumes.cloudInitNoCloud", _CLOUD_INIT),
+    *_below("volumes.cloudInitConfigDrive", _CLOUD_INIT),
+    "nodeSelector",
+    "affinity",
+    "tolerations",
+    "topologySpreadConstraints",
+    "priorityClassName",
+    "schedulerName",
+    "hostname",
+    "subdomain",
+    "dnsPolicy",
+    "dnsConfig",
+    "terminationGracePeriodSeconds",
+    "startStrategy",
+    "evictionStrategy",
+    "architecture=amd64",
+    *_below("livenessProbe", "tcpSocket httpGet"),
+    *_below("readinessProbe", "tcpSocket httpGet"),
+    *[
+        f"{probe}.{field}"
+        for probe in ("livenessProbe", "readinessProbe")
+        for field in ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold")
+    ],
+]
+SUPPORTED_VM = [
+    "running",
+    "runStrategy=Always|Halted|Manual|RerunOnFailure|Once",
+    "template.metadata",
+    *_below("template.spec", " ".join(SUPPORTED_SPEC)),
+]
+SUPPORTED_KUBEVIRT = [
+    "imagePullPolicy",
+    "imagePullSecrets",
+    *_below("configuration", "cpuModel machineType evictionStrategy imagePullPolicy emulatedMachines"),
+    *_below("configuration.developerConfiguration", "useEmulation cpuAllocationRatio featureGates logVerbosity"),
+    *_below("configuration.network", "defaultNetworkInterface=masquerade permitBridgeInterfaceOnPodNetwork"),
+    *_below("configuration.architectureConfiguration", "defaultArchitecture=amd64 amd64.machineType"),
+]
+
+# Why, and what to do instead, for the fields that people are most likely to bring along.
+HINTS = {
+    "dataVolumeTemplates": "make a PersistentVolumeClaim and name it in volumes[].persistentVolumeClaim",
+    "instancetype": "write CPU and memory into template.spec.domain",
+    "preference": "write what it prefers into template.spec",
+    "updateVolumesStrategy": "stop the VM to change its volumes",
+    "runStrategy": "live migration into this cluster is not there yet",
+    "domain.devices.gpus": "no device can be passed through yet",
+    "domain.devices.hostDevices": "no device can be passed through yet",
+    "domain.devices.filesystems": "no file system can be shared yet: use a volume with a disk",
+    "domain.devices.tpm": "there is no TPM yet",
+    "domain.devices.logSerialConsole": "the serial console is always copied to the pod's log",
+    "domain.devices.interfaces.bridge": "use masquerade: the bridge binding is not there yet",
+    "domain.devices.interfaces.sriov": "no device can be passed through yet",
+    "domain.devices.interfaces.binding": "network binding plugins are not there yet",
+    "domain.devices.interfaces.slirp": "KubeVirt has dropped it too: use masquerade",
+    "domain.devices.disks.lun": "use disk: raw SCSI passthrough is not there yet",
+    "domain.firmware.bootloader.efi": "only BIOS boots yet",
+    "domain.launchSecurity": "encrypted memory is not there yet",
+    "domain.cpu.dedicatedCpuPlacement": "CPUs cannot be pinned yet",
+    "domain.cpu.maxSockets": "CPUs cannot be added to a running guest yet",
+    "domain.memory.hugepages": "huge pages are not there yet",
+    "domain.memory.maxGuest": "memory cannot be added to a running guest yet",
+    "domain.ioThreadsPolicy": "disks share QEMU's main loop yet",
+    "networks.multus": "only the pod network can be joined yet",
+    "networks.resourceClaim": "only the pod network can be joined yet",
+    "volumes.dataVolume": "name its PersistentVolumeClaim in volumes[].persistentVolumeClaim instead",
+    "volumes.ephemeral": "a disk that forgets its writes is not there yet",
+    "volumes.hostDisk": "files of the node are off limits",
+    "volumes.serviceAccount": "use a secret volume",
+    "volumes.persistentVolumeClaim.hotpluggable": "volumes cannot be added to a running guest yet",
+    "livenessProbe.guestAgentPing": "use tcpSocket or httpGet",
+    "livenessProbe.exec": "use tcpSocket or httpGet",
+    "readinessProbe.guestAgentPing": "use tcpSocket or httpGet",
+    "readinessProbe.exec": "use tcpSocket or httpGet",
+    "accessCredentials": "put keys and passwords into cloud-init data",
+    "architecture": "only amd64 guests run yet",
+}
+
+# An absent field and an explicit `false` mean the same for every flag but these.
+_FALSE_ASKS = {"domain.devices.logSerialConsole"}
+
+# What no XML document, file name or log line may carry. Cloud-init data and annotations may hold newlines.
+_CONTROL = re.compile("[\x00-\x1f\x7f\ufffe\uffff\ud800-\udfff]")
+_CONTROL_IN_TEXT = re.compile("[\x00\ud800-\udfff]")
+_TEXTS = {"userData", "networkData", "userDataBase64", "networkDataBase64"}
+
+Node = dict[str, Any]
+EVERYTHING: Node = {}
+
+
+def _compile(paths: list[str]) -> Node:
+    """A tree of names; a leaf is EVERYTHING below, or a frozenset of allowed values."""
+    root: Node = {}
+    for path in paths:
+        path, _, values = path.partition("=")
+        *parents, last = path.split(".")
+        node = root
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = frozenset(values.split("|")) if values else EVERYTHING
+    return root
+
+
+_VM, _SPEC, _KUBEVIRT = map(_compile, (SUPPORTED_VM, SUPPORTED_SPEC, SUPPORTED_KUBEVIRT))
+
+
+def unsupported_vm(spec: Any, path: str = "spec") -> Iterator[Fault]:
+    """A Fault for every field of a VM's spec (a plain document) that asks for what is not there yet."""
+    return _walk(_VM, spec, path, "")
+
+
+def unsupported_vmi(spec: Any, path: str = "spec") -> Iterator[Fault]:
+    """Likewise for the spec of a VMI."""
+    return _walk(_SPEC, spec, path, "")
+
+
+def unsupported_kubevirt(spec: Any, path: str = "spec") -> Iterator[Fault]:
+    """Likewise for the spec of the KubeVirt object."""
+    return _walk(_KUBEVIRT, spec, path, "")
+
+
+def _walk(node: Any, value: Any, path: str, plain: str) -> Iterator[Fault]:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            here = f"{plain}.{key}" if plain else key
+            below = node if node is EVERYTHING else node.get(key)
+            if below is None:
+                if _asks(child, here):
+                    yield _refusal(f"{path}.{key}", here)
+            elif isinstance(below, frozenset):
+                # Anything but a string is of the wrong type, which is reported elsewhere.
+                if isinstance(child, str) and child not in below:
+                    yield _refusal(f"{path}.{key}", here, child)
+            elif child.__class__ is str:
+                yield from _text(child, f"{path}.{key}", key)
+            elif child.__class__ is dict or child.__class__ is list:
+                yield from _walk(below, child, f"{path}.{key}", here)
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            if child.__class__ is str:
+                yield from _text(child, f"{path}[{index}]", "")
+            else:
+                yield from _walk(node, child, f"{path}[{index}]", plain)
+
+
+def _asks(value: Any, plain: str) -> bool:
+    """Whether the value asks for anything at all."""
+    return value is not None and value != [] and (value is not False or _bare(plain) in _FALSE_ASKS)
+
+
+def _text(value: str, path: str, key: str) -> Iterator[Fault]:
+    text = key in _TEXTS or ".annotations." in path
+    match = (_CONTROL_IN_TEXT if text else _CONTROL).search(value)
+    if match:
+        yield Fault(
+            path, names.FAULT_INVALID, f"has the control character U+{ord(match[0]):04X} at position {match.start()}"
+        )
+
+
+def _bare(plain: str) -> str:
+    return plain.removeprefix("template.spec.")
+
+
+def _refusal(path: str, plain: str, value: Any = None) -> Fault:
+    hint = HINTS.get(_bare(plain))
+    what = "not supported" if value is None else f"{str(value)[:60]!r} is not supported"
+    return Fault(path, names.FAULT_NOT_SUPPORTED, f"{what} by this version of hyperlet" + (f": {hint}" if hint else ""))

@@ -1,0 +1,258 @@
+"""Whether a VM makes sense: every fault at once, each with its path.
+
+`validate_document` is for what arrives from a person (admission): it needs nothing but the decoded JSON and reports
+unknown fields, wrong types, unsupported features and contradictions together. The others are for decoded objects.
+An empty list means: accepted.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from api import names, syntax
+from api.codec import decode, to_dict
+from api.devices import Disk
+from api.domain_rules import check, domain_faults
+from api.errors import Fault, InvalidObject
+from api.kubevirt import KubeVirt
+from api.meta import ObjectMeta, Struct
+from api.migration import VirtualMachineInstanceMigration
+from api.network_rules import network_faults
+from api.networks import Interface
+from api.shape import salvaged, shape_faults, struct_shape
+from api.storage_rules import storage_faults
+from api.unsupported import unsupported_kubevirt, unsupported_vm, unsupported_vmi
+from api.vm import VirtualMachine
+from api.vmi import Probe, VirtualMachineInstance, VirtualMachineInstanceSpec
+
+# The name becomes the value of a label (vm.kubevirt.io/name), which holds 63 characters.
+MAX_NAME = 63
+# The API server's limit for all annotations of an object together.
+MAX_ANNOTATION_BYTES = 256 * 1024
+KINDS: dict[str, type[Struct]] = {
+    names.KIND_VM: VirtualMachine,
+    names.KIND_VMI: VirtualMachineInstance,
+    names.KIND_MIGRATION: VirtualMachineInstanceMigration,
+    names.KIND_KUBEVIRT: KubeVirt,
+}
+
+
+def validate_document(document: dict[str, Any]) -> list[Fault]:
+    """Every fault of a VirtualMachine, VirtualMachineInstance, migration or KubeVirt as a person wrote it."""
+    kind = document.get("kind")
+    cls = KINDS.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        return [Fault("kind", names.FAULT_NOT_SUPPORTED, f"{str(kind)[:63]!r} is none of {', '.join(KINDS)}")]
+    faults = list(shape_faults(struct_shape(cls), document))
+    try:
+        more = _decoded_faults(decode(cls, document))
+    except InvalidObject as error:
+        faults = faults or error.faults
+        more = _remaining_faults(cls, document)
+    known = {fault.path for fault in faults}
+    return faults + [fault for fault in more if fault.path not in known]
+
+
+def _remaining_faults(cls: type[Struct], document: dict[str, Any]) -> list[Fault]:
+    """What else is wrong with a document that does not decode, as far as that can be told.
+
+    What is missing is not reported: it may be what was left out here.
+    """
+    try:
+        rest = decode(cls, salvaged(struct_shape(cls), document))
+    except (InvalidObject, ValueError):
+        return list(_unsupported(str(document["kind"]), document.get("spec")))
+    return [fault for fault in _decoded_faults(rest) if fault.reason != names.FAULT_REQUIRED]
+
+
+def _unsupported(kind: str, spec: Any) -> Iterator[Fault]:
+    if kind == names.KIND_VM:
+        yield from unsupported_vm(spec)
+    elif kind == names.KIND_VMI:
+        yield from unsupported_vmi(spec)
+    elif kind == names.KIND_KUBEVIRT:
+        yield from unsupported_kubevirt(spec)
+
+
+def _decoded_faults(value: Struct) -> list[Fault]:
+    if isinstance(value, VirtualMachine):
+        return validate_vm(value)
+    if isinstance(value, VirtualMachineInstance):
+        return validate_vmi(value)
+    if isinstance(value, KubeVirt):
+        return validate_kubevirt(value)
+    if isinstance(value, VirtualMachineInstanceMigration):
+        return validate_migration(value)
+    return []
+
+
+def validate_vm(vm: VirtualMachine) -> list[Fault]:
+    """Every fault of a VirtualMachine."""
+    spec = vm.spec
+    faults = list(_name(vm.metadata))
+    if spec.running is not None and spec.runStrategy is not None:
+        faults.append(Fault("spec.runStrategy", names.FAULT_INVALID, "running and runStrategy exclude each other"))
+    faults += unsupported_vm(to_dict(spec))
+    template = spec.template
+    if template.metadata:
+        faults += _metadata(template.metadata, "spec.template.metadata")
+    if template.spec is None:
+        missing = "spec.template.spec" if template.metadata else "spec.template"
+        faults.append(Fault(missing, names.FAULT_REQUIRED, "this field is required: it describes the machine"))
+    else:
+        faults += _spec_faults(template.spec, "spec.template.spec")
+    return faults
+
+
+def validate_vmi(vmi: VirtualMachineInstance) -> list[Fault]:
+    """Every fault of a VirtualMachineInstance."""
+    return [*_name(vmi.metadata), *validate_vmi_spec(vmi.spec)]
+
+
+def validate_vmi_spec(spec: VirtualMachineInstanceSpec, path: str = "spec") -> list[Fault]:
+    """Every fault of a VMI's spec, with or without its defaults; `path` is where it stands."""
+    return [*unsupported_vmi(to_dict(spec), path), *_spec_faults(spec, path)]
+
+
+def validate_kubevirt(kubevirt: KubeVirt) -> list[Fault]:
+    """Every setting of the KubeVirt object that has no effect yet."""
+    return list(unsupported_kubevirt(to_dict(kubevirt.spec)))
+
+
+def validate_migration(migration: VirtualMachineInstanceMigration) -> list[Fault]:
+    """Refuses every migration: the feature is not there yet."""
+    return [Fault("spec", names.FAULT_NOT_SUPPORTED, "live migration is not supported by this version of hyperlet")]
+
+
+def warnings(vm: VirtualMachine) -> list[str]:
+    """What is accepted but probably not meant, one sentence each, for the admission response."""
+    return list(_warnings(vm))
+
+
+def _spec_faults(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
+    yield from domain_faults(spec, path)
+    yield from storage_faults(spec, path)
+    yield from network_faults(spec, path)
+    yield from _boot_order(spec, path)
+    yield from _devices(spec, path)
+    yield from _scheduling(spec, path)
+    yield from _dns(spec, path)
+    for field, probe in (("livenessProbe", spec.livenessProbe), ("readinessProbe", spec.readinessProbe)):
+        if probe is not None:
+            yield from _probe(probe, f"{path}.{field}")
+    if spec.startStrategy is not None and spec.livenessProbe is not None:
+        yield Fault(f"{path}.startStrategy", names.FAULT_INVALID, "a guest that starts paused fails its livenessProbe")
+
+
+def _name(metadata: ObjectMeta) -> Iterator[Fault]:
+    if metadata.name and len(metadata.name) > MAX_NAME:
+        yield Fault("metadata.name", names.FAULT_INVALID, f"is longer than {MAX_NAME} characters")
+
+
+def _metadata(metadata: ObjectMeta, path: str) -> Iterator[Fault]:
+    """Labels and annotations of a template: the API server checks only an object's own."""
+    for key, value in (metadata.labels or {}).items():
+        yield from check(syntax.label_key(key), f"{path}.labels")
+        yield from check(syntax.label_value(value), f"{path}.labels.{key[:80]}")
+    for key in metadata.annotations or ():
+        yield from check(syntax.label_key(key), f"{path}.annotations")
+    if sum(len(key) + len(value) for key, value in (metadata.annotations or {}).items()) > MAX_ANNOTATION_BYTES:
+        yield Fault(f"{path}.annotations", names.FAULT_INVALID, f"more than {MAX_ANNOTATION_BYTES} bytes together")
+
+
+def _boot_order(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
+    seen: dict[int, str] = {}
+    devices = spec.domain.devices
+    lists: list[tuple[str, Sequence[Disk | Interface]]] = [
+        ("disks", devices.disks or ()),
+        ("interfaces", devices.interfaces or ()),
+    ]
+    for field, entries in lists:
+        for index, entry in enumerate(entries):
+            order = entry.bootOrder
+            if order is None:
+                continue
+            if order in seen:
+                yield Fault(
+                    f"{path}.domain.devices.{field}[{index}].bootOrder",
+                    names.FAULT_DUPLICATE,
+                    f"{order} is already the boot order of {seen[order]!r}",
+                )
+            seen.setdefault(order, entry.name[:63])
+
+
+def _devices(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
+    devices, here = spec.domain.devices, f"{path}.domain.devices"
+    seen: set[str] = set()
+    for index, entry in enumerate(devices.inputs or ()):
+        yield from check(syntax.dns_label(entry.name), f"{here}.inputs[{index}].name")
+        if entry.name in seen:
+            yield Fault(
+                f"{here}.inputs[{index}].name", names.FAULT_DUPLICATE, f"two inputs are named {entry.name[:63]!r}"
+            )
+        seen.add(entry.name)
+    watchdog = devices.watchdog
+    if watchdog is not None:
+        yield from check(syntax.dns_label(watchdog.name), f"{here}.watchdog.name")
+        if watchdog.i6300esb is None and watchdog.diag288 is None:
+            yield Fault(f"{here}.watchdog", names.FAULT_REQUIRED, "says not what it is: set i6300esb")
+
+
+def _scheduling(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
+    for key, value in (spec.nodeSelector or {}).items():
+        yield from check(syntax.label_key(key), f"{path}.nodeSelector")
+        yield from check(syntax.label_value(value), f"{path}.nodeSelector.{key[:80]}")
+    for field in ("priorityClassName", "schedulerName"):
+        value = getattr(spec, field)
+        if value is not None:
+            yield from check(syntax.object_name(value), f"{path}.{field}")
+
+
+def _dns(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
+    for field in ("hostname", "subdomain"):
+        value = getattr(spec, field)
+        if value is not None:
+            yield from check(syntax.dns_label(value), f"{path}.{field}")
+    config = spec.dnsConfig
+    servers = (config.nameservers if config else None) or []
+    if spec.dnsPolicy == "None" and not servers:
+        yield Fault(f"{path}.dnsConfig.nameservers", names.FAULT_REQUIRED, "dnsPolicy None needs at least one")
+    if len(servers) > 3:
+        yield Fault(f"{path}.dnsConfig.nameservers", names.FAULT_INVALID, "at most three name servers are possible")
+    for index, server in enumerate(servers):
+        yield from check(syntax.ip_address(server), f"{path}.dnsConfig.nameservers[{index}]")
+    for index, search in enumerate((config.searches if config else None) or ()):
+        yield from check(syntax.object_name(search.removesuffix(".")), f"{path}.dnsConfig.searches[{index}]")
+
+
+def _probe(probe: Probe, path: str) -> Iterator[Fault]:
+    actions = (probe.httpGet, probe.tcpSocket, probe.exec, probe.guestAgentPing)
+    if sum(action is not None for action in actions) != 1:
+        yield Fault(path, names.FAULT_INVALID, "set one of httpGet and tcpSocket")
+    for action in (probe.httpGet, probe.tcpSocket):
+        if action is not None and not (isinstance(action.port, int) and 1 <= action.port <= 65535):
+            field = "httpGet" if action is probe.httpGet else "tcpSocket"
+            yield Fault(f"{path}.{field}.port", names.FAULT_INVALID, f"{str(action.port)[:63]!r} is no port number")
+
+
+def _warnings(vm: VirtualMachine) -> Iterator[str]:
+    if vm.spec.running is None and vm.spec.runStrategy is None:
+        yield "neither spec.running nor spec.runStrategy is set: the VM stays halted"
+    if vm.spec.running is not None:
+        yield "spec.running is deprecated: use spec.runStrategy"
+    spec = vm.spec.template.spec
+    if spec is None:
+        return
+    resources = spec.domain.resources
+    amounts = {
+        "memory.guest": spec.domain.memory.guest if spec.domain.memory else None,
+        "resources.requests.memory": (resources.requests or {}).get("memory") if resources else None,
+        "resources.limits.memory": (resources.limits or {}).get("memory") if resources else None,
+    }
+    for field, amount in amounts.items():
+        if isinstance(amount, str) and amount.endswith("B"):
+            yield f"spec.template.spec.domain.{field}: {amount} is read as {amount[:-1]}, as Kubernetes writes it"
+    for disk in spec.domain.devices.disks or ():
+        if disk.serial and len(disk.serial) > 20 and (disk.disk is None or disk.disk.bus in (None, "virtio")):
+            yield f"disk {disk.name}: a virtio disk shows only the first 20 characters of its serial"
+    if spec.evictionStrategy in (names.EVICTION_LIVE_MIGRATE, names.EVICTION_LIVE_MIGRATE_IF_POSSIBLE):
+        yield "spec.template.spec.evictionStrategy: live migration is not there yet, so the VM is not moved by a drain"
