@@ -1,0 +1,253 @@
+"""What the API server holds, kept up to date by a watch, so that nobody has to ask.
+
+A Store lists once, then follows the watch from there. When the connection breaks it takes the watch up where it was;
+when the server has forgotten that point (410) it lists again and reports only what differs.
+"""
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+from api.errors import Expired, HyperletError
+from kit import log
+from kit.kinds import resource_of
+from kit.kube import Kube, Selector, Undecodable
+
+T = TypeVar("T")
+Key = tuple[str, str]
+"""Namespace (empty for cluster-wide kinds) and name."""
+OnChange = Callable[[T | None, T | None], None]
+
+BACKOFF_SECONDS = (0.5, 5.0)
+STEADY_SECONDS = 10.0
+"""A watch that lived this long was healthy: the next failure starts with the shortest pause."""
+
+_log = log.logger(component="cache")
+
+
+def key_of(obj: Any) -> Key:
+    """The key of an object."""
+    return (obj.metadata.namespace or "", obj.metadata.name or "")
+
+
+def _version(obj: Any) -> int:
+    """A resourceVersion as a number. Comparing them is allowed within one resource (KEP-5504); 0 when it is none."""
+    text = obj.metadata.resourceVersion or ""
+    return int(text) if text.isdigit() else 0
+
+
+class Store(Generic[T]):
+    """All objects of one kind that match, in memory. Start it with `start()` or by running `run()` in a task.
+
+    `learn` takes what a write returned, so that the writer sees its own write at once; the watch's echo of it is then
+    no news to anybody.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        kind: type[T],
+        labels: Selector = None,
+        fields: Selector = None,
+        namespace: str | None = None,
+        keep: Callable[[T], bool] | None = None,
+    ) -> None:
+        """`keep` leaves out, after decoding, what no selector can."""
+        self._kube = kube
+        self._keep = keep
+        self._kind = kind
+        self._query: dict[str, Any] = {"labels": labels, "fields": fields, "namespace": namespace}
+        self.plural = resource_of(kind).plural
+        self._objects: dict[Key, T] = {}
+        self._seen = 0
+        self._position = ""
+        self._callbacks: list[OnChange[T]] = []
+        self._bad_callbacks: list[Callable[[Undecodable], None]] = []
+        self._indexes: dict[str, tuple[Callable[[T], Iterable[str]], dict[str, set[Key]]]] = {}
+        self._synced = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.connected = False
+        """Whether the watch is up: what is read may be old while it is not."""
+
+    # ---- reading ---------------------------------------------------------------------------------------------------
+
+    def get(self, namespace: str | None, name: str) -> T | None:
+        """The object, or None."""
+        return self._objects.get((namespace or "", name))
+
+    def all(self) -> Iterator[T]:
+        """Every object. Take a list() of it before awaiting anything."""
+        return iter(self._objects.values())
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def index(self, name: str, keys: Callable[[T], Iterable[str]]) -> None:
+        """Keeps an index: `keys` gives the values under which an object is found. Before or after `start()`."""
+        entries: dict[str, set[Key]] = defaultdict(set)
+        self._indexes[name] = (keys, entries)
+        for key, obj in self._objects.items():
+            for value in keys(obj):
+                entries[value].add(key)
+
+    def by(self, index: str, value: str) -> list[T]:
+        """The objects that an index has under `value`, by key order."""
+        _, entries = self._indexes[index]
+        return [self._objects[key] for key in sorted(entries.get(value, ()))]
+
+    def on_change(self, callback: OnChange[T]) -> None:
+        """Has `callback(old, new)` called for every change; None stands for "not there". It must not block or raise."""
+        self._callbacks.append(callback)
+
+    def on_undecodable(self, callback: Callable[[Undecodable], None]) -> None:
+        """Has `callback` called for every object that does not fit the Struct."""
+        self._bad_callbacks.append(callback)
+
+    async def synced(self) -> None:
+        """Returns when the first list is in."""
+        await self._synced.wait()
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether the first list is in."""
+        return self._synced.is_set()
+
+    # ---- writing ---------------------------------------------------------------------------------------------------
+
+    def learn(self, obj: T) -> None:
+        """Takes in what a create or patch returned, unless the watch has gone past it already."""
+        if _version(obj) > self._seen:
+            self._put(obj)
+
+    def forget(self, namespace: str | None, name: str, uid: str | None) -> None:
+        """Takes in that an object is gone: the server said so, or its last finalizer was just taken off."""
+        key = (namespace or "", name)
+        known = self._objects.get(key)
+        if known is not None and known.metadata.uid == uid:  # type: ignore[attr-defined]
+            self._drop(key, 0)
+
+    def _put(self, new: T) -> None:
+        if self._keep is not None and not self._keep(new):
+            return
+        key = key_of(new)
+        old = self._objects.get(key)
+        if old is not None and (stale := _version(old)) and _version(new) <= stale:
+            return
+        self._objects[key] = new
+        self._reindex(key, old, new)
+        self._tell(old, new)
+
+    def _drop(self, key: Key, version: int) -> None:
+        old = self._objects.get(key)
+        if old is None or (version and _version(old) > version):
+            return
+        del self._objects[key]
+        self._reindex(key, old, None)
+        self._tell(old, None)
+
+    def _reindex(self, key: Key, old: T | None, new: T | None) -> None:
+        for keys, entries in self._indexes.values():
+            before = set(keys(old)) if old is not None else set()
+            after = set(keys(new)) if new is not None else set()
+            for value in before - after:
+                entries[value].discard(key)
+                if not entries[value]:
+                    del entries[value]
+            for value in after - before:
+                entries[value].add(key)
+
+    def _tell(self, old: T | None, new: T | None) -> None:
+        for callback in self._callbacks:
+            try:
+                callback(old, new)
+            except Exception:
+                _log.exception("A callback on a change failed", resource=self.plural)
+
+    # ---- following -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Follows the API server in a task of its own until `stop()`."""
+        self._task = asyncio.create_task(self.run(), name=f"cache-{self.plural}")
+
+    async def stop(self) -> None:
+        """Ends the task of `start()`."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def run(self) -> None:
+        """Lists and watches for ever."""
+        loop = asyncio.get_running_loop()
+        pause, longest = BACKOFF_SECONDS
+        failures = 0
+        while True:
+            began = loop.time()
+            try:
+                if not self._position:
+                    await self._relist()
+                await self._follow()
+                failure = ""
+            except Expired:
+                # The next round lists; at once, because what was missed is what matters now.
+                self._position, failure = "", ""
+            except HyperletError as error:
+                failure = error.message
+            except Exception as error:
+                _log.exception("Following the API server failed", resource=self.plural)
+                self._position, failure = "", str(error)
+            self.connected = False
+            if loop.time() - began > STEADY_SECONDS:
+                pause, failures = BACKOFF_SECONDS[0], 0
+            failures = failures + 1 if failure else 0
+            if failures & (failures - 1) == 0 and failure:
+                # The first time, the second, the fourth: an outage must not fill the log.
+                _log.warning("Lost the watch: trying again", resource=self.plural, why=failure, failures=failures)
+            # A watch that ends at once, however politely, is not asked for again at once.
+            brief = loop.time() - began < BACKOFF_SECONDS[0]
+            await asyncio.sleep((pause if failure or brief else 0.05) * random.uniform(0.5, 1))
+            pause = min(pause * 2, longest) if failure else BACKOFF_SECONDS[0]
+
+    async def _relist(self) -> None:
+        bad: list[Undecodable] = []
+        items, self._position = await self._kube.list(self._kind, bad=bad.append, **self._query)
+        found = {key_of(obj) for obj in items}
+        listed = int(self._position) if self._position.isdigit() else 0
+        if listed < self._seen:
+            # The API server's past was restored from a backup: what we hold is from a future that never was.
+            for key in list(self._objects):
+                self._drop(key, 0)
+        self._seen = listed
+        for key in [key for key in self._objects if key not in found]:
+            # What was learned from a write after the list was taken is not gone.
+            self._drop(key, listed)
+        for obj in items:
+            self._put(obj)
+        for item in bad:
+            self._refuse(item)
+        self._synced.set()
+
+    async def _follow(self) -> None:
+        self.connected = True
+        async for change, item in self._kube.watch(self._kind, self._position, bad=self._refuse, **self._query):
+            if isinstance(item, str):
+                self._advance(item)
+                continue
+            self._advance(item.metadata.resourceVersion)  # type: ignore[attr-defined]
+            if change == "DELETED":
+                self._drop(key_of(item), _version(item))
+            else:
+                self._put(item)
+
+    def _advance(self, version: str | None) -> None:
+        if version:
+            self._position = version
+            self._seen = max(self._seen, int(version) if version.isdigit() else 0)
+
+    def _refuse(self, item: Undecodable) -> None:
+        self._drop((item.metadata.get("namespace", ""), item.metadata.get("name", "")), 0)
+        for callback in self._bad_callbacks:
+            callback(item)

@@ -1,0 +1,151 @@
+"""Events about objects: counted when repeated, cut off when they flood.
+
+The same rules as client-go's event correlator (tools/record/events_cache.go): an Event that was said before about the
+same object is a PATCH of its count; an object may say 25 different things at once and one more every five minutes.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+import msgspec
+
+from api.errors import HyperletError, NotFound
+from kit import log
+from kit.kinds import resource_of
+
+if TYPE_CHECKING:
+    from kit.kube import Kube
+
+BURST = 25
+REFILL_SECONDS = 300.0
+REMEMBERED = 4096
+SECONDS = 5.0
+MESSAGE_LIMIT = 1024
+"""Bytes of `message` that the API server accepts."""
+GROUP_SECONDS = 600.0
+"""How long a repetition is counted on the first Event instead of becoming a new one."""
+
+_log = log.logger(component="events")
+
+
+class Event(msgspec.Struct, gc=False):
+    """What is read back of an Event."""
+
+    metadata: dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Said:
+    name: str
+    namespace: str
+    count: int
+    at: float
+
+
+@dataclass(slots=True)
+class _Bucket:
+    tokens: float
+    at: float
+
+    def take(self, now: float) -> bool:
+        self.tokens = min(BURST, self.tokens + (now - self.at) / REFILL_SECONDS)
+        self.at = now
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
+
+
+V = TypeVar("V")
+
+
+class _Recent(OrderedDict[str, V]):
+    """The latest REMEMBERED entries."""
+
+    def keep(self, key: str, value: V) -> V:
+        self[key] = value
+        self.move_to_end(key)
+        while len(self) > REMEMBERED:
+            self.popitem(last=False)
+        return value
+
+
+class Recorder:
+    """Writes Events with `kube`; `component` is their source."""
+
+    def __init__(self, kube: "Kube", component: str) -> None:
+        self._kube = kube
+        self._component = component
+        self._said: _Recent[_Said] = _Recent()
+        self._buckets: _Recent[_Bucket] = _Recent()
+
+    async def record(self, obj: Any, reason: str, message: str, type: str) -> None:
+        """Says `message` about `obj` (a Struct with metadata). A failure is logged, not raised."""
+        message = message.encode()[:MESSAGE_LIMIT].decode(errors="ignore")
+        meta, now = obj.metadata, time.monotonic()
+        owner = f"{meta.namespace}/{meta.name}/{meta.uid}"
+        bucket = self._buckets.get(owner) or _Bucket(BURST, now)
+        if not self._buckets.keep(owner, bucket).take(now):
+            _log.info("Too many Events about this object: left out", reason=reason, message=message, **log.about(obj))
+            return
+        key = f"{owner}/{type}/{reason}/{message}"
+        try:
+            async with asyncio.timeout(SECONDS):
+                await self._write(key, obj, reason, message, type, now)
+        except (HyperletError, TimeoutError) as error:
+            _log.warning("Could not record an Event", reason=reason, why=str(error) or "timed out", **log.about(obj))
+
+    async def _write(self, key: str, obj: Any, reason: str, message: str, type: str, now: float) -> None:
+        said = self._said.get(key)
+        if said is not None and now - said.at < GROUP_SECONDS:
+            said.count, said.at = said.count + 1, now
+            patch = {"count": said.count, "lastTimestamp": _stamp()}
+            try:
+                await self._kube.patch(Event, said.namespace, said.name, patch)
+                return
+            except NotFound:
+                pass
+        event = self._event(obj, reason, message, type)
+        name, namespace = event["metadata"]["name"], event["metadata"]["namespace"]
+        # Remembered before it is sent: two tasks that say the same at once must not both create it.
+        self._said.keep(key, _Said(name, namespace, 1, now))
+        try:
+            await self._kube.create(Event, event)
+        except BaseException:
+            self._said.pop(key, None)
+            raise
+
+    def _event(self, obj: Any, reason: str, message: str, type: str) -> dict[str, Any]:
+        meta = obj.metadata
+        place = resource_of(obj.__class__)
+        namespace = meta.namespace or "default"
+        involved = {
+            "apiVersion": place.api_version,
+            "kind": place.kind,
+            "name": meta.name,
+            "uid": meta.uid,
+            "namespace": meta.namespace,
+            "resourceVersion": meta.resourceVersion,
+        }
+        stamp = _stamp()
+        return {
+            "metadata": {"name": f"{meta.name[:230]}.{uuid4().hex[:16]}", "namespace": namespace},
+            "involvedObject": {name: value for name, value in involved.items() if value},
+            "reason": reason,
+            "message": message,
+            "type": type,
+            "count": 1,
+            "firstTimestamp": stamp,
+            "lastTimestamp": stamp,
+            "source": {"component": self._component},
+            "reportingComponent": self._component,
+        }
+
+
+def _stamp() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,471 @@
+"""The Kubernetes API, and the only place that talks to it.
+
+Objects come and go as `api` Structs (or plain dicts to send). What was decoded is never sent back as a whole, because a
+Struct may not know every field: changes are patches.
+"""
+
+import asyncio
+import contextlib
+import random
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import aiohttp
+import msgspec
+
+from api import errors
+from api.version import VERSION
+from kit import connection, faults, log
+from kit.events import Recorder
+from kit.kinds import Resource, resource_of
+
+T = TypeVar("T")
+Patch = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+PatchKind = Literal["merge", "json", "strategic"]
+Propagation = Literal["Background", "Foreground", "Orphan"]
+Selector = Mapping[str, str] | str | None
+
+REQUEST_SECONDS = 20.0
+LIST_SECONDS = 60.0
+WATCH_SECONDS = 300.0
+"""A watch is ended by the server after this long, up to twice that, and taken up again."""
+CHUNK = 500
+"""Objects in one answer of a list."""
+LINE_LIMIT = 16 << 20
+"""Bytes of one watch event: etcd keeps objects below 1.5 MiB."""
+EXPIRED = 410
+UNDECODABLE = "Undecodable"
+"""Reason of the fault when an answer does not fit its Struct: a write that was answered so has happened."""
+
+_CONTENT = {
+    "merge": "application/merge-patch+json",
+    "json": "application/json-patch+json",
+    "strategic": "application/strategic-merge-patch+json",
+}
+_PARTIAL = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
+
+_log = log.logger(component="kube")
+
+
+class _ListMeta(msgspec.Struct, gc=False):
+    resourceVersion: str = ""
+    continue_: str = msgspec.field(name="continue", default="")
+
+
+class _List(msgspec.Struct, gc=False):
+    metadata: _ListMeta
+    items: list[msgspec.Raw] | None = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    type: str
+    object: msgspec.Raw
+
+
+class _Bookmark(msgspec.Struct, gc=False):
+    metadata: _ListMeta
+
+
+class _DeletedMeta(msgspec.Struct, gc=False, frozen=True):
+    deletionTimestamp: str | None = None
+
+
+class _Deleted(msgspec.Struct, gc=False):
+    kind: str = ""
+    metadata: _DeletedMeta = _DeletedMeta()
+
+
+class Undecodable(msgspec.Struct, gc=False, frozen=True):
+    """An object that does not fit its Struct, and why. `metadata` is what could be read of it."""
+
+    metadata: dict[str, Any]
+    message: str
+
+
+Bad = Callable[[Undecodable], None]
+
+
+class _Named(msgspec.Struct, gc=False):
+    metadata: dict[str, Any]
+
+
+def selector_text(selector: Selector) -> str | None:
+    """A label or field selector as the API wants it; a mapping means equality. An empty value: the label exists."""
+    if not selector:
+        return None
+    if isinstance(selector, str):
+        return selector
+    return ",".join(f"{key}={value}" for key, value in selector.items())
+
+
+class _Decoders:
+    """One JSON decoder for every Struct."""
+
+    def __init__(self) -> None:
+        self._made: dict[type, msgspec.json.Decoder[Any]] = {}
+
+    def decode(self, kind: type[T], data: bytes | msgspec.Raw) -> T:
+        decoder = self._made.get(kind)
+        if decoder is None:
+            decoder = self._made[kind] = msgspec.json.Decoder(kind)
+        obj: T = decoder.decode(data)
+        meta = getattr(obj, "metadata", None)
+        if isinstance(meta, msgspec.Struct) and getattr(meta, "managedFields", None) is not None:
+            # The bulkiest part of an object, which nobody here reads.
+            msgspec.structs.force_setattr(meta, "managedFields", None)
+        return obj
+
+    def each(self, kind: type[T], raw: msgspec.Raw, bad: Bad) -> T | None:
+        """The object, or None after telling `bad`: one odd object must not hide the others."""
+        try:
+            return self.decode(kind, raw)
+        except msgspec.ValidationError as error:
+            named = msgspec.json.decode(raw, type=_Named)
+            named.metadata.pop("managedFields", None)
+            bad(Undecodable(named.metadata, str(error)))
+            return None
+
+
+class Kube:
+    """A client of one API server. All methods raise `api.errors`; every request has a time limit."""
+
+    def __init__(self, where: connection.Connection, user_agent: str) -> None:
+        self._where = where
+        self._user_agent = user_agent if "/" in user_agent else f"hyperlet-{user_agent}/{VERSION}"
+        self._session: aiohttp.ClientSession | None = None
+        self._auth: dict[str, str] | None = None
+        self._decoders = _Decoders()
+        self._served: dict[str, tuple[float, frozenset[str]]] = {}
+        self.calls: Counter[tuple[str, str, int]] = Counter()
+        """How many requests were sent, by verb, resource (with its subresource) and HTTP status (0: no answer)."""
+        self._recorder = Recorder(self, self._user_agent.split("/", maxsplit=1)[0])
+
+    @classmethod
+    def connect(cls, user_agent: str, kubeconfig: str | None = None) -> "Kube":
+        """A client for `kubeconfig`, else $KUBECONFIG, else the pod's service account.
+
+        `user_agent` is a role (`controller` becomes `hyperlet-controller/<version>`) or a complete User-Agent.
+        Nothing is sent before the first request.
+        """
+        return cls(connection.load(kubeconfig), user_agent)
+
+    @property
+    def role(self) -> str:
+        """Who is asking, as in Events' source: `hyperlet-controller`."""
+        return self._user_agent.split("/", maxsplit=1)[0]
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the kubeconfig's context or of the pod."""
+        return self._where.namespace
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # ---- objects ---------------------------------------------------------------------------------------------------
+
+    async def get(self, kind: type[T], namespace: str | None, name: str) -> T:
+        """One object. Raises NotFound."""
+        place = resource_of(kind)
+        return self._decoded(kind, await self._call("get", place, "GET", place.path(namespace, name)))
+
+    async def exists(self, kind: type[Any], namespace: str | None, name: str) -> bool:
+        """Whether an object is there; only its metadata crosses the wire."""
+        place = resource_of(kind)
+        try:
+            await self._call("get", place, "GET", place.path(namespace, name), headers={"Accept": _PARTIAL})
+        except errors.NotFound:
+            return False
+        return True
+
+    async def list(
+        self,
+        kind: type[T],
+        namespace: str | None = None,
+        labels: Selector = None,
+        fields: Selector = None,
+        bad: Bad | None = None,
+    ) -> tuple[Sequence[T], str]:
+        """All objects that match, fetched in chunks, and the resourceVersion to watch from.
+
+        Objects that do not fit the Struct are left out, logged, and told to `bad`.
+        """
+        place = resource_of(kind)
+        params = _params(limit=str(CHUNK), labelSelector=selector_text(labels), fieldSelector=selector_text(fields))
+        items: list[T] = []
+        refused = _complaint(place, bad)
+        while True:
+            body = await self._call("list", place, "GET", place.path(namespace), params=params, seconds=LIST_SECONDS)
+            page = msgspec.json.decode(body, type=_List)
+            for raw in page.items or ():
+                if (obj := self._decoders.each(kind, raw, refused)) is not None:
+                    items.append(obj)
+            if not page.metadata.continue_:
+                return items, page.metadata.resourceVersion
+            params["continue"] = page.metadata.continue_
+
+    async def watch(
+        self,
+        kind: type[T],
+        resource_version: str,
+        namespace: str | None = None,
+        labels: Selector = None,
+        fields: Selector = None,
+        bad: Bad | None = None,
+    ) -> AsyncIterator[tuple[str, T | str]]:
+        """Changes after `resource_version`: ADDED, MODIFIED and DELETED with the object, BOOKMARK with a version.
+
+        Ends when the server ends the watch; raises Expired when it no longer knows the resourceVersion (list again),
+        ApiUnavailable when the connection breaks.
+        """
+        place = resource_of(kind)
+        seconds = int(WATCH_SECONDS * (1 + random.random()))
+        params = _params(
+            watch="true",
+            allowWatchBookmarks="true",
+            resourceVersion=resource_version,
+            timeoutSeconds=str(seconds),
+            labelSelector=selector_text(labels),
+            fieldSelector=selector_text(fields),
+        )
+        refused = _complaint(place, bad)
+        async with self._send("watch", place, "GET", place.path(namespace), params=params, seconds=None) as response:
+            _keep_alive(response)
+            async for line in _lines(response, seconds + REQUEST_SECONDS):
+                event = msgspec.json.decode(line, type=_Event)
+                if event.type == "BOOKMARK":
+                    yield event.type, msgspec.json.decode(event.object, type=_Bookmark).metadata.resourceVersion
+                elif event.type == "ERROR":
+                    raise faults.error_of(faults.parse(EXPIRED, bytes(event.object)))
+                elif (obj := self._decoders.each(kind, event.object, refused)) is not None:
+                    yield event.type, obj
+
+    async def create(self, kind: type[T], obj: Any, namespace: str | None = None, dry_run: bool = False) -> T:
+        """Creates an object (a Struct or a dict). Raises AlreadyExists, Forbidden (quota, admission), InvalidObject."""
+        place = resource_of(kind)
+        body = msgspec.to_builtins(obj)
+        body.setdefault("apiVersion", place.api_version)
+        body.setdefault("kind", place.kind)
+        params = _params(dryRun="All" if dry_run else None)
+        path = place.path(namespace or body["metadata"].get("namespace"))
+        return self._decoded(kind, await self._call("create", place, "POST", path, params=params, body=body))
+
+    async def patch(
+        self,
+        kind: type[T],
+        namespace: str | None,
+        name: str,
+        patch: Patch,
+        subresource: str | None = None,
+        patch_kind: PatchKind = "merge",
+    ) -> T:
+        """Changes parts of an object. A `metadata.resourceVersion` or `uid` in a merge patch must match: Conflict."""
+        place = resource_of(kind)
+        headers = {"Content-Type": _CONTENT[patch_kind]}
+        path = place.path(namespace, name, subresource)
+        body = await self._call("patch", place, "PATCH", path, body=patch, headers=headers, subresource=subresource)
+        return self._decoded(kind, body)
+
+    async def delete(
+        self,
+        kind: type[T],
+        namespace: str | None,
+        name: str,
+        uid: str | None = None,
+        grace_seconds: int | None = None,
+        propagation: Propagation | None = None,
+    ) -> T | None:
+        """Deletes an object; one that is not there is as good as deleted. `uid` must match: Conflict.
+
+        Returns the object when it stays for a while (a grace period, finalizers), else None.
+        """
+        place = resource_of(kind)
+        options = _params(
+            gracePeriodSeconds=grace_seconds, propagationPolicy=propagation, preconditions={"uid": uid} if uid else None
+        )
+        body: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", **options}
+        try:
+            answer = await self._call("delete", place, "DELETE", place.path(namespace, name), body=body)
+        except errors.NotFound:
+            return None
+        said = msgspec.json.decode(answer, type=_Deleted)
+        return self._decoded(kind, answer) if said.kind == place.kind and said.metadata.deletionTimestamp else None
+
+    async def event(self, obj: Any, reason: str, message: str, type: Literal["Normal", "Warning"] = "Normal") -> None:
+        """Records an Event about `obj`; repetitions are counted, floods cut off. Never raises: it is only words."""
+        await self._recorder.record(obj, reason, message, type)
+
+    # ---- the server itself -----------------------------------------------------------------------------------------
+
+    async def serves(self, group_version: str, plural: str, fresh_seconds: float = 600) -> bool:
+        """Whether the server has a resource, such as ("policy/v1", "poddisruptionbudgets"); remembered for a while."""
+        now = asyncio.get_running_loop().time()
+        known = self._served.get(group_version)
+        if known is None or known[0] < now:
+            path = f"/apis/{group_version}" if "/" in group_version else f"/api/{group_version}"
+            place = Resource("", "v1", "APIResourceList", "discovery", False)
+            try:
+                body = msgspec.json.decode(await self._call("get", place, "GET", path))
+                names = frozenset(str(entry["name"]) for entry in body.get("resources", ()))
+            except errors.NotFound:
+                names = frozenset()
+            known = self._served[group_version] = (now + (fresh_seconds if names else 60), names)
+        return plural in known[1]
+
+    async def server_version(self) -> str:
+        """The API server's version, such as v1.36.0."""
+        place = Resource("", "v1", "Version", "version", False)
+        return str(msgspec.json.decode(await self._call("get", place, "GET", "/version"))["gitVersion"])
+
+    # ---- requests --------------------------------------------------------------------------------------------------
+
+    def _decoded(self, kind: type[T], body: bytes) -> T:
+        try:
+            return self._decoders.decode(kind, body)
+        except msgspec.ValidationError as error:
+            raise errors.InvalidObject([errors.Fault("", UNDECODABLE, str(error))]) from error
+
+    async def _call(
+        self,
+        verb: str,
+        place: Resource,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        seconds: float | None = REQUEST_SECONDS,
+        subresource: str | None = None,
+    ) -> bytes:
+        async with self._send(verb, place, method, path, params, body, headers, seconds, subresource) as response:
+            try:
+                return await response.read()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise faults.transport_error(error, f"{method} {path}") from error
+
+    @contextlib.asynccontextmanager
+    async def _send(
+        self,
+        verb: str,
+        place: Resource,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        seconds: float | None = REQUEST_SECONDS,
+        subresource: str | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer to a request, refusals raised. After a 401 the credentials are renewed once."""
+        data = None if body is None else msgspec.json.encode(body)
+        sent = {"Content-Type": "application/json", "Accept": "application/json", **(headers or {})}
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=10)
+        counted = (verb, f"{place.plural}/{subresource}" if subresource else place.plural)
+        for renew in (False, True):
+            if self._auth is None or renew:
+                self._auth = await self._where.credentials.headers(renew)
+            try:
+                response = await self._http().request(
+                    method,
+                    self._where.server + path,
+                    params=params,
+                    data=data,
+                    headers={**sent, **self._auth},
+                    timeout=timeout,
+                )
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                self.calls[(*counted, 0)] += 1
+                raise faults.transport_error(error, f"{method} {path}") from error
+            self.calls[(*counted, response.status)] += 1
+            async with response:
+                if response.status < 300:
+                    yield response
+                    return
+                if response.status == 401 and not renew:
+                    continue
+                status = faults.parse(response.status, await _body(response))
+            raise faults.error_of(status)
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, ssl=self._where.tls or True, keepalive_timeout=60),
+                headers={"User-Agent": self._user_agent},
+                auto_decompress=True,
+                trust_env=False,
+                skip_auto_headers=("Accept-Encoding",),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                read_bufsize=1 << 18,
+            )
+        return self._session
+
+
+def _params(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _complaint(place: Resource, bad: Bad | None) -> Bad:
+    def tell(item: Undecodable) -> None:
+        _log.warning(
+            "An object does not fit its schema and is left alone",
+            resource=place.plural,
+            why=item.message,
+            namespace=item.metadata.get("namespace"),
+            name=item.metadata.get("name"),
+        )
+        if bad is not None:
+            bad(item)
+
+    return tell
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    try:
+        return await response.read()
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return b""
+
+
+def _keep_alive(response: aiohttp.ClientResponse) -> None:
+    """Has the kernel notice within half a minute that the API server of an idle watch is gone (tcp(7))."""
+    transport = response.connection.transport if response.connection else None
+    sock = transport.get_extra_info("socket") if transport else None
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4)):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def _lines(response: aiohttp.ClientResponse, seconds: float) -> AsyncIterator[bytes]:
+    """The lines of a streamed answer, each bounded by LINE_LIMIT; for at most `seconds`."""
+    rest = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in response.content.iter_any():
+                rest += chunk
+                *lines, tail = rest.split(b"\n") if b"\n" in chunk else (rest,)
+                for line in lines:
+                    yield bytes(line)
+                rest = bytearray(tail)
+                if len(rest) > LINE_LIMIT:
+                    raise errors.ApiUnavailable(f"A watch event is longer than {LINE_LIMIT} bytes")
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise faults.transport_error(error, "watch") from error

@@ -1,0 +1,170 @@
+"""One leader among replicas, by a Lease (coordination.k8s.io/v1).
+
+A leader that cannot renew gives up before anybody else may take over: it stops acting at RENEW_DEADLINE, others wait
+for LEASE_SECONDS of their own clock since they last saw a change. A Lease does not fence; whoever acts on VMs must rely
+on the API server's conflict checks as well (UID preconditions, derived pod names).
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from api.errors import AlreadyExists, Conflict, HyperletError, NotFound
+from kit import log
+from kit.kube import Kube
+
+LEASE_SECONDS = 15
+RENEW_DEADLINE = 10.0
+RENEW_SECONDS = 4.0
+"""Pause between renewals: a Lease costs the API server 15 writes a minute."""
+
+_log = log.logger(component="leader")
+
+
+class _Meta(msgspec.Struct, gc=False):
+    name: str = ""
+    resourceVersion: str = ""
+
+
+class _LeaseSpec(msgspec.Struct, gc=False):
+    holderIdentity: str | None = None
+    renewTime: str | None = None
+    leaseTransitions: int | None = None
+
+
+class Lease(msgspec.Struct, gc=False):
+    """What is read of a Lease."""
+
+    metadata: _Meta
+    spec: _LeaseSpec = msgspec.field(default_factory=_LeaseSpec)
+
+
+class LeadershipLost(Exception):
+    """Another replica may act now: the process must stop."""
+
+
+class Leader:
+    """Competes for the Lease `namespace/name` as `identity` (unique to the process)."""
+
+    def __init__(self, kube: Kube, namespace: str, name: str, identity: str) -> None:
+        self._kube = kube
+        self._where = (namespace, name)
+        self._identity = identity
+        self._lease: Lease | None = None
+        self._seen = ("", 0.0)
+        self.leading = False
+        self._failures = 0
+
+    async def lead(self, work: Awaitable[Any]) -> None:
+        """Waits for the Lease, then runs `work` while renewing. Raises LeadershipLost, with `work` cancelled."""
+        try:
+            while not await self._try():  # noqa: ASYNC110
+                await asyncio.sleep(2 * random.uniform(0.8, 1.2))
+        except BaseException:
+            if asyncio.iscoroutine(work):
+                work.close()
+            raise
+        self.leading = True
+        _log.info("Leading", lease="/".join(self._where), identity=self._identity)
+        task = asyncio.ensure_future(work)
+        renewing = asyncio.create_task(self._renew())
+        try:
+            await asyncio.wait({task, renewing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.leading = False
+            lost = renewing.done()
+            for each in (task, renewing):
+                each.cancel()
+            await asyncio.gather(task, renewing, return_exceptions=True)
+            if not lost:
+                await self._release()
+        if not task.cancelled():
+            task.result()
+        if lost:
+            raise LeadershipLost(f"The lease {'/'.join(self._where)} could not be renewed for {RENEW_DEADLINE:.0f} s")
+
+    async def _renew(self) -> None:
+        """Returns when the Lease is lost."""
+        renewed = time.monotonic()
+        while time.monotonic() - renewed < RENEW_DEADLINE:
+            await asyncio.sleep(RENEW_SECONDS if time.monotonic() - renewed < RENEW_SECONDS else 1)
+            began = time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.1, RENEW_DEADLINE - (began - renewed))):
+                    if await self._try():
+                        renewed = began
+                    elif self._lease and self._lease.spec.holderIdentity not in (None, "", self._identity):
+                        return
+
+    async def _try(self) -> bool:
+        """Takes or renews the Lease; False when somebody else holds it or the API server is away."""
+        namespace, name = self._where
+        try:
+            if self._lease is None or not self.leading:
+                self._lease = await self._kube.get(Lease, namespace, name)
+            if not self._takeable(self._lease):
+                return False
+            self._lease = await self._kube.patch(Lease, namespace, name, self._claim(self._lease))
+        except NotFound:
+            return await self._create()
+        except Conflict:
+            # Somebody was faster, or our own write came through although its answer got lost: look again.
+            self._lease = None
+            return False
+        except HyperletError as error:
+            self._failures += 1
+            if self._failures & (self._failures - 1) == 0:
+                _log.warning("Cannot reach the lease", why=error.message, lease=name, failures=self._failures)
+            return False
+        self._failures = 0
+        return True
+
+    def _takeable(self, lease: Lease) -> bool:
+        spec, now = lease.spec, time.monotonic()
+        if spec.holderIdentity in (None, "", self._identity):
+            return True
+        mark = f"{spec.holderIdentity} {lease.metadata.resourceVersion}"
+        if mark != self._seen[0]:
+            self._seen = (mark, now)
+        return now - self._seen[1] > LEASE_SECONDS
+
+    def _claim(self, lease: Lease) -> dict[str, Any]:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        spec: dict[str, Any] = {"renewTime": now}
+        if lease.spec.holderIdentity != self._identity:
+            spec |= {
+                "holderIdentity": self._identity,
+                "acquireTime": now,
+                "leaseDurationSeconds": LEASE_SECONDS,
+                "leaseTransitions": (lease.spec.leaseTransitions or 0) + 1,
+            }
+        return {"metadata": {"resourceVersion": lease.metadata.resourceVersion}, "spec": spec}
+
+    async def _create(self) -> bool:
+        namespace, name = self._where
+        empty = Lease(_Meta(name))
+        body = {"metadata": {"name": name}, "spec": self._claim(empty)["spec"]}
+        try:
+            self._lease = await self._kube.create(Lease, body, namespace)
+        except (AlreadyExists, Conflict):
+            return False
+        except HyperletError as error:
+            _log.warning("Cannot create the lease", why=error.message, lease=name)
+            return False
+        return True
+
+    async def _release(self) -> None:
+        """Gives the Lease back on a clean exit, so that the next replica need not wait."""
+        namespace, name = self._where
+        if self._lease is None:
+            return
+        patch = {"metadata": {"resourceVersion": self._lease.metadata.resourceVersion}, "spec": {"holderIdentity": ""}}
+        with contextlib.suppress(HyperletError, TimeoutError):
+            async with asyncio.timeout(2):
+                await self._kube.patch(Lease, namespace, name, patch)

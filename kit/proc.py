@@ -1,0 +1,252 @@
+"""Processes, namespaces and descriptors: the Linux system calls that Python 3.11 does not wrap.
+
+Everything here works on descriptors, never on names that another party can change in between. Sources: openat2(2),
+setns(2), unshare(2), proc(5), cgroups(7).
+"""
+
+import asyncio
+import ctypes
+import errno
+import os
+import pathlib
+import re
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, TypeVar
+
+T = TypeVar("T")
+
+CLONE_FS = 0x00000200
+CLONE_NEWNS = 0x00020000
+CLONE_NEWNET = 0x40000000
+
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+# What every path that somebody else can write below gets: no link of any kind, and no way out of its directory.
+RESOLVE_SAFELY = RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH
+
+# Numbers from 424 on are the same on every architecture (include/uapi/asm-generic/unistd.h).
+_SYS_OPENAT2 = 437
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+class _OpenHow(ctypes.Structure):
+    """struct open_how of linux/openat2.h."""
+
+    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
+
+
+def syscall(number: int, *arguments: object) -> int:
+    """A raw system call. Arguments are ints, bytes, None or ctypes pointers. Raises OSError."""
+    result: int = _libc.syscall(ctypes.c_long(number), *(_as_argument(argument) for argument in arguments))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _as_argument(value: object) -> object:
+    # Without this ctypes would pass an int as 32 bits and leave the register's upper half undefined.
+    return ctypes.c_long(value) if isinstance(value, int) else value
+
+
+def open_beneath(directory: int, path: str, flags: int, mode: int = 0) -> int:
+    """Opens `path` below the directory descriptor without following any link on the way or at the end (openat2).
+
+    Raises OSError: ELOOP for a link, EXDEV for a way out of the directory, ENOENT and so on as open does.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_SAFELY)
+    return syscall(_SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+
+
+def open_regular(directory: int, path: str, flags: int) -> int:
+    """Opens a regular file as `open_beneath` does. Anything else raises OSError (EINVAL), and is never opened.
+
+    Opening alone does things: a watchdog starts, a tape winds back. So the inode is looked at through a descriptor that
+    only names it, and that descriptor, which is no link's, is opened again.
+    """
+    with closing(open_beneath(directory, path, os.O_PATH)) as named:
+        if not stat.S_ISREG(os.fstat(named).st_mode):
+            raise OSError(errno.EINVAL, f"{path} is not a regular file")
+        return os.open(f"/proc/self/fd/{named}", flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def read_beneath(directory: int, path: str, limit: int) -> bytes:
+    """The first `limit` bytes of a regular file, opened as `open_regular` does. Raises OSError."""
+    with closing(open_regular(directory, path, os.O_RDONLY)) as fd:
+        return _read(fd, limit)
+
+
+def _read(fd: int, limit: int) -> bytes:
+    chunks = []
+    while limit > 0 and (chunk := os.read(fd, limit)):
+        chunks.append(chunk)
+        limit -= len(chunk)
+    return b"".join(chunks)
+
+
+@contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """Closes the descriptor at the end of the block."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class Process:
+    """One process, held by its directory in /proc.
+
+    The directory belongs to that very process: after its death every use raises OSError (ESRCH or ENOENT), even when
+    another process has got the same pid since.
+    """
+
+    def __init__(self, pid: int) -> None:
+        """Raises OSError if there is no such process."""
+        self.pid = pid
+        self._fd = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def read(self, name: str, limit: int = 1 << 16) -> bytes:
+        """The first `limit` bytes of a file of the process's /proc directory."""
+        with closing(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)) as fd:
+            return _read(fd, limit)
+
+    def namespace(self, kind: str) -> int:
+        """A new descriptor of the process's namespace; `kind` as in /proc/self/ns: net, mnt, user, ..."""
+        return os.open(f"ns/{kind}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+
+    def shares_namespace(self, kind: str) -> bool:
+        """Whether the process is in the same namespace as the caller."""
+        with closing(self.namespace(kind)) as theirs:
+            return os.path.samestat(os.fstat(theirs), pathlib.Path(f"/proc/self/ns/{kind}").stat())
+
+    def root(self) -> int:
+        """A new descriptor of the process's root directory. Resolve names below it with `open_beneath` only."""
+        return os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+
+    @property
+    def users(self) -> set[int]:
+        """The process's user ids: real, effective, saved and of the file system. Raises OSError."""
+        for line in self.read("status").splitlines():
+            if line.startswith(b"Uid:"):
+                return {int(word) for word in line.split()[1:]}
+        raise OSError(errno.ESRCH, "the process has no user")
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still exists and is no zombie."""
+        try:
+            state = self.read("stat").rpartition(b")")[2].split()
+        except OSError:
+            return False
+        return bool(state) and state[0] not in (b"Z", b"X")
+
+    def close(self) -> None:
+        """Lets go of the process. Further uses raise OSError."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+_POD_COMPONENT = re.compile(r"(?:kubepods(?:-[a-z]+)?-)?pod([0-9a-fA-F]{8}[-_0-9a-fA-F]*)(?:\.slice)?(?::.*)?")
+
+
+def pod_of_cgroups(text: str) -> str | None:
+    """The UID of the pod that a process belongs to, from the content of its /proc/<pid>/cgroup; None for no pod.
+
+    Knows cgroup v1 and v2, kubelet's cgroupfs names (`pod<uid>`) and systemd names (`kubepods-burstable-pod<uid>.slice`
+    with underscores), and paths as seen from inside a cgroup namespace (`/../pod<uid>/...`). The outermost pod counts:
+    whatever cgroups a pod makes below its own never make it another pod. Hierarchies that name different pods are
+    nobody's.
+    """
+    found: set[str] = set()
+    for line in text.splitlines():
+        path = line.split(":", 2)[2] if line.count(":") >= 2 else ""
+        matches = (_POD_COMPONENT.fullmatch(part) for part in path.split("/"))
+        first = next((match for match in matches if match), None)
+        if first:
+            found.add(first.group(1).replace("_", "-").lower())
+    return found.pop() if len(found) == 1 else None
+
+
+def setns(fd: int, kind: int) -> None:
+    """Moves the calling thread into a namespace. Raises OSError. Call it only inside `isolated`."""
+    if _libc.setns(fd, kind) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def unshare(flags: int) -> None:
+    """Gives the calling thread namespaces of its own. Raises OSError. Call it only inside `isolated`."""
+    if _libc.unshare(flags) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def enter_mounts(namespace: int) -> None:
+    """Moves the calling thread (root and working directory included) into a mount namespace. Raises OSError."""
+    unshare(CLONE_FS)  # the kernel refuses a thread that shares its root directory with others
+    setns(namespace, CLONE_NEWNS)
+
+
+async def isolated(work: Callable[[], T]) -> T:
+    """Runs `work` in a thread of its own that ends with it, and returns its result.
+
+    Such a thread may change its namespaces, its file system ids and its working directory: nobody gets it afterwards.
+    A cancelled caller does not stop the thread.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def body() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as caught:
+            error = caught
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=body, name="isolated", daemon=True).start()
+    return await future
+
+
+def isolated_now(work: Callable[[], T]) -> T:
+    """`isolated` for callers without an event loop: blocks until the thread has ended."""
+    outcome: list[T] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as caught:
+            errors.append(caught)
+
+    thread = threading.Thread(target=body, name="isolated", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return outcome[0]
