@@ -1,0 +1,1 @@
+"""VM → VMI → launcher pod: a pure `plan()` and a thin `apply()` for every kind."""

@@ -1,0 +1,99 @@
+"""`python -m controller`: VM → VMI → launcher pod. Runs in a Deployment, or anywhere with a KUBECONFIG.
+
+Environment: HYPERLET_LAUNCHER_IMAGE, HYPERLET_LAUNCHER_PULL_POLICY, HYPERLET_PORT (8080), HYPERLET_LOG (info),
+HYPERLET_IMAGE_VOLUMES (auto, always, never), POD_NAMESPACE, POD_NAME.
+"""
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import sys
+from uuid import uuid4
+
+from prometheus_client import Gauge
+
+from api import names
+from api.version import VERSION
+from controller import image_volumes
+from controller.cluster import Cluster
+from controller.loops import InstallationLoop, VmiLoop, VmLoop
+from kit import health, log
+from kit.kube import Kube
+from kit.leader import Leader, LeadershipLost
+
+WORKERS = 16
+Loop = VmLoop | VmiLoop | InstallationLoop
+LEADING = Gauge("kubevirt_virt_controller_leading_status", "1 while this replica leads")
+READY = Gauge("kubevirt_virt_controller_ready_status", "1 while this replica's caches are filled")
+
+_log = log.logger(component="main")
+
+
+async def serve(kube: Kube) -> None:
+    """Follows the cluster and acts while leading, for ever."""
+    namespace = os.environ.get("POD_NAMESPACE") or kube.namespace
+    identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{uuid4().hex[:8]}"
+    cluster = Cluster.of(kube)
+    installation = InstallationLoop(kube, cluster, f"v{VERSION}")
+    loops: list[Loop] = [VmLoop(kube, cluster), VmiLoop(kube, cluster), installation]
+    leader = Leader(kube, namespace, names.CONTROLLER_LEASE, identity)
+    endpoints = _endpoints(kube, cluster, leader)
+    await endpoints.serve(int(os.environ.get("HYPERLET_PORT", "8080")))
+    for store in cluster.all_stores():
+        store.start()
+    await asyncio.gather(*(store.synced() for store in cluster.all_stores()))
+    cluster.image_volumes = await image_volumes.supported(kube, namespace)
+    _log.info(
+        "Caches are filled",
+        vms=len(cluster.vms),
+        vmis=len(cluster.vmis),
+        pods=len(cluster.pods),
+        image_volumes=cluster.image_volumes,
+        kvm=cluster.settings.kvm_offered,
+    )
+    # What the start left behind stays for good: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    while True:
+        try:
+            await leader.lead(_work(loops))
+        except LeadershipLost as error:
+            _log.error("Lost the leadership: nothing is done until it is won again", why=str(error))
+
+
+def _endpoints(kube: Kube, cluster: Cluster, leader: Leader) -> health.Health:
+    endpoints = health.Health()
+    endpoints.ready("caches", cluster.trouble)
+    LEADING.set_function(lambda: float(leader.leading))
+    READY.set_function(lambda: float(cluster.trouble() is None))
+    health.count_calls(kube)
+    return endpoints
+
+
+async def _work(loops: list[Loop]) -> None:
+    """Looks at every object once, and then at those that something happens to."""
+    for loop in loops:
+        loop.add_all()
+    async with asyncio.TaskGroup() as group:
+        for loop in loops:
+            group.create_task(loop.run(WORKERS))
+
+
+async def main() -> int:
+    """Runs until SIGTERM. Returns the exit code."""
+    log.setup("controller")
+    async with Kube.connect("controller") as kube:
+        task = asyncio.create_task(serve(kube))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            _log.info("Asked to stop")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,148 @@
+"""All that the controller knows of the cluster: its caches, what they are indexed by, and the settings in force."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from api import names
+from api.k8s import Event, Node, PersistentVolumeClaim, Pod
+from api.kubevirt import KubeVirt
+from api.vm import VirtualMachine
+from api.vmi import VirtualMachineInstance
+from controller import volumes
+from controller.config import Settings, configuration_of, launcher_image, offers_kvm
+from controller.pod import pod_name
+from kit.cache import Store, key_of
+from kit.kube import Kube
+
+# Warnings that are about the guest's probes, or that a pod's status tells better.
+_WARNINGS = (
+    "involvedObject.kind=Pod,type=Warning,reason!=Unhealthy,reason!=BackOff,reason!=FailedScheduling,reason!=Failed"
+)
+
+
+def owner_uid(pod: Pod) -> str | None:
+    """The UID of the VMI that a pod belongs to, by its controlling owner reference; labels prove nothing."""
+    for owner in pod.metadata.ownerReferences or ():
+        if owner.controller and owner.kind == names.KIND_VMI and owner.apiVersion.startswith(f"{names.GROUP}/"):
+            return owner.uid
+    return None
+
+
+def _is_launcher_warning(event: Event) -> bool:
+    return (event.involvedObject.name or "").startswith(names.LAUNCHER_PREFIX)
+
+
+@dataclass
+class Cluster:
+    """The caches. `start` follows them; nothing in here writes."""
+
+    vms: Store[VirtualMachine]
+    vmis: Store[VirtualMachineInstance]
+    pods: Store[Pod]
+    claims: Store[PersistentVolumeClaim]
+    nodes: Store[Node]
+    kubevirts: Store[KubeVirt]
+    warnings: Store[Event]
+    image_volumes: bool = False
+    _settings: Settings | None = None
+
+    @classmethod
+    def of(cls, kube: Kube) -> "Cluster":
+        """Caches of all namespaces."""
+        made = cls(
+            vms=Store(kube, VirtualMachine),
+            vmis=Store(kube, VirtualMachineInstance),
+            pods=Store(kube, Pod, labels={names.LABEL_APP: names.APP_LAUNCHER}),
+            claims=Store(kube, PersistentVolumeClaim),
+            nodes=Store(kube, Node),
+            kubevirts=Store(kube, KubeVirt),
+            warnings=Store(kube, Event, fields=_WARNINGS, keep=_is_launcher_warning),
+        )
+        made.pods.index("owner", lambda pod: filter(None, [owner_uid(pod)]))
+        made.vmis.index(
+            "claim", lambda vmi: [f"{vmi.metadata.namespace}/{name}" for name in volumes.claim_names(vmi.spec)]
+        )
+        made.warnings.index("pod", lambda event: filter(None, [event.involvedObject.uid]))
+        made.nodes.on_change(lambda _old, _new: made._forget())
+        made.kubevirts.on_change(lambda _old, _new: made._forget())
+        return made
+
+    def _forget(self) -> None:
+        self._settings = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force, worked out again after a change of a node or of the KubeVirt CR."""
+        if self._settings is None:
+            self._settings = Settings(
+                launcher_image=launcher_image(),
+                launcher_pull_policy=os.environ.get("HYPERLET_LAUNCHER_PULL_POLICY") or None,
+                configuration=configuration_of(self.kubevirts.all()),
+                kvm_offered=offers_kvm(self.nodes.all()),
+                image_volumes=self.image_volumes,
+            )
+        return self._settings
+
+    def stores(self) -> dict[type[Any], Store[Any]]:
+        """The caches by kind, for whoever writes."""
+        return {VirtualMachine: self.vms, VirtualMachineInstance: self.vmis, Pod: self.pods, KubeVirt: self.kubevirts}
+
+    def all_stores(self) -> Iterator[Store[Any]]:
+        """Every cache."""
+        yield from (self.vms, self.vmis, self.pods, self.claims, self.nodes, self.kubevirts, self.warnings)
+
+    def trouble(self) -> str | None:
+        """Why the caches cannot be trusted yet, if so."""
+        late = [store.plural for store in self.all_stores() if not store.is_synced]
+        return f"not listed yet: {', '.join(late)}" if late else None
+
+    def pod_of(self, vmi: VirtualMachineInstance) -> Pod | None:
+        """The VMI's launcher pod: the one of the derived name, else the first that it owns.
+
+        An owner is in its pods' namespace: a pod elsewhere that names the UID is somebody's forgery.
+        """
+        owned = self.pods.by("owner", vmi.metadata.uid or "")
+        found = [pod for pod in owned if pod.metadata.namespace == vmi.metadata.namespace]
+        name = pod_name(vmi)
+        return next((pod for pod in found if pod.metadata.name == name), found[0] if found else None)
+
+    def claims_of(self, vmi: VirtualMachineInstance) -> dict[str, PersistentVolumeClaim]:
+        """The claims that exist of those that the VMI's volumes name."""
+        found = {name: self.claims.get(vmi.metadata.namespace, name) for name in volumes.claim_names(vmi.spec)}
+        return {name: claim for name, claim in found.items() if claim is not None}
+
+    def warning_about(self, pod: Pod) -> tuple[str, str] | None:
+        """Reason and message of the latest Warning Event about a pod."""
+        about = self.warnings.by("pod", pod.metadata.uid or "")
+        # The API server ties an Event to its object's namespace, but to no UID.
+        events = [event for event in about if event.metadata.namespace == pod.metadata.namespace]
+        if not events:
+            return None
+        latest = max(events, key=lambda event: event.lastTimestamp or event.eventTime or "")
+        return latest.reason or "PodWarning", latest.message or ""
+
+    def on_vmi_news(self, tell: Callable[[tuple[str, str]], None]) -> None:
+        """Has `tell` called with the key of every VMI that something concerns: itself, its pod, a claim, a warning."""
+
+        def of_pod(_old: Pod | None, new: Pod | None) -> None:
+            pod = new or _old
+            for owner in pod.metadata.ownerReferences or () if pod else ():
+                if owner.controller and owner.kind == names.KIND_VMI:
+                    tell((pod.metadata.namespace or "" if pod else "", owner.name))
+
+        def of_claim(old: PersistentVolumeClaim | None, new: PersistentVolumeClaim | None) -> None:
+            claim = new or old
+            if claim is not None:
+                for vmi in self.vmis.by("claim", f"{claim.metadata.namespace}/{claim.metadata.name}"):
+                    tell(key_of(vmi))
+
+        def of_warning(_old: Event | None, new: Event | None) -> None:
+            pod = self.pods.get(new.involvedObject.namespace, new.involvedObject.name or "") if new else None
+            of_pod(None, pod)
+
+        self.vmis.on_change(lambda old, new: tell(key_of(new or old)))
+        self.pods.on_change(of_pod)
+        self.claims.on_change(of_claim)
+        self.warnings.on_change(of_warning)

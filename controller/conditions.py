@@ -1,0 +1,62 @@
+"""Conditions: made, found, and merged so that a time changes only when a status does."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from api import names
+
+MESSAGE_LIMIT = 1500
+"""Characters of a condition's message: what a webhook, kubelet or launcher says may be long."""
+
+Json = dict[str, Any]
+
+
+def make(type: str, status: bool, reason: str, message: str = "") -> Json:
+    """A condition without times."""
+    made = {"type": type, "status": names.TRUE if status else names.FALSE, "reason": reason}
+    return {**made, "message": message[:MESSAGE_LIMIT]} if message else made
+
+
+def find(conditions: Sequence[Any] | None, type: str) -> Any:
+    """The condition of that type, or None."""
+    return next((condition for condition in conditions or () if condition.type == type), None)
+
+
+def holds(conditions: Sequence[Any] | None, type: str) -> bool:
+    """Whether the condition is there and True."""
+    found = find(conditions, type)
+    return found is not None and found.status == names.TRUE
+
+
+def merged(old: Sequence[Any] | None, wanted: Iterable[Json], drop: Iterable[str], now: str) -> list[Json]:
+    """The list to write: `wanted` instead of the old ones of their types, without the types in `drop`.
+
+    An old condition that is the same keeps its times, so that nothing changes when nothing happened.
+    """
+    new = {condition["type"]: condition for condition in wanted}
+    gone, result = set(drop), []
+    for condition in old or ():
+        if condition.type in gone and condition.type not in new:
+            continue
+        result.append(_renewed(condition, new.pop(condition.type, None), now))
+    return result + [{**condition, "lastTransitionTime": now} for condition in new.values()]
+
+
+def _renewed(old: Any, new: Json | None, now: str) -> Json:
+    kept = {
+        "type": old.type,
+        "status": old.status,
+        "reason": old.reason,
+        "message": old.message,
+        "lastTransitionTime": old.lastTransitionTime,
+    }
+    if new is not None:
+        kept |= {"reason": None, "message": None, **new}
+        kept["lastTransitionTime"] = old.lastTransitionTime if new["status"] == old.status else now
+    return {key: value for key, value in kept.items() if value is not None}
+
+
+def differ(old: Sequence[Any] | None, new: Sequence[Json]) -> bool:
+    """Whether anything but times differs."""
+    before = {(c.type, c.status, c.reason or "", c.message or "") for c in old or ()}
+    return before != {(c["type"], c["status"], c.get("reason") or "", c.get("message") or "") for c in new}

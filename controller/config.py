@@ -1,0 +1,75 @@
+"""The settings in force: the KubeVirt CR, the environment, and what the cluster turns out to be able to."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from api import names
+from api.configuration import DeveloperConfiguration, KubeVirtConfiguration
+from api.k8s import Node
+from api.kubevirt import KubeVirt
+from api.meta import parse_quantity
+
+DEFAULT_CPU_ALLOCATION_RATIO = 10
+DEFAULT_LAUNCHER_IMAGE = "hyperlet.local/launcher:dev"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides how a VMI becomes a pod, apart from the VMI."""
+
+    launcher_image: str = DEFAULT_LAUNCHER_IMAGE
+    launcher_pull_policy: str | None = None
+    configuration: KubeVirtConfiguration = field(default_factory=KubeVirtConfiguration)
+    kvm_offered: bool = False
+    """Some schedulable node offers devices.kubevirt.io/kvm."""
+    image_volumes: bool = False
+    """The API server keeps a pod's `volumes[].image`."""
+
+    @property
+    def developer(self) -> DeveloperConfiguration:
+        """The CR's developerConfiguration."""
+        return self.configuration.developerConfiguration or DeveloperConfiguration()
+
+    @property
+    def emulated(self) -> bool:
+        """Pods do not ask for KVM: nobody offers it, and software emulation is allowed."""
+        return bool(self.developer.useEmulation) and not self.kvm_offered
+
+    @property
+    def cpu_allocation_ratio(self) -> int:
+        """vCPUs to one requested CPU."""
+        return self.developer.cpuAllocationRatio or DEFAULT_CPU_ALLOCATION_RATIO
+
+    @property
+    def memory_overcommit(self) -> int:
+        """Guest memory in per cent of what is requested for it."""
+        return self.developer.memoryOvercommit or 100
+
+    @property
+    def overhead_ratio(self) -> float:
+        """Factor on the computed overhead; a value that is no number counts as 1."""
+        try:
+            return max(1.0, float(self.configuration.additionalGuestMemoryOverheadRatio or 1))
+        except ValueError:
+            return 1.0
+
+
+def launcher_image() -> str:
+    """The launcher's image, of HYPERLET_LAUNCHER_IMAGE."""
+    return os.environ.get("HYPERLET_LAUNCHER_IMAGE") or DEFAULT_LAUNCHER_IMAGE
+
+
+def offers_kvm(nodes: Iterable[Node]) -> bool:
+    """Whether a node that takes VMs has KVM to offer."""
+    return any(
+        (node.metadata.labels or {}).get(names.LABEL_SCHEDULABLE) == "true"
+        and parse_quantity((node.status.allocatable or {}).get(names.DEVICE_KVM, 0)) > 0
+        for node in nodes
+    )
+
+
+def configuration_of(objects: Iterable[KubeVirt]) -> KubeVirtConfiguration:
+    """The configuration of the KubeVirt CR (the oldest, if somebody made two); defaults when there is none."""
+    by_age = sorted(objects, key=lambda kv: (kv.metadata.creationTimestamp or "", kv.metadata.name or ""))
+    return (by_age[0].spec.configuration if by_age else None) or KubeVirtConfiguration()

@@ -1,0 +1,157 @@
+"""What a launcher pod's status tells: whether it is bound, runs, has ended and how, and what keeps it from running.
+
+Everything in a pod's status that a launcher can influence (the termination message) is untrusted: bounded and checked.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from api import names
+from api.k8s import (
+    Container,
+    ContainerStateTerminated,
+    ContainerStateWaiting,
+    ContainerStatus,
+    PersistentVolumeClaim,
+    Pod,
+)
+from controller import conditions
+
+END_PHASES = frozenset({"Succeeded", "Failed"})
+STILL_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
+REASON_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9]{0,62}")
+REASON_WAITING_FOR_VOLUME = "WaitingForVolumeBinding"
+MESSAGE_LIMIT = 1024
+
+
+class End(NamedTuple):
+    """How a VM ended."""
+
+    phase: str
+    reason: str
+    message: str
+
+
+class _Words(msgspec.Struct, gc=False):
+    """The termination message that the supervisor writes."""
+
+    phase: str = ""
+    reason: str = ""
+    message: str = ""
+
+
+def compute(pod: Pod) -> ContainerStatus | None:
+    """The status of the container that the VM runs in."""
+    statuses = pod.status.containerStatuses or ()
+    return next((status for status in statuses if status.name == names.COMPUTE_CONTAINER), None)
+
+
+def is_running(pod: Pod) -> bool:
+    """Whether the launcher runs on a node. Readiness would be too late: a readiness probe waits for the guest."""
+    status = compute(pod)
+    return bool(pod.spec.nodeName and status and status.state and status.state.running)
+
+
+def has_ended(pod: Pod) -> bool:
+    """Whether no process of the pod is left, by the kubelet's word.
+
+    A pod that is merely marked for deletion may well run on, on a node that nobody hears of: it has not ended.
+    """
+    return pod.status.phase in END_PHASES and not is_running(pod)
+
+
+def image(pod: Pod) -> str | None:
+    """The launcher's image as the pod asks for it."""
+    containers: Iterable[Container] = pod.spec.containers
+    return next((container.image for container in containers if container.name == names.COMPUTE_CONTAINER), None)
+
+
+def end_of(pod: Pod | None) -> End:
+    """How the VM ended, as far as its pod tells."""
+    if pod is None:
+        return End(names.PHASE_FAILED, names.REASON_POD_NOT_EXISTS, "The launcher pod is gone")
+    status = compute(pod)
+    terminated = status.state.terminated if status and status.state else None
+    if terminated is None:
+        words = ": ".join(filter(None, (pod.status.reason, pod.status.message))) or "the pod has ended"
+        phase = names.PHASE_SUCCEEDED if pod.status.phase == "Succeeded" else names.PHASE_FAILED
+        return End(phase, _reason(pod.status.reason) or "PodEnded", words[:MESSAGE_LIMIT])
+    return _end_of_container(pod, terminated)
+
+
+def _end_of_container(pod: Pod, terminated: ContainerStateTerminated) -> End:
+    if terminated.reason == "OOMKilled":
+        return End(names.PHASE_FAILED, "OOMKilled", "The launcher was killed: it used more memory than its limit")
+    said = _words(terminated.message)
+    if said is not None:
+        return said
+    phase = names.PHASE_SUCCEEDED if terminated.exitCode == 0 else names.PHASE_FAILED
+    words = f"The launcher ended with exit code {terminated.exitCode}"
+    if pod.status.reason:
+        words += f"; {pod.status.reason}: {pod.status.message or ''}"
+    reason = _reason(pod.status.reason) or _reason(terminated.reason) or "LauncherEnded"
+    return End(phase, reason, words[:MESSAGE_LIMIT])
+
+
+def _words(message: str | None) -> End | None:
+    try:
+        said = msgspec.json.decode((message or "").encode(), type=_Words)
+    except msgspec.DecodeError:
+        return None
+    if said.phase not in END_PHASES:
+        return None
+    return End(said.phase, _reason(said.reason) or "LauncherEnded", _clean(said.message))
+
+
+def _clean(text: str) -> str:
+    """Without the control characters that would do things to the terminal of whoever describes the VM."""
+    return "".join(character if character.isprintable() else " " for character in text[:MESSAGE_LIMIT]).strip()
+
+
+def _reason(text: str | None) -> str | None:
+    return text if text and REASON_PATTERN.fullmatch(text) else None
+
+
+def troubles(
+    pod: Pod,
+    claims: Mapping[str, PersistentVolumeClaim],
+    warning: tuple[str, str] | None,
+    known: Any,
+) -> list[dict[str, Any]]:
+    """The conditions that say why the pod does not run yet.
+
+    `warning` is the latest Warning Event about the pod (reason, message), `known` the VMI's Synchronized condition.
+    """
+    scheduled = conditions.find(pod.status.conditions, names.CONDITION_POD_SCHEDULED)
+    if scheduled is not None and scheduled.status == names.FALSE:
+        return [_unscheduled(scheduled, claims)]
+    status = compute(pod)
+    waiting = status.state.waiting if status and status.state else None
+    if waiting is not None and (waiting.reason or "") not in STILL_STARTING:
+        return [_not_running(waiting, known)]
+    if warning is not None:
+        return [conditions.make(names.CONDITION_SYNCHRONIZED, False, _reason(warning[0]) or "PodWarning", warning[1])]
+    return []
+
+
+def _unscheduled(scheduled: Any, claims: Mapping[str, PersistentVolumeClaim]) -> dict[str, Any]:
+    unbound = [name for name, claim in claims.items() if claim.status.phase != "Bound"]
+    reason = scheduled.reason or names.REASON_UNSCHEDULABLE
+    message = scheduled.message or "no node fits"
+    if unbound:
+        reason, message = REASON_WAITING_FOR_VOLUME, f"waiting for the volume of {', '.join(unbound)}: {message}"
+    return conditions.make(names.CONDITION_POD_SCHEDULED, False, reason, message)
+
+
+def _not_running(waiting: ContainerStateWaiting, known: Any) -> dict[str, Any]:
+    """The kubelet swings between ErrImagePull (with the cause) and ImagePullBackOff (without): keep the cause."""
+    reason, message = waiting.reason or "", waiting.message or ""
+    pulling = (names.REASON_ERR_IMAGE_PULL, names.REASON_IMAGE_PULL_BACKOFF)
+    if known is not None and known.reason in pulling and reason in pulling:
+        if known.reason == names.REASON_IMAGE_PULL_BACKOFF:
+            reason = known.reason
+        message = known.message or message
+    return conditions.make(names.CONDITION_SYNCHRONIZED, False, _reason(reason) or "ContainerWaiting", message)

@@ -1,0 +1,211 @@
+"""The launcher pod of a VMI: pure. Handler and launcher rely on docs/architecture.md, "The launcher pod"."""
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from api import names
+from api.meta import ObjectMeta
+from api.vmi import Probe, VirtualMachineInstance, VirtualMachineInstanceSpec
+from controller import resources, volumes
+from controller.config import Settings
+from controller.volumes import Claims, Json
+
+NAME_LIMIT = 253
+HOSTNAME_LIMIT = 63
+LABEL_LIMIT = 63
+SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
+"""As Kubernetes' own random suffixes: no vowels, nothing that looks like something else."""
+
+# Annotations that would loosen the pod's confinement, give it networks, or pass it off as somebody else's. They are the
+# user's to write on a VMI but not to have on the pod that we create for them.
+WITHHELD_ANNOTATIONS = (
+    "container.apparmor.security.beta.kubernetes.io/",
+    "container.seccomp.security.alpha.kubernetes.io/",
+    "seccomp.security.alpha.kubernetes.io/",
+    "k8s.v1.cni.cncf.io/",
+    "io.kubernetes.cri",
+    "kubernetes.io/config.",
+    "kubectl.kubernetes.io/last-applied-configuration",
+    "hyperlet/",
+)
+
+
+def pod_name(vmi: VirtualMachineInstance) -> str:
+    """`virt-launcher-<vmi>-<5>`, the suffix hashed from the VMI's UID.
+
+    A create that is repeated after a crash finds the first pod's name taken: there is never a second pod.
+    """
+    number = int.from_bytes(hashlib.sha256((vmi.metadata.uid or "").encode()).digest()[:8], "big")
+    suffix = ""
+    for _ in range(5):
+        number, digit = divmod(number, len(SUFFIX_ALPHABET))
+        suffix += SUFFIX_ALPHABET[digit]
+    stem = names.LAUNCHER_PREFIX + (vmi.metadata.name or "")
+    return f"{stem[: NAME_LIMIT - 6].rstrip('-.')}-{suffix}"
+
+
+def launcher_pod(vmi: VirtualMachineInstance, settings: Settings, claims: Claims) -> Json:
+    """The pod to create. `vmi` has its defaults applied; `claims` holds the claims that its volumes name.
+
+    Raises InvalidObject for what would not be a pod.
+    """
+    return {
+        "metadata": {
+            "name": pod_name(vmi),
+            "namespace": vmi.metadata.namespace,
+            "labels": _labels(vmi),
+            "annotations": _annotations(vmi.metadata),
+            "ownerReferences": [_owner(vmi)],
+        },
+        "spec": _spec(vmi, settings, claims),
+    }
+
+
+def grace_seconds(spec: VirtualMachineInstanceSpec) -> int:
+    """Seconds that the guest has for powering off."""
+    return 30 if spec.terminationGracePeriodSeconds is None else spec.terminationGracePeriodSeconds
+
+
+def pod_grace_seconds(spec: VirtualMachineInstanceSpec) -> int:
+    """Seconds between SIGTERM and SIGKILL for the pod: the guest's and a margin for cleaning up."""
+    return grace_seconds(spec) + names.GRACE_MARGIN_SECONDS
+
+
+def label_value(text: str) -> str:
+    """`text` as a label's value: itself, or its beginning and a hash where it is too long."""
+    if len(text) <= LABEL_LIMIT:
+        return text
+    return text[: LABEL_LIMIT - 9].rstrip("-._") + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _labels(vmi: VirtualMachineInstance) -> dict[str, str]:
+    name = label_value(vmi.metadata.name or "")
+    return {
+        **(vmi.metadata.labels or {}),
+        names.LABEL_APP: names.APP_LAUNCHER,
+        names.LABEL_CREATED_BY: vmi.metadata.uid or "",
+        names.LABEL_VM_NAME: name,
+        names.LABEL_VMI_ID: name,
+    }
+
+
+def _annotations(metadata: ObjectMeta) -> dict[str, str]:
+    theirs = {
+        key: value for key, value in (metadata.annotations or {}).items() if not key.startswith(WITHHELD_ANNOTATIONS)
+    }
+    ours = {names.ANNOTATION_DOMAIN: metadata.name or "", names.ANNOTATION_DEFAULT_CONTAINER: names.COMPUTE_CONTAINER}
+    return {**theirs, **ours}
+
+
+def _owner(vmi: VirtualMachineInstance) -> Json:
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND_VMI,
+        "name": vmi.metadata.name,
+        "uid": vmi.metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def _spec(vmi: VirtualMachineInstance, settings: Settings, claims: Claims) -> Json:
+    spec = vmi.spec
+    parts = volumes.parts(spec, claims, settings.image_volumes)
+    pull_secrets = dict.fromkeys(secret for part in parts for secret in part.pull_secrets)
+    return _present(
+        {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "hostname": hostname(vmi),
+            "subdomain": spec.subdomain,
+            "dnsPolicy": spec.dnsPolicy,
+            "dnsConfig": _plain(spec.dnsConfig),
+            "terminationGracePeriodSeconds": pod_grace_seconds(spec),
+            "readinessGates": [{"conditionType": names.READINESS_GATE}],
+            "securityContext": _pod_security(),
+            "nodeSelector": _node_selector(spec, settings),
+            "affinity": _plain(spec.affinity),
+            "tolerations": _plain(spec.tolerations),
+            "topologySpreadConstraints": _plain(spec.topologySpreadConstraints),
+            "schedulerName": spec.schedulerName,
+            "priorityClassName": spec.priorityClassName,
+            "runtimeClassName": settings.configuration.defaultRuntimeClass,
+            "imagePullSecrets": [{"name": secret} for secret in pull_secrets],
+            "containers": [_compute(vmi, settings, parts)],
+            "volumes": [volume for part in parts for volume in part.volumes],
+        }
+    )
+
+
+def hostname(vmi: VirtualMachineInstance) -> str:
+    """The pod's and guest's host name: the spec's, else the VMI's name as one DNS label."""
+    if vmi.spec.hostname:
+        return vmi.spec.hostname
+    return (vmi.metadata.name or "").replace(".", "-")[:HOSTNAME_LIMIT].rstrip("-")
+
+
+def _pod_security() -> Json:
+    return {
+        "runAsUser": names.LAUNCHER_UID,
+        "runAsGroup": names.LAUNCHER_UID,
+        "runAsNonRoot": True,
+        "fsGroup": names.LAUNCHER_UID,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _node_selector(spec: VirtualMachineInstanceSpec, settings: Settings) -> dict[str, str]:
+    selector = {**(settings.developer.nodeSelectors or {}), **(spec.nodeSelector or {})}
+    if spec.architecture:
+        selector["kubernetes.io/arch"] = spec.architecture
+    return {**selector, names.LABEL_SCHEDULABLE: "true"}
+
+
+def _compute(vmi: VirtualMachineInstance, settings: Settings, parts: list[volumes.Part]) -> Json:
+    environment = {
+        "HYPERLET_NAMESPACE": vmi.metadata.namespace or "",
+        "HYPERLET_NAME": vmi.metadata.name or "",
+        "HYPERLET_UID": vmi.metadata.uid or "",
+        "HYPERLET_GRACE_SECONDS": str(grace_seconds(vmi.spec)),
+    }
+    return _present(
+        {
+            "name": names.COMPUTE_CONTAINER,
+            "image": settings.launcher_image,
+            "imagePullPolicy": settings.launcher_pull_policy,
+            "env": [{"name": name, "value": value} for name, value in environment.items()],
+            "resources": resources.requirements(vmi.spec, settings),
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "privileged": False,
+                "capabilities": {"drop": ["ALL"]},
+            },
+            "livenessProbe": _probe(vmi.spec.livenessProbe),
+            "readinessProbe": _probe(vmi.spec.readinessProbe),
+            "volumeMounts": [mount for part in parts for mount in part.mounts],
+            "volumeDevices": [device for part in parts for device in part.devices],
+            "terminationMessagePolicy": "File",
+        }
+    )
+
+
+def _probe(probe: Probe | None) -> Json | None:
+    """Probes over the network go to the pod's address, from where NAT takes them to the guest."""
+    if probe is None or (probe.tcpSocket is None and probe.httpGet is None):
+        return None
+    plain: Json = msgspec.to_builtins(probe)
+    plain.pop("guestAgentPing", None)
+    plain.pop("exec", None)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    return None if value is None else msgspec.to_builtins(value)
+
+
+def _present(values: Json) -> Json:
+    return {key: value for key, value in values.items() if value is not None and value != [] and value != {}}

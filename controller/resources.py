@@ -1,0 +1,62 @@
+"""What a launcher pod asks the scheduler for: CPU, memory, devices."""
+
+from api import defaults, names
+from api.meta import format_bytes, format_millicores, format_quantity, quantity_bytes, quantity_millicores
+from api.vmi import VirtualMachineInstanceSpec
+from controller import overhead
+from controller.config import Settings
+
+Amounts = dict[str, str]
+
+
+def pod_overhead(spec: VirtualMachineInstanceSpec, settings: Settings) -> int:
+    """Bytes requested beyond the guest's memory."""
+    return overhead.overhead_bytes(spec, emulated=settings.emulated, ratio=settings.overhead_ratio)
+
+
+def requirements(spec: VirtualMachineInstanceSpec, settings: Settings) -> dict[str, Amounts]:
+    """Requests and limits of the `compute` container. Devices stand in the limits, and so are requests as well."""
+    resources = spec.domain.resources
+    wished = dict((resources.requests if resources else None) or {})
+    capped = dict((resources.limits if resources else None) or {})
+    extra = pod_overhead(spec, settings)
+    requests = {key: format_quantity(value) for key, value in wished.items() if key not in _COMPUTED}
+    limits = {key: format_quantity(value) for key, value in capped.items() if key not in _COMPUTED}
+    requests |= {"cpu": _cpu_request(spec, settings), "memory": _memory_request(spec, settings, extra)}
+    if "cpu" in capped:
+        limits["cpu"] = format_millicores(quantity_millicores(capped["cpu"]))
+    if "memory" in capped:
+        limits["memory"] = format_bytes(quantity_bytes(capped["memory"]) + extra)
+    return {"requests": requests, "limits": {**limits, **devices(spec, settings)}}
+
+
+_COMPUTED = frozenset({"cpu", "memory", names.DEVICE_KVM, names.DEVICE_TUN, names.DEVICE_VHOST_NET})
+
+
+def devices(spec: VirtualMachineInstanceSpec, settings: Settings) -> Amounts:
+    """The device plugin's devices that the pod needs."""
+    wanted = {names.DEVICE_TUN: "1"}
+    if not settings.emulated:
+        wanted[names.DEVICE_KVM] = "1"
+        if any(nic.model == "virtio" and nic.sriov is None for nic in spec.domain.devices.interfaces or ()):
+            wanted[names.DEVICE_VHOST_NET] = "1"
+    return wanted
+
+
+def _cpu_request(spec: VirtualMachineInstanceSpec, settings: Settings) -> str:
+    resources = spec.domain.resources
+    for amounts in (resources.requests, resources.limits) if resources else ():
+        if amounts and "cpu" in amounts:
+            return format_millicores(quantity_millicores(amounts["cpu"]))
+    return format_millicores(max(1, defaults.vcpus(spec) * 1000 // settings.cpu_allocation_ratio))
+
+
+def _memory_request(spec: VirtualMachineInstanceSpec, settings: Settings, extra: int) -> str:
+    resources = spec.domain.resources
+    if resources and resources.overcommitGuestOverhead:
+        extra = 0
+    if resources and resources.requests and "memory" in resources.requests:
+        return format_bytes(quantity_bytes(resources.requests["memory"]) + extra)
+    if resources and resources.limits and "memory" in resources.limits:
+        return format_bytes(quantity_bytes(resources.limits["memory"]) + extra)
+    return format_bytes(overhead.guest_bytes(spec) * 100 // settings.memory_overcommit + extra)

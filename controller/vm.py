@@ -1,0 +1,230 @@
+"""A VM and its VMI: created, deleted and created again as the run strategy says; the VM's status told from it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from api import defaults, names
+from api.configuration import KubeVirtConfiguration
+from api.errors import Fault
+from api.meta import ObjectMeta, format_time
+from api.vm import VirtualMachine
+from api.vmi import VirtualMachineInstance
+from controller import conditions, vm_status
+from controller.actions import Action, Create, Delete, Json, Patch, Say
+from controller.pod import label_value
+from controller.run_strategy import Verdict, Want, stable_in, verdict
+from controller.vmi_status import phase_of
+from kit.reconcile import Again
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything the plan for a VM depends on."""
+
+    vm: VirtualMachine
+    now: datetime
+    vmi: VirtualMachineInstance | None = None
+    """The VMI of the VM's name, whoever owns it."""
+    faults: Sequence[Fault] = ()
+    configuration: KubeVirtConfiguration | None = None
+
+    @property
+    def own(self) -> VirtualMachineInstance | None:
+        """The VMI, if it is this very VM's."""
+        return self.vmi if self.vmi is not None and owns(self.vm, self.vmi) else None
+
+
+def owns(vm: VirtualMachine, vmi: VirtualMachineInstance) -> bool:
+    """Whether the VMI was made by this VM, by UID: a name or a label proves nothing."""
+    return any(owner.controller and owner.uid == vm.metadata.uid for owner in vmi.metadata.ownerReferences or ())
+
+
+def plan(seen: Observed) -> list[Action | Again]:
+    """What to do next for one VM."""
+    return list(_plan(seen))
+
+
+def _plan(seen: Observed) -> Iterator[Action | Again]:
+    vm, own = seen.vm, seen.own
+    if vm.metadata.deletionTimestamp:
+        yield from _delete(seen)
+        return
+    if names.FINALIZER_VM not in (vm.metadata.finalizers or ()):
+        finalizers = [*(vm.metadata.finalizers or ()), names.FINALIZER_VM]
+        yield _patch(vm, {"metadata": {"finalizers": finalizers, "resourceVersion": vm.metadata.resourceVersion}})
+    decision = verdict(vm, own, seen.now)
+    blocked = bool(seen.faults) or (seen.vmi is not None and own is None)
+    if decision.want is Want.START and not blocked:
+        # The status is told by the next round, which follows at once: one write instead of two.
+        yield Create(VirtualMachineInstance, instance(vm, seen.configuration, seen.now))
+        yield Say(vm, names.REASON_CREATED, f"Created virtual machine instance {vm.metadata.name}")
+    elif decision.want is Want.STOP and own is not None and not _must_note(vm, decision):
+        yield from _stop(vm, own)
+    else:
+        yield from _tell(seen, decision)
+        if decision.want is Want.STOP and own is not None:
+            yield from _stop(vm, own)
+    yield from _later(seen, decision)
+
+
+def _stop(vm: VirtualMachine, own: VirtualMachineInstance) -> Iterator[Action]:
+    yield Delete(VirtualMachineInstance, vm.metadata.namespace or "", own.metadata.name or "", own.metadata.uid or "")
+    yield Say(vm, names.REASON_DELETED, f"Deleted virtual machine instance {own.metadata.name}")
+
+
+def _must_note(vm: VirtualMachine, decision: Verdict) -> bool:
+    """Whether the VMI's end holds something to remember that would be lost with it."""
+    status = vm_status.current(vm)
+    return decision.failure != status.startFailure or list(decision.requests) != (status.stateChangeRequests or [])
+
+
+def _later(seen: Observed, decision: Verdict) -> Iterator[Again]:
+    if decision.want is Want.WAIT:
+        yield Again(decision.wait_seconds + 0.1)
+    elif decision.failure is not None and (seconds := stable_in(seen.own, seen.now)) is not None:
+        yield Again(seconds + 1)
+
+
+def _delete(seen: Observed) -> Iterator[Action]:
+    vm, own = seen.vm, seen.own
+    if names.FINALIZER_VM not in (vm.metadata.finalizers or ()):
+        return
+    if own is not None:
+        if not own.metadata.deletionTimestamp:
+            yield Delete(
+                VirtualMachineInstance, vm.metadata.namespace or "", own.metadata.name or "", own.metadata.uid or ""
+            )
+        yield from _tell(seen, Verdict(Want.NOTHING))
+        return
+    rest = [name for name in vm.metadata.finalizers or () if name != names.FINALIZER_VM]
+    yield _patch(vm, {"metadata": {"finalizers": rest or None, "resourceVersion": vm.metadata.resourceVersion}})
+
+
+# ---- the VMI --------------------------------------------------------------------------------------------------------
+
+
+def instance(vm: VirtualMachine, configuration: KubeVirtConfiguration | None, now: datetime) -> Json:
+    """The VMI to create: the template with its defaults, the finalizer and the first phase in it."""
+    template = vm.spec.template
+    theirs = template.metadata or ObjectMeta()
+    meta = ObjectMeta(
+        name=vm.metadata.name,
+        namespace=vm.metadata.namespace,
+        finalizers=[names.FINALIZER_VMI],
+        labels={**(theirs.labels or {}), names.LABEL_VM_NAME: label_value(vm.metadata.name or "")},
+        annotations={
+            **(theirs.annotations or {}),
+            names.ANNOTATION_GENERATION: str(vm.metadata.generation or 0),
+            vm_status.ANNOTATION_TEMPLATE: vm_status.template_hash(vm),
+        },
+    )
+    owner = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND_VM,
+        "name": vm.metadata.name,
+        "uid": vm.metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    # The owner first: the MAC addresses are derived from it.
+    document = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND_VMI,
+        "metadata": {**msgspec.to_builtins(meta), "ownerReferences": [owner]},
+        "spec": msgspec.to_builtins(template.spec),
+    }
+    whole = defaults.default_vmi(msgspec.convert(document, VirtualMachineInstance), config=configuration)
+    stamp = format_time(now)
+    body: Json = msgspec.to_builtins(whole)
+    body["status"] = {
+        "phase": names.PHASE_PENDING,
+        "phaseTransitionTimestamps": [{"phase": names.PHASE_PENDING, "phaseTransitionTimestamp": stamp}],
+    }
+    return body
+
+
+# ---- the status -----------------------------------------------------------------------------------------------------
+
+
+def _tell(seen: Observed, decision: Verdict) -> Iterator[Action]:
+    """The status patch, if anything in it is new."""
+    vm, old = seen.vm, vm_status.current(seen.vm)
+    foreign = _is_taken(seen) and decision.want is not Want.NOTHING
+    faults = seen.faults if not vm.metadata.deletionTimestamp else ()
+    wanted = vm_status.wanted_conditions(vm, seen.own, faults, foreign)
+    drop = set(vm_status.OWNED)
+    if decision.failure is not None and phase_of(seen.own) != names.PHASE_RUNNING:
+        # Why it failed is what people want to know while they wait for the next try.
+        drop.discard(names.CONDITION_FAILURE)
+    merged = conditions.merged(old.conditions, wanted, drop, format_time(seen.now))
+    new = _status(seen, decision)
+    changed = {key: value for key, value in new.items() if value != _old_value(old, key)}
+    if conditions.differ(old.conditions, merged):
+        changed["conditions"] = merged
+    if changed:
+        yield _patch(vm, {"metadata": {"uid": vm.metadata.uid}, "status": changed}, "status")
+    failure = next((c for c in wanted if c["type"] == names.CONDITION_FAILURE), None)
+    known = conditions.find(old.conditions, names.CONDITION_FAILURE)
+    if failure and (faults or foreign) and (known is None or known.message != failure.get("message")):
+        yield Say(vm, failure["reason"], failure["message"], "Warning")
+
+
+def _status(seen: Observed, decision: Verdict) -> Json:
+    vm, own = seen.vm, seen.own
+    blocked = bool(seen.faults) or (seen.vmi is not None and own is None)
+    shown = Verdict(Want.NOTHING) if blocked and decision.want is Want.START else decision
+    live = own is not None and not own.metadata.deletionTimestamp
+    ready = live and any(
+        c["type"] == names.CONDITION_READY and c["status"] == names.TRUE
+        for c in vm_status.wanted_conditions(vm, own, (), False)
+    )
+    return {
+        "created": own is not None,
+        "ready": ready,
+        "printableStatus": vm_status.printable_status(vm, own, shown),
+        "desiredGeneration": vm.metadata.generation,
+        "observedGeneration": vm_status.observed_generation(vm, own),
+        "runStrategy": _acted_upon(seen, decision),
+        "stateChangeRequests": [msgspec.to_builtins(request) for request in decision.requests] or None,
+        "startFailure": _whole(decision.failure),
+        "volumeSnapshotStatuses": vm_status.snapshot_statuses(vm),
+    }
+
+
+def _acted_upon(seen: Observed, decision: Verdict) -> str | None:
+    """The strategy that has been acted upon: not the present one while a start that it asks for is still to come."""
+    if seen.own is None and decision.want in (Want.START, Want.WAIT):
+        return vm_status.current(seen.vm).runStrategy
+    return defaults.run_strategy(seen.vm)
+
+
+def _is_taken(seen: Observed) -> bool:
+    """Whether a VMI of the VM's name is somebody else's, and there to stay."""
+    return seen.vmi is not None and seen.own is None and not seen.vmi.metadata.deletionTimestamp
+
+
+def refused(vm: VirtualMachine, message: str, now: datetime) -> Iterator[Action]:
+    """Says once, in the VM and as an Event, why its VMI could not be created."""
+    old = vm_status.current(vm)
+    failure = conditions.make(names.CONDITION_FAILURE, True, names.REASON_FAILED_CREATE, message)
+    merged = conditions.merged(old.conditions, [failure], (), format_time(now))
+    if conditions.differ(old.conditions, merged):
+        yield _patch(vm, {"metadata": {"uid": vm.metadata.uid}, "status": {"conditions": merged}}, "status")
+        yield Say(vm, names.REASON_FAILED_CREATE, message, "Warning")
+
+
+def _whole(failure: Any) -> Json | None:
+    return msgspec.to_builtins(failure) if failure is not None else None
+
+
+def _old_value(old: Any, key: str) -> Any:
+    value = getattr(old, key)
+    return msgspec.to_builtins(value) if value is not None else None
+
+
+def _patch(vm: VirtualMachine, body: Json, subresource: str | None = None) -> Patch:
+    return Patch(VirtualMachine, vm.metadata.namespace or "", vm.metadata.name or "", body, subresource)

@@ -1,0 +1,179 @@
+"""A VM's status: printableStatus and conditions, told from its VMI. Pure."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from api import defaults, names
+from api.errors import Fault
+from api.vm import VirtualMachine, VirtualMachineStatus
+from api.vmi import VirtualMachineInstance
+from controller import conditions, launcher
+from controller.run_strategy import Verdict, Want
+from controller.vmi_status import phase_of, status_of
+
+Json = dict[str, Any]
+
+ANNOTATION_TEMPLATE = "hyperlet/template-hash"
+"""On a VMI: the hash of the template it was made from, so that a change that needs a restart is told apart."""
+NO_SNAPSHOT = "snapshots are not there yet in this version"
+
+
+def _deleting(vmi: VirtualMachineInstance | None) -> bool:
+    return vmi is not None and vmi.metadata.deletionTimestamp is not None
+
+
+def _reason(vmi: VirtualMachineInstance | None, type: str) -> str | None:
+    """The reason of a condition that is False."""
+    found = conditions.find(status_of(vmi).conditions, type) if vmi else None
+    return found.reason if found is not None and found.status == names.FALSE else None
+
+
+def printable_status(
+    vm: VirtualMachine,
+    vmi: VirtualMachineInstance | None,
+    decision: Verdict | None,
+) -> str:
+    """The first status that matches, in the contract's order."""
+    phase = phase_of(vmi)
+    live = vmi is not None and phase not in names.FINAL_PHASES
+    status = status_of(vmi) if vmi else None
+    trouble = _reason(vmi, names.CONDITION_SYNCHRONIZED) if live else None
+    scheduled = _reason(vmi, names.CONDITION_POD_SCHEDULED) if live else None
+    migration = status.migrationState if status else None
+    rules: Sequence[tuple[str, Callable[[], bool]]] = (
+        (names.STATUS_TERMINATING, lambda: vm.metadata.deletionTimestamp is not None),
+        (names.STATUS_STOPPING, lambda: _deleting(vmi)),
+        (names.STATUS_MIGRATING, lambda: bool(migration and not migration.completed and migration.startTimestamp)),
+        (names.STATUS_PAUSED, lambda: bool(status and conditions.holds(status.conditions, names.CONDITION_PAUSED))),
+        (names.STATUS_RUNNING, lambda: phase == names.PHASE_RUNNING),
+        (names.STATUS_PVC_NOT_FOUND, lambda: trouble == names.REASON_FAILED_PVC_NOT_FOUND),
+        (names.STATUS_WAITING_FOR_VOLUME, lambda: scheduled == launcher.REASON_WAITING_FOR_VOLUME),
+        (names.STATUS_UNSCHEDULABLE, lambda: scheduled is not None),
+        (
+            names.STATUS_ERR_IMAGE_PULL,
+            lambda: (
+                trouble in (names.REASON_ERR_IMAGE_PULL, "ErrImageNeverPull", "InvalidImageName", "ImagePullFailed")
+            ),
+        ),
+        (names.STATUS_IMAGE_PULL_BACKOFF, lambda: trouble == names.REASON_IMAGE_PULL_BACKOFF),
+        (names.STATUS_STARTING, lambda: live or (decision is not None and decision.want is Want.START)),
+        (names.STATUS_CRASH_LOOP, lambda: decision is not None and decision.want is Want.WAIT),
+        (
+            names.STATUS_STARTING,
+            lambda: (
+                vmi is not None
+                and decision is not None
+                and decision.want is Want.STOP
+                and defaults.run_strategy(vm) == names.RUN_ALWAYS
+            ),
+        ),
+        (names.STATUS_STOPPED, lambda: True),
+    )
+    return next(name for name, matches in rules if matches())
+
+
+def template_hash(vm: VirtualMachine) -> str:
+    """A hash of the template as the VM has it, defaults not applied: new defaults are no change."""
+    text = msgspec.json.encode(vm.spec.template.spec, order="deterministic")
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def wanted_conditions(
+    vm: VirtualMachine,
+    vmi: VirtualMachineInstance | None,
+    faults: Sequence[Fault],
+    foreign: bool,
+) -> list[Json]:
+    """Every condition that the VM should have now; those of other types are left alone or dropped by the caller."""
+    return [
+        condition
+        for condition in (
+            _ready(vmi),
+            _failure(vmi, faults, foreign),
+            _paused(vmi),
+            _restart_required(vm, vmi),
+        )
+        if condition is not None
+    ]
+
+
+OWNED = (names.CONDITION_READY, names.CONDITION_FAILURE, names.CONDITION_PAUSED, names.CONDITION_RESTART_REQUIRED)
+
+
+def _ready(vmi: VirtualMachineInstance | None) -> Json:
+    if vmi is None:
+        return conditions.make(names.CONDITION_READY, False, names.REASON_VMI_NOT_EXISTS, "The VM is not running")
+    phase = phase_of(vmi)
+    if _deleting(vmi) or phase in names.FINAL_PHASES:
+        return conditions.make(
+            names.CONDITION_READY,
+            False,
+            names.REASON_GUEST_NOT_RUNNING,
+            "The guest has stopped"
+            if phase in names.FINAL_PHASES and not _deleting(vmi)
+            else "The guest is being stopped",
+        )
+    found = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
+    if phase != names.PHASE_RUNNING or found is None:
+        return conditions.make(
+            names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, "The guest is not running yet"
+        )
+    ready = found.status == names.TRUE
+    return conditions.make(names.CONDITION_READY, ready, found.reason or "Ready", found.message or "")
+
+
+def _failure(vmi: VirtualMachineInstance | None, faults: Sequence[Fault], foreign: bool) -> Json | None:
+    """The Failure condition: only while something is wrong."""
+    if foreign:
+        words = "A VirtualMachineInstance of this name exists and belongs to somebody else"
+        return conditions.make(names.CONDITION_FAILURE, True, "NameTaken", words)
+    if faults:
+        return conditions.make(names.CONDITION_FAILURE, True, "InvalidSpec", "; ".join(map(str, faults)))
+    trouble = conditions.find(status_of(vmi).conditions, names.CONDITION_SYNCHRONIZED) if vmi else None
+    if trouble is not None and trouble.status == names.FALSE and not _deleting(vmi):
+        return conditions.make(
+            names.CONDITION_FAILURE, True, trouble.reason or names.REASON_SYNC_FAILED, trouble.message or ""
+        )
+    if vmi is not None and phase_of(vmi) == names.PHASE_FAILED and not _deleting(vmi):
+        ready = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
+        words = (ready.message if ready else None) or "The VM has failed"
+        return conditions.make(names.CONDITION_FAILURE, True, status_of(vmi).reason or "Failed", words)
+    return None
+
+
+def _paused(vmi: VirtualMachineInstance | None) -> Json | None:
+    found = conditions.find(status_of(vmi).conditions, names.CONDITION_PAUSED) if vmi else None
+    if found is None or found.status != names.TRUE or _deleting(vmi):
+        return None
+    return conditions.make(names.CONDITION_PAUSED, True, found.reason or "Paused", found.message or "")
+
+
+def _restart_required(vm: VirtualMachine, vmi: VirtualMachineInstance | None) -> Json | None:
+    if vmi is None or _deleting(vmi) or phase_of(vmi) in names.FINAL_PHASES:
+        return None
+    made_from = (vmi.metadata.annotations or {}).get(ANNOTATION_TEMPLATE)
+    if made_from is None or made_from == template_hash(vm):
+        return None
+    words = "The template has changed since the VM was started: the change is in effect after a restart"
+    return conditions.make(names.CONDITION_RESTART_REQUIRED, True, "TemplateChanged", words)
+
+
+def observed_generation(vm: VirtualMachine, vmi: VirtualMachineInstance | None) -> int | None:
+    """The generation that the VMI was made from; the VM's own where there is no VMI."""
+    text = (vmi.metadata.annotations or {}).get(names.ANNOTATION_GENERATION, "") if vmi else ""
+    return int(text) if text.isdigit() else vm.metadata.generation
+
+
+def snapshot_statuses(vm: VirtualMachine) -> list[Json] | None:
+    """One entry for every volume: none can be snapshotted yet."""
+    template = vm.spec.template.spec
+    volumes = (template.volumes if template else None) or []
+    return [{"name": volume.name, "enabled": False, "reason": NO_SNAPSHOT} for volume in volumes] or None
+
+
+def current(vm: VirtualMachine) -> VirtualMachineStatus:
+    """The status; an empty one where there is none."""
+    return vm.status or VirtualMachineStatus()

@@ -1,0 +1,268 @@
+"""A VMI and its launcher pod, until the hand-over to the handler and again from its end (docs/architecture.md).
+
+One writer at a time: the phases up to Scheduling are the controller's, Scheduled and Running the handler's. When the
+pod has ended, the handler has END_SECONDS to say how; then the controller says it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from api import defaults, names
+from api.errors import Fault
+from api.k8s import PersistentVolumeClaim, Pod
+from api.meta import format_time, parse_time
+from api.vmi import VirtualMachineInstance
+from controller import conditions, launcher, vmi_status, volumes
+from controller import pod as pods
+from controller.actions import Action, Create, Delete, Json, Patch, Say, Together
+from controller.config import Settings
+from controller.vmi_status import phase_of, status_of, transition
+from kit.reconcile import Again
+
+END_SECONDS = 2.0
+"""How long the handler has for reporting an end."""
+IDLE_SECONDS = 15.0
+"""How long a launcher may stay after its VMI's end: one that has run a guest ends by itself."""
+WARNING_SECONDS = 5.0
+"""A pod's Warning Events count when it has been on a node for that long: mounts often work at the second try."""
+OURS = frozenset({names.PHASE_UNSET, names.PHASE_PENDING, names.PHASE_SCHEDULING})
+REASON_INVALID = "InvalidSpec"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything the plan for a VMI depends on."""
+
+    vmi: VirtualMachineInstance
+    now: datetime
+    pod: Pod | None = None
+    claims: Mapping[str, PersistentVolumeClaim] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
+    faults: Sequence[Fault] = ()
+    warning: tuple[str, str] | None = None
+    """Reason and message of the latest Warning Event about the pod."""
+    bound_for: float = 0.0
+    """Seconds since the pod was first seen on a node."""
+    ended_for: float = 0.0
+    """Seconds since the pod was first seen ended or gone."""
+
+    @property
+    def defaulted(self) -> VirtualMachineInstance:
+        """The VMI with its defaults."""
+        return defaults.default_vmi(self.vmi, config=self.settings.configuration)
+
+
+def plan(seen: Observed) -> list[Action | Again]:
+    """What to do next for one VMI."""
+    return list(_plan(seen))
+
+
+def _plan(seen: Observed) -> Iterator[Action | Again]:
+    phase, pod = phase_of(seen.vmi), seen.pod
+    over = phase in names.FINAL_PHASES
+    if seen.vmi.metadata.deletionTimestamp:
+        yield from _delete(seen, over)
+    elif over:
+        yield from _dismiss(seen, phase)
+    elif pod is None and phase in (names.PHASE_UNSET, names.PHASE_PENDING):
+        yield from _create(seen)
+    elif pod is None or launcher.has_ended(pod):
+        yield from _conclude(seen)
+    elif phase in OURS:
+        yield from _progress(seen, pod)
+    else:
+        yield from _gate(seen, pod)
+
+
+# ---- before there is a pod ------------------------------------------------------------------------------------------
+
+
+def _create(seen: Observed) -> Iterator[Action | Again]:
+    missing = [name for name in volumes.claim_names(seen.vmi.spec) if name not in seen.claims]
+    if seen.faults:
+        words = "; ".join(map(str, seen.faults))
+        yield from refused(seen.vmi, REASON_INVALID, words, seen.now)
+    elif missing:
+        words = f"PersistentVolumeClaim {', '.join(missing)} not found in namespace {seen.vmi.metadata.namespace}"
+        yield from refused(seen.vmi, names.REASON_FAILED_PVC_NOT_FOUND, words, seen.now)
+    else:
+        yield Create(Pod, pods.launcher_pod(seen.defaulted, seen.settings, seen.claims))
+
+
+def refused(vmi: VirtualMachineInstance, reason: str, message: str, now: datetime) -> Iterator[Action]:
+    """Says once, in the VMI and as an Event, why there is no pod."""
+    stamp, status = format_time(now), status_of(vmi)
+    wanted = [
+        _not_ready("There is no launcher pod yet"),
+        conditions.make(names.CONDITION_SYNCHRONIZED, False, reason, message),
+    ]
+    merged = conditions.merged(status.conditions, wanted, (), stamp)
+    step = transition(vmi, names.PHASE_PENDING, stamp)
+    if step or conditions.differ(status.conditions, merged):
+        yield _patch(vmi, {**step, "conditions": merged}, _with_finalizer(vmi))
+        yield Say(vmi, reason, message, "Warning")
+
+
+# ---- until the hand-over --------------------------------------------------------------------------------------------
+
+
+def _progress(seen: Observed, pod: Pod) -> Iterator[Action | Again]:
+    vmi, status, stamp = seen.vmi, status_of(seen.vmi), format_time(seen.now)
+    running = launcher.is_running(pod)
+    known = conditions.find(status.conditions, names.CONDITION_SYNCHRONIZED)
+    warning = seen.warning if seen.bound_for >= WARNING_SECONDS else None
+    troubles = [] if running else launcher.troubles(pod, seen.claims, warning, known)
+    merged = conditions.merged(
+        status.conditions,
+        [_not_ready("The guest is not running yet"), *troubles],
+        (names.CONDITION_SYNCHRONIZED, names.CONDITION_POD_SCHEDULED),
+        stamp,
+    )
+    step = transition(vmi, names.PHASE_SCHEDULED if running else names.PHASE_SCHEDULING, stamp)
+    metadata = _with_finalizer(vmi)
+    if step or metadata or conditions.differ(status.conditions, merged):
+        facts = vmi_status.facts(seen.defaulted, pod, seen.claims, seen.settings)
+        changes: Json = {**facts, **step, "conditions": merged}
+        if running:
+            changes["nodeName"] = pod.spec.nodeName
+            metadata = {**metadata, "labels": {names.LABEL_NODE_NAME: pod.spec.nodeName}}
+        yield Together((_patch(vmi, changes, metadata), *_gate(seen, pod)))
+        yield from (
+            Say(vmi, trouble["reason"], trouble["message"], "Warning")
+            for trouble in troubles
+            if _is_news(status.conditions, trouble)
+        )
+    else:
+        yield from _gate(seen, pod)
+    if seen.warning and not running and seen.bound_for < WARNING_SECONDS:
+        yield Again(WARNING_SECONDS - seen.bound_for)
+
+
+def _is_news(known: Sequence[Any] | None, trouble: Json) -> bool:
+    before = conditions.find(known, trouble["type"])
+    return "message" in trouble and (before is None or before.reason != trouble["reason"])
+
+
+def _gate(seen: Observed, pod: Pod) -> Iterator[Action]:
+    """The readiness gate: open unless the guest is paused.
+
+    It is opened as soon as the pod is on a node, so that the kubelet can call the pod Ready when its containers are:
+    opened after that, it is noticed two seconds later (measured, Kubernetes 1.20), and only then do Services lead to
+    the guest. Not before: a status that changes while the scheduler decides makes it decide twice.
+    """
+    if not pod.spec.nodeName:
+        return
+    paused = _is_paused(seen.vmi)
+    wanted = names.FALSE if paused else names.TRUE
+    gate = conditions.find(pod.status.conditions, names.READINESS_GATE)
+    # A gate without a condition is closed.
+    if pod.metadata.deletionTimestamp or wanted == (gate.status if gate is not None else names.FALSE):
+        return
+    stamp = format_time(seen.now)
+    condition = {
+        "type": names.READINESS_GATE,
+        "status": wanted,
+        "lastTransitionTime": stamp,
+        "reason": "Paused" if paused else "NotPaused",
+    }
+    yield Patch(
+        Pod,
+        pod.metadata.namespace or "",
+        pod.metadata.name or "",
+        {"status": {"conditions": [condition]}},
+        subresource="status",
+        patch_kind="strategic",
+    )
+
+
+def _is_paused(vmi: VirtualMachineInstance) -> bool:
+    starts_paused = vmi.spec.startStrategy == "Paused" and phase_of(vmi) != names.PHASE_RUNNING
+    return starts_paused or conditions.holds(status_of(vmi).conditions, names.CONDITION_PAUSED)
+
+
+# ---- the end --------------------------------------------------------------------------------------------------------
+
+
+def _conclude(seen: Observed) -> Iterator[Action | Again]:
+    """The pod has ended or is gone, and nobody has said how."""
+    if phase_of(seen.vmi) not in OURS and seen.ended_for < END_SECONDS:
+        yield Again(END_SECONDS - seen.ended_for)
+        return
+    end = launcher.end_of(seen.pod)
+    yield _patch(seen.vmi, _ended(seen, end), {"resourceVersion": seen.vmi.metadata.resourceVersion})
+    if end.phase == names.PHASE_FAILED:
+        yield Say(seen.vmi, end.reason, end.message, "Warning")
+
+
+def _dismiss(seen: Observed, phase: str) -> Iterator[Action | Again]:
+    """A VMI that failed before its guest ran leaves a launcher that waits for nothing. Ended pods keep their log."""
+    pod = seen.pod
+    if pod is None or launcher.has_ended(pod) or pod.metadata.deletionTimestamp:
+        return
+    at = vmi_status.reached_at(seen.vmi, phase)
+    left = IDLE_SECONDS - (seen.now - parse_time(at)).total_seconds() if at else 0.0
+    yield Again(left) if left > 0 else _remove(pod, None)
+
+
+def _ended(seen: Observed, end: launcher.End) -> Json:
+    stamp = format_time(seen.now)
+    ready = conditions.make(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, end.message)
+    gone = (names.CONDITION_AGENT_CONNECTED, names.CONDITION_PAUSED, names.CONDITION_POD_SCHEDULED)
+    merged = conditions.merged(status_of(seen.vmi).conditions, [ready], gone, stamp)
+    return {**transition(seen.vmi, end.phase, stamp), "reason": end.reason, "conditions": merged}
+
+
+def _delete(seen: Observed, over: bool) -> Iterator[Action | Again]:
+    vmi, pod = seen.vmi, seen.pod
+    if pod is not None and not launcher.has_ended(pod):
+        if not pod.metadata.deletionTimestamp:
+            grace = pods.pod_grace_seconds(vmi.spec)
+            yield _remove(pod, None if pod.spec.terminationGracePeriodSeconds == grace else grace)
+        return
+    if names.FINALIZER_VMI not in (vmi.metadata.finalizers or ()):
+        return
+    if pod is None:
+        yield _patch(vmi, None, _without_finalizer(vmi))
+    elif over:
+        yield _patch(vmi, None, _without_finalizer(vmi))
+        if not pod.metadata.deletionTimestamp:
+            yield _remove(pod, None)
+    else:
+        # Nobody has told the end: it goes into the same write. The pod has ended by the kubelet's word, so its object
+        # may go too; kubelets before 1.22 take up to ten seconds for that.
+        last = _patch(vmi, _ended(seen, launcher.end_of(pod)), _without_finalizer(vmi))
+        yield Together((last, _remove(pod, 0)))
+
+
+def _remove(pod: Pod, grace: int | None) -> Delete:
+    return Delete(Pod, pod.metadata.namespace or "", pod.metadata.name or "", pod.metadata.uid or "", grace)
+
+
+# ---- patches --------------------------------------------------------------------------------------------------------
+
+
+def _not_ready(message: str) -> Json:
+    return conditions.make(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, message)
+
+
+def _with_finalizer(vmi: VirtualMachineInstance) -> Json:
+    """The metadata that adds our finalizer, if it is missing. A list is replaced whole: only in this version."""
+    finalizers = vmi.metadata.finalizers or []
+    if names.FINALIZER_VMI in finalizers:
+        return {}
+    return {"finalizers": [*finalizers, names.FINALIZER_VMI], "resourceVersion": vmi.metadata.resourceVersion}
+
+
+def _without_finalizer(vmi: VirtualMachineInstance) -> Json:
+    rest = [name for name in vmi.metadata.finalizers or () if name != names.FINALIZER_VMI]
+    return {"finalizers": rest or None, "resourceVersion": vmi.metadata.resourceVersion}
+
+
+def _patch(vmi: VirtualMachineInstance, status: Json | None, metadata: Json) -> Patch:
+    """A patch of this very VMI, not of a later one of the same name."""
+    body: Json = {"metadata": {"uid": vmi.metadata.uid, **metadata}}
+    if status:
+        body["status"] = status
+    return Patch(VirtualMachineInstance, vmi.metadata.namespace or "", vmi.metadata.name or "", body)
