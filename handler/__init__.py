@@ -1,0 +1,1 @@
+"""The node's daemon: finds its launchers, drives them, and reports to the API server."""

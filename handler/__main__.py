@@ -1,0 +1,105 @@
+"""The handler: `python -m handler` on every node, as root, in the host's pid namespace.
+
+Environment: NODE_NAME (required), HYPERLET_CONTAINERD (socket), HYPERLET_HEALTH_PORT (default 8080), HYPERLET_LOG.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+
+from api.errors import ImagePullFailed
+from handler import deviceplugin
+from handler.bringing import Bringer
+from handler.containerd import Containerd
+from handler.heartbeat import Heartbeat
+from handler.images import Images
+from handler.vmi import Machines
+from kit import health, log
+from kit.kube import Kube
+
+HEALTH_PORT = 8080
+
+
+async def serve(node: str) -> None:
+    """Runs until SIGTERM or SIGINT. The VMs run on without us."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    kube = Kube.connect("handler")
+    client = Containerd(os.environ.get("HYPERLET_CONTAINERD") or None)
+    images = Images(client)
+    plugins = deviceplugin.standard()
+    kvm, tun, _ = plugins
+    machines = Machines(kube, node, Bringer(images), lambda: kvm.verdict.sentence)
+    heartbeat = Heartbeat(kube, node, lambda: tun.verdict.works)
+    endpoints = _health(kube, machines)
+    await endpoints.serve(int(os.environ.get("HYPERLET_HEALTH_PORT") or HEALTH_PORT))
+    machines.vmis.start()
+    machines.pods.start()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(kube.close)
+        stack.push_async_callback(client.close)
+        stack.push_async_callback(endpoints.close)
+        stack.push_async_callback(machines.close)
+        stack.push_async_callback(machines.pods.stop)
+        stack.push_async_callback(machines.vmis.stop)
+        works = [
+            asyncio.create_task(work)
+            for work in (
+                machines.run(),
+                heartbeat.run(),
+                _sweep(machines, images),
+                *(plugin.run() for plugin in plugins),
+            )
+        ]
+        ending = asyncio.create_task(_ends(stop))
+        done, _ = await asyncio.wait({*works, ending}, return_when=asyncio.FIRST_COMPLETED)
+        for task in works:
+            task.cancel()
+        await asyncio.gather(*works, return_exceptions=True)
+        if ending not in done:
+            ending.cancel()
+            for task in done:
+                task.result()  # a task that ended on its own: the error ends the process, and kubelet restarts it
+
+
+async def _ends(stop: asyncio.Event) -> None:
+    await stop.wait()
+
+
+def _health(kube: Kube, machines: Machines) -> health.Health:
+    endpoints = health.Health()
+    health.count_calls(kube)
+    endpoints.ready("vmis", lambda: None if machines.vmis.is_synced else "the VMIs of this node are not known yet")
+    endpoints.ready("pods", lambda: None if machines.pods.is_synced else "the pods of this node are not known yet")
+    return endpoints
+
+
+async def _sweep(machines: Machines, images: Images) -> None:
+    """Lets go of images that a crash left behind, once the pods are known; then waits for ever."""
+    logger = log.logger(component="images")
+    await machines.pods.synced()
+    while True:
+        try:
+            if dropped := await images.sweep(machines.living()):
+                logger.info("Let go of images of pods that are gone", views=dropped)
+        except ImagePullFailed as error:
+            logger.warning("Could not look for left-over images", why=error.message)
+        await asyncio.sleep(3600)
+
+
+def main() -> int:
+    """The process."""
+    log.setup("handler")
+    node = os.environ.get("NODE_NAME")
+    if not node:
+        print("NODE_NAME is not set: the handler must know which node it is on", file=sys.stderr)
+        return 2
+    asyncio.run(serve(node))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

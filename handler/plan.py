@@ -1,0 +1,233 @@
+"""What to do next for one VMI of this node: pure.
+
+The controller hands a VMI over by phase Scheduled with this node's name; from there until its pod has ended everything
+about it is said here. A VMI is driven only through the pod that it owns by UID: labels, which anybody can set, prove
+nothing.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from api import codec, names
+from api.errors import LauncherUnavailable
+from api.k8s import Pod
+from api.vmi import VirtualMachineInstance
+from handler import status
+from handler.bringing import Brought
+from handler.reports import State
+from handler.status import Facts, Patch, Trouble
+from kit.reconcile import Again
+from protos import launcher_pb2 as pb
+
+ENDED = frozenset({"Succeeded", "Failed"})
+"""Phases of a pod whose containers have all ended."""
+COALESCE_SECONDS = 2.0
+"""How long a change that nobody waits for may wait for others to be written with."""
+SILENCE_SECONDS = 20.0
+"""A launcher may be silent for so long (it is starting, or its server starts again) before the VMI says so."""
+LOST_SECONDS = 15.0
+"""A launcher's server that starts again needs a moment until it knows its VM."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything that the plan for a VMI depends on."""
+
+    vmi: VirtualMachineInstance
+    pod: Pod | None
+    now: datetime
+    clock: float = 0.0
+    state: State | None = None
+    state_seconds: float = 0.0
+    """How long the launcher has been in this state."""
+    silent_seconds: float = 0.0
+    silence: str = ""
+    brought: Brought | None = None
+    synced: str = ""
+    busy: bool = False
+    trouble: Trouble | None = None
+    retry_at: float = 0.0
+    minor_since: float = 0.0
+    kvm: str = ""
+
+    @property
+    def phase(self) -> str:
+        """The VMI's phase."""
+        return (self.vmi.status.phase if self.vmi.status else None) or names.PHASE_UNSET
+
+
+@dataclass(frozen=True)
+class Bring:
+    """Make the node's side of the VM, and have the launcher make the VM (`sync`)."""
+
+    sync: bool
+
+
+@dataclass(frozen=True)
+class Write:
+    """Patch the VMI, then record Events."""
+
+    patch: Patch
+    events: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Record an Event, once in the life of a pod."""
+
+    event: tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Note since when something minor waits to be written; 0: nothing does."""
+
+    since: float
+
+
+Action = Bring | Write | Tell | Wait | Again
+
+
+def plan(seen: Observed) -> list[Action]:
+    """What to do next for one VMI."""
+    return list(_plan(seen))
+
+
+def _plan(seen: Observed) -> Iterator[Action]:
+    state = seen.state
+    # A pod that is gone is the controller's business again, and so is a VMI that is not handed over yet.
+    if seen.pod is None or seen.phase not in (names.PHASE_SCHEDULED, names.PHASE_RUNNING):
+        return
+    if state is not None and state.ended:
+        yield from _end(seen, state)
+    elif seen.pod.status.phase in ENDED:
+        return  # the launcher had no time to tell: the controller reads its last words from the pod
+    elif seen.vmi.metadata.deletionTimestamp or seen.pod.metadata.deletionTimestamp:
+        return  # the guest is shutting down; what it says on the way out is not worth a write
+    elif seen.silent_seconds > 0:
+        yield from _silent(seen)
+    elif state is not None:
+        yield from _drive(seen, state)
+
+
+def _end(seen: Observed, state: State) -> Iterator[Action]:
+    patch = status.ended(seen.vmi, state, seen.now)
+    if patch is None:
+        return
+    if state.state == pb.DOMAIN_STATE_CRASHED:
+        event = (
+            names.REASON_CRASHED,
+            f"The virtual machine ended: {state.message or state.reason or 'it crashed'}",
+            "Warning",
+        )
+    else:
+        event = (names.REASON_STOPPED, f"The virtual machine ended: {state.message or 'the guest shut down'}", "Normal")
+    if seen.vmi.metadata.deletionTimestamp:
+        # When the pod has ended, the controller writes the end together with the finalizer: one write instead of two.
+        yield Tell(event)
+    else:
+        yield Write(patch, (event,))
+
+
+def _silent(seen: Observed) -> Iterator[Action]:
+    if seen.silent_seconds < SILENCE_SECONDS:
+        yield Again(SILENCE_SECONDS - seen.silent_seconds + 0.1)
+    else:
+        trouble = Trouble(LauncherUnavailable.reason, seen.silence or "the launcher does not answer")
+        yield from _say(seen, trouble)
+
+
+def _drive(seen: Observed, state: State) -> Iterator[Action]:
+    if seen.trouble is not None and seen.trouble.permanent:
+        yield from _say(seen, seen.trouble)
+        return
+    lost = seen.phase == names.PHASE_RUNNING and state.state == pb.DOMAIN_STATE_NONE
+    if lost:
+        # It was running: starting it a second time is nobody's right but the controller's.
+        if seen.state_seconds < LOST_SECONDS:
+            yield Again(LOST_SECONDS - seen.state_seconds + 0.1)
+        else:
+            yield from _say(seen, Trouble("Lost", "the launcher knows nothing of the virtual machine that it ran"))
+        return
+    needs_sync = (seen.phase == names.PHASE_SCHEDULED and not state.runs) or seen.synced not in ("", digest(seen.vmi))
+    if not seen.busy and (seen.brought is None or needs_sync):
+        if seen.clock >= seen.retry_at:
+            yield Bring(needs_sync)
+        else:
+            yield Again(seen.retry_at - seen.clock + 0.01)
+    if seen.trouble is not None:
+        yield from _say(seen, seen.trouble)
+    elif state.runs and seen.brought is not None:
+        yield from _run(seen, state, seen.pod, seen.brought)
+
+
+def _run(seen: Observed, state: State, pod: Pod | None, brought: Brought) -> Iterator[Action]:
+    assert pod is not None
+    if any(item.state and item.state.terminated for item in pod.status.containerStatuses or ()):
+        return  # the report of its end is on its way
+    patch = status.running(seen.vmi, Facts(state, pod, brought.attachment, seen.kvm), seen.now)
+    if patch is None:
+        if seen.minor_since:
+            yield Wait(0.0)
+    elif patch.urgent or (seen.minor_since and seen.clock - seen.minor_since >= COALESCE_SECONDS):
+        yield Write(patch, tuple(_news(seen, state)))
+        yield Wait(0.0)
+    else:
+        since = seen.minor_since or seen.clock
+        yield Wait(since)
+        yield Again(since + COALESCE_SECONDS - seen.clock + 0.05)
+
+
+def _news(seen: Observed, state: State) -> Iterator[tuple[str, str, str]]:
+    if seen.phase == names.PHASE_SCHEDULED:
+        yield (names.REASON_STARTED, "The virtual machine runs", "Normal")
+    if state.state == pb.DOMAIN_STATE_IO_ERROR and not _has(
+        seen.vmi, names.CONDITION_PAUSED, names.REASON_PAUSED_IO_ERROR
+    ):
+        yield (
+            names.REASON_PAUSED_IO_ERROR,
+            f"The virtual machine is paused: {state.message or 'a disk failed or is full'}",
+            "Warning",
+        )
+
+
+def _say(seen: Observed, trouble: Trouble) -> Iterator[Action]:
+    patch = status.troubled(seen.vmi, trouble, seen.now)
+    if patch is None:
+        return
+    known = _has(seen.vmi, names.CONDITION_SYNCHRONIZED, trouble.reason) and not trouble.permanent
+    yield Write(patch, () if known else ((trouble.reason, trouble.message, "Warning"),))
+
+
+def _has(vmi: VirtualMachineInstance, type: str, reason: str) -> bool:
+    conditions = (vmi.status.conditions if vmi.status else None) or ()
+    return any(item.type == type and item.reason == reason for item in conditions)
+
+
+def digest(vmi: VirtualMachineInstance) -> str:
+    """Tells one spec from another."""
+    return hashlib.sha256(codec.encode(vmi.spec)).hexdigest()[:16]
+
+
+def owner_uid(pod: Pod) -> str:
+    """The UID of the VMI that a pod belongs to by its controlling owner reference; empty if it is nobody's launcher."""
+    for owner in pod.metadata.ownerReferences or ():
+        if owner.controller and owner.kind == names.KIND_VMI and owner.apiVersion.startswith(f"{names.GROUP}/"):
+            return owner.uid
+    return ""
+
+
+def is_active(vmi: VirtualMachineInstance, pod: Pod) -> bool:
+    """Whether the controller knows the pod, too: anybody who may make pods can write an owner reference into one."""
+    known = vmi.status.activePods if vmi.status else None
+    return not known or pod.metadata.uid in known
+
+
+def has_started(pod: Pod) -> bool:
+    """Whether the launcher's container runs."""
+    return any(
+        item.name == names.COMPUTE_CONTAINER and item.state and item.state.running
+        for item in pod.status.containerStatuses or ()
+    )

@@ -1,0 +1,233 @@
+"""What a VMI's status should say, and the one patch that makes it say so. Pure.
+
+Conditions and lists are written whole, as a merge patch has it, so every patch names the version of the object that it
+was made from.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from api import names
+from api.k8s import Pod
+from api.meta import format_time
+from api.vmi import VirtualMachineInstance
+from handler import nic
+from handler.network import Attachment
+from handler.reports import State
+from protos import launcher_pb2 as pb
+
+Json = dict[str, Any]
+_MESSAGE_LIMIT = 1500
+_NOT_MIGRATABLE = ("LiveMigrationNotSupported", "this version of hyperlet does not migrate virtual machines")
+# Conditions whose change people and other programs wait for; the rest may wait to be written with something else.
+_URGENT = frozenset(
+    {names.CONDITION_READY, names.CONDITION_PAUSED, names.CONDITION_SYNCHRONIZED, names.CONDITION_EMULATED}
+)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What keeps a VMI from being what it should be."""
+
+    reason: str
+    message: str
+    permanent: bool = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that a running VMI's status is made of."""
+
+    state: State
+    pod: Pod
+    attachment: Attachment | None
+    kvm: str
+    """The sentence of the KVM probe."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A merge patch of the VMI. `urgent`: somebody waits for it."""
+
+    body: Json
+    urgent: bool
+
+
+def running(vmi: VirtualMachineInstance, facts: Facts, now: datetime) -> Patch | None:
+    """The patch for a VMI whose domain runs; None when the status says so already."""
+    status = _status(vmi)
+    wanted: Json = {"phase": names.PHASE_RUNNING, "reason": None}
+    wanted["conditions"] = merged(status.get("conditions"), _conditions(facts, status), _gone(facts), now)
+    if facts.attachment is not None:
+        wanted["interfaces"] = _interfaces(facts.attachment, facts.state)
+    if facts.state.machine:
+        wanted["machine"] = {"type": facts.state.machine}
+    if facts.state.os:
+        wanted["guestOSInfo"] = facts.state.os
+    if volumes := _volumes(vmi, status.get("volumeStatus"), facts.state):
+        wanted["volumeStatus"] = volumes
+    return _patch(vmi, status, wanted, now)
+
+
+def troubled(vmi: VirtualMachineInstance, trouble: Trouble | None, now: datetime) -> Patch | None:
+    """The patch that says what is wrong, and for a permanent trouble that the VMI has failed."""
+    status = _status(vmi)
+    wanted: Json = {}
+    if trouble is not None:
+        conditions = [condition(names.CONDITION_SYNCHRONIZED, False, trouble.reason, trouble.message)]
+        if trouble.permanent:
+            wanted = {"phase": names.PHASE_FAILED, "reason": trouble.reason}
+            conditions.append(condition(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, trouble.message))
+        wanted["conditions"] = merged(status.get("conditions"), conditions, (), now)
+    return _patch(vmi, status, wanted, now)
+
+
+def ended(vmi: VirtualMachineInstance, state: State, now: datetime) -> Patch | None:
+    """The patch for a VMI whose domain is over."""
+    status = _status(vmi)
+    crashed = state.state == pb.DOMAIN_STATE_CRASHED
+    words = state.message or ("the virtual machine crashed" if crashed else "the guest shut down")
+    conditions = [condition(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, words)]
+    gone = (names.CONDITION_AGENT_CONNECTED, names.CONDITION_PAUSED)
+    wanted: Json = {
+        "phase": names.PHASE_FAILED if crashed else names.PHASE_SUCCEEDED,
+        "reason": state.reason or None,
+        "conditions": merged(status.get("conditions"), conditions, gone, now),
+    }
+    return _patch(vmi, status, wanted, now)
+
+
+def condition(type: str, status: bool, reason: str = "", message: str = "") -> Json:
+    """A condition without times."""
+    made = {"type": type, "status": names.TRUE if status else names.FALSE}
+    return made | ({"reason": reason} if reason else {}) | ({"message": message[:_MESSAGE_LIMIT]} if message else {})
+
+
+def merged(old: Iterable[Json] | None, wanted: Iterable[Json], gone: Iterable[str], now: datetime) -> list[Json]:
+    """The conditions to write: those wanted in place of the old ones of their types, without those that are gone.
+
+    A condition's time changes only with its status.
+    """
+    fresh = {item["type"]: item for item in wanted}
+    result = []
+    for item in old or ():
+        new = fresh.pop(item["type"], None)
+        if new is None:
+            if item["type"] not in gone:
+                result.append(item)
+        elif new["status"] == item["status"]:
+            result.append({**new, "lastTransitionTime": item.get("lastTransitionTime") or format_time(now)})
+        else:
+            result.append({**new, "lastTransitionTime": format_time(now)})
+    return result + [{**item, "lastTransitionTime": format_time(now)} for item in fresh.values()]
+
+
+def _status(vmi: VirtualMachineInstance) -> Json:
+    status: Json = msgspec.to_builtins(vmi.status) if vmi.status else {}
+    for item in status.get("conditions") or ():
+        item.pop("lastProbeTime", None)
+    return status
+
+
+def _conditions(facts: Facts, status: Json) -> list[Json]:
+    state = facts.state
+    found = [
+        _ready(facts),
+        condition(names.CONDITION_LIVE_MIGRATABLE, False, *_NOT_MIGRATABLE),
+        condition(names.CONDITION_SYNCHRONIZED, True),
+    ]
+    if state.state == pb.DOMAIN_STATE_PAUSED:
+        found.append(
+            condition(
+                names.CONDITION_PAUSED, True, names.REASON_PAUSED_BY_USER, "the virtual machine was paused by a user"
+            )
+        )
+    elif state.state == pb.DOMAIN_STATE_IO_ERROR:
+        words = state.message or "a disk failed or is full: the virtual machine is paused until that is mended"
+        found.append(condition(names.CONDITION_PAUSED, True, names.REASON_PAUSED_IO_ERROR, words))
+    if state.agent:
+        found.append(condition(names.CONDITION_AGENT_CONNECTED, True))
+    known = any(item["type"] == names.CONDITION_EMULATED for item in status.get("conditions") or ())
+    if state.accelerator == "tcg" and not known:
+        words = f"the processor is emulated in software, which is slow: {facts.kvm}"
+        found.append(condition(names.CONDITION_EMULATED, True, "KVMNotUsable", words))
+    return found
+
+
+def _gone(facts: Facts) -> tuple[str, ...]:
+    paused = facts.state.state != pb.DOMAIN_STATE_RUNNING
+    return (() if paused else (names.CONDITION_PAUSED,)) + (
+        () if facts.state.agent else (names.CONDITION_AGENT_CONNECTED,)
+    )
+
+
+def _ready(facts: Facts) -> Json:
+    if facts.state.state != pb.DOMAIN_STATE_RUNNING:
+        return condition(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, "the guest is paused")
+    for item in facts.pod.status.conditions or ():
+        if item.type == "ContainersReady" and item.status != names.TRUE:
+            return condition(names.CONDITION_READY, False, item.reason or "ContainersNotReady", item.message or "")
+    return condition(names.CONDITION_READY, True)
+
+
+def _interfaces(attachment: Attachment, state: State) -> list[Json]:
+    entry: Json = nic.status(attachment)
+    others = []
+    for seen in state.interfaces:
+        if seen.mac == attachment.request.mac:
+            # The guest's own address is hidden by NAT: the pod's addresses stay the ones to reach it by.
+            entry |= {"interfaceName": seen.name, "infoSource": names.INFO_DOMAIN_AND_AGENT}
+        else:
+            others.append(_guests_own(seen.name, seen.mac, seen.addresses))
+    return [entry, *others]
+
+
+def _guests_own(name: str, mac: str, addresses: tuple[str, ...]) -> Json:
+    entry: Json = {"interfaceName": name, "infoSource": names.INFO_GUEST_AGENT}
+    if mac:
+        entry["mac"] = mac
+    if addresses:
+        entry |= {"ipAddress": addresses[0], "ipAddresses": list(addresses)}
+    return entry
+
+
+def _volumes(vmi: VirtualMachineInstance, known: list[Json] | None, state: State) -> list[Json]:
+    # A launcher that made names up, new ones every time, would let the object grow until nobody can write it.
+    own = {volume.name for volume in vmi.spec.volumes or ()}
+    disks = {disk.volume: disk for disk in state.disks if disk.volume in own}
+    result = []
+    for entry in known or ():
+        disk = disks.pop(entry["name"], None)
+        result.append(entry | {"target": disk.target, "size": disk.size} if disk else entry)
+    return result + [{"name": disk.volume, "target": disk.target, "size": disk.size} for disk in disks.values()]
+
+
+def _patch(vmi: VirtualMachineInstance, status: Json, wanted: Mapping[str, Any], now: datetime) -> Patch | None:
+    changed = {key: value for key, value in wanted.items() if status.get(key) != value}
+    if not changed:
+        return None
+    if "phase" in changed:
+        stamps = status.get("phaseTransitionTimestamps") or []
+        stamp = {"phase": wanted["phase"], "phaseTransitionTimestamp": format_time(now)}
+        changed["phaseTransitionTimestamps"] = [
+            *(item for item in stamps if item.get("phase") != wanted["phase"]),
+            stamp,
+        ]
+    body = {"metadata": {"resourceVersion": vmi.metadata.resourceVersion}, "status": changed}
+    return Patch(body, "phase" in changed or _urgent(status.get("conditions"), changed.get("conditions")))
+
+
+def _urgent(old: list[Json] | None, new: list[Json] | None) -> bool:
+    if new is None:
+        return False
+
+    def chosen(items: list[Json] | None) -> list[tuple[str, ...]]:
+        return sorted(
+            (item["type"], item["status"], item.get("reason") or "") for item in items or () if item["type"] in _URGENT
+        )
+
+    return chosen(old) != chosen(new)

@@ -1,0 +1,321 @@
+"""The VMIs of this node, brought to what `handler.plan` says they should be."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from prometheus_client import Counter, Histogram
+
+from api import codec, defaults, names
+from api.errors import ApiUnavailable, Conflict, HyperletError, LauncherUnavailable, NotFound
+from api.k8s import Pod
+from api.vmi import VirtualMachineInstance
+from handler import nic
+from handler.bringing import Bringer, Brought
+from handler.containerd import PullRefused
+from handler.launchers import Launcher, SyncRefused
+from handler.plan import ENDED, Bring, Observed, Tell, Wait, Write, digest, has_started, is_active, owner_uid, plan
+from handler.status import Trouble
+from handler.turns import Turns
+from kit import log
+from kit.cache import Store
+from kit.kube import Kube
+from kit.reconcile import Reconciler
+
+Key = tuple[str, str]
+API_SECONDS = 2.0
+"""Between two tries at an API server that is away."""
+WRITES, WRITES_SECONDS = 20, 60.0
+"""So many patches of one VMI in so many seconds; a guest or launcher that flaps faster is written about later."""
+LONGEST_PAUSE = 30.0
+"""Between two tries at bringing up a VM."""
+
+BROUGHT = Histogram(
+    "hyperlet_handler_bring_seconds",
+    "Time from a VMI's hand-over being seen until its launcher has made the VM",
+    buckets=(0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 10, 30, 60),
+)
+FAILURES = Counter("hyperlet_handler_bring_failures_total", "VMs that could not be brought up, by reason", ["reason"])
+
+
+@dataclass
+class Machine:
+    """What this process remembers of one pod's VM. All of it can be found out again."""
+
+    launcher: Launcher
+    brought: Brought | None = None
+    """The node's side of the VM, once it has been made or found made."""
+    synced: str = ""
+    """Digest of the spec that the launcher has taken."""
+    task: asyncio.Task[None] | None = None
+    trouble: Trouble | None = None
+    failures: int = 0
+    retry_at: float = 0.0
+    minor_since: float = 0.0
+    retired: bool = False
+    told: bool = False
+    """Its end stands in an Event already."""
+    writes: deque[float] = field(default_factory=lambda: deque(maxlen=WRITES))
+    """When the VMI was patched, the latest times."""
+
+    def write_in(self, clock: float) -> float:
+        """Seconds until the VMI may be patched again; 0: now."""
+        full = len(self.writes) == self.writes.maxlen
+        return max(0.0, self.writes[0] + WRITES_SECONDS - clock) if full else 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether the VM is being brought up right now."""
+        return self.task is not None and not self.task.done()
+
+
+class Machines(Reconciler[Key, Observed]):
+    """Drives every VMI of this node."""
+
+    name = "vmi"
+
+    def __init__(
+        self,
+        kube: Kube,
+        node: str,
+        bringer: Bringer,
+        kvm: Callable[[], str],
+        launcher: Callable[[str, Callable[[], None]], Launcher] = Launcher,
+    ) -> None:
+        super().__init__()
+        self._kube = kube
+        self._node = node
+        self._bringer = bringer
+        self._kvm = kvm
+        self._launcher = launcher
+        self._turns = Turns()
+        self._machines: dict[str, Machine] = {}
+        self.vmis: Store[VirtualMachineInstance] = Store(
+            kube, VirtualMachineInstance, labels={names.LABEL_NODE_NAME: node}
+        )
+        self.pods: Store[Pod] = Store(kube, Pod, fields={"spec.nodeName": node})
+        self.pods.index("owner", lambda pod: [owner_uid(pod)])
+        self.vmis.on_change(self._vmi_changed)
+        self.pods.on_change(self._pod_changed)
+
+    def __len__(self) -> int:
+        return len(self._machines)
+
+    def living(self) -> set[str]:
+        """UIDs of the launcher pods that are on this node."""
+        return {pod.metadata.uid or "" for pod in self.pods.all() if owner_uid(pod)}
+
+    # ---- watching --------------------------------------------------------------------------------------------------
+
+    def _vmi_changed(self, old: VirtualMachineInstance | None, new: VirtualMachineInstance | None) -> None:
+        vmi = new or old
+        if vmi is not None:
+            self.queue.add((vmi.metadata.namespace or "", vmi.metadata.name or ""))
+
+    def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        pod = new or old
+        if pod is None or not owner_uid(pod):
+            return
+        uid = pod.metadata.uid or ""
+        if new is None:
+            self._forget(uid)
+        elif new.status.phase in ENDED:
+            self._retire(uid)
+        elif has_started(new) and uid not in self._machines:
+            # Found before its VMI is handed over: the conversation stands when the first request is due.
+            self._machines[uid] = Machine(self._launcher(uid, lambda: self._touch(uid)))
+        self._touch_pod(pod)
+
+    def _touch(self, pod_uid: str) -> None:
+        for pod in self.pods.all():
+            if pod.metadata.uid == pod_uid:
+                self._touch_pod(pod)
+                return
+
+    def _touch_pod(self, pod: Pod) -> None:
+        for owner in pod.metadata.ownerReferences or ():
+            if owner.controller:
+                self.queue.add((pod.metadata.namespace or "", owner.name))
+
+    def _retire(self, pod_uid: str) -> None:
+        """The pod has ended, and may stay for long: only what its launcher said last is kept."""
+        machine = self._machines.get(pod_uid)
+        if machine is None or machine.retired:
+            return
+        machine.retired = True
+        if machine.task is not None:
+            machine.task.cancel()
+        if machine.brought is not None:
+            machine.brought.close()
+        background(self._let_go(pod_uid, machine))
+
+    def _forget(self, pod_uid: str) -> None:
+        self._retire(pod_uid)
+        self._machines.pop(pod_uid, None)
+
+    async def _let_go(self, pod_uid: str, machine: Machine) -> None:
+        await machine.launcher.close()
+        await self._bringer.forget(pod_uid)
+
+    # ---- observing -------------------------------------------------------------------------------------------------
+
+    def _pod_of(self, vmi: VirtualMachineInstance) -> Pod | None:
+        """The VMI's pod on this node; the one that still runs if there is more than one."""
+        own = [
+            pod
+            for pod in self.pods.by("owner", vmi.metadata.uid or "-")
+            if pod.metadata.namespace == vmi.metadata.namespace
+            and pod.spec.nodeName == self._node
+            and is_active(vmi, pod)
+        ]
+        return min(own, key=lambda pod: pod.status.phase in ENDED, default=None)
+
+    async def observe(self, key: Key) -> Observed | None:
+        """What the caches and the launcher say."""
+        vmi = self.vmis.get(*key)
+        if vmi is None or vmi.status is None or vmi.status.nodeName != self._node:
+            return None
+        pod = self._pod_of(vmi)
+        machine = self._machines.get(pod.metadata.uid or "") if pod else None
+        seen = Observed(vmi, pod, datetime.now(UTC), time.monotonic(), kvm=self._kvm())
+        if machine is None:
+            return seen
+        launcher = machine.launcher
+        return replace(
+            seen,
+            state=launcher.state,
+            state_seconds=seen.clock - launcher.since,
+            silent_seconds=launcher.silent_seconds,
+            silence=launcher.trouble,
+            brought=machine.brought,
+            synced=machine.synced,
+            busy=machine.busy,
+            trouble=machine.trouble,
+            retry_at=machine.retry_at,
+            minor_since=machine.minor_since,
+        )
+
+    def plan(self, observed: Observed) -> Sequence[Any]:
+        """See the function of this name."""
+        return plan(observed)
+
+    # ---- doing -----------------------------------------------------------------------------------------------------
+
+    async def apply(self, observed: Observed, action: Any) -> None:
+        """Does one thing."""
+        machine = self._machines.get((observed.pod.metadata.uid if observed.pod else "") or "")
+        if isinstance(action, Write):
+            await self._write(observed, action, machine)
+        elif machine is not None and isinstance(action, Tell):
+            if not machine.told:
+                machine.told = True
+                self._events(observed.vmi, (action.event,))
+        elif machine is not None and isinstance(action, Wait):
+            machine.minor_since = action.since
+        elif machine is not None and isinstance(action, Bring) and not machine.busy:
+            machine.task = asyncio.create_task(self._bring(observed, machine, action.sync))
+
+    async def _write(self, observed: Observed, action: Write, machine: Machine | None) -> None:
+        meta = observed.vmi.metadata
+        key = (meta.namespace or "", meta.name or "")
+        final = action.patch.body["status"].get("phase") in names.FINAL_PHASES
+        if machine is not None and not final and (pause := machine.write_in(observed.clock)):
+            self.queue.add_after(key, pause)
+            return
+        if machine is not None:
+            machine.writes.append(observed.clock)
+        try:
+            self.vmis.learn(await self._kube.patch(VirtualMachineInstance, *key, action.patch.body))
+        except Conflict:
+            self.queue.add_after(key, 0.1)  # somebody else wrote: the cache will know in a moment
+            return
+        except ApiUnavailable as error:
+            self.log.warning(
+                "The API server is away: trying again",
+                why=error.message,
+                again_in=API_SECONDS,
+                **log.about(observed.vmi),
+            )
+            self.queue.add_after(key, API_SECONDS)
+            return
+        except NotFound:
+            return
+        if phase := action.patch.body["status"].get("phase"):
+            self.log.info("The VMI has come to a phase", phase=phase, **log.about(observed.vmi))
+        self._events(observed.vmi, action.events)
+
+    def _events(self, vmi: VirtualMachineInstance, events: Sequence[tuple[str, str, str]]) -> None:
+        for reason, message, type in events:
+            background(self._kube.event(vmi, reason, message, "Warning" if type == "Warning" else "Normal"))
+
+    async def _bring(self, observed: Observed, machine: Machine, sync: bool) -> None:
+        began = time.monotonic()
+        vmi = defaults.default_vmi(observed.vmi)
+        try:
+            machine.brought = await self._bringer.bring(vmi, machine.launcher, machine.brought)
+            if sync:
+                nics = nic.messages(vmi, machine.brought.attachment)
+                await self._turns.take(machine.launcher.sync(codec.encode(vmi), nics))
+            machine.synced = digest(observed.vmi)
+            machine.trouble, machine.failures, machine.retry_at = None, 0, 0.0
+            BROUGHT.observe(time.monotonic() - began)
+            self.log.info(
+                "Brought up what the VM needs",
+                seconds=round(time.monotonic() - began, 3),
+                synced=sync,
+                **log.about(vmi),
+            )
+        except HyperletError as error:
+            self._note(observed.vmi, machine, error)
+        except Exception as error:
+            self.log.exception("Bringing up a VM failed in a way nobody foresaw", **log.about(observed.vmi))
+            self._note(observed.vmi, machine, HyperletError(f"{type(error).__name__}: {error}"))
+        finally:
+            machine.task = None
+            self.queue.add((observed.vmi.metadata.namespace or "", observed.vmi.metadata.name or ""))
+
+    def _note(self, vmi: VirtualMachineInstance, machine: Machine, error: HyperletError) -> None:
+        machine.failures += 1
+        pause = min(LONGEST_PAUSE, 0.1 * 2 ** min(machine.failures, 20))
+        reason = error.reason
+        if isinstance(error, PullRefused):
+            pause = error.again_in
+            if machine.failures > 1:
+                reason = names.REASON_IMAGE_PULL_BACKOFF
+        FAILURES.labels(reason).inc()
+        machine.retry_at = time.monotonic() + pause
+        permanent = isinstance(error, SyncRefused) and error.permanent
+        # A launcher that is starting, or starts again, is no news.
+        if not isinstance(error, LauncherUnavailable) or machine.failures > 5:
+            machine.trouble = Trouble(reason, error.message, permanent)
+        self.log.warning(
+            "Could not bring up the VM",
+            why=error.message,
+            failures=machine.failures,
+            again_in=None if permanent else round(pause, 1),
+            **log.about(vmi),
+        )
+
+    async def close(self) -> None:
+        """Ends every conversation. The VMs run on."""
+        for machine in self._machines.values():
+            if machine.task is not None:
+                machine.task.cancel()
+            if machine.brought is not None:
+                machine.brought.close()
+        await asyncio.gather(*(machine.launcher.close() for machine in self._machines.values()), return_exceptions=True)
+        self._machines.clear()
+
+
+_tasks: set[asyncio.Task[Any]] = set()
+
+
+def background(work: Any) -> None:
+    """Runs a coroutine whose outcome nobody waits for."""
+    task = asyncio.get_running_loop().create_task(work)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)

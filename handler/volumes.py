@@ -1,0 +1,158 @@
+"""What the launcher's user must be able to open but may not: device nodes and disks on volumes that belong to root.
+
+The container is seen through /proc/<pid>/root. Everything below it belongs to somebody else, so every path is opened
+without following links, looked at by its descriptor, and changed by that descriptor only.
+"""
+
+import contextlib
+import errno
+import os
+import pathlib
+import re
+import stat
+from collections.abc import Sequence
+
+from api import names
+from api.errors import VolumeError
+from api.vmi import VirtualMachineInstance
+from kit import proc
+
+DISK = "disk.img"
+DEVICES = ("dev/kvm", "dev/net/tun", "dev/vhost-net")
+_SYS_FCHOWNAT = {"x86_64": 260, "aarch64": 54}
+_SYS_SETFSUID = {"x86_64": (122, 123), "aarch64": (151, 152)}
+_AT_EMPTY_PATH = 0x1000
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+
+
+def written_by(vmi: VirtualMachineInstance) -> list[str]:
+    """The volumes on claims whose disk the guest may write. Raises VolumeError for a name that is no directory's."""
+    used = {disk.name: disk for disk in vmi.spec.domain.devices.disks or []}
+    found = []
+    for volume in vmi.spec.volumes or []:
+        claim = volume.persistentVolumeClaim
+        disk = used.get(volume.name)
+        if not claim or claim.readOnly or disk is None or disk.cdrom or (disk.disk and disk.disk.readonly):
+            continue
+        if not _NAME.fullmatch(volume.name) or ".." in volume.name:
+            raise VolumeError(f"{volume.name!r} cannot be the name of a volume")
+        found.append(volume.name)
+    return found
+
+
+def prepare(process: proc.Process, volumes: Sequence[str], uid: int = names.LAUNCHER_UID) -> list[str]:
+    """Gives the launcher its device nodes and the disks of these volumes; returns what was changed. Idempotent.
+
+    Changes the calling thread's file system ids: call it through `kit.proc.isolated`. Raises VolumeError.
+    """
+    changed = []
+    with proc.closing(process.root()) as root:
+        changed += [path for path in DEVICES if _claim_device(root, path, uid)]
+        for volume in volumes:
+            try:
+                if _claim_disk(root, volume, uid):
+                    changed.append(volume)
+            except OSError as error:
+                raise VolumeError(f"volume {volume}: {error.strerror or error}") from error
+    return changed
+
+
+def _claim_device(root: int, path: str, uid: int) -> bool:
+    """Gives a device node of the container's own /dev, which kubelet had made, to the launcher's user."""
+    try:
+        fd = proc.open_beneath(root, path, os.O_PATH | os.O_NOFOLLOW)
+    except OSError:
+        return False  # the pod did not ask for it
+    with proc.closing(fd):
+        node = os.fstat(fd)
+        try:
+            ours = pathlib.Path("/", path).stat()
+        except OSError:
+            return False
+        if not stat.S_ISCHR(node.st_mode) or node.st_rdev != ours.st_rdev:
+            return False
+        # A node of the host itself (a bind mount of its /dev) is not the container's to have.
+        if (
+            (node.st_dev, node.st_ino) == (ours.st_dev, ours.st_ino)
+            or node.st_uid == uid
+            or node.st_mode & 0o006 == 0o006
+        ):
+            return False
+        proc.syscall(_SYS_FCHOWNAT[os.uname().machine], fd, b"", uid, uid, _AT_EMPTY_PATH)
+        return True
+
+
+def _claim_disk(root: int, volume: str, uid: int) -> bool:
+    try:
+        directory = proc.open_beneath(root, f"volumes/{volume}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False  # a claim in Block mode has no directory
+    with proc.closing(directory):
+        _become(uid)
+        try:
+            usable = _usable(directory)
+        finally:
+            _become(0)
+        return False if usable else _hand_over(directory, volume, uid)
+
+
+def _become(uid: int) -> None:
+    """File accesses of this thread are checked as `uid`'s, without root's privileges for them."""
+    group, user = _SYS_SETFSUID[os.uname().machine][::-1]
+    proc.syscall(group, uid)
+    proc.syscall(user, uid)
+
+
+def _usable(directory: int) -> bool:
+    """Whether the current file system user can write the disk, or make it where it is missing."""
+    try:
+        os.close(proc.open_regular(directory, DISK, os.O_RDWR))
+    except FileNotFoundError:
+        return _can_create(directory)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return False
+        raise
+    return True
+
+
+def _can_create(directory: int) -> bool:
+    # There is no way to ask for the file system ids (access(2) takes the real ones), so it is tried, without a name.
+    try:
+        os.close(proc.open_beneath(directory, ".", os.O_TMPFILE | os.O_RDWR, 0o600))
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            return False  # a file system without unnamed files: fsGroup's way does no harm
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return False
+        raise
+    return True
+
+
+def _hand_over(directory: int, volume: str, uid: int) -> bool:
+    try:
+        fd = proc.open_regular(directory, DISK, os.O_RDWR)
+    except FileNotFoundError:
+        return _share(directory, volume, uid)
+    with proc.closing(fd):
+        status = os.fstat(fd)
+        if status.st_nlink != 1:
+            raise VolumeError(f"volume {volume}: {DISK} has {status.st_nlink} names; it is not given away")
+        if status.st_mode & (stat.S_ISUID | stat.S_ISGID):
+            raise VolumeError(f"volume {volume}: {DISK} is a set-user-ID file; it is not given away")
+        os.fchown(fd, uid, uid)
+        with contextlib.suppress(OSError):
+            os.fchmod(fd, 0o660)
+    return True
+
+
+def _share(directory: int, volume: str, gid: int) -> bool:
+    """What kubelet does for fsGroup on volumes that it manages itself: the launcher may make its disk here."""
+    status = os.fstat(directory)
+    if status.st_uid != 0:
+        raise VolumeError(
+            f"volume {volume}: its directory belongs to user {status.st_uid}, and the launcher may not write there"
+        )
+    os.fchown(directory, -1, gid)
+    os.fchmod(directory, stat.S_IMODE(status.st_mode) | stat.S_IRWXG | stat.S_ISGID)
+    return True
