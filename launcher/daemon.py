@@ -1,0 +1,138 @@
+"""The libvirt daemon of this pod: its directories, configuration and command.
+
+Session mode as an unprivileged user: no cgroups, no namespaces, no security driver; the pod is the confinement.
+Stdlib only, and little of it: the supervisor imports this module.
+"""
+
+import os
+
+from launcher.paths import Paths
+
+DAEMONS = ("libvirtd", "virtqemud")
+BAKED = "/opt/hyperlet/libvirt-cache"
+"""What the image has of the directory $XDG_CACHE_HOME/libvirt, so that no start waits for QEMU to be probed."""
+
+_DRIVER = "libvirt_driver_qemu.so"
+_DRIVERS = "/usr/lib/{}/libvirt/connection-driver"
+_QEMU_CONF = """\
+stdio_handler = "file"
+cgroup_controllers = []
+namespaces = []
+security_driver = "none"
+dynamic_ownership = 1
+remember_owner = 0
+max_core = 0
+vnc_allow_host_audio = 0
+"""
+_DAEMON_CONF = """\
+host_uuid = "{uuid}"
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+unix_sock_rw_perms = "0600"
+unix_sock_ro_perms = "0600"
+unix_sock_admin_perms = "0600"
+min_workers = 1
+max_workers = 4
+prio_workers = 1
+max_clients = 8
+max_anonymous_clients = 8
+max_client_requests = 8
+admin_min_workers = 1
+admin_max_workers = 1
+log_outputs = "4:stderr"
+"""
+
+
+def find(directories: tuple[str, ...] = ("/usr/sbin", "/usr/bin")) -> str:
+    """The path of the daemon that is installed, libvirtd before virtqemud. Raises FileNotFoundError."""
+    for name in DAEMONS:
+        for directory in directories:
+            if os.access(f"{directory}/{name}", os.X_OK):
+                return f"{directory}/{name}"
+    raise FileNotFoundError("neither libvirtd nor virtqemud is installed")
+
+
+def environment(paths: Paths) -> dict[str, str]:
+    """The daemon's environment: every directory it writes lies in the pod's emptyDir."""
+    return {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": paths.home,
+        "XDG_RUNTIME_DIR": f"{paths.home}/run",
+        "XDG_CONFIG_HOME": f"{paths.home}/config",
+        "XDG_CACHE_HOME": f"{paths.home}/cache",
+        "XDG_DATA_HOME": f"{paths.home}/data",
+        "LIBVIRT_DRIVER_DIR": paths.libvirt_drivers,
+        "LC_ALL": "C.UTF-8",
+        "MALLOC_ARENA_MAX": "1",
+    }
+
+
+def command(daemon: str, paths: Paths) -> list[str]:
+    """How to start it."""
+    return [daemon, "-f", f"{paths.libvirt_config}/{os.path.basename(daemon)}.conf"]  # noqa: PTH119
+
+
+def prepare(daemon: str, paths: Paths) -> None:
+    """Makes the daemon's directories and files. What is there already is written again."""
+    for directory in (paths.libvirt_config, paths.libvirt_runtime, paths.libvirt_cache, f"{paths.home}/data"):
+        os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103
+    name = os.path.basename(daemon)  # noqa: PTH119
+    _write(f"{paths.libvirt_config}/qemu.conf", _QEMU_CONF)
+    _write(f"{paths.libvirt_config}/{name}.conf", _DAEMON_CONF.format(uuid=_uuid()))
+    _link_drivers(paths)
+    install_cache(os.environ.get("HYPERLET_LIBVIRT_CACHE", BAKED), paths.libvirt_cache, _changes(daemon))
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:  # noqa: PTH123
+        file.write(text)
+
+
+def _uuid() -> str:
+    """libvirt refuses to migrate between two daemons of one UUID; by itself it takes the machine's."""
+    with open("/proc/sys/kernel/random/uuid", encoding="ascii") as file:  # noqa: PTH123
+        return file.read().strip()
+
+
+def _link_drivers(paths: Paths) -> None:
+    """Only the driver in this directory is loaded: networks, storage pools and so on are Kubernetes' here."""
+    os.makedirs(paths.libvirt_drivers, exist_ok=True)  # noqa: PTH103
+    source = _DRIVERS.format(f"{os.uname().machine}-linux-gnu")
+    link = f"{paths.libvirt_drivers}/{_DRIVER}"
+    if not os.path.lexists(link):
+        os.symlink(f"{source}/{_DRIVER}", link)  # noqa: PTH211
+
+
+def _changes(daemon: str) -> dict[str, int]:
+    """What libvirt compares a cached probe with: when it and QEMU were changed last, in seconds.
+
+    The inode's change time is of the moment the image was unpacked on this node, so it never is what was baked.
+    Source: virQEMUCapsIsValid() and virUpdateSelfLastChanged() of libvirt.
+    """
+    machine = os.uname().machine
+    drivers = _DRIVERS.format(f"{machine}-linux-gnu")
+    loaded = [daemon, f"{drivers}/{_DRIVER}"]
+    return {
+        "qemuctime": int(os.stat(f"/usr/bin/qemu-system-{machine}").st_ctime),  # noqa: PTH116
+        "selfctime": max(int(os.stat(path).st_ctime) for path in loaded if os.path.exists(path)),  # noqa: PTH110,PTH116
+    }
+
+
+def install_cache(source: str, target: str, changes: dict[str, int]) -> None:
+    """Copies a baked cache, with the elements named in `changes` set to the given numbers."""
+    for folder, _, names in os.walk(source):
+        into = target + folder[len(source) :]
+        os.makedirs(into, mode=0o700, exist_ok=True)  # noqa: PTH103
+        for name in names:
+            with open(f"{folder}/{name}", encoding="utf-8") as file:  # noqa: PTH123
+                text = file.read()
+            for element, number in changes.items():
+                text = _set_element(text, element, number)
+            with open(f"{into}/{name}", "w", encoding="utf-8") as file:  # noqa: PTH123
+                file.write(text)
+
+
+def _set_element(text: str, element: str, number: int) -> str:
+    before, opening, rest = text.partition(f"<{element}>")
+    _, closing, after = rest.partition(f"</{element}>")
+    return f"{before}{opening}{number}{closing}{after}" if opening and closing else text

@@ -1,0 +1,1 @@
+"""The libvirt domain: `types` knows XML, `build` knows choices."""

@@ -1,0 +1,218 @@
+"""Which domain a VMI becomes: an ordered list of small builders, each of which returns its own part.
+
+The VMI has its defaults (`api.defaults`) and was validated (`api.validate`) when it was admitted.
+"""
+
+import uuid
+
+from api.domain import CPU, Chassis
+from api.meta import quantity_bytes
+from api.platform import FeatureHyperv, FeatureState, Firmware, Timer
+from api.vmi import VirtualMachineInstance
+from launcher.domain import types
+from launcher.domain.devices import build_devices
+from launcher.domain.facts import Facts, InvalidVmi
+
+TB_CACHE_MIB = 32
+"""QEMU's translation cache under TCG. Its default, an eighth of the guest's memory or more, is counted as overhead."""
+_UUIDS = uuid.uuid5(uuid.NAMESPACE_URL, types.METADATA_URI)
+
+
+def build(vmi: VirtualMachineInstance, facts: Facts) -> types.Domain:
+    """The domain of a VMI. Raises InvalidVmi, ValueError (from quantities and characters that XML cannot hold)."""
+    return types.Domain(
+        type="kvm" if facts.kvm else "qemu",
+        name=domain_name(vmi),
+        uuid=_uuid(vmi),
+        metadata=types.Metadata(
+            namespace=vmi.metadata.namespace or "", name=vmi.metadata.name or "", uid=vmi.metadata.uid or ""
+        ),
+        memory=_memory(vmi),
+        vcpu=_vcpus(vmi.spec.domain.cpu),
+        sysinfo=_sysinfo(vmi),
+        os=_os(vmi, facts),
+        features=_features(vmi, facts),
+        cpu=_cpu(vmi.spec.domain.cpu, facts),
+        clock=_clock(vmi, facts),
+        on_reboot="destroy" if vmi.spec.domain.rebootPolicy == "Terminate" else "restart",
+        devices=types.Devices(emulator=facts.emulator, nodes=build_devices(vmi, facts)),
+    )
+
+
+def domain_name(vmi: VirtualMachineInstance) -> str:
+    """Unique on the node, and readable in `virsh list`."""
+    return f"{vmi.metadata.namespace}_{vmi.metadata.name}"
+
+
+def _firmware(vmi: VirtualMachineInstance) -> Firmware:
+    return vmi.spec.domain.firmware or Firmware()
+
+
+def _uuid(vmi: VirtualMachineInstance) -> str:
+    """The same after every restart: guests license software by it, and cloud-init knows itself again by it."""
+    return _firmware(vmi).uuid or str(uuid.uuid5(_UUIDS, domain_name(vmi)))
+
+
+def _memory(vmi: VirtualMachineInstance) -> int:
+    """Bytes of guest memory, whole KiB as libvirt has it."""
+    memory = vmi.spec.domain.memory
+    if memory is None or memory.guest is None:
+        raise InvalidVmi("spec.domain.memory.guest: missing")
+    return -(-quantity_bytes(memory.guest) // 1024) * 1024
+
+
+def _topology(cpu: CPU | None) -> tuple[int, int, int]:
+    return (cpu and cpu.sockets) or 1, (cpu and cpu.cores) or 1, (cpu and cpu.threads) or 1
+
+
+def _vcpus(cpu: CPU | None) -> int:
+    sockets, cores, threads = _topology(cpu)
+    return sockets * cores * threads
+
+
+def _cpu(cpu: CPU | None, facts: Facts) -> types.Cpu:
+    sockets, cores, threads = _topology(cpu)
+    model = (cpu and cpu.model) or "host-model"
+    features = [
+        types.CpuFeature(policy=feature.policy or "require", name=feature.name)
+        for feature in (cpu and cpu.features) or []
+    ]
+    built = types.Cpu(mode=model, sockets=sockets, cores=cores, threads=threads, features=features)
+    if model not in ("host-model", "host-passthrough"):
+        built.mode, built.match, built.model, built.fallback = "custom", "exact", model, "forbid"
+        # TCG lacks features of every newer model, and leaves them out with a warning.
+        built.check = "full" if facts.kvm and not features else "none"
+    elif not facts.kvm:
+        # TCG refuses both: there is no host CPU in it. `maximum` is all that it can emulate.
+        built.mode = "maximum"
+    return built
+
+
+def _os(vmi: VirtualMachineInstance, facts: Facts) -> types.Os:
+    domain, firmware = vmi.spec.domain, _firmware(vmi)
+    bios = firmware.bootloader.bios if firmware.bootloader else None
+    boot = firmware.kernelBoot
+    if bios and bios.useSerial and domain.devices.autoattachSerialConsole is False:
+        raise InvalidVmi("spec.domain.firmware.bootloader.bios.useSerial: there is no serial console")
+    return types.Os(
+        machine=(domain.machine and domain.machine.type) or "q35",
+        kernel=facts.kernel,
+        initrd=facts.initrd,
+        cmdline=boot.kernelArgs if boot and facts.kernel and boot.kernelArgs else None,
+        bios_serial=True if bios and bios.useSerial else None,
+        smbios="sysinfo",
+    )
+
+
+def _sysinfo(vmi: VirtualMachineInstance) -> types.Sysinfo:
+    firmware, chassis = _firmware(vmi), vmi.spec.domain.chassis
+    system = {"manufacturer": "Hyperlet", "product": "Virtual machine", "family": "Hyperlet", "uuid": _uuid(vmi)}
+    if firmware.serial:
+        system["serial"] = firmware.serial
+    return types.Sysinfo(
+        system=types.SystemEntries(entries=[types.Entry(name=name, value=value) for name, value in system.items()]),
+        chassis=_chassis(chassis) if chassis else None,
+    )
+
+
+def _chassis(chassis: Chassis) -> types.ChassisEntries | None:
+    given = [(name, getattr(chassis, name)) for name in ("manufacturer", "version", "serial", "asset", "sku")]
+    entries = [types.Entry(name=name, value=value) for name, value in given if value]
+    return types.ChassisEntries(entries=entries) if entries else None
+
+
+def _on(state: FeatureState | None) -> str | None:
+    """`on`, `off`, or None where nothing is said. A feature that is named without a word is on."""
+    if state is None:
+        return None
+    return "off" if state.enabled is False else "on"
+
+
+def _features(vmi: VirtualMachineInstance, facts: Facts) -> types.Features:
+    given = vmi.spec.domain.features
+    features = types.Features(
+        acpi=given is None or given.acpi is None or given.acpi.enabled is not False,
+        apic=given is None or given.apic is None or given.apic.enabled is not False,
+        vmport="off",
+    )
+    if not facts.kvm:
+        features.tb_cache, features.tb_cache_unit = TB_CACHE_MIB, "MiB"
+    if given is None:
+        return features
+    if given.apic and features.apic and given.apic.endOfInterrupt is not None and facts.kvm:
+        features.apic_eoi = "on" if given.apic.endOfInterrupt else "off"
+    features.smm = _on(given.smm)
+    # Paravirtualization of KVM's: without KVM there is nothing to turn on, and libvirt would refuse the domain.
+    if facts.kvm:
+        features.hyperv = _hyperv(given.hyperv)
+        features.pvspinlock = _on(given.pvspinlock)
+        if given.kvm and given.kvm.hidden is not None:
+            features.kvm_hidden = "on" if given.kvm.hidden else "off"
+    return features
+
+
+def _hyperv(given: FeatureHyperv | None) -> types.Hyperv | None:
+    if given is None:
+        return None
+    hyperv = types.Hyperv(
+        relaxed=_on(given.relaxed),
+        vapic=_on(given.vapic),
+        vpindex=_on(given.vpindex),
+        runtime=_on(given.runtime),
+        synic=_on(given.synic),
+        reset=_on(given.reset),
+        frequencies=_on(given.frequencies),
+        reenlightenment=_on(given.reenlightenment),
+        ipi=_on(given.ipi),
+        evmcs=_on(given.evmcs),
+    )
+    if given.spinlocks:
+        hyperv.spinlocks = "off" if given.spinlocks.enabled is False else "on"
+        if hyperv.spinlocks == "on":
+            hyperv.spinlock_retries = given.spinlocks.spinlocks or 4096
+    if given.synictimer:
+        hyperv.stimer = "off" if given.synictimer.enabled is False else "on"
+        hyperv.stimer_direct = _on(given.synictimer.direct)
+    if given.vendorid:
+        hyperv.vendor_id = "off" if given.vendorid.enabled is False else "on"
+        hyperv.vendor_id_value = given.vendorid.vendorid if hyperv.vendor_id == "on" else None
+    if given.tlbflush:
+        hyperv.tlbflush = "off" if given.tlbflush.enabled is False else "on"
+        hyperv.tlbflush_direct = _on(given.tlbflush.direct)
+        hyperv.tlbflush_extended = _on(given.tlbflush.extended)
+    return hyperv
+
+
+def _clock(vmi: VirtualMachineInstance, facts: Facts) -> types.Clock:
+    given = vmi.spec.domain.clock
+    clock = types.Clock(timers=_timers(given.timer if given else None, facts))
+    if given and given.timezone:
+        clock.offset, clock.timezone = "timezone", given.timezone
+    elif given and given.utc and given.utc.offsetSeconds:
+        clock.offset, clock.adjustment = "variable", str(given.utc.offsetSeconds)
+    return clock
+
+
+def _timers(given: Timer | None, facts: Facts) -> list[types.Timer]:
+    if given is None:
+        # What keeps guests' clocks right under KVM. TCG keeps QEMU's own choice.
+        standard = [
+            types.Timer(name="rtc", tickpolicy="catchup"),
+            types.Timer(name="pit", tickpolicy="delay"),
+            types.Timer(name="hpet", present=False),
+        ]
+        return standard if facts.kvm else []
+    timers = []
+    if given.rtc:
+        timers.append(
+            types.Timer(name="rtc", tickpolicy=given.rtc.tickPolicy, track=given.rtc.track, present=given.rtc.present)
+        )
+    if given.pit:
+        timers.append(types.Timer(name="pit", tickpolicy=given.pit.tickPolicy, present=given.pit.present))
+    if given.hpet:
+        timers.append(types.Timer(name="hpet", tickpolicy=given.hpet.tickPolicy, present=given.hpet.present))
+    if given.kvm and facts.kvm:
+        timers.append(types.Timer(name="kvmclock", present=given.kvm.present))
+    if given.hyperv and facts.kvm:
+        timers.append(types.Timer(name="hypervclock", present=given.hyperv.present))
+    return timers

@@ -1,0 +1,242 @@
+"""The devices of a VMI's domain: one small builder per kind, called in a fixed order."""
+
+import re
+from collections.abc import Callable, Iterator
+
+from api import devices as given
+from api.networks import Interface
+from api.vmi import VirtualMachineInstance
+from launcher.domain import types
+from launcher.domain.facts import DiskFacts, Facts, InvalidVmi, NicFacts
+from launcher.domain.xml import Node
+
+SPARE_PORTS = 4
+"""PCI Express ports that stay free, for devices that are plugged in while the guest runs."""
+BALLOON_PERIOD = 10
+_PREFIX = {"virtio": "vd", "sata": "sd", "scsi": "sd", "usb": "sd"}
+_PCI_ADDRESS = re.compile(r"([0-9a-fA-F]{4}):([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
+
+Builder = Callable[[VirtualMachineInstance, Facts], list[Node]]
+
+
+def build_devices(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
+    """All devices. Raises InvalidVmi."""
+    nodes = [node for builder in _BUILDERS for node in builder(vmi, facts)]
+    return [*_controllers(vmi, nodes), *nodes]
+
+
+# -- disks
+
+
+def disks(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
+    """One <disk> for each of spec.domain.devices.disks."""
+    built: list[Node] = []
+    targets = {"vd": target_names("vd"), "sd": target_names("sd")}
+    for index, disk in enumerate(vmi.spec.domain.devices.disks or []):
+        source = facts.disks.get(disk.name)
+        if source is None:
+            raise InvalidVmi(f"spec.domain.devices.disks[{index}].name: no volume is named {disk.name!r}")
+        built.append(_disk(disk, index, source, targets))
+    return built
+
+
+def target_names(prefix: str) -> Iterator[str]:
+    """vda to vdz, vdaa, vdab and so on."""
+    number = 0
+    while True:
+        number += 1
+        rest, letters = number, ""
+        while rest:
+            rest, letter = divmod(rest - 1, 26)
+            letters = chr(ord("a") + letter) + letters
+        yield prefix + letters
+
+
+def _disk(disk: given.Disk, index: int, source: DiskFacts, targets: dict[str, Iterator[str]]) -> types.Disk:
+    cdrom = disk.cdrom is not None
+    target = disk.cdrom or disk.disk or given.DiskTarget()
+    bus = target.bus or ("sata" if cdrom else "virtio")
+    cache = disk.cache or ("unsafe" if source.ephemeral else "none" if source.direct else "writeback")
+    node = types.Disk(
+        type="block" if source.block else "file",
+        device="cdrom" if cdrom else "disk",
+        format=source.format,
+        cache=None if source.readonly else cache,
+        io=disk.io if disk.io != "default" else None,
+        discard=None if source.readonly else "unmap",
+        error_policy=disk.errorPolicy,
+        target=next(targets[_PREFIX[bus]]),
+        bus=bus,
+        tray="open" if disk.cdrom and disk.cdrom.tray == "open" else None,
+        readonly=cdrom or source.readonly or bool(target.readonly),
+        shareable=bool(disk.shareable),
+        serial=disk.serial,
+        boot_order=disk.bootOrder,
+        alias=f"ua-{disk.name}",
+    )
+    if source.block:
+        node.source_dev = source.path
+    else:
+        node.source_file = source.path
+    if source.backing:
+        node.backing_type, node.backing_file, node.backing_format = "file", source.backing, source.backing_format
+        node.backing_ends = True  # else libvirt would look for more in the image
+    if isinstance(target, given.DiskTarget) and target.pciAddress:
+        node.address = _address(target.pciAddress, f"spec.domain.devices.disks[{index}].disk.pciAddress")
+    return node
+
+
+def _address(text: str, path: str) -> types.PciAddress:
+    match = _PCI_ADDRESS.fullmatch(text)
+    if match is None:
+        raise InvalidVmi(f"{path}: {text!r} is no PCI address such as 0000:81:01.0")
+    domain, bus, slot, function = match.groups()
+    return types.PciAddress(domain=f"0x{domain}", bus=f"0x{bus}", slot=f"0x{slot}", function=f"0x{function}")
+
+
+# -- network cards
+
+
+def interfaces(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
+    """One <interface> for each of spec.domain.devices.interfaces."""
+    nics = {nic.name: nic for nic in facts.nics}
+    built: list[Node] = []
+    for index, interface in enumerate(vmi.spec.domain.devices.interfaces or []):
+        path = f"spec.domain.devices.interfaces[{index}]"
+        if interface.state == "absent":
+            continue
+        if interface.name not in nics:
+            raise InvalidVmi(f"{path}.name: the handler has made no tap for {interface.name!r}")
+        built.append(_interface(interface, nics[interface.name], path, vmi))
+    return built
+
+
+def _interface(interface: Interface, nic: NicFacts, path: str, vmi: VirtualMachineInstance) -> types.Interface:
+    model = interface.model or "virtio"
+    virtio = model == "virtio"
+    return types.Interface(
+        mac=nic.mac,
+        target=nic.tap,
+        model="virtio-transitional" if virtio and vmi.spec.domain.devices.useVirtioTransitional else model,
+        queues=nic.queues if virtio and nic.queues > 1 else None,
+        link="down" if interface.state == "down" else None,
+        # Only virtio can tell the guest; the other models take it from DHCP.
+        mtu=nic.mtu if virtio and nic.mtu else None,
+        # The option ROM is for booting from the network: without a boot order it costs a start 0.1 s for nothing.
+        rom=None if interface.bootOrder else False,
+        boot_order=interface.bootOrder,
+        acpi_index=interface.acpiIndex,
+        alias=f"ua-{interface.name}",
+        address=_address(interface.pciAddress, f"{path}.pciAddress") if interface.pciAddress else None,
+    )
+
+
+# -- everything else
+
+
+def console(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
+    """The serial port: a socket for `virtctl console`, and a log that the supervisor copies to `kubectl logs`."""
+    if vmi.spec.domain.devices.autoattachSerialConsole is False:
+        return []
+    logged = vmi.spec.domain.devices.logSerialConsole is not False
+    return [
+        types.Serial(
+            path=facts.paths.serial_socket,
+            log=facts.paths.serial_fifo if logged else None,
+            log_append="on" if logged else None,
+        )
+    ]
+
+
+def agent(_: VirtualMachineInstance, facts: Facts) -> list[Node]:
+    """The guest agent's channel."""
+    return [types.Channel(path=facts.paths.agent_socket, name="org.qemu.guest_agent.0")]
+
+
+def graphics(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
+    """VNC on a unix socket, a VGA card, and a tablet, without which the pointer of VNC is not the guest's."""
+    wanted = vmi.spec.domain.devices
+    nodes: list[Node] = [types.Input(type=device.type, bus=device.bus or "usb") for device in wanted.inputs or []]
+    if wanted.autoattachGraphicsDevice is False:
+        return nodes
+    if not nodes and wanted.autoattachInputDevice is not False:
+        nodes.append(types.Input(type="tablet", bus="virtio"))
+    model = (wanted.video and wanted.video.type) or "vga"
+    return [
+        *nodes,
+        types.Graphics(socket=facts.paths.vnc_socket),
+        types.Video(model=model, heads=1, vram=16384 if model == "vga" else None),
+    ]
+
+
+def rng(_: VirtualMachineInstance, __: Facts) -> list[Node]:
+    """Always there, asked for or not: without it a guest may wait for entropy while it boots."""
+    return [types.Rng(model="virtio")]
+
+
+def balloon(vmi: VirtualMachineInstance, _: Facts) -> list[Node]:
+    """Statistics, and pages that the guest has freed go back to the node."""
+    if vmi.spec.domain.devices.autoattachMemBalloon is False:
+        return [types.Balloon(model="none")]
+    return [types.Balloon(model="virtio", free_page_reporting="on", period=BALLOON_PERIOD)]
+
+
+def panic(vmi: VirtualMachineInstance, _: Facts) -> list[Node]:
+    """pvpanic, so that a guest whose kernel died is seen to have crashed."""
+    asked = [device.model for device in vmi.spec.domain.devices.panicDevices or [] if device.model]
+    return [types.Panic(model=model) for model in asked or ["isa"]]
+
+
+def watchdog(vmi: VirtualMachineInstance, _: Facts) -> list[Node]:
+    """The watchdog that was asked for."""
+    asked = vmi.spec.domain.devices.watchdog
+    if asked is None or asked.i6300esb is None:
+        return []
+    return [types.Watchdog(model="i6300esb", action=asked.i6300esb.action or "reset")]
+
+
+def sound(vmi: VirtualMachineInstance, _: Facts) -> list[Node]:
+    """The sound card that was asked for; nobody hears it."""
+    asked = vmi.spec.domain.devices.sound
+    return [types.Audio(), types.Sound(model=asked.model or "ich9")] if asked else []
+
+
+_BUILDERS: list[Builder] = [disks, interfaces, console, agent, graphics, rng, balloon, panic, watchdog, sound]
+
+
+# -- controllers
+
+
+def _controllers(vmi: VirtualMachineInstance, nodes: list[Node]) -> list[Node]:
+    """The root complex, a port for every PCI Express device and the spare ones, SCSI and USB where they are used."""
+    buses = {node.bus for node in nodes if isinstance(node, types.Disk | types.Input)}
+    extra: list[Node] = [types.Controller(type="virtio-serial", index=0)]
+    if "scsi" in buses:
+        extra.append(types.Controller(type="scsi", index=0, model="virtio-scsi"))
+    usb = "usb" in buses
+    extra.append(types.Controller(type="usb", index=0, model="qemu-xhci" if usb else "none"))
+    spare = 0 if vmi.spec.domain.devices.disableHotplug else SPARE_PORTS
+    ports = sum(map(_needs_port, nodes)) + len(extra) - (not usb) + spare
+    return [
+        # First: libvirt puts ports into it in the order it reads them.
+        types.Controller(type="pci", index=0, model="pcie-root"),
+        *(types.Controller(type="pci", index=number, model="pcie-root-port") for number in range(1, ports + 1)),
+        *extra,
+    ]
+
+
+def _needs_port(node: Node) -> bool:
+    """Whether libvirt puts it behind a PCI Express port of its own."""
+    match node:
+        case types.Disk(bus=bus, address=address):
+            return bus == "virtio" and address is None
+        case types.Input(bus=bus):
+            return bool(bus == "virtio")
+        case types.Interface(model=model, address=address):
+            return address is None and model.startswith(("virtio", "e1000e", "igb"))
+        case types.Rng():
+            return True
+        case types.Balloon(model=model):
+            return model != "none"
+        case _:
+            return False

@@ -1,0 +1,51 @@
+"""What the builders are told besides the VMI: results of looking around in the pod."""
+
+from dataclasses import dataclass, field
+
+from launcher.paths import Paths
+
+
+class InvalidVmi(Exception):
+    """The VMI cannot be built. The message begins with the field's path."""
+
+
+@dataclass(frozen=True, slots=True)
+class NicFacts:
+    """What the handler made for one interface. `mtu` in bytes; 0: unknown. `queues`: 0 and 1 are a single queue."""
+
+    name: str
+    tap: str
+    mac: str
+    mtu: int = 0
+    queues: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFacts:
+    """Where a volume's content is. `size` is the guest's, in bytes."""
+
+    volume: str
+    path: str
+    format: str = "raw"
+    block: bool = False
+    size: int = 0
+    readonly: bool = False
+    ephemeral: bool = False
+    """Lost with the pod anyway: flushing it to the host's disk would be for nothing."""
+    direct: bool = False
+    """The file system takes O_DIRECT."""
+    backing: str = ""
+    backing_format: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything a domain depends on that is not in the VMI."""
+
+    paths: Paths
+    kvm: bool
+    emulator: str | None = None
+    nics: list[NicFacts] = field(default_factory=list)
+    disks: dict[str, DiskFacts] = field(default_factory=dict)
+    kernel: str | None = None
+    initrd: str | None = None

@@ -1,0 +1,100 @@
+"""The child that `launcher.builder` starts: one request on standard input, one answer on standard output, both JSON.
+
+Finds and makes the disks, and builds the domain. Ends when its parent does: standard input closes.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+from api import codec
+from api.errors import InvalidObject
+from api.networks import DHCPOptions
+from api.vmi import VirtualMachineInstance
+from launcher import dhcp_options
+from launcher.disks import find_disks, kernel_boot
+from launcher.domain.build import build
+from launcher.domain.facts import DiskFacts, Facts, InvalidVmi, NicFacts
+from launcher.domain.types import Disk
+from launcher.log import log
+from launcher.paths import Paths, from_environment
+from launcher.untrusted import Missing
+
+KVM = "/dev/kvm"
+
+
+def prepare(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
+    """The answer to a request: the domain's XML and what the server has to remember. Raises InvalidVmi, Missing, ..."""
+    vmi = codec.decode(VirtualMachineInstance, request["vmi"])
+    kernel, initrd = kernel_boot(vmi, paths)
+    facts = Facts(
+        paths=paths,
+        kvm=kvm,
+        nics=[NicFacts(**nic) for nic in request["nics"]],
+        disks=find_disks(vmi, paths),
+        kernel=kernel,
+        initrd=initrd,
+    )
+    domain = build(vmi, facts)
+    targets = {node.alias: node.target for node in domain.devices.nodes if isinstance(node, Disk)}
+    return {
+        "domain": domain.name,
+        "xml": domain.text(),
+        "paused": vmi.spec.startStrategy == "Paused",
+        "disks": [_shown(disk, targets) for disk in facts.disks.values()],
+        "dhcp_options": {
+            interface.name: _dhcp_options(interface.dhcpOptions)
+            for interface in vmi.spec.domain.devices.interfaces or []
+            if interface.dhcpOptions
+        },
+    }
+
+
+def _shown(disk: DiskFacts, targets: dict[str, str]) -> dict[str, Any]:
+    return {"volume": disk.volume, "target": targets[f"ua-{disk.volume}"], "size": disk.size}
+
+
+def _dhcp_options(options: DHCPOptions) -> list[list[Any]]:
+    pairs = dhcp_options.custom(
+        options.tftpServerName or "",
+        options.bootFileName or "",
+        options.ntpServers or [],
+        {option.option: option.value for option in options.privateOptions or []},
+    )
+    return [[code, value.hex()] for code, value in pairs]
+
+
+def answer(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
+    """Like `prepare`, with errors as an answer of their own."""
+    try:
+        return prepare(request, paths, kvm)
+    except (InvalidVmi, InvalidObject, ValueError) as error:
+        return _error("INVALID_ARGUMENT", str(error))
+    except Missing as error:
+        return _error("NOT_FOUND", str(error))
+    except OSError as error:
+        return _error("INTERNAL", f"preparing the disks failed: {error}")
+
+
+def _error(code: str, message: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message}}
+
+
+def main() -> int:
+    """Answers one request."""
+    text = sys.stdin.buffer.read()
+    if not text:
+        return 0
+    kvm = os.access(KVM, os.R_OK | os.W_OK)
+    try:
+        reply = answer(json.loads(text), from_environment(), kvm)
+    except Exception as error:
+        log("error", "preparing the domain failed for want of better code", error=repr(error))
+        reply = _error("INTERNAL", f"preparing the domain failed: {error!r}")
+    sys.stdout.write(json.dumps(reply))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""The gRPC server of the launcher's pod: `python -m launcher`, started by the supervisor.
+
+Listens as early as it can; libvirt is loaded and connected to meanwhile. Exits once the VM has ended and somebody has
+been told.
+"""
+
+import asyncio
+import gc
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import grpc
+
+from launcher.builder import Builder
+from launcher.machine import Machine
+from launcher.paths import Paths, from_environment
+from launcher.record import Record
+from launcher.service import OPTIONS, LauncherService
+from protos import launcher_pb2_grpc
+
+_CLOSE_SECONDS = 0.2
+
+
+async def serve(paths: Paths) -> None:
+    """Serves until the end has been delivered."""
+    record, builder = Record(paths), Builder()
+    if not record.load():
+        builder.warm()
+    machine = Machine(paths, record, builder)
+    machine.restore()
+    server = grpc.aio.server(options=OPTIONS)
+    add: Callable[[object, grpc.aio.Server], None] = launcher_pb2_grpc.add_LauncherServicer_to_server
+    add(LauncherService(machine), server)
+    await _listen(server, paths)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, machine.stop)
+    if os.environ.get("HYPERLET_STOPPING"):
+        machine.stop()
+    running = asyncio.create_task(machine.run())
+    gc.freeze()
+    ended = asyncio.create_task(machine.delivered.wait())
+    await asyncio.wait([running, ended], return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        running.result()
+    await server.stop(_CLOSE_SECONDS)
+
+
+async def _listen(server: grpc.aio.Server, paths: Paths) -> None:
+    """Binds to another name first: a socket that can be seen can be connected to."""
+    temporary = pathlib.Path(f"{paths.socket}.{os.getpid()}")
+    server.add_insecure_port(f"unix:{temporary}")
+    await server.start()
+    temporary.replace(paths.socket)
+
+
+def main() -> NoReturn:
+    """Runs the server. Leaves without tidying: a thread may be stuck in libvirt."""
+    os.umask(0o077)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asyncio.run(serve(from_environment()))
+    sys.stderr.flush()
+    os._exit(0)
