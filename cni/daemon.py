@@ -1,0 +1,175 @@
+"""The warm daemon: a socket in a folder of root's, and threads that each take a call and answer it.
+
+A few threads do all the work as long as calls are short. When all are busy and none has got through its call for a
+moment, another one is started, so that calls that wait for an IPAM plugin never hold up others.
+"""
+
+import contextlib
+import os
+import select
+import socket
+import stat
+import struct
+import threading
+import time
+from pathlib import Path
+
+import structlog
+
+from cni import caller, errors, plugins, wire
+from cni.errors import CniError
+from cni.host import Host
+
+log = structlog.get_logger("cni")
+
+WORKERS = 3
+_MOST = 128
+_PATIENCE = 0.03  # seconds with every thread busy and nothing done before another thread starts
+_IDLE_SECONDS = 20  # after which a thread beyond WORKERS ends
+_REQUEST_SECONDS = 5
+_REFUSED_SECONDS = 1  # for the request of a caller that is refused whatever it says
+_STOP_SECONDS = 10
+
+
+def listen(path: str) -> socket.socket:
+    """The socket, in a folder that only root may enter. Raises OSError, and for a folder that others can write."""
+    folder = Path(path).parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0:
+        raise OSError(0, f"{folder} is not a folder of root's")
+    folder.chmod(0o700)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    draft = Path(f"{path}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    listener.bind(str(draft))
+    draft.chmod(0o600)
+    listener.listen(4096)
+    # In one step: there is no moment without a socket.
+    draft.rename(path)
+    return listener
+
+
+class Daemon:
+    """Serves until `stop`."""
+
+    def __init__(self, listener: socket.socket, hands: Host) -> None:
+        self._listener = listener
+        self._hands = hands
+        self._lock = threading.Lock()
+        self._pressed = threading.Event()
+        self._stopping = False
+        self._workers = 0
+        self._idle = 0
+        self._done = 0
+        self._wake, self.waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # In the kernel: a call wakes one thread only, where poll() would wake all that wait.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _IDLE_SECONDS, 0))
+
+    def run(self) -> None:
+        """Serves; returns when `stop` was called and the calls under way are through, or after ten seconds."""
+        for _ in range(WORKERS):
+            self._start()
+        threading.Thread(target=self._help_out, name="steward", daemon=True).start()
+        # Signals wake the main thread by this descriptor (signal.set_wakeup_fd), whichever thread they hit.
+        while not self._stopping:
+            select.select([self._wake], [], [])
+        self._pressed.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while self._workers and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Ends the service: no new calls, those under way are answered. May be called from a signal handler."""
+        self._stopping = True
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.waker, b"x")
+
+    def _help_out(self) -> None:
+        while not self._stopping:
+            self._pressed.wait()
+            done = self._done
+            time.sleep(_PATIENCE)
+            with self._lock:
+                short = self._idle == 0 and self._done == done and self._workers < _MOST and not self._stopping
+                if self._idle:
+                    self._pressed.clear()
+            if short and self._somebody_waits():
+                self._start()
+
+    def _somebody_waits(self) -> bool:
+        return bool(select.select([self._listener], [], [], 0)[0])
+
+    def _start(self) -> None:
+        with self._lock:
+            self._workers += 1
+        threading.Thread(target=self._work, name="worker", daemon=True).start()
+
+    def _work(self) -> None:
+        while (connection := self._accept()) is not None:
+            with connection:
+                self._call(connection)
+            self._done += 1
+
+    def _accept(self) -> socket.socket | None:
+        """The next connection; None to end this thread."""
+        with self._lock:
+            self._idle += 1
+        try:
+            while not self._stopping:
+                try:
+                    return self._listener.accept()[0]
+                except BlockingIOError:  # nobody came for _IDLE_SECONDS
+                    if self._surplus():
+                        return None
+                except OSError as error:
+                    if not self._stopping:
+                        log.error("cannot take calls, trying again", error=str(error))
+                        time.sleep(0.2)
+            with self._lock:
+                self._workers -= 1
+            return None
+        finally:
+            with self._lock:
+                self._idle -= 1
+                if self._idle == 0:
+                    self._pressed.set()
+
+    def _surplus(self) -> bool:
+        """Whether the calling thread is one too many; then it counts as gone."""
+        with self._lock:
+            if self._workers <= WORKERS:
+                return False
+            self._workers -= 1
+            return True
+
+    def _call(self, connection: socket.socket) -> None:
+        try:
+            answer = self._answer(connection)
+            wire.send_answer(connection, answer)
+        except (OSError, wire.WireError) as error:
+            log.info("a call was lost", error=str(error))
+        except Exception as error:
+            log.error("a call failed by a fault of this program", exc_info=error)
+
+    def _answer(self, connection: socket.socket) -> wire.Answer:
+        try:
+            peer = caller.trusted_peer(connection, self._hands.own)
+        except caller.Untrusted as error:
+            log.warning("refused a caller that is not root on the host", caller=str(error))
+            # Closed with bytes unread, the socket would throw away the answer, and fail the write under way.
+            with contextlib.suppress(OSError, wire.WireError):
+                wire.receive_request(connection, time.monotonic() + _REFUSED_SECONDS).close()
+            return plugins.refusal(CniError(errors.ENVIRONMENT, "only root on the host may call this plugin"))
+        request = wire.receive_request(connection, time.monotonic() + _REQUEST_SECONDS)
+        try:
+            return plugins.serve(request, peer, self._hands, lambda: not _hung_up(connection))
+        finally:
+            request.close()
+
+
+def _hung_up(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(0))

@@ -1,0 +1,237 @@
+"""What the daemon keeps warm: open netlink sockets, the threads that remove devices, and the names of devices.
+
+An interface on the host has a name that follows from network, container and interface name, so that DEL needs no state
+to find it, and none can be lost. Its alias names them in clear, for GC and for people.
+"""
+
+import contextlib
+import hashlib
+import os
+import select
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Lock, local
+from typing import TypeVar
+
+from cni import nft, route
+from cni.caller import Own
+from cni.netlink import HEADER, Refusal
+from kit import proc
+
+T = TypeVar("T")
+_PREFIX = "cnv"
+_REMOVERS = 32
+_REMOVE_SECONDS = 30
+_RTMGRP_LINK = 1
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def host_name(network: str, container: str, interface: str) -> str:
+    """The name of an attachment's interface on the host, 15 bytes."""
+    return f"{_network_prefix(network)}{_digest(network, container, interface)[:8]}"
+
+
+def _network_prefix(network: str) -> str:
+    return _PREFIX + _digest(network)[:4]
+
+
+def _alias_prefix(network: str) -> str:
+    return f"hyperlet-cni {_digest(network)[:16]} "
+
+
+def alias(network: str, container: str, interface: str) -> str:
+    """The alias of an attachment's interface on the host, below the kernel's 255 bytes."""
+    return f"{_alias_prefix(network)}{network[:60]} {container[:100]} {interface}"
+
+
+def belongs(link: route.Link, network: str) -> bool:
+    """Whether a device on the host is an attachment of a network (without an alias: of an ADD that was cut short)."""
+    if link.kind != "veth" or not link.name.startswith(_network_prefix(network)) or len(link.name) != 15:
+        return False
+    return not link.alias or link.alias.startswith(_alias_prefix(network))
+
+
+class Pool:
+    """Open route sockets of the daemon's own namespace, lent to one thread at a time."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._idle: list[route.Route] = []
+
+    @contextmanager
+    def lend(self) -> Iterator[route.Route]:
+        """A socket for a while. One that failed in an unknown state is not lent again."""
+        with self._lock:
+            one = self._idle.pop() if self._idle else None
+        one = one or route.Route()
+        sound = False
+        try:
+            try:
+                yield one
+                sound = True
+            except Refusal:
+                sound = True
+                raise
+        finally:
+            if sound:
+                with self._lock:
+                    self._idle.append(one)
+            else:
+                one.close()
+
+    def close(self) -> None:
+        """Closes what is idle."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for one in idle:
+            one.close()
+
+
+class Host:
+    """The daemon's hands. Made in the host's network namespace, shared by all workers."""
+
+    def __init__(self, data_roots: tuple[str, ...]) -> None:
+        self.own = Own.now()
+        self.routes = Pool()
+        self.nft = nft.Pool()
+        self.data_roots = data_roots
+        self.bridges = Bridges()
+        self._removers = ThreadPoolExecutor(_REMOVERS, "remover")
+        self._local = local()
+
+    def remove(self, name: str) -> bool:
+        """Removes a device; False if there is none. Raises OSError.
+
+        The kernel keeps the caller of RTM_DELLINK waiting until every processor has forgotten the device, but tells
+        everybody who listens long before. So another thread calls, and whichever comes first counts.
+        """
+        with self.routes.lend() as one:
+            link = one.link(name)
+        if link is None:
+            return False
+        if link.kind != "veth":
+            raise OSError(0, f"{name} is no veth device: it was not made here")
+        with contextlib.closing(_Departure(link.index)) as departure:
+            future = self._removers.submit(self._remove_waiting, link.index, departure.wake())
+            if departure.wait(_REMOVE_SECONDS):
+                return True
+            if not future.done():
+                raise OSError(0, f"the kernel did not remove {name} within {_REMOVE_SECONDS} s")
+            return future.result()
+
+    def _remove_waiting(self, index: int, wake: int) -> bool:
+        try:
+            own: route.Route | None = getattr(self._local, "route", None)
+            if own is None:
+                own = self._local.route = route.Route()
+            own.do(route.del_link(index=index))
+        except Refusal as refusal:
+            if refusal.errno != 19:  # ENODEV: gone meanwhile, with its namespace for example
+                raise
+        finally:
+            os.eventfd_write(wake, 1)
+            os.close(wake)
+        return True
+
+    def close(self) -> None:
+        """Closes what is idle."""
+        self._removers.shutdown(wait=False)
+        self.routes.close()
+        self.nft.close()
+
+
+class _Departure:
+    """Waits for the news that a device has gone."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        self._news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._news.setblocking(False)
+        self._news.bind((0, _RTMGRP_LINK))
+        self._done = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def wake(self) -> int:
+        """A descriptor for the other thread: to write to when it is through, and to close."""
+        return os.dup(self._done)
+
+    def wait(self, seconds: float) -> bool:
+        """True on the news; False when the other thread is through without it, or time is."""
+        poll = select.poll()
+        poll.register(self._news, select.POLLIN)
+        poll.register(self._done, select.POLLIN)
+        while ready := poll.poll(seconds * 1000):
+            if any(fd == self._news.fileno() for fd, _ in ready) and self._heard():
+                return True
+            if any(fd == self._done for fd, _ in ready):
+                return False
+        return False
+
+    def _heard(self) -> bool:
+        try:
+            data = self._news.recv(1 << 16)
+        except OSError:  # ENOBUFS: news were lost; the other thread's word remains
+            return False
+        offset = 0
+        while offset + 32 <= len(data):
+            length, kind, *_ = HEADER.unpack_from(data, offset)
+            # Of the family AF_BRIDGE it only says that the device has left its bridge.
+            if kind == route.DELLINK and data[offset + 16] != socket.AF_BRIDGE:
+                index = int.from_bytes(data[offset + 20 : offset + 24], sys.byteorder)
+                if index == self._index:
+                    return True
+            if length < 16:
+                break
+            offset += (length + 3) & ~3
+        return False
+
+    def close(self) -> None:
+        self._news.close()
+        os.close(self._done)
+
+
+class Bridges:
+    """Who is using which bridge now, so that a failed ADD takes only a bridge with it that nobody else counts on."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self._users: dict[str, int] = {}
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """For the time of an ADD."""
+        with self.lock:
+            self._users[name] = self._users.get(name, 0) + 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._users[name] -= 1
+                if not self._users[name]:
+                    del self._users[name]
+
+    def alone(self, name: str) -> bool:
+        """Whether there is only one user; ask with the lock held."""
+        return self._users.get(name, 0) <= 1
+
+
+def inside(netns: int, work: Callable[[], T]) -> T:
+    """Runs `work` in a network namespace. Sockets that it opens are that namespace's; pools are for outside of it.
+
+    The calling thread goes there and comes back: a thread of its own would cost a third of a call of cnv-tuning.
+    """
+    with proc.closing(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as home:
+        proc.setns(netns, proc.CLONE_NEWNET)
+        try:
+            return work()
+        finally:
+            try:
+                proc.setns(home, proc.CLONE_NEWNET)
+            except OSError:
+                # A worker that stayed in a container would do the next call there. The daemon has no state to lose.
+                os.abort()

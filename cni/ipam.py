@@ -1,0 +1,166 @@
+"""Addresses by delegation: host-local, static, dhcp or any other IPAM plugin of CNI_PATH, run as the runtime would.
+
+The plugin runs in the caller's mount namespace, the host's: CNI_PATH and the plugin's own files mean there what they
+mean to the runtime. Its output and its time are bounded. Source: CNI specification 1.1.0, section 4.
+"""
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cni import errors, spec
+from cni.caller import Call, Own, identity
+from cni.errors import CniError
+from kit import proc
+
+SECONDS = 60
+_OUTPUT = 1 << 20
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def add(kind: str, call: Call, version: str, own: Own) -> spec.Result:
+    """The plugin's ADD. Raises CniError: the plugin's own, or 102."""
+    answer = run(kind, "ADD", call, own)
+    if not isinstance(answer, dict):
+        raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} printed no result")
+    found = spec.result(answer, version, errors.DELEGATE, f"what the IPAM plugin {kind} printed")
+    if not found.ips:
+        with contextlib.suppress(CniError):
+            run(kind, "DEL", call, own)
+        raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} gave no address")
+    return found
+
+
+def run(kind: str, command: str, call: Call, own: Own) -> Any:
+    """Runs the plugin; returns its JSON, or None if it printed nothing. Raises CniError."""
+    answer = _run(kind, command, call, own, call.stdin)
+    if _refuses_version(answer):
+        # An older plugin beside a newer configuration: what it answers differs in nothing that matters here.
+        answer = _run(kind, command, call, own, _older(call.stdin))
+    code, parsed = answer
+    if code == 0:
+        return parsed
+    if isinstance(parsed, dict) and isinstance(parsed.get("code"), int):
+        raise CniError(parsed["code"], f"IPAM plugin {kind}: {parsed.get('msg')}", str(parsed.get("details") or ""))
+    raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} failed with exit code {code}", str(parsed)[:1000])
+
+
+def _refuses_version(answer: tuple[int, Any]) -> bool:
+    code, parsed = answer
+    return code != 0 and isinstance(parsed, dict) and parsed.get("code") == errors.VERSION
+
+
+def _older(stdin: bytes) -> bytes:
+    conf = msgspec.json.decode(stdin)
+    if conf.get("cniVersion") == "1.1.0":
+        conf["cniVersion"] = "1.0.0"
+    return msgspec.json.encode(conf)
+
+
+def _run(kind: str, command: str, call: Call, own: Own, stdin: bytes) -> tuple[int, Any]:
+    environment = {key: value for key, value in call.environment.items() if key.startswith("CNI_")}
+    environment |= {"CNI_COMMAND": command, "PATH": _PATH}
+
+    def body() -> tuple[int, bytes, bytes]:
+        # The child inherits this thread's root and mounts.
+        place = f"/proc/{call.peer}/ns/mnt"
+        if identity(place) != own.mount:
+            with proc.closing(os.open(place, os.O_RDONLY | os.O_CLOEXEC)) as namespace:
+                proc.enter_mounts(namespace)
+        return _execute(_find(kind, call.path), environment, stdin)
+
+    try:
+        code, stdout, stderr = proc.isolated_now(body)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} cannot be run: {error}") from None
+    if code and not stdout.strip():
+        return code, stderr.decode("utf-8", "replace")
+    try:
+        return code, msgspec.json.decode(stdout) if stdout.strip() else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} printed no JSON: {error}") from None
+
+
+def _find(kind: str, path: tuple[str, ...]) -> str:
+    for folder in path:
+        candidate = f"{folder}/{kind}"
+        if Path(candidate).is_file() and os.access(candidate, os.X_OK):
+            return candidate
+    raise CniError(
+        errors.DELEGATE, f"the IPAM plugin {kind} is in none of the folders of CNI_PATH: {':'.join(path)[:500]}"
+    )
+
+
+def _execute(program: str, environment: dict[str, str], stdin: bytes) -> tuple[int, bytes, bytes]:
+    process = subprocess.Popen(
+        [program],
+        env=environment,
+        cwd="/",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = _converse(process, stdin)
+        return process.wait(5), stdout, stderr
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def _converse(process: subprocess.Popen[bytes], stdin: bytes) -> tuple[bytes, bytes]:
+    assert process.stdin and process.stdout and process.stderr
+    deadline = time.monotonic() + SECONDS
+    left = memoryview(stdin)
+    output = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    os.set_blocking(process.stdin.fileno(), False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdin, selectors.EVENT_WRITE)
+        for fd in output:
+            selector.register(fd, selectors.EVENT_READ)
+        while any(key.fileobj in output for key in selector.get_map().values()):
+            if time.monotonic() > deadline:
+                raise OSError(0, f"gave no answer within {SECONDS} s")
+            for key, _ in selector.select(max(0.01, deadline - time.monotonic())):
+                if key.fileobj is process.stdin:
+                    left = _feed(process, left)
+                    if not left:
+                        selector.unregister(process.stdin)
+                        with contextlib.suppress(OSError):
+                            process.stdin.close()
+                elif not _drain(key.fd, output[key.fd]):
+                    selector.unregister(key.fileobj)
+    first, second = (bytes(each) for each in output.values())
+    return first, second
+
+
+def _feed(process: subprocess.Popen[bytes], left: memoryview) -> memoryview:
+    assert process.stdin
+    try:
+        return left[os.write(process.stdin.fileno(), left[: 64 << 10]) :]
+    except BlockingIOError:
+        return left
+    except OSError:  # it does not want its input
+        return left[:0]
+
+
+def _drain(fd: int, into: bytearray) -> bool:
+    data = os.read(fd, 64 << 10)
+    into += data
+    if len(into) > _OUTPUT:
+        raise OSError(0, f"printed more than {_OUTPUT} bytes")
+    return bool(data)

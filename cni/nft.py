@@ -1,0 +1,254 @@
+"""nftables without nft: batches of nfnetlink messages, each batch one transaction.
+
+Sources: include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h; nft(8) for what the expressions mean.
+"""
+
+import errno
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+from cni.netlink import ACK, CREATE, EXCL, Message, Refusal, Socket, attribute, attributes, nested, text
+
+BRIDGE, INET = 7, 1  # NFPROTO_*
+_NETFILTER = 12
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_SUBSYSTEM = 10
+_NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _DELCHAIN = 0, 1, 2, 3, 4, 5
+_NEWRULE, _GETRULE, _DELRULE, _NEWSET, _NEWELEM, _DELELEM = 6, 7, 8, 9, 12, 14
+_JUMP = -3
+_DROP, _ACCEPT = 0, 1
+_VERDICT_TYPE = 0xFFFFFF00
+_SET_MAP = 0x8
+_REG_VERDICT, _REG1 = 0, 1
+_IIFNAME, _NFPROTO = 6, 15
+_LINK_LAYER, _NETWORK_LAYER = 0, 1
+_EQ, _NEQ = 0, 1
+_IFNAME_TYPE, _IFNAME_SIZE = 41, 16
+# What nft itself remembers of a set: that its keys are in the host's byte order. Else `nft list` shows empty names.
+_HOST_ORDER = struct.pack("=BBI", 0, 4, 1)
+
+
+def _generic(family: int) -> bytes:
+    return struct.pack("!BBH", family, 0, 0)
+
+
+def _number(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack("!I", value & 0xFFFFFFFF))
+
+
+def _message(kind: int, flags: int, family: int, *parts: bytes) -> Message:
+    return _SUBSYSTEM << 8 | kind, flags, _generic(family) + b"".join(parts)
+
+
+def table(family: int, name: str) -> Message:
+    """Makes a table; EEXIST if there is one."""
+    return _message(_NEWTABLE, ACK | CREATE | EXCL, family, text(1, name))
+
+
+def delete_table(family: int, name: str) -> Message:
+    """Removes a table with all it holds."""
+    return _message(_DELTABLE, ACK, family, text(1, name))
+
+
+def chain(family: int, owner: str, name: str) -> Message:
+    """Makes a chain; EEXIST if there is one."""
+    return _message(_NEWCHAIN, ACK | CREATE | EXCL, family, text(1, owner), text(3, name))
+
+
+def base_chain(family: int, owner: str, name: str, kind: str, hook: int, priority: int) -> Message:
+    """Makes a chain that the kernel calls at a hook."""
+    where = nested(4, _number(1, hook), _number(2, priority))
+    return _message(_NEWCHAIN, ACK | CREATE | EXCL, family, text(1, owner), text(3, name), where, text(7, kind))
+
+
+def delete_chain(family: int, owner: str, name: str) -> Message:
+    """Removes a chain with its rules; ENOENT if there is none, EBUSY if something jumps there."""
+    return _message(_DELCHAIN, ACK, family, text(1, owner), text(3, name))
+
+
+def rule(family: int, owner: str, where: str, *expressions: bytes) -> Message:
+    """Appends a rule."""
+    parts = b"".join(nested(1, expression) for expression in expressions)
+    return _message(_NEWRULE, ACK | CREATE | 0x800, family, text(1, owner), text(2, where), nested(4, parts))
+
+
+def delete_rules(family: int, owner: str, where: str) -> Message:
+    """Removes all rules of a chain; ENOENT if there is no such chain."""
+    return _message(_DELRULE, ACK, family, text(1, owner), text(2, where))
+
+
+def verdict_map(family: int, owner: str, name: str) -> Message:
+    """Makes a map from an interface's name to a verdict."""
+    parts = (text(1, owner), text(2, name), _number(3, _SET_MAP), _number(4, _IFNAME_TYPE), _number(5, _IFNAME_SIZE))
+    return _message(
+        _NEWSET,
+        ACK | CREATE | EXCL,
+        family,
+        *parts,
+        _number(6, _VERDICT_TYPE),
+        _number(7, 0),
+        _number(10, 1),
+        attribute(13, _HOST_ORDER),
+    )
+
+
+def element(family: int, owner: str, name: str, interface: str, target: str) -> Message:
+    """Makes a verdict map send frames from an interface to a chain."""
+    verdict = nested(2, nested(2, _number(1, _JUMP), text(2, target)))
+    one = nested(1, _key(interface), verdict)
+    return _message(_NEWELEM, ACK | CREATE | EXCL, family, text(1, owner), text(2, name), nested(3, one))
+
+
+def delete_element(family: int, owner: str, name: str, interface: str) -> Message:
+    """Takes an interface out of a verdict map; ENOENT if it is not there."""
+    return _message(_DELELEM, ACK, family, text(1, owner), text(2, name), nested(3, nested(1, _key(interface))))
+
+
+def _key(interface: str) -> bytes:
+    return nested(1, attribute(1, interface.encode().ljust(_IFNAME_SIZE, b"\0")))
+
+
+def _expression(name: str, *parts: bytes) -> bytes:
+    return text(1, name) + nested(2, *parts)
+
+
+def load_input_interface() -> bytes:
+    """meta iifname"""
+    return _expression("meta", _number(2, _IIFNAME), _number(1, _REG1))
+
+
+def load_protocol() -> bytes:
+    """meta nfproto"""
+    return _expression("meta", _number(2, _NFPROTO), _number(1, _REG1))
+
+
+def load_link(offset: int, size: int) -> bytes:
+    """Bytes of the link layer's header."""
+    return _expression("payload", _number(1, _REG1), _number(2, _LINK_LAYER), _number(3, offset), _number(4, size))
+
+
+def load_network(offset: int, size: int) -> bytes:
+    """Bytes of the network layer's header."""
+    return _expression("payload", _number(1, _REG1), _number(2, _NETWORK_LAYER), _number(3, offset), _number(4, size))
+
+
+def mask(data: bytes) -> bytes:
+    """register & data"""
+    parts = (_number(1, _REG1), _number(2, _REG1), _number(3, len(data)))
+    return _expression("bitwise", *parts, nested(4, attribute(1, data)), nested(5, attribute(1, bytes(len(data)))))
+
+
+def equal(data: bytes) -> bytes:
+    """Goes on only if the register is `data`."""
+    return _expression("cmp", _number(1, _REG1), _number(2, _EQ), nested(3, attribute(1, data)))
+
+
+def different(data: bytes) -> bytes:
+    """Goes on only if the register is not `data`."""
+    return _expression("cmp", _number(1, _REG1), _number(2, _NEQ), nested(3, attribute(1, data)))
+
+
+def look_up_verdict(name: str) -> bytes:
+    """vmap @name"""
+    return _expression("lookup", text(1, name), _number(2, _REG1), _number(3, _REG_VERDICT))
+
+
+def drop() -> bytes:
+    """drop"""
+    return _expression("immediate", _number(1, _REG_VERDICT), nested(2, nested(2, _number(1, _DROP))))
+
+
+def masquerade() -> bytes:
+    """masquerade"""
+    return _expression("masq")
+
+
+class Nft:
+    """An nfnetlink socket. Closing one costs the kernel over ten milliseconds, so `Pool` keeps them."""
+
+    def __init__(self) -> None:
+        self.socket = Socket(_NETFILTER)
+
+    def commit(self, *messages: Message) -> None:
+        """Applies all messages or none. Raises Refusal, OSError."""
+        begin = (_BATCH_BEGIN, 0, struct.pack("!BBH", 0, 0, _SUBSYSTEM))
+        end = (_BATCH_END, 0, struct.pack("!BBH", 0, 0, _SUBSYSTEM))
+        self.socket.batch(begin, messages, end)
+
+    def has_chain(self, family: int, owner: str, name: str) -> bool:
+        """Whether there is such a chain. Ask before you change: a transaction that fails costs ten milliseconds."""
+        return self._has(_GETCHAIN, _generic(family) + text(1, owner) + text(3, name))
+
+    def has_table(self, family: int, name: str) -> bool:
+        """Whether there is such a table."""
+        return self._has(_GETTABLE, _generic(family) + text(1, name))
+
+    def _has(self, kind: int, body: bytes) -> bool:
+        try:
+            self.socket.talk([(_SUBSYSTEM << 8 | kind, 0, body)])
+        except Refusal as refusal:
+            if refusal.errno == errno.ENOENT:
+                return False
+            raise
+        return True
+
+    def chains(self, family: int, owner: str) -> list[str]:
+        """The chains of a table of ours; none if there is no such table."""
+        found = []
+        for body in self.socket.dump(_SUBSYSTEM << 8 | _GETCHAIN, _generic(family)):
+            fields = dict(attributes(body, 4))
+            if fields.get(1, b"").rstrip(b"\0").decode() == owner:
+                found.append(fields.get(3, b"").rstrip(b"\0").decode())
+        return found
+
+    def rules(self, family: int, owner: str, where: str) -> list[bytes]:
+        """The expressions of each rule of a chain, as the kernel encodes them."""
+        body = _generic(family) + text(1, owner) + text(2, where)
+        try:
+            found = self.socket.dump(_SUBSYSTEM << 8 | _GETRULE, body)
+        except Refusal as refusal:
+            if refusal.errno == errno.ENOENT:
+                return []
+            raise
+        return [dict(attributes(each, 4)).get(4, b"") for each in found]
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self.socket.close()
+
+
+class Pool:
+    """Open nfnetlink sockets of the daemon's own namespace, lent to one thread at a time."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._idle: list[Nft] = []
+
+    @contextmanager
+    def lend(self) -> Iterator[Nft]:
+        """A socket for a while. One that failed in an unknown state is not lent again."""
+        with self._lock:
+            one = self._idle.pop() if self._idle else None
+        one = one or Nft()
+        try:
+            yield one
+        except Refusal:
+            self._back(one)
+            raise
+        except BaseException:
+            one.close()
+            raise
+        self._back(one)
+
+    def _back(self, one: Nft) -> None:
+        with self._lock:
+            self._idle.append(one)
+
+    def close(self) -> None:
+        """Closes what is idle."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for one in idle:
+            one.close()

@@ -1,0 +1,155 @@
+"""From a request to an answer: the plugin and verb it names, and what becomes of every kind of failure."""
+
+import errno
+from collections.abc import Callable
+from threading import Condition
+
+import msgspec
+import structlog
+
+from cni import bridge, caller, errors, tuning, version, wire
+from cni.caller import Call
+from cni.errors import CniError
+from cni.host import Host
+
+log = structlog.get_logger("cni")
+
+PLUGINS: dict[str, dict[str, Callable[[Call, Host], bytes]]] = {
+    "cnv-bridge": {
+        "ADD": bridge.add,
+        "CHECK": bridge.check,
+        "DEL": bridge.delete,
+        "GC": bridge.collect,
+        "STATUS": bridge.status,
+    },
+    "cnv-tuning": {
+        "ADD": tuning.add,
+        "CHECK": tuning.check,
+        "DEL": tuning.delete,
+        "GC": tuning.collect,
+        "STATUS": tuning.status,
+    },
+}
+# The first version of the specification that has the verb.
+_SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
+_ABOUT = "{}: CNI plugin of Hyperlet, version {}\nCNI protocol versions supported: {}\n"
+
+
+class Turns:
+    """One call at a time for each attachment: DEL waits for the ADD that the runtime has given up."""
+
+    def __init__(self) -> None:
+        self._condition = Condition()
+        self._busy: set[tuple[str, str]] = set()
+
+    def take(self, attachment: tuple[str, str], seconds: float) -> bool:
+        """Waits for the attachment; False if it is not free in time."""
+        with self._condition:
+            if not self._condition.wait_for(lambda: attachment not in self._busy, seconds):
+                return False
+            self._busy.add(attachment)
+            return True
+
+    def leave(self, attachment: tuple[str, str]) -> None:
+        """Lets the next one in."""
+        with self._condition:
+            self._busy.discard(attachment)
+            self._condition.notify_all()
+
+
+_TURN_SECONDS = 70
+turns = Turns()
+
+
+def serve(request: wire.Request, peer: int, hands: Host, waiting: Callable[[], bool]) -> wire.Answer:
+    """Does what a request asks. Never raises.
+
+    `waiting` tells whether the caller still waits. An ADD whose caller has gone is not begun, and undone if it was: the
+    DEL that follows it may have overtaken it.
+    """
+    command = request.environment.get("CNI_COMMAND", "")
+    plugin = request.plugin
+    if plugin not in PLUGINS:
+        known = " or ".join(PLUGINS)
+        return _refused(request, CniError(errors.ENVIRONMENT, f"the plugin was called as {plugin[:40]!r}, not {known}"))
+    if not command:
+        from api.version import VERSION
+
+        text = _ABOUT.format(plugin, VERSION, ", ".join(version.SUPPORTED))
+        return wire.Answer(0, b"", text.encode())
+    if command == "VERSION":
+        return wire.Answer(0, version.answer(request.stdin))
+    try:
+        return _served(caller.check(request, peer, hands.own), request, hands, waiting)
+    except Exception as error:
+        return _refused(request, _fault(error))
+
+
+def _served(call: Call, request: wire.Request, hands: Host, waiting: Callable[[], bool]) -> wire.Answer:
+    verb = PLUGINS[call.plugin][call.command]
+    _check_version(call)
+    if not call.container:
+        return wire.Answer(0, verb(call, hands))
+    if not turns.take(call.attachment, _TURN_SECONDS):
+        raise CniError(errors.LATER, "another call for the same interface is still under way; try again later")
+    try:
+        if call.command == "ADD" and not waiting():
+            raise CniError(errors.LATER, "the caller has gone before its ADD was begun")
+        output = verb(call, hands)
+        if call.command == "ADD" and not waiting():
+            PLUGINS[call.plugin]["DEL"](call, hands)
+            raise CniError(errors.LATER, "the caller has gone before its ADD was through; it was undone")
+        return wire.Answer(0, output)
+    finally:
+        turns.leave(call.attachment)
+
+
+def _check_version(call: Call) -> None:
+    since = _SINCE.get(call.command)
+    if since is None:
+        return
+    given = _version(call.stdin)
+    if given in version.SUPPORTED and not version.at_least(given, since):
+        raise CniError(errors.VERSION, f"{call.command} came with CNI {since}; the network configuration has {given}")
+
+
+def _version(stdin: bytes) -> str:
+    try:
+        given = msgspec.json.decode(stdin)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    found = given.get("cniVersion") if isinstance(given, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def _fault(error: Exception) -> CniError:
+    if isinstance(error, CniError):
+        return error
+    if isinstance(error, OSError):
+        code = (
+            errors.LATER if error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM) else errors.KERNEL
+        )
+        return CniError(code, f"the kernel refused: {error.strerror or error}", repr(error))
+    log.error("a call failed by a fault of this program", exc_info=error)
+    return CniError(errors.INTERNAL, f"a fault of this program: {type(error).__name__}: {error}")
+
+
+def _refused(request: wire.Request, error: CniError) -> wire.Answer:
+    known = _version(request.stdin)
+    fields = error.fields(known if known in version.SUPPORTED else version.LATEST)
+    environment = request.environment
+    log.info(
+        "refused",
+        plugin=request.plugin[:40],
+        command=environment.get("CNI_COMMAND", "")[:20],
+        container=environment.get("CNI_CONTAINERID", "")[:80],
+        interface=environment.get("CNI_IFNAME", "")[:20],
+        code=error.code,
+        why=error.message[:500],
+    )
+    return wire.Answer(1, msgspec.json.encode(fields) + b"\n")
+
+
+def refusal(error: CniError) -> wire.Answer:
+    """The answer to somebody whose request is not even read."""
+    return wire.Answer(1, msgspec.json.encode(error.fields(version.LATEST)) + b"\n")

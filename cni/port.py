@@ -1,0 +1,155 @@
+"""The bridge and an interface's port on it: made, joined, given VLANs and switches, compared."""
+
+import errno
+from contextlib import ExitStack
+from pathlib import Path
+
+from cni import errors, route, wish
+from cni.errors import CniError
+from cni.host import Host
+from cni.netlink import Message, Refusal
+from cni.undo import quietly
+from cni.wish import Wish
+
+NAME_LIMIT = 15
+
+
+def ensure_bridge(one: route.Route, hands: Host, wanted: Wish, undo: ExitStack) -> route.Link:
+    """The bridge, up; `undo` gets the removal of one that was made now. Raises CniError, OSError."""
+    link = one.link(wanted.bridge)
+    if link is None:
+        with hands.bridges.lock:
+            link = _make(one, hands, wanted, undo)
+    if link.kind != "bridge":
+        raise CniError(errors.CONFIG, f"$.bridge: {wanted.bridge} is not a bridge but {link.kind or 'another device'}")
+    if wanted.vlans and not link.vlan_filtering:
+        raise CniError(
+            errors.CONFIG,
+            f"$.vlan: {wanted.bridge} does not filter VLANs, so they would not be kept apart; turn it on with "
+            f"`ip link set {wanted.bridge} type bridge vlan_filtering 1`",
+        )
+    flags = (0 if link.up else route.IFF_UP) | _promiscuity(link, wanted)
+    if flags:
+        one.do(route.set_link(index=link.index, flags=flags, mask=flags))
+    return link
+
+
+def _promiscuity(link: route.Link, wanted: Wish) -> int:
+    return route.IFF_PROMISC if wanted.promiscuous and not link.flags & route.IFF_PROMISC else 0
+
+
+def _make(one: route.Route, hands: Host, wanted: Wish, undo: ExitStack) -> route.Link:
+    try:
+        one.do(route.new_bridge(wanted.bridge, wish.random_mac(), wanted.mtu, wanted.vlans))
+        undo.callback(quietly, drop_bridge, hands, wanted.bridge)
+        _own_routes(wanted.bridge)
+    except Refusal as refusal:
+        if refusal.errno == errno.EOPNOTSUPP and wanted.vlans:
+            raise CniError(errors.CONFIG, "$.vlan: the kernel of this node has no VLAN filtering of bridges") from None
+        if refusal.errno != errno.EEXIST:
+            raise
+    link = one.link(wanted.bridge)
+    if link is None:
+        raise CniError(errors.KERNEL, f"the bridge {wanted.bridge} was made and has disappeared")
+    return link
+
+
+def _own_routes(bridge: str) -> None:
+    """A bridge of ours takes no routes from the routers that its containers may play."""
+    switch = Path(f"/proc/sys/net/ipv6/conf/{bridge}/accept_ra")
+    if switch.exists():
+        switch.write_text("0")
+
+
+def drop_bridge(hands: Host, name: str) -> None:
+    """Removes a bridge that a failed ADD made, unless somebody has come to use it."""
+    with hands.bridges.lock, hands.routes.lend() as one:
+        link = one.link(name)
+        if link is None or not hands.bridges.alone(name) or any(each.master == link.index for each in one.links()):
+            return
+        one.do(route.del_link(index=link.index))
+
+
+def attach(one: route.Route, wanted: Wish, bridge: route.Link, alias: str) -> route.Link:
+    """Joins the interface to the bridge; it comes up last, with its limits in place. Returns the bridge then."""
+    ask = route.get_link(index=bridge.index)
+    if not (wanted.vlans or wanted.hairpin or wanted.isolated):
+        up = route.IFF_UP
+        join = route.set_link(wanted.outside, master=bridge.index, alias=alias, flags=up, mask=up)
+        return route.read_link(one.do(join, ask)[0])
+    join = route.set_link(wanted.outside, master=bridge.index, alias=alias)
+    link = route.read_link(one.do(join, route.get_link(wanted.outside))[0])
+    if wanted.hairpin or wanted.isolated:
+        one.do(route.set_port(link.index, wanted.hairpin, wanted.isolated))
+    if wanted.vlans:
+        _join_vlans(one, wanted, link.index)
+    up_now = route.set_link(index=link.index, flags=route.IFF_UP, mask=route.IFF_UP)
+    return route.read_link(one.do(up_now, ask)[0])
+
+
+def _join_vlans(one: route.Route, wanted: Wish, index: int) -> None:
+    default = one.vlans(index).ids
+    messages: list[Message] = [route.add_vlans(index, wanted.native, wanted.tagged)]
+    if not wanted.keep_default_vlan:
+        # The bridge's default VLAN is 1 unless its administrator made it another.
+        messages += [
+            route.del_vlan(index, each) for each in default if each != wanted.native and each not in wanted.tagged
+        ]
+    one.do(*messages)
+
+
+def gateway_device(one: route.Route, wanted: Wish, bridge: route.Link) -> route.Link:
+    """The device that has the gateway's address: the bridge, or with a VLAN a VLAN device on it."""
+    if not wanted.native:
+        return bridge
+    name = f"{wanted.bridge}.{wanted.native}"
+    if len(name) > NAME_LIMIT:
+        raise CniError(
+            errors.CONFIG, f"$.isGateway: the VLAN's device {name} would have a name of over {NAME_LIMIT} bytes"
+        )
+    one.do(route.add_vlans(bridge.index, 0, [wanted.native], on_bridge=True))
+    try:
+        one.do(route.new_vlan(name, bridge.index, wanted.native))
+    except Refusal as refusal:
+        if refusal.errno != errno.EEXIST:
+            raise
+    link = one.link(name)
+    if link is None or link.kind != "vlan":
+        raise CniError(errors.KERNEL, f"{name} is not a VLAN device")
+    return link
+
+
+def faults(one: route.Route, wanted: Wish) -> list[str]:
+    """What is not as ADD left it, on the host's side."""
+    bridge, link = one.link(wanted.bridge), one.link(wanted.outside)
+    if bridge is None or bridge.kind != "bridge":
+        return [f"there is no bridge {wanted.bridge}"]
+    if link is None:
+        return [f"{wanted.outside} is gone"]
+    found = []
+    if link.master != bridge.index:
+        found.append(f"{wanted.outside} is not a port of {wanted.bridge}")
+    if not link.up:
+        found.append(f"{wanted.outside} is down")
+    if wanted.promiscuous and not bridge.flags & route.IFF_PROMISC:
+        found.append(f"{wanted.bridge} is not promiscuous")
+    for name, wish_, is_ in (
+        ("hairpinMode", wanted.hairpin, link.hairpin),
+        ("portIsolation", wanted.isolated, link.isolated),
+    ):
+        if wish_ and is_ is False:
+            found.append(f"{wanted.outside} has lost its {name}")
+    if wanted.vlans:
+        found += _vlan_faults(wanted, one.vlans(link.index).ids)
+    return found
+
+
+def _vlan_faults(wanted: Wish, ids: dict[int, int]) -> list[str]:
+    found = []
+    if wanted.native and not ids.get(wanted.native, 0) & route.VLAN_PVID:
+        found.append(f"{wanted.outside} is not in VLAN {wanted.native}")
+    if missing := sorted(wanted.tagged - set(ids)):
+        found.append(f"{wanted.outside} is not in the VLANs {', '.join(map(str, missing))}")
+    if not wanted.keep_default_vlan and (extra := sorted(set(ids) - wanted.tagged - {wanted.native})):
+        found.append(f"{wanted.outside} is also in the VLANs {', '.join(map(str, extra))}")
+    return found

@@ -1,0 +1,308 @@
+"""cnv-tuning: changes an interface of a container after another plugin made it, and changes it back on DEL."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import msgspec
+
+from cni import errors, guard, host, route, spec, state, sysctl
+from cni.caller import Call, root_of
+from cni.errors import CniError
+from cni.host import Host
+from cni.nft import Nft
+from cni.spec import Result, TuningConf
+from cni.state import Folder, Saved
+from cni.undo import quietly
+from kit import proc
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to change; None leaves a thing as it is."""
+
+    network: str
+    sysctls: tuple[sysctl.Sysctl, ...]
+    mac: str | None
+    mtu: int | None
+    promisc: bool | None
+    allmulti: bool | None
+    txqlen: int | None
+    data_dir: str
+
+
+def of(conf: TuningConf, call: Call) -> Wish:
+    """The wish of a configuration. Later sources win: conf, CNI_ARGS, runtimeConfig, args.cni. Raises CniError (7)."""
+    mac, where = conf.mac, "$.mac"
+    if call.arguments.get("MAC"):
+        mac, where = call.arguments["MAC"], "CNI_ARGS: MAC"
+    if conf.runtimeConfig and conf.runtimeConfig.mac:
+        mac, where = conf.runtimeConfig.mac, "$.runtimeConfig.mac"
+    over = (conf.args.cni if conf.args else None) or spec.Tunables()
+    if over.mac:
+        mac, where = over.mac, "$.args.cni.mac"
+    mtu = over.mtu if over.mtu is not None else conf.mtu
+    if mtu and mtu < 68:
+        raise CniError(errors.CONFIG, f"$.mtu: {mtu} is less than 68, the least there is")
+    return Wish(
+        network=conf.name or "",
+        sysctls=tuple(sysctl.parse((over.sysctl if over.sysctl is not None else conf.sysctl) or {}, call.interface)),
+        mac=spec.mac(mac, where) if mac else None,
+        mtu=mtu or None,
+        # `false` is what the plugin that people know takes for absent; to switch off is not its business.
+        promisc=(over.promisc if over.promisc is not None else conf.promisc) or None,
+        allmulti=over.allmulti if over.allmulti is not None else conf.allmulti,
+        txqlen=over.txQLen if over.txQLen is not None else conf.txQLen,
+        data_dir=conf.dataDir or state.DATA_DIR,
+    )
+
+
+def add(call: Call, hands: Host) -> bytes:
+    """ADD. Undoes itself if it fails. Raises CniError, OSError."""
+    conf = spec.decode(call.stdin, TuningConf)
+    if conf.prevResult is None:
+        raise CniError(errors.CONFIG, "$.prevResult: cnv-tuning needs a plugin before it in the chain, and its result")
+    result = spec.result(conf.prevResult, conf.cniVersion or "", errors.CONFIG, "$.prevResult")
+    wish = of(conf, call)
+    # The nftables socket is taken here, outside: a socket belongs to the namespace that it was opened in.
+    with _folder(call, hands, wish.data_dir) as (folder, root), hands.nft.lend() as guards:
+        sysctl.permit(list(wish.sysctls), root)
+        host.inside(call.netns, _Change(call, wish, folder, guards).apply)
+    return _rewritten(result, call, wish).encode()
+
+
+@contextmanager
+def _folder(call: Call, hands: Host, data_dir: str) -> Iterator[tuple[Folder, int]]:
+    try:
+        root = root_of(call.peer)
+    except OSError as error:
+        raise CniError(errors.LATER, f"the caller has gone: {error}") from None
+    with proc.closing(root):
+        yield Folder(root, data_dir, hands.data_roots), root
+
+
+class Inside:
+    """What a thread in a container's network namespace works with."""
+
+    def __enter__(self) -> Self:
+        self.route = route.Route()
+        self.sysctls = sysctl.Place()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.route.close()
+        self.sysctls.__exit__(*details)
+
+
+@dataclass
+class _Change:
+    """An ADD under way. `apply` runs in the container's namespace."""
+
+    call: Call
+    wish: Wish
+    folder: Folder
+    guards: Nft
+
+    def apply(self) -> None:
+        with Inside() as inside, ExitStack() as undo:
+            link = inside.route.link(self.call.interface)
+            if link is None:
+                raise CniError(errors.CONTAINER, f"the container has no {self.call.interface}")
+            before = _before(self.wish, link, inside.sysctls)
+            if before is not None:
+                self._save(undo, before)
+                undo.callback(quietly, _write_sysctls, inside.sysctls, before.sysctl)
+                undo.callback(quietly, _restore_link, inside.route, link.index, before)
+            for each in self.wish.sysctls:
+                inside.sysctls.write(each.path, each.value)
+            self._link(undo, inside.route, link)
+            undo.pop_all()
+
+    def _save(self, undo: ExitStack, before: Saved) -> None:
+        container, interface = self.call.attachment
+        earlier = self.folder.load(container, interface)
+        if earlier is not None:  # an ADD that was cut short has been here: what it found is the truth
+            before = _merged(before, earlier)
+        self.folder.save(container, interface, before)
+        undo.callback(quietly, self.folder.forget, container, interface)
+
+    def _link(self, undo: ExitStack, one: route.Route, link: route.Link) -> None:
+        wish = self.wish
+        if wish.mac and wish.mac != link.mac:
+            # First the guard: from here on the interface may only speak with the MAC that it is about to get.
+            name = host.host_name(wish.network, *self.call.attachment)
+            if guard.change(self.guards, name, wish.mac):
+                undo.callback(quietly, guard.change, self.guards, name, link.mac)
+        flags, mask = _flags(wish.promisc, wish.allmulti)
+        if wish.mac or wish.mtu or wish.txqlen is not None or mask:
+            one.do(
+                route.set_link(
+                    index=link.index, mac=wish.mac or "", mtu=wish.mtu or 0, txqlen=wish.txqlen, flags=flags, mask=mask
+                )
+            )
+
+
+def _flags(promisc: bool | None, allmulti: bool | None) -> tuple[int, int]:
+    flags = (route.IFF_PROMISC if promisc else 0) | (route.IFF_ALLMULTI if allmulti else 0)
+    mask = (route.IFF_PROMISC if promisc is not None else 0) | (route.IFF_ALLMULTI if allmulti is not None else 0)
+    return flags, mask
+
+
+def _before(wish: Wish, link: route.Link, sysctls: sysctl.Place) -> Saved | None:
+    """What the wish is going to change, as it is now; None for nothing."""
+    found = Saved(
+        network=wish.network,
+        mac=link.mac if wish.mac else None,
+        mtu=link.mtu if wish.mtu else None,
+        promisc=bool(link.flags & route.IFF_PROMISC) if wish.promisc is not None else None,
+        allmulti=bool(link.flags & route.IFF_ALLMULTI) if wish.allmulti is not None else None,
+        txQLen=link.txqlen if wish.txqlen is not None else None,
+        sysctl={each.path: _read(sysctls, each) for each in wish.sysctls},
+    )
+    return None if found == Saved(network=wish.network) else found
+
+
+def _read(sysctls: sysctl.Place, each: sysctl.Sysctl) -> str:
+    try:
+        return sysctls.read(each.path)
+    except OSError as error:
+        raise CniError(errors.CONFIG, f"$.sysctl: {each.name} cannot be read in the container: {error}") from None
+
+
+def _merged(now: Saved, earlier: Saved) -> Saved:
+    values = {
+        name: earlier_value if (earlier_value := getattr(earlier, name)) is not None else getattr(now, name)
+        for name in ("mac", "mtu", "promisc", "allmulti", "txQLen")
+    }
+    return Saved(network=now.network, sysctl=now.sysctl | earlier.sysctl, **values)
+
+
+def _write_sysctls(sysctls: sysctl.Place, values: dict[str, str]) -> None:
+    for path, value in reversed(values.items()):
+        sysctls.write(path, value)
+
+
+def _restore_link(one: route.Route, index: int, saved: Saved) -> None:
+    flags, mask = _flags(saved.promisc, saved.allmulti)
+    if saved.mac or saved.mtu or saved.txQLen is not None or mask:
+        one.do(
+            route.set_link(
+                index=index, mac=saved.mac or "", mtu=saved.mtu or 0, txqlen=saved.txQLen, flags=flags, mask=mask
+            )
+        )
+
+
+def _rewritten(result: Result, call: Call, wish: Wish) -> Result:
+    for interface in result.interfaces:
+        if interface["name"] == call.interface and interface.get("sandbox"):
+            if wish.mac:
+                interface["mac"] = wish.mac
+            if wish.mtu and "mtu" in interface:
+                interface["mtu"] = wish.mtu
+    return result
+
+
+def delete(call: Call, hands: Host) -> bytes:
+    """DEL: gives the interface back what ADD saved, if both are still there. Raises CniError, OSError."""
+    conf = _lenient(call)
+    if conf is None:
+        return b""
+    container, interface = call.attachment
+    try:
+        manager = _folder(call, hands, conf.dataDir or state.DATA_DIR)
+        with manager as (folder, _):
+            saved = _loaded(folder, container, interface)
+            if saved is not None and call.netns >= 0:
+                with hands.nft.lend() as guards:
+                    host.inside(call.netns, lambda: _give_back(call, guards, conf.name or "", saved))
+            folder.forget(container, interface)
+    except CniError as error:
+        if error.code != errors.CONFIG:  # a dataDir that ADD refused too
+            raise
+    return b""
+
+
+def _loaded(folder: Folder, container: str, interface: str) -> Saved | None:
+    try:
+        return folder.load(container, interface)
+    except CniError:
+        return None  # cut short or not ours: nothing can be restored from it, and it must not hold a pod up
+
+
+def _give_back(call: Call, guards: Nft, network: str, saved: Saved) -> None:
+    with Inside() as inside:
+        link = inside.route.link(call.interface)
+        if link is None:
+            return
+        quietly(_write_sysctls, inside.sysctls, saved.sysctl)
+        quietly(_restore_link, inside.route, link.index, saved)
+        if saved.mac:
+            quietly(guard.change, guards, host.host_name(network, *call.attachment), saved.mac)
+
+
+def _lenient(call: Call) -> TuningConf | None:
+    try:
+        return spec.decode(call.stdin, TuningConf)
+    except CniError as error:
+        if error.code != errors.CONFIG:
+            raise
+    raw = msgspec.json.decode(call.stdin)
+    if not isinstance(raw, dict):
+        return None
+    kept: dict[str, Any] = {key: raw.get(key) for key in ("cniVersion", "name", "dataDir")}
+    try:
+        return spec.decode(msgspec.json.encode(kept), TuningConf)
+    except CniError:
+        return None
+
+
+def check(call: Call, hands: Host) -> bytes:
+    """CHECK: everything is as ADD left it. Raises CniError (101 with all that differs)."""
+    conf = spec.decode(call.stdin, TuningConf)
+    if conf.prevResult is None:
+        raise CniError(errors.CONFIG, "$.prevResult: CHECK needs it")
+    wish = of(conf, call)
+    if found := host.inside(call.netns, lambda: _faults(call, wish)):
+        raise CniError(errors.DIFFERS, "; ".join(found))
+    return b""
+
+
+def _faults(call: Call, wish: Wish) -> list[str]:
+    with Inside() as inside:
+        link = inside.route.link(call.interface)
+        values = [(each, _read(inside.sysctls, each)) for each in wish.sysctls if link]
+    if link is None:
+        return [f"{call.interface} is not in the container"]
+    compared = (
+        ("the MAC", wish.mac, link.mac),
+        ("the MTU", wish.mtu, link.mtu),
+        ("promisc", wish.promisc, bool(link.flags & route.IFF_PROMISC)),
+        ("allmulti", wish.allmulti, bool(link.flags & route.IFF_ALLMULTI)),
+        ("txQLen", wish.txqlen, link.txqlen),
+    )
+    found = [
+        f"{call.interface} has {what} {is_} instead of {want}"
+        for what, want, is_ in compared
+        if want not in (None, is_)
+    ]
+    for each, value in values:
+        if value.split() != each.value.split():
+            found.append(f"{each.name} is {value!r} instead of {each.value!r}")
+    return found
+
+
+def collect(call: Call, hands: Host) -> bytes:
+    """GC: removes the saved states of the network's attachments that the runtime does not list."""
+    conf = spec.decode(call.stdin, TuningConf)
+    valid = {state.file_name(each.containerID, each.ifname) for each in conf.valid or []}
+    with _folder(call, hands, conf.dataDir or state.DATA_DIR) as (folder, _):
+        folder.collect(conf.name or "", valid)
+    return b""
+
+
+def status(call: Call, hands: Host) -> bytes:
+    """STATUS: an ADD would work now. Raises CniError (50)."""
+    conf = spec.decode(call.stdin, TuningConf)
+    with _folder(call, hands, conf.dataDir or state.DATA_DIR):
+        return b""
