@@ -1,0 +1,106 @@
+"""python -m cluster: see `python -m cluster --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster import deps
+from cluster.console import Console, Problem, complain
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m cluster", description="A two-node Kubernetes on this machine.")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    packages = verbs.add_parser("deps", help="install the Debian packages that are missing")
+    packages.add_argument("--tests", action="store_true", help="those of the tests, too")
+    verbs.add_parser("build", help="build the Kubernetes binaries into the cache")
+    verbs.add_parser("up", help="start what does not run; writes .run/kubeconfig")
+    verbs.add_parser("down", help="stop everything, leave nothing")
+    verbs.add_parser("status", help="what runs, and how much memory it takes")
+    for name, text in (
+        ("off", "pull a node's plug"),
+        ("on", "power a node on, wait until it is Ready"),
+        ("cut", "pull a node's network cable"),
+        ("mend", "plug a node's network cable in again"),
+    ):
+        verbs.add_parser(name, help=text).add_argument("node")
+    server = verbs.add_parser("apiserver", help="kill the API server, or start it again on its data")
+    server.add_argument("switch", choices=("off", "on"))
+    load = verbs.add_parser("load", help="import image archives (docker-archive, OCI) into the nodes")
+    load.add_argument("archive", nargs="+", type=Path)
+    volume = verbs.add_parser("pv", help="make a PersistentVolume on a node's disk")
+    volume.add_argument("name")
+    volume.add_argument("node")
+    volume.add_argument("size", help="as in Kubernetes: 1Gi")
+    volume.add_argument("--storage-class", default="local")
+    inside = verbs.add_parser("exec", help="run a command in a node (or 'control-plane'): exec NODE -- CMD...")
+    inside.add_argument("node")
+    inside.add_argument("command", nargs=argparse.REMAINDER)
+    logs = verbs.add_parser("logs", help="show a component's log; without a name, which there are")
+    logs.add_argument("component", nargs="?")
+    logs.add_argument("-f", "--follow", action="store_true")
+    logs.add_argument("-n", "--lines", type=int, default=100)
+    return top
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Do what the command line says. Errors: Problem."""
+    verb: str = arguments.verb
+    if verb == "deps":
+        # Before the packages are there, nothing else of this package is imported.
+        deps.ensure(console, tests=arguments.tests)
+        return 0
+    from cluster import kubernetes_build, lifecycle, verbs
+
+    match verb:
+        case "build":
+            console.summary(f"Kubernetes is in {kubernetes_build.build(console)}")
+        case "up":
+            lifecycle.up(console)
+        case "down":
+            lifecycle.down(console)
+        case "status":
+            verbs.status(console)
+        case "off":
+            verbs.off(console, arguments.node)
+        case "on":
+            verbs.on(console, arguments.node)
+        case "cut" | "mend":
+            verbs.cable(console, arguments.node, plugged=verb == "mend")
+        case "apiserver":
+            verbs.apiserver(console, running=arguments.switch == "on")
+        case "load":
+            verbs.load(console, arguments.archive)
+        case "pv":
+            verbs.volume(console, arguments.name, arguments.node, arguments.size, arguments.storage_class)
+        case "exec":
+            words = arguments.command
+            verbs.inside(arguments.node, words[1:] if words[:1] == ["--"] else words)
+        case "logs":
+            verbs.logs(arguments.component, follow=arguments.follow, lines=arguments.lines)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; 0 if it did what it says, 1 if not, 130 when interrupted."""
+    try:
+        return run(parser().parse_args(argv), Console())
+    except Problem as problem:
+        complain(problem)
+        return 1
+    except BrokenPipeError:
+        # Whoever read the output has seen enough ("| head"); the interpreter's last flush must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted; 'python -m cluster down' cleans up", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The fabric's namespace and the four processes in it: etcd, API server, controller manager, scheduler."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from cluster import components, kubernetes_build, machine, network, paths, processes, state
+from cluster.api import Api
+from cluster.console import Problem
+from cluster.processes import Record
+
+FABRIC = "fabric"
+ETCD = "etcd"
+APISERVER = "kube-apiserver"
+CONTROLLER_MANAGER = "kube-controller-manager"
+SCHEDULER = "kube-scheduler"
+NAMES = (ETCD, APISERVER, CONTROLLER_MANAGER, SCHEDULER)
+READY_SECONDS = 180.0
+
+
+def group() -> str:
+    """The control group of the control plane."""
+    return f"{state.group()}/control-plane"
+
+
+def log(name: str) -> Path:
+    """The log of a process."""
+    return paths.LOGS / f"{name}.log"
+
+
+def _start(name: str, command: list[str]) -> Record:
+    """Start a process in the control plane's control group, and record it."""
+    joins = "; ".join(f"echo $$ > {path}/cgroup.procs" for path in machine.make(group()))
+    pid = processes.spawn(["sh", "-c", f'{joins}; exec "$@"', name, *command], log(name), env=environment())
+    rec = processes.record(name, pid)
+    state.records().put(rec)
+    return rec
+
+
+def environment() -> dict[str, str]:
+    """What daemons find in their environment: nothing of the shell that started them, no proxies."""
+    return {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "LC_ALL": "C.UTF-8",
+    }
+
+
+def fabric() -> Record:
+    """The process that holds the fabric's namespace. Errors: Problem when it is gone."""
+    rec = state.records().alive(FABRIC)
+    if rec is None:
+        raise Problem("no cluster is running", remedy="run 'python -m cluster up'")
+    return rec
+
+
+def start_fabric(plan: network.Plan, node_count: int) -> Record:
+    """Make the fabric's namespace, with its switches and the machine's link into it."""
+    rec = _start(FABRIC, ["unshare", "--net", "--", "sleep", "infinity"])
+    own = network.namespace(os.getpid())
+    if not processes.wait_until(lambda: processes.is_alive(rec) and network.namespace(rec.pid) != own, 5, pause=0.005):
+        raise Problem("could not make a network namespace", log=log(FABRIC))
+    network.build_fabric(plan, rec.pid, state.link(), node_count)
+    return rec
+
+
+def command(name: str, plan: network.Plan) -> list[str]:
+    """The whole command line of one of NAMES."""
+    binary = kubernetes_build.bin_dir() / name
+    if name == ETCD:
+        return components.etcd(state.etcd_data())
+    if name == APISERVER:
+        policy = paths.RUN / "audit-policy.json"
+        policy.write_text(components.audit_policy())
+        return components.apiserver(binary, plan, paths.PKI, policy, paths.AUDIT_LOG)
+    if name == CONTROLLER_MANAGER:
+        return components.controller_manager(binary, paths.PKI)
+    return components.scheduler(binary, paths.PKI)
+
+
+def start(name: str, plan: network.Plan) -> Record:
+    """Start one of NAMES unless it runs."""
+    running = state.records().alive(name)
+    if running is not None:
+        return running
+    return _start(name, [*network.enter(fabric().pid), *command(name, plan)])
+
+
+def wait_ready(api: Api, *, seconds: float = READY_SECONDS) -> None:
+    """Wait until the API server says that it is ready. Errors: Problem when it ends or takes too long."""
+    rec = state.records().get(APISERVER)
+    for name in (ETCD, APISERVER):
+        if state.records().alive(name) is None:
+            raise Problem(f"{name} does not run", log=log(name), remedy="run 'python -m cluster up'")
+
+    def settled() -> bool:
+        return api.is_ready() or rec is None or not processes.is_alive(rec)
+
+    processes.wait_until(settled, seconds)
+    if not api.is_ready():
+        ended = rec is None or not processes.is_alive(rec)
+        what = "ended" if ended else f"is not ready after {seconds:.0f} s"
+        raise Problem(f"{APISERVER} {what}", log=log(APISERVER), remedy="run 'python -m cluster down', then up")
+
+
+def stop(name: str) -> bool:
+    """Kill one process, as a crash would; whether it ran."""
+    rec = state.records().alive(name)
+    if rec is not None:
+        processes.kill([rec])
+    state.records().drop(name)
+    return rec is not None
+
+
+def bootstrap(api: Api) -> None:
+    """What an installer grants once: kube-proxy may read what it needs."""
+    api.ensure(
+        "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": "kube-proxy"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:node-proxier"},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:kube-proxy"}],
+        },
+    )
+
+
+def remove_data() -> None:
+    """Delete etcd's data."""
+    shutil.rmtree(state.etcd_data(), ignore_errors=True)

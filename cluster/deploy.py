@@ -1,0 +1,280 @@
+"""`make up` and `make down`: a cluster, hyperlet on it, and a VM that answers.
+
+`python -m cluster.deploy up` does whatever is not done yet, in this order: cluster, images, deployment, example VM.
+With `HYPERLET_CLUSTER=existing` and `KUBECONFIG` set it deploys to that cluster; `HYPERLET_REGISTRY` then says
+where the images are pushed to and pulled from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cluster.console import Console, Problem, complain
+from cluster.paths import KUBECONFIG, LOGS, ROOT, RUN
+
+NAMESPACE = "hyperlet"
+ROLES = ("launcher", "node", "cluster")
+EXAMPLE = ROOT / "examples" / "vm.yaml"
+WAIT_SECONDS = 300
+
+
+class Kubectl:
+    """kubectl against one kubeconfig."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self.kubeconfig = kubeconfig
+
+    def __call__(self, *args: str, check: bool = True, stdin: str | None = None) -> str:
+        """Run and return standard output. Raises Problem with kubectl's own words when it fails and `check` is set."""
+        done = subprocess.run(
+            ["kubectl", f"--kubeconfig={self.kubeconfig}", *args],
+            input=stdin,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        if check and done.returncode:
+            raise Problem(f"kubectl {' '.join(args)}: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout
+
+    def json(self, *args: str) -> dict[str, object] | None:
+        """`get … -o json`; None if there is no such object."""
+        text = self(*args, "-o", "json", "--ignore-not-found")
+        return json.loads(text) if text.strip() else None
+
+
+def run(console: Console, label: str, command: Sequence[str]) -> None:
+    """A command of the project's own that prints for people: its output goes straight through."""
+    console.say(label)
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)
+    if done.returncode:
+        raise Problem(
+            f"{label.lower()} did not finish",
+            remedy=f"its message is above; then type the same command again ({' '.join(command)})",
+        )
+
+
+def built_images() -> dict[str, dict[str, str]]:
+    """Name → {ref, archive} of everything `python -m images build` made."""
+    done = subprocess.run(
+        [sys.executable, "-m", "images", "list", "--json"], cwd=ROOT, text=True, capture_output=True, check=False
+    )
+    if done.returncode:
+        raise Problem(f"python -m images list: {done.stderr.strip()}", remedy="make images")
+    images: dict[str, dict[str, str]] = json.loads(done.stdout)
+    return images
+
+
+def overlay(images: dict[str, dict[str, str]], registry: str) -> Path:
+    """A kustomization in `.run/deploy` that puts the built images' names into `manifests/`."""
+    folder = RUN / "deploy"
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for role in ROLES:
+        name, tag = images[role]["ref"].rsplit(":", 1)
+        if registry:
+            name = f"{registry}/{role}"
+        entries.append({"name": f"hyperlet.local/{role}", "newName": name, "newTag": tag})
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(ROOT / "manifests", folder)],
+        # Said again here: an overlay does not inherit where image names stand.
+        "configurations": ["image-references.yaml"],
+        "images": entries,
+    }
+    (folder / "kustomization.yaml").write_text(json.dumps(kustomization, indent=2))
+    (folder / "image-references.yaml").write_text((ROOT / "manifests" / "image-references.yaml").read_text())
+    return folder
+
+
+def push(console: Console, images: dict[str, dict[str, str]], registry: str) -> None:
+    """Push every image to a registry that the existing cluster pulls from."""
+    for name, image in images.items():
+        tag = image["ref"].rsplit(":", 1)[1]
+        target = f"{registry}/{name}:{tag}"
+        with console.step(f"push {target}"):
+            done = subprocess.run(
+                ["skopeo", "copy", f"docker-archive:{image['archive']}", f"docker://{target}"],
+                text=True, capture_output=True, check=False,
+            )  # fmt: skip
+            if done.returncode:
+                raise Problem(
+                    f"{target} cannot be pushed: {done.stderr.strip()}",
+                    remedy="log in to the registry (skopeo login) and try again",
+                )
+
+
+def wait(
+    console: Console, label: str, ready: Callable[[], str | None], remedy: str, seconds: float = WAIT_SECONDS
+) -> None:
+    """Poll until `ready` returns None; what it returns meanwhile is said if the time runs out."""
+    deadline = time.monotonic() + seconds
+    with console.step(label):
+        while (missing := ready()) is not None:
+            if time.monotonic() > deadline:
+                raise Problem(f"{label}: still not after {seconds:.0f} s: {missing}", remedy=remedy)
+            time.sleep(0.2)
+
+
+def workloads_ready(kubectl: Kubectl) -> str | None:
+    """None when controller and handlers run their newest version everywhere, else what is missing."""
+    listing = kubectl.json("get", "deployments,daemonsets", f"--namespace={NAMESPACE}")
+    items: list[dict[str, dict[str, object]]] = listing["items"] if listing else []  # type: ignore[assignment]
+    if not items:
+        return "no workloads yet"
+    for item in items:
+        spec, status = item["spec"], item["status"]
+        name = item["metadata"]["name"]
+        if status.get("observedGeneration") != item["metadata"].get("generation"):
+            return f"{name} is not observed yet"
+        wanted = status.get("desiredNumberScheduled", spec.get("replicas", 1))
+        updated = status.get("updatedNumberScheduled", status.get("updatedReplicas", 0))
+        ready = status.get("numberReady", status.get("readyReplicas", 0))
+        if not wanted or updated != wanted or ready != wanted:
+            return f"{name}: {ready or 0} of {wanted} ready"
+    return None
+
+
+def nodes_schedulable(kubectl: Kubectl) -> str | None:
+    """None when every worker's handler has said that VMs may come."""
+    listing = kubectl.json("get", "nodes", "--selector=kubevirt.io/schedulable=true")
+    items: list[object] = listing["items"] if listing else []  # type: ignore[assignment]
+    return None if items else "no node carries kubevirt.io/schedulable=true"
+
+
+def vm_status(kubectl: Kubectl, name: str) -> str | None:
+    """None when the VM runs, else its printableStatus and what its conditions say."""
+    vm = kubectl.json("get", "virtualmachine", name)
+    status: dict[str, object] = vm.get("status", {}) if vm else {}  # type: ignore[assignment]
+    if status.get("ready") is True and status.get("printableStatus") == "Running":
+        return None
+    conditions: list[dict[str, str]] = status.get("conditions", [])  # type: ignore[assignment]
+    words = [f"{c['type']}: {c['message']}" for c in conditions if c.get("message")]
+    return " — ".join([f"virtual machine {name} is {status.get('printableStatus', 'not there')}", *words])
+
+
+def answer(address: str) -> str:
+    """What the guest's web server says, or an empty string."""
+    done = subprocess.run(["curl", "-s", "-m", "2", f"http://{address}/"], text=True, capture_output=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def example(console: Console, kubectl: Kubectl, curl: bool) -> None:
+    """Apply examples/vm.yaml, wait until it runs and (on the cluster of this machine) answers."""
+    kubectl("apply", "-f", str(EXAMPLE))
+    wait(console, "virtual machine hello runs", lambda: vm_status(kubectl, "hello"), "kubectl describe vm,vmi hello")
+    if not curl:
+        return
+    address = kubectl("get", "service", "hello", "--output=jsonpath={.spec.clusterIP}")
+    said: list[str] = []
+
+    def answered() -> str | None:
+        said[:] = [answer(address)]
+        return None if said[0] else f"http://{address}/ does not answer"
+
+    wait(console, "its guest answers through its Service", answered, "kubectl logs -l vm.kubevirt.io/name=hello", 120)
+    console.say(f"\n  $ curl http://{address}/\n  {said[0]}")
+
+
+def apply(console: Console, kubectl: Kubectl, folder: Path, emulation: bool) -> None:
+    """Apply the manifests and wait until everything of hyperlet's is ready."""
+    with console.step("apply manifests/"):
+        kubectl("apply", "-k", str(folder))
+    with console.step("CRDs established"):
+        kubectl(
+            "wait",
+            "--for=condition=Established",
+            "--timeout=60s",
+            "crd",
+            "--selector=app.kubernetes.io/part-of=hyperlet",
+        )
+    if emulation:
+        with console.step("allow software emulation (developerConfiguration.useEmulation)"):
+            kubectl("apply", "-f", str(ROOT / "cluster" / "kubevirt-emulation.yaml"))
+    wait(console, "controller and handlers ready", lambda: workloads_ready(kubectl),
+         f"kubectl -n {NAMESPACE} get pods; kubectl -n {NAMESPACE} describe pods")  # fmt: skip
+    wait(
+        console,
+        "a node takes virtual machines",
+        lambda: nodes_schedulable(kubectl),
+        f"kubectl -n {NAMESPACE} logs ds/hyperlet-handler",
+    )
+
+
+NEXT = """
+Next:
+  export KUBECONFIG={kubeconfig}
+  kubectl get vm,vmi                     # what runs, where, with which address
+  kubectl describe vmi hello             # its conditions and events
+  kubectl logs -l vm.kubevirt.io/name=hello   # its serial console
+  kubectl patch vm hello --type=merge -p '{{"spec":{{"runStrategy":"Halted"}}}}'   # stop it
+  {down}
+"""
+
+
+def up(console: Console) -> None:
+    """Everything that is missing, in order."""
+    existing = os.environ.get("HYPERLET_CLUSTER") == "existing"
+    registry = os.environ.get("HYPERLET_REGISTRY", "")
+    if existing:
+        kubeconfig = Path(os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config")
+        if not kubeconfig.is_file():
+            raise Problem("HYPERLET_CLUSTER=existing needs a cluster", remedy="set KUBECONFIG to its kubeconfig")
+    else:
+        kubeconfig = KUBECONFIG
+        run(console, "Tools", ["-m", "cluster", "deps"])
+        run(console, "Kubernetes", ["-m", "cluster", "build"])
+        run(console, "Cluster", ["-m", "cluster", "up"])
+    run(console, "Images", ["-m", "images", "build"])
+    images = built_images()
+    if registry:
+        push(console, images, registry)
+    elif not existing:
+        run(console, "Images onto the nodes", ["-m", "cluster", "load", *(i["archive"] for i in images.values())])
+    console.say("Hyperlet")
+    kubectl = Kubectl(kubeconfig)
+    apply(console, kubectl, overlay(images, registry), emulation=not existing)
+    if not existing or registry:
+        example(console, kubectl, curl=not existing)
+    console.summary("up")
+    down = (
+        "make down                              # stop everything"
+        if not existing
+        else f"kubectl delete -k {ROOT / 'manifests'}"
+    )
+    console.say(NEXT.format(kubeconfig=os.path.relpath(kubeconfig), down=down))
+
+
+def down(console: Console) -> None:
+    """Stop the cluster of this machine. An existing cluster is left alone."""
+    if os.environ.get("HYPERLET_CLUSTER") == "existing":
+        raise Problem("an existing cluster is not taken down", remedy="kubectl delete -k manifests/")
+    run(console, "Cluster", ["-m", "cluster", "down"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 1 with an explanation on standard error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.deploy", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
+    parser.add_argument("verb", choices=["up", "down"])
+    verb = parser.parse_args(argv).verb
+    LOGS.mkdir(parents=True, exist_ok=True)
+    try:
+        {"up": up, "down": down}[verb](Console())
+    except Problem as problem:
+        complain(problem)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

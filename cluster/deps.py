@@ -1,0 +1,83 @@
+"""The Debian packages that the cluster, its build and the image builds need."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import images.deps
+from cluster.console import Console, Problem
+from cluster.paths import LOGS, private_dir
+
+PACKAGES = (
+    # the cluster itself
+    "etcd-server", "containerd", "runc", "containernetworking-plugins", "iproute2", "iptables", "nftables",
+    "conntrack", "busybox-static", "util-linux", "procps", "curl", "openssl",
+    # building Kubernetes and the pause image
+    "golang-go", "golang-github-modern-go-reflect2-dev", "dpkg-dev", "gcc", "libc6-dev", "musl-tools",
+    "debian-archive-keyring",
+    # building images, guests and disks
+    *images.deps.PACKAGES,
+)  # fmt: skip
+
+TEST_PACKAGES = (
+    "libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86", "seabios", "libxml2-utils",
+)  # fmt: skip
+"""What the tests on this machine itself (tests/node, tests/golden) need besides."""
+
+KUBECTL_PACKAGE = "kubernetes-client"
+POLICY = Path("/usr/sbin/policy-rc.d")
+
+
+def missing(*, tests: bool = False) -> list[str]:
+    """Packages of PACKAGES, with `tests` of TEST_PACKAGES, that are not installed; one for kubectl if there is none."""
+    wanted = dict.fromkeys([*PACKAGES, *(TEST_PACKAGES if tests else ())])
+    query = subprocess.run(
+        ["dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\n", *wanted],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    installed = {line.split()[0] for line in query.stdout.splitlines() if line.endswith(" installed")}
+    absent = [name for name in wanted if name not in installed]
+    return absent if shutil.which("kubectl") else [*absent, KUBECTL_PACKAGE]
+
+
+def ensure(console: Console, *, tests: bool = False) -> None:
+    """Install what is missing and say so. Errors: Problem when apt-get fails or the user is not root."""
+    absent = missing(tests=tests)
+    with console.step("Debian packages") as step:
+        step.note = "all there" if not absent else f"installing {len(absent)}"
+        if not absent:
+            return
+        if os.geteuid() != 0:
+            raise Problem(f"packages are missing: {' '.join(absent)}", remedy="run this as root")
+        console.say(f"  · installing {' '.join(absent)}")
+        log = private_dir(LOGS) / "apt.log"
+        with _no_services():
+            _apt(["update"], log)
+            _apt(["install", "--yes", "--no-install-recommends", *absent], log)
+
+
+def _apt(arguments: list[str], log: Path) -> None:
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    with log.open("ab") as stream:
+        done = subprocess.run(["apt-get", *arguments], env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
+    if done.returncode != 0:
+        raise Problem(f"apt-get {arguments[0]} failed", log=log, remedy="mend what apt complains about, run this again")
+
+
+@contextmanager
+def _no_services() -> Iterator[None]:
+    """Keep the installed packages from starting their daemons: the cluster starts its own, in its own namespaces."""
+    if POLICY.exists():
+        yield
+        return
+    POLICY.write_text("#!/bin/sh\nexit 101\n")
+    POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        POLICY.unlink(missing_ok=True)

@@ -1,0 +1,170 @@
+"""Image archives: what is in one, importing it into the nodes, and the pause image made without a registry."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import node
+from cluster.components import PAUSE_IMAGE
+from cluster.console import Console, Problem
+from cluster.paths import CACHE
+
+PAUSE_SOURCE = Path(__file__).with_name("pause.c")
+NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive and the images in it: reference → digest (of the config, or of the manifest in an OCI archive)."""
+
+    path: Path
+    images: dict[str, str]
+
+
+def inspect(path: Path) -> Archive:
+    """Read which images an archive holds (docker-archive or OCI, compressed or not).
+
+    Errors: Problem when the file is neither.
+    """
+    try:
+        with tarfile.open(path) as tar:
+            members = {member.name.removeprefix("./"): member for member in tar}
+            for name, read in (("manifest.json", docker_images), ("index.json", oci_images)):
+                stream = tar.extractfile(members[name]) if name in members else None
+                if stream is not None:
+                    return Archive(path, read(json.load(stream)))
+    except (OSError, tarfile.TarError, ValueError) as error:
+        raise Problem(f"{path} is no image archive: {error}", remedy="make one with 'buildah push'") from error
+    raise Problem(f"{path} is no image archive: it has neither manifest.json nor index.json")
+
+
+def docker_images(manifest: Any) -> dict[str, str]:
+    """References → config digests out of a docker-archive's manifest.json."""
+    found = {}
+    for image in manifest:
+        digest = Path(image["Config"]).name.removesuffix(".json")
+        for tag in image.get("RepoTags") or []:
+            found[full_reference(tag)] = digest
+    return found
+
+
+def oci_images(index: Any) -> dict[str, str]:
+    """References → manifest digests out of an OCI archive's index.json."""
+    found = {}
+    for manifest in index.get("manifests", []):
+        annotations = manifest.get("annotations") or {}
+        name = next((annotations[key] for key in NAME_ANNOTATIONS if key in annotations), None)
+        if name:
+            found[full_reference(name)] = manifest["digest"]
+    return found
+
+
+def full_reference(name: str) -> str:
+    """The reference with a tag. Names here always have a host, as nothing is pulled."""
+    return name if ":" in name.rsplit("/", 1)[-1] or "@" in name else f"{name}:latest"
+
+
+def _loaded_file(name: str) -> Path:
+    return node.folder(name) / "disk" / "loaded-images.json"
+
+
+def _loaded(name: str) -> dict[str, str]:
+    """What was imported into the node and is still there: reference → digest as the archive gave it."""
+    try:
+        noted: dict[str, str] = json.loads(_loaded_file(name).read_text())
+    except (OSError, ValueError):
+        return {}
+    listing = node.run(name, ["ctr", "--namespace=k8s.io", "images", "list", "-q"])
+    present = set(listing.stdout.split())
+    return {reference: digest for reference, digest in noted.items() if reference in present}
+
+
+def load(console: Console, paths: Sequence[Path], names: Sequence[str]) -> None:
+    """Import archives into nodes, all nodes at a time, leaving out what is there already.
+
+    Errors: Problem naming the archive and the node where an import failed.
+    """
+    archives = [inspect(path) for path in paths]
+    for archive in archives:
+        for reference in archive.images:
+            if reference.endswith(":latest"):
+                console.say(f"  ! {reference}: with the tag 'latest' Kubernetes pulls every time; give it another tag")
+    with ThreadPoolExecutor(max_workers=len(names) or 1) as pool:
+        list(pool.map(lambda name: _load_into(console, archives, name), names))
+
+
+def _load_into(console: Console, archives: Sequence[Archive], name: str) -> None:
+    loaded = _loaded(name)
+    for archive in archives:
+        known = bool(archive.images) and all(loaded.get(ref) == digest for ref, digest in archive.images.items())
+        with console.step(f"{name}: {', '.join(archive.images) or archive.path.name}") as step:
+            if known:
+                step.note = "already there"
+                continue
+            done = node.run(name, ["ctr", "--namespace=k8s.io", "images", "import", "-"], stdin=archive.path)
+            if done.returncode != 0:
+                raise Problem(
+                    f"{name} did not take {archive.path}: {done.stderr.strip()[-400:]}",
+                    remedy=f"see 'python -m cluster logs {name}-containerd'",
+                )
+            loaded.update(archive.images)
+            _loaded_file(name).write_text(json.dumps(loaded))
+
+
+def pause_archive() -> Path:
+    """Build the pause image into the cache, unless it is there. Errors: Problem when the compiler fails."""
+    source = PAUSE_SOURCE.read_bytes()
+    path = CACHE / f"pause-{hashlib.sha256(source + PAUSE_IMAGE.encode()).hexdigest()[:10]}.tar"
+    if path.exists():
+        return path
+    CACHE.mkdir(parents=True, exist_ok=True)
+    binary = path.with_suffix(".bin")
+    command: list[str | Path] = ["musl-gcc", "-Os", "-static", "-s", "-Wall", "-Werror", "-o", binary, PAUSE_SOURCE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Problem(f"musl-gcc cannot build pause: {done.stderr.strip()}", remedy="run 'python -m cluster deps'")
+    temporary = path.with_suffix(".new")
+    temporary.write_bytes(single_file_archive(PAUSE_IMAGE, "pause", binary.read_bytes()))
+    temporary.rename(path)
+    binary.unlink()
+    return path
+
+
+def single_file_archive(reference: str, name: str, content: bytes, *, user: str = "65535:65535") -> bytes:
+    """A docker-archive of an image that is one executable and runs it. The same input gives the same bytes."""
+    layer = _tar({name: (content, 0o755)})
+    config = json.dumps(
+        {
+            "architecture": _architecture(),
+            "os": "linux",
+            "config": {"Entrypoint": [f"/{name}"], "User": user},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+            "history": [{"created_by": f"one file: {name}"}],
+        }
+    ).encode()
+    config_name = f"{hashlib.sha256(config).hexdigest()}.json"
+    manifest = json.dumps([{"Config": config_name, "RepoTags": [reference], "Layers": ["layer.tar"]}]).encode()
+    return _tar({"manifest.json": (manifest, 0o644), config_name: (config, 0o644), "layer.tar": (layer, 0o644)})
+
+
+def _tar(files: dict[str, tuple[bytes, int]]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, (content, mode) in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(content), mode
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _architecture() -> str:
+    return subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,175 @@
+"""A node's life: its folder, power on and off, its network cable, running things inside it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from cluster import components, controlplane, kubernetes_build, machine, network, paths, processes, state
+from cluster.components import Node
+from cluster.console import Problem
+from cluster.network import Plan
+
+INIT = Path(__file__).with_name("node-init.sh")
+SOCKET = "run/containerd/containerd.sock"
+SHELL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/kubernetes"
+
+
+def folder(name: str) -> Path:
+    """The node's folder on the machine: `etc` (configuration), `disk` (kept without power), `root` (mount point)."""
+    return paths.RUN / "nodes" / name
+
+
+def group(name: str) -> str:
+    """The node's control group."""
+    return f"{state.group()}/{name}"
+
+
+def log(name: str) -> Path:
+    """The log of the node's init."""
+    return paths.LOGS / f"{name}.log"
+
+
+def init_record(name: str) -> processes.Record | None:
+    """The node's PID 1 if the node is on."""
+    return state.records().alive(name)
+
+
+def init_pid(name: str) -> int:
+    """The pid (as the machine sees it) of the node's PID 1. Errors: Problem when the node is off."""
+    rec = init_record(name)
+    if rec is None:
+        raise Problem(f"{name} is off", remedy=f"run 'python -m cluster on {name}'")
+    return rec.pid
+
+
+def prepare(plan: Plan, node: Node, node_count: int) -> None:
+    """Write the node's configuration. Its disk, if it has one, stays as it is."""
+    base = folder(node.name)
+    etc = base / "etc"
+    shutil.rmtree(etc, ignore_errors=True)
+    (base / "root").mkdir(parents=True, exist_ok=True)
+    (base / "disk").mkdir(exist_ok=True)
+    shutil.copytree(paths.PKI / node.name, etc / "kubernetes")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    kubelet = components.kubelet_config(plan, memory, os.cpu_count() or 1, node_count)
+    (etc / "kubernetes" / "kubelet.json").write_text(kubelet)
+    (etc / "containerd.toml").write_text(components.containerd_config())
+    (etc / "cni.conflist").write_text(components.cni_config(node))
+    (etc / "hostname").write_text(f"{node.name}\n")
+    (etc / "machine-id").write_text(hashlib.sha256(f"{base}".encode()).hexdigest()[:32] + "\n")
+    (etc / "resolv.conf").write_text(f"nameserver {plan.dns}\n")
+    others = "".join(f"{plan.node(n)} {name}\n" for n, name in enumerate(state.NODE_NAMES, 1))
+    (etc / "hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n{others}")
+
+
+def environment(plan: Plan, node: Node, cgroups: Sequence[Path]) -> dict[str, str]:
+    """What node-init.sh finds in its environment."""
+    # A named hierarchy (systemd's) is mounted by node-init.sh itself.
+    mounted = [path.name for path in machine.hierarchies() if path.name != "systemd"]
+    return {
+        **controlplane.environment(),
+        "NODE": node.name,
+        "ADDRESS": node.address,
+        "PREFIX_LENGTH": str(plan.nodes.prefixlen),
+        "GATEWAY": plan.api,
+        "PEERS": " ".join(f"{pods}={address}" for pods, address in node.peers),
+        "NODE_DIR": str(folder(node.name)),
+        "BIN_DIR": str(kubernetes_build.bin_dir()),
+        "HIDE": str(paths.RUN),
+        "CGROUPS": " ".join(map(str, cgroups)),
+        "UNIFIED": "1" if machine.is_unified() else "",
+        "HIERARCHIES": " ".join(f"{name}={name}" for name in mounted),
+        "CLUSTER_CIDR": str(plan.pods),
+    }
+
+
+def power_on(plan: Plan, node: Node) -> bool:
+    """Start the node unless it is on; whether it was started. Errors: Problem when it does not come up."""
+    if init_record(node.name) is not None:
+        return False
+    fabric = controlplane.fabric().pid
+    _clear(node.name)
+    cgroups = machine.make(group(node.name))
+    pid = processes.spawn(["bash", str(INIT), "outside"], log(node.name), env=environment(plan, node, cgroups))
+    own = network.namespace(os.getpid())
+    starter = processes.record(node.name, pid)
+
+    def separate() -> bool:
+        return not processes.is_alive(starter) or (
+            network.namespace(pid) != own and processes.first_child(pid) is not None
+        )
+
+    processes.wait_until(separate, 10, pause=0.005)
+    child = processes.first_child(pid) if processes.is_alive(starter) else None
+    if child is None:
+        raise Problem(f"{node.name} did not start", log=log(node.name), remedy="run 'python -m cluster down', then up")
+    state.records().put(processes.record(node.name, child))
+    if machine.is_unified():
+        # A version 2 group that has children with controllers may hold no process itself; the node waits for this.
+        machine.move(pid, f"{state.group()}/starters")
+    network.wire_node(fabric, child, node.name, node.address)
+    return True
+
+
+def _clear(name: str) -> None:
+    """End and remove what a node that died left in its control group."""
+    machine.kill_members(group(name))
+    machine.remove([group(name)])
+
+
+def power_off(name: str) -> bool:
+    """Pull the plug: SIGKILL for PID 1, with which the kernel ends everything in the node. Whether it was on."""
+    rec = init_record(name)
+    if rec is not None:
+        processes.kill([rec])
+    _clear(name)
+    state.records().drop(name)
+    return rec is not None
+
+
+def wait_runtime(name: str, *, seconds: float = 60.0) -> None:
+    """Wait until the node's containerd takes calls. Errors: Problem when the node ends or takes too long."""
+    socket = Path(f"/proc/{init_pid(name)}/root") / SOCKET
+
+    def settled() -> bool:
+        return socket.exists() or init_record(name) is None
+
+    processes.wait_until(settled, seconds, pause=0.02)
+    if init_record(name) is None or not socket.exists():
+        own = log(name)
+        raise Problem(f"containerd on {name} does not start", log=own, remedy=f"see 'cluster logs {name}-containerd'")
+
+
+def enter(name: str) -> list[str]:
+    """The words to put before a command that is to run inside the node."""
+    return ["nsenter", f"--target={init_pid(name)}", "--all", "--", "env", f"PATH={SHELL_PATH}"]
+
+
+def run(name: str, command: Sequence[str], *, stdin: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command inside a node and return what it printed."""
+    with (stdin or Path("/dev/null")).open("rb") as stream:
+        return subprocess.run([*enter(name), *command], stdin=stream, capture_output=True, text=True, check=False)
+
+
+def become(name: str, command: Sequence[str]) -> NoReturn:
+    """Become a command inside a node (or, for "control-plane", in the fabric's network)."""
+    prefix = network.enter(controlplane.fabric().pid) if name == "control-plane" else enter(name)
+    words = [*prefix, *(command or ["bash"])]
+    os.execvp(words[0], words)
+
+
+def boot_id(name: str) -> str | None:
+    """The id of the node's present boot, as its kubelet reports it; None while it is off or starting."""
+    rec = init_record(name)
+    if rec is None:
+        return None
+    try:
+        return Path(f"/proc/{rec.pid}/root/run/boot_id").read_text().strip() or None
+    except OSError:
+        return None

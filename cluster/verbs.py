@@ -1,0 +1,179 @@
+"""What `python -m cluster` can do to a running cluster, besides `up` and `down`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from cluster import controlplane, images, lifecycle, machine, network, node, paths, processes, state, volumes
+from cluster.api import Api
+from cluster.components import Node
+from cluster.console import Console, Problem
+from cluster.state import State
+
+MEBIBYTE = 1 << 20
+
+
+def _node(known: State, name: str) -> Node:
+    found = known.node(name)
+    if found is None:
+        raise Problem(f"there is no node '{name}'", remedy=f"the nodes are {', '.join(n.name for n in known.nodes)}")
+    return found
+
+
+def _route_services(known: State) -> None:
+    """Lead Service addresses to a node that is on."""
+    running = [each.number for each in known.nodes if node.init_record(each.name) is not None]
+    if running:
+        network.route_services(known.plan, controlplane.fabric().pid, state.link(), running[0])
+
+
+def off(console: Console, name: str) -> None:
+    """Power a node off."""
+    lifecycle.require_root()
+    with state.locked():
+        known = lifecycle.required()
+        _node(known, name)
+        with console.step(f"{name} off") as step:
+            step.note = "" if node.power_off(name) else "it was off"
+            _route_services(known)
+
+
+def on(console: Console, name: str) -> None:
+    """Power a node on and wait until it is Ready (if there is an API server to say so)."""
+    lifecycle.require_root()
+    with state.locked():
+        known = lifecycle.required()
+        each = _node(known, name)
+        with console.step(f"{name} on") as step:
+            if node.init_record(name) is None:
+                node.prepare(known.plan, each, len(known.nodes))
+                node.power_on(known.plan, each)
+                _route_services(known)
+            else:
+                step.note = "it was on"
+        if state.records().alive(controlplane.APISERVER) is None:
+            console.say("  · the API server is off: not waiting for Ready")
+            return
+        with console.step(f"{name} Ready"):
+            node.wait_runtime(name)
+            lifecycle.wait_nodes(Api(paths.KUBECONFIG), [name])
+
+
+def cable(console: Console, name: str, *, plugged: bool) -> None:
+    """Pull a node's network cable, or plug it in again."""
+    lifecycle.require_root()
+    with state.locked():
+        _node(lifecycle.required(), name)
+        node.init_pid(name)
+        with console.step(f"{name}: cable {'plugged in' if plugged else 'pulled'}"):
+            network.set_port(controlplane.fabric().pid, name, plugged)
+
+
+def apiserver(console: Console, *, running: bool) -> None:
+    """Kill the API server, or start it again on the same data."""
+    lifecycle.require_root()
+    with state.locked():
+        known = lifecycle.required()
+        if not running:
+            with console.step("API server off") as step:
+                step.note = "" if controlplane.stop(controlplane.APISERVER) else "it was off"
+            return
+        with console.step("API server on"):
+            controlplane.start(controlplane.APISERVER, known.plan)
+            controlplane.wait_ready(Api(paths.KUBECONFIG))
+
+
+def load(console: Console, archives: Sequence[Path]) -> None:
+    """Import image archives into every node that is on."""
+    lifecycle.require_root()
+    known = lifecycle.required()
+    running = [each.name for each in known.nodes if node.init_record(each.name) is not None]
+    if not running:
+        raise Problem("no node is on", remedy="run 'python -m cluster up'")
+    images.load(console, archives, running)
+    console.summary(f"{len(archives)} archives on {', '.join(running)}")
+
+
+def volume(console: Console, name: str, node_name: str, size: str, storage_class: str) -> None:
+    """Make a PersistentVolume on a node's disk."""
+    _node(lifecycle.required(), node_name)
+    with console.step(f"PersistentVolume {name}") as step:
+        new = volumes.create(Api(paths.KUBECONFIG), name, node_name, size, storage_class)
+        step.note = f"{size} on {node_name}, class {storage_class}" + ("" if new else ", was there")
+
+
+def inside(name: str, command: Sequence[str]) -> NoReturn:
+    """Become a command inside a node, or "control-plane"."""
+    lifecycle.require_root()
+    known = lifecycle.required()
+    if name != "control-plane":
+        _node(known, name)
+    node.become(name, command)
+
+
+def logs(component: str | None, *, follow: bool, lines: int) -> None:
+    """Show the log of a component, or which there are."""
+    there = sorted(path.stem for path in paths.LOGS.glob("*.log"))
+    if component is None:
+        print("\n".join(there) or "no logs yet")
+        return
+    path = paths.AUDIT_LOG if component == "audit" else paths.LOGS / f"{component}.log"
+    if not path.exists():
+        raise Problem(f"there is no log '{component}'", remedy=f"there are: {', '.join(there) or 'none yet'}")
+    os.execvp("tail", ["tail", f"--lines={lines}", *(["--follow=name"] if follow else []), str(path)])
+
+
+def status(console: Console) -> None:
+    """Print a table of what runs."""
+    known = lifecycle.current()
+    if known is None:
+        left = len(machine.members(state.group()))
+        console.say("no cluster is running" + (f", but {left} processes of one are left: run down" if left else ""))
+        return
+    api = Api(paths.KUBECONFIG, timeout=2.0)
+    ready = api.ready_nodes()
+    console.say(f"{'NAME':<26}{'STATE':<16}{'ADDRESS':<15}{'PID':>8}{'PSS MiB':>10}{'UP':>12}")
+    total = 0
+    for name in (controlplane.FABRIC, *controlplane.NAMES):
+        address = known.plan.api if name == controlplane.APISERVER else ""
+        rec = state.records().alive(name)
+        total += _row(console, name, "running" if rec else "stopped", address, rec, [rec.pid] if rec else [])
+    for each in known.nodes:
+        rec = node.init_record(each.name)
+        condition = {True: "Ready", False: "NotReady", None: "unknown"}[ready.get(each.name)]
+        pids = sorted(machine.members(node.group(each.name)))
+        total += _row(console, each.name, condition if rec else "off", each.address, rec, pids)
+        for daemon in ("containerd", "kubelet", "kube-proxy"):
+            for pid in (pid for pid in pids if _command(pid) == daemon):
+                _row(console, f"  {daemon}", "running", "", processes.record(daemon, pid), [pid])
+    console.say(f"{'':<65}{total / MEBIBYTE:>10.1f}  together")
+    console.say(f"pods {known.plan.pods}, services {known.plan.services}, KUBECONFIG={paths.KUBECONFIG}")
+
+
+def _row(
+    console: Console, name: str, word: str, address: str, rec: processes.Record | None, pids: Sequence[int]
+) -> int:
+    size = processes.pss(pids)
+    pid = str(rec.pid) if rec else "-"
+    uptime = duration(processes.age(rec)) if rec else "-"
+    console.say(f"{name:<26}{word:<16}{address:<15}{pid:>8}{size / MEBIBYTE:>10.1f}{uptime:>12}")
+    return size
+
+
+def duration(seconds: float) -> str:
+    """3725 → "1h02m05s"."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m{rest:02}s"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
