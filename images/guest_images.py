@@ -1,0 +1,57 @@
+"""Images that hold a guest: containerDisks (a disk below /disk) and one for kernelBoot (files below /boot)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from guests import tiny
+from images.archive import Entry, write_archive
+from images.keys import text_key
+from images.paths import ARCHIVES
+from images.plan import Plan
+
+PREFIX = "hyperlet.local/guests"
+QEMU_ID = 107
+"""User and group that QEMU runs as in the launcher; by convention they own the disks in a containerDisk."""
+
+
+def _owned(path: str, source: Path | bytes) -> Entry:
+    return Entry(path, source, mode=0o440, uid=QEMU_ID, gid=QEMU_ID)
+
+
+@dataclass(frozen=True)
+class GuestImage:
+    """An image made of a built guest's files. `role` is its name in `python -m images list`."""
+
+    role: str
+    reference: str
+    entries: Callable[[tiny.Guest], list[Entry]]
+
+    def plan(self) -> Plan:
+        """The archive's name changes when the guest's sources or this recipe do; manifests write the reference."""
+        key = text_key(tiny.key(), Path(__file__).read_text(), self.reference)
+        return Plan(self.role, self.reference, ARCHIVES / f"{self.role}-{key}.tar")
+
+    def make(self, plan: Plan) -> None:
+        """Build the guest if need be, and write the archive."""
+        write_archive(plan.reference, self.entries(tiny.build()), plan.archive)
+
+
+GUEST_IMAGES = (
+    GuestImage("guest-tiny", f"{PREFIX}/tiny:1", lambda g: [_owned("disk/tiny.qcow2", g.qcow2)]),
+    GuestImage(
+        "guest-tiny-kernel",
+        f"{PREFIX}/tiny-kernel:1",
+        lambda g: [_owned("boot/vmlinuz", g.kernel), _owned("boot/initrd", g.initrd)],
+    ),
+    GuestImage("guest-halt", f"{PREFIX}/halt:1", lambda g: [_owned("disk/halt.img", g.halt)]),
+    # For tests of what users do wrong: an image without a disk, and one whose disk is none.
+    GuestImage(
+        "guest-no-disk", f"{PREFIX}/no-disk:1", lambda g: [_owned("readme.txt", b"There is no disk in here.\n")]
+    ),
+    GuestImage(
+        "guest-not-a-disk", f"{PREFIX}/not-a-disk:1", lambda g: [_owned("disk/a.qcow2", b"QFI\xfb" + bytes(508))]
+    ),
+)

@@ -1,0 +1,16 @@
+"""Where built things lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The project's root, which is the context of every image."""
+
+CACHE = Path(os.environ.get("HYPERLET_CACHE", str(Path.home() / ".cache" / "hyperlet")))
+ARCHIVES = CACHE / "images"
+"""Image archives, `<role>-<tag>.tar`."""
+STORAGE = CACHE / "buildah"
+"""The builder's own image store, apart from any other on this machine."""
+GUESTS = CACHE / "guests"

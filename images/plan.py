@@ -1,0 +1,15 @@
+"""What an image will be called and where its archive will lie: decided once a build; sources may change meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`role` is the name on the command line, `reference` the one in a pod, `archive` for `ctr images import`."""
+
+    role: str
+    reference: str
+    archive: Path
