@@ -1,0 +1,123 @@
+"""Calls that hyperlet's components send to the API server for each VMI and VM, from its audit log."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bench import audit, objects
+from bench.audit import Call
+from bench.figures import Cell, Figure, Result, Table
+from bench.options import Options
+from bench.session import Session, path, say
+
+SIZES = (1, 5)
+ROUNDS = 3
+SETTLE_SECONDS = 3.0
+"""After the last milestone: Events and late status writes belong to it."""
+
+ACTIONS: dict[str, tuple[float, float]] = {
+    "VMI create → Running": (7.0, 13.3),
+    "VMI delete": (4.0, 8.1),
+    "VM start": (10.0, 34.0),
+    "VM stop": (8.0, 26.0),
+}
+"""Action → target and KubeVirt's number, calls for each object."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The calls while one action was done to `size` objects."""
+
+    action: str
+    size: int
+    calls: Sequence[Call]
+
+
+def analyse(windows: Sequence[Window]) -> Result:
+    """Means for each object; one action at a time. Pure."""
+    result = Result("api-calls")
+    for action, (target, baseline) in ACTIONS.items():
+        for size in sorted({w.size for w in windows if w.action == action}):
+            chosen = [w for w in windows if w.action == action and w.size == size]
+            objects_done = size * len(chosen)
+            counted = [call for w in chosen for call in w.calls if call.kind == audit.COUNTED]
+            label = f"{action}, {size} at once"
+            result.figures.append(Figure(label, len(counted) / objects_done, "calls", target, baseline))
+            result.tables.append(_breakdown(label, counted, objects_done))
+    background = Counter((c.kind, *c.what) for w in windows for c in w.calls if c.kind != audit.COUNTED)
+    rows: list[list[Cell]] = [[*what, count] for what, count in sorted(background.items())]
+    header = ["why", "component", "verb", "resource", "calls in all"]
+    result.tables.append(Table("Not counted: what goes on without any VM", header, rows))
+    return result
+
+
+def _breakdown(label: str, calls: Sequence[Call], objects_done: int) -> Table:
+    failed = Counter(call.what for call in calls if call.code >= 400)
+    rows: list[list[Cell]] = [
+        [*what, count / objects_done, failed[what] or None]
+        for what, count in sorted(audit.by_what(calls).items(), key=lambda item: (item[0][0], -item[1], item[0]))
+    ]
+    return Table(f"{label}: calls for each", ["component", "verb", "resource", "each", "refused, in all"], rows)
+
+
+def run(session: Session, options: Options) -> Result:
+    """Every action, with one object and with several."""
+    session.launcher()
+    windows: list[Window] = []
+    for size in SIZES[:1] if options.quick else SIZES:
+        for turn in range(options.rounds(ROUNDS)):
+            windows += instances(session, options, size)
+            windows += machines(session, options, size)
+            say(f"api-calls: {size} at once, round {turn + 1} done")
+    return analyse(windows)
+
+
+def window(options: Options, action: str, size: int, act: Callable[[], None]) -> Window:
+    """Do something, let it settle, and read what was logged meanwhile."""
+    time.sleep(SETTLE_SECONDS)
+    log = audit.Log(options.audit)
+    act()
+    time.sleep(SETTLE_SECONDS)
+    return Window(action, size, log.calls())
+
+
+def instances(session: Session, options: Options, size: int) -> list[Window]:
+    """Create and delete VMIs."""
+    made = [objects.vmi(session.name("calls")) for _ in range(size)]
+    names = [str(thing["metadata"]["name"]) for thing in made]
+
+    def create() -> None:
+        session.run(made)
+
+    def remove() -> None:
+        session.delete("VirtualMachineInstance", names, "vmi gone")
+
+    actions = list(ACTIONS)
+    return [window(options, actions[0], size, create), window(options, actions[1], size, remove)]
+
+
+def machines(session: Session, options: Options, size: int) -> list[Window]:
+    """Start and stop VMs that exist already."""
+    words = [session.name("calls-vm") for _ in range(size)]
+    names = session.create("VirtualMachine", [objects.vm(word, objects.vmi(word)) for word in words])
+    session.wait(names, "vm Stopped")
+
+    def switch(strategy: str, milestone: str) -> Callable[[], None]:
+        def act() -> None:
+            for name in names:
+                session.recorder.forget(name, milestone)
+                session.api.patch(path("VirtualMachine", name), {"spec": {"runStrategy": strategy}})
+            session.wait(names, milestone)
+
+        return act
+
+    actions = list(ACTIONS)
+    windows = [
+        window(options, actions[2], size, switch("Always", "vm Running")),
+        window(options, actions[3], size, switch("Halted", "vm Stopped")),
+    ]
+    session.delete("VirtualMachine", names, "vm gone")
+    return windows

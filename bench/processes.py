@@ -1,0 +1,207 @@
+"""Processes of pods as this machine's /proc shows them: whose they are, their memory and CPU time.
+
+The nodes of `make up` are process trees of this machine, so that all is there to read. Text in, numbers out, except for
+the few functions that read files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+KERNEL = "kernel threads"
+TICKS = os.sysconf("SC_CLK_TCK")
+# cgroupfs writes "pod<uid>", systemd "pod<uid with underscores>.slice".
+_POD = re.compile(r"pod([0-9a-f]{8}([-_])[0-9a-f]{4}\2[0-9a-f]{4}\2[0-9a-f]{4}\2[0-9a-f]{12})")
+_RANGE = re.compile(r"^[0-9a-f]+-[0-9a-f]+ (\S{4}) ")
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process. `pod` is the UID of its pod, empty for none; `cgroup` the text of /proc/<pid>/cgroup."""
+
+    pid: int
+    label: str
+    pod: str
+    cgroup: str
+
+    @property
+    def is_qemu(self) -> bool:
+        """Whether it runs a guest."""
+        return self.label.startswith("qemu-")
+
+
+def pod_uid(cgroup: str) -> str:
+    """The UID of the pod in the text of /proc/<pid>/cgroup; empty when it is in none."""
+    found = _POD.search(cgroup)
+    return found.group(1).replace("_", "-") if found else ""
+
+
+def label(argv: list[str], comm: str) -> str:
+    """What to call a process: its program, and for Python the module or script it runs."""
+    if not argv or not argv[0]:
+        # Kernel threads have no arguments; workers are renamed with everything they do.
+        return KERNEL if comm.startswith(("kworker", "ksoftirqd", "rcu_", "migration/")) else comm
+    # A program may write its title over its arguments ("containerd-shim …"): the first word counts.
+    program = Path(argv[0].split()[0]).name
+    if not re.fullmatch(r"python[\d.]*", program):
+        return program
+    words = argv[1:]
+    while words:
+        word = words.pop(0)
+        if word == "-m" and words:
+            return words[0]
+        if word == "-c":
+            return comm
+        if word in ("-X", "-W") and words:
+            words.pop(0)
+        elif not word.startswith("-"):
+            return Path(word).name
+    return comm
+
+
+def everything() -> list[Process]:
+    """All processes of the machine. Those that end meanwhile are left out."""
+    found = []
+    for folder in PROC.iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            argv = (folder / "cmdline").read_bytes().decode("utf-8", "replace").rstrip("\0").split("\0")
+            comm = (folder / "comm").read_text().strip()
+            cgroup = (folder / "cgroup").read_text()
+        except OSError:
+            continue
+        found.append(Process(int(folder.name), label(argv, comm), pod_uid(cgroup), cgroup))
+    return found
+
+
+def of_pod(uid: str) -> list[Process]:
+    """The processes of a pod, its pause process included."""
+    return [process for process in everything() if process.pod == uid]
+
+
+def parse_kilobytes(text: str) -> dict[str, int]:
+    """Fields of /proc/<pid>/status or smaps_rollup that are given in kB, in bytes."""
+    return {m[1]: int(m[2]) * 1024 for m in re.finditer(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
+
+
+def pss(pid: int) -> int:
+    """Proportional set size in bytes: a page that n processes map counts 1/n. 0 when it has ended."""
+    try:
+        return parse_kilobytes((PROC / str(pid) / "smaps_rollup").read_text()).get("Pss", 0)
+    except OSError:
+        return 0
+
+
+def rss(pid: int) -> int:
+    """Resident set size in bytes. 0 when it has ended."""
+    try:
+        return parse_kilobytes((PROC / str(pid) / "status").read_text()).get("VmRSS", 0)
+    except OSError:
+        return 0
+
+
+def guest_ram_resident(smaps: str, guest: int) -> int:
+    """Bytes of the guest's memory that QEMU has resident, from the text of its smaps.
+
+    The guest's memory is the smallest readable and writable mapping that holds `guest` bytes; the emulator's code
+    buffer may be as large, but is executable. 0 when there is none.
+    """
+    best: tuple[int, int] | None = None
+    for mapping in _mappings(smaps):
+        permissions, fields = mapping
+        size = fields.get("Size", 0)
+        if permissions.startswith("rw-") and size >= guest and (best is None or size < best[0]):
+            best = (size, fields.get("Rss", 0))
+    return best[1] if best else 0
+
+
+def _mappings(smaps: str) -> Iterable[tuple[str, dict[str, int]]]:
+    permissions, lines = "", list[str]()
+    for line in smaps.splitlines():
+        found = _RANGE.match(line)
+        if found:
+            if permissions:
+                yield permissions, parse_kilobytes("\n".join(lines))
+            permissions, lines = found.group(1), []
+        else:
+            lines.append(line)
+    if permissions:
+        yield permissions, parse_kilobytes("\n".join(lines))
+
+
+def parse_ticks(stat: str) -> tuple[int, int]:
+    """Clock ticks of a process itself, and of the ended children it waited for (proc(5), fields 14 to 17)."""
+    fields = stat.rsplit(")", 1)[1].split()
+    own, children = int(fields[11]) + int(fields[12]), int(fields[13]) + int(fields[14])
+    return own, children
+
+
+def cpu_seconds(pid: int, children: bool = False) -> float:
+    """CPU time of a process so far, with `children` also of those it waited for; 0 when it has ended."""
+    try:
+        own, ended = parse_ticks((PROC / str(pid) / "stat").read_text())
+    except OSError:
+        return 0.0
+    return (own + (ended if children else 0)) / TICKS
+
+
+def parse_machine(stat: str) -> float:
+    """Seconds that the machine's CPUs were busy, from the text of /proc/stat: all but idle and waiting for disks."""
+    user, nice, system, _idle, _wait, irq, softirq = (int(word) for word in stat.split("\n", 1)[0].split()[1:8])
+    return (user + nice + system + irq + softirq) / TICKS
+
+
+def machine_seconds() -> float:
+    """Seconds that the machine's CPUs were busy since it booted."""
+    return parse_machine((PROC / "stat").read_text())
+
+
+def memory_cgroup(cgroup: str) -> str:
+    """The path in the memory hierarchy (or the unified one) of a process's pod, from the text of /proc/<pid>/cgroup."""
+    for line in cgroup.splitlines():
+        number, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(",") or (number == "0" and _POD.search(path)):
+            parts = path.split("/")
+            pods = [i for i, part in enumerate(parts) if _POD.search(part)]
+            if pods:
+                return "/".join(parts[: pods[0] + 1])
+    raise LookupError("no pod in the memory hierarchy")
+
+
+@dataclass(frozen=True)
+class Charged:
+    """What the kernel charges to a pod, bytes. `working`: usage less inactive file pages, as the kubelet reckons."""
+
+    working: int
+    file: int
+    kernel: int
+
+
+def charged(path: str) -> Charged:
+    """What is charged to a control group of version 1 or 2. Raises OSError when there is no such group."""
+    old = CGROUPS / "memory" / path.lstrip("/")
+    if old.is_dir():
+        stat = parse_words((old / "memory.stat").read_text())
+        usage = int((old / "memory.usage_in_bytes").read_text())
+        kernel = old / "memory.kmem.usage_in_bytes"
+        return Charged(
+            usage - stat["total_inactive_file"],
+            stat["total_inactive_file"] + stat["total_active_file"],
+            int(kernel.read_text()) if kernel.exists() else 0,
+        )
+    new = CGROUPS / path.lstrip("/")
+    stat = parse_words((new / "memory.stat").read_text())
+    usage = int((new / "memory.current").read_text())
+    return Charged(usage - stat["inactive_file"], stat["inactive_file"] + stat["active_file"], stat.get("kernel", 0))
+
+
+def parse_words(text: str) -> dict[str, int]:
+    """Lines of a name and a number."""
+    return {name: int(value) for name, value in (line.split() for line in text.splitlines() if line)}
