@@ -1,0 +1,42 @@
+"""A real cluster with hyperlet on it (`make up`), and a namespace for every module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.support import KUBECONFIG, Kubectl, Space, new_space
+
+# The stories in the order one would tell them; what shakes the whole cluster comes last.
+ORDER = ["cluster", "vm", "lifecycle", "storage", "scheduling", "bad_manifests", "security", "faults"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark everything here, and put it in order."""
+    mine = [item for item in items if "tests/e2e" in item.path.as_posix()]
+    for item in mine:
+        item.add_marker(pytest.mark.cluster)
+
+    def place(item: pytest.Item) -> int:
+        title = item.path.stem.removeprefix("test_")
+        return ORDER.index(title) if title in ORDER else 0
+
+    ordered = iter(sorted(mine, key=place))
+    chosen = {id(item) for item in mine}
+    items[:] = [next(ordered) if id(item) in chosen else item for item in items]
+
+
+@pytest.fixture(scope="session")
+def kubectl() -> Kubectl:
+    """kubectl on the cluster of `make up`."""
+    assert KUBECONFIG.is_file(), f"{KUBECONFIG} is not there: run 'make up' first"
+    return Kubectl(KUBECONFIG)
+
+
+@pytest.fixture(scope="module")
+def space(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[Space]:
+    """A namespace for the tests of one module, emptied at the end."""
+    made = new_space(kubectl, request.path.stem.removeprefix("test_").replace("_", "-"))
+    yield made
+    made.clear()

@@ -1,0 +1,339 @@
+"""What people get wrong: they are told where they look, the message names the thing, and nothing is lost.
+
+A manifest is either refused by kubectl or the API server, or accepted; then a condition of the VM and an Event tell.
+Whichever it is, the corrected manifest, applied on top, runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.e2e.manifests import (
+    Drive,
+    booting,
+    claim,
+    cloud_init,
+    drive,
+    halting,
+    idle,
+    persistent_claim,
+    secret,
+    service,
+)
+from tests.e2e.processes import the
+from tests.e2e.support import ROOT, Json, KubectlError, Machine, Space, image, project, wait_for
+
+SEEDS = ROOT / "tests" / "golden" / "seed-manifests"
+
+
+def domain_of(manifest: Json) -> Json:
+    domain: Json = manifest["spec"]["template"]["spec"]["domain"]
+    return domain
+
+
+def apply_and_read(space: Space, manifest: Json, *words: str, seconds: float = 60) -> Machine | None:
+    """Apply; assert that the refusal, or else a condition of the VM and an Event, hold the words. None: refused."""
+    name = manifest["metadata"]["name"]
+    try:
+        machine = space.machine(manifest)
+    except KubectlError as refusal:
+        said = str(refusal)
+        assert all(word.lower() in said.lower() for word in words), f"{words} are not in: {said}"
+        assert space.kubectl.get("vm", name) is None, "refused and yet there"
+        return None
+    machine.until_condition_tells(*words, seconds=seconds)
+    wait_for(
+        lambda: [event for event in machine.events() if all(word.lower() in event.lower() for word in words)],
+        f"an Event tells of {name}: {', '.join(words)}",
+        explain=machine.story,
+    )
+    return machine
+
+
+# ---- faults that can be seen in the manifest alone
+
+
+def disk_without_volume(bad: Json) -> None:
+    domain_of(bad)["devices"]["disks"].append({"name": "orphan", "disk": {"bus": "virtio"}})
+
+
+def two_disks_of_one_name(bad: Json) -> None:
+    domain_of(bad)["devices"]["disks"].append({"name": "root", "disk": {"bus": "sata"}})
+
+
+def interface_without_network(bad: Json) -> None:
+    domain_of(bad)["devices"]["interfaces"] = [{"name": "loose", "masquerade": {}}]
+
+
+def unknown_field(bad: Json) -> None:
+    domain_of(bad)["devices"]["diskz"] = []
+
+
+def unknown_field_deep_down(bad: Json) -> None:
+    bad["spec"]["template"]["spec"]["volumes"][0]["containerDisk"]["imagine"] = "x"
+
+
+def no_memory(bad: Json) -> None:
+    del domain_of(bad)["memory"]
+
+
+def bad_quantity(bad: Json) -> None:
+    domain_of(bad)["memory"]["guest"] = "64 megabytes"
+
+
+def dots_in_a_disks_path(bad: Json) -> None:
+    bad["spec"]["template"]["spec"]["volumes"][0]["containerDisk"]["path"] = "/disk/../../etc/passwd"
+
+
+def dots_in_a_kernels_path(bad: Json) -> None:
+    container = {"image": image("guest-tiny-kernel"), "kernelPath": "/boot/../../vmlinuz", "initrdPath": "/boot/initrd"}
+    domain_of(bad)["firmware"] = {"kernelBoot": {"container": container}}
+
+
+def unknown_machine(bad: Json) -> None:
+    domain_of(bad)["machine"] = {"type": "pc-q35-0.0"}
+
+
+def both_running_and_strategy(bad: Json) -> None:
+    bad["spec"]["running"] = True
+
+
+def unknown_strategy(bad: Json) -> None:
+    bad["spec"]["runStrategy"] = "Sometimes"
+
+
+def feature_not_there_yet(bad: Json) -> None:
+    domain_of(bad)["devices"]["gpus"] = [{"name": "gpu1", "deviceName": "example.com/gpu"}]
+
+
+def binding_not_there_yet(bad: Json) -> None:
+    domain_of(bad)["devices"]["interfaces"] = [{"name": "default", "bridge": {}}]
+    bad["spec"]["template"]["spec"]["networks"] = [{"name": "default", "pod": {}}]
+
+
+def label_with_shell_characters(bad: Json) -> None:
+    bad["spec"]["template"]["metadata"]["labels"]["purpose"] = "$(touch /tmp/e2e-was-here); '\"`"
+
+
+def hostname_with_markup(bad: Json) -> None:
+    bad["spec"]["template"]["spec"]["hostname"] = "<name>&amp;"
+
+
+def name_of_a_disk_with_markup(bad: Json) -> None:
+    for entry in (domain_of(bad)["devices"]["disks"][0], bad["spec"]["template"]["spec"]["volumes"][0]):
+        entry["name"] = "<disk/>"
+
+
+def title(spoil: Callable[[Json], None]) -> str:
+    return spoil.__name__.replace("_", "-")
+
+
+def spoiled(spoil: Callable[[Json], None]) -> Json:
+    """A manifest that would run, but for one fault."""
+    bad = idle(title(spoil))
+    spoil(bad)
+    return bad
+
+
+FAULTS: list[tuple[Callable[[Json], None], tuple[str, ...]]] = [
+    (disk_without_volume, ("orphan", "disks[1]")),
+    (two_disks_of_one_name, ("disks[1]", "root")),
+    (interface_without_network, ("loose", "interfaces[0]")),
+    (unknown_field, ("diskz",)),
+    (unknown_field_deep_down, ("imagine",)),
+    (no_memory, ("memory",)),
+    (bad_quantity, ("memory.guest",)),
+    (dots_in_a_disks_path, ("containerDisk.path",)),
+    (dots_in_a_kernels_path, ("kernelPath",)),
+    (both_running_and_strategy, ("running", "runStrategy")),
+    (unknown_machine, ("pc-q35-0.0",)),
+    (unknown_strategy, ("runStrategy", "Sometimes")),
+    (feature_not_there_yet, ("devices.gpus",)),
+    (binding_not_there_yet, ("interfaces[0].bridge",)),
+    (label_with_shell_characters, ("labels",)),
+    (hostname_with_markup, ("hostname",)),
+    (name_of_a_disk_with_markup, ("disks[0].name",)),
+]
+
+
+@pytest.mark.parametrize("spoil, words", FAULTS, ids=[spoil.__name__ for spoil, _ in FAULTS])
+def test_a_fault_is_named(space: Space, spoil: Callable[[Json], None], words: tuple[str, ...]) -> None:
+    machine = apply_and_read(space, spoiled(spoil), *words)
+    assert not Path("/tmp/e2e-was-here").exists()
+    if machine is not None and spoil is not unknown_machine:  # which machines there are, only QEMU knows
+        assert not machine.pods(), "a pod was made of a faulty manifest"
+        assert machine.status() == "Stopped", machine.story()
+
+
+def test_whatever_was_accepted_runs_once_corrected(space: Space) -> None:
+    accepted = []
+    for spoil, _ in FAULTS:
+        with contextlib.suppress(KubectlError):
+            accepted.append(space.machine(spoiled(spoil)))
+    assert accepted, "not one of the faulty manifests was accepted: then this test has nothing to do"
+    stuck = space.known(title(unknown_machine))
+    stuck.run("Halted")
+    stuck.until_stopped()
+    space.apply(*(idle(machine.name) for machine in accepted))
+    for machine in accepted:
+        machine.until_status("Running", seconds=120).discard()
+
+
+def test_every_fault_is_told_at_once(space: Space) -> None:
+    bad = idle("thrice")
+    disk_without_volume(bad)
+    interface_without_network(bad)
+    dots_in_a_disks_path(bad)
+    machine = apply_and_read(space, bad, "orphan", "loose", "containerDisk.path")
+    if machine is not None:
+        machine.discard()
+
+
+def test_an_empty_manifest_is_refused(space: Space) -> None:
+    apply_and_read(
+        space, {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": {"name": "void"}}, "spec"
+    )
+
+
+# ---- things that are named but not there
+
+
+def missing_image() -> str:
+    return image("guest-halt").rpartition("/")[0] + "/no-such-guest:1"
+
+
+def test_a_missing_image_is_named(space: Space) -> None:
+    machine = space.machine(idle("unpictured", drive("second", {"containerDisk": {"image": missing_image()}})))
+    machine.until_status("ErrImagePull", "ImagePullBackOff")
+    machine.until_condition_tells("no-such-guest:1")
+    assert any("no-such-guest:1" in event for event in machine.events()), machine.story()
+    machine.discard()
+
+
+def test_an_image_without_a_disk_is_named(space: Space) -> None:
+    volume = drive("hollow", {"containerDisk": {"image": image("guest-no-disk")}})
+    machine = apply_and_read(space, idle("diskless", volume), "hollow", "/disk")
+    assert machine
+    machine.discard()
+
+
+def test_a_disk_that_is_no_image_is_named(space: Space) -> None:
+    volume = drive("garbage", {"containerDisk": {"image": image("guest-not-a-disk")}})
+    machine = apply_and_read(space, idle("imageless", volume), "garbage")
+    assert machine
+    machine.discard()
+
+
+def test_a_path_that_the_image_does_not_have_is_named(space: Space) -> None:
+    volume = drive("elsewhere", {"containerDisk": {"image": image("guest-halt"), "path": "/disk/none.img"}})
+    machine = apply_and_read(space, idle("pathless", volume), "elsewhere", "/disk/none.img")
+    assert machine
+    machine.discard()
+
+
+def named_claim(space: Space) -> tuple[Drive, list[Json]]:
+    storage_class = f"late-{space.name}"
+    project("cluster", "pv", f"{space.name}-absent", "node1", "64Mi", "--storage-class", storage_class)
+    return claim("data", "absent"), [persistent_claim("absent", "64Mi", storage_class)]
+
+
+def named_secret(space: Space) -> tuple[Drive, list[Json]]:
+    return cloud_init(secretRef={"name": "absent"}), [secret("absent", userdata="#cloud-config\n")]
+
+
+def named_secret_volume(space: Space) -> tuple[Drive, list[Json]]:
+    return drive("files", {"secret": {"secretName": "absent-files"}}), [secret("absent-files", key="value")]
+
+
+@pytest.mark.parametrize(
+    "naming, word", [(named_claim, "absent"), (named_secret, "absent"), (named_secret_volume, "absent-files")]
+)
+def test_what_is_missing_is_named_and_waited_for(
+    space: Space, naming: Callable[[Space], tuple[Drive, list[Json]]], word: str
+) -> None:
+    volume, late = naming(space)
+    machine = apply_and_read(space, idle(naming.__name__.replace("_", "-"), volume), word)
+    assert machine
+    space.apply(*late)
+    # The kubelet tries mounts again with pauses of up to two minutes.
+    machine.until_status("Running", seconds=180)
+    machine.discard()
+    for each in late:
+        space.kubectl("delete", each["kind"], each["metadata"]["name"])
+    space.kubectl("delete", "pv", f"{space.name}-absent", "--ignore-not-found")
+
+
+# ---- strange characters that are allowed
+
+
+def test_strange_characters_arrive_unharmed(space: Space) -> None:
+    strange = "</annotation>]]><!-- & \"'`$(touch /tmp/e2e-was-here)` \\ \u2603"
+    user_data = f"#cloud-config\nhostname: strange\n# {strange}\n"
+    machine = space.machine(
+        booting("strange", cloud_init(user_data), annotations={"e2e.test/words": strange}, hostname="strange")
+    ).until_status("Running")
+    told = machine.answer()
+    assert told["cloudInit"]["user-data"] == user_data
+    assert machine.pod()["metadata"]["annotations"]["e2e.test/words"] == strange
+    assert not Path("/tmp/e2e-was-here").exists()
+    machine.discard()
+
+
+# ---- the manifests of the users' own documents
+
+
+def seed(name: str) -> Json:
+    manifest: Json = yaml.safe_load((SEEDS / name).read_text())
+    return manifest
+
+
+def test_the_seed_with_cloud_init_runs_as_it_is(space: Space) -> None:
+    machine = space.machine(seed("vm-cloudinit.yaml")).until_status("Running")
+    machine.discard()
+    # No operating system, so nobody obeys the power button: not worth waiting for the whole grace period.
+    the(machine.pod(), lambda process: process.is_qemu).kill()
+
+
+def test_the_seed_with_masquerade_tells_of_its_image_and_runs_with_one_that_is_there(space: Space) -> None:
+    manifest = seed("vm-masquerade-containerdisk.yaml")
+    wanted = manifest["spec"]["template"]["spec"]["volumes"][0]["containerDisk"]["image"]
+    machine = space.machine(manifest)
+    machine.until_status("ErrImagePull", "ImagePullBackOff")
+    machine.until_condition_tells(wanted)
+    machine.delete()
+    manifest["spec"]["template"]["spec"]["volumes"][0]["containerDisk"]["image"] = image("guest-tiny")
+    space.apply(service("dogood", "dogood"))
+    machine = space.machine(manifest).until_status("Running")
+    assert machine.answer()["hostname"] == "dogood-vm"
+    machine.discard()
+
+
+def test_the_seed_without_volumes_is_told_what_is_missing_and_runs_with_it(space: Space) -> None:
+    manifest = seed("vm-running-false.yaml")
+    incomplete = apply_and_read(space, manifest, "rootfs", "default")
+    if incomplete is not None:
+        assert not incomplete.vmi()
+    spec = manifest["spec"]["template"]["spec"]
+    spec["volumes"] = [{**halting().volume, "name": "rootfs"}]
+    spec["networks"] = [{"name": "default", "pod": {}}]
+    machine = space.machine(manifest)
+    machine.until_status("Stopped")
+    machine.patch({"spec": {"running": True, "template": {"spec": {"terminationGracePeriodSeconds": 2}}}})
+    machine.until_status("Running")
+    assert machine.pod()["metadata"]["labels"]["team"] == "Tiger"
+    machine.discard()
+
+
+@pytest.mark.parametrize(
+    "name, word", [("vm-bridge-multus.yaml", "multus"), ("vm-datavolumetemplate.yaml", "template")]
+)
+def test_a_seed_that_asks_for_more_is_told_what_is_not_there_yet(space: Space, name: str, word: str) -> None:
+    machine = apply_and_read(space, seed(name), word)
+    if machine is not None:
+        assert not machine.pods()
+        machine.discard()

@@ -1,0 +1,297 @@
+"""Everything dies once, except the guests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.e2e.manifests import booting, idle
+from tests.e2e.processes import Process, processes, replaced, the
+from tests.e2e.support import BOOT, SYSTEM, Json, Kubectl, Machine, Space, conditions, project, wait_for
+
+HANDLER = "kubevirt.io=virt-handler"
+CONTROLLER = "kubevirt.io=virt-controller"
+
+
+@pytest.fixture(scope="module")
+def survivor(space: Space) -> Iterator[Machine]:
+    """The machine that is to live through all of it, on the node that keeps its power."""
+    machine = space.machine(booting("survivor", nodeSelector={"kubernetes.io/hostname": "node1"}))
+    machine.until_status("Running")
+    machine.answer()
+    yield machine
+    machine.discard()
+
+
+@pytest.fixture(scope="module")
+def first_words(survivor: Machine) -> Json:
+    """What its guest told before anything happened."""
+    return survivor.answer()
+
+
+def system_pod(kubectl: Kubectl, selector: str, node: str = "") -> Json:
+    """The running pod of a component (on a node)."""
+    found = [
+        pod
+        for pod in kubectl.within(SYSTEM).items("pods", f"--selector={selector}")
+        if pod["status"].get("phase") == "Running" and (not node or pod["spec"]["nodeName"] == node)
+    ]
+    assert found, f"no pod {selector} runs on {node or 'any node'}"
+    return found[0]
+
+
+def leader(kubectl: Kubectl) -> Json:
+    """The controller that acts, by its Lease."""
+    system = kubectl.within(SYSTEM)
+    holders = [lease["spec"].get("holderIdentity") or "" for lease in system.items("leases")]
+    pods = system.items("pods", f"--selector={CONTROLLER}")
+    return next(pod for pod in pods if any(holder.startswith(pod["metadata"]["name"]) for holder in holders))
+
+
+def restarts(pod: Json) -> int:
+    return sum(container["restartCount"] for container in pod["status"].get("containerStatuses", []))
+
+
+def unharmed(machine: Machine, before: Json) -> None:
+    """The guest lives on: the same boot, the counter grows, and the status says so."""
+    boot, counter = before["bootId"], before["counter"]
+    wait_for(lambda: machine.guest().report()["counter"] > counter, "the guest's counter grows", explain=machine.story)
+    assert machine.guest().report()["bootId"] == boot, f"the guest was started anew\n{machine.story()}"
+    wait_for(
+        lambda: machine.status() == "Running" and conditions(machine.vmi())["Ready"]["status"] == "True",
+        f"{machine.name} is Running and Ready",
+        explain=machine.story,
+    )
+
+
+def still_obeys(space: Space) -> None:
+    """A new machine can be started and stopped: whoever was killed is at work again."""
+    name = f"probe-{int(time.monotonic() * 1000) % 10**8}"
+    probe = space.machine(idle(name)).until_status("Running")
+    probe.delete()
+
+
+# ---- inside the pod
+
+
+@pytest.mark.parametrize("which", ["gRPC server", "libvirt"])
+def test_killing_a_helper_in_the_pod_harms_nothing(survivor: Machine, first_words: Json, which: str) -> None:
+    chosen: Callable[[Process], bool] = {"gRPC server": lambda p: p.is_server, "libvirt": lambda p: p.is_libvirt}[which]
+    pod = survivor.pod()
+    qemu = the(pod, lambda process: process.is_qemu)
+    victim = the(pod, chosen)
+    victim.kill()
+    replaced(pod, victim, chosen)
+    assert qemu.lives()
+    unharmed(survivor, first_words)
+
+
+@pytest.mark.parametrize("which", ["gRPC server", "libvirt"])
+def test_after_a_helper_was_killed_a_stop_is_still_graceful(space: Space, which: str) -> None:
+    chosen: Callable[[Process], bool] = {"gRPC server": lambda p: p.is_server, "libvirt": lambda p: p.is_libvirt}[which]
+    machine = space.machine(booting("obedient-" + which.split()[-1])).until_status("Running")
+    machine.answer()
+    victim = the(machine.pod(), chosen)
+    with machine.followed() as said:
+        victim.kill()
+        machine.run("Halted")  # at once: nobody has come back yet
+        machine.until_stopped()
+        assert "guest: powered off" in said()
+    machine.discard()
+
+
+def test_killing_qemu_fails_the_instance_and_always_brings_it_back(space: Space) -> None:
+    phoenix = space.machine(booting("phoenix")).until_status("Running")
+    first = phoenix.answer()
+    old = (phoenix.vmi() or {})["metadata"]["uid"]
+    the(phoenix.pod(), lambda process: process.is_qemu).kill()
+    phoenix.until_told("Crashed")
+    assert phoenix.answer(other_than=first["bootId"])["bootId"] != first["bootId"]
+    phoenix.until_status("Running")
+    assert (phoenix.vmi() or {})["metadata"]["uid"] != old
+    phoenix.discard()
+
+
+def test_killing_the_supervisor_ends_the_pod_and_always_brings_it_back(space: Space) -> None:
+    orphan = space.machine(idle("orphan")).until_status("Running")
+    old = (orphan.vmi() or {})["metadata"]["uid"]
+    the(orphan.pod(), lambda process: process.is_supervisor).kill()
+    wait_for(
+        lambda: (orphan.vmi() or {})["metadata"]["uid"] != old and orphan.phase() == "Running",
+        "a new instance runs",
+        seconds=BOOT,
+        explain=orphan.story,
+    )
+    orphan.discard()
+
+
+# ---- controller and handler
+
+
+@pytest.mark.parametrize("component", ["handler", "controller"])
+def test_killing_a_component_harms_nothing(space: Space, survivor: Machine, component: str) -> None:
+    kubectl = space.kubectl
+    pod = leader(kubectl) if component == "controller" else system_pod(kubectl, HANDLER, survivor.node())
+    before = survivor.answer()
+    name, count = pod["metadata"]["name"], restarts(pod)
+    for process in processes(pod):
+        if process.is_supervisor or "python" in process.command.split("\0")[0]:
+            process.kill()
+            break
+    wait_for(
+        lambda: (
+            restarts(kubectl.within(SYSTEM).get("pod", name) or {}) > count
+            and conditions(kubectl.within(SYSTEM).get("pod", name))["Ready"]["status"] == "True"
+        ),
+        f"the {component} is started again and Ready",
+        seconds=90,
+    )
+    unharmed(survivor, before)
+    still_obeys(space)
+
+
+def test_a_guest_that_ends_while_its_handler_is_away_is_noticed(space: Space) -> None:
+    """The handler is killed at the very moment QEMU is: the state is right all the same."""
+    lonely = space.machine(idle("lonely", run="Once")).until_status("Running")
+    handler = system_pod(space.kubectl, HANDLER, lonely.node())
+    qemu = the(lonely.pod(), lambda process: process.is_qemu)
+    the(handler, lambda process: "python" in process.command.split("\0")[0]).kill()
+    qemu.kill()
+    wait_for(lambda: lonely.phase() in ("Failed", ""), "the instance has Failed", explain=lonely.story)
+    lonely.discard()
+
+
+def test_a_rolled_out_handler_takes_its_machines_back(space: Space, survivor: Machine) -> None:
+    system = space.kubectl.within(SYSTEM)
+    before = survivor.answer()
+    handlers = system.items("daemonsets", f"--selector={HANDLER}") or system.items("daemonsets")
+    name = handlers[0]["metadata"]["name"]
+    system("rollout", "restart", f"daemonset/{name}")
+    system("rollout", "status", f"daemonset/{name}", "--timeout=120s")
+    unharmed(survivor, before)
+    still_obeys(space)
+
+
+def test_a_restart_of_everything_in_the_middle_of_starts_and_stops_loses_nothing(space: Space) -> None:
+    stopping = space.machine(idle("stopping")).until_status("Running")
+    starting = [space.machine(idle(f"starting-{number}")) for number in range(3)]
+    stopping.run("Halted")
+    system = space.kubectl.within(SYSTEM)
+    for selector in (CONTROLLER, HANDLER):
+        system("delete", "pod", f"--selector={selector}", "--wait=false")
+    starting.append(space.machine(idle("starting-late")))
+    for machine in starting:
+        machine.until_status("Running")
+        assert len(machine.pods()) == 1, f"{machine.name} was started more than once\n{machine.story()}"
+    stopping.until_stopped()
+    for machine in (stopping, *starting):
+        machine.discard()
+
+
+# ---- the API server
+
+
+def test_a_minute_without_api_server_harms_nothing(space: Space, survivor: Machine) -> None:
+    """A guest goes on; one that ends meanwhile is dealt with afterwards."""
+    leaver = space.machine(booting("leaver")).until_status("Running")
+    before, first = survivor.answer(), leaver.answer()
+    guest, leaving = survivor.guest(), leaver.guest()
+    project("cluster", "apiserver", "off")
+    try:
+        leaving.power_off()
+        for _ in range(6):
+            time.sleep(10)
+            assert guest.report()["bootId"] == before["bootId"]
+    finally:
+        project("cluster", "apiserver", "on")
+    unharmed(survivor, before)
+    assert leaver.answer(other_than=first["bootId"])["bootId"] != first["bootId"]
+    leaver.until_status("Running")
+    leaver.discard()
+    still_obeys(space)
+
+
+# ---- nodes
+
+
+def ready(kubectl: Kubectl, node: str) -> bool:
+    return bool(conditions(kubectl.get("node", node))["Ready"]["status"] == "True")
+
+
+def test_a_node_without_power_never_makes_a_machine_run_twice(space: Space) -> None:
+    """Nobody can know whether a silent node still runs the guest: so nobody starts it elsewhere."""
+    kubectl = space.kubectl
+    unlucky = space.machine(booting("unlucky", nodeSelector={"kubernetes.io/hostname": "node2"}))
+    free = space.machine(idle("free")).until_status("Running")
+    unlucky.until_status("Running")
+    first, pod = unlucky.answer(), unlucky.pod()
+    project("cluster", "off", "node2")
+    try:
+        wait_for(lambda: not ready(kubectl, "node2"), "the node is noticed to be gone", seconds=90)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            assert [each["metadata"]["uid"] for each in unlucky.pods()] == [pod["metadata"]["uid"]], unlucky.story()
+            time.sleep(1)
+    finally:
+        project("cluster", "on", "node2")
+    wait_for(lambda: ready(kubectl, "node2"), "the node is back", seconds=60)
+    assert unlucky.answer(other_than=first["bootId"], seconds=180)["bootId"] != first["bootId"]
+    unlucky.until_status("Running")
+    unlucky.discard()
+    free.until_status("Running", seconds=120).discard()
+
+
+def test_a_pulled_cable_harms_nothing(space: Space) -> None:
+    """The node cannot be reached for a while; its guest has run on all the time."""
+    kubectl = space.kubectl
+    cut_off = space.machine(booting("cut-off", nodeSelector={"kubernetes.io/hostname": "node2"})).until_status(
+        "Running"
+    )
+    before = cut_off.answer()
+    project("cluster", "cut", "node2")
+    try:
+        wait_for(lambda: not ready(kubectl, "node2"), "the node is noticed to be gone", seconds=90)
+    finally:
+        project("cluster", "mend", "node2")
+    wait_for(lambda: ready(kubectl, "node2"), "the node is back", seconds=60)
+    unharmed(cut_off, before)
+    cut_off.discard()
+
+
+def test_a_drain_shuts_guests_down_gracefully_and_they_start_elsewhere(space: Space) -> None:
+    kubectl = space.kubectl
+    nomad = space.machine(booting("nomad")).until_status("Running")
+    first, old = nomad.answer(), nomad.node()
+    selector = f"--pod-selector=vm.kubevirt.io/name={nomad.name}"
+    try:
+        with nomad.followed() as said:
+            kubectl(
+                "drain", old, "--ignore-daemonsets", "--delete-emptydir-data", "--force", selector, "--timeout=120s"
+            )
+            assert "guest: powered off" in said()
+        second = nomad.answer(other_than=first["bootId"])
+        assert second["bootId"] != first["bootId"]
+        assert nomad.until_status("Running").node() not in ("", old)
+    finally:
+        kubectl("uncordon", old)
+    nomad.discard()
+
+
+# ---- and at the end
+
+
+def test_the_survivor_has_survived(survivor: Machine, first_words: Json) -> None:
+    unharmed(survivor, first_words)
+    with survivor.followed() as said:
+        survivor.run("Halted")
+        survivor.until_stopped()
+        assert "guest: powered off" in said()
+
+
+def test_nothing_was_killed_for_memory(kubectl: Kubectl) -> None:
+    for pod in kubectl.items("pods", "--all-namespaces"):
+        for container in pod["status"].get("containerStatuses", []):
+            for state in (container.get("state", {}), container.get("lastState", {})):
+                assert state.get("terminated", {}).get("reason") != "OOMKilled", pod["metadata"]["name"]

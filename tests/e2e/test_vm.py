@@ -1,0 +1,363 @@
+"""Somebody applies examples/vm.yaml, looks around with kubectl, and talks to the guest."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.manifests import booting, cloud_init, halting, idle, virtual_machine
+from tests.e2e.support import ROOT, Json, Machine, Space, conditions, deployed, http, wait_for
+
+OLD_VERSION = "kubevirt.io/v1alpha3"
+
+
+@pytest.fixture(scope="module")
+def hello(space: Space) -> Machine:
+    """The example, in the words of the README."""
+    space.kubectl("apply", "-f", str(ROOT / "examples" / "vm.yaml"))
+    return space.known("hello").until_status("Running")
+
+
+@pytest.fixture(scope="module")
+def report(hello: Machine) -> Json:
+    """What the example's guest tells about itself."""
+    return hello.answer()
+
+
+@pytest.fixture(scope="module")
+def service_address(space: Space, hello: Machine) -> str:
+    """The example's Service, which somebody answers at."""
+    found = space.kubectl.get("service", "hello")
+    assert found
+    return str(found["spec"]["clusterIP"])
+
+
+def table(text: str) -> list[list[str]]:
+    """The lines of a kubectl table, cut into words."""
+    return [line.split() for line in text.splitlines() if line.strip()]
+
+
+# ---- what kubectl shows
+
+
+def test_the_columns_are_those_people_know(space: Space, hello: Machine) -> None:
+    machines, instances = space.kubectl("get", "vm,vmi").strip().split("\n\n")
+    header, row = table(machines)
+    assert header == ["NAME", "AGE", "STATUS", "READY"]
+    assert row[0].endswith("/hello") and row[2:] == ["Running", "True"]
+    header, row = table(instances)
+    assert header == ["NAME", "AGE", "PHASE", "IP", "NODENAME", "READY"]
+    assert row[2:] == ["Running", hello.pod()["status"]["podIP"], hello.node(), "True"]
+
+
+def test_the_wide_columns_are_there_too(space: Space, hello: Machine) -> None:
+    header, row = table(space.kubectl("get", "vmi", "hello", "-o", "wide"))
+    assert header == ["NAME", "AGE", "PHASE", "IP", "NODENAME", "READY", "LIVEMIGRATABLE", "PAUSED"]
+    assert row[6] == "False"  # there is no migration yet, and the VMI says so
+
+
+@pytest.mark.parametrize("word", ["vm", "vms", "virtualmachine", "vmi", "vmis", "virtualmachineinstances"])
+def test_every_short_name_works(space: Space, hello: Machine, word: str) -> None:
+    assert space.kubectl("get", word, "hello", "-o", "name").strip().endswith("/hello")
+
+
+def test_get_all_shows_virtual_machines(space: Space, hello: Machine) -> None:
+    assert "virtualmachine.kubevirt.io/hello" in space.kubectl("get", "all", "-o", "name")
+
+
+def test_describe_tells_what_happened(space: Space, hello: Machine) -> None:
+    machine = space.kubectl("describe", "vm", "hello")
+    assert "SuccessfulCreate" in machine.partition("Events:")[2], machine
+    told = wait_for(
+        lambda: next((e for e in hello.events() if e.startswith("Started:")), None), "an Event says that it started"
+    )
+    assert told.split(": ", 1)[1].strip(), "an Event without words"
+    assert "Started" in space.kubectl("describe", "vmi", "hello").partition("Events:")[2]
+
+
+def test_explain_explains(space: Space, hello: Machine) -> None:
+    domain = space.kubectl("explain", "vm.spec.template.spec.domain")
+    description = domain.partition("DESCRIPTION:")[2].partition("FIELDS:")[0]
+    assert len(description.split()) >= 3, domain
+    for part in ("cpu", "memory", "devices", "firmware", "resources"):
+        assert f" {part}\t" in domain, f"{part} is not explained\n{domain}"
+    strategy = space.kubectl("explain", "vm.spec.runStrategy")
+    assert "Halted" in strategy and "RerunOnFailure" in strategy, strategy
+
+
+def test_logs_show_the_serial_console(hello: Machine, report: Json) -> None:
+    assert "hyperlet guest ready: hello" in hello.log()
+
+
+# ---- what the guest says
+
+
+def test_the_guest_answers_through_its_service_from_the_other_node(
+    space: Space, hello: Machine, report: Json, service_address: str
+) -> None:
+    for node in ("node1", "node2"):
+        pod = space.helper(f"client-{node}", node)
+        told = space.fetch_from(pod, f"http://{service_address}/")
+        assert told["bootId"] == report["bootId"], f"from {node} (the machine is on {hello.node()})"
+
+
+def test_the_guest_answers_through_its_service_from_outside(report: Json, service_address: str) -> None:
+    assert report["bootId"] in http(f"http://{service_address}/")
+
+
+def test_the_guest_knows_its_name_and_its_cloud_init_data(report: Json) -> None:
+    assert report["hostname"] == "hello"
+    user_data = report["cloudInit"]["user-data"]
+    assert user_data.startswith("#cloud-config") and "password: hyperlet" in user_data
+    assert "instance-id" in report["cloudInit"]["meta-data"]
+
+
+def test_the_guest_has_the_address_behind_masquerade(report: Json) -> None:
+    addresses = [address for interface in report["interfaces"] for address in interface["addresses"]]
+    assert "10.0.2.2/24" in addresses
+
+
+def test_the_guest_resolves_names_as_its_pod_does(space: Space, hello: Machine, report: Json) -> None:
+    pod = space.kubectl("exec", hello.pod()["metadata"]["name"], "-c", "compute", "--", "cat", "/etc/resolv.conf")
+    lines = table(pod)
+    assert report["dns"] == [words[1] for words in lines if words[0] == "nameserver"]
+    assert report["search"] == next(words[1:] for words in lines if words[0] == "search")
+    assert f"{space.name}.svc.cluster.local" in report["search"]
+
+
+def test_the_guest_has_the_memory_it_was_given(report: Json) -> None:
+    assert 80 << 20 < report["memoryBytes"] <= 128 << 20
+    assert report["cpus"] == 1
+
+
+# ---- what the status says
+
+
+def test_the_phases_are_written_down_with_their_times(hello: Machine) -> None:
+    vmi = hello.vmi()
+    assert vmi
+    stamps = vmi["status"]["phaseTransitionTimestamps"]
+    assert [stamp["phase"] for stamp in stamps] == ["Pending", "Scheduling", "Scheduled", "Running"]
+    times = [stamp["phaseTransitionTimestamp"] for stamp in stamps]
+    assert times == sorted(times)
+
+
+def test_software_emulation_is_admitted(hello: Machine) -> None:
+    node = hello.kubectl.get("node", hello.node())
+    assert node
+    if int(node["status"]["allocatable"].get("devices.kubevirt.io/kvm", "0")):
+        assert "SoftwareEmulation" not in conditions(hello.vmi())
+    else:
+        said = conditions(hello.vmi())["SoftwareEmulation"]
+        assert said["status"] == "True" and said["message"]
+
+
+def test_the_agent_tells_about_the_guest(hello: Machine, report: Json) -> None:
+    wait_for(
+        lambda: conditions(hello.vmi()).get("AgentConnected", {}).get("status") == "True",
+        "the guest agent is connected",
+        explain=hello.story,
+    )
+
+    def told() -> Json | None:
+        status: Json = (hello.vmi() or {})["status"]
+        return (
+            status
+            if status.get("guestOSInfo") and "guest-agent" in status["interfaces"][0].get("infoSource", "")
+            else None
+        )
+
+    status = wait_for(told, "the agent's knowledge is in the status", explain=hello.story)
+    assert status["guestOSInfo"]["kernelRelease"] == report["kernel"]
+    interface = status["interfaces"][0]
+    inside = next(each for each in report["interfaces"] if each["mac"] == interface["mac"])
+    assert interface["name"] == "default"
+    assert interface["interfaceName"] == inside["name"]
+    assert interface["ipAddress"] == hello.pod()["status"]["podIP"]
+
+
+def test_the_status_says_where_and_as_what_it_runs(hello: Machine) -> None:
+    vmi, pod = hello.vmi(), hello.pod()
+    assert vmi
+    status = vmi["status"]
+    assert vmi["metadata"]["labels"]["kubevirt.io/nodeName"] == status["nodeName"] == pod["spec"]["nodeName"]
+    assert status["activePods"] == {pod["metadata"]["uid"]: pod["spec"]["nodeName"]}
+    assert "q35" in status["machine"]["type"]
+    assert status["qosClass"] == pod["status"]["qosClass"] == "Burstable"
+    assert status["memory"]["guestAtBoot"] == "128Mi"
+    assert status["currentCPUTopology"] == {"cores": 1, "sockets": 1, "threads": 1}
+    assert status["launcherContainerImageVersion"] == deployed(hello.kubectl, "launcher")
+    assert {volume["name"] for volume in status["volumeStatus"]} == {"root", "cloudinit"}
+    assert conditions(vmi)["Ready"]["status"] == "True"
+
+
+def test_the_machine_says_that_it_is_ready(hello: Machine) -> None:
+    vm = hello.vm()
+    assert vm
+    assert vm["status"]["created"] is True and vm["status"]["ready"] is True
+    assert conditions(vm)["Ready"]["status"] == "True"
+    assert conditions(vm).get("Failure", {"status": "False"})["status"] == "False"
+
+
+def test_no_restart_is_asked_for_without_reason_and_one_is_when_the_template_changes(hello: Machine) -> None:
+    assert "RestartRequired" not in conditions(hello.vm())
+    hello.patch({"metadata": {"labels": {"e2e.test/only-a-label": "yes"}}})
+    labels = {"labels": {"app": "hello", "e2e.test/later": "yes"}}
+    hello.patch({"spec": {"template": {"metadata": labels}}})
+    hello.patch({"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 29}}}})
+    wait_for(
+        lambda: conditions(hello.vm()).get("RestartRequired", {}).get("status") == "True",
+        "the machine says that the change needs a restart",
+        explain=hello.story,
+    )
+    hello.patch({"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 30}}}})
+    wait_for(lambda: "RestartRequired" not in conditions(hello.vm()), "taken back, it needs none", explain=hello.story)
+
+
+# ---- the installation
+
+
+def test_the_installation_says_that_it_is_deployed(space: Space) -> None:
+    found = space.kubectl.items("kubevirts", "--all-namespaces")
+    assert [each["status"]["phase"] for each in found] == ["Deployed"]
+    assert conditions(found[0])["Available"]["status"] == "True"
+    assert conditions(found[0])["Degraded"]["status"] == "False", conditions(found[0])
+
+
+def test_the_nodes_say_that_they_take_machines(space: Space) -> None:
+    for node in space.kubectl.items("nodes"):
+        assert node["metadata"]["labels"]["kubevirt.io/schedulable"] == "true"
+        assert node["metadata"]["annotations"]["kubevirt.io/heartbeat"]
+        assert int(node["status"]["allocatable"]["devices.kubevirt.io/tun"].replace("k", "000")) == 1000
+
+
+# ---- the pod
+
+
+def test_the_pod_is_the_one_people_look_for(hello: Machine) -> None:
+    vmi, pod = hello.vmi(), hello.pod()
+    assert vmi
+    labels = pod["metadata"]["labels"]
+    assert pod["metadata"]["name"].startswith("virt-launcher-hello-")
+    assert labels["app"] == "hello"
+    assert labels["kubevirt.io"] == "virt-launcher"
+    assert labels["kubevirt.io/created-by"] == vmi["metadata"]["uid"]
+    assert labels["vm.kubevirt.io/name"] == labels["vmi.kubevirt.io/id"] == "hello"
+    assert pod["metadata"]["annotations"]["kubevirt.io/domain"] == "hello"
+    owner = pod["metadata"]["ownerReferences"][0]
+    assert owner["controller"] is True and owner["uid"] == vmi["metadata"]["uid"]
+    assert pod["spec"]["containers"][0]["name"] == "compute"
+    assert pod["spec"]["restartPolicy"] == "Never"
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 30 + 30
+
+
+def test_a_container_disk_costs_no_further_container(hello: Machine) -> None:
+    spec = hello.pod()["spec"]
+    assert len(spec["containers"]) + len(spec.get("initContainers", [])) == 1
+
+
+def test_the_readiness_gate_is_there_and_open(hello: Machine) -> None:
+    gate = "kubevirt.io/virtual-machine-unpaused"
+    pod = hello.pod()
+    assert [each["conditionType"] for each in pod["spec"]["readinessGates"]] == [gate]
+    assert conditions(pod)[gate]["status"] == "True"
+    assert conditions(pod)["Ready"]["status"] == "True"
+
+
+# ---- other ways to write a machine
+
+
+@pytest.fixture(scope="module")
+def elder(space: Space) -> Machine:
+    """A manifest of the old version, with names and name servers of its own."""
+    manifest = booting(
+        "elder",
+        cloud_init("#cloud-config\nruncmd:\n- echo 'was here' > /dev/console\n"),
+        run=True,
+        hostname="methuselah",
+        subdomain="elders",
+        dnsPolicy="None",
+        dnsConfig={"nameservers": ["192.0.2.53"], "searches": ["first.test", "second.test"]},
+    )
+    return space.machine({**manifest, "apiVersion": OLD_VERSION})
+
+
+def test_both_versions_can_be_read(space: Space, elder: Machine) -> None:
+    for version in ("v1", "v1alpha3"):
+        found = space.kubectl.get(f"virtualmachines.{version}.kubevirt.io", "elder")
+        assert found and found["apiVersion"] == f"kubevirt.io/{version}"
+        assert found["spec"]["template"]["spec"]["hostname"] == "methuselah"
+
+
+def test_names_and_name_servers_arrive_in_the_guest(elder: Machine) -> None:
+    told = elder.until_status("Running").answer()
+    assert told["hostname"] == "methuselah"
+    assert told["dns"] == ["192.0.2.53"]
+    assert told["search"][:2] == ["first.test", "second.test"]
+    spec = elder.pod()["spec"]
+    assert (spec["hostname"], spec["subdomain"]) == ("methuselah", "elders")
+
+
+def test_commands_of_cloud_init_run(elder: Machine) -> None:
+    told = elder.answer()
+    assert [command["exit"] for command in told["cloudInit"]["applied"]["commands"]] == [0]
+    assert "was here" in elder.log()
+
+
+def test_a_machine_that_starts_paused_says_so(space: Space) -> None:
+    paused = space.machine(idle("paused", startStrategy="Paused"))
+    paused.until_status("Paused")
+    wait_for(
+        lambda: conditions(paused.vmi()).get("Paused", {}).get("status") == "True",
+        "the VMI is Paused",
+        explain=paused.story,
+    )
+    wait_for(
+        lambda: conditions(paused.pod())["Ready"]["status"] == "False",
+        "no Service sends it traffic",
+        explain=paused.story,
+    )
+    paused.discard()
+
+
+def test_only_the_listed_ports_are_forwarded(space: Space) -> None:
+    manifest = booting("walled")
+    devices = manifest["spec"]["template"]["spec"]["domain"]["devices"]
+    devices["interfaces"][0]["ports"] = [{"name": "other", "port": 8080}]
+    walled = space.machine(manifest).until_status("Running")
+    wait_for(lambda: "hyperlet guest ready" in walled.log(), "the guest is up", seconds=90, explain=walled.story)
+    with pytest.raises(OSError, match=r"refused|timed out|unreachable"):
+        walled.guest().report()
+    walled.discard()
+
+
+def test_a_machine_with_a_readiness_probe_is_ready_when_its_guest_answers(space: Space) -> None:
+    probe = {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1}
+    probed = space.machine(booting("probed", readinessProbe=probe)).until_status("Running")
+    assert conditions(probed.vmi())["Ready"]["status"] == "False", "ready before the guest has booted"
+    probed.answer()
+    for thing in (probed.vmi, probed.vm):
+        wait_for(lambda thing=thing: conditions(thing())["Ready"]["status"] == "True", "Ready", explain=probed.story)  # type: ignore[misc]
+    probed.discard()
+
+
+def test_a_long_name_with_dots_is_as_good_as_any(space: Space) -> None:
+    """Labels end at 63 characters, and so do the names of machines; a host name has no dots."""
+    name = "long." + "x" * 30 + "." + "y" * 27
+    assert len(name) == 63
+    machine = space.machine(idle(name)).until_status("Running")
+    pods = [
+        pod
+        for pod in space.kubectl.items("pods", "--selector=kubevirt.io=virt-launcher")
+        if pod["metadata"]["ownerReferences"][0]["name"] == name
+    ]
+    assert len(pods) == 1
+    machine.discard()
+    longer = space.machine({**idle("longer"), "metadata": {"name": name + "z"}})
+    longer.until_condition_tells("metadata.name", "63")
+
+
+def test_a_machine_without_network_or_system_runs_too(space: Space) -> None:
+    bare = space.machine(virtual_machine("bare", halting(), memory="64Mi", network=False, grace=2))
+    bare.until_status("Running")
+    assert not (bare.vmi() or {})["status"].get("interfaces")
+    bare.discard()

@@ -1,0 +1,212 @@
+"""Pods as the handler meets them: a directory below kubelet's, a cgroup, namespaces, and a launcher.
+
+The launcher speaks the real protocol but has no VM: it does what a test tells it.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from tests.node import netlab
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+SOCKET = "volumes/kubernetes.io~empty-dir/hyperlet/launcher.sock"
+
+
+def _cgroups() -> pathlib.Path:
+    for candidate in ("/sys/fs/cgroup/pids", "/sys/fs/cgroup"):
+        if pathlib.Path(candidate, "cgroup.procs").exists():
+            return pathlib.Path(candidate)
+    raise RuntimeError("no cgroup file system")
+
+
+class Cgroup:
+    """A cgroup of a pod's name, removed at the end."""
+
+    def __init__(self, pod_uid: str, form: str = "pod{}") -> None:
+        self.path = _cgroups() / "hl-test" / form.format(pod_uid) / "container"
+        self.path.mkdir(parents=True)
+
+    def add(self, pid: int) -> None:
+        (self.path / "cgroup.procs").write_text(str(pid))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            for directory in (self.path, self.path.parent, self.path.parent.parent):
+                directory.rmdir()
+
+
+class Pod:
+    """A pod's directory and cgroup. `namespace`: a network namespace, or None for one of its own without links."""
+
+    def __init__(self, pods: pathlib.Path, namespace: netlab.Namespace | None = None) -> None:
+        self.uid = str(uuid.uuid4())
+        self.pods = pods
+        self.directory = pods / self.uid / SOCKET
+        self.directory.parent.mkdir(parents=True)
+        os.chown(self.directory.parent, 107, 107)
+        self.socket = self.directory
+        self.cgroup = Cgroup(self.uid)
+        self._namespace = namespace
+        self._launchers: list[Fake] = []
+
+    def launcher(self, uid: int = 107, in_cgroup: bool = True, path: pathlib.Path | None = None) -> "Fake":
+        """Starts a launcher that listens on the pod's socket."""
+        enter = ["nsenter", f"--net=/proc/{self._namespace.pid}/ns/net"] if self._namespace else ["unshare", "--net"]
+        started = Fake([*enter, "unshare", "--mount"], path or self.socket, uid, self.cgroup if in_cgroup else None)
+        self._launchers.append(started)
+        return started
+
+    def close(self) -> None:
+        for launcher in self._launchers:
+            launcher.kill()
+        self.cgroup.close()
+
+
+class Fake:
+    """A launcher in another process. `tell` gives it orders, `heard` are the Sync requests so far."""
+
+    def __init__(self, enter: list[str], socket: pathlib.Path, uid: int, cgroup: Cgroup | None) -> None:
+        self.process = subprocess.Popen(
+            [*enter, sys.executable, "-m", "tests.node.podlab", str(socket), str(uid)],
+            cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        )  # fmt: skip
+        if cgroup is not None:
+            cgroup.add(self.process.pid)
+        self.tell(start=True)
+        self._expect("up")
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def tell(self, **order: Any) -> None:
+        """`report={...}` publishes a report, `refuse=[CODE, words]` refuses the next Syncs, `refuse=None` no more."""
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(order) + "\n")
+        if "start" not in order:
+            self._expect("done")
+
+    def syncs(self) -> list[dict[str, Any]]:
+        """The Sync requests that came."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps({"syncs": True}) + "\n")
+        found: list[dict[str, Any]] = json.loads(self.process.stdout.readline())
+        return found
+
+    def _expect(self, word: str) -> None:
+        assert self.process.stdout
+        line = self.process.stdout.readline().strip()
+        assert line == word, line
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def pod(pods: pathlib.Path, namespace: netlab.Namespace | None = None) -> Iterator[Pod]:
+    """A pod until the end of the block."""
+    made = Pod(pods, namespace)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+async def _serve(socket: str, uid: int) -> None:
+    import asyncio
+
+    import grpc
+    import grpc.aio
+    from google.protobuf import json_format
+
+    from protos import launcher_pb2 as pb
+    from protos import launcher_pb2_grpc as services
+
+    class Service(services.LauncherServicer):
+        def __init__(self) -> None:
+            self.report = pb.Report()
+            self.changed = asyncio.Condition()
+            self.refuse: list[str] | None = None
+            self.syncs: list[pb.SyncRequest] = []
+
+        async def publish(self, **fields: Any) -> None:
+            async with self.changed:
+                report = pb.Report()
+                report.CopyFrom(self.report)
+                for name in fields:
+                    report.ClearField(name)
+                json_format.ParseDict(fields, report)
+                report.sequence += 1
+                self.report = report
+                self.changed.notify_all()
+
+        async def Sync(self, request, context):
+            self.syncs.append(request)
+            if self.refuse:
+                await context.abort(grpc.StatusCode[self.refuse[0]], self.refuse[1])
+            if self.report.state == pb.DOMAIN_STATE_NONE:
+                document = json.loads(request.vmi)
+                await self.publish(
+                    state="DOMAIN_STATE_RUNNING",
+                    reason="Booted",
+                    accelerator="tcg",
+                    machine="pc-q35-7.2",
+                    vmi_uid=document["metadata"]["uid"],
+                )
+            return self.report
+
+        async def Watch(self, request, context):
+            sequence = -1
+            while True:
+                async with self.changed:
+                    while self.report.sequence == sequence:
+                        await self.changed.wait()
+                sequence = self.report.sequence
+                yield self.report
+                if self.report.state in (pb.DOMAIN_STATE_SHUTOFF, pb.DOMAIN_STATE_CRASHED):
+                    return
+
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, sys.stdin.readline)
+    service = Service()
+    server = grpc.aio.server()
+    services.add_LauncherServicer_to_server(service, server)
+    if uid:
+        os.setgid(uid)
+        os.setuid(uid)
+    # As the real one: bound under another name, then moved over what is there.
+    # By a short relative name: the path of a socket has room for 107 characters.
+    os.chdir(pathlib.Path(socket).parent)
+    server.add_insecure_port("unix:launcher.sock.new")
+    await server.start()
+    pathlib.Path("launcher.sock.new").rename("launcher.sock")
+    print("up", flush=True)
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        order = json.loads(line)
+        if "syncs" in order:
+            print(
+                json.dumps(
+                    [json_format.MessageToDict(sync, preserving_proto_field_name=True) for sync in service.syncs]
+                ),
+                flush=True,
+            )
+            continue
+        if "report" in order:
+            await service.publish(**order["report"])
+        if "refuse" in order:
+            service.refuse = order["refuse"]
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    import asyncio
+
+    asyncio.run(_serve(sys.argv[1], int(sys.argv[2])))

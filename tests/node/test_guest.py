@@ -1,0 +1,189 @@
+"""The tiny guest, booted for real: everything that other tests believe it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from guestlab import Machine, eventually, machine, seed_disk
+
+from guests import tiny
+from guests.disk import KERNEL_ARGS
+
+pytestmark = pytest.mark.node
+
+USER_DATA = r"""#cloud-config
+# a comment
+hostname: "named-by-cloud-init"
+password: s3cret  # for the default user
+chpasswd:
+  expire: False
+  list: |
+    root:toor
+ssh_authorized_keys:
+  - ssh-ed25519 AAAA someone@somewhere
+write_files:
+  - path: /etc/deep/er/file
+    permissions: '0600'
+    content: |
+      first line
+        <indented> & "quoted"
+runcmd:
+  - echo "$(cat /etc/deep/er/file)" | wc -l > /run/lines
+  - [ sh, -c, 'test "$(cat /run/lines)" = 2' ]
+  - exit 3
+"""
+
+
+@pytest.fixture(scope="module")
+def guest() -> tiny.Guest:
+    return tiny.build()
+
+
+def kernel_boot(guest: tiny.Guest, args: str = KERNEL_ARGS) -> list[str]:
+    return ["-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", args]
+
+
+def drive(name: str, path: Path, serial: str, readonly: bool = False) -> list[str]:
+    blockdev = f"driver=file,filename={path},node-name={name},read-only={'on' if readonly else 'off'}"
+    return ["-blockdev", blockdev, "-device", f"virtio-blk-pci,drive={name},serial={serial}"]
+
+
+@pytest.fixture(scope="module")
+def running(guest: tiny.Guest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """One guest with a seed and an empty data disk, for all tests that leave it running."""
+    folder = tmp_path_factory.mktemp("guest")
+    seed = seed_disk(folder / "seed.iso", user_data=USER_DATA, meta_data="instance-id: i\nlocal-hostname: meta\n")
+    data = folder / "data.img"
+    data.write_bytes(bytes(1024 * 1024))
+    with machine(
+        folder, *kernel_boot(guest), *drive("seed", seed, "seed", readonly=True), *drive("data", data, "data-disk")
+    ) as started:
+        started.wait_ready()
+        yield started
+
+
+def test_it_says_when_it_is_ready(running: Machine) -> None:
+    assert "hyperlet guest ready: named-by-cloud-init 10.0.2.15" in running.log()
+
+
+def test_the_report_tells_the_network(running: Machine) -> None:
+    report = running.report()
+    (card,) = report["interfaces"]
+    assert card["name"] == "eth0"
+    assert card["mac"] == "52:54:00:12:34:56"
+    assert "10.0.2.15/24" in card["addresses"]
+    assert report["search"] == ["one.example", "two.example"]
+    assert len(report["bootId"]) == 36
+
+
+def test_an_ipv6_address_comes_from_router_advertisements(running: Machine) -> None:
+    def routable() -> list[str]:
+        addresses = running.report()["interfaces"][0]["addresses"]
+        return [a for a in addresses if ":" in a and not a.startswith("fe80:")]
+
+    assert eventually(routable, "an IPv6 address")
+
+
+def test_the_counter_grows(running: Machine) -> None:
+    first = running.report()["counter"]
+    eventually(lambda: running.report()["counter"] > first, "the counter grows")
+
+
+def test_cloud_init_data_arrives_byte_by_byte(running: Machine) -> None:
+    seed = running.report()["cloudInit"]
+    assert seed["user-data"] == USER_DATA
+    assert seed["meta-data"] == "instance-id: i\nlocal-hostname: meta\n"
+    assert seed["source"] == "/dev/vda"
+    assert "network-config" not in seed
+
+
+def test_cloud_config_is_obeyed(running: Machine) -> None:
+    report = running.report()
+    assert report["hostname"] == "named-by-cloud-init"
+    assert report["cloudInit"]["applied"]["sshAuthorizedKeys"] == ["ssh-ed25519 AAAA someone@somewhere"]
+    assert [each["exit"] for each in report["cloudInit"]["applied"]["commands"]] == [0, 0, 3]
+
+
+def test_login_on_the_serial_port_with_the_password_of_cloud_init(running: Machine) -> None:
+    said = running.type(
+        ("login: ", "tiny"), ("assword: ", "s3cret"), ("$ ", "echo I am $(id -un); echo '#' done"),
+    )  # fmt: skip
+    assert "I am tiny" in said
+
+
+def test_a_marker_on_the_data_disk_by_name_and_by_serial(running: Machine) -> None:
+    assert running.request("GET", "/disk/vdb")[0] == 404
+    assert running.request("PUT", "/disk/data-disk", 'a "marker" ü') == (200, "written\n")
+    assert running.request("GET", "/disk/vdb") == (200, 'a "marker" ü')
+    assert running.request("GET", "/write?disk=vdb&data=second%20one")[0] == 200
+    assert running.request("GET", "/read?disk=data-disk") == (200, "second one")
+    assert b"second one" in (running.folder / "data.img").read_bytes()[:4096]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/disk/vda", 409), ("/disk/nowhere", 404), ("/disk/..%2Fetc", 400), ("/disk/", 400)]
+)
+def test_no_other_disk_is_written(running: Machine, path: str, status: int) -> None:
+    assert running.request("PUT", path, "x")[0] == status
+
+
+def test_unknown_paths_and_oversized_requests_are_refused(running: Machine) -> None:
+    assert running.request("GET", "/nothing")[0] == 404
+    assert running.request("PUT", "/disk/vdb", "x" * 5000)[0] == 400
+    assert running.request("PUT", "/disk/vdb", "x" * 20000)[0] == 413
+    assert running.report()["hostname"] == "named-by-cloud-init"
+
+
+def test_the_guest_agent_answers(running: Machine) -> None:
+    ping, name = running.ask("agent", "guest-ping", "guest-get-host-name")
+    assert ping == {"return": {}}
+    assert name == {"return": {"host-name": "named-by-cloud-init"}}
+
+
+def test_the_power_button_shuts_down_gracefully(guest: tiny.Guest, tmp_path: Path) -> None:
+    with machine(tmp_path, *kernel_boot(guest)) as started:
+        started.wait_ready()
+        assert "ready: from-dhcp 10.0.2.15" in started.log()
+        started.ask("qmp", "system_powerdown")
+        assert started.ended() == 0
+        assert "guest: shutting down (power button)" in started.log()
+        assert "guest: powered off" in started.log()
+
+
+def test_the_guest_agent_shuts_down(guest: tiny.Guest, tmp_path: Path) -> None:
+    with machine(tmp_path, *kernel_boot(guest)) as started:
+        started.wait_ready()
+        started.ask("agent", "guest-ping")
+        with pytest.raises(ValueError):  # the agent does not answer this one: the socket ends with the machine
+            started.ask("agent", "guest-shutdown")
+        assert started.ended() == 0
+        assert "guest: shutting down (poweroff)" in started.log()
+
+
+def test_a_deaf_guest_ignores_the_power_button(guest: tiny.Guest, tmp_path: Path) -> None:
+    with machine(tmp_path, *kernel_boot(guest, f"{KERNEL_ARGS} guest.ignore-power-button")) as started:
+        started.wait_ready()
+        started.ask("qmp", "system_powerdown")
+        eventually(lambda: "guest: power button ignored" in started.log(), "the guest noticed")
+        assert started.process.poll() is None
+        started.request("POST", "/poweroff")
+        assert started.ended() == 0
+
+
+def test_the_disk_boots_by_itself(guest: tiny.Guest, tmp_path: Path) -> None:
+    with machine(tmp_path, *drive("boot", guest.raw, "boot", readonly=True)) as started:
+        started.wait_ready()
+        assert started.report()["disks"][0]["serial"] == "boot"
+
+
+@pytest.mark.parametrize(
+    "user_data",
+    ["#cloud-config\nruncmd: [\n - - -\n\t: |\n", "#cloud-config\n" + "x" * 70000, "#!/bin/sh\nexit 7\n", "\x00\x01"],
+)
+def test_bad_user_data_does_no_harm(guest: tiny.Guest, tmp_path: Path, user_data: str) -> None:
+    seed = seed_disk(tmp_path / "seed.iso", user_data=user_data, meta_data="instance-id: i\n")
+    with machine(tmp_path, *kernel_boot(guest), *drive("seed", seed, "seed", readonly=True)) as started:
+        started.wait_ready()
+        assert started.report()["hostname"] == "from-dhcp"

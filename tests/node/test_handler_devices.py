@@ -1,0 +1,182 @@
+"""The device plugins against a stand-in for kubelet that speaks its real interface; the KVM probe on this machine."""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import stat
+import time
+
+import grpc.aio
+import pytest
+
+from handler import deviceplugin, kvm
+from protos import deviceplugin_pb2 as pb
+from protos import deviceplugin_pb2_grpc as services
+
+pytestmark = pytest.mark.node
+
+
+class Kubelet(services.RegistrationServicer):
+    """Takes registrations, lists and watches every plugin, remembers what it was told."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.directory = directory
+        self.registered: list[pb.RegisterRequest] = []
+        self.healthy: dict[str, int] = {}
+        self.total: dict[str, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        for leftover in self.directory.iterdir():
+            leftover.unlink()
+        self.server = grpc.aio.server()
+        services.add_RegistrationServicer_to_server(self, self.server)
+        self.server.add_insecure_port(f"unix:{self.directory}/kubelet.sock")
+        await self.server.start()
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.server.stop(0)
+
+    async def Register(self, request, context):
+        self.registered.append(request)
+        self._tasks.append(asyncio.create_task(self._follow(request)))
+        return pb.Empty()
+
+    async def _follow(self, request) -> None:
+        async with self.plugin(request.endpoint) as stub:
+            async for answer in stub.ListAndWatch(pb.Empty()):
+                self.total[request.resource_name] = len(answer.devices)
+                self.healthy[request.resource_name] = sum(device.health == "Healthy" for device in answer.devices)
+
+    @contextlib.asynccontextmanager
+    async def plugin(self, endpoint):
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(f"unix:{self.directory}/{endpoint}", options=options) as channel:
+            yield services.DevicePluginStub(channel)
+
+
+async def until(condition, what: str, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def running(plugin):
+    task = asyncio.create_task(plugin.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def plugin_of(device: pathlib.Path, directory: pathlib.Path) -> deviceplugin.DevicePlugin:
+    return deviceplugin.DevicePlugin(
+        "devices.kubevirt.io/tun", str(device), deviceplugin.openable, directory, poll_seconds=0.05
+    )
+
+
+@pytest.fixture
+async def kubelet(tmp_path):
+    directory = tmp_path / "plugins"
+    directory.mkdir()
+    found = Kubelet(directory)
+    await found.start()
+    yield found
+    await found.stop()
+
+
+def make_device(path: pathlib.Path) -> None:
+    os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+
+
+async def test_device_comes_and_goes(kubelet, tmp_path):
+    device = tmp_path / "dev"
+    async with running(plugin_of(device, kubelet.directory)):
+        await until(lambda: kubelet.total.get("devices.kubevirt.io/tun") == 1000, "a thousand devices are offered")
+        assert kubelet.healthy["devices.kubevirt.io/tun"] == 0
+        make_device(device)
+        await until(lambda: kubelet.healthy["devices.kubevirt.io/tun"] == 1000, "healthy once the device is there")
+        device.unlink()
+        await until(lambda: kubelet.healthy["devices.kubevirt.io/tun"] == 0, "unhealthy once it is gone")
+
+
+async def test_a_file_in_the_devices_place_is_unhealthy(kubelet, tmp_path):
+    device = tmp_path / "dev"
+    device.write_text("")
+    async with running(plugin_of(device, kubelet.directory)):
+        await until(lambda: "devices.kubevirt.io/tun" in kubelet.total, "registered")
+        assert kubelet.healthy["devices.kubevirt.io/tun"] == 0
+
+
+async def test_allocate_gives_the_device_without_mknod(kubelet, tmp_path):
+    device = tmp_path / "dev"
+    make_device(device)
+    async with running(plugin_of(device, kubelet.directory)):
+        await until(lambda: kubelet.registered, "registered")
+        async with kubelet.plugin(kubelet.registered[0].endpoint) as stub:
+            request = pb.AllocateRequest(container_requests=[pb.ContainerAllocateRequest(devicesIDs=["tun7"])] * 2)
+            answer = await stub.Allocate(request)
+    assert [
+        [(spec.host_path, spec.container_path, spec.permissions) for spec in container.devices]
+        for container in answer.container_responses
+    ] == [[(str(device), str(device), "rw")]] * 2
+
+
+async def test_registers_again_when_kubelet_restarts(kubelet, tmp_path):
+    device = tmp_path / "dev"
+    make_device(device)
+    async with running(plugin_of(device, kubelet.directory)):
+        await until(lambda: kubelet.healthy.get("devices.kubevirt.io/tun") == 1000, "offered")
+        await kubelet.stop()
+        again = Kubelet(kubelet.directory)
+        await again.start()
+        kubelet.server = again.server
+        await until(lambda: again.healthy.get("devices.kubevirt.io/tun") == 1000, "offered to the new kubelet")
+        await again.stop()
+
+
+async def test_waits_for_a_kubelet_that_is_not_there_yet(tmp_path):
+    device = tmp_path / "dev"
+    make_device(device)
+    directory = tmp_path / "plugins"
+    directory.mkdir()
+    async with running(plugin_of(device, directory)):
+        await asyncio.sleep(0.2)
+        kubelet = Kubelet(directory)
+        await kubelet.start()
+        await until(lambda: kubelet.healthy.get("devices.kubevirt.io/tun") == 1000, "offered")
+        await kubelet.stop()
+
+
+async def test_probe_of_this_machine_agrees_with_a_guest():
+    """Whatever this machine has: the probe ends, and says in words what it found."""
+    verdict = await kvm.probe()
+    if not pathlib.Path(kvm.DEVICE).exists():
+        assert verdict == kvm.Verdict(False, "/dev/kvm is missing")
+    elif verdict.works:
+        assert "rounds in" in verdict.sentence
+    else:
+        assert "/dev/kvm" in verdict.sentence
+
+
+async def test_probe_of_things_that_are_not_kvm(tmp_path):
+    assert (await kvm.probe(str(tmp_path / "none"))).works is False
+    assert "does not work" in (await kvm.probe("/dev/null")).sentence
+
+
+async def test_probe_of_a_fifo_ends(tmp_path):
+    fifo = tmp_path / "kvm"
+    os.mkfifo(fifo)
+    assert (await kvm.probe(str(fifo), deadline=3)).works is False
+
+
+async def test_probe_is_killed_at_its_deadline():
+    verdict = await kvm.probe(kvm.DEVICE, deadline=0.001)
+    assert verdict == kvm.Verdict(False, "/dev/kvm hangs: a guest did not end within 0.001 s")

@@ -1,0 +1,205 @@
+"""Launchers' sockets with every trap that a pod could set, on real cgroups and real sockets."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import grpc.aio
+import pytest
+
+from api.errors import LauncherUnavailable
+from kit import proc, rpc
+from protos import launcher_pb2 as pb
+from protos import launcher_pb2_grpc as services
+from tests.node import podlab
+
+pytestmark = pytest.mark.node
+
+
+@pytest.fixture
+def pods(tmp_path):
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    return tmp_path
+
+
+@pytest.fixture
+def pod(pods):
+    with podlab.pod(pods) as made:
+        yield made
+
+
+def open_pod(pod: podlab.Pod) -> int:
+    with proc.closing(os.open(pod.pods, os.O_PATH)) as base:
+        return rpc.open_socket(base, f"{pod.uid}/{podlab.SOCKET}")
+
+
+def verify(pod: podlab.Pod, uid: int = 107) -> int:
+    """The verified listener's pid."""
+    with proc.closing(open_pod(pod)) as fd, rpc.verified_process(fd, pod.uid, uid) as process:
+        return process.pid
+
+
+async def test_true_launcher_is_found_and_answers(pod):
+    launcher = pod.launcher()
+    assert verify(pod) == launcher.pid
+    with proc.closing(open_pod(pod)) as fd:
+        async with rpc.channel(fd) as channel:
+            report = await services.LauncherStub(channel).Sync(
+                pb.SyncRequest(vmi=b'{"metadata":{"uid":"u"}}'), timeout=5
+            )
+    assert report.vmi_uid == "u"
+
+
+async def test_channel_stays_with_its_inode(pod, pods):
+    """A descriptor's number is used again; a channel made for it must not lead to the next socket."""
+    pod.launcher()
+    with podlab.pod(pods) as other:
+        other.launcher().tell(report={"reason": "Other"})
+        for _ in range(3):
+            for each, reason in ((pod, ""), (other, "Other")):
+                with proc.closing(open_pod(each)) as fd:
+                    async with rpc.channel(fd) as channel:
+                        async for report in services.LauncherStub(channel).Watch(pb.WatchRequest(), timeout=5):
+                            assert report.reason == reason
+                            break
+
+
+def test_socket_that_is_a_link_to_the_hosts(pod, pods):
+    with socket.socket(socket.AF_UNIX) as host:
+        host.bind(str(pods / "host.sock"))
+        host.listen()
+        pod.socket.symlink_to(pods / "host.sock")
+        with pytest.raises(LauncherUnavailable):
+            open_pod(pod)
+
+
+def test_directory_swapped_for_a_link(pod, pods):
+    with podlab.pod(pods) as other:
+        other.launcher()
+        pod.socket.parent.rmdir()
+        pod.socket.parent.symlink_to(other.socket.parent)
+        with pytest.raises(LauncherUnavailable):
+            open_pod(pod)
+
+
+def test_hard_link_to_another_pods_socket(pod, pods):
+    with podlab.pod(pods) as other:
+        other.launcher()
+        os.link(other.socket, pod.socket)
+        with pytest.raises(LauncherUnavailable, match="not in the pod's cgroup"):
+            verify(pod)
+
+
+def test_hard_link_to_the_hosts_socket(pod, pods):
+    with socket.socket(socket.AF_UNIX) as host:
+        host.bind(str(pods / "host.sock"))
+        host.listen()
+        os.link(pods / "host.sock", pod.socket)
+        with pytest.raises(LauncherUnavailable, match="runs as user 0"):
+            verify(pod)
+
+
+def test_listener_outside_the_pods_cgroup(pod):
+    pod.launcher(in_cgroup=False)
+    with pytest.raises(LauncherUnavailable, match="not in the pod's cgroup"):
+        verify(pod)
+
+
+def test_listener_of_another_user(pod):
+    pod.launcher(uid=0)
+    with pytest.raises(LauncherUnavailable, match="runs as user 0, not 107"):
+        verify(pod)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, pathlib.Path.touch, os.mkdir])
+def test_what_is_no_socket(pod, make):
+    make(pod.socket)
+    with pytest.raises(LauncherUnavailable, match="is not a socket"):
+        open_pod(pod)
+
+
+def test_swap_after_opening_changes_nothing(pod, pods):
+    launcher = pod.launcher()
+    with proc.closing(open_pod(pod)) as fd, socket.socket(socket.AF_UNIX) as host:
+        host.bind(str(pods / "host.sock"))
+        host.listen()
+        pod.socket.unlink()
+        pod.socket.symlink_to(pods / "host.sock")
+        with rpc.verified_process(fd, pod.uid, 107) as process:
+            assert process.pid == launcher.pid
+
+
+def test_descriptor_of_a_link_is_never_connected_to(pod, pods):
+    """O_PATH | O_NOFOLLOW gives a descriptor of the link itself, which /proc/self/fd would follow after all."""
+    with socket.socket(socket.AF_UNIX) as host:
+        host.bind(str(pods / "host.sock"))
+        host.listen(1)
+        pod.socket.symlink_to(pods / "host.sock")
+        with pytest.raises(LauncherUnavailable):
+            verify(pod)
+        host.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            host.accept()
+
+
+def test_nobody_listens(pod):
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(pod.pods / "dead.sock"))
+        (pod.pods / "dead.sock").rename(pod.socket)
+    with pytest.raises(LauncherUnavailable, match="nobody answers"):
+        verify(pod)
+
+
+def test_listener_in_a_user_namespace_of_its_own(pod):
+    script = """
+import ctypes, os, pathlib, socket, sys
+sys.stdin.readline()
+os.setgid(107)
+os.setuid(107)
+os.chdir(pathlib.Path(sys.argv[1]).parent)
+result = ctypes.CDLL(None).unshare(0x10000000)  # CLONE_NEWUSER
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("launcher.sock")
+listener.listen()
+print(result, flush=True)
+sys.stdin.readline()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(pod.socket)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin and process.stdout
+    try:
+        pod.cgroup.add(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        if process.stdout.readline().strip() != "0":
+            pytest.skip("this kernel lets nobody make user namespaces")
+        with pytest.raises(LauncherUnavailable, match="user namespace"):
+            verify(pod)
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_answer_larger_than_the_limit_is_refused(pod):
+    launcher = pod.launcher()
+    launcher.tell(report={"message": "x" * (2 << 20), "state": "DOMAIN_STATE_RUNNING"})
+    with proc.closing(open_pod(pod)) as fd:
+        async with rpc.channel(fd) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await services.LauncherStub(channel).Sync(pb.SyncRequest(vmi=b"{}"), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_ended_process_is_not_mistaken_for_its_successor(pod):
+    launcher = pod.launcher()
+    with proc.closing(open_pod(pod)) as fd, rpc.verified_process(fd, pod.uid, 107) as process:
+        assert process.alive
+        launcher.kill()
+        assert not process.alive
+        with pytest.raises(OSError):
+            process.namespace("net")

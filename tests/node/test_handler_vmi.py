@@ -1,0 +1,461 @@
+"""The handler's whole way with a VMI: real sockets, cgroups, namespaces, gRPC; the API and the VM are fakes."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from api.k8s import Pod
+from api.vmi import VirtualMachineInstance
+from handler.bringing import Bringer
+from handler.containerd import Containerd
+from handler.images import Images
+from handler.launchers import Launcher
+from handler.vmi import Machines
+from tests.node import netlab, podlab
+from tests.node.fakekube import FakeKube, pod, vmi
+
+pytestmark = pytest.mark.node
+
+NIC = {
+    "domain": {
+        "memory": {"guest": "64Mi"},
+        "devices": {"interfaces": [{"name": "default", "masquerade": {}, "macAddress": "52:54:00:12:34:56"}]},
+    },
+    "networks": [{"name": "default", "pod": {}}],
+    "hostname": "web",
+}
+
+
+@pytest.fixture
+def pods():
+    path = Path(tempfile.mkdtemp(prefix="hl-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def lab(pods):
+    with podlab.pod(pods) as made:
+        yield made
+
+
+@pytest.fixture
+def kube():
+    return FakeKube()
+
+
+@contextlib.asynccontextmanager
+async def handler(kube: FakeKube, pods: Path):
+    """A handler until the end of the block: every one starts with nothing in its memory."""
+
+    def launcher(uid: str, changed) -> Launcher:
+        return Launcher(uid, changed, pods, heartbeat_seconds=0.3, answer_seconds=0.5)
+
+    client = Containerd("/nonexistent/containerd.sock")
+    machines = Machines(
+        kube, "node1", Bringer(Images(client), "/proc/self/ns/net"), lambda: "there is no /dev/kvm", launcher
+    )
+    machines.vmis.start()
+    machines.pods.start()
+    task = asyncio.create_task(machines.run())
+    try:
+        yield machines
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await machines.vmis.stop()
+        await machines.pods.stop()
+        await machines.close()
+        await client.close()
+
+
+async def until(condition, what: str = "", seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what or "it did not come to that"
+        await asyncio.sleep(0.02)
+
+
+def held(lab: podlab.Pod) -> set[str]:
+    """What this process has open that belongs to the pod: its socket, its process, a raw socket in its namespace."""
+    found = set()
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = str(fd.readlink())
+            if lab.uid in target:
+                found.add("launcher.sock")
+            elif target.startswith("/proc/") and target.split("/")[2].isdigit() and target != f"/proc/{os.getpid()}/fd":
+                found.add("proc")
+            elif target.startswith("socket:") and _is_raw(int(fd.name)):
+                found.add("raw6")
+    return found
+
+
+def _is_raw(fd: int) -> bool:
+    with socket.socket(fileno=os.dup(fd)) as copy:
+        return copy.type == socket.SOCK_RAW and copy.family == socket.AF_INET6
+
+
+def given(kube: FakeKube, lab: podlab.Pod, **spec) -> None:
+    kube.put(Pod, pod(lab.uid))
+    kube.put(VirtualMachineInstance, vmi(**spec))
+
+
+async def test_handed_over_vmi_runs_with_one_patch_and_one_event(kube, lab, pods):
+    launcher = lab.launcher()
+    given(kube, lab)
+    async with handler(kube, pods):
+        await until(lambda: kube.status()["phase"] == "Running")
+        await asyncio.sleep(0.5)
+    assert len(kube.patches) == 1, kube.patches[1:]
+    assert kube.events == [("Normal", "Started", "The virtual machine runs")]
+    assert kube.condition("Ready")["status"] == "True"
+    assert kube.condition("LiveMigratable")["status"] == "False"
+    assert "there is no /dev/kvm" in kube.condition("SoftwareEmulation")["message"]
+    assert kube.status()["machine"] == {"type": "pc-q35-7.2"}
+    assert [stamp["phase"] for stamp in kube.status()["phaseTransitionTimestamps"]] == ["Scheduled", "Running"]
+    assert len(launcher.syncs()) == 1
+
+
+async def test_network_reaches_launcher_and_status(kube, pods):
+    with netlab.node_and_pod() as (_, namespace), podlab.pod(pods, namespace) as lab:
+        launcher = lab.launcher()
+        given(kube, lab, **NIC)
+        async with handler(kube, pods):
+            await until(lambda: kube.status()["phase"] == "Running")
+        sync = launcher.syncs()[0]
+        assert "tap0" in namespace.run("ip link")
+    [interface] = kube.status()["interfaces"]
+    assert interface["ipAddresses"] == [netlab.POD4, netlab.POD6] and interface["ipAddress"] == netlab.POD4
+    assert (interface["name"], interface["mac"], interface["infoSource"]) == ("default", "52:54:00:12:34:56", "domain")
+    [nic] = sync["nics"]
+    assert (nic["tap"], nic["mac"], nic["mtu"]) == ("tap0", "52:54:00:12:34:56", 1500)
+    dhcp = nic["dhcp4"]
+    assert (dhcp["device"], dhcp["server"], dhcp["router"]) == ("k6t-eth0", "10.0.2.1", "10.0.2.1")
+    assert (dhcp["address"], dhcp["prefix"], dhcp["hostname"]) == ("10.0.2.2", 24, "web")
+    assert nic["dhcp6"]["address"] == "fd10:0:2::2"
+    document = json.loads(base64.b64decode(sync["vmi"]))
+    assert document["metadata"]["uid"] == "vmi-uid" and document["spec"]["domain"]["machine"]["type"] == "q35"
+
+
+async def test_restart_of_the_handler_writes_nothing(kube, pods):
+    with netlab.node_and_pod() as (_, namespace), podlab.pod(pods, namespace) as lab:
+        launcher = lab.launcher()
+        given(kube, lab, **NIC)
+        async with handler(kube, pods):
+            await until(lambda: kube.status()["phase"] == "Running")
+        before = namespace.run("nft -a list ruleset; ip -o link | cut -d: -f1,2")
+        async with handler(kube, pods) as machines:
+            await until(lambda: any(machine.brought for machine in machines._machines.values()))
+            await asyncio.sleep(2.5)
+        assert namespace.run("nft -a list ruleset; ip -o link | cut -d: -f1,2") == before
+        assert len(kube.patches) == len(kube.events) == len(launcher.syncs()) == 1
+
+
+async def test_restart_of_the_launchers_server_is_survived(kube, lab, pods):
+    first = lab.launcher()
+    given(kube, lab)
+    async with handler(kube, pods) as machines:
+        await until(lambda: kube.status()["phase"] == "Running")
+        first.kill()
+        await until(lambda: machines._machines[lab.uid].launcher.trouble)
+        second = lab.launcher()
+        second.tell(report={"state": "DOMAIN_STATE_RUNNING", "machine": "pc-q35-7.2", "accelerator": "tcg"})
+        await until(lambda: not machines._machines[lab.uid].launcher.trouble)
+        second.tell(report={"state": "DOMAIN_STATE_PAUSED"})
+        await until(lambda: kube.condition("Paused"))
+    assert second.syncs() == []
+    # Running, Paused and perhaps the moment between the new server's start and its first report.
+    assert kube.condition("Synchronized")["status"] == "True"
+
+
+async def test_vmi_that_cannot_be_built_fails_in_words(kube, lab, pods):
+    launcher = lab.launcher()
+    launcher.tell(refuse=["INVALID_ARGUMENT", "spec.domain.cpu.model: no such model"])
+    given(kube, lab)
+    async with handler(kube, pods):
+        await until(lambda: kube.status()["phase"] == "Failed")
+        await asyncio.sleep(0.5)
+    said = kube.condition("Synchronized")
+    assert (said["status"], said["reason"]) == ("False", "SyncFailed")
+    assert said["message"] == "spec.domain.cpu.model: no such model"
+    assert kube.events == [("Warning", "SyncFailed", "spec.domain.cpu.model: no such model")]
+    assert len(launcher.syncs()) == 1 and len(kube.patches) == 1
+
+
+async def test_missing_disk_fails_and_names_it(kube, lab, pods):
+    lab.launcher().tell(refuse=["NOT_FOUND", "volume data: disk.img is not there"])
+    given(kube, lab)
+    async with handler(kube, pods):
+        await until(lambda: kube.status()["phase"] == "Failed")
+    assert "volume data" in kube.condition("Synchronized")["message"]
+
+
+async def test_trouble_of_libvirt_is_said_and_tried_again(kube, lab, pods):
+    launcher = lab.launcher()
+    launcher.tell(refuse=["INTERNAL", "internal error: process exited while connecting to monitor"])
+    given(kube, lab)
+    async with handler(kube, pods):
+        await until(lambda: "process exited" in kube.condition("Synchronized").get("message", ""))
+        assert kube.status()["phase"] == "Scheduled"
+        launcher.tell(refuse=None)
+        await until(lambda: kube.status()["phase"] == "Running")
+    assert kube.condition("Synchronized")["status"] == "True"
+    assert [reason for _, reason, _ in kube.events] == ["SyncFailed", "Started"]
+
+
+@pytest.mark.parametrize(
+    ("state", "phase", "type", "event"),
+    [
+        ("DOMAIN_STATE_SHUTOFF", "Succeeded", "Normal", "Stopped"),
+        ("DOMAIN_STATE_CRASHED", "Failed", "Warning", "Crashed"),
+    ],
+)
+async def test_end_is_reported_once(kube, lab, pods, state, phase, type, event):
+    launcher = lab.launcher()
+    given(kube, lab)
+    async with handler(kube, pods):
+        await until(lambda: kube.status()["phase"] == "Running")
+        launcher.tell(report={"state": state, "reason": "Because", "message": "it is over"})
+        await until(lambda: kube.status()["phase"] == phase)
+        await asyncio.sleep(0.3)
+    assert len(kube.patches) == 2
+    assert kube.events[1] == (type, event, "The virtual machine ended: it is over")
+    assert kube.condition("Ready")["status"] == "False"
+
+
+async def test_deleted_vmi_costs_one_event_and_its_last_patch_is_the_controllers(kube, lab, pods):
+    launcher = lab.launcher()
+    given(kube, lab)
+    async with handler(kube, pods):
+        await until(lambda: kube.status()["phase"] == "Running")
+        going = kube.document(VirtualMachineInstance, "test", "vm")
+        metadata = {**going["metadata"], "deletionTimestamp": "2026-01-01T00:01:00Z"}
+        kube.put(VirtualMachineInstance, {**going, "metadata": metadata})
+        launcher.tell(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down"})
+        await until(lambda: len(kube.events) == 2)
+        launcher.tell(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down", "reason": "Shutdown"})
+        await asyncio.sleep(0.3)
+    assert kube.events[1:] == [("Normal", "Stopped", "The virtual machine ended: the guest shut down")]
+    assert len(kube.patches) == 1
+
+
+async def test_deleted_pod_costs_one_patch_and_one_event(kube, lab, pods):
+    launcher = lab.launcher()
+    launcher.tell(report={"agent_connected": True})
+    given(kube, lab)
+    async with handler(kube, pods):
+        await until(lambda: kube.status()["phase"] == "Running")
+        going = kube.document(Pod, "test", "virt-launcher-vm-abcde")
+        kube.put(Pod, {**going, "metadata": {**going["metadata"], "deletionTimestamp": "2026-01-01T00:01:00Z"}})
+        launcher.tell(report={"agent_connected": False})
+        launcher.tell(report={"state": "DOMAIN_STATE_SHUTDOWN"})
+        await asyncio.sleep(2.5)
+        launcher.tell(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down"})
+        await until(lambda: kube.status()["phase"] == "Succeeded")
+    assert (len(kube.patches), len(kube.events)) == (2, 2)
+
+
+async def test_pause_and_io_error(kube, lab, pods):
+    launcher = lab.launcher()
+    given(kube, lab)
+    async with handler(kube, pods):
+        await until(lambda: kube.status()["phase"] == "Running")
+        launcher.tell(report={"state": "DOMAIN_STATE_PAUSED"})
+        await until(lambda: kube.condition("Paused").get("reason") == "PausedByUser")
+        assert kube.condition("Ready")["status"] == "False"
+        launcher.tell(report={"state": "DOMAIN_STATE_RUNNING"})
+        await until(lambda: not kube.condition("Paused"))
+        assert kube.condition("Ready")["status"] == "True"
+        launcher.tell(report={"state": "DOMAIN_STATE_IO_ERROR", "message": "disk data: no space left"})
+        await until(lambda: kube.condition("Paused").get("reason") == "PausedIOError")
+        await asyncio.sleep(0.1)
+    assert kube.events[-1] == ("Warning", "PausedIOError", "The virtual machine is paused: disk data: no space left")
+
+
+async def test_news_of_the_agent_are_written_together(kube, lab, pods):
+    launcher = lab.launcher()
+    given(kube, lab)
+    async with handler(kube, pods):
+        await until(lambda: kube.status()["phase"] == "Running")
+        launcher.tell(report={"agent_connected": True})
+        await asyncio.sleep(0.3)
+        launcher.tell(report={"guest": {"os": {"name": "Debian"}}})
+        await asyncio.sleep(0.3)
+        launcher.tell(report={"guest": {"os": {"name": "Debian", "version_id": "13"}}})
+        await until(lambda: kube.condition("AgentConnected"))
+    assert kube.status()["guestOSInfo"] == {"name": "Debian", "versionId": "13"}
+    assert len(kube.patches) == 2
+
+
+async def test_pod_that_only_looks_like_the_vmis_is_not_touched(kube, lab, pods):
+    launcher = lab.launcher()
+    forged = pod(lab.uid, owner="somebody-else")
+    forged["metadata"]["labels"]["kubevirt.io/created-by"] = "vmi-uid"
+    kube.put(Pod, forged)
+    kube.put(VirtualMachineInstance, vmi())
+    async with handler(kube, pods):
+        await asyncio.sleep(1)
+    assert launcher.syncs() == [] and kube.patches == []
+
+
+@pytest.mark.parametrize("change", [{"controller": False}, {"kind": "Pod"}, {"apiVersion": "evil.io/v1"}])
+async def test_owner_reference_must_be_the_controlling_one_of_a_vmi(kube, lab, pods, change):
+    launcher = lab.launcher()
+    document = pod(lab.uid)
+    document["metadata"]["ownerReferences"][0] |= change
+    kube.put(Pod, document)
+    kube.put(VirtualMachineInstance, vmi())
+    async with handler(kube, pods):
+        await asyncio.sleep(0.5)
+    assert launcher.syncs() == [] and kube.patches == []
+
+
+async def test_vmi_of_another_node_is_not_touched(kube, lab, pods):
+    launcher = lab.launcher()
+    kube.put(Pod, pod(lab.uid))
+    kube.put(VirtualMachineInstance, vmi() | {"status": {"phase": "Scheduled", "nodeName": "node2"}})
+    async with handler(kube, pods):
+        await asyncio.sleep(0.5)
+    assert launcher.syncs() == [] and kube.patches == []
+
+
+async def test_what_a_launcher_says_of_its_identity_is_ignored(kube, lab, pods):
+    launcher = lab.launcher()
+    given(kube, lab)
+    kube.put(VirtualMachineInstance, vmi("victim", "victim-uid"))
+    launcher.tell(report={"vmi_uid": "victim-uid", "state": "DOMAIN_STATE_SHUTOFF"})
+    async with handler(kube, pods):
+        await until(lambda: kube.status()["phase"] == "Succeeded")
+        await asyncio.sleep(0.2)
+    assert kube.status("victim")["phase"] == "Scheduled"
+
+
+async def test_flood_from_a_guest_is_bounded(kube, lab, pods):
+    launcher = lab.launcher()
+    given(kube, lab)
+    async with handler(kube, pods):
+        await until(lambda: kube.status()["phase"] == "Running")
+        interfaces = [{"name": f"eth{n}", "mac": "", "addresses": [f"10.0.{n % 256}.1/24"] * 20} for n in range(2000)]
+        launcher.tell(
+            report={
+                "agent_connected": True,
+                "guest": {"interfaces": interfaces, "os": {"name": "a\x1b[31m" + "b" * 5000}},
+            }
+        )
+        await until(lambda: kube.condition("AgentConnected"))
+    assert len(kube.status().get("interfaces", [])) <= 33
+    assert len(kube.status()["guestOSInfo"]["name"]) <= 256 and "\x1b" not in kube.status()["guestOSInfo"]["name"]
+
+
+async def test_pod_that_the_controller_does_not_know_is_not_touched(kube, lab, pods):
+    launcher = lab.launcher()
+    kube.put(Pod, pod(lab.uid))
+    document = vmi()
+    document["status"]["activePods"] = {"another-pod": "node1"}
+    kube.put(VirtualMachineInstance, document)
+    async with handler(kube, pods):
+        await asyncio.sleep(0.5)
+    assert launcher.syncs() == [] and kube.patches == []
+
+
+async def test_flapping_launcher_does_not_flood_the_api(kube, lab, pods):
+    launcher = lab.launcher()
+    given(kube, lab)
+    async with handler(kube, pods):
+        await until(lambda: kube.status()["phase"] == "Running")
+        for _ in range(60):
+            launcher.tell(report={"state": "DOMAIN_STATE_PAUSED"})
+            await asyncio.sleep(0.03)
+            launcher.tell(report={"state": "DOMAIN_STATE_RUNNING"})
+            await asyncio.sleep(0.03)
+        assert len(kube.patches) == 20
+        launcher.tell(report={"state": "DOMAIN_STATE_SHUTOFF"})
+        await until(lambda: kube.status()["phase"] == "Succeeded")
+
+
+async def test_api_server_away_for_a_while(kube, lab, pods):
+    launcher = lab.launcher()
+    given(kube, lab)
+    async with handler(kube, pods):
+        await until(lambda: kube.status()["phase"] == "Running")
+        kube.away = True
+        launcher.tell(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down"})
+        await asyncio.sleep(3)
+        launcher.kill()
+        kube.away = False
+        await until(lambda: kube.status()["phase"] == "Succeeded")
+
+
+async def test_hanging_launcher_is_noticed_and_taken_back(kube, lab, pods):
+    launcher = lab.launcher()
+    given(kube, lab)
+    async with handler(kube, pods) as machines:
+        await until(lambda: kube.status()["phase"] == "Running")
+        os.kill(launcher.pid, signal.SIGSTOP)
+        await until(lambda: "hangs" in machines._machines[lab.uid].launcher.trouble)
+        os.kill(launcher.pid, signal.SIGCONT)
+        await until(lambda: not machines._machines[lab.uid].launcher.trouble)
+        launcher.tell(report={"state": "DOMAIN_STATE_PAUSED"})
+        await until(lambda: kube.condition("Paused"))
+    assert len(launcher.syncs()) == 1
+
+
+async def test_launcher_that_comes_late(kube, lab, pods):
+    given(kube, lab)
+    async with handler(kube, pods):
+        await asyncio.sleep(0.3)
+        lab.launcher()
+        await until(lambda: kube.status()["phase"] == "Running")
+    assert len(kube.patches) == 1
+
+
+async def test_image_that_cannot_be_had_is_said(kube, lab, pods):
+    lab.launcher()
+    given(kube, lab, volumes=[{"name": "root", "containerDisk": {"image": "registry.test/none:1"}}])
+    async with handler(kube, pods):
+        await until(
+            lambda: "/nonexistent/containerd.sock" in kube.condition("Synchronized").get("message", ""), seconds=40
+        )
+        await asyncio.sleep(0.1)
+    assert kube.status()["phase"] == "Scheduled"
+    assert kube.events[0][0] == "Warning"
+
+
+async def test_everything_is_let_go_with_the_pod(kube, pods):
+    with netlab.node_and_pod() as (_, namespace), podlab.pod(pods, namespace) as lab:
+        lab.launcher()
+        given(kube, lab, **NIC)
+        async with handler(kube, pods) as machines:
+            await until(lambda: kube.status()["phase"] == "Running")
+            assert {"launcher.sock", "proc", "raw6"} <= held(lab)
+            kube.remove(Pod, "test", "virt-launcher-vm-abcde")
+            await until(lambda: len(machines) == 0 and not held(lab))
+
+
+async def test_pod_that_ended_but_stays_keeps_nothing_alive(kube, pods):
+    with netlab.node_and_pod() as (_, namespace), podlab.pod(pods, namespace) as lab:
+        launcher = lab.launcher()
+        given(kube, lab, **NIC)
+        async with handler(kube, pods) as machines:
+            await until(lambda: kube.status()["phase"] == "Running")
+            launcher.tell(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down"})
+            await until(lambda: kube.status()["phase"] == "Succeeded")
+            stays = kube.document(Pod, "test", "virt-launcher-vm-abcde")
+            kube.put(Pod, {**stays, "status": {**stays["status"], "phase": "Succeeded"}})
+            await until(lambda: machines._machines[lab.uid].retired)
+            await until(lambda: not held(lab))
+            kube.remove(Pod, "test", "virt-launcher-vm-abcde")
+            await until(lambda: len(machines) == 0)
+    assert len(kube.patches) == 2

@@ -1,0 +1,159 @@
+"""Disks and devices handed to the launcher's user, on real directories, with every trap that a pod could set."""
+
+import os
+import pathlib
+import stat
+import subprocess
+
+import pytest
+
+from api.errors import VolumeError
+from handler import volumes
+from kit import proc
+
+pytestmark = pytest.mark.node
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A directory that is the root of a process."""
+    for name in ("volumes/data", "dev/net", "bin"):
+        (tmp_path / name).mkdir(parents=True)
+    tmp_path.chmod(0o755)
+    (tmp_path / "busybox").write_bytes(pathlib.Path("/bin/busybox").read_bytes())
+    (tmp_path / "busybox").chmod(0o755)
+    process = subprocess.Popen(
+        ["chroot", str(tmp_path), "/busybox", "sh", "-c", "echo up; /busybox sleep 600"], stdout=subprocess.PIPE
+    )
+    assert process.stdout and process.stdout.readline() == b"up\n"
+    with proc.Process(process.pid) as held:
+        yield tmp_path, held
+    process.kill()
+    process.wait()
+
+
+def prepare(process, *names):
+    return proc.isolated_now(lambda: volumes.prepare(process, names))
+
+
+def test_roots_disk_is_handed_over_once(root):
+    path, process = root
+    disk = path / "volumes/data/disk.img"
+    disk.write_bytes(b"content")
+    disk.chmod(0o600)
+    assert prepare(process, "data") == ["data"]
+    assert (disk.stat().st_uid, disk.stat().st_gid, disk.read_bytes()) == (107, 107, b"content")
+    assert prepare(process, "data") == []
+
+
+def test_roots_directory_without_a_disk_is_shared(root):
+    path, process = root
+    assert prepare(process, "data") == ["data"]
+    directory = (path / "volumes/data").stat()
+    assert (directory.st_uid, directory.st_gid, directory.st_mode & 0o7777) == (0, 107, 0o2775)
+    assert list((path / "volumes/data").iterdir()) == []
+    assert prepare(process, "data") == []
+
+
+def test_somebody_elses_directory_is_refused(root):
+    path, process = root
+    os.chown(path / "volumes/data", 1000, 1000)
+    with pytest.raises(VolumeError, match="belongs to user 1000"):
+        prepare(process, "data")
+
+
+def test_directory_that_the_launcher_can_write_is_left_alone(root):
+    path, process = root
+    (path / "volumes/data").chmod(0o777)
+    assert prepare(process, "data") == []
+    assert list((path / "volumes/data").iterdir()) == []
+
+
+def test_disk_that_group_107_can_write_is_left_alone(root):
+    path, process = root
+    disk = path / "volumes/data/disk.img"
+    disk.write_bytes(b"")
+    os.chown(disk, 0, 107)
+    disk.chmod(0o660)
+    assert prepare(process, "data") == []
+    assert disk.stat().st_uid == 0
+
+
+def test_link_to_a_host_file_is_refused(root, tmp_path_factory):
+    path, process = root
+    secret = tmp_path_factory.mktemp("host") / "shadow"
+    secret.write_text("root's")
+    (path / "volumes/data/disk.img").symlink_to(secret)
+    with pytest.raises(VolumeError):
+        prepare(process, "data")
+    assert secret.stat().st_uid == 0
+
+
+def test_volume_directory_that_is_a_link_is_refused(root):
+    path, process = root
+    (path / "etc").mkdir()
+    (path / "etc/disk.img").write_text("root's")
+    (path / "volumes/other").symlink_to("../etc")
+    with pytest.raises(VolumeError):
+        prepare(process, "other")
+    assert (path / "etc/disk.img").stat().st_uid == 0
+
+
+def test_hard_link_is_refused(root):
+    path, process = root
+    victim = path / "passwd"
+    victim.write_text("root's")
+    victim.chmod(0o600)
+    os.link(victim, path / "volumes/data/disk.img")
+    with pytest.raises(VolumeError, match="2 names"):
+        prepare(process, "data")
+    assert victim.stat().st_uid == 0
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda path: os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))]
+)
+def test_what_is_no_file_is_refused(root, make):
+    path, process = root
+    make(path / "volumes/data/disk.img")
+    (path / "volumes/data/disk.img").chmod(0o600)
+    with pytest.raises(VolumeError):
+        prepare(process, "data")
+    assert (path / "volumes/data/disk.img").stat().st_uid == 0
+
+
+def test_set_user_id_file_is_refused(root):
+    path, process = root
+    disk = path / "volumes/data/disk.img"
+    disk.write_bytes(b"")
+    disk.chmod(0o4700)
+    with pytest.raises(VolumeError, match="set-user-ID"):
+        prepare(process, "data")
+
+
+def test_block_volume_without_directory_is_fine(root):
+    _, process = root
+    assert prepare(process, "raw") == []
+
+
+def test_device_node_of_the_container_is_handed_over(root):
+    path, process = root
+    real = pathlib.Path("/dev/net/tun").stat().st_rdev
+    os.mknod(path / "dev/net/tun", stat.S_IFCHR | 0o600, real)
+    assert prepare(process) == ["dev/net/tun"]
+    assert (path / "dev/net/tun").stat().st_uid == 107
+    assert prepare(process) == []
+
+
+def test_other_device_under_that_name_is_left_alone(root):
+    path, process = root
+    os.mknod(path / "dev/net/tun", stat.S_IFCHR | 0o600, os.makedev(1, 1))  # the node's memory
+    assert prepare(process) == []
+    assert (path / "dev/net/tun").stat().st_uid == 0
+
+
+def test_link_to_a_device_is_left_alone(root):
+    path, process = root
+    (path / "dev/net/tun").symlink_to("/dev/net/tun")
+    assert prepare(process) == []
+    assert pathlib.Path("/dev/net/tun").stat().st_uid == 0

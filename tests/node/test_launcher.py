@@ -1,0 +1,210 @@
+"""A launcher with real libvirt and QEMU: starting, ending, errors. The faults are in test_launcher_faults.py."""
+
+import pathlib
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from protos import launcher_pb2 as pb
+from tests.node import bootsector, launcherlab
+from tests.node.launcherlab import Pod, all_of, disk_vmi, follow, wait_for
+
+pytestmark = pytest.mark.node
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden/domain"
+
+
+@pytest.fixture
+def pod() -> Iterator[Pod]:
+    with Pod() as pod:
+        yield pod
+
+
+def run(pod: Pod, guest: bytes, **spec: Any) -> pb.Report:
+    pod.image("root", guest)
+    pod.start()
+    return pod.sync(disk_vmi(**spec))
+
+
+def refusal(pod: Pod, document: dict[str, Any]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as raised:
+        pod.sync(document)
+    return raised.value.code(), raised.value.details() or ""
+
+
+def test_a_vm_runs_and_its_console_is_the_pods_log(pod: Pod) -> None:
+    report = run(pod, bootsector.deaf())
+    assert (report.vmi_uid, report.state) == ("uid-1", pb.DOMAIN_STATE_RUNNING)
+    assert report.accelerator == "tcg" and report.machine.startswith("pc-q35-")
+    assert [(disk.volume, disk.target, disk.size) for disk in report.disks] == [("root", "vda", bootsector.SIZE)]
+    status = pathlib.Path(f"/proc/{report.qemu_pid}/status").read_text()
+    assert "Uid:\t107\t107\t107\t107" in status and "CapEff:\t0000000000000000" in status
+    wait_for(lambda: b"hello" in pod.output.read_bytes(), "the guest's greeting")
+    # Sync is idempotent: the same again changes nothing, another VMI is refused.
+    again = pod.sync(disk_vmi())
+    assert (again.state, again.qemu_pid) == (pb.DOMAIN_STATE_RUNNING, report.qemu_pid)
+    code, words = refusal(pod, disk_vmi(uid="uid-2"))
+    assert code == grpc.StatusCode.FAILED_PRECONDITION and "belongs to the VMI with UID uid-1" in words
+
+
+def test_sigterm_shuts_the_guest_down(pod: Pod) -> None:
+    run(pod, bootsector.obedient())
+    reports = follow(pod)
+    pod.wait_state(pb.DOMAIN_STATE_RUNNING)
+    pod.terminate()
+    pod.terminate()  # a second one does no harm
+    assert pod.wait() == 0
+    assert pod.termination() == {"phase": "Succeeded", "reason": "Shutdown", "message": "the guest shut down"}
+    last = all_of(reports)[-1]
+    assert (last.state, last.reason) == (pb.DOMAIN_STATE_SHUTOFF, "Shutdown")
+
+
+def test_a_deaf_guest_is_ended_after_the_grace_period(pod: Pod) -> None:
+    pod.grace = 1
+    report = run(pod, bootsector.deaf())
+    pod.terminate()
+    assert pod.wait() == 0
+    assert pod.termination()["reason"] == "ForceOff"
+    assert not pathlib.Path(f"/proc/{report.qemu_pid}").exists()
+
+
+def test_a_paused_guest_is_shut_down_too(pod: Pod) -> None:
+    assert run(pod, bootsector.obedient(), startStrategy="Paused").state == pb.DOMAIN_STATE_PAUSED
+    pod.terminate()
+    wait_for(lambda: b"hello" in pod.output.read_bytes(), "the guest to go on")
+    assert pod.wait() == 0
+
+
+def test_pause_and_unpause(pod: Pod) -> None:
+    assert run(pod, bootsector.deaf(), startStrategy="Paused").state == pb.DOMAIN_STATE_PAUSED
+    with pod.client() as client:
+        assert client.Unpause(pb.UnpauseRequest()).state == pb.DOMAIN_STATE_RUNNING
+        assert client.Pause(pb.PauseRequest()).state == pb.DOMAIN_STATE_PAUSED
+    assert pod.report().state == pb.DOMAIN_STATE_PAUSED
+
+
+def test_a_guest_that_powers_off_has_succeeded(pod: Pod) -> None:
+    pod.image("root", bootsector.powering_off())
+    pod.start()
+    reports = follow(pod)
+    wait_for(lambda: not reports.empty(), "the first report")
+    pod.sync(disk_vmi())
+    assert pod.wait() == 0
+    assert pod.termination()["phase"] == "Succeeded"
+    assert all_of(reports)[-1].state == pb.DOMAIN_STATE_SHUTOFF
+
+
+def test_a_guest_that_panics_has_failed(pod: Pod) -> None:
+    pod.image("root", bootsector.panicking())
+    pod.start()
+    reports = follow(pod)
+    wait_for(lambda: not reports.empty(), "the first report")
+    pod.sync(disk_vmi())
+    assert pod.wait() == 1
+    assert (pod.termination()["phase"], pod.termination()["reason"]) == ("Failed", "Panicked")
+    last = all_of(reports)[-1]
+    assert (last.state, last.reason) == (pb.DOMAIN_STATE_CRASHED, "Panicked")
+
+
+def test_the_handler_can_ask_for_the_shutdown(pod: Pod) -> None:
+    run(pod, bootsector.deaf())
+    reports = follow(pod)
+    with pod.client() as client:
+        client.Shutdown(pb.ShutdownRequest(grace_seconds=1))
+    assert pod.wait() == 0
+    assert pod.termination()["reason"] == all_of(reports)[-1].reason == "ForceOff"
+
+
+def test_sigterm_before_any_sync_ends_at_once(pod: Pod) -> None:
+    pod.start()
+    assert pod.report().state == pb.DOMAIN_STATE_NONE
+    pod.terminate()
+    assert pod.wait() == 0
+    assert pod.termination()["reason"] == "NeverStarted"
+
+
+def test_sigterm_while_the_server_starts(pod: Pod) -> None:
+    pod.start()
+    wait_for((pod.run / "serial.fifo").exists, "the supervisor")
+    wait_for(lambda: pod.child("launcher"), "the server")
+    pod.terminate()
+    assert pod.wait() == 0
+
+
+def test_errors_name_what_is_wrong_and_can_be_mended(pod: Pod) -> None:
+    pod.start()
+    assert refusal(pod, {"metadata": {}})[0] == grpc.StatusCode.INVALID_ARGUMENT
+    code, words = refusal(pod, disk_vmi())
+    assert code == grpc.StatusCode.NOT_FOUND
+    assert words == "volume root: the image guest is not there at /images/root"
+    broken = disk_vmi()
+    broken["spec"]["domain"]["devices"]["disks"][0]["name"] = "other"
+    code, words = refusal(pod, broken)
+    assert code == grpc.StatusCode.INVALID_ARGUMENT and "spec.domain.devices.disks[0].name" in words
+    unknown_cpu = disk_vmi(
+        domain={"cpu": {"model": "Nonesuch"}, "devices": {"autoattachPodInterface": False}, "memory": {"guest": "64Mi"}}
+    )
+    pod.image("root", bootsector.deaf())
+    code, words = refusal(pod, unknown_cpu)
+    assert code == grpc.StatusCode.INTERNAL and "Nonesuch" in words
+    assert pod.report().state == pb.DOMAIN_STATE_NONE
+    assert pod.sync(disk_vmi()).state == pb.DOMAIN_STATE_RUNNING
+
+
+def test_an_image_with_a_broken_disk(pod: Pod) -> None:
+    pod.image("root", b"no disk at all")
+    pod.start()
+    code, words = refusal(pod, disk_vmi())
+    assert code == grpc.StatusCode.NOT_FOUND
+    assert words.startswith("volume root: the image guest: /disk/guest.img is no disk")
+
+
+def test_names_with_every_character_that_xml_and_shells_know(pod: Pod) -> None:
+    pod.image("root", bootsector.deaf())
+    pod.start()
+    evil = "$(touch /tmp/x)'\"<&>]]>"
+    document = disk_vmi()
+    document["metadata"]["labels"] = document["metadata"]["annotations"] = {"a": evil}
+    document["spec"]["domain"]["firmware"]["serial"] = evil
+    document["spec"]["volumes"].append({"name": "cloud", "cloudInitNoCloud": {"userData": evil}})
+    document["spec"]["domain"]["devices"]["disks"].append({"name": "cloud", "cdrom": {"bus": "sata"}})
+    report = pod.sync(document)
+    assert report.state == pb.DOMAIN_STATE_RUNNING
+    assert [disk.target for disk in report.disks] == ["vda", "sda"]
+    assert evil.encode() in pathlib.Path(f"/proc/{report.qemu_pid}/cmdline").read_bytes().replace(b",,", b",")
+
+
+def test_a_guest_that_floods_its_console(pod: Pod) -> None:
+    report = run(pod, bootsector.flooding())
+    wait_for(lambda: pod.output.stat().st_size > 100_000, "output")
+    assert pod.report().qemu_pid == report.qemu_pid
+    pod.grace = 1
+    with pod.client() as client:
+        client.Shutdown(pb.ShutdownRequest(grace_seconds=0))
+    assert pod.wait() == 0
+
+
+def test_all_goldens_are_domains_to_libvirt(pod: Pod) -> None:
+    pod.start()
+    pod.report()
+    socket = wait_for(
+        lambda: (
+            next(pod.run.glob("libvirt/run/libvirt/*d-sock*"), None)
+            or next(pod.run.glob("libvirt/run/libvirt/libvirt-sock"), None)
+        ),
+        "libvirt's socket",
+    )
+    for golden in sorted(GOLDEN.glob("*.tcg.xml")):
+        text = golden.read_text().replace('machine="pc-q35-7.2"', 'machine="q35"')
+        command = ["virsh", "-c", f"qemu+unix:///session?socket={socket}", "define", "--validate", "/dev/stdin"]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{golden.name}: {done.stderr}"
+
+
+def test_a_launcher_that_hears_nothing_stays(pod: Pod) -> None:
+    pod.start()
+    assert pod.report().state == pb.DOMAIN_STATE_NONE
+    assert pod.process is not None and pod.process.poll() is None
+    assert launcherlab.children(pod.pid)

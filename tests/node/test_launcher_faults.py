@@ -1,0 +1,157 @@
+"""What dies, hangs or is killed in a launcher, and what becomes of the VM."""
+
+import os
+import pathlib
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from protos import launcher_pb2 as pb
+from tests.node import bootsector
+from tests.node.launcherlab import Pod, all_of, disk_vmi, follow, wait_for
+
+pytestmark = pytest.mark.node
+SERVER, LIBVIRT = "-m\0launcher", "libvirt/config"
+
+
+@pytest.fixture
+def pod() -> Iterator[Pod]:
+    with Pod(grace=6) as pod:
+        pod.image("root", bootsector.obedient())
+        pod.start()
+        yield pod
+
+
+def killed(pod: Pod, word: str) -> None:
+    """Kills a child, and waits until there is another."""
+    victim = pod.child(word)
+    assert victim
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: pod.child(word) not in (0, victim), "a new child")
+
+
+def responsive(pod: Pod) -> bool:
+    """libvirt is asked, not the server's memory."""
+    with pod.client() as client:
+        try:
+            paused = client.Pause(pb.PauseRequest(), timeout=20).state == pb.DOMAIN_STATE_PAUSED
+            return paused and client.Unpause(pb.UnpauseRequest(), timeout=20).state == pb.DOMAIN_STATE_RUNNING
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.UNAVAILABLE, error
+            return False
+
+
+def test_sigkill_of_qemu_fails_the_vm(pod: Pod) -> None:
+    report = pod.sync(disk_vmi())
+    reports = follow(pod)
+    pod.wait_state(pb.DOMAIN_STATE_RUNNING)
+    os.kill(report.qemu_pid, signal.SIGKILL)
+    assert pod.wait() == 1
+    assert (pod.termination()["phase"], pod.termination()["reason"]) == ("Failed", "Crashed")
+    assert all_of(reports)[-1].state == pb.DOMAIN_STATE_CRASHED
+
+
+def test_sigkill_of_the_server(pod: Pod) -> None:
+    before = pod.sync(disk_vmi())
+    killed(pod, SERVER)
+    after = pod.wait_state(pb.DOMAIN_STATE_RUNNING)
+    assert (after.qemu_pid, after.vmi_uid, after.machine) == (before.qemu_pid, before.vmi_uid, before.machine)
+    assert list(after.disks) == list(before.disks)
+    assert responsive(pod)
+    assert pod.sync(disk_vmi()).qemu_pid == before.qemu_pid
+    pod.terminate()
+    assert pod.wait() == 0
+    assert pod.termination()["reason"] == "Shutdown"
+
+
+def test_sigkill_of_libvirt(pod: Pod) -> None:
+    before = pod.sync(disk_vmi())
+    reports = follow(pod)
+    killed(pod, LIBVIRT)
+    wait_for(lambda: responsive(pod), "libvirt to come back")
+    assert pod.report().qemu_pid == before.qemu_pid
+    pod.terminate()
+    assert pod.wait() == 0
+    assert pod.termination()["reason"] == "Shutdown"
+    *running, last = all_of(reports)
+    assert {report.state for report in running} <= {
+        pb.DOMAIN_STATE_RUNNING, pb.DOMAIN_STATE_PAUSED, pb.DOMAIN_STATE_SHUTDOWN
+    }  # fmt: skip
+    assert last.state == pb.DOMAIN_STATE_SHUTOFF
+
+
+def test_sigkill_of_everything_but_qemu(pod: Pod) -> None:
+    before = pod.sync(disk_vmi())
+    for word in (SERVER, LIBVIRT):
+        os.kill(pod.child(word), signal.SIGKILL)
+    assert pod.wait_state(pb.DOMAIN_STATE_RUNNING).qemu_pid == before.qemu_pid
+    assert responsive(pod)
+
+
+def test_sigkill_before_the_first_sync(pod: Pod) -> None:
+    pod.report()
+    killed(pod, LIBVIRT)
+    killed(pod, SERVER)
+    wait_for(lambda: pod.child(SERVER), "the server")
+    assert pod.wait_state(pb.DOMAIN_STATE_NONE).vmi_uid == ""
+    assert pod.sync(disk_vmi()).state == pb.DOMAIN_STATE_RUNNING
+
+
+def test_the_guest_ends_while_the_server_is_away(pod: Pod) -> None:
+    pod.sync(disk_vmi())
+    report = pod.report()
+    os.kill(pod.child(SERVER), signal.SIGKILL)
+    os.kill(report.qemu_pid, signal.SIGKILL)
+    assert pod.wait() == 1
+    assert pod.termination()["phase"] == "Failed"
+
+
+def test_qemu_is_killed_while_libvirt_hangs(pod: Pod) -> None:
+    report = pod.sync(disk_vmi())
+    os.kill(pod.child(LIBVIRT), signal.SIGSTOP)
+    os.kill(report.qemu_pid, signal.SIGKILL)
+    assert pod.wait() == 1
+    assert pod.termination()["reason"] == "Crashed"
+
+
+@pytest.mark.parametrize("word", [SERVER, LIBVIRT])
+def test_a_hanging_helper_does_not_outlive_the_grace_period(pod: Pod, word: str) -> None:
+    report = pod.sync(disk_vmi())
+    os.kill(pod.child(word), signal.SIGSTOP)
+    pod.terminate()
+    assert pod.wait() == 0
+    assert pod.termination()["phase"] == "Succeeded"
+    assert not pathlib.Path(f"/proc/{report.qemu_pid}").exists()
+
+
+def test_a_hanging_libvirt_is_replaced(pod: Pod) -> None:
+    before = pod.sync(disk_vmi())
+    victim = pod.child(LIBVIRT)
+    os.kill(victim, signal.SIGSTOP)
+    wait_for(lambda: pod.child(LIBVIRT) not in (0, victim), "another libvirt", seconds=60)
+    wait_for(lambda: responsive(pod), "libvirt to come back")
+    assert pod.report().qemu_pid == before.qemu_pid
+
+
+def test_sigterm_is_remembered_by_a_server_that_starts_again(pod: Pod) -> None:
+    pod.sync(disk_vmi())
+    os.kill(pod.child(SERVER), signal.SIGSTOP)
+    pod.terminate()
+    os.kill(pod.child(SERVER), signal.SIGKILL)
+    assert pod.wait() == 0
+    assert pod.termination()["reason"] == "Shutdown"
+
+
+def test_nothing_is_left_running(pod: Pod) -> None:
+    pod.sync(disk_vmi())
+    pod.terminate()
+    assert pod.wait() == 0
+    found = subprocess.run(
+        ["grep", "-l", pod.root.name, *map(str, pathlib.Path("/proc").glob("[0-9]*/cmdline"))],
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert found == ""

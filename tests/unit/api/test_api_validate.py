@@ -1,0 +1,316 @@
+"""Each rule: what breaks it, where the fault points, and what it says."""
+
+import base64
+from typing import Any
+
+import msgspec
+import pytest
+from documents import ROOTS, documents
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from machines import DELETE, SPEC, decoded, machine
+
+from api import names
+from api.codec import decode, to_dict
+from api.defaults import default_vmi
+from api.errors import InvalidObject
+from api.validate import KINDS, validate_document, validate_vm, warnings
+from api.vm import VirtualMachine
+from api.vmi import VirtualMachineInstance
+
+LOOSE = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+DISK, NIC, VOLUME, NETWORK = "domain.devices.disks.0", "domain.devices.interfaces.0", "volumes.0", "networks.0"
+D, N, V = "domain.devices.disks[0]", "domain.devices.interfaces[0]", "volumes[0]"
+C = f"{V}.cloudInitNoCloud"
+CLOUD = f"{VOLUME}.cloudInitNoCloud"
+KERNEL = "domain.firmware.kernelBoot.container"
+NO_IMAGE = {f"{VOLUME}.containerDisk": DELETE}
+TWO_PODS = {"networks.1": {"name": "b", "pod": {}}, "domain.devices.interfaces.1": {"name": "b", "masquerade": {}}}
+
+
+def test_the_machine_itself_is_accepted() -> None:
+    assert validate_document(machine()) == []
+    assert warnings(decoded()) == []
+
+
+# (what is changed, path of the only fault below spec.template.spec, part of its message)
+RULES: list[tuple[dict[str, Any], str, str]] = [
+    # memory and CPU
+    ({"domain.memory": DELETE}, "domain.memory.guest", "no memory"),
+    ({"domain.memory.guest": "12Q"}, "domain.memory.guest", "'12Q' is not a quantity"),
+    ({"domain.memory.guest": "128m"}, "domain.memory.guest", "thousandths"),
+    ({"domain.memory.guest": 0}, "domain.memory.guest", "no memory for a guest"),
+    ({"domain.memory.guest": "-1Gi"}, "domain.memory.guest", "is negative"),
+    ({"domain.resources": {"limits": {"memory": "64Mi"}}}, "domain.memory.guest", "more than resources.limits.memory"),
+    ({"domain.resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}},
+     "domain.resources.requests.memory", "more than resources.limits.memory"),
+    ({"domain.resources": {"requests": {"cpu": 2}, "limits": {"cpu": "500m"}}},
+     "domain.resources.requests.cpu", "more than resources.limits.cpu"),
+    ({"domain.resources": {"requests": {"cpu": "many"}}}, "domain.resources.requests.cpu", "is not a quantity"),
+    ({"domain.cpu": {"sockets": 64, "cores": 8}}, "domain.cpu", "512 vCPUs are more than the 255 possible"),
+    ({"domain.cpu": {"model": "<x/>"}}, "domain.cpu.model", "must be"),
+    ({"domain.cpu": {"features": [{"name": "pcid"}, {"name": "pcid"}]}}, "domain.cpu.features[1].name", "twice"),
+    ({"domain.cpu": {"features": [{"name": "pcid", "policy": "maybe"}]}}, "domain.cpu.features[0].policy",
+     "'maybe' is not one of: force, require"),
+    ({"domain.cpu": {"cores": -1}}, "domain.cpu.cores", "-1"),
+    ({"domain.machine": {"type": "pc"}}, "domain.machine.type", "use q35"),
+    # firmware and clock
+    ({"domain.firmware": {"uuid": "1234"}}, "domain.firmware.uuid", "is no UUID"),
+    ({"domain.firmware": {"serial": "a\u00e9"}}, "domain.firmware.serial", "printable ASCII"),
+    ({KERNEL: {"image": "k:1"}}, f"{KERNEL}", "set kernelPath or initrdPath"),
+    ({KERNEL: {"image": "k:1", "kernelPath": "boot/vmlinuz"}}, f"{KERNEL}.kernelPath", "absolute"),
+    ({KERNEL: {"image": "k:1", "kernelPath": "/boot/../etc"}}, f"{KERNEL}.kernelPath", "'..'"),
+    ({KERNEL: {"image": "k:1", "kernelPath": "/a//b"}}, f"{KERNEL}.kernelPath", "plain path"),
+    ({KERNEL: {"image": "k:1", "initrdPath": "/a/."}}, f"{KERNEL}.initrdPath", "plain path"),
+    ({KERNEL: {"image": "K 1", "kernelPath": "/k"}}, f"{KERNEL}.image", "is no image reference"),
+    ({"domain.firmware.kernelBoot.kernelArgs": "quiet"}, "domain.firmware.kernelBoot.kernelArgs", "no kernel"),
+    ({"domain.clock": {"utc": {}, "timezone": "Europe/Vienna"}}, "domain.clock", "exclude each other"),
+    ({"domain.clock": {"timezone": "../x"}}, "domain.clock.timezone", "no time zone"),
+    ({"domain.chassis": {"sku": "x" * 300}}, "domain.chassis.sku", "at most 256"),
+    ({"domain.features": {"hyperv": {"vendorid": {"vendorid": "a,b"}}}}, "domain.features.hyperv.vendorid.vendorid",
+     "must be 1 to 12"),
+    # disks and volumes
+    ({f"{DISK}.name": "other", VOLUME: {"name": "root", "emptyDisk": {"capacity": "1Gi"}}}, f"{D}.name",
+     "disk 'other' has no volume of that name"),
+    ({"domain.devices.disks.1": {"name": "root"}}, "domain.devices.disks[1].name", "two disks are named 'root'"),
+    ({"volumes.1": {"name": "root", "emptyDisk": {"capacity": "1Gi"}}}, "volumes[1].name", "two volumes are named"),
+    ({f"{DISK}.cdrom": {}}, D, "disk and cdrom exclude each other"),
+    ({f"{DISK}.bootOrder": 0}, f"{D}.bootOrder", "0"),
+    ({f"{DISK}.bootOrder": 1, f"{NIC}.bootOrder": 1}, f"{N}.bootOrder", "boot order of 'root'"),
+    ({f"{DISK}.serial": "a b"}, f"{D}.serial", "must be"),
+    ({f"{DISK}.disk": {"bus": "ide"}}, f"{D}.disk.bus", "'ide' is not one of: virtio"),
+    ({f"{DISK}.disk": {"pciAddress": "x"}}, f"{D}.disk.pciAddress", "no PCI address"),
+    ({f"{DISK}.disk": {"bus": "sata", "pciAddress": "0000:05:00.0"}}, f"{D}.disk.pciAddress",
+     "only a virtio disk"),
+    ({f"{DISK}.disk": DELETE, f"{DISK}.cdrom": {"bus": "virtio"}}, f"{D}.cdrom.bus", "sata or scsi"),
+    ({f"{DISK}.disk": DELETE, f"{DISK}.cdrom": {"readonly": False}}, f"{D}.cdrom.readonly",
+     "only be read"),
+    ({f"{DISK}.io": "native", f"{DISK}.cache": "writeback"}, f"{D}.io", "needs cache none"),
+    ({f"{VOLUME}.emptyDisk": {"capacity": "1Gi"}}, V, "one source per volume, not containerDisk and emptyDisk"),
+    (NO_IMAGE, V, "volume 'root' has no source"),
+    ({f"{VOLUME}.containerDisk.image": ""}, f"{V}.containerDisk.image", "is no image reference"),
+    ({f"{VOLUME}.containerDisk.image": "a; rm -rf /"}, f"{V}.containerDisk.image", "is no image reference"),
+    ({f"{VOLUME}.containerDisk.path": "disk/x.img"}, f"{V}.containerDisk.path", "absolute"),
+    ({f"{VOLUME}.containerDisk.path": "/disk/../../etc/shadow"}, f"{V}.containerDisk.path", "'..'"),
+    ({f"{VOLUME}.containerDisk.path": "/disk/"}, f"{V}.containerDisk.path", "plain path"),
+    ({f"{VOLUME}.containerDisk.path": "/disk/a\x00b"}, f"{V}.containerDisk.path", "control character U+0000"),
+    ({f"{VOLUME}.containerDisk.imagePullSecret": "A B"}, f"{V}.containerDisk.imagePullSecret", "no object name"),
+    ({VOLUME: {"name": "root", "emptyDisk": {"capacity": "1x"}}}, f"{V}.emptyDisk.capacity", "is not a quantity"),
+    ({VOLUME: {"name": "root", "emptyDisk": {"capacity": 1}}}, f"{V}.emptyDisk.capacity", "one sector"),
+    ({VOLUME: {"name": "root", "emptyDisk": {}}}, f"{V}.emptyDisk.capacity", "required"),
+    ({VOLUME: {"name": "root", "persistentVolumeClaim": {"claimName": "../x"}}},
+     f"{V}.persistentVolumeClaim.claimName", "no object name"),
+    ({"volumes.1": {"name": "b", "persistentVolumeClaim": {"claimName": "x"}},
+      "volumes.2": {"name": "c", "persistentVolumeClaim": {"claimName": "x"}}},
+     "volumes[2].persistentVolumeClaim.claimName", "already the content of volume 'b'"),
+    ({VOLUME: {"name": "root", "configMap": {}}}, f"{V}.configMap.name", "required"),
+    ({VOLUME: {"name": "root", "secret": {"secretName": "x", "volumeLabel": "a/b"}}}, f"{V}.secret.volumeLabel",
+     "must be"),
+    # cloud-init
+    ({**NO_IMAGE, CLOUD: {}}, C, "no data"),
+    ({**NO_IMAGE, CLOUD: {"userData": "a", "secretRef": {"name": "b"}}}, C,
+     "userData, userDataBase64 and secretRef exclude"),
+    ({**NO_IMAGE, CLOUD: {"userDataBase64": "%%%"}}, f"{C}.userDataBase64", "is not base64"),
+    ({**NO_IMAGE, CLOUD: {"userData": "x" * 65537}}, f"{C}.userData", "put the data into a Secret"),
+    ({**NO_IMAGE, CLOUD: {"networkDataBase64": base64.b64encode(b"x" * 65537).decode(), "userData": "a"}},
+     f"{C}.networkDataBase64", "more than 65536 bytes"),
+    ({**NO_IMAGE, CLOUD: {"secretRef": {}}}, f"{C}.secretRef.name", "required"),
+    ({**NO_IMAGE, CLOUD: {"userData": "a\x00"}}, f"{C}.userData", "U+0000 at position 1"),
+    ({**NO_IMAGE, CLOUD: {"userData": "a"}, "volumes.1": {"name": "b", "cloudInitConfigDrive": {"userData": "b"}}},
+     "volumes", "only one cloud-init volume"),
+    # networks
+    ({"networks": DELETE}, f"{N}.name", "interface 'default' has no network"),
+    ({"domain.devices.interfaces": DELETE}, "networks[0].name", "network 'default' has no interface"),
+    ({"domain.devices.interfaces.1": {"name": "default", "masquerade": {}}}, "domain.devices.interfaces[1].name",
+     "two interfaces are named 'default'"),
+    (TWO_PODS, "networks", "once only"),
+    ({f"{NETWORK}.pod": DELETE}, "networks[0]", "says not what it is"),
+    ({f"{NETWORK}.pod.vmNetworkCIDR": "10.0.0.0/31"}, "networks[0].pod.vmNetworkCIDR", "is too small"),
+    ({f"{NETWORK}.pod.vmNetworkCIDR": "fd10::/120"}, "networks[0].pod.vmNetworkCIDR", "no IPv4 network"),
+    ({f"{NETWORK}.pod.vmIPv6NetworkCIDR": "10.0.0.0/24"}, "networks[0].pod.vmIPv6NetworkCIDR", "no IPv6 network"),
+    ({f"{NIC}.macAddress": "02:00:00:00:00"}, f"{N}.macAddress", "no MAC address"),
+    ({f"{NIC}.macAddress": "01:00:5e:00:00:01"}, f"{N}.macAddress", "multicast"),
+    ({f"{NIC}.macAddress": "00-00-00-00-00-00"}, f"{N}.macAddress", "all zeros"),
+    ({f"{NIC}.pciAddress": "1:2"}, f"{N}.pciAddress", "no PCI address"),
+    ({f"{NIC}.model": "fast"}, f"{N}.model", "not one of"),
+    ({f"{NIC}.ports": [{"port": 70000}]}, f"{N}.ports[0].port", "70000"),
+    ({f"{NIC}.ports": [{"port": 0}]}, f"{N}.ports[0].port", "0"),
+    ({f"{NIC}.ports": [{"port": 80}, {"port": 80, "protocol": "TCP"}]}, f"{N}.ports[1].port",
+     "port 80 TCP is named twice"),
+    ({f"{NIC}.dhcpOptions": {"ntpServers": ["ntp"]}}, f"{N}.dhcpOptions.ntpServers[0]", "no IP"),
+    ({f"{NIC}.dhcpOptions": {"privateOptions": [{"option": 3, "value": "x"}]}},
+     f"{N}.dhcpOptions.privateOptions[0].option", "3"),
+    # the rest of the spec
+    ({"hostname": "Bad_Host"}, "hostname", "lower case letters"),
+    ({"subdomain": "a.b"}, "subdomain", "lower case letters"),
+    ({"nodeSelector": {"a b": "c"}}, "nodeSelector", "no key for a label"),
+    ({"nodeSelector": {"a": "c d"}}, "nodeSelector.a", "no label value"),
+    ({"dnsPolicy": "None"}, "dnsConfig.nameservers", "at least one"),
+    ({"dnsConfig": {"nameservers": ["dns.example"]}}, "dnsConfig.nameservers[0]", "no IP address"),
+    ({"priorityClassName": "UPPER"}, "priorityClassName", "no object name"),
+    ({"terminationGracePeriodSeconds": -1}, "terminationGracePeriodSeconds", "-1"),
+    ({"readinessProbe": {}}, "readinessProbe", "set one of"),
+    ({"readinessProbe": {"tcpSocket": {"port": 0}}}, "readinessProbe.tcpSocket.port", "no port number"),
+    ({"readinessProbe": {"httpGet": {"port": "http"}}}, "readinessProbe.httpGet.port", "no port number"),
+    ({"startStrategy": "Paused", "livenessProbe": {"tcpSocket": {"port": 1}}}, "startStrategy", "starts paused"),
+    ({"domain.devices.watchdog": {"name": "w"}}, "domain.devices.watchdog", "says not what it is"),
+    ({"domain.devices.inputs": [{"name": "t", "type": "mouse"}]}, "domain.devices.inputs[0].type", "one of: tablet"),
+    ({"tolerations": [{"key": "a\nb"}]}, "tolerations[0].key", "control character U+000A"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "path", "words"), RULES, ids=[f"{path}: {words}" for _, path, words in RULES])
+def test_a_rule(changes: dict[str, Any], path: str, words: str) -> None:
+    faults = validate_document(machine(changes))
+    known = [(fault.path, fault.message) for fault in faults]
+    assert [(fault_path, words in message) for fault_path, message in known] == [(f"{SPEC}.{path}", True)], known
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "words"),
+    [
+        ({"/spec.running": True}, "spec.runStrategy", "exclude each other"),
+        ({"/spec.runStrategy": "Sometimes"}, "spec.runStrategy", "'Sometimes' is not one of: Always, Halted"),
+        ({"/spec.template": DELETE}, "spec.template", "required"),
+        ({"/metadata.name": "x" * 64}, "metadata.name", "longer than 63"),
+        ({"/spec.template.metadata.labels": {"app": "<b>"}}, "spec.template.metadata.labels.app", "no label value"),
+        ({"/spec.template.metadata.labels": {"$(id)": "x"}}, "spec.template.metadata.labels", "no key for a label"),
+        ({"/spec.template.metadata.annotations": {"a": "x" * 300_000}}, "spec.template.metadata.annotations", "262144"),
+        ({"/spec.template.metadata.annotations": {"a b": ""}}, "spec.template.metadata.annotations", "no key"),
+        ({"/spec.extra": 1}, "spec.extra", "unknown field 'extra'"),
+        ({"domain.devices.diks": []}, f"{SPEC}.domain.devices.diks", "did you mean disks?"),
+        ({"/kind": "VirtualMachin"}, "kind", "'VirtualMachin' is none of VirtualMachine,"),
+        ({"/apiVersion": "v1"}, "apiVersion", "'v1' is not one of: kubevirt.io/v1"),
+    ],
+)
+def test_a_rule_of_the_whole_object(changes: dict[str, Any], path: str, words: str) -> None:
+    faults = validate_document(machine(changes))
+    assert [(fault.path, words in fault.message) for fault in faults] == [(path, True)], faults
+
+
+def test_two_networks_of_one_name() -> None:
+    faults = validate_document(machine({"networks.1": {"name": "default", "pod": {}}}))
+    assert (f"{SPEC}.networks[1].name", "two networks are named 'default'") in [fault[::2] for fault in faults]
+
+
+def test_every_fault_is_reported_at_once() -> None:
+    faults = validate_document(
+        machine(
+            {
+                "/spec.running": True,
+                "domain.memory.guest": "12Q",
+                "domain.devices.foo": 1,
+                "domain.devices.gpus": [{"name": "a", "deviceName": "b"}],
+                f"{DISK}.bootOrder": "first",
+            }
+        )
+    )
+    assert sorted(fault.path.removeprefix(f"{SPEC}.domain.") for fault in faults) == [
+        "devices.disks[0].bootOrder", "devices.foo", "devices.gpus", "memory.guest", "spec.runStrategy",
+    ]  # fmt: skip
+    assert {fault.reason for fault in faults} == {
+        names.FAULT_INVALID, names.FAULT_UNKNOWN, names.FAULT_NOT_SUPPORTED, names.FAULT_TYPE,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"volumes.1": {"name": "data", "persistentVolumeClaim": {"claimName": "data"}}},
+        {"domain.memory": DELETE, "domain.resources": {"requests": {"memory": "1Gi"}}},
+        {"domain.memory": DELETE, "domain.resources": {"limits": {"memory": "1Gi"}}},
+        {"domain.devices.interfaces": DELETE, "networks": DELETE},
+        {f"{VOLUME}.containerDisk.image": "host.example:5000/a/b:1@sha256:" + "0" * 64},
+        {f"{VOLUME}.containerDisk.path": "/disk/..hidden.img"},
+        {KERNEL: {"image": "k", "kernelPath": "/boot/vmlinuz", "initrdPath": "/boot/initrd"},
+         "domain.firmware.kernelBoot.kernelArgs": "console=ttyS0 quiet"},
+        {"domain.devices.gpus": [], "domain.devices.autoattachVSOCK": False},
+        {"domain.cpu": {"dedicatedCpuPlacement": False}},
+        {**NO_IMAGE, CLOUD: {"userData": "#cloud-config\n\tx: 'é <&>'\n"}},
+        {**NO_IMAGE, CLOUD: {"networkData": "version: 2"}},
+        {f"{NIC}.ports": [{"port": 53, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]},
+        {"evictionStrategy": "LiveMigrate"},
+        {"/spec.template.metadata.annotations": {"example.com/notes": "<a>\n$(b)"}},
+        {"domain.machine": {"type": "pc-q35-9.2"}},
+        {"readinessProbe": {"httpGet": {"port": 80, "path": "/"}, "periodSeconds": 5}},
+    ],
+)  # fmt: skip
+def test_what_is_fine(changes: dict[str, Any]) -> None:
+    assert validate_document(machine(changes)) == []
+
+
+def test_what_is_wrong_hides_nothing_and_invents_nothing() -> None:
+    faults = validate_document(
+        machine(
+            {
+                "domain.memory": DELETE,
+                "domain.resources": {"requests": {"memory": "lots"}},
+                "domain.devices.disks.1": {"name": "data"},
+                "domain.devices.interfaces.0": {"name": "default", "masquerade": {}, "bootOrder": "x"},
+                "hostname": 5,
+            }
+        )
+    )
+    assert sorted(fault.path.removeprefix(f"{SPEC}.") for fault in faults) == [
+        "domain.devices.disks[1].name", "domain.devices.interfaces[0].bootOrder", "domain.resources.requests.memory",
+        "hostname",
+    ]  # fmt: skip
+
+
+def test_warnings() -> None:
+    vm = decoded({"/spec.runStrategy": DELETE, f"{DISK}.serial": "x" * 21, "evictionStrategy": "LiveMigrate",
+                  "domain.memory.guest": "1GiB"})  # fmt: skip
+    text = "\n".join(warnings(vm))
+    for words in ("stays halted", "first 20 characters", "not moved by a drain", "1GiB is read as 1Gi"):
+        assert words in text
+    assert "deprecated" in "\n".join(warnings(decoded({"/spec.runStrategy": DELETE, "/spec.running": True})))
+
+
+def test_a_migration_is_refused() -> None:
+    migration = {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstanceMigration", "metadata": {"name": "m"},
+                 "spec": {"vmiName": "small"}}  # fmt: skip
+    assert [fault.message for fault in validate_document(migration)] == [
+        "live migration is not supported by this version of hyperlet"
+    ]
+
+
+@LOOSE
+@given(st.one_of(*(documents(kind) for kind in ROOTS)))
+def test_no_legal_document_breaks_validation_or_defaults(document: dict[str, Any]) -> None:
+    validate_document(document)
+    if document["kind"] == "VirtualMachineInstance":
+        vmi = decode(VirtualMachineInstance, document)
+        filled = default_vmi(vmi)
+        assert default_vmi(filled) == filled
+        assert to_dict(vmi) == document
+
+
+JUNK = st.sampled_from([None, True, -1, 2**70, "", "\x00", "é", [], [None], {}, {"name": 1}, [[]], 1.5])
+
+
+@LOOSE
+@given(documents("VirtualMachine"), JUNK, st.randoms(use_true_random=False))
+def test_no_junk_breaks_validation(document: dict[str, Any], junk: Any, random: Any) -> None:
+    node: Any = document
+    while True:
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        key = random.choice(keys)
+        if isinstance(node[key], (dict, list)) and node[key] and random.random() < 0.8:
+            node = node[key]
+            continue
+        node[key] = junk
+        break
+    faults = validate_document(document)
+    cls = KINDS.get(document["kind"]) if isinstance(document.get("kind"), str) else None
+    if cls is not None:
+        try:
+            decode(cls, document)
+        except InvalidObject as error:
+            assert error.faults
+            assert faults
+
+
+def test_validation_of_what_was_decoded_is_the_same() -> None:
+    document = machine({"domain.memory": DELETE, "domain.devices.tpm": {}})
+    raw = msgspec.json.encode(document)
+    assert validate_vm(decode(VirtualMachine, raw)) == validate_document(document)

@@ -1,0 +1,88 @@
+"""The benches' pure halves: samples in, figures out."""
+
+import pytest
+
+from bench import cpu, delete, memory, start
+from bench.figures import Figure, Result
+
+
+def figure(result: Result, label: str) -> Figure:
+    return next(f for f in result.figures if f.label == label)
+
+
+def guest(running: float) -> dict[str, float]:
+    return {"asked": 0.0, "containers ready": running - 0.5, "Scheduled": running - 0.4, "Running": running}
+
+
+def test_start_judges_one_by_its_median_and_twenty_by_the_slow_ones() -> None:
+    bare = [{"asked": 0.0, "pod ready": 1.0}]
+    bursts = [start.Burst(1, [guest(1.5), guest(2.5)], bare), start.Burst(20, [guest(10.0)] * 19 + [guest(40.0)], bare)]
+    result = start.analyse(bursts, disk=True)
+    assert figure(result, "1 at once: create → Running p50").verdict == "ok"
+    assert figure(result, "1 at once: create → Running p95").verdict == ""
+    assert figure(result, "20 at once: create → Running p95").verdict == "ok"
+    assert figure(result, "20 at once: pod ready → Running p50").value == pytest.approx(0.5)
+    assert result.tables[0].rows[0] == [1, "p50", 2.0, 1.0, 2.0]
+
+
+def test_start_without_disk_has_no_targets() -> None:
+    result = start.analyse([start.Burst(1, [guest(9.0)], [{"asked": 0.0, "pod ready": 1.0}])], disk=False)
+    assert {f.verdict for f in result.figures} == {""}
+    assert figure(result, "1 at once: create → Running p50").baseline == 2.6
+
+
+def test_delete_tells_its_legs_apart() -> None:
+    marks = {"delete asked": 10.0, "pod deleting": 10.1, "guest off": 11.0, "containers ended": 12.0, "pod gone": 13.0}
+    slow = {"delete asked": 10.0, "pod gone": 17.0}
+    result = delete.analyse([marks, marks, slow], [{"delete asked": 0.0, "pod gone": 11.0}])
+    assert figure(result, "delete → pod gone p50").value == 3.0
+    assert figure(result, "delete → pod gone, slowest").value == 7.0
+    assert ["containers ended → pod gone", 1.0, 1.0, 1.0, 2] in list(result.tables[0].rows)
+    assert result.tables[0].rows[-1] == ["bare pod (1 s of grace): delete → pod gone", 11.0, 11.0, 11.0, 1]
+
+
+def test_memory_leaves_qemu_out_and_counts_pause() -> None:
+    mib = memory.MIB
+    pod = memory.PodMemory({"qemu-system-x86_64": 90 * mib, "libvirtd": 30 * mib, "server": 20 * mib, "pause": mib})
+    sample = memory.Sample(alone=[pod], crowd=[pod, pod], guests=20)
+    sample.services = {"idle": {"hyperlet-handler-a": 80 * mib, "hyperlet-handler-b": 95 * mib}}
+    result = memory.analyse(sample)
+    assert figure(result, "launcher pod beyond QEMU, alone on the node").value == 51
+    assert figure(result, "launcher pod beyond QEMU, 20 on the node").verdict == "MISSED"
+    assert figure(result, "handler, idle, the largest").verdict == "MISSED"
+
+
+def test_a_small_crowd_is_not_judged() -> None:
+    sample = memory.Sample(crowd=[memory.PodMemory({"server": 99 * memory.MIB})], guests=5)
+    assert memory.analyse(sample).figures[0].target is None
+
+
+def test_overhead_is_the_larger_of_two_views() -> None:
+    seen_first_by_another = memory.Overhead("x", 64, resident=10, working=50, pss=70, kernel=5, requested=0)
+    charged_whole = memory.Overhead("x", 64, resident=10, working=90, pss=70, kernel=5, requested=0)
+    assert (seen_first_by_another.measured, charged_whole.measured) == (65, 80)
+
+
+@pytest.mark.parametrize(("text", "size"), [("64Mi", 64 << 20), ("1Gi", 1 << 30), ("1500M", 1_500_000_000), ("7", 7)])
+def test_quantities(text: str, size: int) -> None:
+    assert memory.quantity(text) == size
+
+
+def test_a_quantity_that_is_no_memory() -> None:
+    with pytest.raises(ValueError, match="amount of memory"):
+        memory.quantity("100m")
+
+
+def test_cpu_takes_idle_time_off_and_knows_pids_by_their_program() -> None:
+    before = cpu.Snapshot(0.0, 100.0, {"handler": 5.0}, {1: ("kubelet", 3.0), 2: ("runc", 9.0), 3: ("sh", 1.0)})
+    after = cpu.Snapshot(
+        10.0, 120.0, {"handler": 7.0}, {1: ("kubelet", 4.0), 2: ("launcher: server", 1.5), 3: ("java", 2.5)}
+    )
+    work = cpu.spent(before, after)
+    assert dict(work.programs) == {"kubelet": 1.0, "launcher: server": 1.5, "java": 1.5}
+    idle = cpu.Spent(20.0, 8.0, {"handler": 1.0}, {"kubelet": 0.4})
+    result = cpu.analyse(idle, work, guests=10)
+    assert figure(result, "handler, for each VMI created").value == pytest.approx(0.15)
+    assert figure(result, "whole machine, for each VMI created").value == pytest.approx(1.6)
+    assert result.tables[0].rows[0] == ["launcher: server", pytest.approx(0.15)]
+    assert result.tables[0].rows[-1][1] == pytest.approx(1.6 - 0.15 - 0.15 - 0.08)

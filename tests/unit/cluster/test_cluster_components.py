@@ -1,0 +1,92 @@
+"""Command lines and configuration files of the cluster's components."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+from cluster import components, network
+
+PLAN = network.choose([])
+NODES = components.nodes(PLAN, ("node1", "node2"))
+GIB = 1 << 30
+
+
+def options(command: list[str]) -> dict[str, str]:
+    return dict(word.removeprefix("--").split("=", 1) for word in command[1:])
+
+
+def apiserver() -> dict[str, str]:
+    return options(components.apiserver(Path("/bin/x"), PLAN, Path("/pki"), Path("/policy"), Path("/audit.log")))
+
+
+def test_nodes_know_each_other() -> None:
+    assert [(n.name, n.address, n.pods) for n in NODES] == [
+        ("node1", "10.77.0.11", "10.77.17.0/24"),
+        ("node2", "10.77.0.12", "10.77.18.0/24"),
+    ]
+    assert NODES[0].peers == (("10.77.18.0/24", "10.77.0.12"),)
+
+
+def test_the_api_server_listens_on_the_bridge_only() -> None:
+    found = apiserver()
+    assert found["bind-address"] == found["advertise-address"] == "10.77.0.1"
+    assert components.api_url(PLAN) == "https://10.77.0.1:6443"
+
+
+def test_the_api_server_aggregates_and_audits() -> None:
+    found = apiserver()
+    assert found["enable-aggregator-routing"] == "true"
+    assert found["requestheader-allowed-names"] == "front-proxy-client"
+    assert (found["audit-log-path"], found["audit-log-format"]) == ("/audit.log", "json")
+    assert int(found["audit-log-maxsize"]) * (int(found["audit-log-maxbackup"]) + 1) <= 300
+    # The public half: the server takes no PKCS 8 file there.
+    assert found["service-account-key-file"].endswith(".pub")
+
+
+def test_the_certificate_covers_the_address_and_the_service() -> None:
+    names = components.api_names(PLAN)
+    assert {"10.77.0.1", "10.77.128.1", "kubernetes.default.svc"} <= set(names)
+
+
+def test_calls_are_audited_once_and_watches_when_they_start() -> None:
+    rules = json.loads(components.audit_policy())["rules"]
+    watch = next(rule for rule in rules if rule.get("verbs") == ["watch"])
+    assert "ResponseComplete" in watch["omitStages"]
+    assert "ResponseStarted" not in watch["omitStages"]
+    assert rules[-1]["level"] == "Metadata"
+    assert "ResponseComplete" not in rules[-1]["omitStages"]
+
+
+def test_nodes_share_the_machine() -> None:
+    config = json.loads(components.kubelet_config(PLAN, 24 * GIB, 2, 2))
+    assert config["systemReserved"] == {"memory": f"{13 * GIB >> 10}Ki", "cpu": "1000m"}
+    assert config["clusterDNS"] == ["10.77.128.10"]
+    assert config["cgroupDriver"] == "cgroupfs"
+    assert config["maxPods"] == 110
+    assert set(config["evictionHard"].values()) == {"0%"}
+
+
+def test_a_small_machine_still_offers_its_nodes_half_of_it() -> None:
+    config = json.loads(components.kubelet_config(PLAN, 2 * GIB, 1, 2))
+    assert config["systemReserved"]["memory"] == f"{(2 * GIB - GIB // 2) >> 10}Ki"
+
+
+def test_containerd_knows_the_pause_image_and_the_plugins() -> None:
+    config = tomllib.loads(components.containerd_config())
+    cri = config["plugins"]["io.containerd.grpc.v1.cri"]
+    assert cri["sandbox_image"] == components.PAUSE_IMAGE
+    assert cri["restrict_oom_score_adj"] is True
+    assert cri["cni"]["bin_dir"] == "/usr/lib/cni"
+    assert config["grpc"]["address"] == "/run/containerd/containerd.sock"
+
+
+def test_each_node_hands_out_its_own_addresses() -> None:
+    bridge, portmap = json.loads(components.cni_config(NODES[1]))["plugins"]
+    assert bridge["ipam"]["ranges"] == [[{"subnet": "10.77.18.0/24"}]]
+    assert portmap["capabilities"] == {"portMappings": True}
+
+
+def test_nothing_names_a_registry_host() -> None:
+    assert components.PAUSE_IMAGE.split("/")[0].endswith(".local")

@@ -1,0 +1,122 @@
+"""Configurations and results: types, versions, paths of faults, precedence."""
+
+import json
+from typing import Any
+
+import pytest
+
+from cni import errors, spec, tuning, version, wish
+from cni.caller import Call
+from cni.errors import CniError
+from cni.spec import BridgeConf, TuningConf
+
+
+def call(**changes: Any) -> Call:
+    given: dict[str, Any] = {
+        "plugin": "cnv-bridge", "command": "ADD", "container": "c1", "interface": "eth0", "netns": -1,
+        "netns_path": "/run/netns/x", "path": (), "arguments": {}, "environment": {}, "stdin": b"", "peer": 1,
+    }  # fmt: skip
+    return Call(**given | changes)
+
+
+def bridge(**fields: Any) -> wish.Wish:
+    conf = {"cniVersion": "1.0.0", "name": "net", **fields}
+    return wish.of(spec.decode(json.dumps(conf).encode(), BridgeConf), call())
+
+
+def test_absent_fields_have_the_defaults_of_the_table() -> None:
+    found = bridge()
+    assert (found.bridge, found.mtu, found.mac, found.native, found.tagged, found.ipam) == (
+        "cni0",
+        0,
+        "",
+        0,
+        frozenset(),
+        "",
+    )
+    assert found.keep_default_vlan and found.up
+    assert not any(
+        [found.guard, found.hairpin, found.isolated, found.promiscuous, found.gateway, found.masquerade, found.dad]
+    )
+    assert len(found.outside) == 15
+
+
+def test_null_is_the_same_as_absent() -> None:
+    names = [each for each in BridgeConf.__struct_fields__ if each not in ("cniVersion", "name", "valid")]
+    assert bridge(**dict.fromkeys(names)) == bridge()
+
+
+def test_vlan_trunk_is_the_union_of_ranges_and_ids_without_the_native_one() -> None:
+    trunk = [{"minID": 3, "maxID": 6}, {"id": 9}, {"id": 10, "minID": 5, "maxID": 7}]
+    assert bridge(vlan=6, vlanTrunk=trunk).tagged == {3, 4, 5, 7, 9, 10}
+
+
+def test_a_default_gateway_is_a_gateway() -> None:
+    assert bridge(isDefaultGateway=True).gateway and not bridge(isGateway=True).default_gateway
+
+
+@pytest.mark.parametrize(
+    "value", ["02:00:00:00:00", "02:00:00:00:00:0g", "01:00:00:00:00:00", "00:00:00:00:00:00", "x" * 500]
+)
+def test_macs_that_no_interface_can_have(value: str) -> None:
+    with pytest.raises(CniError) as caught:
+        bridge(runtimeConfig={"mac": value})
+    assert caught.value.code == errors.CONFIG and "$.runtimeConfig.mac" in caught.value.message
+    assert len(caught.value.message) < 250
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (b"{", 6),
+        (b'"x"', 7),
+        (b'{"cniVersion":"0.2.0","name":"n"}', 1),
+        (b'{"cniVersion":"1.0.0"}', 7),
+        (b'{"name":7}', 7),
+    ],
+)
+def test_configurations_that_are_none(raw: bytes, code: int) -> None:
+    with pytest.raises(CniError) as caught:
+        spec.decode(raw, TuningConf)
+    assert caught.value.code == code
+
+
+def test_the_error_object_has_the_fields_of_the_specification() -> None:
+    assert CniError(7, "words", "more").fields("1.0.0") == {
+        "cniVersion": "1.0.0",
+        "code": 7,
+        "msg": "words",
+        "details": "more",
+    }
+    assert "details" not in CniError(7, "words").fields("1.0.0")
+
+
+def test_results_keep_what_others_put_into_interfaces() -> None:
+    given = {"interfaces": [{"name": "x", "pciID": "0000:00:01.0"}], "ips": [{"address": "10.0.0.2/24"}]}
+    found = json.loads(spec.result(given, "0.4.0", 7, "it").encode())
+    assert found["interfaces"] == given["interfaces"] and found["ips"][0]["version"] == "4"
+    assert "version" not in json.loads(spec.result(given, "1.0.0", 7, "it").encode())["ips"][0]
+
+
+def tune(arguments: dict[str, str] | None = None, **fields: Any) -> tuning.Wish:
+    conf = {"cniVersion": "1.0.0", "name": "net", **fields}
+    return tuning.of(spec.decode(json.dumps(conf).encode(), TuningConf), call(arguments=arguments or {}))
+
+
+def test_tuning_takes_the_last_mac_of_four() -> None:
+    one, two, three, four = (f"02:00:00:00:00:0{n}" for n in range(1, 5))
+    assert tune(mac=one).mac == one
+    assert tune({"MAC": two}, mac=one).mac == two
+    assert tune({"MAC": two}, mac=one, runtimeConfig={"mac": three}).mac == three
+    assert tune({"MAC": two}, mac=one, runtimeConfig={"mac": three}, args={"cni": {"mac": four}}).mac == four
+
+
+def test_args_replace_sysctls_as_a_whole() -> None:
+    found = tune(sysctl={"net.core.somaxconn": "1"}, args={"cni": {"sysctl": {"net.ipv4.ip_forward": "1"}}})
+    assert [each.path for each in found.sysctls] == ["ipv4/ip_forward"]
+
+
+def test_version_answers_with_the_inputs_version_if_it_is_known() -> None:
+    for given, expected in ((b'{"cniVersion":"0.4.0"}', "0.4.0"), (b'{"cniVersion":"7"}', "1.1.0"), (b"junk", "1.1.0")):
+        assert json.loads(version.answer(given))["cniVersion"] == expected
+    assert version.at_least("1.1.0", "0.4.0") and not version.at_least("0.3.1", "0.4.0")

@@ -1,0 +1,425 @@
+"""The controller at work against a little API server, with a make-believe scheduler, kubelet and handler.
+
+Here the budget of API calls is kept, and the controller is killed after every single write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api import names
+from controller import image_volumes
+from controller.cluster import Cluster
+from controller.loops import InstallationLoop, VmiLoop, VmLoop
+from kit.kube import Kube
+from tests.unit.controller.worlds import SPEC, claim
+from tests.unit.kit.fakeapi import FakeApi, Json, Refusal
+
+READS = {"list", "watch"}
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.003)
+
+
+class Nodes:
+    """Binds pods, runs them, starts their guests, and ends them when they are deleted."""
+
+    def __init__(self, api: FakeApi) -> None:
+        self.api = api
+        self.handler = True
+        self.tells_deletions = True
+        self.silent = False
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(0.003)
+            if self.silent:
+                continue
+            for pod in self.api.of("pods"):
+                await self._pod(pod)
+            for vmi in self.api.of("virtualmachineinstances"):
+                if self.handler and vmi.get("status", {}).get("phase") == "Scheduled":
+                    await self._phase(vmi["metadata"]["name"], "Running", True)
+
+    async def _phase(self, name: str, phase: str, ready: bool) -> None:
+        condition = {"type": "Ready", "status": str(ready), "reason": "x"}
+        await self.api.patch("virtualmachineinstances", name, {"status": {"phase": phase, "conditions": [condition]}})
+
+    async def _pod(self, pod: Json) -> None:
+        meta, name = pod["metadata"], pod["metadata"]["name"]
+        owner = meta["ownerReferences"][0]["name"]
+        if meta.get("deletionTimestamp"):
+            if self.handler and self.tells_deletions and self.api.find("virtualmachineinstances", owner):
+                await self._phase(owner, "Succeeded", False)
+            await self.end(name, "Succeeded")
+            if self.tells_deletions:
+                await self.api.remove("pods", name)
+        elif pod["status"]["phase"] == "Pending":
+            running = {"phase": "Running", "containerStatuses": [{"name": "compute", "state": {"running": {}}}]}
+            await self.api.patch("pods", name, {"spec": {"nodeName": "node1"}, "status": running})
+
+    async def end(self, pod: str, phase: str) -> None:
+        """The pod's container ends; a handler that is there says so."""
+        words = f'{{"phase":"{phase}","reason":"Told","message":"by the launcher"}}'
+        status = {"name": "compute", "state": {"running": None, "terminated": {"exitCode": 0, "message": words}}}
+        await self.api.patch("pods", pod, {"status": {"phase": phase, "containerStatuses": [status]}})
+
+
+class World:
+    """An API server, nodes, and a controller that can be killed and started."""
+
+    def __init__(self, api: FakeApi, config: str) -> None:
+        self.api, self.config = api, config
+        self.nodes = Nodes(api)
+        self._node_task = asyncio.create_task(self.nodes.run())
+        self._running: asyncio.Task[None] | None = None
+        self.cluster: Cluster | None = None
+
+    async def start(self) -> None:
+        ready = asyncio.Event()
+        self._running = asyncio.create_task(self._controller(ready))
+        await ready.wait()
+
+    async def _controller(self, ready: asyncio.Event) -> None:
+        async with Kube.connect("controller", self.config) as kube:
+            cluster = self.cluster = Cluster.of(kube)
+            loops = [VmLoop(kube, cluster), VmiLoop(kube, cluster), InstallationLoop(kube, cluster, "v1")]
+            async with asyncio.TaskGroup() as group:
+                for store in cluster.all_stores():
+                    group.create_task(store.run())
+                for store in cluster.all_stores():
+                    await store.synced()
+                for loop in loops:
+                    loop.add_all()
+                    group.create_task(loop.run(4))
+                ready.set()
+
+    async def kill(self) -> None:
+        if self._running:
+            self._running.cancel()
+            with contextlib.suppress(BaseException):
+                await self._running
+
+    async def close(self) -> None:
+        await self.kill()
+        self._node_task.cancel()
+
+    async def vm(self, run: str = "Always", spec: Json | None = None) -> None:
+        await self.api.put(
+            "virtualmachines",
+            {
+                "apiVersion": "kubevirt.io/v1",
+                "kind": "VirtualMachine",
+                "metadata": {
+                    "name": "web",
+                    "namespace": "default",
+                    "generation": 1,
+                    "finalizers": [names.FINALIZER_VM],
+                },
+                "spec": {"runStrategy": run, "template": {"spec": spec or SPEC}},
+            },
+        )
+
+    async def vmi(self, spec: Json | None = None) -> None:
+        await self.api.put(
+            "virtualmachineinstances",
+            {
+                "apiVersion": "kubevirt.io/v1",
+                "kind": "VirtualMachineInstance",
+                "metadata": {"name": "web", "namespace": "default"},
+                "spec": spec or SPEC,
+            },
+        )
+
+    def status(self, plural: str = "virtualmachines") -> Json:
+        status: Json = (self.api.find(plural, "web") or {}).get("status", {})
+        return status
+
+    def shown(self) -> Any:
+        return self.status().get("printableStatus")
+
+    def writes(self) -> dict[str, int]:
+        calls = self.api.calls.copy()
+        self.api.calls.clear()
+        return {f"{verb} {resource}": count for (verb, resource), count in calls.items() if count and verb not in READS}
+
+    async def quiet(self) -> None:
+        """Waits until nothing has been written for a while."""
+        version = -1
+        while version != self.api.version:
+            version = self.api.version
+            await asyncio.sleep(0.15)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with FakeApi() as api:
+        made = World(api, api.kubeconfig(tmp_path))
+        yield made
+        await made.close()
+
+
+# ---- the budget: the handler's two calls come on top of each
+
+
+async def test_a_vmi_costs_four_calls_to_run_and_two_to_delete(world: World) -> None:
+    await world.start()
+    await world.vmi()
+    await until(lambda: world.status("virtualmachineinstances").get("phase") == "Running")
+    await world.quiet()
+    assert world.writes() == {"create pods": 1, "patch virtualmachineinstances": 2, "patch pods/status": 1}
+    await world.api.delete("virtualmachineinstances", "web")
+    await until(lambda: not world.api.of("virtualmachineinstances"))
+    await world.quiet()
+    assert world.writes() == {"delete pods": 1, "patch virtualmachineinstances": 1}
+
+
+async def test_an_end_that_the_handler_leaves_to_us_costs_a_call_more_and_takes_the_pod_along(world: World) -> None:
+    await world.start()
+    await world.vmi()
+    await until(lambda: world.status("virtualmachineinstances").get("phase") == "Running")
+    await world.quiet()
+    world.writes()
+    world.nodes.tells_deletions = False
+    await world.api.delete("virtualmachineinstances", "web")
+    await until(lambda: not world.api.of("virtualmachineinstances") and not world.api.of("pods"))
+    await world.quiet()
+    assert world.writes() == {"delete pods": 2, "patch virtualmachineinstances": 1}
+
+
+async def test_a_vm_costs_eight_calls_to_start_and_six_to_stop(world: World) -> None:
+    await world.vm("Halted")
+    await world.start()
+    await until(lambda: world.shown() == "Stopped")
+    world.writes()
+    await world.api.patch("virtualmachines", "web", {"spec": {"runStrategy": "Always"}})
+    await until(lambda: world.shown() == "Running")
+    await world.quiet()
+    started = world.writes()
+    assert sum(started.values()) == 8, started
+    assert started["patch virtualmachines/status"] == 2 and started["create events"] == 1
+    await world.api.patch("virtualmachines", "web", {"spec": {"runStrategy": "Halted"}})
+    await until(lambda: world.shown() == "Stopped")
+    await world.quiet()
+    stopped = world.writes()
+    assert sum(stopped.values()) == 6, stopped
+
+
+async def test_a_controller_that_starts_writes_nothing_when_all_is_well(world: World) -> None:
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    await world.quiet()
+    await world.kill()
+    world.api.calls.clear()
+    await world.start()
+    await world.quiet()
+    assert world.writes() == {}
+
+
+# ---- kill -9 at any moment
+
+
+@pytest.mark.parametrize("writes", range(1, 9))
+@pytest.mark.parametrize("answered", [True, False])
+async def test_a_kill_after_any_write_loses_and_doubles_nothing(world: World, writes: int, answered: bool) -> None:
+    """The API server has carried out the write; the controller dies before, or after, it reads the answer."""
+    left = [writes]
+    dead = asyncio.Event()
+    create, patch = world.api._create, world.api._patch
+
+    async def counted(write: Any, *args: Any) -> Json:
+        result: Json = await write(*args)
+        left[0] -= 1
+        if left[0] == 0:
+            dead.set()
+            if not answered:
+                await asyncio.sleep(600)
+        return result
+
+    world.api._create = lambda *args: counted(create, *args)  # type: ignore[method-assign]
+    world.api._patch = lambda *args: counted(patch, *args)  # type: ignore[method-assign]
+    await world.vm()
+    await world.start()
+    await dead.wait()
+    await world.kill()
+    world.api._create, world.api._patch = create, patch  # type: ignore[method-assign]
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    await world.quiet()
+    assert len(world.api.of("pods")) == 1 and len(world.api.of("virtualmachineinstances")) == 1
+    assert world.api.version < 100 + 25, "somebody writes in circles"
+
+
+# ---- what goes wrong
+
+
+async def test_a_refused_pod_is_told_and_tried_again(world: World) -> None:
+    quota = Refusal(403, "Forbidden", 'pods "x" is forbidden: exceeded quota: thrift')
+    world.api.refuse = lambda verb, plural, body: quota if (verb, plural) == ("create", "pods") else None
+    await world.vm()
+    await world.start()
+    await until(lambda: any("exceeded quota" in c.get("message", "") for c in world.status().get("conditions", [])))
+    assert [event["reason"] for event in world.api.of("events") if event["type"] == "Warning"] == ["FailedCreate"]
+    world.api.refuse = lambda verb, plural, body: None
+    await until(lambda: world.shown() == "Running")
+    assert "Failure" not in [c["type"] for c in world.status()["conditions"]]
+
+
+async def test_a_claim_that_comes_late_starts_the_vm(world: World) -> None:
+    await world.vm(spec={**SPEC, "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]})
+    await world.start()
+    await until(lambda: world.shown() == "ErrorPvcNotFound")
+    assert not world.api.of("pods")
+    await world.api.put(
+        "persistentvolumeclaims",
+        {
+            "metadata": {"name": "data", "namespace": "default"},
+            "spec": {"volumeMode": "Block"},
+            "status": {"phase": "Bound"},
+        },
+    )
+    await until(lambda: world.shown() == "Running")
+    (pod,) = world.api.of("pods")
+    assert pod["spec"]["containers"][0]["volumeDevices"] == [{"name": "v-data", "devicePath": "/dev/volumes/data"}]
+    assert claim("data").spec.volumeMode == "Filesystem"
+
+
+async def test_a_stranger_in_the_pods_place_is_not_taken_for_ours(world: World) -> None:
+    async def squat(verb: str, plural: str, body: Json) -> None:
+        world.api.objects["pods", "default", body["metadata"]["name"]] = {
+            "metadata": {
+                "name": body["metadata"]["name"],
+                "namespace": "default",
+                "uid": "stranger",
+                "resourceVersion": "1",
+            },
+            "spec": {},
+            "status": {"phase": "Succeeded"},
+        }
+
+    def refuse(verb: str, plural: str, body: Json) -> Refusal | None:
+        if (verb, plural) == ("create", "pods"):
+            asyncio.get_running_loop().create_task(squat(verb, plural, body))
+            return Refusal(409, "AlreadyExists", "exists")
+        return None
+
+    world.api.refuse = refuse
+    await world.vmi()
+    await world.start()
+    await until(lambda: world.api.calls["get", "pods"] >= 3)
+    assert world.status("virtualmachineinstances").get("phase") in (None, "", "Pending")
+
+
+async def test_a_pods_silent_node_keeps_the_vm_from_starting_elsewhere(world: World) -> None:
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    world.nodes.silent = True
+    (pod,) = world.api.of("pods")
+    await world.api.delete("pods", pod["metadata"]["name"])
+    await world.api.delete("virtualmachineinstances", "web")
+    await world.quiet()
+    assert [each["metadata"]["uid"] for each in world.api.of("pods")] == [pod["metadata"]["uid"]]
+    assert world.shown() == "Stopping"
+    world.nodes.silent = False
+    uid = pod["metadata"]["uid"]
+    await until(lambda: world.shown() == "Running" and world.api.of("pods")[0]["metadata"]["uid"] != uid)
+
+
+async def test_a_pod_that_lost_its_label_is_not_taken_for_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.vmi.END_SECONDS", 0.05)
+    monkeypatch.setattr("controller.loops.HIDDEN_SECONDS", 0.05)
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    (pod,) = world.api.of("pods")
+    await world.api.patch("pods", pod["metadata"]["name"], {"metadata": {"labels": {names.LABEL_APP: None}}})
+    await asyncio.sleep(0.3)
+    await world.quiet()
+    assert [each["metadata"]["uid"] for each in world.api.of("pods")] == [pod["metadata"]["uid"]]
+    assert world.shown() == "Running"
+    # Its end is noticed all the same.
+    await world.nodes.end(pod["metadata"]["name"], "Failed")
+    uid = pod["metadata"]["uid"]
+    await until(lambda: world.shown() == "Running" and world.api.of("pods")[0]["metadata"]["uid"] != uid)
+
+
+async def test_without_a_handler_the_end_is_told_all_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.vmi.END_SECONDS", 0.05)
+    await world.vmi()
+    await world.start()
+    await until(lambda: world.status("virtualmachineinstances").get("phase") == "Running")
+    world.nodes.handler = False
+    (pod,) = world.api.of("pods")
+    await world.nodes.end(pod["metadata"]["name"], "Failed")
+    await until(lambda: world.status("virtualmachineinstances").get("phase") == "Failed")
+    assert world.status("virtualmachineinstances")["reason"] == "Told"
+
+
+async def test_an_api_server_that_was_away_is_caught_up_with(world: World) -> None:
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    await world.api.leave()
+    await until(lambda: world.cluster and not any(store.connected for store in world.cluster.all_stores()))
+    world.api.objects["virtualmachines", "default", "web"]["spec"]["runStrategy"] = "Halted"
+    world.api.version += 1
+    world.api.objects["virtualmachines", "default", "web"]["metadata"]["resourceVersion"] = str(world.api.version)
+    world.api.compact()
+    world.api.away = False
+    await until(lambda: world.shown() == "Stopped")
+
+
+async def test_an_odd_object_is_told_what_is_wrong_with_it(world: World) -> None:
+    await world.start()
+    await world.api.put(
+        "virtualmachines",
+        {
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "VirtualMachine",
+            "metadata": {"name": "web", "namespace": "default"},
+            "spec": {
+                "runStrategy": "Always",
+                "template": {"spec": {"domain": {"devices": {}, "cpu": {"cores": "many"}}}},
+            },
+        },
+    )
+    await until(lambda: any("cores" in c.get("message", "") for c in world.status().get("conditions", [])))
+
+
+# ---- the installation
+
+
+async def test_the_installations_status_says_deployed_once(world: World) -> None:
+    await world.api.put(
+        "kubevirts",
+        {
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "KubeVirt",
+            "spec": {},
+            "metadata": {"name": "kubevirt", "namespace": "hyperlet", "generation": 1},
+        },
+    )
+    await world.start()
+    found = ("kubevirts", "hyperlet", "kubevirt")
+    await until(lambda: world.api.objects[found].get("status", {}).get("phase") == "Deployed")
+    await world.quiet()
+    assert world.writes() == {"patch kubevirts/status": 1}
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+async def test_image_volumes_are_found_out_without_making_a_pod(world: World, keeps: bool) -> None:
+    world.api.keeps_image_volumes = keeps
+    async with Kube.connect("controller", world.config) as kube:
+        assert await image_volumes.supported(kube, "default") is keeps
+    assert not world.api.of("pods")

@@ -1,0 +1,136 @@
+"""vmi.yaml → pod.yaml. With HYPERLET_REGENERATE=1 in the environment, this writes the pods anew."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from api import defaults
+from api.configuration import DeveloperConfiguration, KubeVirtConfiguration
+from api.errors import InvalidObject
+from api.k8s import Node
+from api.vmi import VirtualMachineInstance
+from controller import overhead, pod, volumes
+from controller.config import Settings, configuration_of, offers_kvm
+from tests.unit.controller.worlds import claim, vmi
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "pod"
+CASES = sorted(folder.name for folder in GOLDEN.iterdir())
+CLAIMS = {"data": claim("data"), "block": claim("block", mode="Block")}
+EMULATED = KubeVirtConfiguration(developerConfiguration=DeveloperConfiguration(useEmulation=True))
+SETTINGS = {
+    "image-volumes": Settings(image_volumes=True),
+    "emulated": Settings(configuration=EMULATED),
+}
+
+
+def pod_of(case: str) -> dict[str, Any]:
+    document = yaml.safe_load((GOLDEN / case / "vmi.yaml").read_text())
+    instance = defaults.default_vmi(msgspec.convert(document, VirtualMachineInstance))
+    return pod.launcher_pod(instance, SETTINGS.get(case, Settings()), CLAIMS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_pod_of_a_vmi(case: str) -> None:
+    path = GOLDEN / case / "pod.yaml"
+    if os.environ.get("HYPERLET_REGENERATE"):
+        path.write_text(yaml.safe_dump(pod_of(case), sort_keys=False, width=120))
+    assert pod_of(case) == yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_pod_has_a_right_that_the_restricted_profile_forbids(case: str) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/, as far as our fields go."""
+    spec = pod_of(case)["spec"]
+    (compute,) = spec["containers"]
+    assert not {"hostNetwork", "hostPID", "hostIPC", "hostAliases"} & set(spec)
+    assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["runAsUser"] == 107
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert compute["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "privileged": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert spec["automountServiceAccountToken"] is False and spec["enableServiceLinks"] is False
+    allowed = {"emptyDir", "persistentVolumeClaim", "secret", "configMap", "projected", "image"}
+    assert all(set(volume) - {"name"} <= allowed for volume in spec["volumes"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_mount_has_its_volume_and_no_two_share_a_path(case: str) -> None:
+    spec = pod_of(case)["spec"]
+    (compute,) = spec["containers"]
+    places = [*compute.get("volumeMounts", []), *compute.get("volumeDevices", [])]
+    volumes_by_name = [volume["name"] for volume in spec["volumes"]]
+    assert sorted(place["name"] for place in places) == sorted(volumes_by_name)
+    assert len(set(volumes_by_name)) == len(volumes_by_name)
+    paths = [place.get("mountPath") or place["devicePath"] for place in places]
+    assert len(set(paths)) == len(paths)
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "../../etc", "", "UPPER", "kernel-boot", "a..b", "x" * 300])
+def test_a_volumes_name_that_is_no_path_component_makes_no_pod(name: str) -> None:
+    spec = {
+        "domain": {"devices": {}, "memory": {"guest": "64Mi"}},
+        "volumes": [{"name": name, "emptyDisk": {"capacity": "1Gi"}}],
+    }
+    with pytest.raises(InvalidObject, match="volumes"):
+        volumes.parts(vmi(spec=spec).spec, {}, False)
+
+
+@pytest.mark.parametrize("name", ["hyperlet", "a.b", "x" * 63, "v-hyperlet"])
+def test_a_pods_volume_is_never_mistaken_for_ours(name: str) -> None:
+    made = volumes.pod_volume_name(name)
+    assert made != volumes.RUN_VOLUME and len(made) <= 63 and "." not in made
+
+
+def test_a_long_name_still_makes_a_pods_name_and_labels() -> None:
+    instance = msgspec.convert(
+        {**msgspec.to_builtins(vmi()), "metadata": {"name": "n" * 253, "uid": "u"}}, VirtualMachineInstance
+    )
+    made = pod.launcher_pod(instance, Settings(), {})
+    assert len(made["metadata"]["name"]) == 253
+    assert all(len(value) <= 63 for value in made["metadata"]["labels"].values())
+    assert len(made["spec"]["hostname"]) == 63
+
+
+# ---- settings
+
+
+def node(schedulable: str, amount: str | int | None) -> Node:
+    allocatable = {} if amount is None else {"devices.kubevirt.io/kvm": amount}
+    return msgspec.convert(
+        {
+            "metadata": {"name": "n", "labels": {"kubevirt.io/schedulable": schedulable}},
+            "status": {"allocatable": allocatable},
+        },
+        Node,
+    )
+
+
+def test_kvm_is_there_when_a_node_that_takes_vms_offers_it() -> None:
+    assert offers_kvm([node("true", None), node("true", "1k")])
+    assert not offers_kvm([node("false", "1k"), node("true", "0"), node("true", None)])
+    assert not offers_kvm([])
+
+
+def test_emulation_needs_both_the_permission_and_the_want_of_kvm() -> None:
+    assert Settings(configuration=EMULATED).emulated
+    assert not Settings(configuration=EMULATED, kvm_offered=True).emulated
+    assert not Settings().emulated
+    assert configuration_of([]) == KubeVirtConfiguration()
+
+
+def test_overhead_grows_with_what_the_vm_has() -> None:
+    def of(**domain: Any) -> int:
+        spec = {"domain": {"devices": {}, "memory": {"guest": "1Gi"}, **domain}}
+        return overhead.overhead_bytes(vmi(spec=spec).spec, emulated=False) >> 20
+
+    small = of()
+    assert of(cpu={"cores": 5}) == small + 4 * (overhead.PER_VCPU >> 20)
+    assert of(memory={"guest": "3Gi"}) == small + 4
+    assert of(devices={"autoattachGraphicsDevice": False}) == small - (overhead.GRAPHICS >> 20)
+    assert of(memory={"guest": "1Gi", "reservedOverhead": {"addedOverhead": "10Mi"}}) == small + 10

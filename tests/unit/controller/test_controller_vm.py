@@ -1,0 +1,351 @@
+"""The plan for a VM: run strategies, restarts and what its status says, on whole snapshots."""
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from api import names
+from api.errors import Fault
+from api.meta import format_time
+from api.vm import VirtualMachine, VirtualMachineStartFailure, VirtualMachineStatus
+from api.vmi import VirtualMachineInstance
+from controller import run_strategy, vm_status
+from controller.actions import Create, Delete, Patch, Say
+from controller.run_strategy import Want, verdict
+from controller.vm import Observed, plan, refused
+from kit.reconcile import Again
+from tests.unit.controller.worlds import LONG_AGO, NOW, SPEC, STAMP, vm, vmi
+
+START = {"action": "Start"}
+RAN = {"Pending": LONG_AGO, "Running": LONG_AGO}
+
+
+def ago(seconds: float) -> str:
+    return format_time(NOW - timedelta(seconds=seconds))
+
+
+def mine(phase: str = "Running", **more: Any) -> VirtualMachineInstance:
+    ran = {"Pending": LONG_AGO, "Running": ago(100)}
+    if phase in names.FINAL_PHASES:
+        ran[phase] = STAMP
+    return vmi(phase, owner="vm-uid", stamps=more.pop("stamps", ran), **more)
+
+
+def see(machine: VirtualMachine, instance: VirtualMachineInstance | None = None, **more: Any) -> list[Any]:
+    return plan(Observed(vm=machine, vmi=instance, now=NOW, **more))
+
+
+def kinds(actions: list[Any]) -> list[str]:
+    """What is done to VMIs: the rest is words."""
+    return [type(action).__name__ for action in actions if isinstance(action, (Create, Delete))]
+
+
+def told(actions: list[Any]) -> dict[str, Any]:
+    """The one status patch."""
+    (patch,) = [action for action in actions if isinstance(action, Patch) and action.subresource == "status"]
+    status: dict[str, Any] = patch.patch["status"]
+    return status
+
+
+def after(machine: VirtualMachine, instance: VirtualMachineInstance | None = None, **more: Any) -> VirtualMachine:
+    """The VM with its status patched as its plan wants it."""
+    for action in see(machine, instance, **more):
+        if isinstance(action, Patch) and action.subresource == "status":
+            old = msgspec.to_builtins(machine.status or VirtualMachineStatus())
+            status = {key: value for key, value in {**old, **action.patch["status"]}.items() if value is not None}
+            machine = msgspec.structs.replace(machine, status=msgspec.convert(status, VirtualMachineStatus))
+    return machine
+
+
+# ---- run strategies: (strategy, VMI's phase or None, requests, status.runStrategy) -> what happens to the VMI
+
+TABLE = [
+    ("Always", None, [], None, ["Create"]),
+    (True, None, [], None, ["Create"]),
+    ("Always", "Running", [], "Always", []),
+    ("Always", "Succeeded", [], "Always", ["Delete"]),
+    ("Always", "Failed", [], "Always", ["Delete"]),
+    ("Always", "Running", [{"action": "Stop", "uid": "vmi-uid"}], "Always", ["Delete"]),
+    ("Always", "Running", [{"action": "Stop", "uid": "an-earlier-one"}], "Always", []),
+    ("Halted", None, [], None, []),
+    (False, None, [START], None, []),
+    ("Halted", "Running", [], "Always", ["Delete"]),
+    ("Halted", "Succeeded", [], "Halted", ["Delete"]),
+    ("Manual", None, [], "Halted", []),
+    ("Manual", None, [START], "Manual", ["Create"]),
+    ("Manual", "Running", [], "Manual", []),
+    ("Manual", "Running", [{"action": "Stop", "uid": "vmi-uid"}], "Manual", ["Delete"]),
+    ("Manual", "Running", [{"action": "Stop", "uid": "vmi-uid"}, START], "Manual", ["Delete"]),
+    ("Manual", "Failed", [], "Manual", []),
+    ("Manual", "Succeeded", [START], "Manual", ["Delete"]),
+    ("RerunOnFailure", None, [], "Halted", ["Create"]),
+    ("RerunOnFailure", None, [], None, ["Create"]),
+    ("RerunOnFailure", None, [], "RerunOnFailure", []),
+    ("RerunOnFailure", None, [START], "RerunOnFailure", ["Create"]),
+    ("RerunOnFailure", "Running", [], "RerunOnFailure", []),
+    ("RerunOnFailure", "Failed", [], "RerunOnFailure", ["Delete"]),
+    ("RerunOnFailure", "Succeeded", [], "RerunOnFailure", ["Delete"]),
+    ("Once", None, [], "Halted", ["Create"]),
+    ("Once", None, [], "Once", []),
+    ("Once", "Succeeded", [], "Once", []),
+    ("Once", "Failed", [], "Once", []),
+    ("Once", "Running", [{"action": "Stop", "uid": "vmi-uid"}], "Once", ["Delete"]),
+]
+
+
+@pytest.mark.parametrize("strategy, phase, requests, acted, expected", TABLE)
+def test_every_run_strategy_does_what_it_says(
+    strategy: str | bool,
+    phase: str | None,
+    requests: list[Any],
+    acted: str | None,
+    expected: list[str],
+) -> None:
+    machine = vm(run=strategy, stateChangeRequests=requests, **({"runStrategy": acted} if acted else {}))
+    assert kinds(see(machine, mine(phase) if phase else None)) == expected
+
+
+@pytest.mark.parametrize("strategy", ["Always", "Halted", "Manual", "RerunOnFailure", "Once"])
+def test_a_vmi_on_its_way_out_is_left_to_go(strategy: str) -> None:
+    assert kinds(see(vm(run=strategy), mine("Running", deleting=True))) == []
+
+
+def test_a_failed_run_is_started_again_and_a_finished_one_is_not() -> None:
+    failed = after(vm(run="RerunOnFailure", runStrategy="RerunOnFailure"), mine("Failed"))
+    assert kinds(see(failed, mine("Failed"))) == ["Delete"]
+    assert kinds(see(failed)) == ["Create"]
+    finished = after(vm(run="RerunOnFailure", runStrategy="RerunOnFailure"), mine("Succeeded"))
+    assert kinds(see(finished)) == []
+
+
+def test_a_start_request_is_dropped_once_it_is_honoured() -> None:
+    started = after(vm(run="Manual", stateChangeRequests=[START]), mine("Pending", stamps={}))
+    assert started.status and started.status.stateChangeRequests is None
+
+
+def test_a_restart_remembers_to_start() -> None:
+    requests = [{"action": "Stop", "uid": "vmi-uid"}, START]
+    stopping = after(vm(run="Manual", stateChangeRequests=requests), mine("Running", deleting=True))
+    assert kinds(see(stopping)) == ["Create"]
+
+
+# ---- restarts
+
+
+def test_what_an_end_teaches_is_written_down_before_the_vmi_is_deleted() -> None:
+    actions = see(vm(), mine("Failed"))
+    order = [type(action).__name__ for action in actions if isinstance(action, (Patch, Delete))]
+    assert order == ["Patch", "Delete"]
+    assert told(actions)["startFailure"] == {
+        "consecutiveFailCount": 1,
+        "lastFailedVMIUID": "vmi-uid",
+        "retryAfterTimestamp": STAMP,
+    }
+
+
+def test_one_end_is_counted_once() -> None:
+    noted = after(vm(), mine("Failed"))
+    assert kinds(see(noted, mine("Failed"))) == ["Delete"]
+    assert not [action for action in see(noted, mine("Failed")) if isinstance(action, Patch)]
+
+
+@pytest.mark.parametrize(
+    "count, has_run, seconds",
+    [
+        (1, True, 0),
+        (2, True, 10),
+        (3, True, 20),
+        (6, True, 160),
+        (7, True, 300),
+        (50, True, 300),
+        (1, False, 10),
+        (2, False, 20),
+        (5, False, 160),
+        (6, False, 300),
+    ],
+)
+def test_delays_double_up_to_five_minutes(count: int, has_run: bool, seconds: int) -> None:
+    assert run_strategy.delay(count, has_run) == seconds
+
+
+def test_while_it_waits_the_vm_says_so_and_why() -> None:
+    ready = {"type": "Ready", "status": "False", "reason": "x", "message": "QEMU was killed"}
+    machine = vm(startFailure={"consecutiveFailCount": 2, "lastFailedVMIUID": "u", "retryAfterTimestamp": ago(100)})
+    failed = mine(
+        "Failed", uid="second", stamps={"Running": ago(9), "Failed": STAMP}, conditions=[ready], reason="Crashed"
+    )
+    waiting = after(after(machine, failed))
+    assert waiting.status and waiting.status.printableStatus == "CrashLoopBackOff"
+    failure = next(c for c in waiting.status.conditions or [] if c.type == "Failure")
+    assert (failure.reason, failure.message) == ("Crashed", "QEMU was killed")
+    (again,) = see(waiting)
+    assert isinstance(again, Again) and 20 <= again.seconds <= 20.2
+    assert kinds(plan(Observed(vm=waiting, now=NOW + timedelta(seconds=21)))) == ["Create"]
+
+
+def test_a_run_of_five_minutes_makes_the_next_end_a_first_one() -> None:
+    failure = VirtualMachineStartFailure(consecutiveFailCount=7, lastFailedVMIUID="u", retryAfterTimestamp=LONG_AGO)
+    stable = mine("Failed", stamps={"Running": ago(301), "Failed": STAMP})
+    counted = run_strategy.failure_after(failure, stable, NOW)
+    assert counted and counted.consecutiveFailCount == 1
+    assert run_strategy.failure_after(failure, mine(stamps={"Running": ago(301)}), NOW) is None
+    assert run_strategy.failure_after(failure, mine(stamps={"Running": ago(299)}), NOW) is failure
+
+
+def test_a_stop_that_was_asked_for_is_no_failure() -> None:
+    assert run_strategy.failure_after(None, mine("Succeeded", deleting=True), NOW) is None
+    assert run_strategy.failure_after(None, mine("Failed", deleting=True), NOW) is None
+
+
+def test_a_halted_vm_forgets_its_failures() -> None:
+    failure = {"consecutiveFailCount": 3, "lastFailedVMIUID": "u", "retryAfterTimestamp": "2027-01-01T00:00:00Z"}
+    assert told(see(vm(run="Halted", startFailure=failure)))["startFailure"] is None
+
+
+def test_a_start_that_still_waits_is_not_remembered_as_done() -> None:
+    failure = {"consecutiveFailCount": 3, "lastFailedVMIUID": "u", "retryAfterTimestamp": "2027-01-01T00:00:00Z"}
+    waiting = after(vm(run="RerunOnFailure", runStrategy="Halted", startFailure=failure))
+    assert verdict(waiting, None, NOW).want is Want.WAIT
+
+
+# ---- the VMI that is made
+
+
+def test_the_vmi_is_the_template_with_defaults_finalizer_and_first_phase() -> None:
+    (create,) = [action for action in see(vm(generation=3)) if isinstance(action, Create)]
+    made = create.obj
+    assert made["metadata"]["finalizers"] == [names.FINALIZER_VMI]
+    assert made["metadata"]["ownerReferences"][0]["uid"] == "vm-uid"
+    assert made["metadata"]["annotations"][names.ANNOTATION_GENERATION] == "3"
+    assert made["status"]["phase"] == "Pending"
+    assert made["spec"]["domain"]["machine"]["type"] == "q35"
+    assert "uid" not in made["metadata"] and "resourceVersion" not in made["metadata"]
+
+
+def test_nothing_is_told_in_the_round_that_creates_or_deletes_because_the_next_tells_it() -> None:
+    assert not [action for action in see(vm()) if isinstance(action, Patch)]
+    assert not [action for action in see(vm(run="Halted"), mine()) if isinstance(action, Patch)]
+
+
+def test_somebody_elses_vmi_of_the_name_is_left_alone_and_named() -> None:
+    actions = see(vm(), vmi("Running", owner="another"))
+    assert kinds(actions) == []
+    assert told(actions)["conditions"][-1]["reason"] == "NameTaken"
+    # One that is on its way out is waited for.
+    assert "Failure" not in [c["type"] for c in told(see(vm(), vmi("Running", owner="x", deleting=True)))["conditions"]]
+
+
+def test_an_invalid_vm_starts_nothing_and_names_every_fault() -> None:
+    faults = [Fault("spec.template.spec.a", "FieldValueInvalid", "bad"), Fault("spec.template.spec.b", "x", "worse")]
+    actions = see(vm(run="RerunOnFailure"), faults=faults)
+    status = told(actions)
+    assert kinds(actions) == [] and status["printableStatus"] == "Stopped"
+    failure = next(c for c in status["conditions"] if c["type"] == "Failure")
+    assert failure["message"] == "spec.template.spec.a: bad; spec.template.spec.b: worse"
+    assert [action.message for action in actions if isinstance(action, Say)] == [failure["message"]]
+    broken = after(vm(run="RerunOnFailure"), faults=faults)
+    assert not [action for action in see(broken, faults=faults) if not isinstance(action, Again)], "told twice"
+    assert kinds(see(broken)) == ["Create"], "the corrected VM does not start"
+
+
+def test_an_invalid_change_does_not_end_a_running_vm() -> None:
+    assert kinds(see(vm(), mine(), faults=[Fault("spec.x", "x", "bad")])) == []
+
+
+def test_a_refused_vmi_is_told_once() -> None:
+    patch, event = refused(vm(), "exceeded quota: q", NOW)
+    assert isinstance(patch, Patch) and isinstance(event, Say)
+    status = msgspec.convert(patch.patch["status"], VirtualMachineStatus)
+    assert not list(refused(msgspec.structs.replace(vm(), status=status), "exceeded quota: q", NOW))
+
+
+# ---- the VM's end
+
+
+def test_a_deleted_vm_waits_for_its_vmi() -> None:
+    machine = vm(deleting=True)
+    assert kinds(see(machine, mine())) == ["Delete"]
+    assert told(see(machine, mine(deleting=True)))["printableStatus"] == "Terminating"
+    (last,) = see(machine)
+    assert last.patch["metadata"]["finalizers"] is None and last.subresource is None
+    (last,) = see(machine, vmi("Running", owner="another"))
+    assert last.patch["metadata"]["finalizers"] is None, "somebody else's VMI is none of its business"
+
+
+def test_the_finalizer_is_put_on_with_the_version_it_was_read_at() -> None:
+    first = see(vm(run="Halted", finalizer=False))[0]
+    assert first.patch["metadata"] == {"finalizers": [names.FINALIZER_VM], "resourceVersion": "5"}
+
+
+# ---- what the status says
+
+
+def sick(kind: str, reason: str, message: str = "m") -> dict[str, Any]:
+    return {"type": kind, "status": "False", "reason": reason, "message": message}
+
+
+SHOWN = [
+    ("Terminating", {"deleting": True}, mine()),
+    ("Stopping", {"run": "Halted"}, mine(deleting=True)),
+    ("Migrating", {}, mine(migrationState={"startTimestamp": STAMP})),
+    ("Paused", {}, mine(conditions=[{"type": "Paused", "status": "True"}])),
+    ("Running", {}, mine()),
+    ("ErrorPvcNotFound", {}, mine("Pending", conditions=[sick("Synchronized", "FailedPvcNotFound")])),
+    ("ErrorUnschedulable", {}, mine("Scheduling", conditions=[sick("PodScheduled", "Unschedulable")])),
+    ("WaitingForVolumeBinding", {}, mine("Scheduling", conditions=[sick("PodScheduled", "WaitingForVolumeBinding")])),
+    ("ErrImagePull", {}, mine("Scheduling", conditions=[sick("Synchronized", "ErrImagePull")])),
+    ("ErrImagePull", {}, mine("Scheduled", conditions=[sick("Synchronized", "ErrImagePull")])),
+    ("ImagePullBackOff", {}, mine("Scheduling", conditions=[sick("Synchronized", "ImagePullBackOff")])),
+    ("Starting", {}, mine("Scheduled")),
+    ("Starting", {}, mine("Pending", stamps={})),
+    ("Stopped", {"run": "Halted"}, None),
+    ("Stopped", {"run": "Once", "runStrategy": "Once"}, mine("Failed")),
+]
+
+
+@pytest.mark.parametrize("shown, machine, instance", SHOWN)
+def test_printable_status(shown: str, machine: dict[str, Any], instance: VirtualMachineInstance | None) -> None:
+    status = after(vm(**machine), instance).status
+    assert status and status.printableStatus == shown
+
+
+def test_a_vm_is_ready_when_its_vmi_is_and_not_while_it_is_being_stopped() -> None:
+    instance = mine(conditions=[{"type": "Ready", "status": "True"}])
+    assert told(see(vm(), instance))["ready"] is True
+    stopping = mine(deleting=True, conditions=[{"type": "Ready", "status": "True"}])
+    status = told(see(vm(run="Halted"), stopping))
+    assert status["ready"] is False and status["created"] is True
+
+
+def test_the_guests_end_is_no_news_for_a_vm_that_is_stopping() -> None:
+    stopping = after(vm(run="Halted"), mine(deleting=True, conditions=[{"type": "Ready", "status": "True"}]))
+    assert see(stopping, mine("Succeeded", deleting=True, conditions=[sick("Ready", "GuestNotRunning")])) == []
+
+
+@pytest.mark.parametrize("phase", ["Pending", "Scheduling", "Scheduled"])
+def test_the_way_to_running_is_one_status_for_the_vm(phase: str) -> None:
+    starting = after(vm(), mine("Pending", stamps={}))
+    assert see(starting, mine(phase, stamps={}, conditions=[sick("Ready", "GuestNotRunning", "not yet")])) == []
+
+
+def test_a_trouble_of_the_vmi_is_the_vms_failure() -> None:
+    status = told(see(vm(), mine("Scheduling", conditions=[sick("Synchronized", "FailedMount", "no secret s")])))
+    failure = next(c for c in status["conditions"] if c["type"] == "Failure")
+    assert (failure["reason"], failure["message"]) == ("FailedMount", "no secret s")
+    healed = after(after(vm(), mine("Scheduling", conditions=[sick("Synchronized", "x")])), mine())
+    assert healed.status and "Failure" not in [c.type for c in healed.status.conditions or []]
+
+
+def test_a_restart_is_required_when_the_template_changed_and_only_then() -> None:
+    hashed = {vm_status.ANNOTATION_TEMPLATE: vm_status.template_hash(vm())}
+    same = after(vm(generation=9, run="Manual"), mine(annotations=hashed))
+    assert "RestartRequired" not in [c.type for c in (same.status and same.status.conditions) or []]
+    changed = vm(generation=9, spec={**SPEC, "hostname": "other"})
+    assert "RestartRequired" in [c["type"] for c in told(see(changed, mine(annotations=hashed)))["conditions"]]
+
+
+def test_generations_tell_which_one_is_running() -> None:
+    status = told(see(vm(generation=4), mine(annotations={names.ANNOTATION_GENERATION: "2"})))
+    assert (status["desiredGeneration"], status["observedGeneration"]) == (4, 2)

@@ -1,0 +1,344 @@
+"""The plan for a VMI, on whole snapshots."""
+
+from typing import Any
+
+import pytest
+
+from api import names
+from api.errors import Fault
+from api.k8s import Pod
+from api.vmi import VirtualMachineInstance
+from controller import pod as pods
+from controller.actions import Create, Delete, Patch, Say, Together
+from controller.vmi import Observed, plan
+from kit.reconcile import Again
+from tests.unit.controller.worlds import LONG_AGO, NOW, SPEC, STAMP, claim, pod, vmi
+
+READY_FALSE = {
+    "type": "Ready",
+    "status": "False",
+    "reason": "GuestNotRunning",
+    "message": "The guest is not running yet",
+    "lastTransitionTime": STAMP,
+}
+SCHEDULING = {"Pending": LONG_AGO, "Scheduling": LONG_AGO}
+RUNNING = {**SCHEDULING, "Scheduled": LONG_AGO, "Running": LONG_AGO}
+WITH_CLAIM = {**SPEC, "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]}
+
+
+def see(instance: VirtualMachineInstance, **more: Any) -> list[Any]:
+    """The plan, with the actions of Together beside each other."""
+    flat: list[Any] = []
+    for action in plan(Observed(vmi=instance, now=NOW, **more)):
+        flat += action.actions if isinstance(action, Together) else [action]
+    return flat
+
+
+def status_of(action: Any) -> dict[str, Any]:
+    assert isinstance(action, Patch) and action.kind is VirtualMachineInstance and action.subresource is None
+    assert action.patch["metadata"]["uid"] == "vmi-uid", "a patch without UID may hit another VMI of that name"
+    status: dict[str, Any] = action.patch.get("status", {})
+    return status
+
+
+def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next(c for c in status["conditions"] if c["type"] == kind)
+
+
+# ---- a pod is made
+
+
+@pytest.mark.parametrize("phase", ["", "Pending"])
+def test_a_new_vmi_gets_its_pod_and_nothing_else_is_written(phase: str) -> None:
+    (action,) = see(vmi(phase))
+    assert isinstance(action, Create) and action.kind is Pod
+    assert action.obj["metadata"]["ownerReferences"][0]["uid"] == "vmi-uid"
+
+
+def test_the_pods_name_depends_on_the_uid_alone_so_that_there_is_never_a_second_pod() -> None:
+    assert pods.pod_name(vmi()) == pods.pod_name(vmi("Pending"))
+    assert pods.pod_name(vmi()) != pods.pod_name(vmi(uid="another"))
+
+
+def test_an_invalid_vmi_is_told_every_fault_once() -> None:
+    faults = [Fault("spec.a", "FieldValueInvalid", "too long"), Fault("spec.b", "FieldValueRequired", "missing")]
+    patch, event = see(vmi(finalizer=False), faults=faults)
+    told = condition(status_of(patch), "Synchronized")
+    assert told["reason"] == "InvalidSpec" and told["message"] == "spec.a: too long; spec.b: missing"
+    assert isinstance(event, Say) and event.message == told["message"] and event.type == "Warning"
+    assert patch.patch["metadata"]["finalizers"] == [names.FINALIZER_VMI]
+    again = vmi("Pending", conditions=[*status_of(patch)["conditions"]])
+    assert see(again, faults=faults) == []
+
+
+def test_a_missing_claim_is_named_and_waited_for() -> None:
+    patch, event = see(vmi("Pending", spec=WITH_CLAIM))
+    told = condition(status_of(patch), "Synchronized")
+    assert (
+        told["reason"] == names.REASON_FAILED_PVC_NOT_FOUND and "data not found in namespace default" in told["message"]
+    )
+    assert isinstance(event, Say)
+    (action,) = see(vmi("Pending", spec=WITH_CLAIM), claims={"data": claim("data")})
+    assert isinstance(action, Create)
+
+
+# ---- until the hand-over
+
+
+def test_a_pod_makes_the_phase_scheduling_in_one_write() -> None:
+    (patch,) = see(
+        vmi("Pending", stamps={"Pending": LONG_AGO}, spec=WITH_CLAIM), pod=pod(), claims={"data": claim("data")}
+    )
+    status = status_of(patch)
+    assert status["phase"] == "Scheduling" and status["activePods"] == {"pod-uid": ""}
+    assert status["conditions"] == [READY_FALSE]
+    assert [stamp["phase"] for stamp in status["phaseTransitionTimestamps"]] == ["Pending", "Scheduling"]
+    assert (
+        status["memory"]["guestAtBoot"] == "64Mi" and status["qosClass"] == "Burstable" and status["runtimeUser"] == 107
+    )
+    assert status["launcherContainerImageVersion"] == "launcher:1"
+    assert status["volumeStatus"] == [
+        {
+            "name": "data",
+            "target": "",
+            "persistentVolumeClaimInfo": {
+                "claimName": "data",
+                "accessModes": ["ReadWriteOnce"],
+                "capacity": {"storage": "1Gi"},
+                "requests": {"storage": "1Gi"},
+                "volumeMode": "Filesystem",
+                "filesystemOverhead": "0",
+            },
+        }
+    ]
+    assert "resourceVersion" not in patch.patch["metadata"]
+
+
+def test_a_users_own_vmi_gets_the_finalizer_in_the_same_write() -> None:
+    (patch,) = see(vmi(finalizer=False), pod=pod())
+    assert patch.patch["metadata"] == {"uid": "vmi-uid", "finalizers": [names.FINALIZER_VMI], "resourceVersion": "7"}
+    assert status_of(patch)["phase"] == "Scheduling"
+
+
+@pytest.mark.parametrize("launcher", [pod("pending"), pod("bound", gate="True")])
+def test_nothing_is_written_while_nothing_is_new(launcher: Pod) -> None:
+    assert see(vmi("Scheduling", stamps=SCHEDULING, conditions=[READY_FALSE]), pod=launcher) == []
+
+
+def test_the_gate_is_opened_when_the_pod_is_on_a_node() -> None:
+    (gate,) = see(vmi("Scheduling", stamps=SCHEDULING, conditions=[READY_FALSE]), pod=pod("bound"))
+    assert isinstance(gate, Patch) and gate.subresource == "status" and gate.patch_kind == "strategic"
+    (opened,) = gate.patch["status"]["conditions"]
+    assert (opened["type"], opened["status"]) == (names.READINESS_GATE, "True")
+
+
+def test_a_running_launcher_is_handed_over() -> None:
+    starting = vmi("Scheduling", stamps=SCHEDULING, conditions=[READY_FALSE])
+    (hand_over,) = see(starting, pod=pod("running", gate="True"))
+    status = status_of(hand_over)
+    assert status["phase"] == "Scheduled" and status["nodeName"] == "node1"
+    assert status["activePods"] == {"pod-uid": "node1"}
+    assert hand_over.patch["metadata"]["labels"] == {names.LABEL_NODE_NAME: "node1"}
+
+
+def test_the_hand_over_does_not_wait_for_the_gate() -> None:
+    (both,) = plan(Observed(vmi=vmi("Scheduling", stamps=SCHEDULING), now=NOW, pod=pod("running")))
+    assert isinstance(both, Together) and [action.kind for action in both.actions] == [VirtualMachineInstance, Pod]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("phase", ["Scheduled", "Running"])
+def test_after_the_hand_over_the_vmi_is_the_handlers(phase: str) -> None:
+    assert (
+        see(vmi(phase, stamps=RUNNING), pod=pod("running", gate="True"), warning=("FailedMount", "no"), bound_for=99)
+        == []
+    )
+
+
+def test_a_gate_that_a_crash_left_closed_is_opened() -> None:
+    (gate,) = see(vmi("Running", stamps=RUNNING), pod=pod("running"))
+    assert isinstance(gate, Patch) and gate.kind is Pod
+
+
+def test_a_guest_that_starts_paused_gets_no_traffic_before_somebody_resumes_it() -> None:
+    spec = {**SPEC, "startStrategy": "Paused"}
+    starting = vmi("Scheduling", stamps=SCHEDULING, conditions=[READY_FALSE], spec=spec)
+    assert see(starting, pod=pod("bound")) == []
+    held = vmi("Running", stamps=RUNNING, spec=spec, conditions=[{"type": "Paused", "status": "True"}])
+    assert see(held, pod=pod("running")) == []
+    (gate,) = see(vmi("Running", stamps=RUNNING, spec=spec), pod=pod("running"))
+    assert gate.patch["status"]["conditions"][0]["status"] == "True"
+
+
+def test_a_paused_guest_closes_the_gate() -> None:
+    paused = vmi("Running", stamps=RUNNING, conditions=[{"type": "Paused", "status": "True"}])
+    (gate,) = see(paused, pod=pod("running", gate="True"))
+    assert gate.patch["status"]["conditions"][0]["status"] == "False"
+    assert see(paused, pod=pod("running", gate="False")) == []
+
+
+# ---- what keeps a pod from running
+
+
+def test_the_schedulers_words_stand_in_the_status_and_in_an_event() -> None:
+    waiting = vmi("Scheduling", stamps=SCHEDULING, conditions=[READY_FALSE])
+    patch, event = see(waiting, pod=pod(unschedulable="0/2 nodes are available"))
+    told = condition(status_of(patch), "PodScheduled")
+    assert (told["status"], told["reason"], told["message"]) == ("False", "Unschedulable", "0/2 nodes are available")
+    assert isinstance(event, Say) and event.reason == "Unschedulable"
+    known = vmi("Scheduling", stamps=SCHEDULING, conditions=status_of(patch)["conditions"])
+    assert see(known, pod=pod(unschedulable="0/2 nodes are available")) == []
+    (cleared,) = see(known, pod=pod("bound", gate="True"))
+    assert [c["type"] for c in status_of(cleared)["conditions"]] == ["Ready"]
+
+
+def test_a_claim_that_is_not_bound_is_named_as_the_cause() -> None:
+    waiting = vmi("Scheduling", stamps=SCHEDULING, spec=WITH_CLAIM)
+    patch, _ = see(waiting, pod=pod(unschedulable="unbound"), claims={"data": claim("data", phase="Pending")})
+    assert condition(status_of(patch), "PodScheduled")["reason"] == "WaitingForVolumeBinding"
+
+
+def test_an_image_that_cannot_be_pulled_is_told_twice_at_most() -> None:
+    instance = vmi("Scheduling", stamps=SCHEDULING, conditions=[READY_FALSE])
+    writes = 0
+    for reason, message in [
+        ("ErrImagePull", "no such image x:1"),
+        ("ImagePullBackOff", "Back-off"),
+        ("ErrImagePull", "no such image x:1"),
+        ("ImagePullBackOff", "Back-off"),
+    ]:
+        for action in see(instance, pod=pod("bound", gate="True", waiting={"reason": reason, "message": message})):
+            if isinstance(action, Patch):
+                writes += 1
+                told = condition(status_of(action), "Synchronized")
+                assert "no such image x:1" in told["message"], "the cause is forgotten"
+                instance = vmi("Scheduling", stamps=SCHEDULING, conditions=status_of(action)["conditions"])
+    assert writes == 2
+
+
+def test_a_failed_mount_counts_when_it_lasts() -> None:
+    instance, warning = (
+        vmi("Scheduling", stamps=SCHEDULING, conditions=[READY_FALSE]),
+        ("FailedMount", 'secret "s" not found'),
+    )
+    (again,) = see(instance, pod=pod("bound", gate="True"), warning=warning, bound_for=1)
+    assert again == Again(4)
+    patch, event = see(instance, pod=pod("bound", gate="True"), warning=warning, bound_for=5)
+    assert condition(status_of(patch), "Synchronized")["message"] == 'secret "s" not found'
+    assert isinstance(event, Say) and event.reason == "FailedMount"
+
+
+# ---- the end
+
+
+def test_the_handler_has_two_seconds_to_tell_the_end() -> None:
+    (again,) = see(vmi("Running", stamps=RUNNING), pod=pod("ended"), ended_for=0.5)
+    assert again == Again(1.5)
+
+
+@pytest.mark.parametrize(
+    "launcher, phase, reason",
+    [
+        (pod("ended", message='{"phase":"Succeeded","reason":"Shutdown","message":"off"}'), "Succeeded", "Shutdown"),
+        (
+            pod("ended", message='{"phase":"Failed","reason":"Crashed","message":"boom"}', exit_code=1),
+            "Failed",
+            "Crashed",
+        ),
+        (pod("ended", message='{"phase":"Running"}'), "Succeeded", "LauncherEnded"),
+        (pod("ended", message="no json", exit_code=137), "Failed", "LauncherEnded"),
+        (pod("ended", message='{"phase":"Failed","reason":"<b>; rm -rf"}'), "Failed", "LauncherEnded"),
+        (None, "Failed", "PodNotExists"),
+    ],
+)
+def test_without_the_handler_the_termination_message_tells(launcher: Pod | None, phase: str, reason: str) -> None:
+    actions = see(vmi("Running", stamps=RUNNING), pod=launcher, ended_for=2)
+    status = status_of(actions[0])
+    assert (status["phase"], status["reason"]) == (phase, reason)
+    assert actions[0].patch["metadata"]["resourceVersion"] == "7", "the handler may have told it meanwhile"
+    assert [type(action) for action in actions[1:]] == ([Say] if phase == "Failed" else [])
+
+
+def test_a_launchers_last_words_are_bounded() -> None:
+    words = '{"phase":"Failed","reason":"Crashed","message":"' + "x" * 4000 + '"}'
+    status = status_of(see(vmi("Running", stamps=RUNNING), pod=pod("ended", message=words), ended_for=2)[0])
+    assert len(condition(status, "Ready")["message"]) == 1024
+
+
+def test_a_pod_that_dies_before_the_hand_over_fails_the_vmi_at_once() -> None:
+    assert status_of(see(vmi("Scheduling", stamps=SCHEDULING), pod=pod("ended", exit_code=1))[0])["phase"] == "Failed"
+    assert status_of(see(vmi("Scheduling", stamps=SCHEDULING))[0])["phase"] == "Failed"
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_a_finished_vmi_keeps_its_pod_until_it_is_deleted(phase: str) -> None:
+    assert see(vmi(phase, stamps=RUNNING), pod=pod("ended")) == []
+
+
+def test_a_launcher_that_outlives_its_vmi_is_dismissed_after_a_while() -> None:
+    waiting = pod("running")
+    (later,) = see(vmi("Failed", stamps={**SCHEDULING, "Failed": STAMP}), pod=waiting)
+    assert later == Again(15.0)
+    assert see(vmi("Failed", stamps={**SCHEDULING, "Failed": LONG_AGO}), pod=waiting) == [
+        Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", None)
+    ]
+    assert see(vmi("Failed", stamps={**SCHEDULING, "Failed": LONG_AGO}), pod=pod("running", deleting=True)) == []
+
+
+# ---- deletion
+
+
+def test_deletion_deletes_the_pod_with_its_own_grace_period_and_waits() -> None:
+    (action,) = see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("running"))
+    assert action == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", None)
+    assert see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("running", deleting=True)) == []
+
+
+def test_a_grace_period_that_was_changed_since_is_honoured() -> None:
+    spec = {**SPEC, "terminationGracePeriodSeconds": 0}
+    (action,) = see(vmi("Running", stamps=RUNNING, deleting=True, spec=spec), pod=pod("running"))
+    assert action.grace_seconds == 30
+
+
+def test_a_pod_on_a_silent_node_keeps_the_vmi_whatever_happens() -> None:
+    silent = pod("running", deleting=True, reason="NodeLost")
+    assert see(vmi("Running", stamps=RUNNING, deleting=True), pod=silent, ended_for=0) == []
+    # Even when somebody has already written a final phase, or marked the pod as failed without the kubelet's word.
+    assert see(vmi("Failed", stamps=RUNNING, deleting=True), pod=silent) == []
+    marked = pod("running", deleting=True, phase="Failed")
+    assert see(vmi("Running", stamps=RUNNING, deleting=True), pod=marked) == []
+
+
+def test_the_finalizer_goes_when_the_pod_has_ended_and_the_end_is_told() -> None:
+    (patch,) = see(vmi("Succeeded", stamps=RUNNING, deleting=True), pod=pod("ended", deleting=True))
+    assert patch.patch == {"metadata": {"uid": "vmi-uid", "finalizers": None, "resourceVersion": "7"}}
+
+
+def test_an_end_that_nobody_told_goes_into_the_last_write_and_the_dead_pod_with_it() -> None:
+    patch, removal = see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("ended", deleting=True))
+    assert status_of(patch)["phase"] == "Succeeded" and patch.patch["metadata"]["finalizers"] is None
+    assert removal == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", 0)
+
+
+def test_a_finished_vmi_takes_its_pod_along() -> None:
+    patch, removal = see(vmi("Failed", stamps=RUNNING, deleting=True), pod=pod("ended"))
+    assert patch.patch["metadata"]["finalizers"] is None
+    assert removal == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", None)
+
+
+def test_a_vmi_whose_pod_is_gone_goes_too() -> None:
+    (patch,) = see(vmi("Running", stamps=RUNNING, deleting=True))
+    assert patch.patch == {"metadata": {"uid": "vmi-uid", "finalizers": None, "resourceVersion": "7"}}
+
+
+@pytest.mark.parametrize("phase", ["", "Pending", "Scheduling"])
+def test_a_vmi_that_never_ran_goes_at_once(phase: str) -> None:
+    (patch,) = see(vmi(phase, deleting=True))
+    assert patch.patch["metadata"]["finalizers"] is None
+
+
+def test_others_finalizers_stay() -> None:
+    instance = vmi("Failed", deleting=True)
+    instance.metadata.finalizers.append("example.com/backup")  # type: ignore[union-attr]
+    (patch,) = see(instance)
+    assert patch.patch["metadata"]["finalizers"] == ["example.com/backup"]
+    assert see(vmi("Failed", deleting=True, finalizer=False)) == []

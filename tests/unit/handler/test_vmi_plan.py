@@ -1,0 +1,263 @@
+"""What the handler does next for a VMI, on whole snapshots."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_network
+
+import msgspec
+import pytest
+
+from api.k8s import Pod
+from api.vmi import VirtualMachineInstance
+from handler import status
+from handler.bringing import Brought
+from handler.network import Attachment, Request
+from handler.plan import LOST_SECONDS, SILENCE_SECONDS, Bring, Observed, Tell, Wait, Write, digest, owner_uid, plan
+from handler.reports import Disk, GuestInterface, State
+from handler.resolver import Resolver
+from handler.status import Trouble
+from kit.reconcile import Again
+from protos import launcher_pb2 as pb
+from tests.node import fakekube
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+MAC = "52:54:00:00:00:01"
+RUNNING = State(state=pb.DOMAIN_STATE_RUNNING, machine="pc-q35-10.0", accelerator="kvm")
+REQUEST = Request("default", MAC, ip_network("10.0.2.0/24"), ip_network("fd10:0:2::/120"), (), 1)  # type: ignore[arg-type]
+ATTACHMENT = Attachment(
+    REQUEST, "k6t-eth0", 1500, ("10.1.1.5",), ("fd00::5",), IPv4Interface("10.0.2.1/24"), ip_address("10.0.2.2"),  # type: ignore[arg-type]
+    IPv6Interface("fd10:0:2::1/120"), ip_address("fd10:0:2::2"), Resolver(), (),  # type: ignore[arg-type]
+)  # fmt: skip
+
+
+def vmi(phase="Scheduled", **status):
+    document = fakekube.vmi(phase=phase)
+    document["metadata"]["resourceVersion"] = "7"
+    document["status"] |= status
+    return msgspec.convert(document, VirtualMachineInstance)
+
+
+def pod(**changes):
+    document = fakekube.pod("pod-uid")
+    document["metadata"] |= changes.get("metadata", {})
+    document["status"] |= changes.get("status", {})
+    return msgspec.convert(document, Pod)
+
+
+def seen(state=RUNNING, phase="Scheduled", brought=True, **changes):
+    observed = Observed(vmi(phase), pod(), NOW, 1000.0, state, brought=Brought(ATTACHMENT) if brought else None,
+                        synced=digest(vmi()) if brought else "")  # fmt: skip
+    return replace(observed, **changes)
+
+
+def written(actions):
+    return [action for action in actions if isinstance(action, Write)]
+
+
+def running_vmi():
+    """The VMI after its Running patch."""
+    [write] = written(plan(seen()))
+    document = fakekube.merge(msgspec.to_builtins(vmi()), {"status": write.patch.body["status"]})
+    return msgspec.convert(document, VirtualMachineInstance)
+
+
+def test_new_vmi_is_brought_up():
+    assert plan(seen(State(), brought=False)) == [Bring(sync=True)]
+
+
+def test_nothing_while_it_is_being_brought_up():
+    assert plan(seen(State(), brought=False, busy=True)) == []
+
+
+def test_running_is_one_patch_with_everything():
+    [write] = written(plan(seen()))
+    body = write.patch.body
+    assert body["metadata"] == {"resourceVersion": "7"}
+    assert body["status"]["phase"] == "Running" and body["status"]["machine"] == {"type": "pc-q35-10.0"}
+    assert body["status"]["interfaces"][0]["ipAddresses"] == ["10.1.1.5", "fd00::5"]
+    assert {item["type"]: item["status"] for item in body["status"]["conditions"]} == {
+        "Ready": "True", "LiveMigratable": "False", "Synchronized": "True"}  # fmt: skip
+    assert [event[0] for event in write.events] == ["Started"]
+
+
+def test_nothing_new_writes_nothing():
+    assert written(plan(seen(vmi=running_vmi()))) == []
+    later = NOW + timedelta(hours=1)
+    assert plan(seen(vmi=running_vmi(), now=later)) == []
+
+
+def test_handler_that_starts_again_makes_its_side_and_does_not_start_the_vm_again():
+    assert plan(seen(vmi=running_vmi(), brought=False)) == [Bring(sync=False)]
+
+
+def test_started_vm_whose_patch_was_lost():
+    """The handler died between Sync and the patch: the domain runs, the VMI says Scheduled."""
+    assert plan(seen(brought=False)) == [Bring(sync=False)]
+    assert written(plan(seen()))[0].patch.body["status"]["phase"] == "Running"
+
+
+@pytest.mark.parametrize("phase", ["", "Pending", "Scheduling", "Succeeded", "Failed"])
+def test_phases_that_are_not_ours(phase):
+    assert plan(seen(phase=phase)) == []
+
+
+@pytest.mark.parametrize("pod_phase", ["Succeeded", "Failed"])
+def test_ended_pod_is_the_controllers_unless_its_launcher_told_the_end(pod_phase):
+    over = pod(status={"phase": pod_phase})
+    assert plan(seen(pod=over)) == plan(seen(pod=None)) == []
+    [write] = written(plan(seen(State(state=pb.DOMAIN_STATE_CRASHED), vmi=running_vmi(), pod=over)))
+    assert write.patch.body["status"]["phase"] == "Failed"
+
+
+def test_going_vm_is_not_written_about_until_its_end():
+    going = pod(metadata={"deletionTimestamp": "2026-03-01T12:00:00Z"})
+    quiet = replace(RUNNING, state=pb.DOMAIN_STATE_SHUTDOWN)
+    assert plan(seen(quiet, vmi=running_vmi(), pod=going)) == []
+    [write] = written(plan(seen(State(state=pb.DOMAIN_STATE_SHUTOFF), vmi=running_vmi(), pod=going)))
+    assert write.patch.body["status"]["phase"] == "Succeeded"
+
+
+def test_the_end_of_a_deleted_vmi_is_told_and_left_to_the_controller_to_write():
+    going = fakekube.merge(
+        msgspec.to_builtins(running_vmi()), {"metadata": {"deletionTimestamp": "2026-03-01T12:00:00Z"}}
+    )
+    going = msgspec.convert(going, VirtualMachineInstance)
+    [tell] = plan(seen(State(state=pb.DOMAIN_STATE_SHUTOFF), vmi=going))
+    assert tell == Tell(("Stopped", "The virtual machine ended: the guest shut down", "Normal"))
+
+
+def test_container_that_has_ended_awaits_its_report():
+    over = pod(status={"containerStatuses": [{"name": "compute", "state": {"terminated": {"exitCode": 0}}}]})
+    assert written(plan(seen(pod=over))) == []
+
+
+def test_crash_says_what_the_launcher_said():
+    state = State(state=pb.DOMAIN_STATE_CRASHED, reason="Panicked", message="the guest's kernel panicked")
+    [write] = written(plan(seen(state, vmi=running_vmi())))
+    assert write.patch.body["status"]["phase"] == "Failed" and write.patch.body["status"]["reason"] == "Panicked"
+    assert write.events == (("Crashed", "The virtual machine ended: the guest's kernel panicked", "Warning"),)
+
+
+def test_silent_launcher_is_reported_after_a_while():
+    short = plan(seen(silent_seconds=SILENCE_SECONDS / 2, silence="no"))
+    assert len(short) == 1 and isinstance(short[0], Again)
+    [write] = written(plan(seen(silent_seconds=SILENCE_SECONDS + 1, silence="the launcher hangs")))
+    [condition] = [item for item in write.patch.body["status"]["conditions"] if item["type"] == "Synchronized"]
+    assert (condition["status"], condition["reason"], condition["message"]) == (
+        "False", "LauncherUnavailable", "the launcher hangs")  # fmt: skip
+
+
+def test_lost_vm_is_never_started_again():
+    young = plan(seen(State(), vmi=running_vmi(), state_seconds=1))
+    assert len(young) == 1 and isinstance(young[0], Again)
+    old = plan(seen(State(), vmi=running_vmi(), state_seconds=LOST_SECONDS + 1))
+    assert not any(isinstance(action, Bring) for action in old)
+    assert "knows nothing" in str(written(old)[0].patch.body)
+
+
+def test_permanent_trouble_fails_the_vmi_once():
+    trouble = Trouble("SyncFailed", "spec.x: no", permanent=True)
+    [write] = plan(seen(State(), trouble=trouble))
+    assert write.patch.body["status"]["phase"] == "Failed"
+    assert write.events == (("SyncFailed", "spec.x: no", "Warning"),)
+
+
+def test_passing_trouble_is_said_once_and_tried_again():
+    trouble = Trouble("ErrImagePull", "no such image")
+    observed = seen(State(), brought=False, trouble=trouble, retry_at=1010.0)
+    actions = plan(observed)
+    assert isinstance(actions[0], Again) and len(written(actions)) == 1
+    body = written(actions)[0].patch.body
+    told = msgspec.convert(
+        fakekube.merge(msgspec.to_builtins(observed.vmi), {"status": body["status"]}), VirtualMachineInstance
+    )
+    assert written(plan(replace(observed, vmi=told))) == []
+    assert plan(replace(observed, vmi=told, clock=1011.0)) == [Bring(sync=True)]
+
+
+def test_minor_news_wait_for_each_other():
+    state = replace(RUNNING, agent=True, os={"name": "Debian"})
+    first = plan(seen(state, vmi=running_vmi()))
+    assert first[0] == Wait(1000.0) and isinstance(first[1], Again)
+    assert written(plan(seen(state, vmi=running_vmi(), minor_since=1000.0, clock=1001.0))) == []
+    [write] = written(plan(seen(state, vmi=running_vmi(), minor_since=1000.0, clock=1002.5)))
+    assert write.patch.body["status"]["guestOSInfo"] == {"name": "Debian"} and write.events == ()
+
+
+def test_pause_is_urgent():
+    state = replace(RUNNING, state=pb.DOMAIN_STATE_PAUSED)
+    [write] = written(plan(seen(state, vmi=running_vmi())))
+    conditions = {item["type"]: item for item in write.patch.body["status"]["conditions"]}
+    assert conditions["Paused"]["reason"] == "PausedByUser" and conditions["Ready"]["status"] == "False"
+
+
+def test_unready_containers_make_it_unready():
+    unready = pod(
+        status={"conditions": [{"type": "ContainersReady", "status": "False", "reason": "ContainersNotReady"}]}
+    )
+    [write] = written(plan(seen(vmi=running_vmi(), pod=unready)))
+    ready = next(item for item in write.patch.body["status"]["conditions"] if item["type"] == "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "ContainersNotReady")
+
+
+def test_spec_that_changes_is_synced():
+    actions = plan(seen(vmi=running_vmi(), synced="another"))
+    assert Bring(sync=True) in actions
+
+
+def test_agents_view_of_the_interfaces():
+    inside = (
+        GuestInterface("enp1s0", MAC, ("10.0.2.2",)),
+        GuestInterface("docker0", "02:42:00:00:00:01", ("172.17.0.1",)),
+    )
+    facts = status.Facts(replace(RUNNING, interfaces=inside), pod(), ATTACHMENT, "")
+    patch = status.running(vmi(), facts, NOW)
+    assert patch is not None
+    first, second = patch.body["status"]["interfaces"]
+    assert (first["ipAddress"], first["interfaceName"], first["infoSource"]) == (
+        "10.1.1.5",
+        "enp1s0",
+        "domain, guest-agent",
+    )
+    assert (second["interfaceName"], second["ipAddresses"], second["infoSource"]) == (
+        "docker0", ["172.17.0.1"], "guest-agent")  # fmt: skip
+
+
+def test_volumes_keep_what_the_controller_wrote():
+    known = [{"name": "data", "target": "", "persistentVolumeClaimInfo": {"claimName": "c"}}]
+    facts = status.Facts(replace(RUNNING, disks=(Disk("data", "vda", 5), Disk("ci", "vdb", 6))), pod(), None, "")
+    volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": "c"}}, {"name": "ci", "cloudInitNoCloud": {}}]
+    document = msgspec.to_builtins(vmi(volumeStatus=known))
+    document["spec"]["volumes"] = volumes
+    patch = status.running(msgspec.convert(document, VirtualMachineInstance), facts, NOW)
+    assert patch is not None
+    assert patch.body["status"]["volumeStatus"] == [
+        {"name": "data", "target": "vda", "size": 5, "persistentVolumeClaimInfo": {"claimName": "c"}},
+        {"name": "ci", "target": "vdb", "size": 6},
+    ]
+
+
+def test_software_emulation_is_said_with_its_reason_and_once():
+    facts = status.Facts(replace(RUNNING, accelerator="tcg"), pod(), ATTACHMENT, "/dev/kvm is missing")
+    patch = status.running(vmi(), facts, NOW)
+    assert patch is not None
+    emulated = next(item for item in patch.body["status"]["conditions"] if item["type"] == "SoftwareEmulation")
+    assert "/dev/kvm is missing" in emulated["message"]
+    document = fakekube.merge(msgspec.to_builtins(vmi()), {"status": patch.body["status"]})
+    told = msgspec.convert(document, VirtualMachineInstance)
+    assert status.running(told, replace(facts, kvm="not checked yet"), NOW) is None
+
+
+def test_condition_keeps_its_time_until_its_status_changes():
+    old = [{"type": "Ready", "status": "False", "reason": "A", "lastTransitionTime": "2020-01-01T00:00:00Z"}]
+    same = status.merged(old, [status.condition("Ready", False, "B")], (), NOW)
+    assert same[0]["lastTransitionTime"] == "2020-01-01T00:00:00Z" and same[0]["reason"] == "B"
+    changed = status.merged(old, [status.condition("Ready", True)], (), NOW)
+    assert changed[0]["lastTransitionTime"] == "2026-03-01T12:00:00Z"
+    foreign = [{"type": "Theirs", "status": "True"}]
+    assert status.merged(foreign, [], (), NOW) == foreign
+
+
+def test_owner_is_the_controlling_vmi():
+    assert owner_uid(pod()) == "vmi-uid"
+    assert owner_uid(pod(metadata={"ownerReferences": []})) == ""
