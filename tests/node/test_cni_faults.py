@@ -331,9 +331,9 @@ def test_only_root_of_the_host_may_call(lab: Lab) -> None:
     # Also with input far beyond what the socket holds: the answer comes through however slowly the caller writes.
     long = stdin[:-1] + b', "padding": "' + b"x" * 900_000 + b'"}'
     whose = (["unshare", "--pid", "--fork"], ["unshare", "--user", "--map-root-user"], ["unshare", "--net"])
-    for who, stdin in itertools.product(whose, (stdin, long)):
-        done = subprocess.run([*inside, *who, client], input=stdin, env=environment, capture_output=True, check=False)
-        assert done.returncode == 1 and b"only root on the host" in done.stdout, (who, len(stdin), done.stdout)
+    for who, data in itertools.product(whose, (stdin, long)):
+        done = subprocess.run([*inside, *who, client], input=data, env=environment, capture_output=True, check=False)
+        assert done.returncode == 1 and b"only root on the host" in done.stdout, (who, len(data), done.stdout)
     # Even where the folder would let it, another user is nobody.
     Path(lab.socket).parent.chmod(0o755)
     Path(lab.socket).chmod(0o777)
