@@ -1,5 +1,6 @@
 """Network cards of a virtual machine and the networks they are joined to."""
 
+import hashlib
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -171,3 +172,8 @@ class Interface(Struct):
     """up, down or absent."""
     tag: str | None = None
     """Word that the guest finds in its metadata for this card."""
+
+
+def pod_interface(network: str) -> str:
+    """The name in the pod of a secondary network's interface: a name that every network can have, as KubeVirt derives it."""
+    return "pod" + hashlib.sha256(network.encode()).hexdigest()[:11]

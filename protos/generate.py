@@ -30,7 +30,7 @@ def main() -> int:
         )
         if status:
             return int(status)
-    for generated in HERE.glob("*_pb2_grpc.py"):
+    for generated in (*HERE.glob("*_pb2*.py"), *HERE.glob("*_pb2.pyi")):
         # protoc writes top-level imports; the modules live in this package.
         text = re.sub(r"^import (\w+_pb2) as", r"from protos import \1 as", generated.read_text(), flags=re.M)
         generated.write_text(text)

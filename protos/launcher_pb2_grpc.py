@@ -59,6 +59,51 @@ class LauncherStub:
                 request_serializer=launcher__pb2.UnpauseRequest.SerializeToString,
                 response_deserializer=launcher__pb2.Report.FromString,
                 _registered_method=True)
+        self.Reset = channel.unary_unary(
+                '/hyperlet.launcher.v1.Launcher/Reset',
+                request_serializer=launcher__pb2.ResetRequest.SerializeToString,
+                response_deserializer=launcher__pb2.Report.FromString,
+                _registered_method=True)
+        self.SoftReboot = channel.unary_unary(
+                '/hyperlet.launcher.v1.Launcher/SoftReboot',
+                request_serializer=launcher__pb2.SoftRebootRequest.SerializeToString,
+                response_deserializer=launcher__pb2.Report.FromString,
+                _registered_method=True)
+        self.Freeze = channel.unary_unary(
+                '/hyperlet.launcher.v1.Launcher/Freeze',
+                request_serializer=launcher__pb2.FreezeRequest.SerializeToString,
+                response_deserializer=launcher__pb2.FreezeReply.FromString,
+                _registered_method=True)
+        self.Unfreeze = channel.unary_unary(
+                '/hyperlet.launcher.v1.Launcher/Unfreeze',
+                request_serializer=launcher__pb2.UnfreezeRequest.SerializeToString,
+                response_deserializer=launcher__pb2.FreezeReply.FromString,
+                _registered_method=True)
+        self.Users = channel.unary_unary(
+                '/hyperlet.launcher.v1.Launcher/Users',
+                request_serializer=launcher__pb2.UsersRequest.SerializeToString,
+                response_deserializer=launcher__pb2.UsersReply.FromString,
+                _registered_method=True)
+        self.Filesystems = channel.unary_unary(
+                '/hyperlet.launcher.v1.Launcher/Filesystems',
+                request_serializer=launcher__pb2.FilesystemsRequest.SerializeToString,
+                response_deserializer=launcher__pb2.FilesystemsReply.FromString,
+                _registered_method=True)
+        self.Screenshot = channel.unary_unary(
+                '/hyperlet.launcher.v1.Launcher/Screenshot',
+                request_serializer=launcher__pb2.ScreenshotRequest.SerializeToString,
+                response_deserializer=launcher__pb2.ScreenshotReply.FromString,
+                _registered_method=True)
+        self.Console = channel.stream_stream(
+                '/hyperlet.launcher.v1.Launcher/Console',
+                request_serializer=launcher__pb2.ConsoleInput.SerializeToString,
+                response_deserializer=launcher__pb2.ConsoleOutput.FromString,
+                _registered_method=True)
+        self.Vnc = channel.stream_stream(
+                '/hyperlet.launcher.v1.Launcher/Vnc',
+                request_serializer=launcher__pb2.Chunk.SerializeToString,
+                response_deserializer=launcher__pb2.Chunk.FromString,
+                _registered_method=True)
 
 
 class LauncherServicer:
@@ -67,6 +112,8 @@ class LauncherServicer:
     def Sync(self, request, context):
         """Makes the domain what the VMI asks for. Idempotent. The first call defines and starts it (paused if
         spec.startStrategy is Paused); a call for another VMI UID than the first is refused with FAILED_PRECONDITION.
+        Later calls plug in NICs that are new in the VMI (and have a Nic), unplug those whose state is absent or that are
+        gone, and set link states. Unplugging waits for the guest: Report.nics tells when it is done.
         Errors: INVALID_ARGUMENT (the VMI cannot be built; the message names the field), NOT_FOUND (a disk or image is
         not where it should be; the message names volume and path), INTERNAL (libvirt's or QEMU's words).
         """
@@ -100,6 +147,70 @@ class LauncherServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reset(self, request, context):
+        """The machine's reset button: the guest starts again at once, without a shutdown.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SoftReboot(self, request, context):
+        """Asks the guest to reboot: by its agent if that is connected, else by ACPI.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Freeze(self, request, context):
+        """Has the guest agent freeze its file systems; they thaw by themselves after `unfreeze_seconds`.
+        FAILED_PRECONDITION without an agent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unfreeze(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Users(self, request, context):
+        """What the guest agent says now. FAILED_PRECONDITION without an agent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Filesystems(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Screenshot(self, request, context):
+        """The guest's screen as PNG, at most 900 KiB. FAILED_PRECONDITION without a graphics device.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Console(self, request_iterator, context):
+        """The serial console. The first message opens it and carries no data. Everybody attached sees the same output, the
+        last screenful first; one of them, the one who came last without `watch`, types. Errors: FAILED_PRECONDITION (no
+        serial console, or the VM does not run). The stream ends when the VM does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Vnc(self, request_iterator, context):
+        """A VNC connection of its own for every call. The first message opens it and carries no data.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LauncherServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +238,51 @@ def add_LauncherServicer_to_server(servicer, server):
                     servicer.Unpause,
                     request_deserializer=launcher__pb2.UnpauseRequest.FromString,
                     response_serializer=launcher__pb2.Report.SerializeToString,
+            ),
+            'Reset': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reset,
+                    request_deserializer=launcher__pb2.ResetRequest.FromString,
+                    response_serializer=launcher__pb2.Report.SerializeToString,
+            ),
+            'SoftReboot': grpc.unary_unary_rpc_method_handler(
+                    servicer.SoftReboot,
+                    request_deserializer=launcher__pb2.SoftRebootRequest.FromString,
+                    response_serializer=launcher__pb2.Report.SerializeToString,
+            ),
+            'Freeze': grpc.unary_unary_rpc_method_handler(
+                    servicer.Freeze,
+                    request_deserializer=launcher__pb2.FreezeRequest.FromString,
+                    response_serializer=launcher__pb2.FreezeReply.SerializeToString,
+            ),
+            'Unfreeze': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unfreeze,
+                    request_deserializer=launcher__pb2.UnfreezeRequest.FromString,
+                    response_serializer=launcher__pb2.FreezeReply.SerializeToString,
+            ),
+            'Users': grpc.unary_unary_rpc_method_handler(
+                    servicer.Users,
+                    request_deserializer=launcher__pb2.UsersRequest.FromString,
+                    response_serializer=launcher__pb2.UsersReply.SerializeToString,
+            ),
+            'Filesystems': grpc.unary_unary_rpc_method_handler(
+                    servicer.Filesystems,
+                    request_deserializer=launcher__pb2.FilesystemsRequest.FromString,
+                    response_serializer=launcher__pb2.FilesystemsReply.SerializeToString,
+            ),
+            'Screenshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.Screenshot,
+                    request_deserializer=launcher__pb2.ScreenshotRequest.FromString,
+                    response_serializer=launcher__pb2.ScreenshotReply.SerializeToString,
+            ),
+            'Console': grpc.stream_stream_rpc_method_handler(
+                    servicer.Console,
+                    request_deserializer=launcher__pb2.ConsoleInput.FromString,
+                    response_serializer=launcher__pb2.ConsoleOutput.SerializeToString,
+            ),
+            'Vnc': grpc.stream_stream_rpc_method_handler(
+                    servicer.Vnc,
+                    request_deserializer=launcher__pb2.Chunk.FromString,
+                    response_serializer=launcher__pb2.Chunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -264,6 +420,249 @@ class Launcher:
             '/hyperlet.launcher.v1.Launcher/Unpause',
             launcher__pb2.UnpauseRequest.SerializeToString,
             launcher__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperlet.launcher.v1.Launcher/Reset',
+            launcher__pb2.ResetRequest.SerializeToString,
+            launcher__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SoftReboot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperlet.launcher.v1.Launcher/SoftReboot',
+            launcher__pb2.SoftRebootRequest.SerializeToString,
+            launcher__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Freeze(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperlet.launcher.v1.Launcher/Freeze',
+            launcher__pb2.FreezeRequest.SerializeToString,
+            launcher__pb2.FreezeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unfreeze(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperlet.launcher.v1.Launcher/Unfreeze',
+            launcher__pb2.UnfreezeRequest.SerializeToString,
+            launcher__pb2.FreezeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Users(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperlet.launcher.v1.Launcher/Users',
+            launcher__pb2.UsersRequest.SerializeToString,
+            launcher__pb2.UsersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Filesystems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperlet.launcher.v1.Launcher/Filesystems',
+            launcher__pb2.FilesystemsRequest.SerializeToString,
+            launcher__pb2.FilesystemsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Screenshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperlet.launcher.v1.Launcher/Screenshot',
+            launcher__pb2.ScreenshotRequest.SerializeToString,
+            launcher__pb2.ScreenshotReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Console(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/hyperlet.launcher.v1.Launcher/Console',
+            launcher__pb2.ConsoleInput.SerializeToString,
+            launcher__pb2.ConsoleOutput.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Vnc(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/hyperlet.launcher.v1.Launcher/Vnc',
+            launcher__pb2.Chunk.SerializeToString,
+            launcher__pb2.Chunk.FromString,
             options,
             channel_credentials,
             insecure,
