@@ -175,5 +175,5 @@ class Interface(Struct):
 
 
 def pod_interface(network: str) -> str:
-    """The name in the pod of a secondary network's interface: a name that every network can have, as KubeVirt derives it."""
+    """The name in the pod of a secondary network's interface: never too long, and derived as in KubeVirt."""
     return "pod" + hashlib.sha256(network.encode()).hexdigest()[:11]
