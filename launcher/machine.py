@@ -59,6 +59,8 @@ class Machine:
         self._early_ends: list[Final] = []
         """libvirt told of the end before it told of the start."""
         self._refresh_wanted = False
+        self._looks = self._latest_look = 0
+        """Looks at the domain that were begun, and the latest one that was taken for true."""
         self._stopping = False
         self._watched_pid = 0
         self.final: Final | None = None
@@ -254,9 +256,12 @@ class Machine:
         self._refresh_soon()
 
     async def _refresh(self) -> None:
+        self._looks += 1
+        look = self._looks
         facts = await self._hypervisor.facts(self._domain)
-        if self.final is not None:
-            return
+        if self.final is not None or look < self._latest_look:
+            return  # over, or a look that began later has been quicker
+        self._latest_look = look
         if facts is None:
             if self._started:
                 # libvirt forgets a domain before it sends the event that says how it ended.
