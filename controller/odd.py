@@ -15,6 +15,8 @@ from kit.cache import Key, Store
 from kit.kube import UNDECODABLE, Undecodable
 
 REASON = "InvalidSpec"
+_REMEMBERED = 1000
+"""Objects that were told; one that is forgotten is told again when it changes."""
 
 _log = log.logger(component="odd")
 
@@ -48,6 +50,8 @@ class Odd:
         if item is None or self._told.get(uid := str(item.metadata.get("uid"))) == item.message:
             return
         self._told[uid] = item.message
+        if len(self._told) > _REMEMBERED:
+            del self._told[next(iter(self._told))]
         type, status = self._condition
         made = conditions.make(type, status, REASON, item.message)
         whole = {"status": {"conditions": [{**made, "lastTransitionTime": format_time(now)}]}}
