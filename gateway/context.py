@@ -1,0 +1,15 @@
+"""What every part of the gateway is given."""
+
+from dataclasses import dataclass
+
+from gateway.certificates import Certificates
+from kit.kube import Kube
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """One replica. `namespace` is its own, which is the handlers' too."""
+
+    kube: Kube
+    namespace: str
+    certificates: Certificates
