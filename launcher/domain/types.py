@@ -279,10 +279,11 @@ class Channel(Node):
 
 @dataclass(kw_only=True)
 class Graphics(Node):
-    """<graphics type='vnc'> on a unix socket."""
+    """<graphics type='vnc'> on a unix socket. Shared by force: else a viewer may ask for the others to be thrown out."""
 
     TAG: ClassVar[str] = "graphics"
     type: str = at("@type", "vnc")
+    share: str = at("@sharePolicy", "force-shared")
     listen: str = at("listen/@type", "socket")
     socket: str = at("listen/@socket")
 
