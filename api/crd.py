@@ -18,6 +18,9 @@ from api import names
 from api.kubevirt import KubeVirt
 from api.meta import ObjectMeta, Struct
 from api.migration import VirtualMachineInstanceMigration
+from api.nad import GROUP as NAD_GROUP
+from api.nad import PLURAL as NAD_PLURAL
+from api.nad import NetworkAttachmentDefinition
 from api.shape import Shape, shape_of, struct_shape
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
@@ -38,6 +41,13 @@ class Kind(NamedTuple):
     short: tuple[str, ...]
     columns: tuple[tuple[str, str, str, int], ...]
     status: bool
+    group: str = names.GROUP
+    singular: str = ""
+    """The kind in lower case, if empty."""
+    versions: tuple[str, ...] = (names.VERSION, names.OLD_VERSION)
+    """The first one is stored."""
+    required: tuple[str, ...] = ("spec",)
+    categories: tuple[str, ...] = ("all",)
 
 
 KINDS = (
@@ -71,6 +81,19 @@ KINDS = (
         (("Phase", "string", ".status.phase", 0), ("VMI", "string", ".spec.vmiName", 0)),
         True,
     ),
+    # As Multus brings it, so that it does not matter who comes first.
+    Kind(
+        NetworkAttachmentDefinition,
+        NAD_PLURAL,
+        ("net-attach-def", "net-attach-defs"),
+        (),
+        False,
+        group=NAD_GROUP,
+        singular="network-attachment-definition",
+        versions=("v1",),
+        required=(),
+        categories=(),
+    ),
 )
 
 
@@ -80,21 +103,21 @@ def definition(kind: Kind) -> dict[str, Any]:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{kind.plural}.{names.GROUP}"},
+        "metadata": {"name": f"{kind.plural}.{kind.group}"},
         "spec": {
-            "group": names.GROUP,
+            "group": kind.group,
             "scope": "Namespaced",
             "names": {
                 "kind": name,
                 "listKind": f"{name}List",
                 "plural": kind.plural,
-                "singular": name.lower(),
+                "singular": kind.singular or name.lower(),
                 "shortNames": list(kind.short),
-                "categories": ["all"],
+                **({"categories": list(kind.categories)} if kind.categories else {}),
             },
             "versions": [
-                _version(kind, names.VERSION, storage=True, described=True),
-                _version(kind, names.OLD_VERSION, storage=False, described=False),
+                _version(kind, version, storage=not place, described=not place)
+                for place, version in enumerate(kind.versions)
             ],
         },
     }
@@ -105,24 +128,27 @@ def _version(kind: Kind, version: str, *, storage: bool, described: bool) -> dic
         "name": version,
         "served": True,
         "storage": storage,
-        "additionalPrinterColumns": [
+    }
+    if kind.columns:
+        entry["additionalPrinterColumns"] = [
             {"name": name, "type": type_, "jsonPath": path, **({"priority": priority} if priority else {})}
             for name, type_, path, priority in kind.columns
-        ],
-        "schema": {"openAPIV3Schema": root_schema(kind.cls, described=described)},
-    }
+        ]
+    entry["schema"] = {"openAPIV3Schema": root_schema(kind.cls, described=described, required=kind.required)}
     if kind.status:
         entry["subresources"] = {"status": {}}
     return entry
 
 
-def root_schema(cls: type[Struct], *, described: bool = True) -> Schema:
+def root_schema(cls: type[Struct], *, described: bool = True, required: tuple[str, ...] = ("spec",)) -> Schema:
     """The schema of a whole object. The server brings its own schema for apiVersion, kind and metadata."""
     schema = struct_schema(cls, described=described)
     for field in ("apiVersion", "kind"):
         schema["properties"][field] = {"type": "string"}
     schema["properties"]["metadata"] = {"type": "object"}
-    schema["required"] = ["spec"]
+    schema.pop("required", None)
+    if required:
+        schema["required"] = list(required)
     return schema
 
 

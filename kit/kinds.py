@@ -57,6 +57,7 @@ _KINDS: dict[str, Resource] = {
         _core("PersistentVolume", "persistentvolumes", namespaced=False),
         Resource("coordination.k8s.io", "v1", "Lease", "leases"),
         Resource("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"),
+        Resource("k8s.cni.cncf.io", "v1", "NetworkAttachmentDefinition", "network-attachment-definitions"),
         Resource("storage.k8s.io", "v1", "StorageClass", "storageclasses", namespaced=False),
         _kubevirt("KubeVirt", "kubevirts"),
         _kubevirt("VirtualMachine", "virtualmachines"),
