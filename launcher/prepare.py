@@ -1,6 +1,7 @@
 """The child that `launcher.builder` starts: one request on standard input, one answer on standard output, both JSON.
 
-Finds and makes the disks, and builds the domain. Ends when its parent does: standard input closes.
+Finds and makes the disks, and builds the domain; or, if the request has a list `plug` of interfaces, builds those for a
+domain that runs. Ends when its parent does: standard input closes.
 """
 
 import json
@@ -12,16 +13,18 @@ from api import codec
 from api.errors import InvalidObject
 from api.networks import DHCPOptions
 from api.vmi import VirtualMachineInstance
-from launcher import dhcp_options
+from launcher import dhcp_options, sriov
 from launcher.disks import find_disks, kernel_boot
 from launcher.domain.build import build
 from launcher.domain.facts import DiskFacts, Facts, InvalidVmi, NicFacts
+from launcher.domain.nics import pluggable
 from launcher.domain.types import Disk
 from launcher.log import log
 from launcher.paths import Paths, from_environment
 from launcher.untrusted import Missing
 
 KVM = "/dev/kvm"
+VHOST = "/dev/vhost-net"
 
 
 def prepare(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
@@ -31,7 +34,9 @@ def prepare(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
     facts = Facts(
         paths=paths,
         kvm=kvm,
+        vhost=_can_use(VHOST),
         nics=[NicFacts(**nic) for nic in request["nics"]],
+        functions=sriov.functions(vmi, os.environ),
         disks=find_disks(vmi, paths),
         kernel=kernel,
         initrd=initrd,
@@ -43,11 +48,33 @@ def prepare(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
         "xml": domain.text(),
         "paused": vmi.spec.startStrategy == "Paused",
         "disks": [_shown(disk, targets) for disk in facts.disks.values()],
-        "dhcp_options": {
-            interface.name: _dhcp_options(interface.dhcpOptions)
-            for interface in vmi.spec.domain.devices.interfaces or []
-            if interface.dhcpOptions
-        },
+        "dhcp_options": _all_dhcp_options(vmi),
+    }
+
+
+def plug(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
+    """The XML of each interface in `plug`, or what is wrong with it: one does not keep the others out."""
+    vmi = codec.decode(VirtualMachineInstance, request["vmi"])
+    nics = [NicFacts(**nic) for nic in request["nics"]]
+    facts = Facts(paths=paths, kvm=kvm, vhost=_can_use(VHOST), nics=nics)
+    devices, errors = {}, {}
+    for name in request["plug"]:
+        try:
+            devices[name] = pluggable(vmi, name, facts).text()
+        except (InvalidVmi, ValueError) as error:
+            errors[name] = str(error)
+    return {"devices": devices, "errors": errors, "dhcp_options": _all_dhcp_options(vmi)}
+
+
+def _can_use(device: str) -> bool:
+    return os.access(device, os.R_OK | os.W_OK)
+
+
+def _all_dhcp_options(vmi: VirtualMachineInstance) -> dict[str, list[list[Any]]]:
+    return {
+        interface.name: _dhcp_options(interface.dhcpOptions)
+        for interface in vmi.spec.domain.devices.interfaces or []
+        if interface.dhcpOptions
     }
 
 
@@ -66,9 +93,9 @@ def _dhcp_options(options: DHCPOptions) -> list[list[Any]]:
 
 
 def answer(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
-    """Like `prepare`, with errors as an answer of their own."""
+    """Like `prepare` or `plug`, with errors as an answer of their own."""
     try:
-        return prepare(request, paths, kvm)
+        return (plug if "plug" in request else prepare)(request, paths, kvm)
     except (InvalidVmi, InvalidObject, ValueError) as error:
         return _error("INVALID_ARGUMENT", str(error))
     except Missing as error:
@@ -86,7 +113,7 @@ def main() -> int:
     text = sys.stdin.buffer.read()
     if not text:
         return 0
-    kvm = os.access(KVM, os.R_OK | os.W_OK)
+    kvm = _can_use(KVM)
     try:
         reply = answer(json.loads(text), from_environment(), kvm)
     except Exception as error:

@@ -1,20 +1,16 @@
 """The devices of a VMI's domain: one small builder per kind, called in a fixed order."""
 
-import re
 from collections.abc import Callable, Iterator
 
 from api import devices as given
-from api.networks import Interface
 from api.vmi import VirtualMachineInstance
-from launcher.domain import types
-from launcher.domain.facts import DiskFacts, Facts, InvalidVmi, NicFacts
+from launcher.domain import pci, types
+from launcher.domain.facts import DiskFacts, Facts, InvalidVmi
+from launcher.domain.nics import interfaces
 from launcher.domain.xml import Node
 
-SPARE_PORTS = 4
-"""PCI Express ports that stay free, for devices that are plugged in while the guest runs."""
 BALLOON_PERIOD = 10
 _PREFIX = {"virtio": "vd", "sata": "sd", "scsi": "sd", "usb": "sd"}
-_PCI_ADDRESS = re.compile(r"([0-9a-fA-F]{4}):([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
 
 Builder = Callable[[VirtualMachineInstance, Facts], list[Node]]
 
@@ -22,7 +18,7 @@ Builder = Callable[[VirtualMachineInstance, Facts], list[Node]]
 def build_devices(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
     """All devices. Raises InvalidVmi."""
     nodes = [node for builder in _BUILDERS for node in builder(vmi, facts)]
-    return [*_controllers(vmi, nodes), *nodes]
+    return [*pci.controllers(vmi, nodes), *nodes]
 
 
 # -- disks
@@ -82,53 +78,8 @@ def _disk(disk: given.Disk, index: int, source: DiskFacts, targets: dict[str, It
         node.backing_type, node.backing_file, node.backing_format = "file", source.backing, source.backing_format
         node.backing_ends = True  # else libvirt would look for more in the image
     if isinstance(target, given.DiskTarget) and target.pciAddress:
-        node.address = _address(target.pciAddress, f"spec.domain.devices.disks[{index}].disk.pciAddress")
+        node.address = pci.address(target.pciAddress, f"spec.domain.devices.disks[{index}].disk.pciAddress")
     return node
-
-
-def _address(text: str, path: str) -> types.PciAddress:
-    match = _PCI_ADDRESS.fullmatch(text)
-    if match is None:
-        raise InvalidVmi(f"{path}: {text!r} is no PCI address such as 0000:81:01.0")
-    domain, bus, slot, function = match.groups()
-    return types.PciAddress(domain=f"0x{domain}", bus=f"0x{bus}", slot=f"0x{slot}", function=f"0x{function}")
-
-
-# -- network cards
-
-
-def interfaces(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
-    """One <interface> for each of spec.domain.devices.interfaces."""
-    nics = {nic.name: nic for nic in facts.nics}
-    built: list[Node] = []
-    for index, interface in enumerate(vmi.spec.domain.devices.interfaces or []):
-        path = f"spec.domain.devices.interfaces[{index}]"
-        if interface.state == "absent":
-            continue
-        if interface.name not in nics:
-            raise InvalidVmi(f"{path}.name: the handler has made no tap for {interface.name!r}")
-        built.append(_interface(interface, nics[interface.name], path, vmi))
-    return built
-
-
-def _interface(interface: Interface, nic: NicFacts, path: str, vmi: VirtualMachineInstance) -> types.Interface:
-    model = interface.model or "virtio"
-    virtio = model == "virtio"
-    return types.Interface(
-        mac=nic.mac,
-        target=nic.tap,
-        model="virtio-transitional" if virtio and vmi.spec.domain.devices.useVirtioTransitional else model,
-        queues=nic.queues if virtio and nic.queues > 1 else None,
-        link="down" if interface.state == "down" else None,
-        # Only virtio can tell the guest; the other models take it from DHCP.
-        mtu=nic.mtu if virtio and nic.mtu else None,
-        # The option ROM is for booting from the network: without a boot order it costs a start 0.1 s for nothing.
-        rom=None if interface.bootOrder else False,
-        boot_order=interface.bootOrder,
-        acpi_index=interface.acpiIndex,
-        alias=f"ua-{interface.name}",
-        address=_address(interface.pciAddress, f"{path}.pciAddress") if interface.pciAddress else None,
-    )
 
 
 # -- everything else
@@ -202,41 +153,3 @@ def sound(vmi: VirtualMachineInstance, _: Facts) -> list[Node]:
 
 
 _BUILDERS: list[Builder] = [disks, interfaces, console, agent, graphics, rng, balloon, panic, watchdog, sound]
-
-
-# -- controllers
-
-
-def _controllers(vmi: VirtualMachineInstance, nodes: list[Node]) -> list[Node]:
-    """The root complex, a port for every PCI Express device and the spare ones, SCSI and USB where they are used."""
-    buses = {node.bus for node in nodes if isinstance(node, types.Disk | types.Input)}
-    extra: list[Node] = [types.Controller(type="virtio-serial", index=0)]
-    if "scsi" in buses:
-        extra.append(types.Controller(type="scsi", index=0, model="virtio-scsi"))
-    usb = "usb" in buses
-    extra.append(types.Controller(type="usb", index=0, model="qemu-xhci" if usb else "none"))
-    spare = 0 if vmi.spec.domain.devices.disableHotplug else SPARE_PORTS
-    ports = sum(map(_needs_port, nodes)) + len(extra) - (not usb) + spare
-    return [
-        # First: libvirt puts ports into it in the order it reads them.
-        types.Controller(type="pci", index=0, model="pcie-root"),
-        *(types.Controller(type="pci", index=number, model="pcie-root-port") for number in range(1, ports + 1)),
-        *extra,
-    ]
-
-
-def _needs_port(node: Node) -> bool:
-    """Whether libvirt puts it behind a PCI Express port of its own."""
-    match node:
-        case types.Disk(bus=bus, address=address):
-            return bus == "virtio" and address is None
-        case types.Input(bus=bus):
-            return bool(bus == "virtio")
-        case types.Interface(model=model, address=address):
-            return address is None and model.startswith(("virtio", "e1000e", "igb"))
-        case types.Rng():
-            return True
-        case types.Balloon(model=model):
-            return model != "none"
-        case _:
-            return False

@@ -44,8 +44,12 @@ class Facts:
 
     paths: Paths
     kvm: bool
+    vhost: bool = False
+    """The kernel may carry the packets: /dev/vhost-net is in the container."""
     emulator: str | None = None
     nics: list[NicFacts] = field(default_factory=list)
+    functions: dict[str, str] = field(default_factory=dict)
+    """Addresses on the node's PCI bus, by interface with SR-IOV."""
     disks: dict[str, DiskFacts] = field(default_factory=dict)
     kernel: str | None = None
     initrd: str | None = None

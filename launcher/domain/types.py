@@ -252,6 +252,38 @@ class Interface(Node):
 
 
 @dataclass(kw_only=True)
+class HostAddress(Node):
+    """<source> of a <hostdev>: where the device is on the node."""
+
+    TAG: ClassVar[str] = "source"
+    domain: str = at("address/@domain")
+    bus: str = at("address/@bus")
+    slot: str = at("address/@slot")
+    function: str = at("address/@function")
+
+    @classmethod
+    def of(cls, address: PciAddress) -> "HostAddress":
+        """The same place."""
+        return cls(domain=address.domain, bus=address.bus, slot=address.slot, function=address.function)
+
+
+@dataclass(kw_only=True)
+class HostDevice(Node):
+    """<hostdev> of the node's PCI bus; not `managed`: the node has bound it to vfio-pci before."""
+
+    TAG: ClassVar[str] = "hostdev"
+    mode: str = at("@mode", "subsystem")
+    type: str = at("@type", "pci")
+    managed: bool = at("@managed", False)
+    source: HostAddress
+    rom: bool | None = at("rom/@enabled")
+    boot_order: int | None = at("boot/@order")
+    acpi_index: int | None = at("acpi/@index")
+    alias: str = at("alias/@name")
+    address: PciAddress | None = None
+
+
+@dataclass(kw_only=True)
 class Serial(Node):
     """<serial type='unix'>."""
 

@@ -4,10 +4,12 @@ import pathlib
 import subprocess
 from collections.abc import Iterator
 from typing import Any
+from xml.etree import ElementTree
 
 import grpc
 import pytest
 
+from launcher.domain import pci
 from protos import launcher_pb2 as pb
 from tests.node import bootsector, launcherlab
 from tests.node.launcherlab import Pod, all_of, disk_vmi, follow, wait_for
@@ -196,11 +198,30 @@ def test_all_goldens_are_domains_to_libvirt(pod: Pod) -> None:
         ),
         "libvirt's socket",
     )
-    for golden in sorted(GOLDEN.glob("*.tcg.xml")):
-        text = golden.read_text().replace('machine="pc-q35-7.2"', 'machine="q35"')
-        command = ["virsh", "-c", f"qemu+unix:///session?socket={socket}", "define", "--validate", "/dev/stdin"]
+
+    def virsh(*words: str, text: str = "") -> str:
+        command = ["virsh", "-c", f"qemu+unix:///session?socket={socket}", *words]
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"{golden.name}: {done.stderr}"
+        return done.stdout
+
+    for golden in sorted(GOLDEN.glob("*.tcg.xml")):
+        text = golden.read_text().replace('machine="pc-q35-7.2"', 'machine="q35"')
+        virsh("define", "--validate", "/dev/stdin", text=text)
+        taken = virsh("dumpxml", ElementTree.fromstring(text).findtext("name", ""))
+        fixed = "disableHotplug: true" in (GOLDEN / f"{golden.name.partition('.')[0]}.yaml").read_text()
+        assert free_ports(taken) == (0 if fixed else pci.SPARE_PORTS), golden.name
+        # libvirt had to add no bridge or port of its own.
+        assert taken.count("<controller type='pci'") == text.count('<controller type="pci"'), golden.name
+
+
+def free_ports(xml: str) -> int:
+    """Ports of a domain as libvirt writes it that no device is behind."""
+    devices = ElementTree.fromstring(xml).find("devices")
+    assert devices is not None
+    taken = {int(place.get("bus", "0"), 16) for place in devices.findall("*/address[@type='pci']")}
+    ports = devices.findall("controller[@model='pcie-root-port']")
+    return sum(int(port.get("index", "0")) not in taken for port in ports)
 
 
 def test_a_launcher_that_hears_nothing_stays(pod: Pod) -> None:

@@ -11,12 +11,19 @@ import yaml
 
 from api import codec, defaults
 from api.vmi import VirtualMachineInstance
+from launcher import sriov
 from launcher.domain.build import build
 from launcher.domain.facts import DiskFacts, Facts, NicFacts
 from launcher.paths import Paths
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden/domain"
 SCHEMA = pathlib.Path("/usr/share/libvirt/schemas/domain.rng")
+ENVIRONMENT = {
+    "KUBEVIRT_RESOURCE_NAME_fast": "example.com/fast-nics",
+    "KUBEVIRT_RESOURCE_NAME_faster": "example.com/fast-nics",
+    "PCIDEVICE_EXAMPLE_COM_FAST_NICS": "0000:81:01.2,0000:81:01.5",
+}
+"""What a device plugin and the controller put into the pod of the cases with SR-IOV."""
 CASES = sorted(path.stem for path in GOLDEN.glob("*.yaml"))
 
 
@@ -55,10 +62,12 @@ def facts_of(vmi: VirtualMachineInstance, kvm: bool) -> Facts:
     return Facts(
         paths=Paths(),
         kvm=kvm,
+        vhost=kvm,
         nics=[
             NicFacts(interface.name, f"tap{index}", interface.macAddress or "", 1450, 2 if index == 0 else 1)
             for index, interface in enumerate(vmi.spec.domain.devices.interfaces or [])
         ],
+        functions=sriov.functions(vmi, ENVIRONMENT),
         disks={volume.name: disk(volume) for volume in vmi.spec.volumes or []},
         kernel="/images/kernel-boot/boot/kernel" if kernel else None,
         initrd="/images/kernel-boot/boot/initrd" if kernel else None,

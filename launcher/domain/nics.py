@@ -1,0 +1,90 @@
+"""Network cards: taps that the handler has made, and virtual functions of the host's card."""
+
+from collections.abc import Iterator
+
+from api.networks import Interface
+from api.vmi import VirtualMachineInstance
+from launcher.domain import types
+from launcher.domain.facts import Facts, InvalidVmi, NicFacts
+from launcher.domain.pci import CONVENTIONAL_NICS, address
+from launcher.domain.xml import Node
+
+ALIAS = "ua-nic_"
+"""Before the interface's name. Names have no underscore, so no disk's alias (`ua-<disk>`) is the same."""
+_VIRTIO = "virtio"
+
+
+def interfaces(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
+    """A device for each of spec.domain.devices.interfaces but the absent. Raises InvalidVmi."""
+    return [_device(interface, path, vmi, facts) for interface, path in _with_paths(vmi) if interface.state != "absent"]
+
+
+def pluggable(vmi: VirtualMachineInstance, name: str, facts: Facts) -> Node:
+    """The device of one interface, for a guest that runs. Raises InvalidVmi."""
+    for interface, path in _with_paths(vmi):
+        if interface.name == name:
+            _refuse_what_needs_a_restart(interface, path)
+            return _device(interface, path, vmi, facts)
+    raise InvalidVmi(f"spec.domain.devices.interfaces: none is named {name!r}")
+
+
+def _refuse_what_needs_a_restart(interface: Interface, path: str) -> None:
+    if interface.sriov is not None:
+        raise InvalidVmi(f"{path}.sriov: {interface.name!r} cannot be plugged in while the VM runs; restart the VM")
+    if interface.model in CONVENTIONAL_NICS:
+        raise InvalidVmi(
+            f"{path}.model: {interface.name!r} cannot be plugged in while the VM runs, since {interface.model} is no "
+            "PCI Express card; use virtio or e1000e, or restart the VM"
+        )
+
+
+def _with_paths(vmi: VirtualMachineInstance) -> Iterator[tuple[Interface, str]]:
+    for index, interface in enumerate(vmi.spec.domain.devices.interfaces or []):
+        yield interface, f"spec.domain.devices.interfaces[{index}]"
+
+
+def _device(interface: Interface, path: str, vmi: VirtualMachineInstance, facts: Facts) -> Node:
+    if interface.sriov is not None:
+        return _host_device(interface, path, facts)
+    nic = next((nic for nic in facts.nics if nic.name == interface.name), None)
+    if nic is None:
+        raise InvalidVmi(f"{path}.name: the handler has made no tap for {interface.name!r}")
+    return _card(interface, path, nic, vmi, facts)
+
+
+def _card(interface: Interface, path: str, nic: NicFacts, vmi: VirtualMachineInstance, facts: Facts) -> types.Interface:
+    model = interface.model or _VIRTIO
+    virtio = model == _VIRTIO
+    return types.Interface(
+        mac=nic.mac,
+        target=nic.tap,
+        model="virtio-transitional" if virtio and vmi.spec.domain.devices.useVirtioTransitional else model,
+        # Named only where it is there: libvirt would refuse the domain, and has no use for it under TCG.
+        driver="vhost" if virtio and facts.kvm and facts.vhost else None,
+        queues=nic.queues if virtio and nic.queues > 1 else None,
+        link="down" if interface.state == "down" else None,
+        # Only virtio can tell the guest; the other models take it from DHCP.
+        mtu=nic.mtu if virtio and nic.mtu else None,
+        # The option ROM is for booting from the network: without a boot order it costs a start 0.1 s for nothing.
+        rom=None if interface.bootOrder else False,
+        boot_order=interface.bootOrder,
+        acpi_index=interface.acpiIndex,
+        alias=ALIAS + interface.name,
+        address=_place(interface, path),
+    )
+
+
+def _host_device(interface: Interface, path: str, facts: Facts) -> types.HostDevice:
+    """Its MAC is the device's own: the CNI plugin has set it."""
+    return types.HostDevice(
+        source=types.HostAddress.of(address(facts.functions[interface.name], f"{path}.sriov")),
+        rom=None if interface.bootOrder else False,
+        boot_order=interface.bootOrder,
+        acpi_index=interface.acpiIndex,
+        alias=ALIAS + interface.name,
+        address=_place(interface, path),
+    )
+
+
+def _place(interface: Interface, path: str) -> types.PciAddress | None:
+    return address(interface.pciAddress, f"{path}.pciAddress") if interface.pciAddress else None
