@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from launcher import daemon
+from launcher.live_nics import LiveNic, live_nics
 from launcher.log import log
 from launcher.paths import Paths
 
@@ -27,7 +28,7 @@ START_SECONDS = 120.0
 LARGEST_AGENT_ANSWER = 1 << 20
 _OPEN_SECONDS = 5.0
 # Of libvirt's ABI; the module may not be loaded yet when they are needed.
-_START_PAUSED, _SHUTDOWN_BY_ACPI, _SHUTDOWN_BY_AGENT = 1, 1, 2
+_START_PAUSED, _SHUTDOWN_BY_ACPI, _SHUTDOWN_BY_AGENT, _LIVE = 1, 1, 2, 1
 _RETRY_SECONDS = 0.01
 _LONGEST_RETRY_SECONDS = 0.5
 
@@ -42,7 +43,7 @@ class Unavailable(HypervisorError):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something happened to the domain. `kind` is lifecycle, agent or reboot; numbers are libvirt's."""
+    """Something happened to the domain. `kind` is lifecycle, agent, reboot or device; numbers are libvirt's."""
 
     kind: str
     event: int = 0
@@ -58,6 +59,7 @@ class DomainFacts:
     accelerator: str
     machine: str
     agent_connected: bool
+    nics: tuple[LiveNic, ...]
     qemu_pid: int
 
 
@@ -148,6 +150,10 @@ class Hypervisor:
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None)
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, self._on_agent, None)
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot, None)
+        for change in ("DEVICE_ADDED", "DEVICE_REMOVED", "DEVICE_REMOVAL_FAILED"):
+            connection.domainEventRegisterAny(
+                None, getattr(libvirt, f"VIR_DOMAIN_EVENT_ID_{change}"), self._on_device, None
+            )
         self._connection = connection
 
     def _end_daemon(self) -> None:
@@ -172,6 +178,9 @@ class Hypervisor:
 
     def _on_reboot(self, _conn: object, _dom: object, _opaque: object) -> None:
         self._post(self._happened, Event("reboot"))
+
+    def _on_device(self, _conn: object, _dom: object, _alias: str, _opaque: object) -> None:
+        self._post(self._happened, Event("device"))
 
     # -- calls
 
@@ -208,7 +217,8 @@ class Hypervisor:
                     return None
                 raise
             state, reason = domain.state()
-            return DomainFacts(state, reason, *_described(domain.XMLDesc()), self._qemu_pid(name))
+            text = domain.XMLDesc()
+            return DomainFacts(state, reason, *_described(text), live_nics(text), self._qemu_pid(name))
 
         return await self._call(read)
 
@@ -234,6 +244,28 @@ class Hypervisor:
     async def resume(self, name: str) -> None:
         """Lets the vCPUs run. Raises HypervisorError."""
         await self._call(lambda connection: connection.lookupByName(name).resume())
+
+    async def attach_device(self, name: str, xml: str) -> None:
+        """Plugs a device into the running domain. Raises HypervisorError."""
+        await self._call(lambda connection: connection.lookupByName(name).attachDeviceFlags(xml, _LIVE))
+
+    async def detach_device(self, name: str, alias: str) -> None:
+        """Asks the guest to let go of a device; the event tells when it has. Raises HypervisorError."""
+
+        def detach(connection: Any) -> None:
+            try:
+                connection.lookupByName(name).detachDeviceAlias(alias, _LIVE)
+            except self._libvirt.libvirtError as error:
+                gone = error.get_error_code() == self._libvirt.VIR_ERR_DEVICE_MISSING
+                # QEMU takes one request at a time; the guest still has the last one.
+                if not gone and "in the process of unplug" not in str(error):
+                    raise
+
+        await self._call(detach)
+
+    async def update_device(self, name: str, xml: str) -> None:
+        """Changes what can be changed of a device of the running domain. Raises HypervisorError."""
+        await self._call(lambda connection: connection.lookupByName(name).updateDeviceFlags(xml, _LIVE))
 
     async def agent_command(self, name: str, command: str, seconds: int) -> Any:
         """The `return` of a guest agent's answer, decoded.

@@ -311,7 +311,7 @@ class Channel(Node):
 
 @dataclass(kw_only=True)
 class Graphics(Node):
-    """<graphics type='vnc'> on a unix socket. Shared by force: else a viewer may ask for the others to be thrown out."""
+    """<graphics type='vnc'> on a unix socket. Shared by force: else one viewer may have the others thrown out."""
 
     TAG: ClassVar[str] = "graphics"
     type: str = at("@type", "vnc")
