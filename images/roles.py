@@ -39,7 +39,7 @@ class Role:
 
 ROLES = (
     Role("launcher", ("images/requirements-launcher.txt", "images/bake_capabilities.py", "launcher")),
-    Role("node", ("images/requirements-node.txt", "handler")),
+    Role("node", ("images/requirements-node.txt", "handler", "cni")),
     Role("cluster", ("images/requirements-cluster.txt", "controller")),
 )
 """A folder that a target copies must be named here too, or a change in it makes no new image; a test compares them."""

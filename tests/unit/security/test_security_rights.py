@@ -25,6 +25,8 @@ RIGHTS = {
     "handler": {
         ("kubevirt.io", "virtualmachineinstances"): {"list", "watch", "patch"},
         ("", "pods"): {"list", "watch"},
+        ("", "pods/status"): {"patch"},
+        ("k8s.cni.cncf.io", "network-attachment-definitions"): {"get"},
         ("", "nodes"): {"patch"},
         ("", "events"): {"create", "patch"},
     },
@@ -81,7 +83,23 @@ def test_the_handlers_pod_shares_with_the_node_what_it_needs_and_no_more() -> No
     spec = daemons["spec"]["template"]["spec"]
     assert spec["hostPID"] is True and not {"hostNetwork", "hostIPC"} & set(spec)
     paths = {volume["hostPath"]["path"] for volume in spec["volumes"]}
-    assert paths == {"/var/lib/kubelet/pods", "/var/lib/kubelet/device-plugins", "/run/containerd", "/dev"}
+    assert paths == {
+        "/var/lib/kubelet/pods",
+        "/var/lib/kubelet/device-plugins",
+        "/run/containerd",
+        "/dev",
+        "/run/hyperlet",
+        "/var/lib/hyperlet",
+        "/opt/cni/bin",
+    }
+    mounts = {
+        each["name"]: {mount["mountPath"] for mount in each["volumeMounts"]}
+        for each in (*spec["initContainers"], *spec["containers"])
+    }
+    # The plugins' daemon sees nothing of the node but its socket's folder; only the installer sees the plugins' folder.
+    assert mounts["cni"] == {"/run/hyperlet"} and mounts["install-cni"] == {"/host/cni-bin"}
+    assert "/host/cni-bin" not in mounts["handler"]
+    assert "privileged" not in spec["initContainers"][0]["securityContext"]
     (mount,) = [each for each in spec["containers"][0]["volumeMounts"] if each["name"] == "pods"]
     # Nothing that the handler mounts may come out on the node.
     assert mount["mountPropagation"] == "HostToContainer"
