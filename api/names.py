@@ -32,6 +32,24 @@ API_NAME: Final = "virt-api"
 CONTROLLER_LEASE: Final = "virt-controller"
 FIELD_MANAGER: Final = "hyperlet"
 
+# The gateway's Service, and who its certificates are for
+GATEWAY_SERVICE: Final = "hyperlet-gateway"
+GATEWAY_AUDIENCE: Final = "hyperlet"
+AUTHORITIES: Final = "hyperlet-ca"
+HANDLER_ACCOUNT: Final = "hyperlet-handler"
+URI_GATEWAY: Final = "hyperlet://gateway"
+
+
+def node_uri(node: str) -> str:
+    """The URI in a handler's certificate."""
+    return f"hyperlet://node/{node}"
+
+
+def node_dns_name(node: str) -> str:
+    """The DNS name in a handler's certificate: what its caller has TLS check. Nobody resolves it."""
+    return f"{node}.node.hyperlet"
+
+
 # Labels
 LABEL_APP: Final = "kubevirt.io"
 APP_LAUNCHER: Final = "virt-launcher"

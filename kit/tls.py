@@ -6,7 +6,7 @@ All keys are on the curve P-256; certificates are X.509 v3 as RFC 5280 has them.
 import datetime
 import os
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from cryptography import x509
@@ -162,14 +162,37 @@ def server_context(pair: Pair, clients: bytes | None = None) -> ssl.SSLContext:
 
     With `clients` (PEM) it asks for client certificates of those authorities; a client may come without one.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION
+    context = _server_context()
     _load(context, pair)
-    # Always: a context that is swapped in during the handshake brings its authorities along, but not this setting.
-    context.verify_mode = ssl.CERT_OPTIONAL
     if clients:
         context.load_verify_locations(cadata=clients.decode("ascii"))
+    return context
+
+
+def switching_context(choose: Callable[[], ssl.SSLContext | None]) -> ssl.SSLContext:
+    """A server's TLS context that asks for every handshake which context to use, so that certificates can be renewed
+    under a listening socket. While there is none, handshakes fail."""
+
+    def switch(connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> int | None:
+        chosen = choose()
+        if chosen is None:
+            return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
+        connection.context = chosen
+        return None
+
+    context = _server_context()
+    context.sni_callback = switch  # called for clients that send no server name too
+    return context
+
+
+def _server_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # A resumed session would carry on what was verified by authorities that are not believed any more.
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
+    context.num_tickets = 0
+    # A context that is swapped in during the handshake brings its authorities along, but not this setting.
+    context.verify_mode = ssl.CERT_OPTIONAL
     return context
 
 
