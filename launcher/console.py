@@ -10,6 +10,8 @@ import errno
 import fcntl
 import os
 
+from launcher.tail import Tail
+
 RATE = 1 << 20
 """Bytes per second that are passed on; one second's worth may come at once."""
 BACKLOG = 256 << 10
@@ -65,7 +67,7 @@ class Filter:
 class Console:
     """Copies the FIFO to standard output. `source` and `target` are for poll(); `pump()` moves what can be moved."""
 
-    def __init__(self, fifo: str, target: int) -> None:
+    def __init__(self, fifo: str, target: int, tail: Tail | None = None) -> None:
         # Read and write: there is always a reader, so QEMU's open never blocks, and always a writer, so no end of file.
         self.source = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self.target = target
@@ -74,6 +76,7 @@ class Console:
         except OSError:
             pass  # over the user's pipe quota: the default size does
         os.set_blocking(target, False)
+        self._tail = tail
         self._filter = Filter()
         self._pending = bytearray()
         self._dropped = 0
@@ -93,7 +96,11 @@ class Console:
             data = self._read()
             if not data:
                 break
+            if self._tail:
+                self._tail.feed(data)
             self._take(data)
+        if self._tail:
+            self._tail.save()
         if self._dropped and len(self._pending) < BACKLOG // 2 and self._allowance > _CHUNK:
             self._pending += b"\n[hyperlet: %d bytes of the guest's output were dropped]\n" % self._dropped
             self._dropped = 0

@@ -22,8 +22,10 @@ class Paths:
         self.termination_log = os.path.join(root, "dev/termination-log")  # noqa: PTH118
         self.socket = f"{self.run}/launcher.sock"
         self.serial_fifo = f"{self.run}/serial.fifo"
+        self.serial_tail = f"{self.run}/serial.tail"
         self.serial_socket = f"{self.run}/serial.sock"
         self.vnc_socket = f"{self.run}/vnc.sock"
+        self.screen = f"{self.run}/screen.ppm"
         self.agent_socket = f"{self.run}/agent.sock"
         self.state = f"{self.run}/state.json"
         self.request = f"{self.run}/sync.bin"

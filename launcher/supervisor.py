@@ -22,6 +22,7 @@ from launcher.children import Child, describe, kill, trim
 from launcher.console import Console
 from launcher.log import log
 from launcher.paths import Paths, from_environment
+from launcher.tail import Tail
 
 EXPLAIN_SECONDS = 3.0
 """How long the server may take to learn from libvirt how QEMU ended."""
@@ -44,7 +45,7 @@ class Supervisor:
         daemon.prepare(libvirt, paths)
         self.libvirt = Child("libvirt", daemon.command(libvirt, paths), daemon.environment(paths), paths.libvirt_output)
         self.server = Child("server", [sys.executable, "-s", "-m", "launcher"], server_environment(paths))
-        self.console = Console(paths.serial_fifo, 1)
+        self.console = Console(paths.serial_fifo, 1, Tail(paths.serial_tail))
         self.ends: dict[int, int] = {}
         """How processes that we did not start ended; QEMU is one of them."""
         self.trim_at = 0.0
@@ -289,7 +290,7 @@ def prepare(paths: Paths) -> None:
     os.umask(0o077)
     for directory in (paths.run, paths.disks, paths.media):
         os.makedirs(directory, exist_ok=True)  # noqa: PTH103
-    for leftover in (paths.socket, paths.state, paths.request, paths.serial_fifo):
+    for leftover in (paths.socket, paths.state, paths.request, paths.serial_fifo, paths.serial_tail):
         try:  # noqa: SIM105
             os.unlink(leftover)  # noqa: PTH108
         except FileNotFoundError:
