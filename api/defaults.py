@@ -215,10 +215,20 @@ def _interface(
     network = next((network for network in networks if network.name == interface.name), None)
     if network and all(getattr(interface, binding) is None for binding in _BINDINGS):
         interface = _bound(interface, network, config)
-    # With a bridge binding the guest takes over the pod's own address, and so its MAC.
-    if interface.macAddress is None and interface.masquerade is not None:
+    if interface.macAddress is None and _has_own_mac(interface, network):
         interface = replace(interface, macAddress=mac_address(metadata, interface.name))
     return replace(interface, model=interface.model or DEFAULT_MODEL)
+
+
+def _has_own_mac(interface: Interface, network: Network | None) -> bool:
+    """Whether the address is ours to choose.
+
+    With a bridge on the pod network the guest takes over the pod's own address, and so its MAC; a virtual function
+    has one already.
+    """
+    if interface.bridge is not None:
+        return network is not None and network.multus is not None
+    return interface.masquerade is not None
 
 
 def _bound(interface: Interface, network: Network, config: "KubeVirtConfiguration | None") -> Interface:

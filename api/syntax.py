@@ -20,6 +20,8 @@ _IMAGE = re.compile(
     r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[A-Za-z0-9]+([+._-][A-Za-z0-9]+)*:[0-9a-fA-F]{32,})?",
     re.ASCII,
 )
+# The shortest prefix of a network behind address translation.
+_SHORTEST = 8
 _TIMEZONE = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*", re.ASCII)
 
 
@@ -139,6 +141,10 @@ def _network(value: str, version: int, longest: int) -> str | None:
         return f"{_shown(value)} is no IPv{version} network in CIDR notation"
     if network.prefixlen > longest:
         return f"{_shown(value)} is too small: a prefix of at most /{longest} is needed"
+    if network.prefixlen < _SHORTEST:
+        return f"{_shown(value)} is too large: a prefix of at least /{_SHORTEST} is needed"
+    if network.is_multicast or network.is_loopback or network.is_link_local or network.network_address.is_unspecified:
+        return f"{_shown(value)} is no network that a guest can have an address in"
     return None
 
 
@@ -148,6 +154,15 @@ def ip_address(value: str) -> str | None:
         ipaddress.ip_address(value)
     except ValueError:
         return f"{_shown(value)} is no IP address"
+    return None
+
+
+def ipv4_address(value: str) -> str | None:
+    """An IPv4 address."""
+    try:
+        ipaddress.IPv4Address(value)
+    except ValueError:
+        return f"{_shown(value)} is no IPv4 address"
     return None
 
 

@@ -14,11 +14,12 @@ from api.errors import Fault
 
 _DISK = "name bootOrder serial cache io disk.bus disk.readonly disk.pciAddress cdrom.bus cdrom.readonly cdrom.tray"
 _INTERFACE = (
-    "name masquerade model=virtio|e1000|e1000e|rtl8139|ne2k_pci|pcnet ports macAddress bootOrder pciAddress dhcpOptions"
+    "name masquerade bridge sriov model=virtio|e1000|e1000e|rtl8139|ne2k_pci|pcnet ports portRanges macAddress "
+    "bootOrder pciAddress acpiIndex dhcpOptions state"
 )
 _DEVICES = (
     "rng autoattachGraphicsDevice autoattachSerialConsole autoattachMemBalloon autoattachInputDevice "
-    "autoattachPodInterface disableHotplug inputs watchdog.name watchdog.i6300esb"
+    "autoattachPodInterface disableHotplug inputs watchdog.name watchdog.i6300esb networkInterfaceMultiqueue"
 )
 _CLOUD_INIT = "userData userDataBase64 secretRef networkData networkDataBase64 networkDataSecretRef"
 _HYPERV = (
@@ -43,7 +44,7 @@ SUPPORTED_SPEC = [
     *_below("domain.devices", _DEVICES),
     *_below("domain.devices.disks", _DISK),
     *_below("domain.devices.interfaces", _INTERFACE),
-    *_below("networks", "name pod"),
+    *_below("networks", "name pod multus.networkName"),
     *_below("volumes", "name containerDisk emptyDisk configMap secret"),
     *_below("volumes.persistentVolumeClaim", "claimName readOnly"),
     *_below("volumes.cloudInitNoCloud", _CLOUD_INIT),
@@ -81,7 +82,7 @@ SUPPORTED_KUBEVIRT = [
     "imagePullSecrets",
     *_below("configuration", "cpuModel machineType evictionStrategy imagePullPolicy emulatedMachines"),
     *_below("configuration.developerConfiguration", "useEmulation cpuAllocationRatio featureGates logVerbosity"),
-    *_below("configuration.network", "defaultNetworkInterface=masquerade permitBridgeInterfaceOnPodNetwork"),
+    *_below("configuration.network", "defaultNetworkInterface=masquerade|bridge permitBridgeInterfaceOnPodNetwork"),
     *_below("configuration.architectureConfiguration", "defaultArchitecture=amd64 amd64.machineType"),
 ]
 
@@ -97,8 +98,6 @@ HINTS = {
     "domain.devices.filesystems": "no file system can be shared yet: use a volume with a disk",
     "domain.devices.tpm": "there is no TPM yet",
     "domain.devices.logSerialConsole": "the serial console is always copied to the pod's log",
-    "domain.devices.interfaces.bridge": "use masquerade: the bridge binding is not there yet",
-    "domain.devices.interfaces.sriov": "no device can be passed through yet",
     "domain.devices.interfaces.binding": "network binding plugins are not there yet",
     "domain.devices.interfaces.slirp": "KubeVirt has dropped it too: use masquerade",
     "domain.devices.disks.lun": "use disk: raw SCSI passthrough is not there yet",
@@ -109,8 +108,13 @@ HINTS = {
     "domain.memory.hugepages": "huge pages are not there yet",
     "domain.memory.maxGuest": "memory cannot be added to a running guest yet",
     "domain.ioThreadsPolicy": "disks share QEMU's main loop yet",
-    "networks.multus": "only the pod network can be joined yet",
-    "networks.resourceClaim": "only the pod network can be joined yet",
+    "domain.devices.interfaces.passtBinding": "use masquerade",
+    "domain.devices.interfaces.tag": "cloud-init data carries no device metadata yet",
+    "networks.multus.default": (
+        "the pod keeps its own network: leave `default` out, and leave out the network with `pod` if the guest is not "
+        "to join that one"
+    ),
+    "networks.resourceClaim": "name a NetworkAttachmentDefinition in multus.networkName",
     "volumes.dataVolume": "name its PersistentVolumeClaim in volumes[].persistentVolumeClaim instead",
     "volumes.ephemeral": "a disk that forgets its writes is not there yet",
     "volumes.hostDisk": "files of the node are off limits",

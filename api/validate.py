@@ -6,7 +6,7 @@ An empty list means: accepted.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from api import names, syntax
 from api.codec import decode, to_dict
@@ -24,6 +24,9 @@ from api.unsupported import unsupported_kubevirt, unsupported_vm, unsupported_vm
 from api.vm import VirtualMachine
 from api.vmi import Probe, VirtualMachineInstance, VirtualMachineInstanceSpec
 
+if TYPE_CHECKING:
+    from api.configuration import KubeVirtConfiguration
+
 # The name becomes the value of a label (vm.kubevirt.io/name), which holds 63 characters.
 MAX_NAME = 63
 # The API server's limit for all annotations of an object together.
@@ -36,23 +39,28 @@ KINDS: dict[str, type[Struct]] = {
 }
 
 
-def validate_document(document: dict[str, Any]) -> list[Fault]:
-    """Every fault of a VirtualMachine, VirtualMachineInstance, migration or KubeVirt as a person wrote it."""
+def validate_document(document: dict[str, Any], config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
+    """Every fault of a VirtualMachine, VirtualMachineInstance, migration or KubeVirt as a person wrote it.
+
+    `config` is the installation's: some of it forbids things.
+    """
     kind = document.get("kind")
     cls = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
         return [Fault("kind", names.FAULT_NOT_SUPPORTED, f"{str(kind)[:63]!r} is none of {', '.join(KINDS)}")]
     faults = list(shape_faults(struct_shape(cls), document))
     try:
-        more = _decoded_faults(decode(cls, document))
+        more = _decoded_faults(decode(cls, document), config)
     except InvalidObject as error:
         faults = faults or error.faults
-        more = _remaining_faults(cls, document)
+        more = _remaining_faults(cls, document, config)
     known = {fault.path for fault in faults}
     return faults + [fault for fault in more if fault.path not in known]
 
 
-def _remaining_faults(cls: type[Struct], document: dict[str, Any]) -> list[Fault]:
+def _remaining_faults(
+    cls: type[Struct], document: dict[str, Any], config: "KubeVirtConfiguration | None"
+) -> list[Fault]:
     """What else is wrong with a document that does not decode, as far as that can be told.
 
     What is missing is not reported: it may be what was left out here.
@@ -61,7 +69,7 @@ def _remaining_faults(cls: type[Struct], document: dict[str, Any]) -> list[Fault
         rest = decode(cls, salvaged(struct_shape(cls), document))
     except (InvalidObject, ValueError):
         return list(_unsupported(str(document["kind"]), document.get("spec")))
-    return [fault for fault in _decoded_faults(rest) if fault.reason != names.FAULT_REQUIRED]
+    return [fault for fault in _decoded_faults(rest, config) if fault.reason != names.FAULT_REQUIRED]
 
 
 def _unsupported(kind: str, spec: Any) -> Iterator[Fault]:
@@ -73,11 +81,11 @@ def _unsupported(kind: str, spec: Any) -> Iterator[Fault]:
         yield from unsupported_kubevirt(spec)
 
 
-def _decoded_faults(value: Struct) -> list[Fault]:
+def _decoded_faults(value: Struct, config: "KubeVirtConfiguration | None") -> list[Fault]:
     if isinstance(value, VirtualMachine):
-        return validate_vm(value)
+        return validate_vm(value, config)
     if isinstance(value, VirtualMachineInstance):
-        return validate_vmi(value)
+        return validate_vmi(value, config)
     if isinstance(value, KubeVirt):
         return validate_kubevirt(value)
     if isinstance(value, VirtualMachineInstanceMigration):
@@ -85,8 +93,8 @@ def _decoded_faults(value: Struct) -> list[Fault]:
     return []
 
 
-def validate_vm(vm: VirtualMachine) -> list[Fault]:
-    """Every fault of a VirtualMachine."""
+def validate_vm(vm: VirtualMachine, config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
+    """Every fault of a VirtualMachine; `config` is the installation's."""
     spec = vm.spec
     faults = list(_name(vm.metadata))
     if spec.running is not None and spec.runStrategy is not None:
@@ -99,18 +107,23 @@ def validate_vm(vm: VirtualMachine) -> list[Fault]:
         missing = "spec.template.spec" if template.metadata else "spec.template"
         faults.append(Fault(missing, names.FAULT_REQUIRED, "this field is required: it describes the machine"))
     else:
-        faults += _spec_faults(template.spec, "spec.template.spec")
+        faults += _spec_faults(template.spec, "spec.template.spec", vm.metadata.namespace, config)
     return faults
 
 
-def validate_vmi(vmi: VirtualMachineInstance) -> list[Fault]:
-    """Every fault of a VirtualMachineInstance."""
-    return [*_name(vmi.metadata), *validate_vmi_spec(vmi.spec)]
+def validate_vmi(vmi: VirtualMachineInstance, config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
+    """Every fault of a VirtualMachineInstance; `config` is the installation's."""
+    return [*_name(vmi.metadata), *validate_vmi_spec(vmi.spec, "spec", vmi.metadata.namespace, config)]
 
 
-def validate_vmi_spec(spec: VirtualMachineInstanceSpec, path: str = "spec") -> list[Fault]:
+def validate_vmi_spec(
+    spec: VirtualMachineInstanceSpec,
+    path: str = "spec",
+    namespace: str | None = None,
+    config: "KubeVirtConfiguration | None" = None,
+) -> list[Fault]:
     """Every fault of a VMI's spec, with or without its defaults; `path` is where it stands."""
-    return [*unsupported_vmi(to_dict(spec), path), *_spec_faults(spec, path)]
+    return [*unsupported_vmi(to_dict(spec), path), *_spec_faults(spec, path, namespace, config)]
 
 
 def validate_kubevirt(kubevirt: KubeVirt) -> list[Fault]:
@@ -128,10 +141,12 @@ def warnings(vm: VirtualMachine) -> list[str]:
     return list(_warnings(vm))
 
 
-def _spec_faults(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
+def _spec_faults(
+    spec: VirtualMachineInstanceSpec, path: str, namespace: str | None, config: "KubeVirtConfiguration | None"
+) -> Iterator[Fault]:
     yield from domain_faults(spec, path)
     yield from storage_faults(spec, path)
-    yield from network_faults(spec, path)
+    yield from network_faults(spec, path, namespace, config)
     yield from _boot_order(spec, path)
     yield from _devices(spec, path)
     yield from _scheduling(spec, path)

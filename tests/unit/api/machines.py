@@ -44,9 +44,9 @@ def machine(changes: dict[str, Any] | None = None) -> dict[str, Any]:
         if value is DELETE:
             del node[parts[-1]]
         elif isinstance(node, list):
-            node[int(parts[-1]) : int(parts[-1]) + 1] = [value]
+            node[int(parts[-1]) : int(parts[-1]) + 1] = [copy.deepcopy(value)]
         else:
-            node[parts[-1]] = value
+            node[parts[-1]] = copy.deepcopy(value)
     return document
 
 

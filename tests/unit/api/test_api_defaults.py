@@ -137,6 +137,15 @@ def test_addresses_stay_with_the_machine() -> None:
     )
 
 
+def test_a_bridge_has_an_address_of_its_own_except_on_the_pod_network() -> None:
+    multus = {"networks.0": {"name": "default", "multus": {"networkName": "br1"}}}
+    bare, nic = {"domain.devices.interfaces.0": {"name": "default"}}, "domain.devices.interfaces.0"
+    bridged = card(filled(multus | bare))
+    assert bridged.bridge is not None and bridged.macAddress == mac_address(OWNED, "default")
+    assert card(filled({nic: {"name": "default", "bridge": {}}})).macAddress is None
+    assert card(filled(multus | {nic: {"name": "default", "sriov": {}}})).macAddress is None
+
+
 def test_the_uuid_stays_with_the_name() -> None:
     def uuid(metadata: ObjectMeta) -> str | None:
         firmware = filled(metadata=metadata).spec.domain.firmware

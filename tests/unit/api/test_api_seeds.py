@@ -28,7 +28,7 @@ def vmi_of(vm: VirtualMachine) -> VirtualMachineInstance:
     )
 
 
-@pytest.mark.parametrize("name", ["vm-cloudinit", "vm-masquerade-containerdisk"])
+@pytest.mark.parametrize("name", ["vm-cloudinit", "vm-masquerade-containerdisk", "vm-bridge-multus"])
 def test_complete_machines_are_accepted(name: str) -> None:
     document = seed(name)
     assert validate_document(document) == []
@@ -45,10 +45,6 @@ REFUSALS = {
     "vm-running-false": {
         f"{SPEC}.domain.devices.disks[0].name": "disk 'rootfs' has no volume of that name",
         f"{SPEC}.domain.devices.interfaces[0].name": "interface 'default' has no network of that name",
-    },
-    "vm-bridge-multus": {
-        f"{SPEC}.domain.devices.interfaces[0].bridge": REFUSED + HINTS["domain.devices.interfaces.bridge"],
-        f"{SPEC}.networks[0].multus": REFUSED + "only the pod network can be joined yet",
     },
     "vm-datavolumetemplate": {
         "spec.dataVolumeTemplates": REFUSED + HINTS["dataVolumeTemplates"],

@@ -12,9 +12,10 @@ from machines import DELETE, SPEC, decoded, machine
 
 from api import names
 from api.codec import decode, to_dict
+from api.configuration import KubeVirtConfiguration, NetworkConfiguration
 from api.defaults import default_vmi
 from api.errors import InvalidObject
-from api.validate import KINDS, validate_document, validate_vm, warnings
+from api.validate import KINDS, validate_document, validate_vm, validate_vmi_spec, warnings
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
 
@@ -26,6 +27,12 @@ CLOUD = f"{VOLUME}.cloudInitNoCloud"
 KERNEL = "domain.firmware.kernelBoot.container"
 NO_IMAGE = {f"{VOLUME}.containerDisk": DELETE}
 TWO_PODS = {"networks.1": {"name": "b", "pod": {}}, "domain.devices.interfaces.1": {"name": "b", "masquerade": {}}}
+MULTUS = {NIC: {"name": "default", "bridge": {}}, NETWORK: {"name": "default", "multus": {"networkName": "br1"}}}
+SRIOV = MULTUS | {NIC: {"name": "default", "sriov": {}}}
+TWO_NICS = {
+    "networks.1": {"name": "b", "multus": {"networkName": "default/br1"}},
+    "domain.devices.interfaces.1": {"name": "b", "bridge": {}},
+}
 
 
 def test_the_machine_itself_is_accepted() -> None:
@@ -140,6 +147,49 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
     ({f"{NIC}.dhcpOptions": {"ntpServers": ["ntp"]}}, f"{N}.dhcpOptions.ntpServers[0]", "no IP"),
     ({f"{NIC}.dhcpOptions": {"privateOptions": [{"option": 3, "value": "x"}]}},
      f"{N}.dhcpOptions.privateOptions[0].option", "3"),
+    ({f"{NIC}.dhcpOptions": {"ntpServers": ["fd10::1"]}}, f"{N}.dhcpOptions.ntpServers[0]", "no IPv4 address"),
+    ({f"{NIC}.dhcpOptions": {"privateOptions": [{"option": 240, "value": "x"}, {"option": 240, "value": "y"}]}},
+     f"{N}.dhcpOptions.privateOptions[1].option", "option 240 is set twice"),
+    ({f"{NIC}.dhcpOptions": {"tftpServerName": "a b"}}, f"{N}.dhcpOptions.tftpServerName", "must be 1 to 253"),
+    ({f"{NIC}.dhcpOptions": {"bootFileName": "x" * 128}}, f"{N}.dhcpOptions.bootFileName", "at most 127"),
+    ({f"{NIC}.portRanges": [{"start": 90, "end": 80, "protocol": "TCP"}]}, f"{N}.portRanges[0].end",
+     "80 is less than start, 90"),
+    ({f"{NIC}.portRanges": [{"start": 90, "end": 99, "protocol": "TCP"}], f"{NIC}.ports": [{"port": 95}]},
+     f"{N}.ports[0].port", "port 95 TCP is named twice"),
+    ({f"{NIC}.portRanges": [{"start": 1, "end": 99, "protocol": "UDP"}, {"start": 5, "end": 7, "protocol": "UDP"}]},
+     f"{N}.portRanges[1]", "port 5 UDP is named twice"),
+    ({f"{NIC}.portRanges": [{"start": 1, "end": 2, "protocol": "SCTP"}]}, f"{N}.portRanges[0].protocol", "one of"),
+    ({f"{NIC}.ports": [{"port": n} for n in range(1, 1026)]}, f"{N}.ports", "more than 1024: use portRanges"),
+    ({NIC: {"name": "default", "bridge": {}, "ports": [{"port": 1}]}}, f"{N}.ports", "masquerade only"),
+    ({f"{NIC}.acpiIndex": 0}, f"{N}.acpiIndex", "1 to 16383"),
+    ({f"{NIC}.bridge": {}}, N, "masquerade and bridge exclude each other"),
+    ({NIC: {"name": "default", "sriov": {}}}, f"{N}.sriov", "for a multus network only"),
+    ({f"{NIC}.state": "absent"}, f"{N}.state", "only an interface with a bridge on a multus network"),
+    ({f"{NIC}.state": "away"}, f"{N}.state", "one of: up, down, absent"),
+    ({f"{NIC}.pciAddress": "0000:0a:00.0", f"{DISK}.disk": {"pciAddress": "0000:0A:00.0"}}, f"{N}.pciAddress",
+     "already the place of 'root'"),
+    ({f"{NETWORK}.pod.vmNetworkCIDR": "10.0.0.0/7"}, "networks[0].pod.vmNetworkCIDR", "is too large"),
+    ({f"{NETWORK}.pod.vmNetworkCIDR": "127.1.0.0/24"}, "networks[0].pod.vmNetworkCIDR", "no network that a guest"),
+    ({f"{NETWORK}.pod.vmIPv6NetworkCIDR": "ff00::/64"}, "networks[0].pod.vmIPv6NetworkCIDR", "no network that a guest"),
+    (MULTUS | {f"{NIC}.masquerade": {}, f"{NIC}.bridge": DELETE}, f"{N}.masquerade", "for the pod network only"),
+    (MULTUS | {"networks.0.multus.networkName": "Br1"}, "networks[0].multus.networkName", "[namespace/]name"),
+    (MULTUS | {"networks.0.multus.networkName": "a/b/c"}, "networks[0].multus.networkName", "[namespace/]name"),
+    (MULTUS | {"networks.0.multus.networkName": ""}, "networks[0].multus.networkName", "no object name"),
+    (MULTUS | {"networks.0.multus.networkName": "/br1"}, "networks[0].multus.networkName", "[namespace/]name"),
+    (MULTUS | {"networks.0.multus": {}}, "networks[0].multus.networkName", "required"),
+    (MULTUS | {"networks.0.multus.networkName": "theirs/br1"}, "networks[0].multus.networkName",
+     "only networks of the VM's own namespace (default) and of default"),
+    (MULTUS | {"networks.0.pod": {}}, "networks[0]", "pod and multus exclude each other"),
+    (SRIOV | {f"{NIC}.state": "down"}, f"{N}.state", "cannot be put down"),
+    (SRIOV | {f"{NIC}.state": "absent"}, f"{N}.state", "only an interface with a bridge"),
+    (SRIOV | {f"{NIC}.dhcpOptions": {"bootFileName": "x"}}, f"{N}.dhcpOptions", "nobody here answers"),
+    (SRIOV | {f"{NIC}.portRanges": [{"start": 1, "end": 2, "protocol": "TCP"}]}, f"{N}.portRanges", "masquerade only"),
+    (TWO_NICS | {f"{NIC}.macAddress": "02:00:00:00:00:0a", "domain.devices.interfaces.1.macAddress":
+      "02-00-00-00-00-0A"}, "domain.devices.interfaces[1].macAddress", "used twice"),
+    (TWO_NICS | {f"{NIC}.acpiIndex": 3, "domain.devices.interfaces.1.acpiIndex": 3},
+     "domain.devices.interfaces[1].acpiIndex", "3 is used twice"),
+    (TWO_NICS | {f"{NIC}.bootOrder": 3, "domain.devices.interfaces.1.bootOrder": 3},
+     "domain.devices.interfaces[1].bootOrder", "boot order of 'default'"),
     # the rest of the spec
     ({"hostname": "Bad_Host"}, "hostname", "lower case letters"),
     ({"subdomain": "a.b"}, "subdomain", "lower case letters"),
@@ -233,10 +283,47 @@ def test_every_fault_is_reported_at_once() -> None:
         {"/spec.template.metadata.annotations": {"example.com/notes": "<a>\n$(b)"}},
         {"domain.machine": {"type": "pc-q35-9.2"}},
         {"readinessProbe": {"httpGet": {"port": 80, "path": "/"}, "periodSeconds": 5}},
+        MULTUS,
+        MULTUS | {f"{NIC}.state": "absent"},
+        MULTUS | {NIC: {"name": "default", "state": "absent"}},
+        MULTUS | {"networks.0.multus": {"networkName": "default/br1.lan", "default": False}},
+        SRIOV | {f"{NIC}.macAddress": "02:00:00:00:00:0a", f"{NIC}.state": "up"},
+        TWO_NICS,
+        {NIC: {"name": "default", "bridge": {}}},
+        {f"{NIC}.state": "down", f"{NIC}.acpiIndex": 16383, "domain.devices.networkInterfaceMultiqueue": True},
+        {f"{NIC}.portRanges": [{"start": 8000, "end": 8000, "protocol": "TCP"}], f"{NIC}.ports": [{"port": 8001}]},
+        *({f"{NIC}.model": model} for model in ("virtio", "e1000", "e1000e", "ne2k_pci", "pcnet", "rtl8139")),
     ],
 )  # fmt: skip
 def test_what_is_fine(changes: dict[str, Any]) -> None:
     assert validate_document(machine(changes)) == []
+
+
+def test_a_network_of_another_namespace_is_refused_where_the_vms_namespace_is_known() -> None:
+    """Otherwise a name would be enough to join what somebody else made for himself."""
+    changes = MULTUS | {"networks.0.multus.networkName": "theirs/br1"}
+    assert validate_document(machine(changes | {"/metadata": {"name": "small", "namespace": "theirs"}})) == []
+    assert validate_document(machine(changes | {"/metadata": {"name": "small"}})) == []
+    (fault,) = validate_document(machine(changes | {"/metadata": {"name": "small", "namespace": "mine"}}))
+    assert fault.reason == names.FAULT_FORBIDDEN and "(mine)" in fault.message
+    spec = decoded(changes).spec.template.spec
+    assert spec is not None
+    assert [fault.path for fault in validate_vmi_spec(spec, namespace="mine")] == [
+        "spec.networks[0].multus.networkName"
+    ]
+
+
+def test_a_bridge_on_the_pod_network_may_be_forbidden() -> None:
+    def faults(nic: dict[str, Any], permit: bool | None, default: str | None = None) -> list[str]:
+        network = NetworkConfiguration(permitBridgeInterfaceOnPodNetwork=permit, defaultNetworkInterface=default)
+        found = validate_document(machine({NIC: nic}), KubeVirtConfiguration(network=network))
+        return [fault.path.removeprefix(f"{SPEC}.") for fault in found]
+
+    bridge, bare = {"name": "default", "bridge": {}}, {"name": "default"}
+    assert faults(bridge, None) == faults(bridge, True) == faults(bare, False) == []
+    assert faults(bridge, False) == faults(bare, False, "bridge") == [f"{N}.bridge"]
+    assert validate_document(machine(MULTUS), KubeVirtConfiguration(network=NetworkConfiguration(
+        permitBridgeInterfaceOnPodNetwork=False))) == []  # fmt: skip
 
 
 def test_what_is_wrong_hides_nothing_and_invents_nothing() -> None:
