@@ -35,7 +35,9 @@ FIELD_MANAGER: Final = "hyperlet"
 # The gateway's Service, and who its certificates are for
 GATEWAY_SERVICE: Final = "hyperlet-gateway"
 GATEWAY_AUDIENCE: Final = "hyperlet"
+# A Secret with the authorities, and a ConfigMap with the certificates of those that sign the gateway's own
 AUTHORITIES: Final = "hyperlet-ca"
+SERVING_BUNDLE: Final = "serving.crt"
 HANDLER_ACCOUNT: Final = "hyperlet-handler"
 URI_GATEWAY: Final = "hyperlet://gateway"
 
