@@ -139,11 +139,10 @@ class NodeCertificate:
                     allow_redirects=False,
                 ) as response,
             ):
-                body = await response.content.read(ANSWER_LIMIT)
+                body = await response.read()
                 if response.status != 200:
-                    raise ApiUnavailable(
-                        f"the gateway answers {response.status}: {body[:500].decode(errors='replace')}"
-                    )
+                    said = body[:WORDS].decode(errors="replace")
+                    raise ApiUnavailable(f"the gateway answers {response.status}: {said}")
                 return msgspec.json.decode(body, type=_Signed)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, msgspec.DecodeError) as error:
             raise ApiUnavailable(f"the gateway at {url}: {error or type(error).__name__}") from error
