@@ -59,6 +59,11 @@ def load(kubeconfig: str | None = None) -> Connection:
     config: SingleConfig | None = loaded.get()
     if config is None:
         raise ConfigError(f"{path} has no current context")
+    return connection_of(config)
+
+
+def connection_of(config: SingleConfig, credentials: Credentials | None = None) -> Connection:
+    """The connection that one context describes; `credentials` instead of those that lightkube makes of its user."""
     user = config.user or User()
     tls = None
     if config.cluster.server.startswith("https:"):
@@ -67,5 +72,5 @@ def load(kubeconfig: str | None = None) -> Connection:
             # Python 3.13 began to insist on key identifiers (RFC 5280, 4.2.1.1), which the certificates of many
             # clusters lack. Chain, name and dates are checked as before.
             tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    credentials = Credentials(client_adapter.user_auth(user))
+    credentials = credentials or Credentials(client_adapter.user_auth(user))
     return Connection(config.cluster.server.rstrip("/"), tls, credentials, config.namespace)

@@ -1,0 +1,149 @@
+"""How commands are declared: loaded one by one, with the global flags, with Go's `--flag=true`."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import click
+
+from cli import settings
+from cli.settings import Settings
+
+_TRUE = {"1", "t", "true"}
+_FALSE = {"0", "f", "false"}
+_SHORT_WITH_EQUALS = re.compile(r"^-[A-Za-z]=")
+
+
+def program_name(path: str | None = None) -> str:
+    """What a person typed: `kubectl virt` where it runs as a plugin, else `hyperctl`."""
+    name = PurePath(path if path is not None else sys.argv[0]).name.removesuffix(".exe")
+    return f"{name.removesuffix('-virt')} virt" if name.endswith("-virt") else "hyperctl"
+
+
+def like_cobra(words: Iterable[str], switches: frozenset[str], takes_value: frozenset[str]) -> list[str]:
+    """The words of a command line as click reads them, from how Go programs let people write them.
+
+    `switches` are the flags without a value (`--force=true` becomes `--force`, `--force=false` nothing); `takes_value`
+    are those whose next word is theirs, whatever it looks like. A short flag may have an equals sign: `-o=json`.
+    """
+    out: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            return [*out, word, *rest]
+        flag, equals, value = word.partition("=")
+        if flag in switches and equals:
+            if value.lower() not in _TRUE | _FALSE:
+                raise click.UsageError(f"{flag} is true or false, not {value!r}")
+            if value.lower() in _TRUE:
+                out.append(flag)
+        elif _SHORT_WITH_EQUALS.match(word):
+            out.append(word[:2] + word[3:])
+        else:
+            out.append(word)
+            if word in takes_value:
+                out += [value for value in [next(rest, None)] if value is not None]
+    return out
+
+
+class Command(click.Command):
+    """A command that accepts the global flags anywhere, and gives its function the Settings as `ctx.obj`.
+
+    A flag of the command's own hides the global one of that name, as `create vm --user` does.
+    """
+
+    def _globals(self) -> list[click.Option]:
+        own = {name for param in self.params for name in param.opts}
+        return [option for option in settings.OPTIONS if not own & set(option.opts)]
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Own parameters, then the global flags."""
+        return [*super().get_params(ctx), *self._globals()]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Own values into ctx.params, global ones into ctx.obj."""
+        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        switches = frozenset(name for option in options if option.is_flag for name in option.opts)
+        takes_value = frozenset(name for option in options if not option.is_flag for name in option.opts)
+        rest = super().parse_args(ctx, like_cobra(args, switches, takes_value))
+        mine = {str(option.name): ctx.params.pop(str(option.name)) for option in self._globals()}
+        ctx.obj = Settings.of(mine)
+        return rest
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command's own flags; `options` lists the global ones."""
+        own = [param.get_help_record(ctx) for param in super().get_params(ctx)]
+        with formatter.section("Flags"):
+            formatter.write_dl([record for record in own if record is not None])
+        formatter.write_paragraph()
+        formatter.write_text(f'"{program_name()} options" lists the flags that all commands have.')
+
+
+class Entry(NamedTuple):
+    """Where a command is, and the line that the list of commands has about it."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+class Lazy(click.Group):
+    """A group whose commands are imported when they are asked for: a start costs what its own command costs."""
+
+    def __init__(self, entries: Mapping[str, Entry], **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.entries = entries
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, in alphabetical order."""
+        return sorted(self.entries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, loaded now."""
+        entry = self.entries.get(cmd_name)
+        if entry is None:
+            return None
+        command = getattr(importlib.import_module(entry.module), entry.attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, from the table."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.entries[name].summary) for name in self.list_commands(ctx)])
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Global flags may stand before the command: they are handed on to it."""
+        return super().parse_args(ctx, _command_first(args, self.entries))
+
+
+def _command_first(args: list[str], names: Iterable[str]) -> list[str]:
+    """`-n ns start vm` as `start -n ns vm`: cobra's global flags may stand anywhere."""
+    takes_value = {name for option in settings.OPTIONS if not option.is_flag for name in option.opts}
+    known = takes_value | {name for option in settings.OPTIONS if option.is_flag for name in option.opts}
+    known_names = set(names)
+    index = 0
+    while index < len(args):
+        word = args[index]
+        if word in known_names:
+            return [word, *args[:index], *args[index + 1 :]]
+        flag = word.partition("=")[0] if word.startswith("--") else word[:2]
+        if not word.startswith("-") or flag not in known:
+            return args
+        index += 2 if word in takes_value else 1
+    return args
+
+
+def command(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Command]:
+    """Declares a command; its function gets the Settings first. Examples in the help keep their lines (after `\\b`)."""
+
+    def declare(function: Callable[..., Any]) -> Command:
+        made = click.command(name, cls=Command, context_settings={"help_option_names": ["-h", "--help"]}, **attributes)
+        return made(click.pass_obj(function))
+
+    return declare

@@ -1,0 +1,50 @@
+"""What the guest agent tells: guestosinfo, userlist, fslist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cli.commands import command
+from cli.output import format_option, show
+from cli.paths import INSTANCES, machine_path
+from cli.problem import Problem
+from cli.settings import Settings
+
+
+def _tell(settings: Settings, name: str, verb: str, what: str, output: str) -> None:
+    from cli.client import Client, Refused, run
+
+    async def ask() -> dict[str, Any]:
+        async with Client(settings) as client:
+            try:
+                return await client.get(machine_path(INSTANCES, client.namespace, name, verb))
+            except Refused as refusal:
+                raise Problem(f"cannot get the {what} of VirtualMachineInstance {name}: {refusal}") from refusal
+
+    show(run(ask()), output)
+
+
+@command("guestosinfo", short_help="Tell what runs in a guest.")
+@click.argument("name", metavar="VMI")
+@format_option("json")
+def guestosinfo(settings: Settings, name: str, output: str) -> None:
+    """Tell which operating system runs in a guest, as its agent says."""
+    _tell(settings, name, "guestosinfo", "operating system", output)
+
+
+@command("userlist", short_help="List who is logged in to a guest.")
+@click.argument("name", metavar="VMI")
+@format_option("json")
+def userlist(settings: Settings, name: str, output: str) -> None:
+    """List who is logged in to a guest, as its agent says."""
+    _tell(settings, name, "userlist", "users", output)
+
+
+@command("fslist", short_help="List the file systems of a guest.")
+@click.argument("name", metavar="VMI")
+@format_option("json")
+def fslist(settings: Settings, name: str, output: str) -> None:
+    """List the mounted file systems of a guest, as its agent says."""
+    _tell(settings, name, "filesystemlist", "file systems", output)

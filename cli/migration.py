@@ -1,0 +1,70 @@
+"""`migrate` and `migrate-cancel`."""
+
+from __future__ import annotations
+
+import click
+
+from cli.commands import command
+from cli.paths import MACHINES, MIGRATIONS, object_path
+from cli.problem import Problem
+from cli.settings import Settings
+from cli.verbs import ask, dry_run_option, options_of
+
+_FINAL = {"Succeeded", "Failed"}
+
+
+def selector_of(words: tuple[str, ...]) -> dict[str, str] | None:
+    """`a=1,b=2` (several times) as a mapping. Raises Problem."""
+    pairs = [pair.partition("=") for word in words for pair in word.split(",")]
+    for key, equals, value in pairs:
+        if not key or not equals:
+            raise Problem(f"--addedNodeSelector is key=value,…, not {key + equals + value!r}")
+    return {key: value for key, _, value in pairs} or None
+
+
+@command("migrate", short_help="Move a running machine to another node.")
+@click.argument("name", metavar="VM")
+@click.option(
+    "--addedNodeSelector", "selector", multiple=True, metavar="KEY=VALUE,…", help="Only to nodes with these labels."
+)
+@dry_run_option
+def migrate(settings: Settings, name: str, selector: tuple[str, ...], dry_run: bool) -> None:
+    """Move a running machine to another node.
+
+    \b
+    Example:
+      hyperctl migrate myvm
+    """
+    body = options_of(dry_run, addedNodeSelector=selector_of(selector))
+    ask(settings, MACHINES, name, "migrate", body, f"migrate VirtualMachine {name}")
+    click.echo(f"VM {name} was scheduled to migrate")
+
+
+@command("migrate-cancel", short_help="Call a migration off.")
+@click.argument("name", metavar="VM")
+@dry_run_option
+def migrate_cancel(settings: Settings, name: str, dry_run: bool) -> None:
+    """Call the migration of a machine off; it stays where it is.
+
+    \b
+    Example:
+      hyperctl migrate-cancel myvm
+    """
+    from cli.client import Client, run
+
+    async def cancel() -> None:
+        async with Client(settings) as client:
+            listing = await client.get(object_path(MIGRATIONS, client.namespace))
+            active = [
+                item["metadata"]["name"]
+                for item in listing.get("items") or ()
+                if (item.get("spec") or {}).get("vmiName") == name
+                and (item.get("status") or {}).get("phase") not in _FINAL
+            ]
+            if not active:
+                raise Problem(f"VirtualMachine {name} has no migration to cancel")
+            for migration in active:
+                await client.delete(object_path(MIGRATIONS, client.namespace, migration), options_of(dry_run))
+
+    run(cancel())
+    click.echo(f"VM {name} was scheduled to migrate-cancel")

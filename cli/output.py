@@ -1,0 +1,36 @@
+"""What is printed: objects as JSON or YAML."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+FORMATS = ("json", "yaml")
+
+
+def format_option(default: str | None = None) -> Callable[[Any], Any]:
+    """The flag `-o json|yaml`."""
+    words = f"Output format: json or yaml{f' (default: {default})' if default else ''}."
+    return click.option(
+        "--output", "-o", "output", type=click.Choice(FORMATS), default=default, metavar="FORMAT", help=words
+    )
+
+
+def render(document: Any, form: str) -> str:
+    """A document as text that ends with a newline."""
+    if form == "yaml":
+        import yaml
+
+        return yaml.safe_dump(document, sort_keys=False, default_flow_style=False, allow_unicode=True)
+    import json
+
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def show(document: Any, form: str) -> None:
+    """Prints a document."""
+    sys.stdout.write(render(document, form))
+    sys.stdout.flush()

@@ -1,0 +1,51 @@
+"""Where things are in the API, and the words that people call them by."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from cli.problem import Problem
+
+SUBRESOURCES = "/apis/subresources.kubevirt.io/v1"
+KUBEVIRT = "/apis/kubevirt.io/v1"
+MACHINES = "virtualmachines"
+INSTANCES = "virtualmachineinstances"
+MIGRATIONS = "virtualmachineinstancemigrations"
+
+_KINDS = {
+    **dict.fromkeys(("vm", "vms", "virtualmachine", "virtualmachines"), MACHINES),
+    **dict.fromkeys(("vmi", "vmis", "virtualmachineinstance", "virtualmachineinstances"), INSTANCES),
+}
+SHORT = {MACHINES: "vm", INSTANCES: "vmi"}
+
+
+def resource_of(word: str) -> str:
+    """MACHINES or INSTANCES, from any of the words that kubectl knows them by. Raises Problem."""
+    try:
+        return _KINDS[word.lower()]
+    except KeyError:
+        raise Problem(f"{word!r} is no kind of machine: write vm or vmi") from None
+
+
+def machine_path(resource: str, namespace: str, name: str, verb: str) -> str:
+    """The path of a subresource of a VM (MACHINES) or of a running one (INSTANCES)."""
+    return f"{SUBRESOURCES}/namespaces/{_safe(namespace)}/{resource}/{_safe(name)}/{verb}"
+
+
+def object_path(resource: str, namespace: str, name: str | None = None) -> str:
+    """The path of VMs, VMIs or migrations, or of one."""
+    path = f"{KUBEVIRT}/namespaces/{_safe(namespace)}/{resource}"
+    return f"{path}/{_safe(name)}" if name else path
+
+
+def core_path(resource: str, namespace: str, name: str | None = None) -> str:
+    """The path of Services or claims, or of one."""
+    path = f"/api/v1/namespaces/{_safe(namespace)}/{resource}"
+    return f"{path}/{_safe(name)}" if name else path
+
+
+def _safe(name: str) -> str:
+    """A name as one piece of a path: `..` and slashes of a person's input lead nowhere else. Raises Problem."""
+    if name in ("", ".", ".."):
+        raise Problem(f"{name!r} is not a name")
+    return quote(name, safe="")

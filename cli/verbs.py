@@ -1,0 +1,207 @@
+"""The verbs: start, stop, restart, pause, unpause, soft-reboot, reset, migrate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from cli.commands import command
+from cli.paths import INSTANCES, MACHINES, machine_path, object_path, resource_of
+from cli.problem import Problem
+from cli.settings import Settings
+from cli.wait import wait_option
+
+Json = dict[str, Any]
+
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only ask whether it would be done.")
+
+
+def options_of(dry_run: bool, **values: Any) -> Json:
+    """The options of a subresource: those that are given."""
+    if dry_run:
+        click.echo("Dry Run execution")
+    given = {key: value for key, value in values.items() if value is not None}
+    return {**given, "dryRun": ["All"]} if dry_run else given
+
+
+def ask(
+    settings: Settings,
+    resource: str,
+    name: str,
+    verb: str,
+    body: Json | None,
+    trying: str,
+    state: str = "",
+    *,
+    anew: bool = False,
+) -> None:
+    """Has the server do `verb` to a machine; with `state`, waits for that, with `anew` in another instance.
+
+    Raises Problem: "cannot `trying`: why".
+    """
+    from cli.client import Client, Refused, run
+    from cli.wait import instance_uid, reached
+
+    async def put() -> None:
+        async with Client(settings) as client:
+            former = await instance_uid(client, name) if anew and state else None
+            try:
+                await client.put(machine_path(resource, client.namespace, name, verb), body)
+            except Refused as refusal:
+                raise Problem(f"cannot {trying}: {refusal}") from refusal
+            if state:
+                await reached(client, name, state, former)
+
+    run(put())
+
+
+@command("start", short_help="Start a virtual machine.")
+@click.argument("name", metavar="VM")
+@click.option("--paused", is_flag=True, help="Leave its processors halted, until `unpause`.")
+@dry_run_option
+@wait_option("Running")
+def start(settings: Settings, name: str, paused: bool, dry_run: bool, wait: bool) -> None:
+    """Start a virtual machine.
+
+    \b
+    Examples:
+      hyperctl start myvm
+      hyperctl start myvm --paused
+    """
+    body = options_of(dry_run, paused=paused or None)
+    state = ("Paused" if paused else "Running") if wait and not dry_run else ""
+    ask(settings, MACHINES, name, "start", body, f"start VirtualMachine {name}", state)
+    click.echo(f"VM {name} was scheduled to start")
+
+
+def grace_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--force --grace-period`, as virtctl has them."""
+    force = click.option(
+        "--force", is_flag=True, help="With --grace-period=0: end the machine at once, as if unplugged."
+    )
+    grace = click.option(
+        "--grace-period", type=int, default=-1, metavar="SECONDS", help="How long the guest has to shut down."
+    )
+    return force(grace(function))
+
+
+def grace_of(force: bool, seconds: int) -> int | None:
+    """The grace period to send; None leaves the machine its own. Raises Problem for a contradiction."""
+    if seconds == 0 and not force:
+        raise Problem("--grace-period=0 ends the machine without a shutdown: add --force if that is meant")
+    if force and seconds != 0:
+        raise Problem("--force needs --grace-period=0")
+    if seconds < -1:
+        raise Problem(f"--grace-period is a number of seconds, not {seconds}")
+    return seconds if seconds >= 0 else None
+
+
+@command("stop", short_help="Stop a virtual machine.")
+@click.argument("name", metavar="VM")
+@grace_options
+@dry_run_option
+@wait_option("Stopped")
+def stop(settings: Settings, name: str, force: bool, grace_period: int, dry_run: bool, wait: bool) -> None:
+    """Stop a virtual machine: its guest is asked to shut down.
+
+    \b
+    Examples:
+      hyperctl stop myvm
+      hyperctl stop myvm --force --grace-period=0
+    """
+    body = options_of(dry_run, gracePeriod=grace_of(force, grace_period))
+    state = "Stopped" if wait and not dry_run else ""
+    ask(settings, MACHINES, name, "stop", body, f"stop VirtualMachine {name}", state)
+    click.echo(f"VM {name} was scheduled to stop")
+
+
+@command("restart", short_help="Restart a virtual machine.")
+@click.argument("name", metavar="VM")
+@grace_options
+@dry_run_option
+@wait_option("Running again")
+def restart(settings: Settings, name: str, force: bool, grace_period: int, dry_run: bool, wait: bool) -> None:
+    """Stop a virtual machine and start it anew, so that changes of its template take effect.
+
+    \b
+    Example:
+      hyperctl restart myvm
+    """
+    body = options_of(dry_run, gracePeriodSeconds=grace_of(force, grace_period))
+    state = "Running" if wait and not dry_run else ""
+    ask(settings, MACHINES, name, "restart", body, f"restart VirtualMachine {name}", state, anew=True)
+    click.echo(f"VM {name} was scheduled to restart")
+
+
+def _halt(settings: Settings, word: str, name: str, dry_run: bool, verb: str) -> None:
+    if resource_of(word) == MACHINES:
+        _must_exist(settings, name)
+    ask(settings, INSTANCES, name, verb, options_of(dry_run), f"{verb} VirtualMachineInstance {name}")
+    click.echo(f"VMI {name} was scheduled to {verb}")
+
+
+def _must_exist(settings: Settings, name: str) -> None:
+    from cli.client import Client, run
+
+    async def look() -> None:
+        async with Client(settings) as client:
+            await client.get(object_path(MACHINES, client.namespace, name))
+
+    run(look())
+
+
+@command("pause", short_help="Halt the processors of a machine.")
+@click.argument("kind", metavar="vm|vmi")
+@click.argument("name")
+@dry_run_option
+def pause(settings: Settings, kind: str, name: str, dry_run: bool) -> None:
+    """Halt the processors of a running machine; its memory stays.
+
+    \b
+    Examples:
+      hyperctl pause vm myvm
+      hyperctl pause vmi myvmi
+    """
+    _halt(settings, kind, name, dry_run, "pause")
+
+
+@command("unpause", short_help="Let a paused machine go on.")
+@click.argument("kind", metavar="vm|vmi")
+@click.argument("name")
+@dry_run_option
+def unpause(settings: Settings, kind: str, name: str, dry_run: bool) -> None:
+    """Let a paused machine go on.
+
+    \b
+    Example:
+      hyperctl unpause vm myvm
+    """
+    _halt(settings, kind, name, dry_run, "unpause")
+
+
+@command("soft-reboot", short_help="Ask the guest of a machine to reboot.")
+@click.argument("name", metavar="VMI")
+def soft_reboot(settings: Settings, name: str) -> None:
+    """Ask the guest to reboot, by its agent or by ACPI. The machine itself stays as it is.
+
+    \b
+    Example:
+      hyperctl soft-reboot myvmi
+    """
+    ask(settings, INSTANCES, name, "softreboot", None, f"soft-reboot VirtualMachineInstance {name}")
+    click.echo(f"VMI {name} was scheduled to soft-reboot")
+
+
+@command("reset", short_help="Press the reset button of a machine.")
+@click.argument("name", metavar="VMI")
+def reset(settings: Settings, name: str) -> None:
+    """Reset a machine as its reset button would, without asking its guest.
+
+    \b
+    Example:
+      hyperctl reset myvmi
+    """
+    ask(settings, INSTANCES, name, "reset", None, f"reset VirtualMachineInstance {name}")
+    click.echo(f"VMI {name} was scheduled to reset")

@@ -1,0 +1,57 @@
+"""`version`: of this program, and of the server."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import click
+
+from api.version import VERSION
+from cli.commands import command
+from cli.output import format_option, show
+from cli.paths import SUBRESOURCES
+from cli.settings import Settings
+
+_FIELDS = ("gitVersion", "gitCommit", "gitTreeState", "buildDate", "goVersion", "pythonVersion", "compiler", "platform")
+
+
+def client_version() -> dict[str, str]:
+    """What this program is."""
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    return {
+        "gitVersion": f"v{VERSION}",
+        "pythonVersion": platform.python_version(),
+        "platform": f"{platform.system().lower()}/{machine}",
+    }
+
+
+def words(info: dict[str, Any]) -> str:
+    """In the form in which Go programs print it, from which scripts cut the GitVersion."""
+    told = [f'{name[0].upper()}{name[1:]}:"{info[name]}"' for name in _FIELDS if info.get(name)]
+    return f"version.Info{{{', '.join(told)}}}"
+
+
+@command("version", short_help="Tell the versions of this program and of the server.")
+@click.option("--client", "-c", "client_only", is_flag=True, help="Only of this program; no server is asked.")
+@format_option()
+def version(settings: Settings, client_only: bool, output: str | None) -> None:
+    """Tell the versions of this program and of hyperlet in the cluster."""
+    told = {"clientVersion": client_version()}
+    if not client_only:
+        told["serverVersion"] = _server_version(settings)
+    if output:
+        show(told, output)
+        return
+    for key, info in told.items():
+        click.echo(f"{key.removesuffix('Version').capitalize()} Version: {words(info)}")
+
+
+def _server_version(settings: Settings) -> dict[str, Any]:
+    from cli.client import Client, run
+
+    async def ask() -> dict[str, Any]:
+        async with Client(settings) as client:
+            return await client.get(f"{SUBRESOURCES}/version")
+
+    return run(ask())
