@@ -1,5 +1,6 @@
 """KubeVirt: the one object that configures an installation."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from api.configuration import KubeVirtConfiguration
@@ -216,3 +217,9 @@ class KubeVirt(Object):
     """What is wanted."""
     status: KubeVirtStatus | None = None
     """What there is."""
+
+
+def configuration_of(objects: Iterable[KubeVirt]) -> KubeVirtConfiguration:
+    """The configuration of the KubeVirt CR (the oldest, if somebody made two); defaults when there is none."""
+    by_age = sorted(objects, key=lambda kv: (kv.metadata.creationTimestamp or "", kv.metadata.name or ""))
+    return (by_age[0].spec.configuration if by_age else None) or KubeVirtConfiguration()

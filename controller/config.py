@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from api import names
 from api.configuration import DeveloperConfiguration, KubeVirtConfiguration
 from api.k8s import Node
-from api.kubevirt import KubeVirt
+from api.kubevirt import configuration_of as configuration_of
 from api.meta import parse_quantity
 
 DEFAULT_CPU_ALLOCATION_RATIO = 10
@@ -67,9 +67,3 @@ def offers_kvm(nodes: Iterable[Node]) -> bool:
         and parse_quantity((node.status.allocatable or {}).get(names.DEVICE_KVM, 0)) > 0
         for node in nodes
     )
-
-
-def configuration_of(objects: Iterable[KubeVirt]) -> KubeVirtConfiguration:
-    """The configuration of the KubeVirt CR (the oldest, if somebody made two); defaults when there is none."""
-    by_age = sorted(objects, key=lambda kv: (kv.metadata.creationTimestamp or "", kv.metadata.name or ""))
-    return (by_age[0].spec.configuration if by_age else None) or KubeVirtConfiguration()

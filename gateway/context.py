@@ -1,7 +1,9 @@
 """What every part of the gateway is given."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from api.configuration import KubeVirtConfiguration
 from gateway.certificates import Certificates
 from kit.kube import Kube
 
@@ -13,3 +15,5 @@ class Gateway:
     kube: Kube
     namespace: str
     certificates: Certificates
+    configuration: Callable[[], KubeVirtConfiguration] = KubeVirtConfiguration
+    """The settings in force, of the KubeVirt object."""
