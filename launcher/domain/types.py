@@ -315,7 +315,7 @@ class Graphics(Node):
 
     TAG: ClassVar[str] = "graphics"
     type: str = at("@type", "vnc")
-    share: str = at("@sharePolicy", "force-shared")
+    share: str = at("@sharePolicy", "ignore")
     listen: str = at("listen/@type", "socket")
     socket: str = at("listen/@socket")
 
