@@ -61,6 +61,7 @@ class PodSpec(Struct):
     """What was asked of a pod, as far as hyperlet looks at it."""
 
     nodeName: str | None = None
+    hostNetwork: bool | None = None
     containers: list[Container] = []
     initContainers: list[Container] | None = None
     priority: int | None = None

@@ -1,0 +1,174 @@
+"""The networks of this node's pods, followed over their lives.
+
+A virtual machine's pod joins its networks when the machine is brought up (`handler.bringing`), an ordinary pod as
+soon as one of its containers runs: nothing of ours is asked before. Whatever a pod was joined to, it leaves when it has
+ended or is gone, also when that happened while this handler or the node was away.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from api import nad
+from api.errors import NetworkError
+from api.k8s import Pod
+from handler import network_status, pod_processes
+from handler.attachment_records import Record
+from handler.attachments import Attachments
+from handler.plan import ENDED, owner_uid
+from kit.cache import Store
+from kit.kube import Kube
+from kit.reconcile import Again, Reconciler
+
+AGAIN_SECONDS = 1.0
+REASON_JOINED, REASON_NOT_JOINED, REASON_NOT_LEFT = "AddedInterface", "FailedAddInterface", "FailedRemoveInterface"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the plan for a pod depends on. `alive`: the API server has no such pod any more, but the node has."""
+
+    uid: str
+    pod: Pod | None
+    record: Record | None
+    alive: bool = False
+    multus: bool = False
+
+
+@dataclass(frozen=True)
+class Join:
+    """Join the pod to what its annotation names, and leave what it does not name any more."""
+
+    pod: Pod
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Leave everything."""
+
+
+def plan(seen: Observed) -> list[Join | Leave | Again]:
+    """What to do for one pod. Pure."""
+    pod = seen.pod
+    if pod is None or pod.status.phase in ENDED:
+        if seen.record is None:
+            return []
+        return [Again(AGAIN_SECONDS)] if seen.alive else [Leave()]
+    if pod.metadata.deletionTimestamp or pod.spec.hostNetwork or (seen.multus and seen.record is None):
+        return []
+    if owner_uid(pod):
+        return [Join(pod)] if seen.record is not None and not _settled(pod, seen.record) else []
+    return [Join(pod)] if _runs(pod) else []
+
+
+def _settled(pod: Pod, record: Record) -> bool:
+    """Whether a virtual machine's pod has and knows what it asks for."""
+    text = (pod.metadata.annotations or {}).get(nad.ANNOTATION_NETWORKS)
+    try:
+        wanted = {each.interface for each in nad.selections(pod.metadata.namespace or "", text)}
+    except ValueError:
+        return True  # the machine's condition says what is wrong with it
+    joined = {each.selection.interface for each in record.joined if each.result is not None}
+    told = {each["interface"] for each in network_status.entries(pod) if each.get("default") is not True}
+    return wanted == joined == told
+
+
+def _runs(pod: Pod) -> bool:
+    status = pod.status
+    containers = [*(status.initContainerStatuses or ()), *(status.containerStatuses or ())]
+    return any(each.state is not None and each.state.running is not None for each in containers)
+
+
+class PodNetworks(Reconciler[str, Observed]):
+    """Drives `Attachments` for the pods of this node, by UID."""
+
+    name = "podnetworks"
+
+    def __init__(self, kube: Kube, pods: Store[Pod], attachments: Attachments) -> None:
+        super().__init__()
+        self._kube = kube
+        self._pods = pods
+        self._attachments = attachments
+        pods.index("uid", lambda pod: [pod.metadata.uid or ""])
+        pods.on_change(self._changed)
+        attachments.again = lambda pod_uid: self.queue.add_after(pod_uid, AGAIN_SECONDS)
+
+    async def run(self, workers: int = 8) -> None:
+        """Works until cancelled; first of all on what was left behind."""
+        await self._pods.synced()
+        for uid in self._attachments.pods:
+            self.queue.add(uid)
+        await super().run(workers)
+
+    def _changed(self, old: Pod | None, new: Pod | None) -> None:
+        uid = ((new or old) or Pod()).metadata.uid or ""
+        asks = any(nad.ANNOTATION_NETWORKS in (pod.metadata.annotations or {}) for pod in (old, new) if pod)
+        if asks or self._attachments.record(uid) is not None:
+            self.queue.add(uid)
+
+    def describe(self, key: str) -> dict[str, Any]:
+        """The log's keys."""
+        record, pods = self._attachments.record(key), self._pods.by("uid", key)
+        if pods:
+            return {"namespace": pods[0].metadata.namespace, "name": pods[0].metadata.name, "pod_uid": key}
+        return {"pod_uid": key} | ({"namespace": record.namespace, "name": record.name} if record else {})
+
+    async def observe(self, key: str) -> Observed | None:
+        """What the cache and the records say, and the node where the cache says nothing."""
+        pods, record = self._pods.by("uid", key), self._attachments.record(key)
+        pod = pods[0] if pods else None
+        if pod is None and record is None:
+            return None
+        alive = pod is None and await self._process(key, keep=False) is not None
+        multus = pod is not None and record is None and await self._attachments.uses_multus()
+        return Observed(key, pod, record, alive, multus)
+
+    def plan(self, observed: Observed) -> Sequence[Any]:
+        """See the function of this name."""
+        return plan(observed)
+
+    async def apply(self, observed: Observed, action: Any) -> None:
+        """Does one thing. Raises NetworkError."""
+        if isinstance(action, Leave):
+            await self._attachments.leave(observed.uid)
+        elif isinstance(action, Join):
+            await self._join(action.pod, observed.record)
+
+    async def _join(self, pod: Pod, before: Record | None) -> None:
+        uid = pod.metadata.uid or ""
+        process = await self._process(uid)
+        if process is None:
+            self.queue.add_after(uid, AGAIN_SECONDS)
+            return
+        with process:
+            try:
+                await self._attachments.ensure(pod, process)
+            except NetworkError as error:
+                if not owner_uid(pod):
+                    await self._kube.event(pod, REASON_NOT_JOINED, error.message, "Warning")
+                raise
+        if not owner_uid(pod):
+            await self._celebrate(pod, before)
+
+    async def _celebrate(self, pod: Pod, before: Record | None) -> None:
+        """Tells an ordinary pod's new interfaces in Events, in Multus' words."""
+        record = self._attachments.record(pod.metadata.uid or "")
+        for joined in record.joined if record else []:
+            if before is None or before.of(joined.selection.interface) is None:
+                ips = network_status.entry(joined).get("ips", [])
+                words = f"Add {joined.selection.interface} [{' '.join(ips)}] from {joined.selection.network}"
+                await self._kube.event(pod, REASON_JOINED, words)
+
+    async def _process(self, uid: str, keep: bool = True) -> Any:
+        process = await asyncio.to_thread(pod_processes.sandbox, uid, self._attachments.host.network)
+        if process is not None and not keep:
+            process.close()
+        return process
+
+    async def report(self, key: str, error: str, failures: int) -> None:
+        """Tells a pod, though it may be gone, that a network of it could not be left."""
+        record = self._attachments.record(key)
+        living = [pod for pod in self._pods.by("uid", key) if pod.status.phase not in ENDED]
+        if record is not None and not living:
+            await self._kube.event(record.pod, REASON_NOT_LEFT, error, "Warning")
