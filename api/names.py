@@ -88,6 +88,7 @@ ANNOTATION_LAST_OBSERVED_API: Final = "kubevirt.io/latest-observed-api-version"
 ANNOTATION_STORAGE_OBSERVED_API: Final = "kubevirt.io/storage-observed-api-version"
 ANNOTATION_DEFAULT_CONTAINER: Final = "kubectl.kubernetes.io/default-container"
 ANNOTATION_GENERATION: Final = "kubevirt.io/vm-generation"
+ANNOTATION_TEMPLATE: Final = "hyperlet/template-hash"
 
 # Finalizers
 FINALIZER_VM: Final = "kubevirt.io/virtualMachineControllerFinalize"
@@ -217,6 +218,7 @@ REASON_UNSCHEDULABLE: Final = "Unschedulable"
 REASON_ERR_IMAGE_PULL: Final = "ErrImagePull"
 REASON_IMAGE_PULL_BACKOFF: Final = "ImagePullBackOff"
 REASON_FAILED_PVC_NOT_FOUND: Final = "FailedPvcNotFound"
+REASON_NETWORK_NOT_FOUND: Final = "NetworkAttachmentDefinitionNotFound"
 REASON_SYNC_FAILED: Final = "SyncFailed"
 REASON_INVALID: Final = "InvalidObject"
 
@@ -232,7 +234,7 @@ FAULT_TYPE: Final = "FieldValueTypeInvalid"
 # Values of status.interfaces[].infoSource
 INFO_DOMAIN: Final = "domain"
 INFO_GUEST_AGENT: Final = "guest-agent"
-INFO_DOMAIN_AND_AGENT: Final = "domain, guest-agent"
+INFO_MULTUS: Final = "multus-status"
 
 # volumeStatus[].phase
 VOLUME_PENDING: Final = "Pending"

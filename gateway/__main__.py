@@ -1,0 +1,114 @@
+"""`python -m gateway`: admission, the aggregated API and the certificates. Every replica is active.
+
+Environment: HYPERLET_PORT (8443), HYPERLET_HEALTH_PORT (8080), HYPERLET_LOG (info), POD_NAMESPACE,
+HYPERLET_LEAF_SECONDS (86400) and HYPERLET_AUTHORITY_SECONDS (a year): how long certificates live.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+
+from prometheus_client import Gauge
+
+from api.kubevirt import KubeVirt, configuration_of
+from gateway import admission, sign
+from gateway.authorities import Lives
+from gateway.certificates import Certificates
+from gateway.context import Gateway
+from gateway.keeper import Keeper
+from gateway.server import Routes, Server, application
+from kit import health, log
+from kit.cache import Store
+from kit.kube import Kube
+
+PORT = 8443
+HEALTH_PORT = 8080
+PARTS: tuple[Routes, ...] = (admission.routes, sign.routes)
+READY = Gauge("kubevirt_virt_api_ready_status", "1 while this replica can be called")
+
+_log = log.logger(component="main")
+
+
+def lives() -> Lives:
+    """How long certificates live. Raises ValueError where an authority would not live through its succession."""
+    standard = Lives()
+    leaf = float(os.environ.get("HYPERLET_LEAF_SECONDS") or standard.leaf)
+    authority = float(os.environ.get("HYPERLET_AUTHORITY_SECONDS") or standard.authority)
+    if leaf <= 0 or authority < 8 * leaf:
+        raise ValueError(
+            f"HYPERLET_AUTHORITY_SECONDS is {authority:g}: at least eight times HYPERLET_LEAF_SECONDS ({leaf:g})"
+        )
+    return Lives(authority, leaf)
+
+
+async def serve(stop: asyncio.Event, kube: Kube, lives: Lives) -> None:
+    """Serves until `stop`, then lets those finish who are being served."""
+    namespace = os.environ.get("POD_NAMESPACE") or kube.namespace
+    certificates = Certificates(namespace, lives)
+    keeper = Keeper(kube, namespace, certificates)
+    kubevirts: Store[KubeVirt] = Store(kube, KubeVirt)
+    gateway = Gateway(kube, namespace, certificates, lambda: configuration_of(kubevirts.all()))
+    server = Server(application(gateway, PARTS), certificates.server)
+    endpoints = _endpoints(kube, server, keeper, kubevirts)
+    async with contextlib.AsyncExitStack() as stack:
+        await endpoints.serve(int(os.environ.get("HYPERLET_HEALTH_PORT") or HEALTH_PORT))
+        stack.push_async_callback(endpoints.close)
+        kubevirts.start()
+        stack.push_async_callback(kubevirts.stop)
+        keeping = asyncio.create_task(keeper.run(), name="keeper")
+        stack.push_async_callback(_end, keeping)
+        await server.start(int(os.environ.get("HYPERLET_PORT") or PORT))
+        stack.push_async_callback(server.stop)
+        # What the start left behind stays for good: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({stopping, keeping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if keeping.done():
+            keeping.result()  # it never ends by itself: the error ends the process, and the kubelet starts another
+        _log.info("Asked to stop: serving on until nobody comes any more")
+
+
+def _endpoints(kube: Kube, server: Server, keeper: Keeper, kubevirts: Store[KubeVirt]) -> health.Health:
+    endpoints = health.Health()
+    health.count_calls(kube)
+
+    def ready() -> str | None:
+        if server.stopping:
+            return "stopping"
+        if not kubevirts.is_synced:
+            return "the settings are not known yet"
+        return None if keeper.was_fine else keeper.trouble
+
+    endpoints.ready("gateway", ready)
+    READY.set_function(lambda: float(ready() is None))
+    return endpoints
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def main() -> int:
+    """Runs until SIGTERM. Returns the exit code."""
+    log.setup("gateway")
+    try:
+        chosen = lives()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with Kube.connect("gateway") as kube:
+        await serve(stop, kube, chosen)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,89 @@
+"""Defaults that are written into an object when it is stored, so that everybody sees what it means.
+
+A VM keeps what makes its machine the machine it is, though the defaults change later: machine type, architecture, CPU
+model, and the network that it joins. Lists that a person wrote are left as they are (a tool that compares would see a
+difference for ever), and identities (MAC addresses, firmware UUID) are not put into a VM, which people copy. A VMI gets
+every default there is. Nothing here refuses: what cannot be decoded is left to validation.
+"""
+
+from typing import Any
+
+from api import defaults, names
+from api.codec import decode, to_dict
+from api.configuration import KubeVirtConfiguration
+from api.errors import InvalidObject
+from api.meta import ObjectMeta
+from api.vm import VirtualMachine
+from api.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
+from gateway.admission.patches import Operation, additions
+from gateway.admission.review import Request
+
+Json = dict[str, Any]
+
+
+def vm(request: Request, configuration: KubeVirtConfiguration) -> list[Operation]:
+    """The patch of a VirtualMachine that is created, or whose spec is changed."""
+    document, old = request.object or {}, request.oldObject
+    if old is not None and old.get("spec") == document.get("spec"):
+        return []
+    try:
+        spec = decode(VirtualMachine, document).spec
+    except InvalidObject:
+        return []
+    wanted: Json = {}
+    if spec.runStrategy is None and spec.running is None:
+        wanted["runStrategy"] = names.RUN_HALTED
+    if spec.template.spec is not None:
+        wanted["template"] = {"spec": _machine(spec.template.spec, configuration)}
+    return list(additions(document["spec"], wanted, "/spec"))
+
+
+def _machine(spec: VirtualMachineInstanceSpec, configuration: KubeVirtConfiguration) -> Json:
+    whole = to_dict(defaults.default_vmi_spec(spec, ObjectMeta(), config=configuration))
+    domain: Json = {"machine": {"type": whole["domain"]["machine"]["type"]}}
+    model = whole["domain"]["cpu"].get("model")
+    if model is not None:
+        domain["cpu"] = {"model": model}
+    wanted: Json = {"architecture": whole["architecture"], "domain": domain}
+    if not spec.networks and not spec.domain.devices.interfaces and whole.get("networks"):
+        interfaces = whole["domain"]["devices"]["interfaces"]
+        domain["devices"] = {"interfaces": [_anonymous(interface) for interface in interfaces]}
+        wanted["networks"] = whole["networks"]
+    return wanted
+
+
+def _anonymous(interface: Json) -> Json:
+    return {key: value for key, value in interface.items() if key != "macAddress"}
+
+
+def vmi(request: Request, configuration: KubeVirtConfiguration) -> list[Operation]:
+    """The patch of a VirtualMachineInstance that is created: every default, and no status but the components' own."""
+    document = request.object or {}
+    if request.oldObject is not None:
+        return []
+    try:
+        seen = decode(VirtualMachineInstance, document)
+    except InvalidObject:
+        return []
+    metadata = seen.metadata
+    if metadata.namespace is None and request.namespace is not None:
+        document = {**document, "metadata": {**document["metadata"], "namespace": request.namespace}}
+        seen = decode(VirtualMachineInstance, document)
+    whole = to_dict(defaults.default_vmi_spec(seen.spec, seen.metadata, config=configuration))
+    if not metadata.name:
+        _forget_identity(whole)
+    return list(additions(document["spec"], whole, "/spec"))
+
+
+def _forget_identity(spec: Json) -> None:
+    """The name is not made yet, and two of no name must not be the same machine: the controller derives these later."""
+    spec["domain"].get("firmware", {}).pop("uuid", None)
+    for interface in spec["domain"]["devices"].get("interfaces", ()):
+        interface.pop("macAddress", None)
+
+
+def without_status(request: Request) -> list[Operation]:
+    """The patch that takes the status out of an object that a person creates, such as one exported by `kubectl get`."""
+    if request.oldObject is None and (request.object or {}).get("status"):
+        return [{"op": "remove", "path": "/status"}]
+    return []

@@ -1,0 +1,75 @@
+"""Who may set what: labels, annotations, finalizers and status that hyperlet's own components rely on.
+
+A VMI has no status subresource, so whoever may edit VMIs reaches its status too; a node's handler finds its VMIs by
+label. Both belong to the components, whoever has the right to write the object.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from api import names
+from api.errors import Fault
+from gateway.admission.review import Request
+
+COMPONENTS = ("hyperlet-controller", "hyperlet-handler", "hyperlet-gateway")
+ADMINISTRATORS = "system:masters"
+"""May everything anyway, the removal of this webhook included: for repairs."""
+
+LABELS = frozenset(
+    {
+        names.LABEL_NODE_NAME,
+        names.LABEL_CREATED_BY,
+        names.LABEL_MIGRATION_JOB,
+        names.LABEL_MIGRATION_TARGET_NODE,
+        names.LABEL_OUTDATED_LAUNCHER,
+        names.LABEL_SCHEDULABLE,
+        names.LABEL_VMI_ID,
+    }
+)
+ANNOTATIONS = frozenset({names.ANNOTATION_GENERATION, names.ANNOTATION_MIGRATION_JOB, names.ANNOTATION_TEMPLATE})
+FINALIZERS = frozenset({names.FINALIZER_VM, names.FINALIZER_VMI, names.FINALIZER_MIGRATION})
+_OWNED = "is set by hyperlet itself"
+
+
+def is_component(request: Request, namespace: str) -> bool:
+    """Whether the change is one of hyperlet's own. `namespace` is where hyperlet runs."""
+    prefix = f"system:serviceaccount:{namespace}:"
+    user = request.userInfo.username
+    return user.startswith(prefix) and user.removeprefix(prefix) in COMPONENTS
+
+
+def is_administrator(request: Request) -> bool:
+    """Whether a person asks who may do everything in the cluster."""
+    return ADMINISTRATORS in (request.userInfo.groups or ())
+
+
+def metadata_faults(new: Any, old: Any, path: str = "metadata") -> Iterator[Fault]:
+    """A Fault for every label and annotation of ours that differs from what the object had.
+
+    And for a finalizer of ours that is taken off an object that is being deleted.
+    """
+    for field, owned in (("labels", LABELS), ("annotations", ANNOTATIONS)):
+        ours, theirs = _map(new, field), _map(old, field)
+        for key in sorted(owned & (ours.keys() | theirs.keys())):
+            if ours.get(key) != theirs.get(key):
+                yield Fault(f"{path}.{field}.{key}", names.FAULT_FORBIDDEN, _OWNED)
+    if _map({"old": old}, "old").get("deletionTimestamp"):
+        # Before that a manifest that is written anew may well leave it out: the controller puts it on again.
+        for name in sorted(FINALIZERS & (_set(old, "finalizers") - _set(new, "finalizers"))):
+            yield Fault(f"{path}.finalizers", names.FAULT_FORBIDDEN, f"{name} goes when hyperlet has cleaned up")
+
+
+def status_faults(new: dict[str, Any], old: dict[str, Any] | None) -> Iterator[Fault]:
+    """A Fault if somebody else than hyperlet writes a status."""
+    if (new.get("status") or {}) != ((old or {}).get("status") or {}):
+        yield Fault("status", names.FAULT_FORBIDDEN, _OWNED)
+
+
+def _map(metadata: Any, field: str) -> dict[str, Any]:
+    value = metadata.get(field) if isinstance(metadata, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _set(metadata: Any, field: str) -> set[str]:
+    value = metadata.get(field) if isinstance(metadata, dict) else None
+    return {entry for entry in value if isinstance(entry, str)} if isinstance(value, list) else set()

@@ -1,0 +1,98 @@
+"""What may be stored: every fault of an object in one answer."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from api import names, validate
+from api.codec import decode
+from api.errors import Fault, InvalidObject
+from api.vm import VirtualMachine
+from gateway.admission import ownership
+from gateway.admission.review import Request
+
+DIFFERENCES = 20
+"""Paths told of a spec that was changed though it is fixed."""
+
+
+def vm(request: Request) -> Iterator[Fault]:
+    """A VirtualMachine: its spec may change at any time."""
+    new, old = request.object or {}, request.oldObject
+    yield from _spec_faults(new, old)
+    if not ownership.is_administrator(request):
+        yield from ownership.metadata_faults(new.get("metadata"), (old or {}).get("metadata"))
+        path = "spec.template.metadata"
+        yield from ownership.metadata_faults(_at(new, path), _at(old, path), path)
+
+
+def vmi(request: Request) -> Iterator[Fault]:
+    """A VirtualMachineInstance: its spec is what runs, and changes only by the controller."""
+    new, old = request.object or {}, request.oldObject
+    if old is None:
+        yield from validate.validate_document(new)
+    else:
+        yield from _fixed(new, old, "change the template of its VirtualMachine, or delete the instance")
+    if not ownership.is_administrator(request):
+        yield from ownership.metadata_faults(new.get("metadata"), (old or {}).get("metadata"))
+        yield from ownership.status_faults(new, old)
+
+
+def migration(request: Request) -> Iterator[Fault]:
+    """A VirtualMachineInstanceMigration: its spec never changes."""
+    new, old = request.object or {}, request.oldObject
+    if old is None:
+        yield from validate.validate_document(new)
+    else:
+        yield from _fixed(new, old, "make another migration")
+    if not ownership.is_administrator(request):
+        yield from ownership.metadata_faults(new.get("metadata"), (old or {}).get("metadata"))
+
+
+def kubevirt(request: Request) -> Iterator[Fault]:
+    """The KubeVirt object."""
+    yield from _spec_faults(request.object or {}, request.oldObject)
+
+
+def vm_warnings(request: Request) -> list[str]:
+    """What is accepted of a VirtualMachine but probably not meant."""
+    new, old = request.object or {}, request.oldObject or {}
+    if new.get("spec") == old.get("spec"):
+        return []
+    try:
+        return validate.warnings(decode(VirtualMachine, new))
+    except InvalidObject:
+        return []
+
+
+def _spec_faults(new: dict[str, Any], old: dict[str, Any] | None) -> Iterator[Fault]:
+    """Of a spec that is new or changed.
+
+    One that was stored before it would be refused must not keep labels and finalizers from changing.
+    """
+    if old is None or new.get("spec") != old.get("spec"):
+        yield from validate.validate_document(new)
+
+
+def _fixed(new: dict[str, Any], old: dict[str, Any], remedy: str) -> Iterator[Fault]:
+    for index, path in enumerate(differences(new.get("spec"), old.get("spec"), "spec")):
+        if index == DIFFERENCES:
+            return
+        yield Fault(path, names.FAULT_FORBIDDEN, f"cannot be changed any more: {remedy}")
+
+
+def differences(new: Any, old: Any, path: str) -> Iterator[str]:
+    """The paths at which two documents differ."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        for key in sorted(new.keys() | old.keys()):
+            yield from differences(new.get(key), old.get(key), f"{path}.{key}")
+    elif isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
+        for index, (mine, theirs) in enumerate(zip(new, old, strict=True)):
+            yield from differences(mine, theirs, f"{path}[{index}]")
+    elif new != old:
+        yield path
+
+
+def _at(document: dict[str, Any] | None, path: str) -> Any:
+    value: Any = document
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
