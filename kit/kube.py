@@ -275,12 +275,16 @@ class Kube:
         patch: Patch,
         subresource: str | None = None,
         patch_kind: PatchKind = "merge",
+        dry_run: bool = False,
     ) -> T:
         """Changes parts of an object. A `metadata.resourceVersion` or `uid` in a merge patch must match: Conflict."""
         place = resource_of(kind)
         headers = {"Content-Type": _CONTENT[patch_kind]}
         path = place.path(namespace, name, subresource)
-        body = await self._call("patch", place, "PATCH", path, body=patch, headers=headers, subresource=subresource)
+        params = _params(dryRun="All" if dry_run else None)
+        body = await self._call(
+            "patch", place, "PATCH", path, params=params, body=patch, headers=headers, subresource=subresource
+        )
         return self._decoded(kind, body)
 
     async def delete(

@@ -1,7 +1,7 @@
 """Refusals of the aggregated API: exceptions that become `Status` objects as the Kubernetes API writes them.
 
-The wording of conflicts, missing objects and bad requests is that of k8s.io/apimachinery (pkg/api/errors), which clients
-of the published API show to people as it is.
+The wording of conflicts, missing objects and bad requests is that of k8s.io/apimachinery (pkg/api/errors), which
+clients of the published API show to people as it is.
 """
 
 from collections.abc import Iterable

@@ -222,7 +222,8 @@ class FakeApi:
             return web.json_response(self.objects[key])
         if verb == "delete":
             return web.json_response(await self._delete(key, body))
-        return web.json_response(await self._patch(key, body, sub, request.headers["Content-Type"]))
+        content, dry_run = request.headers["Content-Type"], "dryRun" in request.query
+        return web.json_response(await self._patch(key, body, sub, content, dry_run))
 
     def _list(self, request: web.Request, plural: str, namespace: str) -> web.Response:
         found = [obj for obj in self.of(plural) if self._matches(request, obj, namespace)]
@@ -308,7 +309,7 @@ class FakeApi:
         }
         return body if dry_run else await self._store(key, "ADDED", body)
 
-    async def _patch(self, key: Key, patch: Json, sub: str | None, content: str) -> Json:
+    async def _patch(self, key: Key, patch: Json, sub: str | None, content: str, dry_run: bool = False) -> Json:
         old = self.objects[key]
         sent = patch.get("metadata", {})
         if sent.get("resourceVersion") not in (None, old["metadata"]["resourceVersion"]):
@@ -325,6 +326,8 @@ class FakeApi:
             new["metadata"]["generation"] = old["metadata"].get("generation", 1) + 1
         if new == old:
             return old
+        if dry_run:
+            return new
         if new["metadata"].get("deletionTimestamp") and not new["metadata"].get("finalizers") and key[0] != "pods":
             # As a real server answers: the object as it was, its finalizer still on.
             return await self._store(key, "DELETED", None)

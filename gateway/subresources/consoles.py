@@ -1,0 +1,117 @@
+"""Serial console, VNC and the screenshot of a VMI."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+from prometheus_client import Gauge
+
+from api import names
+from api.vmi import VirtualMachineInstance
+from gateway.subresources import rfb, status
+from gateway.subresources.calls import Call, phase_of
+from gateway.subresources.conversations import Console, Vnc, conversation
+from gateway.subresources.instances import VMI_NOT_RUNNING, node_of, whose
+from kit import log
+from protos import launcher_pb2, node_pb2
+
+WHO_LIMIT = 256
+"""Bytes of a user's name that others are shown."""
+PNG = b"\x89PNG\r\n\x1a\n"
+CONSOLES = Gauge("kubevirt_console_active_connections", "Open serial consoles", ["namespace", "vmi"])
+VIEWERS = Gauge("kubevirt_vnc_active_connections", "Open VNC connections", ["namespace", "vmi"])
+
+_log = log.logger(component="consoles")
+
+
+async def console(call: Call) -> web.StreamResponse:
+    """A WebSocket to the serial console.
+
+    Who comes last types, and who typed before becomes a watcher and is told. `?shared=true` watches from the start;
+    `?takeover=false` refuses (409) instead of taking over.
+    """
+    watch = flag(call.request, "shared", False)
+    takeover = flag(call.request, "takeover", True)
+    vmi = await call.vmi()
+    need_console(vmi)
+    call.services.streams.admit(call.request, call.namespace, call.name)
+    first = node_pb2.ConsoleInput(
+        vmi=whose(vmi),
+        input=launcher_pb2.ConsoleInput(watch=watch, takeover=takeover and not watch, who=shown(call.user.name)),
+    )
+    nodes, node = call.services.nodes, node_of(vmi)
+    async with conversation(nodes, node, call.name, lambda stub: stub.Console, first) as talk:
+        _log.info("A console is opened", user=call.user.name, watch=watch, **log.about(vmi))
+        return await call.services.streams.serve(call.request, Console(talk), call.namespace, call.name, CONSOLES)
+
+
+async def vnc(call: Call) -> web.StreamResponse:
+    """A WebSocket to the screen. Any number of viewers; `preserveSession` is taken, and nobody is ever thrown out."""
+    vmi = await call.vmi()
+    need_screen(vmi)
+    call.services.streams.admit(call.request, call.namespace, call.name)
+    async with _screen(call, vmi) as screen:
+        _log.info("A screen is opened", user=call.user.name, **log.about(vmi))
+        return await call.services.streams.serve(call.request, screen, call.namespace, call.name, VIEWERS)
+
+
+async def screenshot(call: Call) -> web.Response:
+    """The screen as PNG. `?moveCursor=true` moves the pointer first, which wakes a screen saver."""
+    move = flag(call.request, "moveCursor", False)
+    vmi = await call.vmi()
+    need_screen(vmi)
+    if move:
+        async with _screen(call, vmi) as screen:
+            await rfb.wake(screen)
+    node = node_of(vmi)
+    reply = await call.services.nodes.call(node, names.KIND_VMI, call.name, lambda stub: stub.Screenshot(whose(vmi)))
+    if not reply.png.startswith(PNG):
+        raise status.internal(f"node {node} sent something else than a picture")
+    _log.info("A screenshot is taken", user=call.user.name, **log.about(vmi))
+    return web.Response(
+        body=reply.png,
+        content_type="image/png",
+        headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+    )
+
+
+@contextlib.asynccontextmanager
+async def _screen(call: Call, vmi: VirtualMachineInstance) -> AsyncIterator[Vnc]:
+    nodes, first = call.services.nodes, node_pb2.VncInput(vmi=whose(vmi))
+    async with conversation(nodes, node_of(vmi), call.name, lambda stub: stub.Vnc, first) as talk:
+        yield Vnc(talk)
+
+
+def need_console(vmi: VirtualMachineInstance) -> None:
+    """Raises Refused unless the VMI has a serial console that can be opened now."""
+    if vmi.spec.domain.devices.autoattachSerialConsole is False:
+        raise status.bad_request("No serial consoles are present.")
+    if phase_of(vmi) == names.PHASE_FAILED:
+        raise status.conflict(names.KIND_VMI, vmi.metadata.name or "", "VMI is in failed status")
+    if phase_of(vmi) != names.PHASE_RUNNING:
+        raise status.bad_request(VMI_NOT_RUNNING)
+
+
+def need_screen(vmi: VirtualMachineInstance) -> None:
+    """Raises Refused unless the VMI has a screen that can be seen now."""
+    if vmi.spec.domain.devices.autoattachGraphicsDevice is False:
+        raise status.bad_request("No graphics devices are present.")
+    if phase_of(vmi) != names.PHASE_RUNNING:
+        raise status.bad_request(VMI_NOT_RUNNING)
+
+
+def flag(request: web.Request, name: str, default: bool) -> bool:
+    """A yes or no in the query, as Go's strconv.ParseBool reads them. Raises Refused (400) for anything else."""
+    text = request.query.get(name, "")
+    if not text:
+        return default
+    if text in ("1", "t", "T", "TRUE", "true", "True"):
+        return True
+    if text in ("0", "f", "F", "FALSE", "false", "False"):
+        return False
+    raise status.bad_request(f"{name}: {text[:40]!r} is neither true nor false")
+
+
+def shown(user: str) -> str:
+    """A user's name for other people's terminals: what could move their cursor is taken out."""
+    return status.readable(user).encode()[:WHO_LIMIT].decode("utf-8", "ignore")

@@ -1,0 +1,133 @@
+"""The table of endpoints: routes, discovery, authorization and OpenAPI all come from it."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from api import names
+from gateway.subresources import consoles, expansion, instances, machines, options, portforward, status
+from gateway.subresources.calls import Call
+
+VERSIONS = (names.VERSION, names.OLD_VERSION)
+"""The preferred one first."""
+EXPAND = "expand-vm-spec"
+
+Handle = Callable[[Call], Awaitable[web.StreamResponse]]
+_VERBS = {"GET": "get", "PUT": "update"}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One method of one subresource. `subresource` is what roles name; `parameters` follow it in the path."""
+
+    method: str
+    resource: str
+    subresource: str
+    handle: Handle
+    doc: str
+    parameters: tuple[str, ...] = ()
+    body: type[Any] | None = None
+    query: tuple[str, ...] = ()
+    media: str = "application/json"
+    success: int = 200
+
+    @property
+    def verb(self) -> str:
+        """The verb that roles name."""
+        return _VERBS[self.method]
+
+    @property
+    def name(self) -> str:
+        """As in discovery and in roles."""
+        return f"{self.resource}/{self.subresource}" if self.subresource else self.resource
+
+    def path(self, version: str) -> str:
+        """The route."""
+        root = f"/apis/{names.SUBRESOURCE_GROUP}/{version}/namespaces/{{namespace}}/{self.resource}"
+        if not self.subresource:
+            return root
+        return "/".join([root, "{name}", self.subresource, *(f"{{{each}}}" for each in self.parameters)])
+
+
+def _later(what: str) -> Handle:
+    """The answer of an endpoint whose feature is not there yet."""
+
+    async def answer(call: Call) -> web.StreamResponse:
+        raise status.not_implemented(f"{what} not implemented yet")
+
+    return answer
+
+
+def _vm(method: str, subresource: str, handle: Handle, doc: str, **more: Any) -> Endpoint:
+    return Endpoint(method, names.PLURAL_VM, subresource, handle, doc, **more)
+
+
+def _vmi(method: str, subresource: str, handle: Handle, doc: str, **more: Any) -> Endpoint:
+    return Endpoint(method, names.PLURAL_VMI, subresource, handle, doc, **more)
+
+
+_HOTPLUG = _later("hot-plugging of volumes is")
+_DUMP = _later("memory dumps are")
+_SEV = _later("AMD SEV is")
+_GRAPH = _later("object graphs are")
+_EVACUATION = _later("evacuation is")
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    _vm("PUT", "start", machines.start, "Start a VirtualMachine.", body=options.StartOptions, success=202),
+    _vm("PUT", "stop", machines.stop, "Stop a VirtualMachine.", body=options.StopOptions, success=202),
+    _vm("PUT", "restart", machines.restart, "Restart a VirtualMachine.", body=options.RestartOptions, success=202),
+    _vm(
+        "PUT",
+        "migrate",
+        machines.migrate,
+        "Migrate a running VirtualMachine.",
+        body=options.MigrateOptions,
+        success=202,
+    ),
+    _vm("GET", "expand-spec", expansion.of_stored, "The VirtualMachine with its instancetype and preference."),
+    _vm("GET", "portforward", portforward.to_vm, "Forward a TCP port (WebSocket).", parameters=("port",)),
+    _vm("GET", "portforward", portforward.to_vm, "Forward a port (WebSocket).", parameters=("port", "protocol")),
+    _vm("PUT", "addvolume", _HOTPLUG, "Add a volume to a running VirtualMachine."),
+    _vm("PUT", "removevolume", _HOTPLUG, "Remove a volume from a running VirtualMachine."),
+    _vm("PUT", "memorydump", _DUMP, "Dump the memory of a VirtualMachine."),
+    _vm("PUT", "removememorydump", _DUMP, "Remove the association with a memory dump."),
+    _vm("PUT", "evacuate/cancel", _EVACUATION, "Cancel an evacuation."),
+    _vm("GET", "objectgraph", _GRAPH, "The objects that belong to a VirtualMachine."),
+    _vmi("PUT", "pause", instances.pause, "Pause a VirtualMachineInstance.", body=options.PauseOptions),
+    _vmi("PUT", "unpause", instances.unpause, "Unpause a VirtualMachineInstance.", body=options.UnpauseOptions),
+    _vmi("PUT", "freeze", instances.freeze, "Freeze the guest's file systems.", body=options.FreezeUnfreezeTimeout),
+    _vmi("PUT", "unfreeze", instances.unfreeze, "Unfreeze the guest's file systems."),
+    _vmi("PUT", "reset", instances.reset, "Press the reset button of a VirtualMachineInstance."),
+    _vmi("PUT", "softreboot", instances.softreboot, "Ask the guest to reboot."),
+    _vmi("GET", "guestosinfo", instances.guestosinfo, "What the guest agent tells of the system."),
+    _vmi("GET", "userlist", instances.userlist, "Who is logged in to the guest."),
+    _vmi("GET", "filesystemlist", instances.filesystemlist, "The file systems that the guest has mounted."),
+    _vmi(
+        "GET", "console", consoles.console, "The serial console (WebSocket).", query=("shared", "takeover"), success=101
+    ),
+    _vmi("GET", "vnc", consoles.vnc, "The screen (WebSocket).", query=("preserveSession",), success=101),
+    _vmi(
+        "GET",
+        "vnc/screenshot",
+        consoles.screenshot,
+        "The screen as PNG.",
+        query=("moveCursor",),
+        media="image/png",
+    ),
+    _vmi("GET", "portforward", portforward.to_vmi, "Forward a TCP port (WebSocket).", parameters=("port",)),
+    _vmi("GET", "portforward", portforward.to_vmi, "Forward a port (WebSocket).", parameters=("port", "protocol")),
+    _vmi("GET", "usbredir", _later("USB redirection is"), "Redirect a USB device (WebSocket)."),
+    _vmi("GET", "vsock", _later("VSOCK is"), "Connect to a VSOCK port (WebSocket)."),
+    _vmi("PUT", "addvolume", _HOTPLUG, "Add a volume to a running VirtualMachineInstance."),
+    _vmi("PUT", "removevolume", _HOTPLUG, "Remove a volume from a running VirtualMachineInstance."),
+    _vmi("PUT", "backup", _later("backups are"), "Back a VirtualMachineInstance up."),
+    _vmi("PUT", "evacuate/cancel", _EVACUATION, "Cancel an evacuation."),
+    _vmi("GET", "objectgraph", _GRAPH, "The objects that belong to a VirtualMachineInstance."),
+    _vmi("GET", "sev/fetchcertchain", _SEV, "The node's SEV certificates."),
+    _vmi("GET", "sev/querylaunchmeasurement", _SEV, "The SEV launch measurement."),
+    _vmi("PUT", "sev/setupsession", _SEV, "Set a SEV session up."),
+    _vmi("PUT", "sev/injectlaunchsecret", _SEV, "Inject a SEV launch secret."),
+    Endpoint("PUT", EXPAND, "", expansion.of_sent, "The VirtualMachine in the body, expanded."),
+)

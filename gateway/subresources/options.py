@@ -1,0 +1,69 @@
+"""The options that verbs take in their bodies, as published. Fields that are not known are skipped, as there."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from api.meta import Duration, Int64
+
+
+class _Options(msgspec.Struct, frozen=True, gc=False):
+    apiVersion: str | None = None
+    kind: str | None = None
+    dryRun: list[str] | None = None
+    """`["All"]`: everything is checked and nothing is done."""
+
+
+class StartOptions(_Options, frozen=True, gc=False):
+    """Of start."""
+
+    paused: bool | None = None
+    """The guest waits for `unpause` before its first instruction."""
+
+
+class StopOptions(_Options, frozen=True, gc=False):
+    """Of stop."""
+
+    gracePeriod: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    """Seconds until the guest is ended; 0 ends it at once."""
+
+
+class RestartOptions(_Options, frozen=True, gc=False):
+    """Of restart."""
+
+    gracePeriodSeconds: Int64 | None = None
+    """0 ends the guest at once; nothing else is supported."""
+
+
+class MigrateOptions(_Options, frozen=True, gc=False):
+    """Of migrate."""
+
+    addedNodeSelector: dict[str, str] | None = None
+    """Labels that the target node must have."""
+
+
+class PauseOptions(_Options, frozen=True, gc=False):
+    """Of pause."""
+
+
+class UnpauseOptions(_Options, frozen=True, gc=False):
+    """Of unpause."""
+
+
+class FreezeUnfreezeTimeout(msgspec.Struct, frozen=True, gc=False):
+    """Of freeze."""
+
+    unfreezeTimeout: Duration | Annotated[int, Meta(ge=0)] | None = None
+    """After this the file systems thaw by themselves, whatever happens; 0: 5 minutes."""
+
+
+class Ignored(msgspec.Struct, frozen=True, gc=False):
+    """A body that says nothing to us."""
+
+
+def schema(kind: type[Any]) -> dict[str, Any]:
+    """The OpenAPI schema of options: what a client may send."""
+    _, found = msgspec.json.schema_components([kind], ref_template="#/{name}")
+    schema_: dict[str, Any] = found[kind.__name__]
+    return schema_
