@@ -40,12 +40,14 @@ def text(value: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in short)
 
 
-def _mapping(value: object) -> dict[str, Any]:
+def mapping(value: object) -> dict[str, Any]:
+    """A JSON object; an empty one for anything else."""
     return value if isinstance(value, dict) else {}
 
 
-def _items(value: object, limit: int) -> list[dict[str, Any]]:
-    return [_mapping(item) for item in value[:limit]] if isinstance(value, list) else []
+def items(value: object, limit: int) -> list[dict[str, Any]]:
+    """The first JSON objects of an array; none for anything else."""
+    return [mapping(item) for item in value[:limit]] if isinstance(value, list) else []
 
 
 def interfaces(answer: object) -> list[pb.GuestInterface]:
@@ -54,9 +56,9 @@ def interfaces(answer: object) -> list[pb.GuestInterface]:
         pb.GuestInterface(
             name=text(item.get("name")),
             mac=text(item.get("hardware-address")),
-            addresses=[a for address in _items(item.get("ip-addresses"), ADDRESSES) if (a := _cidr(address))],
+            addresses=[a for address in items(item.get("ip-addresses"), ADDRESSES) if (a := _cidr(address))],
         )
-        for item in _items(answer, INTERFACES)
+        for item in items(answer, INTERFACES)
     ]
 
 
@@ -69,13 +71,13 @@ def _cidr(address: dict[str, Any]) -> str:
 
 def os_info(answer: object) -> pb.OsInfo:
     """guest-get-osinfo."""
-    given = _mapping(answer)
+    given = mapping(answer)
     return pb.OsInfo(**{field: text(given.get(name)) for name, field in _OS_FIELDS.items()})
 
 
 def timezone(answer: object) -> str:
     """guest-get-timezone, as `UTC, 0`."""
-    given = _mapping(answer)
+    given = mapping(answer)
     offset = given.get("offset")
     if type(offset) is not int or not math.fabs(offset) <= 24 * 3600:
         return ""
@@ -90,6 +92,8 @@ class Agent:
         self._publish = publish
         self._task: asyncio.Task[None] | None = None
         self._last = pb.GuestInfo()
+        self.hushed = False
+        """Nothing is asked: an agent whose file systems are frozen refuses nearly everything."""
 
     def connected(self, domain: str, is_connected: bool) -> None:
         """Starts or stops asking."""
@@ -105,15 +109,17 @@ class Agent:
         pauses = [*EARLY_SECONDS]
         while True:
             await asyncio.sleep(pauses.pop(0) if pauses else PERIOD_SECONDS)
-            version = version or text(_mapping(await self._ask(domain, "guest-info")).get("version"))
+            if self.hushed:
+                continue
+            version = version or text(mapping(await self._ask(domain, "guest-info")).get("version"))
             info = pb.GuestInfo(
                 agent_version=version,
-                hostname=text(_mapping(await self._ask(domain, "guest-get-host-name")).get("host-name")),
+                hostname=text(mapping(await self._ask(domain, "guest-get-host-name")).get("host-name")),
                 timezone=timezone(await self._ask(domain, "guest-get-timezone")),
                 os=os_info(await self._ask(domain, "guest-get-osinfo")),
                 interfaces=interfaces(await self._ask(domain, "guest-network-get-interfaces")),
             )
-            if info != self._last:
+            if info != self._last and not self.hushed:
                 self._last = info
                 self._publish(info)
 

@@ -29,6 +29,7 @@ LARGEST_AGENT_ANSWER = 1 << 20
 _OPEN_SECONDS = 5.0
 # Of libvirt's ABI; the module may not be loaded yet when they are needed.
 _START_PAUSED, _SHUTDOWN_BY_ACPI, _SHUTDOWN_BY_AGENT, _LIVE = 1, 1, 2, 1
+_REBOOT_BY_ACPI, _REBOOT_BY_AGENT = 1, 2
 _RETRY_SECONDS = 0.01
 _LONGEST_RETRY_SECONDS = 0.5
 
@@ -77,6 +78,8 @@ class Hypervisor:
         self._connected, self._disconnected, self._happened = connected, disconnected, happened
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="libvirt")
+        self._slow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guest")
+        """For what a guest may let wait, so that it takes no thread from the rest."""
         self._connection: Any = None
         self._closed = asyncio.Event()
         self._ready = asyncio.Event()
@@ -184,15 +187,15 @@ class Hypervisor:
 
     # -- calls
 
-    async def _run(self, function: Callable[..., T], *arguments: object) -> T:
-        return await self._loop.run_in_executor(self._threads, function, *arguments)
+    async def _run(self, function: Callable[..., T], *arguments: object, slow: bool = False) -> T:
+        return await self._loop.run_in_executor(self._slow if slow else self._threads, function, *arguments)
 
-    async def _call(self, function: Callable[[Any], T], seconds: float = CALL_SECONDS) -> T:
+    async def _call(self, function: Callable[[Any], T], seconds: float = CALL_SECONDS, slow: bool = False) -> T:
         """Runs `function(connection)` in a thread. Raises HypervisorError, Unavailable."""
         try:
             async with asyncio.timeout(seconds):
                 await self._ready.wait()
-                return await self._run(function, self._connection)
+                return await self._run(function, self._connection, slow=slow)
         except TimeoutError:
             raise Unavailable(f"the libvirt daemon did not answer within {seconds:g} s") from None
         except Exception as error:
@@ -267,12 +270,50 @@ class Hypervisor:
         """Changes what can be changed of a device of the running domain. Raises HypervisorError."""
         await self._call(lambda connection: connection.lookupByName(name).updateDeviceFlags(xml, _LIVE))
 
+    async def reset(self, name: str) -> None:
+        """Presses the reset button. Raises HypervisorError."""
+        await self._call(lambda connection: connection.lookupByName(name).reset())
+
+    async def reboot(self, name: str, agent: bool) -> None:
+        """Asks the guest to reboot, by its agent or by ACPI. Raises HypervisorError."""
+        flags = _REBOOT_BY_AGENT if agent else _REBOOT_BY_ACPI
+        await self._call(lambda connection: connection.lookupByName(name).reboot(flags), slow=agent)
+
+    async def screenshot(self, name: str, limit: int) -> tuple[str, bytes]:
+        """MIME type and bytes of a picture of the screen; no bytes if over `limit`. Raises HypervisorError."""
+
+        def take(connection: Any) -> tuple[str, bytes]:
+            domain, stream = connection.lookupByName(name), connection.newStream()
+            mime = domain.screenshot(stream, 0)
+            data = bytearray()
+            try:
+                while piece := stream.recv(64 << 10):
+                    data += piece
+                    if len(data) > limit:
+                        stream.abort()
+                        return mime, b""
+                stream.finish()
+            except BaseException:
+                with contextlib.suppress(self._libvirt.libvirtError):
+                    stream.abort()
+                raise
+            return mime, bytes(data)
+
+        return await self._call(take)
+
+    async def dump_screen(self, name: str, path: str) -> None:
+        """Has QEMU write the screen to a file, as PPM. Raises HypervisorError."""
+        import libvirt_qemu  # type: ignore[import-untyped]
+
+        command = json.dumps({"execute": "screendump", "arguments": {"filename": path}})
+        await self._call(lambda connection: libvirt_qemu.qemuMonitorCommand(connection.lookupByName(name), command, 0))
+
     async def agent_command(self, name: str, command: str, seconds: int) -> Any:
         """The `return` of a guest agent's answer, decoded.
 
         Raises HypervisorError; ValueError, AttributeError, RecursionError for an answer that is none.
         """
-        import libvirt_qemu  # type: ignore[import-untyped]
+        import libvirt_qemu
 
         def ask(connection: Any) -> Any:
             text = libvirt_qemu.qemuAgentCommand(
@@ -282,7 +323,7 @@ class Hypervisor:
                 raise ValueError("the answer is too long")
             return json.loads(text).get("return")
 
-        return await self._call(ask, seconds + 2.0)
+        return await self._call(ask, seconds + 2.0, slow=True)
 
 
 def _described(text: str) -> tuple[str, str, bool]:

@@ -220,11 +220,42 @@ class Machine:
 
     async def pause(self, paused: bool) -> pb.Report:
         """Stops or starts the vCPUs. Raises Refused, HypervisorError."""
+        domain = self.running()
+        await (self._hypervisor.suspend if paused else self._hypervisor.resume)(domain)
+        return await self.look()
+
+    # -- what launcher.verbs needs
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """The connection to libvirt."""
+        return self._hypervisor
+
+    @property
+    def agent(self) -> Agent:
+        """Who asks the guest's agent."""
+        return self._agent
+
+    def running(self) -> str:
+        """The domain's name for libvirt. Raises Refused if it does not run."""
         if not self._started or self.final is not None:
             raise Refused("FAILED_PRECONDITION", "the virtual machine does not run")
-        await (self._hypervisor.suspend if paused else self._hypervisor.resume)(self._domain)
+        return self._domain
+
+    async def look(self) -> pb.Report:
+        """The report, as libvirt says it now. Raises HypervisorError."""
         await self._refresh()
         return self._report
+
+    def remember(self, name: str, value: float) -> None:
+        """Keeps a number for the next server; `recall` gives it."""
+        self._saved[name] = value
+        self._save()
+
+    def recall(self, name: str) -> float:
+        """What was remembered under this name; 0 if nothing was."""
+        value = self._saved.get(name)
+        return float(value) if isinstance(value, int | float) else 0.0
 
     # -- what libvirt says
 

@@ -34,12 +34,14 @@ async def serve(paths: Paths) -> None:
     machine.restore()
     server = grpc.aio.server(options=OPTIONS)
     add: Callable[[object, grpc.aio.Server], None] = launcher_pb2_grpc.add_LauncherServicer_to_server
-    add(LauncherService(machine), server)
+    service = LauncherService(machine, paths)
+    add(service, server)
     await _listen(server, paths)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, machine.stop)
     if os.environ.get("HYPERLET_STOPPING"):
         machine.stop()
     running = asyncio.create_task(machine.run())
+    service.restore()
     gc.freeze()
     ended = asyncio.create_task(machine.delivered.wait())
     await asyncio.wait([running, ended], return_when=asyncio.FIRST_COMPLETED)

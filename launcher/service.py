@@ -1,7 +1,9 @@
 """The Launcher service of protos/launcher.proto: gRPC's side of `machine.Machine`."""
 
-from collections.abc import AsyncIterator
-from typing import Any, NoReturn
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Coroutine
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 
@@ -9,8 +11,16 @@ from launcher.builder import BuildError
 from launcher.hypervisor import HypervisorError, Unavailable
 from launcher.log import log
 from launcher.machine import Machine, Refused
+from launcher.paths import Paths
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc
+
+if TYPE_CHECKING:
+    from launcher.screen import Screen
+    from launcher.streams import Streams
+    from launcher.verbs import Verbs
+
+T = TypeVar("T")
 
 LARGEST_REQUEST = 1 << 20
 LARGEST_ANSWER = 1 << 20
@@ -20,22 +30,51 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", LARGEST_REQUEST),
     ("grpc.max_send_message_length", LARGEST_ANSWER),
     ("grpc.max_metadata_size", 8192),
-    ("grpc.max_concurrent_streams", 32),
+    ("grpc.max_concurrent_streams", 200),
 ]
 
 
 class LauncherService(launcher_pb2_grpc.LauncherServicer):
-    """Translates requests, and exceptions into status codes."""
+    """Translates requests, and exceptions into status codes. What few VMs are ever asked for is imported on demand."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+    def __init__(self, machine: Machine, paths: Paths) -> None:
+        self._machine, self._paths = machine, paths
+        self._verbs_made: Verbs | None = None
+        self._streams_made: Streams | None = None
+        self._screen_made: Screen | None = None
+
+    @property
+    def _verbs(self) -> Verbs:
+        if self._verbs_made is None:
+            from launcher.verbs import Verbs
+
+            self._verbs_made = Verbs(self._machine)
+        return self._verbs_made
+
+    @property
+    def _streams(self) -> Streams:
+        if self._streams_made is None:
+            from launcher.streams import Streams
+
+            self._streams_made = Streams(self._paths)
+        return self._streams_made
+
+    @property
+    def _screen(self) -> Screen:
+        if self._screen_made is None:
+            from launcher.screen import Screen
+
+            self._screen_made = Screen(self._machine, self._paths)
+        return self._screen_made
+
+    def restore(self) -> None:
+        """Goes on with what the last server has left."""
+        if self._machine.recall("thaw_at"):
+            self._verbs.resume()
 
     async def Sync(self, request: pb.SyncRequest, context: Any) -> pb.Report:
         """See the .proto."""
-        try:
-            return await self._machine.sync(request)
-        except Exception as error:
-            await refuse(context, error)
+        return await answered(context, self._machine.sync(request))
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.Report]:
         """See the .proto."""
@@ -49,17 +88,57 @@ class LauncherService(launcher_pb2_grpc.LauncherServicer):
 
     async def Pause(self, request: pb.PauseRequest, context: Any) -> pb.Report:
         """See the .proto."""
-        try:
-            return await self._machine.pause(True)
-        except Exception as error:
-            await refuse(context, error)
+        return await answered(context, self._machine.pause(True))
 
     async def Unpause(self, request: pb.UnpauseRequest, context: Any) -> pb.Report:
         """See the .proto."""
-        try:
-            return await self._machine.pause(False)
-        except Exception as error:
-            await refuse(context, error)
+        return await answered(context, self._machine.pause(False))
+
+    async def Reset(self, request: pb.ResetRequest, context: Any) -> pb.Report:
+        """See the .proto."""
+        return await answered(context, self._verbs.reset())
+
+    async def SoftReboot(self, request: pb.SoftRebootRequest, context: Any) -> pb.Report:
+        """See the .proto."""
+        return await answered(context, self._verbs.soft_reboot())
+
+    async def Freeze(self, request: pb.FreezeRequest, context: Any) -> pb.FreezeReply:
+        """See the .proto."""
+        await answered(context, self._verbs.freeze(request.unfreeze_seconds))
+        return pb.FreezeReply()
+
+    async def Unfreeze(self, request: pb.UnfreezeRequest, context: Any) -> pb.FreezeReply:
+        """See the .proto."""
+        await answered(context, self._verbs.unfreeze())
+        return pb.FreezeReply()
+
+    async def Users(self, request: pb.UsersRequest, context: Any) -> pb.UsersReply:
+        """See the .proto."""
+        return await answered(context, self._verbs.users())
+
+    async def Filesystems(self, request: pb.FilesystemsRequest, context: Any) -> pb.FilesystemsReply:
+        """See the .proto."""
+        return await answered(context, self._verbs.filesystems())
+
+    async def Screenshot(self, request: pb.ScreenshotRequest, context: Any) -> pb.ScreenshotReply:
+        """See the .proto."""
+        return pb.ScreenshotReply(png=await answered(context, self._screen.png()))
+
+    async def Console(self, requests: AsyncIterator[pb.ConsoleInput], context: Any) -> None:
+        """See the .proto."""
+        await answered(context, self._streams.console(requests, context))
+
+    async def Vnc(self, requests: AsyncIterator[pb.Chunk], context: Any) -> None:
+        """See the .proto."""
+        await answered(context, self._streams.vnc(requests, context))
+
+
+async def answered(context: Any, work: Coroutine[Any, Any, T]) -> T:
+    """The work's result. If it fails, the call ends with the status that fits."""
+    try:
+        return await work
+    except Exception as error:
+        await refuse(context, error)
 
 
 async def refuse(context: Any, error: Exception) -> NoReturn:
