@@ -16,6 +16,7 @@ _FOR_EVER = 0xFFFFFFFF
 _IP_AND_UDP = 28
 _SMALLEST, _LARGEST = 576, 1500
 _NOWHERE = bytes(4)
+_ON_LINK = "0.0.0.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +111,9 @@ def _address_or_nowhere(text: bytes) -> bytes:
 def _configured(config: pb.Dhcp4, mtu: int) -> options.Options:
     """Mask, routes, DNS and so on; the most important first. Raises ValueError."""
     found: options.Options = [(options.MASK, options.mask(config.prefix))]
-    routes = b"".join(options.route(route.destination, route.gateway) for route in config.routes)
     if config.router:
         found.append((options.ROUTER, options.ipv4(config.router)))
-        # A client that knows option 121 ignores option 3.
-        routes = routes and routes + options.route("0.0.0.0/0", config.router)
-    if routes:
+    if routes := _routes(config):
         found.append((options.ROUTES, routes))
     if config.dns:
         found.append((options.DNS, b"".join(map(options.ipv4, config.dns))))
@@ -127,3 +125,25 @@ def _configured(config: pb.Dhcp4, mtu: int) -> options.Options:
         found.append((options.DOMAIN, config.search[0].strip(".").encode("ascii", "ignore")))
         found.append((options.SEARCH, options.names(config.search)))
     return [(code, value) for code, value in found if value]
+
+
+def _routes(config: pb.Dhcp4) -> bytes:
+    """Option 121; empty where a mask and a router say all.
+
+    A gateway outside the guest's own network (a pod's address is often a /32) is first said to be on the link (gateway
+    0.0.0.0, RFC 3442). Raises ValueError.
+    """
+    asked = [(route.destination, route.gateway) for route in config.routes]
+    gateways = [gateway for _, gateway in asked] + [config.router] * bool(config.router)
+    near = [f"{config.address}/{config.prefix}", *(network for network, gateway in asked if gateway == _ON_LINK)]
+    far = [
+        gateway
+        for gateway in dict.fromkeys(gateways)
+        if gateway != _ON_LINK and not any(options.holds(network, gateway) for network in near)
+    ]
+    if config.router and (asked or far):
+        # A client that knows option 121 ignores option 3.
+        asked.append(("0.0.0.0/0", config.router))
+    asked += [(f"{gateway}/32", _ON_LINK) for gateway in far]
+    # On the link first: clients add routes in this order, and the kernel refuses a gateway that it cannot reach.
+    return b"".join(options.route(*pair) for pair in sorted(asked, key=lambda pair: pair[1] != _ON_LINK))

@@ -42,11 +42,23 @@ def _name(domain: str) -> bytes:
 
 def route(destination: str, gateway: str) -> bytes:
     """One route of option 121: as many bytes of the destination as its prefix has. Raises ValueError."""
-    network, _, prefix = destination.partition("/")
-    bits = int(prefix or 32)
+    network, bits = _network(destination)
+    return bytes([bits]) + network[: -(-bits // 8)] + ipv4(gateway)
+
+
+def holds(network: str, address: str) -> bool:
+    """Whether an address is in a network (CIDR). Raises ValueError."""
+    base, bits = _network(network)
+    ones = int.from_bytes(mask(bits), "big")
+    return int.from_bytes(base, "big") & ones == int.from_bytes(ipv4(address), "big") & ones
+
+
+def _network(text: str) -> tuple[bytes, int]:
+    address, _, prefix = text.partition("/")
+    bits = int(prefix) if prefix.isdecimal() else 32 if not prefix else -1
     if not 0 <= bits <= 32:
-        raise ValueError(f"{destination[:64]!r} is no IPv4 network")
-    return bytes([bits]) + ipv4(network)[: -(-bits // 8)] + ipv4(gateway)
+        raise ValueError(f"{text[:64]!r} is no IPv4 network")
+    return ipv4(address), bits
 
 
 def custom(tftp: str, boot_file: str, ntp: list[str], private: dict[int, str]) -> Options:

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from launcher import dhcp4, dhcp6
+from launcher import dhcp4, dhcp6, dhcp_options
 from launcher.log import log
 from protos import launcher_pb2 as pb
 
@@ -18,32 +19,70 @@ _BATCH = 16
 """Packets per turn of the event loop: a guest that floods does not keep the server from its other work."""
 
 
+Settings = tuple[bytes, str, list[int]]
+"""All that a NIC's servers depend on: its message, its further options, the numbers of the devices they serve on."""
+
+
 class DhcpError(Exception):
     """A server cannot be started."""
 
 
 class DhcpService:
-    """All servers of this pod."""
+    """All servers of this pod, by NIC. A NIC that stays as it is keeps its servers."""
 
     def __init__(self) -> None:
-        self._sockets: list[socket.socket] = []
-        self._served: list[bytes] = []
+        self._served: dict[str, _Served] = {}
 
     def serve(self, nics: Iterable[pb.Nic], custom: dict[str, list[list[Any]]]) -> None:
-        """Starts what the NICs ask for, and ends what they no longer do. `custom`: options by NIC. Raises DhcpError."""
-        wanted = [nic.SerializeToString() for nic in nics]
-        if wanted == self._served and self._sockets:
-            return
-        self.close()
-        for nic in nics:
-            try:
-                self._serve_nic(nic, [(code, bytes.fromhex(value)) for code, value in custom.get(nic.name, [])])
-            except (OSError, ValueError) as error:
-                self.close()
-                raise DhcpError(f"interface {nic.name}: cannot serve DHCP: {error}") from None
-        self._served = wanted
+        """Starts what the NICs ask for, and ends what they no longer do. `custom`: options by NIC.
 
-    def _serve_nic(self, nic: pb.Nic, custom: list[tuple[int, bytes]]) -> None:
+        Raises DhcpError, which names every NIC that cannot be served; the others are.
+        """
+        wanted = {nic.name: nic for nic in nics}
+        settings = {name: _settings(nic, custom.get(name, [])) for name, nic in wanted.items()}
+        for name in [name for name, served in self._served.items() if served.settings != settings.get(name)]:
+            self._served.pop(name).close()
+        failures = []
+        for name in wanted.keys() - self._served.keys():
+            served = _Served(settings[name])
+            try:
+                served.start(wanted[name], [(code, bytes.fromhex(value)) for code, value in custom.get(name, [])])
+            except (OSError, ValueError) as error:
+                served.close()
+                failures.append(f"interface {name}: cannot serve DHCP: {error}")
+            else:
+                self._served[name] = served
+        if failures:
+            raise DhcpError("; ".join(sorted(failures)))
+
+    def close(self) -> None:
+        """Ends all servers."""
+        for served in self._served.values():
+            served.close()
+        self._served = {}
+
+
+def _settings(nic: pb.Nic, custom: list[list[Any]]) -> Settings:
+    devices = [config.device for config in (nic.dhcp4, nic.dhcp6) if config.device]
+    return nic.SerializeToString(deterministic=True), json.dumps(custom), [_index(device) for device in devices]
+
+
+def _index(device: str) -> int:
+    try:
+        return socket.if_nametoindex(device)
+    except OSError:
+        return 0
+
+
+class _Served:
+    """The servers of one NIC."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._sockets: list[socket.socket] = []
+
+    def start(self, nic: pb.Nic, custom: dhcp_options.Options) -> None:
+        """Raises OSError, ValueError."""
         if nic.HasField("dhcp4"):
             server4 = dhcp4.Server(nic.mac, nic.mtu, nic.dhcp4, custom)
             self._listen(_socket4(nic.dhcp4.device), server4.answer, ("255.255.255.255", _CLIENT4))
@@ -67,11 +106,11 @@ class DhcpService:
         asyncio.get_running_loop().add_reader(sock, readable)
 
     def close(self) -> None:
-        """Ends all servers."""
+        """Ends the servers."""
         for sock in self._sockets:
             asyncio.get_running_loop().remove_reader(sock)
             sock.close()
-        self._sockets, self._served = [], []
+        self._sockets = []
 
 
 def _socket4(device: str) -> socket.socket:

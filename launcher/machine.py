@@ -9,6 +9,7 @@ from typing import Any
 
 from launcher.agent import Agent
 from launcher.builder import Builder, BuildError
+from launcher.cards import Cards, infos_of, nic_facts
 from launcher.dhcp_service import DhcpError, DhcpService
 from launcher.hypervisor import DomainFacts, Event, Hypervisor, HypervisorError
 from launcher.log import log
@@ -45,6 +46,7 @@ class Machine:
         self._hypervisor = Hypervisor(paths, self._on_connected, lambda: None, self._on_event)
         self._agent = Agent(self._hypervisor, self._publish)
         self._dhcp = DhcpService()
+        self._cards = Cards(self._hypervisor, builder, self._dhcp)
         self._lock = asyncio.Lock()
         self._refreshing = asyncio.Lock()
         self._changed = asyncio.Condition()
@@ -59,6 +61,8 @@ class Machine:
         self._early_ends: list[Final] = []
         """libvirt told of the end before it told of the start."""
         self._refresh_wanted = False
+        self._unfinished: pb.SyncRequest | None = None
+        """What the last server was told; it may have been ended before all was done."""
         self._looks = self._latest_look = 0
         """Looks at the domain that were begun, and the latest one that was taken for true."""
         self._stopping = False
@@ -90,9 +94,10 @@ class Machine:
         if not self._started or self.final is not None:
             return
         self._watch_qemu(saved["qemu_pid"])
+        self._unfinished = request
         try:
-            self._dhcp.serve(request.nics, saved["dhcp_options"])
-        except DhcpError as error:
+            self._cards.serve(request, saved["dhcp_options"])
+        except (BuildError, DhcpError) as error:
             log("error", "the guest gets no DHCP replies until the next Sync", error=str(error))
 
     def _save(self) -> None:
@@ -131,9 +136,8 @@ class Machine:
             self._report.vmi_uid = uid
             if self.final is None and not self._started:
                 await self._start(request)
-            elif self.final is None:
-                self._dhcp.serve(request.nics, self._saved["dhcp_options"])
-                self._record.save_request(request)
+            elif self.final is None and not self._stopping:
+                await self._rewire(request)
             return self._report
 
     async def _start(self, request: pb.SyncRequest) -> None:
@@ -146,7 +150,7 @@ class Machine:
             self._report.disks.extend(pb.DiskInfo(**disk) for disk in plan["disks"])
             self._record.save_request(request)
             self._save()
-            self._dhcp.serve(request.nics, plan["dhcp_options"])
+            self._cards.serve(request, plan["dhcp_options"])
             self._refuse_when_stopping()
             self._early_ends.clear()
             await self._hypervisor.create(plan["xml"], plan["paused"])
@@ -162,6 +166,28 @@ class Machine:
             await self._refresh()
         if self._stopping:
             self._spawn(self._press_power_button())
+
+    async def _rewire(self, request: pb.SyncRequest) -> None:
+        """Network cards as they are wanted now. Raises BuildError, HypervisorError."""
+        self._unfinished = None
+        self._record.save_request(request)
+        try:
+            await self._cards.follow(self._domain, request, self._saved["dhcp_options"], self._refresh)
+        except (BuildError, HypervisorError):
+            if self.final is None:
+                raise
+        finally:
+            self._save()
+
+    async def _finish(self) -> None:
+        """What the last server has left undone."""
+        async with self._lock:
+            if self._unfinished is None or self.final is not None or self._stopping:
+                return
+            try:
+                await self._rewire(self._unfinished)
+            except (BuildError, HypervisorError) as error:
+                log("warning", "network cards are not as they should be until the next Sync", error=str(error))
 
     def _refuse_when_stopping(self) -> None:
         if self._stopping:
@@ -261,6 +287,8 @@ class Machine:
 
     def _on_connected(self) -> None:
         self._refresh_soon()
+        if self._unfinished is not None:
+            self._spawn(self._finish())
 
     def _refresh_soon(self) -> None:
         """One look at the domain for however many events: a guest can cause as many as it likes."""
@@ -308,6 +336,9 @@ class Machine:
             report.qemu_pid = facts.qemu_pid
             self._save()
             self._watch_qemu(facts.qemu_pid)
+        self._cards.live = facts.nics
+        del report.nics[:]
+        report.nics.extend(infos_of(facts.nics))
         report.agent_connected = facts.agent_connected
         self._agent.connected(self._domain, facts.agent_connected)
         state, reason = state_of(facts.state, facts.reason)
@@ -341,6 +372,7 @@ class Machine:
             return
         self.final = final
         self._dhcp.close()
+        del self._report.nics[:]
         self._agent.connected(self._domain, False)
         self._report.agent_connected = False
         self._save()
@@ -387,8 +419,5 @@ def _uid(vmi: bytes) -> str:
 def _build_request(request: pb.SyncRequest) -> dict[str, Any]:
     return {
         "vmi": request.vmi.decode(errors="replace"),
-        "nics": [
-            {"name": nic.name, "tap": nic.tap, "mac": nic.mac, "mtu": nic.mtu, "queues": nic.queues}
-            for nic in request.nics
-        ],
+        "nics": nic_facts(request.nics),
     }

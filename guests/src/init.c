@@ -133,6 +133,20 @@ static void restart_services(void)
             start(&services[i]);
 }
 
+/* Ends a service for good. */
+static void forget_service(const char *name)
+{
+    for (int i = 0; i < MAX_SERVICES; i++) {
+        if (strcmp(services[i].name, name))
+            continue;
+        if (services[i].pid > 0)
+            kill(services[i].pid, SIGKILL);
+        for (int word = 0; services[i].argv[word]; word++)
+            free(services[i].argv[word]);
+        memset(&services[i], 0, sizeof services[i]);
+    }
+}
+
 /* ---- devices ---- */
 
 static void start_network(void)
@@ -150,6 +164,18 @@ static void start_network(void)
     }
     if (dir)
         closedir(dir);
+}
+
+/* A network card has gone; one that comes later may get its name. */
+static void stop_network(const char *card)
+{
+    char text[128];
+    snprintf(text, sizeof text, "dhcp %.30s", card);
+    forget_service(text);
+    snprintf(text, sizeof text, RUN_DIR "/net/%.32s.address", card);
+    unlink(text);
+    snprintf(text, sizeof text, RUN_DIR "/net/%.32s.resolv", card);
+    unlink(text);
 }
 
 static void start_agent(void)
@@ -206,14 +232,22 @@ static void read_seed(void)
 /* One message of the kernel: "add@/devices/..." and then KEY=value strings. */
 static void uevent(char *message, size_t length)
 {
-    const char *subsystem = "", *alias = NULL;
-    if (strncmp(message, "add@", 4) && strncmp(message, "change@", 7))
+    const char *subsystem = "", *card = "", *alias = NULL;
+    int removed = !strncmp(message, "remove@", 7);
+    if (!removed && strncmp(message, "add@", 4) && strncmp(message, "change@", 7))
         return;
     for (char *p = message; p < message + length; p += strlen(p) + 1) {
         if (!strncmp(p, "SUBSYSTEM=", 10))
             subsystem = p + 10;
+        if (!strncmp(p, "INTERFACE=", 10))
+            card = p + 10;
         if (!strncmp(p, "MODALIAS=", 9))
             alias = p + 9;
+    }
+    if (removed) {
+        if (!strcmp(subsystem, "net"))
+            stop_network(card);
+        return;
     }
     if (alias)
         module_load_alias(alias);

@@ -1,79 +1,24 @@
 """A launcher with a whole Linux in it: DHCP, the guest agent, cloud-init data, ACPI."""
 
-import json
 import os
 import signal
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from guests import tiny
-from guests.disk import KERNEL_ARGS
 from protos import launcher_pb2 as pb
 from tests.node import netlab
-from tests.node.launcherlab import Pod, vmi, wait_for
+from tests.node.launcherguest import MAC, NIC, ask, document, running
+from tests.node.launcherlab import Pod, wait_for
 
 pytestmark = pytest.mark.node
-MAC = "02:00:00:00:00:01"
-BRIDGE = """
-ip link add k6t-eth0 type bridge
-ip addr add 10.0.2.1/24 dev k6t-eth0
-ip addr add fd10:0:2::1/120 dev k6t-eth0 nodad
-ip link set k6t-eth0 up
-ip tuntap add dev tap0 mode tap user 107 group 107 vnet_hdr
-ip link set tap0 master k6t-eth0 up
-sysctl -qw net.ipv4.ip_unprivileged_port_start=0
-"""
-NIC = pb.Nic(
-    name="default", tap="tap0", mac=MAC, mtu=1400,
-    dhcp4=pb.Dhcp4(device="k6t-eth0", server="10.0.2.1", address="10.0.2.2", prefix=24, router="10.0.2.1",
-                   dns=["10.96.0.10"], search=["default.svc.cluster.local", "svc.cluster.local"], hostname="guest"),
-    dhcp6=pb.Dhcp6(device="k6t-eth0", address="fd10:0:2::2", dns=["fd00::a"]),
-)  # fmt: skip
-
-
-def document() -> dict[str, Any]:
-    return vmi(
-        "guest",
-        domain={
-            "memory": {"guest": "128Mi"},
-            "devices": {"interfaces": [{"name": "default", "masquerade": {}, "macAddress": MAC}]},
-            "firmware": {"kernelBoot": {
-                "kernelArgs": KERNEL_ARGS,
-                "container": {"image": "tiny", "kernelPath": "/boot/kernel", "initrdPath": "/boot/initrd"},
-            }},
-        },
-        networks=[{"name": "default", "pod": {}}],
-        volumes=[{"name": "seed", "cloudInitNoCloud": {"userData": "#cloud-config\nhostname: from-cloud-init\n"}},
-                 {"name": "data", "emptyDisk": {"capacity": "1Mi"}}],
-    )  # fmt: skip
-
-
-def ask(network: netlab.Namespace) -> dict[str, Any]:
-    """The guest's own report, over its address."""
-    try:
-        return json.loads(network.run("exec 3<>/dev/null; curl -s --max-time 5 http://10.0.2.2/"))  # type: ignore[no-any-return]
-    except (RuntimeError, ValueError):
-        return {}
 
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[tuple[Pod, netlab.Namespace, pb.Report]]:
-    built = tiny.build()
-    network = netlab.Namespace()
-    try:
-        network.run(BRIDGE)
-        with Pod() as pod:
-            for name in ("kernel", "initrd"):
-                pod.image("kernel-boot", (built.folder / name).read_bytes(), f"boot/{name}")
-            pod.start(network.pid)
-            report = pod.sync(document(), [NIC])
-            wait_for(lambda: ask(network), "the guest to answer", 120)
-            yield pod, network, report
-    finally:
-        network.close()
+    with running() as found:
+        yield found
 
 
 Guest = tuple[Pod, netlab.Namespace, pb.Report]

@@ -87,6 +87,48 @@ def test_what_the_vmi_asks_for() -> None:
     assert reply is not None and reply[20:24] == socket.inet_aton("10.0.0.9") and reply[108:118] == b"pxe/boot.0"
 
 
+def test_numbers_of_what_the_vmi_asks_for_are_in_order_and_names_of_servers_are_no_addresses() -> None:
+    custom = dhcp_options.custom("boot.example.com", "", [], {254: "last", 224: "first"})
+    assert custom == [(66, b"boot.example.com"), (224, b"first"), (254, b"last")]
+    reply = dhcp4.Server(MAC, 1500, CONFIG4, custom).answer(packet(1))
+    assert reply is not None and reply[20:24] == bytes(4) and opened(reply)[1][66] == b"boot.example.com"
+
+
+def routes_of(config: pb.Dhcp4) -> list[tuple[str, str]]:
+    """Option 121 as a client reads it: (destination, gateway), in order."""
+    field = opened(dhcp4.Server(MAC, 1500, config, []).answer(packet(1)))[1].get(121, b"")
+    found = []
+    while field:
+        bits, size = field[0], -(-field[0] // 8)
+        network = socket.inet_ntoa(field[1 : 1 + size].ljust(4, b"\0"))
+        found.append((f"{network}/{bits}", socket.inet_ntoa(field[1 + size : 5 + size])))
+        field = field[5 + size :]
+    return found
+
+
+def test_a_pods_address_of_its_own_reaches_its_router() -> None:
+    """As the bridge binding takes it from CNI plugins that give /32 addresses and a router on the link."""
+    config = pb.Dhcp4(device="k6t-eth0", server="169.254.75.10", address="10.244.3.7", prefix=32, router="169.254.1.1")
+    options = opened(dhcp4.Server(MAC, 1500, config, []).answer(packet(1)))[1]
+    assert options[54] == socket.inet_aton("169.254.75.10") and options[1] == b"\xff\xff\xff\xff"
+    assert options[3] == socket.inet_aton("169.254.1.1")
+    assert routes_of(config) == [("169.254.1.1/32", "0.0.0.0"), ("0.0.0.0/0", "169.254.1.1")]
+    # Said by the handler, it is not said twice; and a network on the link makes all of it near.
+    config.routes.append(pb.Route(destination="169.254.1.0/24", gateway="0.0.0.0"))
+    config.routes.append(pb.Route(destination="192.168.0.0/16", gateway="169.254.1.9"))
+    assert routes_of(config) == [
+        ("169.254.1.0/24", "0.0.0.0"), ("192.168.0.0/16", "169.254.1.9"), ("0.0.0.0/0", "169.254.1.1"),
+    ]  # fmt: skip
+
+
+def test_a_network_without_a_router_gets_none() -> None:
+    config = pb.Dhcp4(device="k6t-a", server="10.5.0.254", address="10.5.0.7", prefix=24)
+    assert routes_of(config) == []
+    config.routes.append(pb.Route(destination="10.6.0.0/16", gateway="10.5.0.1"))
+    assert routes_of(config) == [("10.6.0.0/16", "10.5.0.1")]
+    assert 3 not in opened(dhcp4.Server(MAC, 1500, config, []).answer(packet(1)))[1]
+
+
 def test_long_options_are_split_and_what_does_not_fit_is_left_out() -> None:
     search = [f"{letter * 60}.example.com" for letter in "abcdef"]
     small = server4(search=search).answer(packet(1))
@@ -102,6 +144,12 @@ def test_long_options_are_split_and_what_does_not_fit_is_left_out() -> None:
 def test_configuration_that_is_none(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="is no IPv4 address"):
         server4(**changes)
+
+
+@pytest.mark.parametrize("network", ["10.0.0.0/33", "10.0.0.0/x", "10.0.0.0/-1", "10.0.0/8"])
+def test_routes_that_are_none(network: str) -> None:
+    with pytest.raises(ValueError, match="is no IPv4"):
+        server4(routes=[pb.Route(destination=network, gateway="10.0.2.1")])
 
 
 @given(st.binary(max_size=600))
