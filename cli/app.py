@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 import click
 
-from cli.commands import Entry, Lazy, program_name
+from cli.commands import VARIABLE, Entry, Lazy, program_name
 from cli.problem import Problem
 
 COMMANDS = {
+    "addvolume": Entry("cli.volumes", "addvolume", "Plug a volume into a running machine."),
+    "completion": Entry("cli.completion", "completion", "Print the completion script of a shell."),
+    "console": Entry("cli.console", "console", "Open the serial console of a machine."),
+    "create": Entry("cli.create", "create", "Print a manifest made from flags (create vm)."),
+    "expand": Entry("cli.expand", "expand", "Show a VM with everything that it refers to written out."),
+    "expose": Entry("cli.expose", "expose", "Make a Service for ports of a machine."),
     "fslist": Entry("cli.guest", "fslist", "List the file systems of a guest."),
     "guestosinfo": Entry("cli.guest", "guestosinfo", "Tell what runs in a guest."),
     "migrate": Entry("cli.migration", "migrate", "Move a running machine to another node."),
     "migrate-cancel": Entry("cli.migration", "migrate_cancel", "Call a migration off."),
+    "options": Entry("cli.options", "options", "List the flags that all commands have."),
     "pause": Entry("cli.verbs", "pause", "Halt the processors of a machine."),
+    "port-forward": Entry("cli.forward", "port_forward", "Reach ports of a machine from here."),
+    "removevolume": Entry("cli.volumes", "removevolume", "Unplug a volume from a running machine."),
     "reset": Entry("cli.verbs", "reset", "Press the reset button of a machine."),
     "restart": Entry("cli.verbs", "restart", "Restart a virtual machine."),
+    "scp": Entry("cli.ssh", "scp", "Copy files to or from a guest."),
     "soft-reboot": Entry("cli.verbs", "soft_reboot", "Ask the guest of a machine to reboot."),
+    "ssh": Entry("cli.ssh", "ssh", "Log in to a guest by SSH."),
     "start": Entry("cli.verbs", "start", "Start a virtual machine."),
     "stop": Entry("cli.verbs", "stop", "Stop a virtual machine."),
     "unpause": Entry("cli.verbs", "unpause", "Let a paused machine go on."),
     "userlist": Entry("cli.guest", "userlist", "List who is logged in to a guest."),
     "version": Entry("cli.version", "version", "Tell the versions of this program and of the server."),
+    "vnc": Entry("cli.vnc", "vnc", "Open the screen of a machine, or take a picture of it (vnc screenshot)."),
 }
 
 INTERRUPTED = 130
@@ -43,7 +56,11 @@ def application() -> Lazy:
 def run(words: Sequence[str]) -> int:
     """Runs a command line and returns the exit code. Whatever goes wrong is one sentence on standard error."""
     try:
-        code = application().main(list(words) or ["--help"], prog_name=program_name(), standalone_mode=False)
+        if VARIABLE in os.environ:
+            from cli.completion import answer
+
+            return answer(application())
+        code = application().main(list(words), prog_name=program_name(), standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as done:
         return done.exit_code
@@ -51,7 +68,7 @@ def run(words: Sequence[str]) -> int:
         return INTERRUPTED
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else program_name()
-        return _complain(f'{error.format_message()} ("{where} --help" tells more)')
+        return _complain(f'{error.format_message().rstrip(".")} ("{where} --help" tells more)')
     except click.ClickException as error:
         return _complain(error.format_message())
     except Problem as problem:

@@ -95,9 +95,9 @@ class Client:
         """Sends options to a subresource; what it answers."""
         return await self.call("PUT", path, body)
 
-    async def post(self, path: str, body: Json) -> Json:
-        """Creates an object."""
-        return _document(await self.call("POST", path, body))
+    async def document(self, method: str, path: str, body: Json | None) -> Json:
+        """Sends a document and gets one back."""
+        return _document(await self.call(method, path, body))
 
     async def delete(self, path: str, body: Json) -> None:
         """Deletes an object."""
@@ -121,11 +121,8 @@ class Client:
 
         return await self._authenticated(send)
 
-    @contextlib.asynccontextmanager
-    async def socket(
-        self, path: str, params: Mapping[str, str] | None = None
-    ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-        """An open WebSocket with the published subprotocol."""
+    async def connect(self, path: str, params: Mapping[str, str] | None = None) -> aiohttp.ClientWebSocketResponse:
+        """An open WebSocket with the published subprotocol, to be closed by the caller."""
 
         async def send(auth: Mapping[str, str]) -> aiohttp.ClientWebSocketResponse:
             socket = await self._open().ws_connect(
@@ -140,7 +137,14 @@ class Client:
             self._tell("GET", path, 101)
             return socket
 
-        opened = await self._authenticated(send)
+        return await self._authenticated(send)
+
+    @contextlib.asynccontextmanager
+    async def socket(
+        self, path: str, params: Mapping[str, str] | None = None
+    ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """The same, closed at the end of the body."""
+        opened = await self.connect(path, params)
         try:
             yield opened
         finally:

@@ -7,12 +7,20 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from cli import settings
+from cli.paths import INSTANCES, MACHINES
 from cli.settings import Settings
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+PROGRAM = "hyperctl"
+VARIABLE = "_HYPERCTL_COMPLETE"
+"""Environment variable by which a shell's completion script asks."""
 
 _TRUE = {"1", "t", "true"}
 _FALSE = {"0", "f", "false"}
@@ -22,7 +30,7 @@ _SHORT_WITH_EQUALS = re.compile(r"^-[A-Za-z]=")
 def program_name(path: str | None = None) -> str:
     """What a person typed: `kubectl virt` where it runs as a plugin, else `hyperctl`."""
     name = PurePath(path if path is not None else sys.argv[0]).name.removesuffix(".exe")
-    return f"{name.removesuffix('-virt')} virt" if name.endswith("-virt") else "hyperctl"
+    return f"{name.removesuffix('-virt')} virt" if name.endswith("-virt") else PROGRAM
 
 
 def like_cobra(words: Iterable[str], switches: frozenset[str], takes_value: frozenset[str]) -> list[str]:
@@ -77,7 +85,7 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The command's own flags; `options` lists the global ones."""
-        own = [param.get_help_record(ctx) for param in super().get_params(ctx)]
+        own = [param.get_help_record(ctx) for param in super().get_params(ctx) if isinstance(param, click.Option)]
         with formatter.section("Flags"):
             formatter.write_dl([record for record in own if record is not None])
         formatter.write_paragraph()
@@ -118,8 +126,8 @@ class Lazy(click.Group):
             formatter.write_dl([(name, self.entries[name].summary) for name in self.list_commands(ctx)])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Global flags may stand before the command: they are handed on to it."""
-        return super().parse_args(ctx, _command_first(args, self.entries))
+        """Global flags may stand before the command: they are handed on to it. Without a command: the help."""
+        return super().parse_args(ctx, _command_first(args, self.entries) or ["--help"])
 
 
 def _command_first(args: list[str], names: Iterable[str]) -> list[str]:
@@ -131,7 +139,9 @@ def _command_first(args: list[str], names: Iterable[str]) -> list[str]:
     while index < len(args):
         word = args[index]
         if word in known_names:
-            return [word, *args[:index], *args[index + 1 :]]
+            rest = args[index + 1 :]
+            end = rest.index("--") if "--" in rest else len(rest)
+            return [word, *rest[:end], *args[:index], *rest[end:]]
         flag = word.partition("=")[0] if word.startswith("--") else word[:2]
         if not word.startswith("-") or flag not in known:
             return args
@@ -139,11 +149,23 @@ def _command_first(args: list[str], names: Iterable[str]) -> list[str]:
     return args
 
 
-def command(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Command]:
+def machine(metavar: str) -> Callable[[Any], Any]:
+    """The argument `name`, a VM or VMI as `metavar` says, whose names the shell completes."""
+    resource = INSTANCES if metavar == "VMI" else MACHINES
+
+    def names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from cli.completion import machines
+
+        return machines(resource, ctx, incomplete)
+
+    return click.argument("name", metavar=metavar, shell_complete=names)
+
+
+def command(name: str, cls: type[Command] = Command, **attributes: Any) -> Callable[[Callable[..., Any]], Command]:
     """Declares a command; its function gets the Settings first. Examples in the help keep their lines (after `\\b`)."""
 
     def declare(function: Callable[..., Any]) -> Command:
-        made = click.command(name, cls=Command, context_settings={"help_option_names": ["-h", "--help"]}, **attributes)
+        made = click.command(name, cls=cls, context_settings={"help_option_names": ["-h", "--help"]}, **attributes)
         return made(click.pass_obj(function))
 
     return declare

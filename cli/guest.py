@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cli.commands import command
+from cli.commands import command, machine
 from cli.output import format_option, show
 from cli.paths import INSTANCES, machine_path
 from cli.problem import Problem
@@ -27,7 +27,7 @@ def _tell(settings: Settings, name: str, verb: str, what: str, output: str) -> N
 
 
 @command("guestosinfo", short_help="Tell what runs in a guest.")
-@click.argument("name", metavar="VMI")
+@machine("VMI")
 @format_option("json")
 def guestosinfo(settings: Settings, name: str, output: str) -> None:
     """Tell which operating system runs in a guest, as its agent says."""
@@ -35,7 +35,7 @@ def guestosinfo(settings: Settings, name: str, output: str) -> None:
 
 
 @command("userlist", short_help="List who is logged in to a guest.")
-@click.argument("name", metavar="VMI")
+@machine("VMI")
 @format_option("json")
 def userlist(settings: Settings, name: str, output: str) -> None:
     """List who is logged in to a guest, as its agent says."""
@@ -43,7 +43,7 @@ def userlist(settings: Settings, name: str, output: str) -> None:
 
 
 @command("fslist", short_help="List the file systems of a guest.")
-@click.argument("name", metavar="VMI")
+@machine("VMI")
 @format_option("json")
 def fslist(settings: Settings, name: str, output: str) -> None:
     """List the mounted file systems of a guest, as its agent says."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.commands import command
+from cli.commands import command, machine
 from cli.paths import MACHINES, MIGRATIONS, object_path
 from cli.problem import Problem
 from cli.settings import Settings
@@ -23,7 +23,7 @@ def selector_of(words: tuple[str, ...]) -> dict[str, str] | None:
 
 
 @command("migrate", short_help="Move a running machine to another node.")
-@click.argument("name", metavar="VM")
+@machine("VM")
 @click.option(
     "--addedNodeSelector", "selector", multiple=True, metavar="KEY=VALUE,…", help="Only to nodes with these labels."
 )
@@ -41,7 +41,7 @@ def migrate(settings: Settings, name: str, selector: tuple[str, ...], dry_run: b
 
 
 @command("migrate-cancel", short_help="Call a migration off.")
-@click.argument("name", metavar="VM")
+@machine("VM")
 @dry_run_option
 def migrate_cancel(settings: Settings, name: str, dry_run: bool) -> None:
     """Call the migration of a machine off; it stays where it is.

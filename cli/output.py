@@ -24,7 +24,14 @@ def render(document: Any, form: str) -> str:
     if form == "yaml":
         import yaml
 
-        return yaml.safe_dump(document, sort_keys=False, default_flow_style=False, allow_unicode=True)
+        class Dumper(yaml.SafeDumper):
+            """Texts of several lines stay readable."""
+
+        def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+            return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+        Dumper.add_representer(str, text)
+        return str(yaml.dump(document, Dumper=Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True))
     import json
 
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.commands import command
+from cli.commands import command, machine
 from cli.paths import INSTANCES, MACHINES, machine_path, object_path, resource_of
 from cli.problem import Problem
 from cli.settings import Settings
@@ -58,7 +58,7 @@ def ask(
 
 
 @command("start", short_help="Start a virtual machine.")
-@click.argument("name", metavar="VM")
+@machine("VM")
 @click.option("--paused", is_flag=True, help="Leave its processors halted, until `unpause`.")
 @dry_run_option
 @wait_option("Running")
@@ -99,7 +99,7 @@ def grace_of(force: bool, seconds: int) -> int | None:
 
 
 @command("stop", short_help="Stop a virtual machine.")
-@click.argument("name", metavar="VM")
+@machine("VM")
 @grace_options
 @dry_run_option
 @wait_option("Stopped")
@@ -118,7 +118,7 @@ def stop(settings: Settings, name: str, force: bool, grace_period: int, dry_run:
 
 
 @command("restart", short_help="Restart a virtual machine.")
-@click.argument("name", metavar="VM")
+@machine("VM")
 @grace_options
 @dry_run_option
 @wait_option("Running again")
@@ -182,7 +182,7 @@ def unpause(settings: Settings, kind: str, name: str, dry_run: bool) -> None:
 
 
 @command("soft-reboot", short_help="Ask the guest of a machine to reboot.")
-@click.argument("name", metavar="VMI")
+@machine("VMI")
 def soft_reboot(settings: Settings, name: str) -> None:
     """Ask the guest to reboot, by its agent or by ACPI. The machine itself stays as it is.
 
@@ -195,7 +195,7 @@ def soft_reboot(settings: Settings, name: str) -> None:
 
 
 @command("reset", short_help="Press the reset button of a machine.")
-@click.argument("name", metavar="VMI")
+@machine("VMI")
 def reset(settings: Settings, name: str) -> None:
     """Reset a machine as its reset button would, without asking its guest.
 

@@ -1,0 +1,150 @@
+"""`console`: a machine's serial console on this terminal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.commands import command, machine
+from cli.paths import INSTANCES, MACHINES, machine_path, object_path
+from cli.problem import Problem
+from cli.settings import Settings
+from cli.terminal import ESCAPE, Terminal, raw, typed
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from cli.client import Client
+
+RETRY_SECONDS = 0.5
+_NOT_YET = {400, 409, 503}
+"""HTTP codes by which a server says that the machine has no console yet."""
+_STOPPED = {"", "Stopped", "Stopping", "Terminating"}
+
+
+@command("console", short_help="Open the serial console of a machine.")
+@machine("VMI")
+@click.option(
+    "--timeout",
+    type=float,
+    default=5,
+    show_default=True,
+    metavar="MINUTES",
+    help="Patience with a machine that starts.",
+)
+@click.option("--shared", is_flag=True, help="Watch a console that somebody else has, instead of taking it over.")
+def console(settings: Settings, name: str, timeout: float, shared: bool) -> None:
+    """Open the serial console of a machine. Ctrl-] (or ctrl-5) leaves it.
+
+    \b
+    Examples:
+      hyperctl console myvmi
+      hyperctl console --timeout=1 myvmi
+      hyperctl console --shared myvmi
+    """
+    from cli.client import run
+
+    run(_console(settings, name, timeout * 60, shared))
+
+
+async def _console(settings: Settings, name: str, seconds: float, shared: bool) -> None:
+    from cli.client import Client
+    from cli.wait import progress
+
+    params = {"shared": "true"} if shared else {}
+    async with Client(settings) as client:
+        path = machine_path(INSTANCES, client.namespace, name, "console")
+        with progress(f"{name}: waiting for its console"):
+            socket = await _opened(client, name, path, params, seconds)
+        try:
+            await attach(socket, Terminal(), name)
+        finally:
+            await socket.close()
+
+
+async def _opened(
+    client: Client, name: str, path: str, params: dict[str, str], seconds: float
+) -> aiohttp.ClientWebSocketResponse:
+    """The open console; a machine that is still starting is waited for."""
+    from cli.client import Refused
+
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        try:
+            return await client.connect(path, params)
+        except Refused as refusal:
+            late = asyncio.get_running_loop().time() > deadline
+            if late or not await _starting(client, name, refusal.status.code):
+                raise Problem(f"cannot open the console of VirtualMachineInstance {name}: {refusal}") from refusal
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _starting(client: Client, name: str, code: int) -> bool:
+    """Whether a refusal may only be too early."""
+    from cli.client import Refused
+
+    if code in _NOT_YET:
+        return True
+    if code != 404:
+        return False
+    try:
+        vm = await client.get(object_path(MACHINES, client.namespace, name))
+    except Refused:
+        return False
+    status = vm.get("status") or {}
+    asked = any(request.get("action") == "Start" for request in status.get("stateChangeRequests") or ())
+    return asked or (status.get("printableStatus") or "") not in _STOPPED
+
+
+async def attach(socket: aiohttp.ClientWebSocketResponse, terminal: Terminal, name: str) -> None:
+    """Gives the terminal to the guest until the person leaves or the server ends it. Raises Problem for a bad end."""
+    from cli.streams import Ending, incoming, outgoing
+
+    loop = asyncio.get_running_loop()
+    left: asyncio.Future[int] = loop.create_future()
+
+    def leave(number: int) -> None:
+        loop.call_soon_threadsafe(left.set_result, number)
+
+    async def show(data: bytes) -> None:
+        terminal.write(data)
+
+    terminal.say(f"Successfully connected to {name} console. Press Ctrl+] or Ctrl+5 to exit console.")
+    with raw(terminal, leave):
+        typing = asyncio.create_task(outgoing(until_escape(typed(terminal.stdin)), socket))
+        showing = asyncio.create_task(incoming(socket, show))
+        done, waiting = await asyncio.wait((typing, showing, left), return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    if left in done:
+        raise Problem(f"left the console of {name}: signal {left.result()}", 128 + left.result())
+    if showing not in done:
+        return
+    try:
+        reason = await showing
+    except Ending as end:
+        raise Problem(_disconnected(name, end.reason)) from end
+    terminal.say(f"\nThe console of {name} was closed{f': {reason}' if reason else '.'}")
+
+
+async def until_escape(keys: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """What is typed before ctrl-]."""
+    async for data in keys:
+        before, escape, _ = data.partition(ESCAPE)
+        if before:
+            yield before
+        if escape:
+            return
+
+
+def _disconnected(name: str, reason: str) -> str:
+    if reason:
+        return f"disconnected from the console of {name}: {reason}"
+    return (
+        f"disconnected from the console of {name}: the machine was powered off, somebody else took the console over, "
+        "or the network failed"
+    )

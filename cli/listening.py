@@ -1,0 +1,149 @@
+"""Local ports, each connection of which is carried to a machine by a WebSocket of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from cli.problem import Problem
+
+if TYPE_CHECKING:
+    from cli.client import Client
+
+IDLE_SECONDS = 300.0
+"""A sender of datagrams that was silent for so long is forgotten."""
+QUEUE = 64
+"""Datagrams that wait for the network; more are lost, as they may be."""
+
+
+def complain(words: str) -> None:
+    """Tells of a connection that failed; the others go on."""
+    print(f"error: {words}", file=sys.stderr, flush=True)
+
+
+def bound(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
+    """A socket on a local address; port 0 means any. Raises Problem."""
+    opened: socket.socket | None = None
+    try:
+        family, _, protocol, _, place = socket.getaddrinfo(address, port, type=kind, flags=socket.AI_PASSIVE)[0]
+        opened = socket.socket(family, kind, protocol)
+        if kind is socket.SOCK_STREAM:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(place)
+    except (OSError, OverflowError) as error:
+        if opened is not None:
+            opened.close()
+        raise Problem(f"cannot listen on {address} port {port}: {getattr(error, 'strerror', None) or error}") from error
+    opened.setblocking(False)
+    return opened
+
+
+@contextlib.asynccontextmanager
+async def tcp(client: Client, path: str, address: str, port: int, what: str) -> AsyncIterator[int]:
+    """Listens while the body runs; yields the port. `what` names the machine in complaints."""
+    from cli.streams import Ending, both_ways, pieces
+
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def write(data: bytes) -> None:
+            writer.write(data)
+            await writer.drain()
+
+        try:
+            async with client.socket(path) as remote:
+                await both_ways(pieces(reader), remote, write)
+        except (Problem, Ending) as error:
+            complain(f"{what}: {error or 'the connection broke'}")
+        except ConnectionError:
+            pass  # the local program went away
+        finally:
+            writer.close()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(carry(reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    listener = bound(address, port, socket.SOCK_STREAM)
+    server = await asyncio.start_server(accept, sock=listener)
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    """One local UDP port: a WebSocket for every sender, a message for every datagram."""
+
+    def __init__(self, client: Client, path: str, what: str) -> None:
+        self._client = client
+        self._path = path
+        self._what = what
+        self._transport: asyncio.DatagramTransport | None = None
+        self._queues: dict[tuple[str, int], asyncio.Queue[bytes]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        queue = self._queues.get(addr)
+        if queue is None:
+            queue = self._queues[addr] = asyncio.Queue(QUEUE)
+            task = asyncio.get_running_loop().create_task(self._carry(addr, queue))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        with contextlib.suppress(asyncio.QueueFull):
+            queue.put_nowait(data)
+
+    async def _carry(self, sender: tuple[str, int], queue: asyncio.Queue[bytes]) -> None:
+        from cli.streams import Ending, both_ways
+
+        async def write(data: bytes) -> None:
+            assert self._transport is not None
+            self._transport.sendto(data, sender)
+
+        try:
+            async with self._client.socket(self._path) as remote:
+                await both_ways(_waiting(queue), remote, write)
+        except (Problem, Ending) as error:
+            complain(f"{self._what}: {error or 'the connection broke'}")
+        finally:
+            self._queues.pop(sender, None)
+
+    async def close(self) -> None:
+        """Ends all senders' connections."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _waiting(queue: asyncio.Queue[bytes]) -> AsyncIterator[bytes]:
+    """Datagrams until there was none for IDLE_SECONDS."""
+    while True:
+        try:
+            yield await asyncio.wait_for(queue.get(), IDLE_SECONDS)
+        except TimeoutError:
+            return
+
+
+@contextlib.asynccontextmanager
+async def udp(client: Client, path: str, address: str, port: int, what: str) -> AsyncIterator[int]:
+    """Listens while the body runs; yields the port."""
+    listener = bound(address, port, socket.SOCK_DGRAM)
+    protocol = _Datagrams(client, path, what)
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: protocol, sock=listener)
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        transport.close()
+        await protocol.close()

@@ -1,0 +1,157 @@
+"""The person's terminal while it belongs to a guest: raw, and as it was before, whatever happens.
+
+Sources: termios(3), and the control sequences of xterm (https://invisible-island.net/xterm/ctlseqs/ctlseqs.html).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import termios
+import threading
+import tty
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import FrameType
+
+ESCAPE = b"\x1d"
+"""ctrl-] leaves a console (also ctrl-5, which terminals send as the same byte)."""
+CHUNK = 64 << 10
+
+_LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_PLAIN = b"\x1b[0m\x1b[?25h\x1b[?7h\x1b[?1l\x1b>\x1b[?1000;1002;1003;1005;1006;2004l\x1b[r"
+"""Colours off, cursor seen, lines wrap, ordinary keys, no mouse and paste reports, the whole screen scrolls."""
+_TO_OTHER_SCREEN = (b"\x1b[?1049h", b"\x1b[?1047h", b"\x1b[?47h")
+_FROM_OTHER_SCREEN = (b"\x1b[?1049l", b"\x1b[?1047l", b"\x1b[?47l")
+_LONGEST = 8
+
+
+class Screen:
+    """Follows what a guest does to the window, to undo what it left behind."""
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self.other = False
+        """The guest is on the alternate screen, as an editor is."""
+
+    def saw(self, data: bytes) -> None:
+        """Takes note of output on its way to the terminal."""
+        text = self._tail + data
+        entered = max(text.rfind(word) for word in _TO_OTHER_SCREEN)
+        left = max(text.rfind(word) for word in _FROM_OTHER_SCREEN)
+        if entered != left:
+            self.other = entered > left
+        self._tail = text[-(_LONGEST - 1) :]
+
+    def undo(self) -> bytes:
+        """What makes the window usable again; the cursor stays where it is."""
+        return (b"\x1b[?1049l" if self.other else b"") + b"\x1b7" + _PLAIN + b"\x1b8"
+
+
+class Terminal:
+    """Standard input and output as one terminal, or as the pipes that they are."""
+
+    def __init__(self, stdin: int = 0, stdout: int = 1) -> None:
+        self.stdin = stdin
+        self.stdout = stdout
+        self.screen = Screen()
+        self._before: list[object] | None = None
+
+    @property
+    def interactive(self) -> bool:
+        """Standard input is a terminal."""
+        return os.isatty(self.stdin)
+
+    def enter(self) -> None:
+        """Every key goes to the guest as it is."""
+        if self.interactive:
+            self._before = self._before or termios.tcgetattr(self.stdin)
+            tty.setraw(self.stdin, termios.TCSANOW)
+
+    def restore(self) -> None:
+        """As it was before `enter`; can be called at any time, and twice."""
+        before, self._before = self._before, None
+        if before is None:
+            return
+        # A terminal that is gone (SIGHUP) needs nothing any more.
+        with contextlib.suppress(termios.error, OSError):
+            termios.tcsetattr(self.stdin, termios.TCSANOW, before)  # type: ignore[arg-type]
+        if os.isatty(self.stdout):
+            with contextlib.suppress(OSError):
+                os.write(self.stdout, self.screen.undo())
+
+    def write(self, data: bytes) -> None:
+        """All of the guest's bytes; blocks while the terminal does not take them, which slows the guest down."""
+        self.screen.saw(data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.stdout, view) :]
+
+    def say(self, words: str) -> None:
+        """A line for the person, on standard error, in the window's own way of ending lines."""
+        end = "\r\n" if self._before is not None else "\n"
+        sys.stderr.write(words.replace("\n", end) + end)
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def raw(terminal: Terminal, leave: Callable[[int], None]) -> Iterator[None]:
+    """The terminal is the guest's while the body runs. A signal restores it at once and calls `leave` with its number.
+
+    A second signal ends the program on the spot, should something be stuck. SIGTSTP stops it as a shell expects.
+    """
+    caught: list[int] = []
+
+    def on_leaving(number: int, _frame: FrameType | None) -> None:
+        terminal.restore()
+        if caught:
+            os._exit(128 + number)
+        caught.append(number)
+        leave(number)
+
+    def on_stop(_number: int, _frame: FrameType | None) -> None:
+        terminal.restore()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        if not caught:
+            terminal.enter()
+
+    former = {number: signal.signal(number, on_leaving) for number in _LEAVING}
+    former[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, on_stop)
+    try:
+        terminal.enter()
+        yield
+    finally:
+        terminal.restore()
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+async def typed(descriptor: int, size: int = 4096) -> AsyncIterator[bytes]:
+    """What comes from a descriptor, until its end.
+
+    Read in a thread of its own: that works for terminals, pipes and files alike, and leaves the descriptor blocking,
+    which the shell that shares it relies on.
+    """
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[bytes] = asyncio.Queue()
+    taken = threading.Semaphore(0)
+
+    def read() -> None:
+        data = b"-"
+        while data:
+            try:
+                data = os.read(descriptor, size)
+            except OSError:
+                data = b""
+            try:
+                loop.call_soon_threadsafe(arrived.put_nowait, data)
+            except RuntimeError:
+                return  # the loop has ended, and with it the interest in input
+            taken.acquire()
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    while data := await arrived.get():
+        yield data
+        taken.release()

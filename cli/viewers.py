@@ -1,0 +1,84 @@
+"""Programs that show a VNC screen: which there are, and how each is told where to connect."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from cli.problem import Problem
+
+
+class Viewer(NamedTuple):
+    """A program and the words to start it with."""
+
+    path: str
+    arguments: tuple[str, ...]
+
+
+Arguments = Callable[[int], tuple[str, ...]]
+
+
+def _display(port: int) -> tuple[str, ...]:
+    return (f"127.0.0.1::{port}",)
+
+
+def _plain(port: int) -> tuple[str, ...]:
+    return (f"127.0.0.1:{port}",)
+
+
+def _real(port: int) -> tuple[str, ...]:
+    return (f"127.0.0.1:{port}", "-WarnUnencrypted=0", "-Shared=1", "-ShareFiles=0")
+
+
+def _address(port: int) -> tuple[str, ...]:
+    return (f"vnc://127.0.0.1:{port}",)
+
+
+TYPES: dict[str, Arguments] = {"tiger": _display, "chicken": _plain, "real": _real, "remote-viewer": _address}
+"""The words of --vnc-type. `::` before a port means that it is no display number (vncviewer(1))."""
+
+IN_PATH: tuple[tuple[str, Arguments], ...] = (
+    ("remote-viewer", _address),
+    ("xtigervncviewer", _display),
+    ("vncviewer", _display),
+    ("realvnc-vncviewer", _real),
+    ("gvncviewer", _display),
+    ("krdc", _address),
+    ("vinagre", _address),
+    ("remmina", lambda port: ("-c", f"vnc://127.0.0.1:{port}")),
+)
+"""In the order in which they are looked for."""
+
+ON_MACOS: tuple[tuple[str, Arguments], ...] = (
+    ("TigerVNC Viewer*.app/Contents/MacOS/TigerVNC Viewer", _display),
+    ("Chicken.app/Contents/MacOS/Chicken", _plain),
+    ("VNC Viewer.app/Contents/MacOS/vncviewer", _real),
+)
+"""Below /Applications; of several versions the last."""
+
+
+def chosen(kind: str, path: str, port: int) -> Viewer:
+    """The one that --vnc-type and --vnc-path name. Raises Problem."""
+    program = shutil.which(path)
+    if program is None:
+        raise Problem(f"--vnc-path: {path} is no program that can be run")
+    return Viewer(program, TYPES[kind](port))
+
+
+def found(port: int, platform: str = sys.platform, applications: Path = Path("/Applications")) -> Viewer:
+    """The first viewer of this machine. Raises Problem when there is none."""
+    if platform == "darwin":
+        for pattern, arguments in ON_MACOS:
+            if matches := sorted(applications.glob(pattern)):
+                return Viewer(str(matches[-1]), arguments(port))
+    for name, arguments in IN_PATH:
+        if program := shutil.which(name):
+            return Viewer(program, arguments(port))
+    raise Problem(f"there is no VNC viewer: install one of {_listed(name for name, _ in IN_PATH)}, or use --proxy-only")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,150 @@
+"""`vnc`: a machine's screen in a viewer, or on a local port for any viewer; `vnc screenshot`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.commands import Command, command, machine
+from cli.paths import INSTANCES, machine_path
+from cli.problem import Problem
+from cli.settings import Settings
+from cli.viewers import TYPES, Viewer
+
+if TYPE_CHECKING:
+    from cli.client import Client
+
+OUTPUT_LIMIT = 500
+"""Characters that are told of what a failing viewer printed."""
+
+
+@command("screenshot", short_help="Take a picture of the screen of a machine.")
+@machine("VMI")
+@click.option("--file", "-f", "target", required=True, metavar="FILE", help="Where the PNG goes; - is standard output.")
+@click.option("--move-cursor", "-m", is_flag=True, help="Move the mouse before, to wake a sleeping screen.")
+def screenshot(settings: Settings, name: str, target: str, move_cursor: bool) -> None:
+    """Take a picture of the screen of a machine, as PNG.
+
+    \b
+    Examples:
+      hyperctl vnc screenshot myvmi -f screen.png
+      hyperctl vnc screenshot myvmi -f - | display
+    """
+    from cli.client import run
+
+    picture = run(_picture(settings, name, move_cursor))
+    if target == "-":
+        sys.stdout.buffer.write(picture)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        Path(target).write_bytes(picture)
+    except OSError as error:
+        raise Problem(f"cannot write {target}: {error.strerror}") from error
+
+
+async def _picture(settings: Settings, name: str, move_cursor: bool) -> bytes:
+    from cli.client import Client, Refused
+
+    params = {"moveCursor": "true"} if move_cursor else {}
+    async with Client(settings) as client:
+        try:
+            return await client.call(
+                "GET", machine_path(INSTANCES, client.namespace, name, "vnc/screenshot"), params=params
+            )
+        except Refused as refusal:
+            raise Problem(f"cannot take a picture of VirtualMachineInstance {name}: {refusal}") from refusal
+
+
+class WithScreenshot(Command):
+    """`vnc NAME` and `vnc screenshot NAME`: virtctl has both."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """That of `screenshot`, where that is the first word."""
+        if args[:1] == [screenshot.name]:
+            return screenshot.make_context(f"{info_name} {screenshot.name}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@command("vnc", cls=WithScreenshot, short_help="Open the screen of a machine.")
+@machine("VMI")
+@click.option("--address", default="127.0.0.1", show_default=True, help="With --proxy-only: where to listen.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The local port; any free one by default.")
+@click.option("--proxy-only", is_flag=True, help="Start no viewer: print the port and serve it until ctrl-C.")
+@click.option("--vnc-type", type=click.Choice(list(TYPES)), help="How to start the program of --vnc-path.")
+@click.option("--vnc-path", metavar="FILE", help="The viewer to start.")
+def vnc(
+    settings: Settings,
+    name: str,
+    address: str,
+    port: int,
+    proxy_only: bool,
+    vnc_type: str | None,
+    vnc_path: str | None,
+) -> None:
+    """Open the screen of a machine in a VNC viewer. Several people may look at once.
+
+    \b
+    Examples:
+      hyperctl vnc myvmi
+      hyperctl vnc myvmi --proxy-only --port=5999
+      hyperctl vnc screenshot myvmi -f screen.png
+    """
+    from cli.client import run
+
+    if (vnc_type is None) != (vnc_path is None):
+        raise Problem("--vnc-type and --vnc-path need each other")
+    choice = (vnc_type, vnc_path) if vnc_type and vnc_path else None
+    # Ctrl-C is how a proxy is meant to end.
+    with contextlib.suppress(*[KeyboardInterrupt] * proxy_only):
+        run(_vnc(settings, name, address if proxy_only else "127.0.0.1", port, proxy_only, choice))
+
+
+async def _vnc(
+    settings: Settings, name: str, address: str, port: int, proxy_only: bool, choice: tuple[str, str] | None
+) -> None:
+    from cli import viewers
+    from cli.client import Client
+    from cli.listening import tcp
+
+    async with Client(settings) as client:
+        path = machine_path(INSTANCES, client.namespace, name, "vnc")
+        await _accessible(client, path, name)
+        async with tcp(client, path, address, port, f"screen of {name}") as local:
+            if proxy_only:
+                click.echo(json.dumps({"port": local}))
+                await asyncio.Event().wait()
+            await _show(viewers.chosen(*choice, local) if choice else viewers.found(local))
+
+
+async def _accessible(client: Client, path: str, name: str) -> None:
+    """Learns before any viewer starts that there is no such machine, or no right to its screen."""
+    from cli.client import Refused
+
+    try:
+        async with client.socket(path):
+            pass
+    except Refused as refusal:
+        raise Problem(f"cannot open the screen of VirtualMachineInstance {name}: {refusal}") from refusal
+
+
+async def _show(viewer: Viewer) -> None:
+    process = await asyncio.create_subprocess_exec(
+        viewer.path, *viewer.arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+    if process.returncode:
+        said = " ".join(output.decode(errors="replace").split())[-OUTPUT_LIMIT:]
+        raise Problem(f"{viewer.path} failed with exit code {process.returncode}{f': {said}' if said else ''}")
