@@ -55,6 +55,15 @@ def verdict(vm: VirtualMachine, vmi: VirtualMachineInstance | None, now: datetim
     return _without_vmi(vm, status, requests, failure, start, now)
 
 
+def starts_paused(vm: VirtualMachine) -> bool:
+    """Whether the VMI that is made next waits for `unpause` before its first instruction."""
+    return any(map(_pauses, (vm.status or VirtualMachineStatus()).stateChangeRequests or ()))
+
+
+def _pauses(request: VirtualMachineStateChangeRequest) -> bool:
+    return request.action == names.ACTION_START and (request.data or {}).get("paused") == "true"
+
+
 def _is_current(request: VirtualMachineStateChangeRequest, vmi: VirtualMachineInstance | None) -> bool:
     """A Stop is for one VMI; when that is gone it has been honoured."""
     if request.action == names.ACTION_STOP:
@@ -109,8 +118,10 @@ def _without_vmi(
     else:
         wanted = start and strategy == names.RUN_MANUAL
     if not wanted:
-        # A VM that is not to run has no failures to count, and nobody's request waits for ever.
-        return Verdict(Want.NOTHING, (), None if strategy != names.RUN_RERUN_ON_FAILURE else failure)
+        # A VM that is not to run has no failures to count, and nobody's request waits for ever. But one to start paused
+        # comes a moment before the spec says Always, and says how the VMI is to be made then.
+        kept = tuple(filter(_pauses, requests)) if strategy == names.RUN_HALTED else ()
+        return Verdict(Want.NOTHING, kept, None if strategy != names.RUN_RERUN_ON_FAILURE else failure)
     seconds = remaining(failure, now)
     if seconds > 0:
         return Verdict(Want.WAIT, requests, failure, seconds)
