@@ -63,7 +63,8 @@ def _address(version: str) -> str:
 
 
 def _definitions() -> Json:
-    return {_definition(kind): schema(kind) for kind in {each.body for each in ENDPOINTS if each.body is not None}}
+    # In one order: the hash of the document must be the same in every replica.
+    return {_definition(each.body): schema(each.body) for each in ENDPOINTS if each.body is not None}
 
 
 def _definition(kind: type[Any]) -> str:

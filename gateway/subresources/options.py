@@ -63,7 +63,15 @@ class Ignored(msgspec.Struct, frozen=True, gc=False):
 
 
 def schema(kind: type[Any]) -> dict[str, Any]:
-    """The OpenAPI schema of options: what a client may send."""
+    """The OpenAPI schema of options, in the words that OpenAPI 2 has too: kubectl refuses a document with others."""
     _, found = msgspec.json.schema_components([kind], ref_template="#/{name}")
-    schema_: dict[str, Any] = found[kind.__name__]
-    return schema_
+    whole = found[kind.__name__]
+    properties = {name: _plain(each) for name, each in whole["properties"].items()}
+    return {"type": "object", "description": whole["description"], "properties": properties}
+
+
+def _plain(found: dict[str, Any]) -> dict[str, Any]:
+    """Without "or null" and the default null, which stand for "may be absent"; of several types the first."""
+    chosen = next((each for each in found.get("anyOf", ()) if each.get("type") != "null"), found)
+    dropped = {"default", "minimum", "maximum"} if "format" in chosen else {"default"}
+    return {key: value for key, value in chosen.items() if key not in dropped}
