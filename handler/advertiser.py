@@ -11,7 +11,7 @@ import socket
 import struct
 from ipaddress import IPv6Interface
 
-from handler.network import Attachment
+from handler.network_lease import Router6
 from kit import proc
 
 _ROUTER_SOLICITATION, _ROUTER_ADVERTISEMENT = 133, 134
@@ -24,9 +24,11 @@ _FIRST_SECONDS, _STEADY_SECONDS = (0.5, 1.0, 2.0, 4.0, 16.0), 600.0
 _QUIET_SECONDS, _DRAINED = 0.5, 64
 
 
-def advertisement(gateway: IPv6Interface, mac: str, mtu: int) -> bytes:
-    """The message; the kernel fills in its checksum."""
-    head = struct.pack("!BBHBBHII", _ROUTER_ADVERTISEMENT, 0, 0, 64, _MANAGED | _OTHER, _LONGEST, 0, 0)
+def advertisement(gateway: IPv6Interface, mac: str, mtu: int, leads_on: bool = True) -> bytes:
+    """The message; the kernel fills in its checksum. A router that does not lead on says nothing of a default route
+    (a life time of 0)."""
+    life = _LONGEST if leads_on else 0
+    head = struct.pack("!BBHBBHII", _ROUTER_ADVERTISEMENT, 0, 0, 64, _MANAGED | _OTHER, life, 0, 0)
     link = struct.pack("!BB6s", 1, 1, bytes.fromhex(mac.replace(":", "")))
     largest = struct.pack("!BBHI", 5, 1, 0, mtu)
     prefix = struct.pack(
@@ -89,10 +91,10 @@ class Advertiser:
         self._task = self._loop.create_task(self._repeat(), name="advertiser")
 
     @classmethod
-    async def start(cls, process: proc.Process, attachment: Attachment, mac: str) -> "Advertiser":
-        """Starts advertising on the attachment's bridge, whose address is `mac`. Raises OSError."""
-        raw, index = await proc.isolated(lambda: open_socket(process, attachment.bridge))
-        return cls(raw, index, advertisement(attachment.gateway6, mac, attachment.mtu))
+    async def start(cls, process: proc.Process, bridge: str, router: Router6, mac: str, mtu: int) -> "Advertiser":
+        """Starts advertising on the bridge, whose address is `mac`. Raises OSError."""
+        raw, index = await proc.isolated(lambda: open_socket(process, bridge))
+        return cls(raw, index, advertisement(router.gateway, mac, mtu, router.leads_on))
 
     def close(self) -> None:
         """Ends it. The guest keeps what it was told."""

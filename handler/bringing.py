@@ -1,85 +1,136 @@
-"""The node's side of a VM: its pod network, its images, its disks and devices. All at once, each in its own thread."""
+"""The node's side of a VM: its networks, its images, its disks and devices. All at once, each in its own thread."""
 
 import asyncio
-from dataclasses import dataclass
+import pathlib
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from api.errors import HyperletError, ImagePullFailed, NetworkError
+from api.k8s import Pod
 from api.vmi import VirtualMachineInstance
-from handler import images, network, volumes
+from handler import images, network, network_record, volumes
 from handler.advertiser import Advertiser
 from handler.images import Images
 from handler.launchers import Launcher
+from handler.network_lease import Attachment
+from handler.network_record import Record
+from handler.network_request import requests_of
 from kit import log, proc
 
 _log = log.logger(component="bringing")
+
+
+class Joining(Protocol):
+    """What joins pods to secondary networks (`handler.attachments`)."""
+
+    async def ensure(self, pod: Pod, process: proc.Process) -> dict[str, str]:
+        """Who made each interface that the pod asks for, by its name in the pod. Raises NetworkError."""
+
+    async def forget(self, pod_uid: str) -> None:
+        """Leaves the networks of a pod that has ended."""
 
 
 @dataclass
 class Brought:
     """What was made, and what has to be let go of with the pod."""
 
-    attachment: network.Attachment | None
-    advertiser: Advertiser | None = None
+    made: network.Made = field(default_factory=network.Made)
+    told: frozenset[str] = frozenset()
+    """The pod's interfaces that its network-status tells of."""
+    advertisers: dict[str, Advertiser] = field(default_factory=dict)
+    """By bridge."""
 
     def close(self) -> None:
         """Lets go of it."""
-        if self.advertiser is not None:
-            self.advertiser.close()
-            self.advertiser = None
+        for advertiser in self.advertisers.values():
+            advertiser.close()
+        self.advertisers.clear()
 
 
 class Bringer:
     """Makes the node's side of VMs."""
 
-    def __init__(self, provider: Images, host_network: str = network.HOST) -> None:
+    def __init__(
+        self,
+        provider: Images,
+        host_network: str = network.HOST,
+        joining: Joining | None = None,
+        records: pathlib.Path = network_record.DIRECTORY,
+    ) -> None:
         self._images = provider
         self._host_network = host_network
+        self._joining = joining
+        self._records = records
 
-    async def bring(self, vmi: VirtualMachineInstance, launcher: Launcher, before: Brought | None) -> Brought:
+    async def bring(self, vmi: VirtualMachineInstance, pod: Pod, launcher: Launcher, before: Brought | None) -> Brought:
         """Makes what is missing; idempotent. `before` is what an earlier call made. Raises `api.errors`."""
         process = launcher.process
-        request = network.request_of(vmi)
         wanted, writable = images.wanted_by(vmi), volumes.written_by(vmi)
-        made = await asyncio.gather(
-            self._attach(process, request),
+        outcomes = await asyncio.gather(
+            self._join(vmi, pod, launcher, before),
             self._images.provide(process, launcher.pod_uid, wanted),
             proc.isolated(lambda: volumes.prepare(process, writable)),
             return_exceptions=True,
         )
-        for outcome in made:
+        for outcome in outcomes:
             if isinstance(outcome, HyperletError):
                 raise outcome
-        for outcome in made:
+        for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
-        attachment = made[0]
-        assert not isinstance(attachment, BaseException)
-        changed = [str(item) for outcome in made[1:] if isinstance(outcome, list) for item in outcome]
-        if attachment is not None:
-            changed += attachment.changed
+        joined = outcomes[0]
+        assert not isinstance(joined, BaseException)
+        made, told = joined
+        changed = [str(item) for outcome in outcomes[1:] if isinstance(outcome, list) for item in outcome]
+        changed += made.changed
         if changed:
             _log.debug("Made the node's side of the VM", changed=changed, **log.about(vmi))
-        return Brought(attachment, await self._advertise(process, attachment, before))
+        return Brought(made, told, await self._advertise(process, made.attachments, before))
 
-    async def _attach(self, process: proc.Process, request: network.Request | None) -> network.Attachment | None:
-        if request is None:
-            return None
-        return await proc.isolated(lambda: network.attach(process, request, self._host_network))
+    async def _join(
+        self, vmi: VirtualMachineInstance, pod: Pod, launcher: Launcher, before: Brought | None
+    ) -> tuple[network.Made, frozenset[str]]:
+        """Has the pod's interfaces made, and from them the taps of the VM."""
+        process = launcher.process
+        requests = requests_of(vmi)
+        told: frozenset[str] = frozenset()
+        if self._joining is not None:
+            told = frozenset(await self._joining.ensure(pod, process))
+        used = _used(launcher)
+        if not (requests or used or (before and (before.made.attachments or before.made.going))):
+            return network.Made(), told
+        record = Record(launcher.pod_uid, self._records)
+        made = await proc.isolated(
+            lambda: network.attach(process, requests, record, launcher.pod_uid, used, self._host_network)
+        )
+        return made, told
 
     async def _advertise(
-        self, process: proc.Process, attachment: network.Attachment | None, before: Brought | None
-    ) -> Advertiser | None:
-        if before is not None and before.advertiser is not None:
-            return before.advertiser
-        if attachment is None or attachment.guest6 is None:
-            return None
-        try:
-            return await Advertiser.start(process, attachment, network.GATEWAY_MAC)
-        except OSError as error:
-            raise NetworkError(f"the guest's IPv6 router cannot be started: {error.strerror or error}") from error
+        self, process: proc.Process, attachments: Collection[Attachment], before: Brought | None
+    ) -> dict[str, Advertiser]:
+        """One for each bridge with an IPv6 router; those that are at work go on, unless their bridge is another."""
+        old = before.advertisers if before is not None else {}
+        wanted = {each.bridge: each for each in attachments if each.router6 is not None}
+        for bridge in [bridge for bridge in old if bridge not in wanted or wanted[bridge].fresh]:
+            old.pop(bridge).close()
+        for bridge, each in wanted.items():
+            if bridge in old or each.router6 is None:
+                continue
+            try:
+                old[bridge] = await Advertiser.start(process, bridge, each.router6, each.bridge_mac, each.mtu)
+            except OSError as error:
+                raise NetworkError(f"the guest's IPv6 router cannot be started: {error.strerror or error}") from error
+        return old
 
     async def forget(self, pod_uid: str) -> None:
-        """Lets go of what outlives a pod: its views of images."""
+        """Lets go of what outlives a pod: its networks, and its views of images."""
+        if self._joining is not None:
+            await self._joining.forget(pod_uid)
+        try:
+            Record(pod_uid, self._records).remove()
+        except (OSError, NetworkError) as error:
+            _log.warning("Could not remove the record of a pod's interfaces", why=str(error), pod_uid=pod_uid)
         try:
             await self._images.forget(pod_uid)
         except ImagePullFailed as error:
@@ -88,3 +139,13 @@ class Bringer:
                 why=error.message,
                 pod_uid=pod_uid,
             )
+
+    def sweep(self, living: Collection[str]) -> int:
+        """Removes the records of pods that are gone; how many. Raises OSError."""
+        return network_record.sweep(self._records, living)
+
+
+def _used(launcher: Launcher) -> tuple[str, ...] | None:
+    """Names of the interfaces that the launcher has in its domain; None while it does not say."""
+    state = launcher.state
+    return tuple(nic.name for nic in state.nics) if state is not None and state.runs else None

@@ -1,17 +1,14 @@
-"""The nftables rules of a masqueraded guest, in the launcher's network namespace.
+"""The nftables rules of a guest, in the launcher's network namespace.
 
-All of them are in one table of our own, `inet hyperlet`, replaced in one transaction. An empty chain whose name holds
-a digest of the rules tells later whether they are in place. Source: nft(8), sections on NAT statements and expressions.
-
-What goes where:
-- in at the pod's interface, to the pod's addresses: on to the guest (everything, or only the listed ports);
-- out from the guest: with the pod's address;
-- from the pod itself to its loopback or its own addresses: to the guest, which sees the gateway as the sender.
+They are in two tables of our own, `inet hyperlet` for masquerade and `bridge hyperlet` for bridges, replaced in one
+transaction. An empty chain whose name holds a digest of the rules tells later whether they are in place. Source:
+nft(8), sections on NAT statements, payload expressions and the bridge family.
 """
 
 import hashlib
 import re
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -58,10 +55,49 @@ class Family:
         return "127.0.0.1" if self.guest.version == 4 else ""
 
 
+def checked(device: str) -> str:
+    """The name of a device. Raises NetworkError if nft would not take it for one word: the kernel lets it hold
+    quotation marks, and some CNI plugins let users choose it."""
+    if not _DEVICE.fullmatch(device):
+        raise NetworkError(f"the pod's network device {device!r} has a name that cannot be used")
+    return device
+
+
+class Table:
+    """A table of rules."""
+
+    family = "inet"
+
+    def text(self) -> str:
+        """The input for `nft -f -`; applying it again changes nothing."""
+        where, rules = f"{self.family} {TABLE}", self._table()
+        return f"table {where} {{}}\ndelete table {where}\n{rules}add chain {where} {marker(rules)}\n"
+
+    @property
+    def marker(self) -> str:
+        """Name of the chain that exists if and only if these very rules are in place."""
+        return marker(self._table())
+
+    def _table(self) -> str:
+        body = "".join(
+            f"  chain {name} {{\n    type {kind}\n{''.join(f'    {rule}{chr(10)}' for rule in rules)}  }}\n"
+            for name, kind, rules in self._chains()
+        )
+        return f"table {self.family} {TABLE} {{\n{body}}}\n"
+
+    def _chains(self) -> list[tuple[str, str, list[str]]]:
+        """Name, kind and rules of each."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Ruleset:
-    """Everything the rules depend on. Raises NetworkError for a device whose name nft would not take for one word:
-    the kernel lets it hold quotation marks, and some CNI plugins let users choose it."""
+class Ruleset(Table):
+    """The rules of the masquerade binding. What goes where:
+
+    - in at the pod's interface, to the pod's addresses: on to the guest (everything, or only the listed ports);
+    - out from the guest: with the pod's address;
+    - from the pod itself to its loopback or its own addresses: to the guest, which sees the gateway as the sender.
+    """
 
     uplink: str
     bridge: str
@@ -70,31 +106,15 @@ class Ruleset:
 
     def __post_init__(self) -> None:
         for device in (self.uplink, self.bridge):
-            if not _DEVICE.fullmatch(device):
-                raise NetworkError(f"the pod's network device {device!r} has a name that cannot be used")
+            checked(device)
 
-    def text(self) -> str:
-        """The input for `nft -f -`; applying it again changes nothing."""
-        rules = self._table()
-        return f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n{rules}add chain inet {TABLE} {marker(rules)}\n"
-
-    @property
-    def marker(self) -> str:
-        """Name of the chain that exists if and only if these very rules are in place."""
-        return marker(self._table())
-
-    def _table(self) -> str:
-        chains = [
+    def _chains(self) -> list[tuple[str, str, list[str]]]:
+        return [
             ("guard", "filter hook prerouting priority raw; policy accept;", self._guard()),
             ("prerouting", "nat hook prerouting priority dstnat; policy accept;", self._inbound()),
             ("output", "nat hook output priority -100; policy accept;", self._local()),
             ("postrouting", "nat hook postrouting priority srcnat; policy accept;", self._outbound()),
         ]
-        body = "".join(
-            f"  chain {name} {{\n    type {kind}\n{''.join(f'    {rule}{chr(10)}' for rule in rules)}  }}\n"
-            for name, kind, rules in chains
-        )
-        return f"table inet {TABLE} {{\n{body}}}\n"
 
     def _guard(self) -> list[str]:
         # route_localnet opens 127.0.0.0/8 to the bridge; the guest must not come in by it.
@@ -154,17 +174,78 @@ def marker(rules: str) -> str:
     return f"rules_{hashlib.sha256(rules.encode()).hexdigest()[:16]}"
 
 
-def apply(ruleset: Ruleset) -> None:
+@dataclass(frozen=True)
+class Bridged:
+    """The devices of one interface with the bridge binding. `server4`: our own address there, where we serve DHCP;
+    `serves6`: whether we serve DHCPv6."""
+
+    uplink: str
+    tap: str
+    server4: str = ""
+    serves6: bool = False
+
+    def __post_init__(self) -> None:
+        for device in (self.uplink, self.tap):
+            checked(device)
+
+
+@dataclass(frozen=True)
+class BridgeRules(Table):
+    """The rules of the bridge binding. Between guest and network everything passes but the DHCP that we serve. The
+    pod's own network stack has nothing to do with that network: nothing of it goes out there, nothing comes in from
+    there, and the guest gets no further in than our DHCP servers."""
+
+    nics: tuple[Bridged, ...]
+    family = "bridge"
+
+    def _chains(self) -> list[tuple[str, str, list[str]]]:
+        return [
+            ("input", "filter hook input priority filter; policy accept;", self._in()),
+            ("output", "filter hook output priority filter; policy accept;", self._out()),
+            ("forward", "filter hook forward priority filter; policy accept;", self._between()),
+        ]
+
+    def _in(self) -> list[str]:
+        rules = []
+        for nic in self.nics:
+            rules.append(f'iifname "{nic.uplink}" drop')
+            if nic.server4:
+                rules.append(f'iifname "{nic.tap}" ether type ip udp dport 67 accept')
+                rules.append(f'iifname "{nic.tap}" arp daddr ip {nic.server4} accept')
+            if nic.serves6:
+                rules.append(f'iifname "{nic.tap}" ether type ip6 udp dport 547 accept')
+                kinds = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert"
+                rules.append(f'iifname "{nic.tap}" icmpv6 type {{ {kinds} }} accept')
+            rules.append(f'iifname "{nic.tap}" drop')
+        return rules
+
+    def _out(self) -> list[str]:
+        return [f'oifname "{nic.uplink}" drop' for nic in self.nics]
+
+    def _between(self) -> list[str]:
+        rules = []
+        for nic in self.nics:
+            ends = f'iifname {{ "{nic.uplink}", "{nic.tap}" }}'
+            if nic.server4:
+                rules.append(f"{ends} ether type ip udp dport {{ 67, 68 }} drop")
+            if nic.serves6:
+                rules.append(f"{ends} ether type ip6 udp dport {{ 546, 547 }} drop")
+        return rules
+
+
+def apply(tables: Iterable[Table]) -> None:
     """Puts the rules in place, in the calling thread's network namespace. Raises NetworkError with nft's words."""
-    _run(["nft", "-f", "-"], ruleset.text())
+    if text := "".join(table.text() for table in tables):
+        _run(["nft", "-f", "-"], text)
 
 
-def in_place(ruleset: Ruleset) -> bool:
-    """Whether these very rules are in place in the calling thread's network namespace."""
-    try:
-        return ruleset.marker in _run(["nft", "list", "table", "inet", TABLE], "")
-    except NetworkError:
-        return False  # there is no such table
+def in_place(tables: Iterable[Table]) -> bool:
+    """Whether these very rules are in place in the calling thread's network namespace. Raises NetworkError."""
+    wanted = [table.marker for table in tables]
+    if not wanted:
+        return True
+    there = _run(["nft", "list", "chains"], "")
+    return all(marker in there for marker in wanted)
 
 
 def _run(command: list[str], text: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from api import codec, names
+from api import codec, nad, names
 from api.errors import LauncherUnavailable
 from api.k8s import Pod
 from api.vmi import VirtualMachineInstance
@@ -27,6 +27,8 @@ COALESCE_SECONDS = 2.0
 """How long a change that nobody waits for may wait for others to be written with."""
 SILENCE_SECONDS = 20.0
 """A launcher may be silent for so long (it is starting, or its server starts again) before the VMI says so."""
+UNPLUG_SECONDS = 20.0
+"""Between two requests to a guest to give back a NIC."""
 LOST_SECONDS = 15.0
 """A launcher's server that starts again needs a moment until it knows its VM."""
 
@@ -46,6 +48,7 @@ class Observed:
     silence: str = ""
     brought: Brought | None = None
     synced: str = ""
+    synced_at: float = 0.0
     busy: bool = False
     trouble: Trouble | None = None
     retry_at: float = 0.0
@@ -151,23 +154,50 @@ def _drive(seen: Observed, state: State) -> Iterator[Action]:
         else:
             yield from _say(seen, Trouble("Lost", "the launcher knows nothing of the virtual machine that it ran"))
         return
-    needs_sync = (seen.phase == names.PHASE_SCHEDULED and not state.runs) or seen.synced not in ("", digest(seen.vmi))
-    if not seen.busy and (seen.brought is None or needs_sync):
+    needs_sync = (seen.phase == names.PHASE_SCHEDULED and not state.runs) or _is_out_of_date(seen, state)
+    if not seen.busy and (seen.brought is None or needs_sync or _is_unplugged(seen.brought, state)):
         if seen.clock >= seen.retry_at:
             yield Bring(needs_sync)
         else:
             yield Again(seen.retry_at - seen.clock + 0.01)
+    if seen.brought is not None and seen.brought.made.going:
+        yield Again(UNPLUG_SECONDS)
     if seen.trouble is not None:
         yield from _say(seen, seen.trouble)
     elif state.runs and seen.brought is not None:
         yield from _run(seen, state, seen.pod, seen.brought)
 
 
+def _is_out_of_date(seen: Observed, state: State) -> bool:
+    """Whether the launcher has to be told of the VMI again."""
+    assert seen.pod is not None
+    if seen.synced == "":
+        # This process has told it nothing. Whoever did before may have ended between a change and telling it.
+        return state.runs and _nics_differ(seen.vmi, state)
+    if seen.synced != digest(seen.vmi, seen.pod):
+        return True
+    # A guest that is starting does not hear that it is to give back a NIC: it is asked again.
+    going = seen.brought.made.going if seen.brought else ()
+    return bool(going) and seen.clock - seen.synced_at >= UNPLUG_SECONDS
+
+
+def _nics_differ(vmi: VirtualMachineInstance, state: State) -> bool:
+    wanted = {
+        nic.name: nic.state != "down" for nic in vmi.spec.domain.devices.interfaces or () if nic.state != "absent"
+    }
+    return bool(state.nics) and wanted != {nic.name: nic.link_up for nic in state.nics}
+
+
+def _is_unplugged(brought: Brought, state: State) -> bool:
+    """Whether the launcher no longer uses what was kept for it."""
+    return state.runs and not set(brought.made.going) <= {nic.name for nic in state.nics}
+
+
 def _run(seen: Observed, state: State, pod: Pod | None, brought: Brought) -> Iterator[Action]:
     assert pod is not None
     if any(item.state and item.state.terminated for item in pod.status.containerStatuses or ()):
         return  # the report of its end is on its way
-    patch = status.running(seen.vmi, Facts(state, pod, brought.attachment, seen.kvm), seen.now)
+    patch = status.running(seen.vmi, Facts(state, pod, brought.made, seen.kvm, brought.told), seen.now)
     if patch is None:
         if seen.minor_since:
             yield Wait(0.0)
@@ -206,9 +236,10 @@ def _has(vmi: VirtualMachineInstance, type: str, reason: str) -> bool:
     return any(item.type == type and item.reason == reason for item in conditions)
 
 
-def digest(vmi: VirtualMachineInstance) -> str:
-    """Tells one spec from another."""
-    return hashlib.sha256(codec.encode(vmi.spec)).hexdigest()[:16]
+def digest(vmi: VirtualMachineInstance, pod: Pod) -> str:
+    """Tells one spec from another, and one choice of networks of the pod from another."""
+    networks = (pod.metadata.annotations or {}).get(nad.ANNOTATION_NETWORKS) or ""
+    return hashlib.sha256(codec.encode(vmi.spec) + b"\0" + networks.encode()).hexdigest()[:16]
 
 
 def owner_uid(pod: Pod) -> str:

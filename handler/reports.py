@@ -14,12 +14,15 @@ from protos import launcher_pb2 as pb
 MAX_INTERFACES = 32
 MAX_ADDRESSES = 16
 MAX_DISKS = 128
+MAX_NICS = 64
+MAX_QUEUES = 256
 MAX_STRING = 256
 MAX_MESSAGE = 1024
 _WORD = re.compile(r"[A-Z][A-Za-z0-9]{0,63}")
 _MACHINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TARGET = re.compile(r"[a-z][a-z0-9]{0,15}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_NIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _VOLUME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
@@ -42,6 +45,16 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class NicInfo:
+    """A NIC of the domain. `name`: of the VMI's interface."""
+
+    name: str
+    mac: str
+    link_up: bool
+    queues: int
+
+
+@dataclass(frozen=True)
 class State:
     """A checked report."""
 
@@ -55,6 +68,7 @@ class State:
     os: dict[str, str] = field(default_factory=dict)
     interfaces: tuple[GuestInterface, ...] = ()
     disks: tuple[Disk, ...] = ()
+    nics: tuple[NicInfo, ...] = ()
 
     @property
     def runs(self) -> bool:
@@ -100,6 +114,7 @@ def check(report: pb.Report) -> State:
         os=_os(report.guest.os),
         interfaces=tuple(_interfaces(report.guest.interfaces)),
         disks=tuple(_disks(report.disks)),
+        nics=tuple(_nics(report.nics)),
     )
 
 
@@ -134,3 +149,15 @@ def _disks(items: Iterable[pb.DiskInfo]) -> Iterable[Disk]:
             return
         if _VOLUME.fullmatch(item.volume) and _TARGET.fullmatch(item.target):
             yield Disk(item.volume, item.target, min(item.size, 2**63 - 1))
+
+
+def _nics(items: Iterable[pb.NicInfo]) -> Iterable[NicInfo]:
+    seen: set[str] = set()
+    for index, item in enumerate(items):
+        if index >= MAX_NICS:
+            return
+        mac = item.mac.lower()
+        if not _NIC.fullmatch(item.name) or item.name in seen:
+            continue
+        seen.add(item.name)
+        yield NicInfo(item.name, mac if _MAC.fullmatch(mac) else "", item.link_up, min(item.queues, MAX_QUEUES))

@@ -16,7 +16,7 @@ from api.k8s import Pod
 from api.meta import format_time
 from api.vmi import VirtualMachineInstance
 from handler import nic
-from handler.network import Attachment
+from handler.network import Made
 from handler.reports import State
 from protos import launcher_pb2 as pb
 
@@ -44,9 +44,11 @@ class Facts:
 
     state: State
     pod: Pod
-    attachment: Attachment | None
+    made: Made
     kvm: str
     """The sentence of the KVM probe."""
+    told: frozenset[str] = frozenset()
+    """The pod's interfaces that its network-status tells of."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ def running(vmi: VirtualMachineInstance, facts: Facts, now: datetime) -> Patch |
     status = _status(vmi)
     wanted: Json = {"phase": names.PHASE_RUNNING, "reason": None}
     wanted["conditions"] = merged(status.get("conditions"), _conditions(facts, status), _gone(facts), now)
-    if facts.attachment is not None:
-        wanted["interfaces"] = _interfaces(facts.attachment, facts.state)
+    interfaces = nic.status(vmi, facts.made, facts.state, facts.told)
+    if interfaces or status.get("interfaces"):
+        wanted["interfaces"] = interfaces
     if facts.state.machine:
         wanted["machine"] = {"type": facts.state.machine}
     if facts.state.os:
@@ -174,27 +177,6 @@ def _ready(facts: Facts) -> Json:
     return condition(names.CONDITION_READY, True)
 
 
-def _interfaces(attachment: Attachment, state: State) -> list[Json]:
-    entry: Json = nic.status(attachment)
-    others = []
-    for seen in state.interfaces:
-        if seen.mac == attachment.request.mac:
-            # The guest's own address is hidden by NAT: the pod's addresses stay the ones to reach it by.
-            entry |= {"interfaceName": seen.name, "infoSource": names.INFO_DOMAIN_AND_AGENT}
-        else:
-            others.append(_guests_own(seen.name, seen.mac, seen.addresses))
-    return [entry, *others]
-
-
-def _guests_own(name: str, mac: str, addresses: tuple[str, ...]) -> Json:
-    entry: Json = {"interfaceName": name, "infoSource": names.INFO_GUEST_AGENT}
-    if mac:
-        entry["mac"] = mac
-    if addresses:
-        entry |= {"ipAddress": addresses[0], "ipAddresses": list(addresses)}
-    return entry
-
-
 def _volumes(vmi: VirtualMachineInstance, known: list[Json] | None, state: State) -> list[Json]:
     # A launcher that made names up, new ones every time, would let the object grow until nobody can write it.
     own = {volume.name for volume in vmi.spec.volumes or ()}
@@ -218,7 +200,17 @@ def _patch(vmi: VirtualMachineInstance, status: Json, wanted: Mapping[str, Any],
             stamp,
         ]
     body = {"metadata": {"resourceVersion": vmi.metadata.resourceVersion}, "status": changed}
-    return Patch(body, "phase" in changed or _urgent(status.get("conditions"), changed.get("conditions")))
+    return Patch(
+        body,
+        "phase" in changed
+        or _urgent(status.get("conditions"), changed.get("conditions"))
+        # Plugged in or out: the controller waits for it.
+        or ("interfaces" in changed and _plugged(status.get("interfaces")) != _plugged(changed["interfaces"])),
+    )
+
+
+def _plugged(interfaces: list[Json] | None) -> set[str]:
+    return {entry["name"] for entry in interfaces or () if entry.get("name")}
 
 
 def _urgent(old: list[Json] | None, new: list[Json] | None) -> bool:

@@ -18,6 +18,7 @@ from handler import nic
 from handler.bringing import Bringer, Brought
 from handler.containerd import PullRefused
 from handler.launchers import Launcher, SyncRefused
+from handler.network import InterfaceMissing
 from handler.plan import ENDED, Bring, Observed, Tell, Wait, Write, digest, has_started, is_active, owner_uid, plan
 from handler.status import Trouble
 from handler.turns import Turns
@@ -51,6 +52,7 @@ class Machine:
     """The node's side of the VM, once it has been made or found made."""
     synced: str = ""
     """Digest of the spec that the launcher has taken."""
+    synced_at: float = 0.0
     task: asyncio.Task[None] | None = None
     trouble: Trouble | None = None
     failures: int = 0
@@ -193,6 +195,7 @@ class Machines(Reconciler[Key, Observed]):
             silence=launcher.trouble,
             brought=machine.brought,
             synced=machine.synced,
+            synced_at=machine.synced_at,
             busy=machine.busy,
             trouble=machine.trouble,
             retry_at=machine.retry_at,
@@ -256,11 +259,13 @@ class Machines(Reconciler[Key, Observed]):
         began = time.monotonic()
         vmi = defaults.default_vmi(observed.vmi)
         try:
-            machine.brought = await self._bringer.bring(vmi, machine.launcher, machine.brought)
+            assert observed.pod is not None
+            machine.brought = await self._bringer.bring(vmi, observed.pod, machine.launcher, machine.brought)
             if sync:
-                nics = nic.messages(vmi, machine.brought.attachment)
+                nics = nic.messages(vmi, machine.brought.made)
                 await self._turns.take(machine.launcher.sync(codec.encode(vmi), nics))
-            machine.synced = digest(observed.vmi)
+                machine.synced_at = time.monotonic()
+            machine.synced = digest(observed.vmi, observed.pod)
             machine.trouble, machine.failures, machine.retry_at = None, 0, 0.0
             BROUGHT.observe(time.monotonic() - began)
             self.log.info(
@@ -289,8 +294,8 @@ class Machines(Reconciler[Key, Observed]):
         FAILURES.labels(reason).inc()
         machine.retry_at = time.monotonic() + pause
         permanent = isinstance(error, SyncRefused) and error.permanent
-        # A launcher that is starting, or starts again, is no news.
-        if not isinstance(error, LauncherUnavailable) or machine.failures > 5:
+        # A launcher that is starting, or starts again, is no news; nor is a network that is being joined.
+        if not isinstance(error, LauncherUnavailable | InterfaceMissing) or machine.failures > 5:
             machine.trouble = Trouble(reason, error.message, permanent)
         self.log.warning(
             "Could not bring up the VM",

@@ -1,4 +1,4 @@
-"""rtnetlink with `struct` alone: links, addresses, bridges; and taps and offloads by ioctl.
+"""rtnetlink with `struct` alone: links, addresses, routes, bridges; and taps and offloads by ioctl.
 
 Calls block and raise OSError with the kernel's errno. A socket belongs to the network namespace of the thread that
 opened it. Sources: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_tun,ethtool}.h.
@@ -19,22 +19,28 @@ _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, po
 _ATTRIBUTE = struct.Struct("=HH")  # rtattr: length, type
 _IFINFO = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
+_ROUTE = struct.Struct("=8BI")  # rtmsg: family, destination and source length, tos, table, protocol, scope, type, flags
 
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
-_RTM_NEWADDR, _RTM_GETADDR = 20, 22
-_REQUEST, _ACK, _DUMP, _EXCL, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
+_RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
+_RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
+_REQUEST, _ACK, _DUMP, _REPLACE, _EXCL, _CREATE = 0x1, 0x4, 0x300, 0x100, 0x200, 0x400
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFLA_BR_FORWARD_DELAY, _IFLA_BR_STP_STATE, _IFLA_BR_MCAST_SNOOPING = 1, 5, 23
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_IFA_F_NODAD = 0x02
+_IFA_F_NODAD, _IFA_F_PERMANENT = 0x02, 0x80
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
+_TABLE_MAIN, _PROTOCOL_BOOT, _SCOPE_LINK, _UNICAST, _CLONED = 254, 3, 253, 1, 0x200
 _IFF_UP = 0x1
 
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETGROUP = 0x400454CA, 0x400454CB, 0x400454CC, 0x400454CE
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
 _SIOCETHTOOL, _ETHTOOL_GTXCSUM, _ETHTOOL_STXCSUM = 0x8946, 0x16, 0x17
+
+_ANYWHERE = {int(socket.AF_INET): bytes(4), int(socket.AF_INET6): bytes(16)}
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
@@ -54,11 +60,25 @@ class Link:
 
 @dataclass(frozen=True)
 class Address:
-    """An address on a device. `scope` as in rtnetlink: 0 global, 253 link, 254 host."""
+    """An address on a device. `scope` as in rtnetlink: 0 global, 253 link, 254 host. One that is not `permanent` came
+    by a router's advertisement and goes again by itself."""
 
     index: int
     interface: Interface
     scope: int
+    permanent: bool = True
+
+
+@dataclass(frozen=True)
+class Route:
+    """A unicast route of the main table. `gateway`: None for what is on the device's own link. `protocol`: who made it,
+    as in rtnetlink: 2 the kernel itself, with an address; 3 and more somebody on purpose."""
+
+    index: int
+    destination: ipaddress.IPv4Network | ipaddress.IPv6Network
+    gateway: ipaddress.IPv4Address | ipaddress.IPv6Address | None
+    metric: int = 0
+    protocol: int = _PROTOCOL_BOOT
 
 
 class Netlink:
@@ -93,11 +113,36 @@ class Netlink:
         """Every address of the namespace, both families."""
         found = []
         for body in self._dump(_RTM_GETADDR, _IFADDR.pack(0, 0, 0, 0, 0)):
-            family, prefix, _, scope, index = _IFADDR.unpack_from(body)
+            family, prefix, short, scope, index = _IFADDR.unpack_from(body)
             fields = dict(_attributes(body[_IFADDR.size :]))
             raw = fields.get(_IFA_LOCAL) or fields.get(_IFA_ADDRESS)
             if raw and family in (socket.AF_INET, socket.AF_INET6):
-                found.append(Address(index, ipaddress.ip_interface((raw, prefix)), scope))
+                flags = _u32(fields.get(_IFA_FLAGS)) or short
+                permanent = bool(flags & _IFA_F_PERMANENT)
+                found.append(Address(index, ipaddress.ip_interface((raw, prefix)), scope, permanent))
+        return found
+
+    def routes(self) -> list[Route]:
+        """The unicast routes of the main table that lead out by one device, both families."""
+        found = []
+        for body in self._dump(_RTM_GETROUTE, _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
+            family, prefix, _, _, table, protocol, _, kind, flags = _ROUTE.unpack_from(body)
+            fields = dict(_attributes(body[_ROUTE.size :]))
+            table = _u32(fields.get(_RTA_TABLE)) or table
+            if family not in _ANYWHERE or kind != _UNICAST or table != _TABLE_MAIN or flags & _CLONED:
+                continue
+            if _RTA_OIF not in fields:
+                continue
+            gateway = fields.get(_RTA_GATEWAY)
+            found.append(
+                Route(
+                    _u32(fields[_RTA_OIF]),
+                    ipaddress.ip_network((fields.get(_RTA_DST, _ANYWHERE[family]), prefix)),
+                    ipaddress.ip_address(gateway) if gateway else None,
+                    _u32(fields.get(_RTA_PRIORITY)),
+                    protocol,
+                )
+            )
         return found
 
     def add_bridge(self, name: str, mac: str, mtu: int) -> None:
@@ -152,6 +197,20 @@ class Netlink:
         if interface.version == 6:
             body += _attribute(_IFA_FLAGS, _pack_u32(_IFA_F_NODAD))
         self._request(_RTM_NEWADDR, _CREATE | _EXCL, body)
+
+    def delete_address(self, index: int, interface: Interface) -> None:
+        """Takes an address from a device, and with it the routes that need it."""
+        family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
+        body = _IFADDR.pack(family, interface.network.prefixlen, 0, 0, index) + _attribute(
+            _IFA_LOCAL, interface.ip.packed
+        )
+        self._request(_RTM_DELADDR, 0, body)
+
+    def add_link_route(self, index: int, destination: ipaddress.IPv4Address) -> None:
+        """Says that one address is on the device's own link. Nothing happens if that is known already."""
+        head = (socket.AF_INET, 32, 0, 0, _TABLE_MAIN, _PROTOCOL_BOOT, _SCOPE_LINK, _UNICAST, 0)
+        body = _ROUTE.pack(*head) + _attribute(_RTA_DST, destination.packed) + _attribute(_RTA_OIF, _pack_u32(index))
+        self._request(_RTM_NEWROUTE, _CREATE | _REPLACE, body)
 
     def close(self) -> None:
         """Closes the socket."""

@@ -87,7 +87,8 @@ class Fake:
         return self.process.pid
 
     def tell(self, **order: Any) -> None:
-        """`report={...}` publishes a report, `refuse=[CODE, words]` refuses the next Syncs, `refuse=None` no more."""
+        """`report={...}` publishes a report, `refuse=[CODE, words]` refuses the next Syncs, `refuse=None` no more,
+        `plugs=False` leaves the NICs of the domain as they are."""
         assert self.process.stdin
         self.process.stdin.write(json.dumps(order) + "\n")
         if "start" not in order:
@@ -136,6 +137,14 @@ async def _serve(socket: str, uid: int) -> None:
             self.changed = asyncio.Condition()
             self.refuse: list[str] | None = None
             self.syncs: list[pb.SyncRequest] = []
+            self.plugs = True
+            self.nics: list[dict[str, Any]] = []
+
+        def plug(self, request: pb.SyncRequest) -> None:
+            """The NICs of the domain, as a guest has it that gives back at once what it is asked for."""
+            interfaces = json.loads(request.vmi)["spec"]["domain"]["devices"].get("interfaces") or []
+            down = {nic["name"] for nic in interfaces if nic.get("state") == "down"}
+            self.nics = [{"name": nic.name, "mac": nic.mac, "link_up": nic.name not in down} for nic in request.nics]
 
         async def publish(self, **fields: Any) -> None:
             async with self.changed:
@@ -150,17 +159,22 @@ async def _serve(socket: str, uid: int) -> None:
 
         async def Sync(self, request, context):
             self.syncs.append(request)
+            if self.plugs:
+                self.plug(request)
             if self.refuse:
                 await context.abort(grpc.StatusCode[self.refuse[0]], self.refuse[1])
             if self.report.state == pb.DOMAIN_STATE_NONE:
                 document = json.loads(request.vmi)
                 await self.publish(
+                    nics=self.nics,
                     state="DOMAIN_STATE_RUNNING",
                     reason="Booted",
                     accelerator="tcg",
                     machine="pc-q35-7.2",
                     vmi_uid=document["metadata"]["uid"],
                 )
+            elif self.plugs:
+                await self.publish(nics=self.nics)
             return self.report
 
         async def Watch(self, request, context):
@@ -203,6 +217,8 @@ async def _serve(socket: str, uid: int) -> None:
             await service.publish(**order["report"])
         if "refuse" in order:
             service.refuse = order["refuse"]
+        if "plugs" in order:
+            service.plugs = order["plugs"]
         print("done", flush=True)
 
 

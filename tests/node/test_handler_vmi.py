@@ -56,7 +56,7 @@ def kube():
 
 
 @contextlib.asynccontextmanager
-async def handler(kube: FakeKube, pods: Path):
+async def handler(kube: FakeKube, pods: Path, joining=None):
     """A handler until the end of the block: every one starts with nothing in its memory."""
 
     def launcher(uid: str, changed) -> Launcher:
@@ -64,7 +64,11 @@ async def handler(kube: FakeKube, pods: Path):
 
     client = Containerd("/nonexistent/containerd.sock")
     machines = Machines(
-        kube, "node1", Bringer(Images(client), "/proc/self/ns/net"), lambda: "there is no /dev/kvm", launcher
+        kube,
+        "node1",
+        Bringer(Images(client), "/proc/self/ns/net", joining, pods / "nics"),
+        lambda: "there is no /dev/kvm",
+        launcher,
     )
     machines.vmis.start()
     machines.pods.start()

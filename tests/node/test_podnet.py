@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ipaddress
+import pathlib
 import time
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 from api.errors import NetworkError
 from handler import network, nft
 from handler.advertiser import Advertiser
+from handler.network_lease import Attachment
+from handler.network_record import Record
+from handler.network_request import GATEWAY_MAC, Request, Translated
 from kit import proc
 from tests.node import netlab
 from tests.node.netlab import GUEST6, MAC, NODE4, NODE6, POD4, POD6, Namespace
@@ -34,15 +38,30 @@ except OSError as error:
 """
 
 
-def request(ports: tuple[nft.Forwarded, ...] = (), queues: int = 1) -> network.Request:
-    return network.Request(
-        "default", MAC, ipaddress.IPv4Network("10.0.2.0/24"), ipaddress.IPv6Network("fd10:0:2::/120"), ports, queues
-    )
+RECORD = Record("none", pathlib.Path("/nonexistent"))  # this binding takes nothing, and so records nothing
 
 
-def attach(pod: Namespace, wanted: network.Request) -> network.Attachment:
+def request(ports: tuple[nft.Forwarded, ...] = (), queues: int = 1, subnet: str = "10.0.2.0/24") -> Request:
+    subnets = ipaddress.IPv4Network(subnet), ipaddress.IPv6Network("fd10:0:2::/120")
+    return Request("default", "", MAC, True, queues, Translated(*subnets, ports))
+
+
+def made(pod: Namespace, wanted: Request) -> network.Made:
     with proc.Process(pod.pid) as process:
-        return proc.isolated_now(lambda: network.attach(process, wanted, HOST))
+        return proc.isolated_now(lambda: network.attach(process, [wanted], RECORD, "uid", host=HOST))
+
+
+def attach(pod: Namespace, wanted: Request) -> Attachment:
+    return made(pod, wanted).attachments[0]
+
+
+def attaching(process: proc.Process, host: str) -> network.Made:
+    return network.attach(process, [request()], RECORD, "uid", host=host)
+
+
+def advertising(process: proc.Process, attachment: Attachment):
+    assert attachment.router6 is not None
+    return Advertiser.start(process, attachment.bridge, attachment.router6, GATEWAY_MAC, attachment.mtu)
 
 
 @contextlib.contextmanager
@@ -64,7 +83,7 @@ def ask(where: Namespace, address: str, port: int) -> str:
 def test_guest_and_world_reach_each_other():
     with netlab.node_and_pod() as (node, pod):
         attachment = attach(pod, request())
-        assert attachment.addresses == (POD4, POD6)
+        assert tuple(map(str, attachment.addresses)) == (POD4, POD6)
         with netlab.guest_of(pod) as guest:
             with serving(guest, "0.0.0.0", 8080):
                 assert ask(node, POD4, 8080) == f"seen {NODE4}"
@@ -100,10 +119,10 @@ def test_listed_ports_only():
 
 def test_again_changes_nothing_and_cuts_nothing():
     with netlab.node_and_pod() as (node, pod):
-        assert attach(pod, request()).changed
+        assert made(pod, request()).changed
         with netlab.guest_of(pod) as guest, serving(guest, "0.0.0.0", 8080):
             before = pod.run("nft -a list ruleset; ip addr; ip route")
-            assert attach(pod, request()).changed == ()
+            assert made(pod, request()).changed == ()
             after = pod.run("nft -a list ruleset; ip addr; ip route")
             assert [line for line in before.splitlines() if "_lft" not in line] == [
                 line for line in after.splitlines() if "_lft" not in line
@@ -118,13 +137,13 @@ def test_repairs_what_is_missing():
             "nft delete table inet hyperlet; ip addr del 10.0.2.1/24 dev k6t-eth0; ip link set tap0 nomaster; "
             "echo 0 > /proc/sys/net/ipv4/ip_forward"
         )
-        assert set(attach(pod, request()).changed) == {
-            "address 10.0.2.1/24",
-            "tap up",
+        assert set(made(pod, request()).changed) == {
+            "address k6t-eth0 10.0.2.1/24",
+            "join tap0",
             "sysctl net/ipv4/ip_forward",
             "rules",
         }
-        assert attach(pod, request()).changed == ()
+        assert made(pod, request()).changed == ()
 
 
 def test_tap_belongs_to_the_launcher_and_mtu_is_the_pods():
@@ -140,9 +159,9 @@ def test_tap_belongs_to_the_launcher_and_mtu_is_the_pods():
 def test_pod_without_ipv6():
     with netlab.node_and_pod(ipv6=False) as (_, pod):
         attachment = attach(pod, request())
-        assert (attachment.pod6, attachment.guest6) == ((), None)
+        assert (tuple(map(str, attachment.addresses)), attachment.lease6) == ((POD4,), None)
         assert pod.run("cat /proc/sys/net/ipv6/conf/k6t-eth0/disable_ipv6").strip() == "1"
-        assert attach(pod, request()).changed == ()
+        assert made(pod, request()).changed == ()
 
 
 def test_guest_cannot_come_in_by_the_pods_loopback():
@@ -162,14 +181,12 @@ def test_the_nodes_own_namespace_is_refused():
     # A namespace that plays the node: were it not refused, the rules would be in there, not on this machine.
     with netlab.node_and_pod() as (_, pod), proc.Process(pod.pid) as process:
         with pytest.raises(NetworkError, match="node's network namespace"):
-            proc.isolated_now(lambda: network.attach(process, request(), f"/proc/{pod.pid}/ns/net"))
+            proc.isolated_now(lambda: attaching(process, f"/proc/{pod.pid}/ns/net"))
         assert "k6t-" not in pod.run("ip link")
 
 
 def test_overlapping_subnet_is_refused_in_words():
-    wanted = network.Request(
-        "default", MAC, ipaddress.IPv4Network("192.168.77.0/24"), ipaddress.IPv6Network("fd10:0:2::/120"), (), 1
-    )
+    wanted = request(subnet="192.168.77.0/24")
     with netlab.node_and_pod() as (_, pod), pytest.raises(NetworkError, match="vmNetworkCIDR"):
         attach(pod, wanted)
 
@@ -180,14 +197,14 @@ def test_a_process_that_has_ended_is_refused():
         pod.close()
         time.sleep(0.05)
         with process, pytest.raises(NetworkError):
-            proc.isolated_now(lambda: network.attach(process, request(), HOST))
+            proc.isolated_now(lambda: attaching(process, HOST))
 
 
 async def test_guest_learns_its_ipv6_router():
     with netlab.node_and_pod() as (node, pod):
         attachment = attach(pod, request())
         with proc.Process(pod.pid) as process:
-            advertiser = await Advertiser.start(process, attachment, network.GATEWAY_MAC)
+            advertiser = await advertising(process, attachment)
         try:
             with netlab.guest_of(pod) as guest:
                 deadline = time.monotonic() + 20
@@ -209,7 +226,7 @@ async def test_advertiser_answers_a_solicitation():
         attachment = attach(pod, request())
         with proc.Process(pod.pid) as process, netlab.guest_of(pod) as guest:
             await asyncio.sleep(3)  # the guest's own solicitations of its boot are over or on their way
-            advertiser = await Advertiser.start(process, attachment, network.GATEWAY_MAC)
+            advertiser = await advertising(process, attachment)
             try:
                 guest.run("ip link set eth0 down; ip link set eth0 up")
                 deadline = time.monotonic() + 15
@@ -223,5 +240,5 @@ async def test_advertiser_answers_a_solicitation():
 def test_pod_with_the_hosts_network_is_refused():
     with netlab.node_and_pod() as (node, _):
         with proc.Process(node.pid) as process, pytest.raises(NetworkError, match="node's network namespace"):
-            proc.isolated_now(lambda: network.attach(process, request(), f"/proc/{node.pid}/ns/net"))
+            proc.isolated_now(lambda: attaching(process, f"/proc/{node.pid}/ns/net"))
         assert "k6t" not in node.run("ip link")

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_network
+from ipaddress import ip_address
 
 import msgspec
 import pytest
@@ -11,10 +11,23 @@ from api.k8s import Pod
 from api.vmi import VirtualMachineInstance
 from handler import status
 from handler.bringing import Brought
-from handler.network import Attachment, Request
-from handler.plan import LOST_SECONDS, SILENCE_SECONDS, Bring, Observed, Tell, Wait, Write, digest, owner_uid, plan
-from handler.reports import Disk, GuestInterface, State
-from handler.resolver import Resolver
+from handler.network import Made
+from handler.network_lease import Attachment
+from handler.network_request import Request
+from handler.plan import (
+    LOST_SECONDS,
+    SILENCE_SECONDS,
+    UNPLUG_SECONDS,
+    Bring,
+    Observed,
+    Tell,
+    Wait,
+    Write,
+    digest,
+    owner_uid,
+    plan,
+)
+from handler.reports import Disk, GuestInterface, NicInfo, State
 from handler.status import Trouble
 from kit.reconcile import Again
 from protos import launcher_pb2 as pb
@@ -23,11 +36,10 @@ from tests.node import fakekube
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 MAC = "52:54:00:00:00:01"
 RUNNING = State(state=pb.DOMAIN_STATE_RUNNING, machine="pc-q35-10.0", accelerator="kvm")
-REQUEST = Request("default", MAC, ip_network("10.0.2.0/24"), ip_network("fd10:0:2::/120"), (), 1)  # type: ignore[arg-type]
 ATTACHMENT = Attachment(
-    REQUEST, "k6t-eth0", 1500, ("10.1.1.5",), ("fd00::5",), IPv4Interface("10.0.2.1/24"), ip_address("10.0.2.2"),  # type: ignore[arg-type]
-    IPv6Interface("fd10:0:2::1/120"), ip_address("fd10:0:2::2"), Resolver(), (),  # type: ignore[arg-type]
-)  # fmt: skip
+    Request("default"), "eth0", MAC, "k6t-eth0", tap="tap0", addresses=(ip_address("10.1.1.5"), ip_address("fd00::5"))
+)
+MADE = Made((ATTACHMENT,))
 
 
 def vmi(phase="Scheduled", **status):
@@ -45,8 +57,8 @@ def pod(**changes):
 
 
 def seen(state=RUNNING, phase="Scheduled", brought=True, **changes):
-    observed = Observed(vmi(phase), pod(), NOW, 1000.0, state, brought=Brought(ATTACHMENT) if brought else None,
-                        synced=digest(vmi()) if brought else "")  # fmt: skip
+    observed = Observed(vmi(phase), pod(), NOW, 1000.0, state, brought=Brought(MADE) if brought else None,
+                        synced=digest(vmi(), pod()) if brought else "")  # fmt: skip
     return replace(observed, **changes)
 
 
@@ -210,7 +222,7 @@ def test_agents_view_of_the_interfaces():
         GuestInterface("enp1s0", MAC, ("10.0.2.2",)),
         GuestInterface("docker0", "02:42:00:00:00:01", ("172.17.0.1",)),
     )
-    facts = status.Facts(replace(RUNNING, interfaces=inside), pod(), ATTACHMENT, "")
+    facts = status.Facts(replace(RUNNING, interfaces=inside), pod(), MADE, "")
     patch = status.running(vmi(), facts, NOW)
     assert patch is not None
     first, second = patch.body["status"]["interfaces"]
@@ -225,7 +237,7 @@ def test_agents_view_of_the_interfaces():
 
 def test_volumes_keep_what_the_controller_wrote():
     known = [{"name": "data", "target": "", "persistentVolumeClaimInfo": {"claimName": "c"}}]
-    facts = status.Facts(replace(RUNNING, disks=(Disk("data", "vda", 5), Disk("ci", "vdb", 6))), pod(), None, "")
+    facts = status.Facts(replace(RUNNING, disks=(Disk("data", "vda", 5), Disk("ci", "vdb", 6))), pod(), Made(), "")
     volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": "c"}}, {"name": "ci", "cloudInitNoCloud": {}}]
     document = msgspec.to_builtins(vmi(volumeStatus=known))
     document["spec"]["volumes"] = volumes
@@ -238,7 +250,7 @@ def test_volumes_keep_what_the_controller_wrote():
 
 
 def test_software_emulation_is_said_with_its_reason_and_once():
-    facts = status.Facts(replace(RUNNING, accelerator="tcg"), pod(), ATTACHMENT, "/dev/kvm is missing")
+    facts = status.Facts(replace(RUNNING, accelerator="tcg"), pod(), MADE, "/dev/kvm is missing")
     patch = status.running(vmi(), facts, NOW)
     assert patch is not None
     emulated = next(item for item in patch.body["status"]["conditions"] if item["type"] == "SoftwareEmulation")
@@ -261,3 +273,56 @@ def test_condition_keeps_its_time_until_its_status_changes():
 def test_owner_is_the_controlling_vmi():
     assert owner_uid(pod()) == "vmi-uid"
     assert owner_uid(pod(metadata={"ownerReferences": []})) == ""
+
+
+# ---- NICs that come and go -------------------------------------------------------------------------------------------
+
+
+def with_nics(document, *nics):
+    document = msgspec.to_builtins(document)
+    document["spec"]["domain"]["devices"]["interfaces"] = list(nics)
+    return msgspec.convert(document, VirtualMachineInstance)
+
+
+DEFAULT = {"name": "default", "masquerade": {}}
+BLUE = {"name": "blue", "bridge": {}}
+HAS_DEFAULT, HAS_BLUE = NicInfo("default", MAC, True, 1), NicInfo("blue", "52:54:00:00:00:02", True, 1)
+
+
+def test_change_of_the_pods_networks_is_synced():
+    annotated = pod(metadata={"annotations": {"k8s.v1.cni.cncf.io/networks": "blue@pod16477688c0e"}})
+    assert Bring(sync=True) in plan(seen(vmi=running_vmi(), pod=annotated))
+
+
+def test_handler_that_died_before_it_told_of_a_new_nic_tells_it():
+    wanted = with_nics(running_vmi(), DEFAULT, BLUE)
+    state = replace(RUNNING, nics=(HAS_DEFAULT,))
+    assert plan(seen(state, vmi=wanted, brought=False)) == [Bring(sync=True)]
+    assert plan(seen(replace(state, nics=(HAS_DEFAULT, HAS_BLUE)), vmi=wanted, brought=False)) == [Bring(sync=False)]
+    down = with_nics(running_vmi(), DEFAULT | {"state": "down"})
+    assert plan(seen(state, vmi=down, brought=False)) == [Bring(sync=True)]
+
+
+def going(state, **changes):
+    wanted = with_nics(running_vmi(), DEFAULT, BLUE | {"state": "absent"})
+    left = Brought(replace(MADE, going=("blue",)))
+    observed = replace(seen(state, vmi=wanted), brought=left, synced=digest(wanted, pod()), synced_at=999.0)
+    return replace(observed, **changes)
+
+
+def test_nic_that_the_guest_keeps_keeps_its_tap_and_is_asked_for_again():
+    state = replace(RUNNING, nics=(HAS_DEFAULT, HAS_BLUE))
+    assert not any(isinstance(action, Bring) for action in plan(going(state)))
+    assert Bring(sync=True) in plan(going(state, clock=999.0 + UNPLUG_SECONDS))
+
+
+def test_nic_that_is_gone_from_the_domain_is_taken_from_the_pod():
+    assert Bring(sync=False) in plan(going(replace(RUNNING, nics=(HAS_DEFAULT,))))
+
+
+def test_unplugged_nic_leaves_the_status_at_once():
+    document = msgspec.to_builtins(running_vmi())
+    entry = {"name": "blue", "infoSource": "domain", "linkState": "up"}
+    document["status"]["interfaces"] = [*document["status"]["interfaces"], entry]
+    [write] = written(plan(seen(vmi=msgspec.convert(document, VirtualMachineInstance))))
+    assert write.patch.urgent and [item["name"] for item in write.patch.body["status"]["interfaces"]] == ["default"]

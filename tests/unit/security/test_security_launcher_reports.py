@@ -7,6 +7,7 @@ import msgspec
 from api.k8s import Pod
 from api.vmi import VirtualMachineInstance
 from handler import reports, status
+from handler.network import Made
 from handler.reports import Disk, GuestInterface, State
 from protos import launcher_pb2 as pb
 from tests.node import fakekube
@@ -18,7 +19,7 @@ POD = fakekube.pod("pod-uid")
 def told(document: dict, state: State) -> dict:
     """The VMI after the handler has written what a launcher said."""
     vmi = msgspec.convert(document, VirtualMachineInstance)
-    patch = status.running(vmi, status.Facts(state, msgspec.convert(POD, Pod), None, ""), NOW)
+    patch = status.running(vmi, status.Facts(state, msgspec.convert(POD, Pod), Made(), ""), NOW)
     return document if patch is None else fakekube.merge(document, {"status": patch.body["status"]})
 
 
@@ -67,7 +68,7 @@ def test_a_launcher_cannot_name_the_object_that_is_written() -> None:
         message='"}},"metadata":{"name":"victim',
         interfaces=(GuestInterface("eth0\n", "", ("10.0.0.1",)),),
     )
-    patch = status.running(vmi, status.Facts(lying, msgspec.convert(POD, Pod), None, ""), NOW)
+    patch = status.running(vmi, status.Facts(lying, msgspec.convert(POD, Pod), Made(), ""), NOW)
     assert patch is not None
     assert set(patch.body) == {"metadata", "status"} and patch.body["metadata"] == {"resourceVersion": "7"}
     assert not {"nodeName", "activePods", "runtimeUser"} & set(patch.body["status"])
