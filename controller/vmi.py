@@ -217,9 +217,9 @@ def _ended(seen: Observed, end: launcher.End) -> Json:
 def _delete(seen: Observed, over: bool) -> Iterator[Action | Again]:
     vmi, pod = seen.vmi, seen.pod
     if pod is not None and not launcher.has_ended(pod):
-        if not pod.metadata.deletionTimestamp:
-            grace = pods.pod_grace_seconds(vmi.spec)
-            yield _remove(pod, None if pod.spec.terminationGracePeriodSeconds == grace else grace)
+        grace, left = _grace(vmi, pod), pod.metadata.deletionGracePeriodSeconds
+        if not pod.metadata.deletionTimestamp or (grace is not None and left is not None and grace < left):
+            yield _remove(pod, grace)
         return
     if names.FINALIZER_VMI not in (vmi.metadata.finalizers or ()):
         return
@@ -234,6 +234,16 @@ def _delete(seen: Observed, over: bool) -> Iterator[Action | Again]:
         # may go too; kubelets before 1.22 take up to ten seconds for that.
         last = _patch(vmi, _ended(seen, launcher.end_of(pod)), _without_finalizer(vmi))
         yield Together((last, _remove(pod, 0)))
+
+
+def _grace(vmi: VirtualMachineInstance, pod: Pod) -> int | None:
+    """Seconds for the pod to end; None: as long as it was made with."""
+    made_with, wanted = pod.spec.terminationGracePeriodSeconds, pods.pod_grace_seconds(vmi.spec)
+    if made_with is None or wanted == made_with:
+        return None
+    # Somebody shortened the VMI's after the launcher was told how long to wait for its guest, so it is the kubelet that
+    # ends both. Not 0: that takes the pod's object away while the pod still runs.
+    return wanted if wanted > made_with else max(1, vmi.spec.terminationGracePeriodSeconds or 0)
 
 
 def _remove(pod: Pod, grace: int | None) -> Delete:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from api import names
@@ -296,7 +297,21 @@ def test_deletion_deletes_the_pod_with_its_own_grace_period_and_waits() -> None:
 def test_a_grace_period_that_was_changed_since_is_honoured() -> None:
     spec = {**SPEC, "terminationGracePeriodSeconds": 0}
     (action,) = see(vmi("Running", stamps=RUNNING, deleting=True, spec=spec), pod=pod("running"))
-    assert action.grace_seconds == 30
+    assert action.grace_seconds == 1
+    longer = {**SPEC, "terminationGracePeriodSeconds": 60}
+    (action,) = see(vmi("Running", stamps=RUNNING, deleting=True, spec=longer), pod=pod("running"))
+    assert action.grace_seconds == 90
+
+
+def test_a_grace_period_that_is_shortened_during_the_end_hurries_it() -> None:
+    ending = pod("running", deleting=True)
+    ending = msgspec.structs.replace(
+        ending, metadata=msgspec.structs.replace(ending.metadata, deletionGracePeriodSeconds=35)
+    )
+    assert see(vmi("Running", stamps=RUNNING, deleting=True), pod=ending) == []
+    spec = {**SPEC, "terminationGracePeriodSeconds": 2}
+    (action,) = see(vmi("Running", stamps=RUNNING, deleting=True, spec=spec), pod=ending)
+    assert action == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", 2)
 
 
 def test_a_pod_on_a_silent_node_keeps_the_vmi_whatever_happens() -> None:
