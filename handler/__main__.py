@@ -32,7 +32,8 @@ async def serve(node: str) -> None:
     images = Images(client)
     plugins = deviceplugin.standard()
     kvm, tun, _ = plugins
-    machines = Machines(kube, node, Bringer(images), lambda: kvm.verdict.sentence)
+    bringer = Bringer(images)
+    machines = Machines(kube, node, bringer, lambda: kvm.verdict.sentence)
     heartbeat = Heartbeat(kube, node, lambda: tun.verdict.works)
     endpoints = _health(kube, machines)
     await endpoints.serve(int(os.environ.get("HYPERLET_HEALTH_PORT") or HEALTH_PORT))
@@ -50,7 +51,7 @@ async def serve(node: str) -> None:
             for work in (
                 machines.run(),
                 heartbeat.run(),
-                _sweep(machines, images),
+                _sweep(machines, images, bringer),
                 *(plugin.run() for plugin in plugins),
             )
         ]
@@ -77,8 +78,8 @@ def _health(kube: Kube, machines: Machines) -> health.Health:
     return endpoints
 
 
-async def _sweep(machines: Machines, images: Images) -> None:
-    """Lets go of images that a crash left behind, once the pods are known; then waits for ever."""
+async def _sweep(machines: Machines, images: Images, bringer: Bringer) -> None:
+    """Lets go of images and records that a crash left behind, once the pods are known; then waits for ever."""
     logger = log.logger(component="images")
     await machines.pods.synced()
     while True:
@@ -87,6 +88,10 @@ async def _sweep(machines: Machines, images: Images) -> None:
                 logger.info("Let go of images of pods that are gone", views=dropped)
         except ImagePullFailed as error:
             logger.warning("Could not look for left-over images", why=error.message)
+        try:
+            bringer.sweep(machines.living())
+        except OSError as error:
+            logger.warning("Could not remove the records of pods that are gone", why=str(error))
         await asyncio.sleep(3600)
 
 
