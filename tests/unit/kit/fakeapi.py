@@ -24,7 +24,7 @@ Json = dict[str, Any]
 Key = tuple[str, str, str]
 
 PATH = re.compile(
-    r"^/(?:api|apis/(?P<group>[^/]+))/(?P<version>[^/]+)(?:/namespaces/(?P<ns>[^/]+))?/(?P<plural>[a-z]+)"
+    r"^/(?:api|apis/(?P<group>[^/]+))/(?P<version>[^/]+)(?:/namespaces/(?P<ns>[^/]+))?/(?P<plural>[a-z-]+)"
     r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?$"
 )
 STATUS_KINDS = {"pods", "virtualmachines", "kubevirts", "nodes"}
@@ -89,6 +89,8 @@ class FakeApi:
         self.tokens: set[str] = {"good"}
         self.away = False
         self.keeps_image_volumes = False
+        self.unserved: set[str] = set()
+        """Plurals of kinds whose CustomResourceDefinition is not there."""
         self._news = asyncio.Condition()
         self._runner: web.AppRunner | None = None
         self.port = 0
@@ -178,6 +180,8 @@ class FakeApi:
         if match is None:
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
         plural, namespace, name, sub = match["plural"], match["ns"] or "", match["name"], match["sub"]
+        if plural in self.unserved:
+            raise Refusal(404, "NotFound", "the server could not find the requested resource")
         body = await request.json() if request.can_read_body else {}
         verb = {
             "GET": "get" if name else "watch" if "watch" in request.query else "list",
@@ -318,7 +322,9 @@ class FakeApi:
             cause = {"reason": "FieldValueInvalid", "field": "metadata.uid", "message": "field is immutable"}
             raise Refusal(422, "Invalid", "metadata.uid: field is immutable", [cause])
         if sub == "status":
-            patch = {"status": patch.get("status", {})}
+            # A pod's status subresource takes annotations and labels as well: CNI plugins live by it.
+            kept = {"status", "metadata"} if key[0] == "pods" else {"status"}
+            patch = {field: value for field, value in patch.items() if field in kept}
         elif key[0] in STATUS_KINDS:
             patch = {field: value for field, value in patch.items() if field != "status"}
         new = strategic(old, patch) if "strategic" in content else merge(old, patch)
