@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 
 KERNEL_META = "linux-image-cloud-amd64"
+GENERIC_META = "linux-image-amd64"
+"""Larger, and with drivers of the hardware that QEMU emulates."""
 FIXED = ("busybox-static", "qemu-guest-agent", "syslinux", "syslinux-common", "mtools", "dosfstools", "lz4")
 
 
@@ -14,22 +16,22 @@ def _apt(*words: str, cwd: Path | None = None) -> str:
     return subprocess.run(["apt-get", "-q", *words], cwd=cwd, check=True, capture_output=True, text=True).stdout
 
 
-def kernel_package() -> str:
-    """The package that the cloud kernel's metapackage stands for now.
+def kernel_package(meta: str = KERNEL_META) -> str:
+    """The package that a kernel's metapackage stands for now.
 
     Raises:
         LookupError: apt's lists do not hold it (`apt-get update` first).
     """
-    text = subprocess.run(["apt-cache", "depends", KERNEL_META], check=True, capture_output=True, text=True).stdout
+    text = subprocess.run(["apt-cache", "depends", meta], check=True, capture_output=True, text=True).stdout
     found = re.search(r"Depends: (linux-image-\S+)", text)
     if found is None:
-        raise LookupError(f"{KERNEL_META} is not in apt's lists: run apt-get update")
+        raise LookupError(f"{meta} is not in apt's lists: run apt-get update")
     return found.group(1)
 
 
-def wanted() -> list[str]:
+def wanted(meta: str = KERNEL_META) -> list[str]:
     """`name=version` of every package the guest is made of, at apt's candidate version."""
-    names = [kernel_package(), *FIXED]
+    names = [kernel_package(meta), *FIXED]
     text = subprocess.run(["apt-cache", "policy", *names], check=True, capture_output=True, text=True).stdout
     versions = dict(re.findall(r"^(\S+):\n.*\n\s+Candidate: (\S+)", text, re.MULTILINE))
     missing = [name for name in names if versions.get(name, "(none)") == "(none)"]

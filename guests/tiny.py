@@ -13,7 +13,7 @@ from images.keys import text_key, tree_key
 from images.paths import GUESTS, ROOT
 
 SOURCES = ("guests",)
-KEPT = 3
+KEPT = 4
 """Guests of earlier sources that stay in the cache; another checkout may be using them."""
 
 
@@ -75,9 +75,13 @@ def key() -> str:
     return tree_key(ROOT, SOURCES)
 
 
-def built() -> Guest | None:
-    """The guest of these sources if it is in the cache."""
-    folder = GUESTS / key()
+def _folder(meta: str) -> Path:
+    return GUESTS / (key() if meta == packages.KERNEL_META else f"{key()}.{meta}")
+
+
+def built(meta: str = packages.KERNEL_META) -> Guest | None:
+    """The guest of these sources with this kernel if it is in the cache."""
+    folder = _folder(meta)
     return Guest(folder) if (folder / "done").exists() else None
 
 
@@ -87,13 +91,16 @@ def _forget_old() -> None:
         shutil.rmtree(path.parent, ignore_errors=True)
 
 
-def build() -> Guest:
-    """The guest, from the cache or built now (needs gcc, binutils, apt's lists and qemu-img; no root)."""
-    guest = built()
+def build(meta: str = packages.KERNEL_META) -> Guest:
+    """The guest, from the cache or built now (needs gcc, binutils, apt's lists and qemu-img; no root).
+
+    `meta` is the metapackage of its kernel: `packages.GENERIC_META` for one that drives emulated hardware.
+    """
+    guest = built(meta)
     if guest is not None:
         return guest
-    folder = GUESTS / key()
-    names = packages.wanted()
+    folder = _folder(meta)
+    names = packages.wanted(meta)
     GUESTS.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix="draft-", dir=GUESTS))
     try:
