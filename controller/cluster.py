@@ -10,8 +10,9 @@ from api.k8s import Event, Node, PersistentVolumeClaim, Pod
 from api.kubevirt import KubeVirt
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
-from controller import volumes
+from controller import pod_networks, volumes
 from controller.config import Settings, configuration_of, launcher_image, offers_kvm
+from controller.definitions import Definitions, NetworkAttachmentDefinition
 from controller.pod import pod_name
 from kit.cache import Store, key_of
 from kit.kube import Kube
@@ -45,6 +46,7 @@ class Cluster:
     nodes: Store[Node]
     kubevirts: Store[KubeVirt]
     warnings: Store[Event]
+    definitions: Definitions
     image_volumes: bool = False
     _settings: Settings | None = None
 
@@ -59,11 +61,13 @@ class Cluster:
             nodes=Store(kube, Node),
             kubevirts=Store(kube, KubeVirt),
             warnings=Store(kube, Event, fields=_WARNINGS, keep=_is_launcher_warning),
+            definitions=Definitions(kube),
         )
         made.pods.index("owner", lambda pod: filter(None, [owner_uid(pod)]))
         made.vmis.index(
             "claim", lambda vmi: [f"{vmi.metadata.namespace}/{name}" for name in volumes.claim_names(vmi.spec)]
         )
+        made.vmis.index("definition", lambda vmi: pod_networks.references(vmi.spec, vmi.metadata.namespace or ""))
         made.warnings.index("pod", lambda event: filter(None, [event.involvedObject.uid]))
         made.nodes.on_change(lambda _old, _new: made._forget())
         made.kubevirts.on_change(lambda _old, _new: made._forget())
@@ -92,6 +96,7 @@ class Cluster:
     def all_stores(self) -> Iterator[Store[Any]]:
         """Every cache."""
         yield from (self.vms, self.vmis, self.pods, self.claims, self.nodes, self.kubevirts, self.warnings)
+        yield self.definitions
 
     def trouble(self) -> str | None:
         """Why the caches cannot be trusted yet, if so."""
@@ -113,6 +118,12 @@ class Cluster:
         found = {name: self.claims.get(vmi.metadata.namespace, name) for name in volumes.claim_names(vmi.spec)}
         return {name: claim for name, claim in found.items() if claim is not None}
 
+    def definitions_of(self, vmi: VirtualMachineInstance) -> dict[str, NetworkAttachmentDefinition]:
+        """The NetworkAttachmentDefinitions that exist of those that the VMI's networks name, by namespace/name."""
+        named = pod_networks.references(vmi.spec, vmi.metadata.namespace or "")
+        found = {name: self.definitions.get(*name.partition("/")[::2]) for name in named}
+        return {name: definition for name, definition in found.items() if definition is not None}
+
     def warning_about(self, pod: Pod) -> tuple[str, str] | None:
         """Reason and message of the latest Warning Event about a pod."""
         about = self.warnings.by("pod", pod.metadata.uid or "")
@@ -124,7 +135,8 @@ class Cluster:
         return latest.reason or "PodWarning", latest.message or ""
 
     def on_vmi_news(self, tell: Callable[[tuple[str, str]], None]) -> None:
-        """Has `tell` called with the key of every VMI that something concerns: itself, its pod, a claim, a warning."""
+        """Has `tell` called with the key of every VMI that something concerns: itself, its pod, a claim, a network, a
+        warning."""
 
         def of_pod(_old: Pod | None, new: Pod | None) -> None:
             pod = new or _old
@@ -138,6 +150,10 @@ class Cluster:
                 for vmi in self.vmis.by("claim", f"{claim.metadata.namespace}/{claim.metadata.name}"):
                     tell(key_of(vmi))
 
+        def of_definition(old: NetworkAttachmentDefinition | None, new: NetworkAttachmentDefinition | None) -> None:
+            for vmi in self.vmis.by("definition", "/".join(key_of(new or old))):
+                tell(key_of(vmi))
+
         def of_warning(_old: Event | None, new: Event | None) -> None:
             pod = self.pods.get(new.involvedObject.namespace, new.involvedObject.name or "") if new else None
             of_pod(None, pod)
@@ -145,4 +161,5 @@ class Cluster:
         self.vmis.on_change(lambda old, new: tell(key_of(new or old)))
         self.pods.on_change(of_pod)
         self.claims.on_change(of_claim)
+        self.definitions.on_change(of_definition)
         self.warnings.on_change(of_warning)

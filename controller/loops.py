@@ -1,11 +1,12 @@
 """The loops: what a plan needs is observed from the caches, and its actions are carried out."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from api import names, validate
+from api.configuration import KubeVirtConfiguration
 from api.errors import AlreadyExists, Conflict, Fault, Forbidden, InvalidObject, NotFound
 from api.k8s import Pod
 from api.kubevirt import KubeVirt
@@ -35,20 +36,30 @@ class _Verdicts:
     """Faults of the latest generation of each object: validation is pure, so once is enough."""
 
     def __init__(self) -> None:
-        self._known: dict[Key, tuple[str, Faults]] = {}
+        self._known: dict[Key, tuple[tuple[Any, ...], Faults]] = {}
 
-    def of(self, obj: Any) -> Faults:
-        """The object's faults."""
-        key, mark = key_of(obj), f"{obj.metadata.uid} {obj.metadata.generation}"
+    def of(self, obj: Any, config: KubeVirtConfiguration) -> Faults:
+        """The object's faults in an installation of that configuration."""
+        key, mark = key_of(obj), (obj.metadata.uid, obj.metadata.generation, config)
         known = self._known.get(key)
         if known is None or known[0] != mark:
             check = validate.validate_vm if isinstance(obj, VirtualMachine) else validate.validate_vmi
-            known = self._known[key] = (mark, tuple(check(obj)))
+            known = self._known[key] = (mark, tuple(check(obj, config)))
         return known[1]
 
     def forget(self, key: Key) -> None:
         """The object is gone."""
         self._known.pop(key, None)
+
+
+def _on_other_settings(cluster: Cluster, tell: Callable[[], None]) -> None:
+    """Has `tell` called when the KubeVirt CR says something else: it may allow what was refused."""
+
+    def changed(old: KubeVirt | None, new: KubeVirt | None) -> None:
+        if (old.spec if old else None) != (new.spec if new else None):
+            tell()
+
+    cluster.kubevirts.on_change(changed)
 
 
 class VmiLoop(Reconciler[Key, vmi.Observed]):
@@ -68,6 +79,7 @@ class VmiLoop(Reconciler[Key, vmi.Observed]):
         synchronized = (names.CONDITION_SYNCHRONIZED, False)
         self._odd = Odd(cluster.vmis, VirtualMachineInstance, synchronized, None, self.queue.add)
         cluster.on_vmi_news(self.queue.add)
+        _on_other_settings(cluster, self.add_all)
 
     def add_all(self) -> None:
         """Has every object looked at."""
@@ -89,8 +101,10 @@ class VmiLoop(Reconciler[Key, vmi.Observed]):
             now=now(),
             pod=pod,
             claims=self._cluster.claims_of(obj),
+            definitions=self._cluster.definitions_of(obj),
+            knows_definitions=self._cluster.definitions.served,
             settings=self._cluster.settings,
-            faults=self._faults.of(obj) if pod is None else (),
+            faults=self._faults.of(obj, self._cluster.settings.configuration) if pod is None else (),
             warning=self._cluster.warning_about(pod) if pod and phase_of(obj) in vmi.OURS else None,
             bound_for=_since(self._bound, uid, bool(pod and pod.spec.nodeName)),
             ended_for=_since(self._ended, uid, over),
@@ -180,6 +194,7 @@ class VmLoop(Reconciler[Key, vm.Observed]):
         self._odd = Odd(cluster.vms, VirtualMachine, (names.CONDITION_FAILURE, True), "status", self.queue.add)
         cluster.vms.on_change(lambda old, new: self.queue.add(key_of(new or old)))
         cluster.vmis.on_change(self._vmi_changed)
+        _on_other_settings(cluster, self.add_all)
 
     def _vmi_changed(self, old: VirtualMachineInstance | None, new: VirtualMachineInstance | None) -> None:
         key = key_of(new or old)
@@ -202,7 +217,7 @@ class VmLoop(Reconciler[Key, vm.Observed]):
             vm=obj,
             now=now(),
             vmi=self._cluster.vmis.get(*key),
-            faults=self._faults.of(obj),
+            faults=self._faults.of(obj, self._cluster.settings.configuration),
             configuration=self._cluster.settings.configuration,
         )
 

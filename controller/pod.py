@@ -7,9 +7,11 @@ import msgspec
 
 from api import names
 from api.meta import ObjectMeta
+from api.nad import ANNOTATION_NETWORKS
 from api.vmi import Probe, VirtualMachineInstance, VirtualMachineInstanceSpec
-from controller import resources, volumes
+from controller import pod_networks, resources, volumes
 from controller.config import Settings
+from controller.pod_networks import Definitions
 from controller.volumes import Claims, Json
 
 NAME_LIMIT = 253
@@ -46,8 +48,11 @@ def pod_name(vmi: VirtualMachineInstance) -> str:
     return f"{stem[: NAME_LIMIT - 6].rstrip('-.')}-{suffix}"
 
 
-def launcher_pod(vmi: VirtualMachineInstance, settings: Settings, claims: Claims) -> Json:
-    """The pod to create. `vmi` has its defaults applied; `claims` holds the claims that its volumes name.
+def launcher_pod(
+    vmi: VirtualMachineInstance, settings: Settings, claims: Claims, definitions: Definitions | None = None
+) -> Json:
+    """The pod to create. `vmi` has its defaults applied; `claims` holds the claims that its volumes name, `definitions`
+    the NetworkAttachmentDefinitions of its networks.
 
     Raises InvalidObject for what would not be a pod.
     """
@@ -56,10 +61,10 @@ def launcher_pod(vmi: VirtualMachineInstance, settings: Settings, claims: Claims
             "name": pod_name(vmi),
             "namespace": vmi.metadata.namespace,
             "labels": _labels(vmi),
-            "annotations": _annotations(vmi.metadata),
+            "annotations": _annotations(vmi),
             "ownerReferences": [_owner(vmi)],
         },
-        "spec": _spec(vmi, settings, claims),
+        "spec": _spec(vmi, settings, claims, definitions or {}),
     }
 
 
@@ -91,12 +96,14 @@ def _labels(vmi: VirtualMachineInstance) -> dict[str, str]:
     }
 
 
-def _annotations(metadata: ObjectMeta) -> dict[str, str]:
+def _annotations(vmi: VirtualMachineInstance) -> dict[str, str]:
+    metadata: ObjectMeta = vmi.metadata
     theirs = {
         key: value for key, value in (metadata.annotations or {}).items() if not key.startswith(WITHHELD_ANNOTATIONS)
     }
     ours = {names.ANNOTATION_DOMAIN: metadata.name or "", names.ANNOTATION_DEFAULT_CONTAINER: names.COMPUTE_CONTAINER}
-    return {**theirs, **ours}
+    networks = pod_networks.annotation(vmi)
+    return {**theirs, **ours, **({ANNOTATION_NETWORKS: networks} if networks else {})}
 
 
 def _owner(vmi: VirtualMachineInstance) -> Json:
@@ -110,7 +117,7 @@ def _owner(vmi: VirtualMachineInstance) -> Json:
     }
 
 
-def _spec(vmi: VirtualMachineInstance, settings: Settings, claims: Claims) -> Json:
+def _spec(vmi: VirtualMachineInstance, settings: Settings, claims: Claims, definitions: Definitions) -> Json:
     spec = vmi.spec
     parts = volumes.parts(spec, claims, settings.image_volumes)
     pull_secrets = dict.fromkeys(secret for part in parts for secret in part.pull_secrets)
@@ -134,7 +141,7 @@ def _spec(vmi: VirtualMachineInstance, settings: Settings, claims: Claims) -> Js
             "priorityClassName": spec.priorityClassName,
             "runtimeClassName": settings.configuration.defaultRuntimeClass,
             "imagePullSecrets": [{"name": secret} for secret in pull_secrets],
-            "containers": [_compute(vmi, settings, parts)],
+            "containers": [_compute(vmi, settings, parts, definitions)],
             "volumes": [volume for part in parts for volume in part.volumes],
         }
     )
@@ -165,12 +172,15 @@ def _node_selector(spec: VirtualMachineInstanceSpec, settings: Settings) -> dict
     return {**selector, names.LABEL_SCHEDULABLE: "true"}
 
 
-def _compute(vmi: VirtualMachineInstance, settings: Settings, parts: list[volumes.Part]) -> Json:
+def _compute(
+    vmi: VirtualMachineInstance, settings: Settings, parts: list[volumes.Part], definitions: Definitions
+) -> Json:
     environment = {
         "HYPERLET_NAMESPACE": vmi.metadata.namespace or "",
         "HYPERLET_NAME": vmi.metadata.name or "",
         "HYPERLET_UID": vmi.metadata.uid or "",
         "HYPERLET_GRACE_SECONDS": str(grace_seconds(vmi.spec)),
+        **pod_networks.environment(vmi, definitions),
     }
     return _present(
         {
@@ -178,7 +188,7 @@ def _compute(vmi: VirtualMachineInstance, settings: Settings, parts: list[volume
             "image": settings.launcher_image,
             "imagePullPolicy": settings.launcher_pull_policy,
             "env": [{"name": name, "value": value} for name, value in environment.items()],
-            "resources": resources.requirements(vmi.spec, settings),
+            "resources": resources.requirements(vmi.spec, settings, pod_networks.amounts(vmi, definitions)),
             "securityContext": {
                 "allowPrivilegeEscalation": False,
                 "privileged": False,

@@ -14,8 +14,13 @@ def pod_overhead(spec: VirtualMachineInstanceSpec, settings: Settings) -> int:
     return overhead.overhead_bytes(spec, emulated=settings.emulated, ratio=settings.overhead_ratio)
 
 
-def requirements(spec: VirtualMachineInstanceSpec, settings: Settings) -> dict[str, Amounts]:
-    """Requests and limits of the `compute` container. Devices stand in the limits, and so are requests as well."""
+def requirements(
+    spec: VirtualMachineInstanceSpec, settings: Settings, networks: Amounts | None = None
+) -> dict[str, Amounts]:
+    """Requests and limits of the `compute` container. Devices stand in the limits, and so are requests as well.
+
+    `networks` are the devices that its networks need.
+    """
     resources = spec.domain.resources
     wished = dict((resources.requests if resources else None) or {})
     capped = dict((resources.limits if resources else None) or {})
@@ -27,7 +32,7 @@ def requirements(spec: VirtualMachineInstanceSpec, settings: Settings) -> dict[s
         limits["cpu"] = format_millicores(quantity_millicores(capped["cpu"]))
     if "memory" in capped:
         limits["memory"] = format_bytes(quantity_bytes(capped["memory"]) + extra)
-    return {"requests": requests, "limits": {**limits, **devices(spec, settings)}}
+    return {"requests": requests, "limits": {**limits, **(networks or {}), **devices(spec, settings)}}
 
 
 _COMPUTED = frozenset({"cpu", "memory", names.DEVICE_KVM, names.DEVICE_TUN, names.DEVICE_VHOST_NET})
@@ -38,7 +43,8 @@ def devices(spec: VirtualMachineInstanceSpec, settings: Settings) -> Amounts:
     wanted = {names.DEVICE_TUN: "1"}
     if not settings.emulated:
         wanted[names.DEVICE_KVM] = "1"
-        if any(nic.model == "virtio" and nic.sriov is None for nic in spec.domain.devices.interfaces or ()):
+        nics = [nic for nic in spec.domain.devices.interfaces or () if nic.sriov is None and nic.state != "absent"]
+        if any(nic.model == "virtio" for nic in nics):
             wanted[names.DEVICE_VHOST_NET] = "1"
     return wanted
 

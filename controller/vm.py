@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -12,11 +13,11 @@ from api.configuration import KubeVirtConfiguration
 from api.errors import Fault
 from api.meta import ObjectMeta, format_time
 from api.vm import VirtualMachine
-from api.vmi import VirtualMachineInstance
-from controller import conditions, vm_status
+from api.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
+from controller import conditions, nics, template, vm_status
 from controller.actions import Action, Create, Delete, Json, Patch, Say
 from controller.pod import label_value
-from controller.run_strategy import Verdict, Want, stable_in, verdict
+from controller.run_strategy import Verdict, Want, stable_in, starts_paused, verdict
 from controller.vmi_status import phase_of
 from kit.reconcile import Again
 
@@ -36,6 +37,11 @@ class Observed:
     def own(self) -> VirtualMachineInstance | None:
         """The VMI, if it is this very VM's."""
         return self.vmi if self.vmi is not None and owns(self.vm, self.vmi) else None
+
+    @cached_property
+    def difference(self) -> template.Difference | None:
+        """What the template asks of the VMI that runs; nothing while the template is faulty."""
+        return None if self.faults else template.difference(self.vm, self.own, self.configuration)
 
 
 def owns(vm: VirtualMachine, vmi: VirtualMachineInstance) -> bool:
@@ -68,6 +74,8 @@ def _plan(seen: Observed) -> Iterator[Action | Again]:
         yield from _tell(seen, decision)
         if decision.want is Want.STOP and own is not None:
             yield from _stop(vm, own)
+        else:
+            yield from _replug(seen)
     yield from _later(seen, decision)
 
 
@@ -104,13 +112,46 @@ def _delete(seen: Observed) -> Iterator[Action]:
     yield _patch(vm, {"metadata": {"finalizers": rest or None, "resourceVersion": vm.metadata.resourceVersion}})
 
 
+def _replug(seen: Observed) -> Iterator[Action]:
+    """Brings the network cards of the VMI to what the template wants, as far as that can be done while it runs."""
+    found = seen.difference
+    if found is None:
+        return
+    if found.nics.spec != found.vmi.spec:
+        meta = found.vmi.metadata
+        body = {
+            "metadata": {"uid": meta.uid, "resourceVersion": meta.resourceVersion},
+            "spec": _cards(found.nics.spec),
+        }
+        yield Patch(VirtualMachineInstance, meta.namespace or "", meta.name or "", body)
+    written = seen.vm.spec.template.spec
+    if written is not None and (gone := found.nics.gone & nics.absent(written)):
+        # What was asked for has happened: the next start must not ask for it again.
+        body = {
+            "metadata": {"uid": seen.vm.metadata.uid, "resourceVersion": seen.vm.metadata.resourceVersion},
+            "spec": {"template": {"spec": _cards(nics.without(written, gone))}},
+        }
+        yield _patch(seen.vm, body)
+
+
+def _cards(spec: VirtualMachineInstanceSpec) -> Json:
+    """The merge patch that gives a spec these networks and interfaces: lists are replaced whole."""
+    devices = spec.domain.devices
+    cards: Json = {"interfaces": msgspec.to_builtins(devices.interfaces)}
+    if devices.autoattachPodInterface is not None:
+        cards["autoattachPodInterface"] = devices.autoattachPodInterface
+    return {"networks": msgspec.to_builtins(spec.networks), "domain": {"devices": cards}}
+
+
 # ---- the VMI --------------------------------------------------------------------------------------------------------
 
 
 def instance(vm: VirtualMachine, configuration: KubeVirtConfiguration | None, now: datetime) -> Json:
-    """The VMI to create: the template with its defaults, the finalizer and the first phase in it."""
-    template = vm.spec.template
-    theirs = template.metadata or ObjectMeta()
+    """The VMI to create: the template with its defaults, the finalizer and the first phase in it.
+
+    Network cards that are to be absent are: they leave the template in the next round.
+    """
+    theirs, spec = vm.spec.template.metadata or ObjectMeta(), vm.spec.template.spec
     meta = ObjectMeta(
         name=vm.metadata.name,
         namespace=vm.metadata.namespace,
@@ -119,7 +160,7 @@ def instance(vm: VirtualMachine, configuration: KubeVirtConfiguration | None, no
         annotations={
             **(theirs.annotations or {}),
             names.ANNOTATION_GENERATION: str(vm.metadata.generation or 0),
-            vm_status.ANNOTATION_TEMPLATE: vm_status.template_hash(vm),
+            **({template.ANNOTATION_TEMPLATE: template.hashes(spec)} if spec else {}),
         },
     )
     owner = {
@@ -130,12 +171,14 @@ def instance(vm: VirtualMachine, configuration: KubeVirtConfiguration | None, no
         "controller": True,
         "blockOwnerDeletion": True,
     }
+    if spec is not None and starts_paused(vm):
+        spec = msgspec.structs.replace(spec, startStrategy="Paused")
     # The owner first: the MAC addresses are derived from it.
     document = {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND_VMI,
         "metadata": {**msgspec.to_builtins(meta), "ownerReferences": [owner]},
-        "spec": msgspec.to_builtins(template.spec),
+        "spec": msgspec.to_builtins(nics.without(spec, nics.absent(spec)) if spec else spec),
     }
     whole = defaults.default_vmi(msgspec.convert(document, VirtualMachineInstance), config=configuration)
     stamp = format_time(now)
@@ -155,7 +198,8 @@ def _tell(seen: Observed, decision: Verdict) -> Iterator[Action]:
     vm, old = seen.vm, vm_status.current(seen.vm)
     foreign = _is_taken(seen) and decision.want is not Want.NOTHING
     faults = seen.faults if not vm.metadata.deletionTimestamp else ()
-    wanted = vm_status.wanted_conditions(vm, seen.own, faults, foreign)
+    waiting = seen.difference.waiting if seen.difference else ()
+    wanted = vm_status.wanted_conditions(vm, seen.own, faults, foreign, waiting)
     drop = set(vm_status.OWNED)
     if decision.failure is not None and phase_of(seen.own) != names.PHASE_RUNNING:
         # Why it failed is what people want to know while they wait for the next try.

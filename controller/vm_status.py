@@ -1,10 +1,7 @@
 """A VM's status: printableStatus and conditions, told from its VMI. Pure."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import msgspec
 
 from api import defaults, names
 from api.errors import Fault
@@ -16,8 +13,8 @@ from controller.vmi_status import phase_of, status_of
 
 Json = dict[str, Any]
 
-ANNOTATION_TEMPLATE = "hyperlet/template-hash"
-"""On a VMI: the hash of the template it was made from, so that a change that needs a restart is told apart."""
+NAMED_FIELDS = 10
+"""How many changed fields the condition RestartRequired names."""
 NO_SNAPSHOT = "snapshots are not there yet in this version"
 
 
@@ -75,26 +72,24 @@ def printable_status(
     return next(name for name, matches in rules if matches())
 
 
-def template_hash(vm: VirtualMachine) -> str:
-    """A hash of the template as the VM has it, defaults not applied: new defaults are no change."""
-    text = msgspec.json.encode(vm.spec.template.spec, order="deterministic")
-    return hashlib.sha256(text).hexdigest()[:16]
-
-
 def wanted_conditions(
     vm: VirtualMachine,
     vmi: VirtualMachineInstance | None,
     faults: Sequence[Fault],
     foreign: bool,
+    waiting: Sequence[str] = (),
 ) -> list[Json]:
-    """Every condition that the VM should have now; those of other types are left alone or dropped by the caller."""
+    """Every condition that the VM should have now; those of other types are left alone or dropped by the caller.
+
+    `waiting` are the changed fields of the template that take effect at the next start.
+    """
     return [
         condition
         for condition in (
             _ready(vmi),
             _failure(vmi, faults, foreign),
             _paused(vmi),
-            _restart_required(vm, vmi),
+            _restart_required(waiting),
         )
         if condition is not None
     ]
@@ -151,13 +146,13 @@ def _paused(vmi: VirtualMachineInstance | None) -> Json | None:
     return conditions.make(names.CONDITION_PAUSED, True, found.reason or "Paused", found.message or "")
 
 
-def _restart_required(vm: VirtualMachine, vmi: VirtualMachineInstance | None) -> Json | None:
-    if vmi is None or _deleting(vmi) or phase_of(vmi) in names.FINAL_PHASES:
+def _restart_required(waiting: Sequence[str]) -> Json | None:
+    if not waiting:
         return None
-    made_from = (vmi.metadata.annotations or {}).get(ANNOTATION_TEMPLATE)
-    if made_from is None or made_from == template_hash(vm):
-        return None
-    words = "The template has changed since the VM was started: the change is in effect after a restart"
+    fields = ", ".join(waiting[:NAMED_FIELDS]) + (
+        f" and {len(waiting) - NAMED_FIELDS} more" if len(waiting) > NAMED_FIELDS else ""
+    )
+    words = f"Changed in spec.template.spec since the VM was started: {fields}. Restart the VM for it to take effect"
     return conditions.make(names.CONDITION_RESTART_REQUIRED, True, "TemplateChanged", words)
 
 

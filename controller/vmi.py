@@ -13,11 +13,13 @@ from api import defaults, names
 from api.errors import Fault
 from api.k8s import PersistentVolumeClaim, Pod
 from api.meta import format_time, parse_time
+from api.nad import ANNOTATION_NETWORKS
 from api.vmi import VirtualMachineInstance
-from controller import conditions, launcher, vmi_status, volumes
+from controller import conditions, launcher, pod_networks, vmi_status, volumes
 from controller import pod as pods
 from controller.actions import Action, Create, Delete, Json, Patch, Say, Together
 from controller.config import Settings
+from controller.pod_networks import Definitions
 from controller.vmi_status import phase_of, status_of, transition
 from kit.reconcile import Again
 
@@ -39,6 +41,10 @@ class Observed:
     now: datetime
     pod: Pod | None = None
     claims: Mapping[str, PersistentVolumeClaim] = field(default_factory=dict)
+    definitions: Definitions = field(default_factory=dict)
+    """The NetworkAttachmentDefinitions that exist of those that the VMI names, by namespace/name."""
+    knows_definitions: bool = True
+    """The API server knows their kind."""
     settings: Settings = field(default_factory=Settings)
     faults: Sequence[Fault] = ()
     warning: tuple[str, str] | None = None
@@ -74,6 +80,7 @@ def _plan(seen: Observed) -> Iterator[Action | Again]:
         yield from _progress(seen, pod)
     else:
         yield from _gate(seen, pod)
+        yield from _networks(seen, pod)
 
 
 # ---- before there is a pod ------------------------------------------------------------------------------------------
@@ -81,14 +88,17 @@ def _plan(seen: Observed) -> Iterator[Action | Again]:
 
 def _create(seen: Observed) -> Iterator[Action | Again]:
     missing = [name for name in volumes.claim_names(seen.vmi.spec) if name not in seen.claims]
+    networks = pod_networks.troubles(seen.vmi, seen.definitions, seen.knows_definitions)
     if seen.faults:
         words = "; ".join(map(str, seen.faults))
         yield from refused(seen.vmi, REASON_INVALID, words, seen.now)
     elif missing:
         words = f"PersistentVolumeClaim {', '.join(missing)} not found in namespace {seen.vmi.metadata.namespace}"
         yield from refused(seen.vmi, names.REASON_FAILED_PVC_NOT_FOUND, words, seen.now)
+    elif networks:
+        yield from refused(seen.vmi, names.REASON_NETWORK_NOT_FOUND, "; ".join(networks), seen.now)
     else:
-        yield Create(Pod, pods.launcher_pod(seen.defaulted, seen.settings, seen.claims))
+        yield Create(Pod, pods.launcher_pod(seen.defaulted, seen.settings, seen.claims, seen.definitions))
 
 
 def refused(vmi: VirtualMachineInstance, reason: str, message: str, now: datetime) -> Iterator[Action]:
@@ -129,6 +139,7 @@ def _progress(seen: Observed, pod: Pod) -> Iterator[Action | Again]:
             changes["nodeName"] = pod.spec.nodeName
             metadata = {**metadata, "labels": {names.LABEL_NODE_NAME: pod.spec.nodeName}}
         yield Together((_patch(vmi, changes, metadata), *_gate(seen, pod)))
+        yield from _networks(seen, pod)
         yield from (
             Say(vmi, trouble["reason"], trouble["message"], "Warning")
             for trouble in troubles
@@ -136,6 +147,7 @@ def _progress(seen: Observed, pod: Pod) -> Iterator[Action | Again]:
         )
     else:
         yield from _gate(seen, pod)
+        yield from _networks(seen, pod)
     if seen.warning and not running and seen.bound_for < WARNING_SECONDS:
         yield Again(WARNING_SECONDS - seen.bound_for)
 
@@ -175,6 +187,23 @@ def _gate(seen: Observed, pod: Pod) -> Iterator[Action]:
         subresource="status",
         patch_kind="strategic",
     )
+
+
+def _networks(seen: Observed, pod: Pod) -> Iterator[Action]:
+    """The pod's list of networks, when the VMI has got another or lost one (controller.nics).
+
+    Through pods/status: the API server takes annotations there too, and the controller may not touch pods otherwise.
+    """
+    annotations = pod.metadata.annotations or {}
+    present = annotations.get(ANNOTATION_NETWORKS)
+    if pod.metadata.deletionTimestamp or (present is None and not pod_networks.references(seen.vmi.spec, "")):
+        return
+    wanted = pod_networks.annotation(seen.defaulted, present)
+    if wanted != present:
+        metadata = {"uid": pod.metadata.uid, "annotations": {ANNOTATION_NETWORKS: wanted}}
+        yield Patch(
+            Pod, pod.metadata.namespace or "", pod.metadata.name or "", {"metadata": metadata}, subresource="status"
+        )
 
 
 def _is_paused(vmi: VirtualMachineInstance) -> bool:

@@ -15,11 +15,16 @@ from api.k8s import Node
 from api.vmi import VirtualMachineInstance
 from controller import overhead, pod, volumes
 from controller.config import Settings, configuration_of, offers_kvm
-from tests.unit.controller.worlds import claim, vmi
+from tests.unit.controller.worlds import claim, definition, definitions, vmi
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "pod"
 CASES = sorted(folder.name for folder in GOLDEN.iterdir())
 CLAIMS = {"data": claim("data"), "block": claim("block", mode="Block")}
+NETWORKS = definitions(
+    definition("br1", "bridge.network.kubevirt.io/br1"),
+    definition("functions", "example.com/sriov_net", "team"),
+    definition("plain", None, "team"),
+)
 EMULATED = KubeVirtConfiguration(developerConfiguration=DeveloperConfiguration(useEmulation=True))
 SETTINGS = {
     "image-volumes": Settings(image_volumes=True),
@@ -30,7 +35,7 @@ SETTINGS = {
 def pod_of(case: str) -> dict[str, Any]:
     document = yaml.safe_load((GOLDEN / case / "vmi.yaml").read_text())
     instance = defaults.default_vmi(msgspec.convert(document, VirtualMachineInstance))
-    return pod.launcher_pod(instance, SETTINGS.get(case, Settings()), CLAIMS)
+    return pod.launcher_pod(instance, SETTINGS.get(case, Settings()), CLAIMS, NETWORKS)
 
 
 @pytest.mark.parametrize("case", CASES)

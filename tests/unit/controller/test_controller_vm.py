@@ -11,7 +11,7 @@ from api.errors import Fault
 from api.meta import format_time
 from api.vm import VirtualMachine, VirtualMachineStartFailure, VirtualMachineStatus
 from api.vmi import VirtualMachineInstance
-from controller import run_strategy, vm_status
+from controller import run_strategy, template
 from controller.actions import Create, Delete, Patch, Say
 from controller.run_strategy import Want, verdict
 from controller.vm import Observed, plan, refused
@@ -339,7 +339,7 @@ def test_a_trouble_of_the_vmi_is_the_vms_failure() -> None:
 
 
 def test_a_restart_is_required_when_the_template_changed_and_only_then() -> None:
-    hashed = {vm_status.ANNOTATION_TEMPLATE: vm_status.template_hash(vm())}
+    hashed = {template.ANNOTATION_TEMPLATE: template.hashes(vm().spec.template.spec)}
     same = after(vm(generation=9, run="Manual"), mine(annotations=hashed))
     assert "RestartRequired" not in [c.type for c in (same.status and same.status.conditions) or []]
     changed = vm(generation=9, spec={**SPEC, "hostname": "other"})

@@ -11,6 +11,7 @@ from api import names
 from api.k8s import PersistentVolumeClaim, Pod
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
+from controller.definitions import NetworkAttachmentDefinition
 
 Json = dict[str, Any]
 
@@ -157,3 +158,14 @@ def claim(name: str, phase: str = "Bound", mode: str = "Filesystem") -> Persiste
         },
         PersistentVolumeClaim,
     )
+
+
+def definition(name: str, resource: str | None = None, namespace: str = "default") -> NetworkAttachmentDefinition:
+    annotations = {} if resource is None else {"k8s.v1.cni.cncf.io/resourceName": resource}
+    meta = {"name": name, "namespace": namespace, "uid": f"uid-of-{name}", "annotations": annotations}
+    return msgspec.convert({"metadata": meta}, NetworkAttachmentDefinition)
+
+
+def definitions(*found: NetworkAttachmentDefinition) -> dict[str, NetworkAttachmentDefinition]:
+    """As a VMI's plan sees them."""
+    return {f"{each.metadata.namespace}/{each.metadata.name}": each for each in found}

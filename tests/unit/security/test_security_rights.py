@@ -19,6 +19,7 @@ RIGHTS = {
         ("", "pods"): {"list", "watch", "get", "create", "delete"},
         ("", "pods/status"): {"patch"},
         ("", "persistentvolumeclaims"): {"list", "watch"},
+        ("k8s.cni.cncf.io", "network-attachment-definitions"): {"list", "watch"},
         ("", "nodes"): {"list", "watch"},
         ("", "events"): {"list", "watch", "create", "patch"},
     },

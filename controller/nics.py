@@ -1,0 +1,121 @@
+"""Network cards of a running VM: what of a changed template can be done while the guest runs. Pure.
+
+A card that joins a multus network by a bridge is plugged in and out, and links are put up and down. What is unplugged
+becomes `absent` in the VMI first; when the handler no longer reports it, card and network leave the VMI, and the VM's
+template if it is absent there. Everything else waits for the next start.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from api import names
+from api.networks import Interface, Network
+from api.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
+from controller import alike
+from controller.vmi_status import phase_of, status_of
+
+ABSENT = "absent"
+_PLUGGABLE_MODELS = frozenset({"virtio", "e1000e"})
+"""PCI Express cards: older ones share a bridge that takes nothing while the guest runs."""
+
+Card = tuple[Interface, Network]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a VMI's cards become."""
+
+    spec: VirtualMachineInstanceSpec
+    """The VMI's spec with its new cards."""
+    waiting: Sequence[str]
+    """Fields of the template that take effect at the next start."""
+    gone: frozenset[str]
+    """Cards that were to be absent, and are."""
+
+
+def without(spec: VirtualMachineInstanceSpec, gone: Collection[str]) -> VirtualMachineInstanceSpec:
+    """The spec without some cards and their networks."""
+    if not gone:
+        return spec
+    interfaces = [each for each in spec.domain.devices.interfaces or () if each.name not in gone]
+    networks = [each for each in spec.networks or () if each.name not in gone]
+    return _with(spec, interfaces, networks)
+
+
+def _with(
+    spec: VirtualMachineInstanceSpec, interfaces: list[Interface], networks: list[Network]
+) -> VirtualMachineInstanceSpec:
+    devices = replace(spec.domain.devices, interfaces=interfaces or None)
+    if not interfaces and not networks:
+        # A VM that says nothing of networks joins the pod's: the last card that is unplugged must not bring that about.
+        devices = replace(devices, autoattachPodInterface=False)
+    return replace(spec, domain=replace(spec.domain, devices=devices), networks=networks or None)
+
+
+def absent(spec: VirtualMachineInstanceSpec) -> frozenset[str]:
+    """Names of the cards that are to be absent."""
+    return frozenset(each.name for each in spec.domain.devices.interfaces or () if each.state == ABSENT)
+
+
+def change(
+    vmi: VirtualMachineInstance, template: VirtualMachineInstanceSpec, written: VirtualMachineInstanceSpec
+) -> Change:
+    """What becomes of a VMI's cards when its template has changed. `vmi` has its defaults applied.
+
+    `template` is the template with its defaults, as a VMI made now would have it; `written` the template as it stands.
+    """
+    now, wanted = _cards(vmi.spec), _cards(template)
+    waiting: list[str] = []
+    cards: dict[str, Card] = {}
+    for name, card in now.items():
+        after, words = _kept(card, wanted.get(name))
+        cards[name] = after
+        waiting += words
+    for name, card in wanted.items():
+        if name not in now and card[0].state != ABSENT:
+            if _is_pluggable(card) and not vmi.spec.domain.devices.disableHotplug:
+                cards[name] = card
+            else:
+                waiting.append(f"domain.devices.interfaces[{name}]")
+    gone = frozenset(name for name, (nic, _) in cards.items() if nic.state == ABSENT and _is_out(vmi, name))
+    left = [card for name, card in cards.items() if name not in gone]
+    spec = _with(vmi.spec, [nic for nic, _ in left], [network for _, network in left])
+    # What the template alone still has was never plugged in, or has left the VMI in an earlier round.
+    return Change(spec, waiting, gone | {name for name in absent(written) if name not in cards})
+
+
+def _cards(spec: VirtualMachineInstanceSpec) -> dict[str, Card]:
+    networks = {network.name: network for network in spec.networks or ()}
+    return {nic.name: (nic, networks[nic.name]) for nic in spec.domain.devices.interfaces or () if nic.name in networks}
+
+
+def _kept(card: Card, wanted: Card | None) -> tuple[Card, list[str]]:
+    """A card that the VMI has, as it is to be now, and the fields that have to wait."""
+    (nic, network), path = card, f"domain.devices.interfaces[{card[0].name}]"
+    if wanted is None or wanted[0].state == ABSENT:
+        if not _is_pluggable(card):
+            return card, [path if wanted is None else f"{path}.state"]
+        return (replace(nic, state=ABSENT), network), []
+    new, new_network = wanted
+    words = [f"{path}{field}" for field in alike.differences(replace(nic, state=None), replace(new, state=None))]
+    words += [f"networks[{nic.name}]{field}" for field in alike.differences(network, new_network)]
+    state = nic.state if (nic.state or "up") == (new.state or "up") else new.state
+    if state != nic.state and nic.sriov is not None:
+        return card, [*words, f"{path}.state"]
+    return (replace(nic, state=state), network), words
+
+
+def _is_pluggable(card: Card) -> bool:
+    nic, network = card
+    place = network.multus is not None and nic.bridge is not None and nic.pciAddress is None
+    return place and (nic.model or "virtio") in _PLUGGABLE_MODELS
+
+
+def _is_out(vmi: VirtualMachineInstance, name: str) -> bool:
+    """Whether the guest has a card no longer: by the handler's word, or because there is no guest yet."""
+    phase = phase_of(vmi)
+    if phase in (names.PHASE_UNSET, names.PHASE_PENDING):
+        return True
+    return phase == names.PHASE_RUNNING and name not in {each.name for each in status_of(vmi).interfaces or ()}
