@@ -17,11 +17,10 @@ from cli.terminal import ESCAPE, Terminal, raw, typed
 if TYPE_CHECKING:
     import aiohttp
 
-    from cli.client import Client
+    from cli.client import Client, Refused
 
 RETRY_SECONDS = 0.5
-_NOT_YET = {400, 409, 503}
-"""HTTP codes by which a server says that the machine has no console yet."""
+_BEFORE_RUNNING = {"", "Pending", "Scheduling", "Scheduled"}
 _STOPPED = {"", "Stopped", "Stopping", "Terminating"}
 
 
@@ -77,26 +76,30 @@ async def _opened(
             return await client.connect(path, params)
         except Refused as refusal:
             late = asyncio.get_running_loop().time() > deadline
-            if late or not await _starting(client, name, refusal.status.code):
+            if late or not await _starting(client, name, refusal):
                 raise Problem(f"cannot open the console of VirtualMachineInstance {name}: {refusal}") from refusal
         await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _starting(client: Client, name: str, code: int) -> bool:
-    """Whether a refusal may only be too early."""
+async def _starting(client: Client, name: str, refusal: Refused) -> bool:
+    """Whether a refusal may only be too early: the machine is on its way."""
     from cli.client import Refused
 
-    if code in _NOT_YET:
-        return True
-    if code != 404:
-        return False
     try:
-        vm = await client.get(object_path(MACHINES, client.namespace, name))
+        match refusal.status.code:
+            case 503:
+                return True
+            case 400 | 409:
+                instance = await client.get(object_path(INSTANCES, client.namespace, name))
+                return ((instance.get("status") or {}).get("phase") or "") in _BEFORE_RUNNING
+            case 404:
+                vm = await client.get(object_path(MACHINES, client.namespace, name))
+                status = vm.get("status") or {}
+                asked = any(request.get("action") == "Start" for request in status.get("stateChangeRequests") or ())
+                return asked or (status.get("printableStatus") or "") not in _STOPPED
     except Refused:
-        return False
-    status = vm.get("status") or {}
-    asked = any(request.get("action") == "Start" for request in status.get("stateChangeRequests") or ())
-    return asked or (status.get("printableStatus") or "") not in _STOPPED
+        pass  # what the person may not see, or what is not there, tells nothing
+    return False
 
 
 async def attach(socket: aiohttp.ClientWebSocketResponse, terminal: Terminal, name: str) -> None:

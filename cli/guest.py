@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from cli.commands import command, machine
 from cli.output import format_option, show
 from cli.paths import INSTANCES, machine_path

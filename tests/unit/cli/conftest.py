@@ -1,0 +1,44 @@
+"""A server of the published API, and hyperctl run against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from cli.app import run
+from tests.unit.cli.published import Published
+
+
+class Result(NamedTuple):
+    """How a command line ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+Hyperctl = Callable[..., Result]
+
+
+@pytest.fixture
+def server() -> Iterator[Published]:
+    with Published() as running:
+        yield running
+
+
+@pytest.fixture
+def hyperctl(
+    server: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Hyperctl:
+    """hyperctl, with a kubeconfig that leads to the server."""
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path)))
+
+    def call(*words: str) -> Result:
+        code = run(words)
+        said = capsys.readouterr()
+        return Result(code, said.out, said.err)
+
+    return call
