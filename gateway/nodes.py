@@ -99,7 +99,7 @@ class Nodes:
         link = self._link(node)
         link.users += 1
         try:
-            yield services.NodeStub(link.channel)  # type: ignore[no-untyped-call]
+            yield services.NodeStub(link.channel)
         finally:
             link.users -= 1
             self._sweep(link)

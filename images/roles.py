@@ -40,6 +40,6 @@ class Role:
 ROLES = (
     Role("launcher", ("images/requirements-launcher.txt", "images/bake_capabilities.py", "launcher")),
     Role("node", ("images/requirements-node.txt", "handler", "cni")),
-    Role("cluster", ("images/requirements-cluster.txt", "controller")),
+    Role("cluster", ("images/requirements-cluster.txt", "controller", "gateway")),
 )
 """A folder that a target copies must be named here too, or a change in it makes no new image; a test compares them."""

@@ -1,11 +1,14 @@
 """What each account may do, all of it. A right that is added has to be added here, with a reason in the manifest."""
 
+import itertools
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MANIFESTS = Path(__file__).resolve().parents[3] / "manifests"
 RIGHTS = {
     "controller": {
@@ -31,12 +34,73 @@ RIGHTS = {
         ("", "nodes"): {"patch"},
         ("", "events"): {"create", "patch"},
     },
+    "gateway": {
+        ("authentication.k8s.io", "tokenreviews"): {"create"},
+        ("authorization.k8s.io", "subjectaccessreviews"): {"create"},
+        ("kubevirt.io", "virtualmachines"): {"get", "patch"},
+        ("kubevirt.io", "virtualmachines/status"): {"patch"},
+        ("kubevirt.io", "virtualmachineinstances"): {"get", "patch"},
+        ("kubevirt.io", "kubevirts"): {"list", "watch"},
+        ("", "pods"): {"list"},
+        ("admissionregistration.k8s.io", "mutatingwebhookconfigurations=hyperlet-gateway"): {"list", "watch", "patch"},
+        ("admissionregistration.k8s.io", "validatingwebhookconfigurations=hyperlet-gateway"): {
+            "list",
+            "watch",
+            "patch",
+        },
+        ("apiregistration.k8s.io", "apiservices=v1.subresources.kubevirt.io"): {"list", "watch", "patch"},
+        ("apiregistration.k8s.io", "apiservices=v1alpha3.subresources.kubevirt.io"): {"list", "watch", "patch"},
+    },
 }
-OWN_NAMESPACE = {"controller": {("coordination.k8s.io", "leases"): {"get", "create", "patch"}}, "handler": {}}
+OWN_NAMESPACE = {
+    "controller": {("coordination.k8s.io", "leases"): {"get", "create", "patch"}},
+    "handler": {
+        ("", "configmaps=hyperlet-ca"): {"get"},
+        ("", "services=hyperlet-gateway"): {"get"},
+    },
+    "gateway": {
+        ("", "secrets=hyperlet-ca"): {"list", "watch", "patch"},
+        ("", "configmaps=hyperlet-ca"): {"list", "watch", "patch"},
+        ("", "pods"): {"get", "list", "watch"},
+    },
+}
+# People's roles: what each may have done to VMs (group subresources.kubevirt.io).
+SCREENS = {"virtualmachineinstances/console", "virtualmachineinstances/vnc"}
+SCREENSHOT = "virtualmachineinstances/vnc/screenshot"
+TOLD = {
+    "virtualmachineinstances/guestosinfo",
+    "virtualmachineinstances/filesystemlist",
+    "virtualmachineinstances/userlist",
+    "virtualmachines/expand-spec",
+}
+REACHED = {"virtualmachineinstances/portforward", "virtualmachines/portforward", "virtualmachineinstances/usbredir"}
+VERBS = {
+    *(
+        f"virtualmachineinstances/{verb}"
+        for verb in ["pause", "unpause", "freeze", "unfreeze", "softreboot", "reset", "addvolume", "removevolume"]
+    ),
+    *(
+        f"virtualmachines/{verb}"
+        for verb in ["start", "stop", "restart", "addvolume", "removevolume", "memorydump", "removememorydump"]
+    ),
+    "expand-vm-spec",
+}
+PEOPLE = {
+    "admin": {"get": SCREENS | {SCREENSHOT} | TOLD | REACHED, "update": VERBS},
+    "edit": {"get": SCREENS | TOLD | REACHED, "update": VERBS},
+    "view": {"get": TOLD, "update": {"expand-vm-spec"}},
+    "migrate": {"update": {"virtualmachines/migrate"}},
+    "default": {"get": {"version", "healthz", "guestfs"}, "list": {"version", "healthz", "guestfs"}},
+}
+WRITES = {"create", "update", "patch", "delete"}
+READS = {"get", "list", "watch"}
+MACHINES = {"virtualmachines", "virtualmachineinstances"}
+MIGRATIONS = "virtualmachineinstancemigrations"
 
 
+@cache
 def documents(path: Path) -> list[dict[str, Any]]:
-    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+    return [document for document in yaml.load_all(path.read_text(), Loader=LOADER) if document]
 
 
 def every_document() -> list[dict[str, Any]]:
@@ -48,11 +112,22 @@ def granted(role: str, kind: str) -> dict[tuple[str, str], set[str]]:
     for document in every_document():
         if document.get("kind") == kind and document["metadata"]["name"] == f"hyperlet-{role}":
             for rule in document["rules"]:
-                assert set(rule) == {"apiGroups", "resources", "verbs"}, rule
-                for group in rule["apiGroups"]:
-                    for resource in rule["resources"]:
-                        found.setdefault((group, resource), set()).update(rule["verbs"])
+                assert set(rule) - {"resourceNames"} == {"apiGroups", "resources", "verbs"}, rule
+                names = [f"={name}" for name in rule["resourceNames"]] if "resourceNames" in rule else [""]
+                for group, resource, name in itertools.product(rule["apiGroups"], rule["resources"], names):
+                    found.setdefault((group, resource + name), set()).update(rule["verbs"])
     return found
+
+
+def peoples(role: str, group: str) -> dict[str, set[str]]:
+    """Verb → resources of a role that people get."""
+    (found,) = [d for d in every_document() if "rules" in d and d["metadata"]["name"] == f"kubevirt.io:{role}"]
+    verbs: dict[str, set[str]] = {}
+    for rule in found["rules"]:
+        assert set(rule) == {"apiGroups", "resources", "verbs"} and len(rule["apiGroups"]) == 1
+        for verb in rule["verbs"] if rule["apiGroups"] == [group] else ():
+            verbs.setdefault(verb, set()).update(rule["resources"])
+    return verbs
 
 
 @pytest.mark.parametrize("role", RIGHTS)
@@ -63,27 +138,99 @@ def test_a_role_may_do_this_and_nothing_else(role: str) -> None:
 
 def test_no_other_roles_and_bindings_exist() -> None:
     kinds = ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding")
-    found = sorted((d["kind"], d["metadata"]["name"]) for d in every_document() if d.get("kind") in kinds)
-    assert found == [
-        ("ClusterRole", "hyperlet-controller"),
-        ("ClusterRole", "hyperlet-handler"),
-        ("ClusterRoleBinding", "hyperlet-controller"),
-        ("ClusterRoleBinding", "hyperlet-handler"),
-        ("Role", "hyperlet-controller"),
-        ("RoleBinding", "hyperlet-controller"),
+    found = sorted(
+        (d["kind"], d["metadata"].get("namespace", ""), d["metadata"]["name"])
+        for d in every_document()
+        if d.get("kind") in kinds
+    )
+    everywhere = [
+        *(f"hyperlet-{role}" for role in RIGHTS),
+        *(f"kubevirt.io:{role}" for role in PEOPLE),
     ]
+    bindings = [*(f"hyperlet-{role}" for role in RIGHTS), "kubevirt.io:default"]
+    assert found == sorted(
+        [
+            *(("ClusterRole", "", name) for name in everywhere),
+            *(("ClusterRoleBinding", "", name) for name in bindings),
+            *((kind, "hyperlet", f"hyperlet-{role}") for role in RIGHTS for kind in ("Role", "RoleBinding")),
+            ("RoleBinding", "kube-system", "hyperlet-gateway"),
+        ]
+    )
     for document in every_document():
-        if document.get("kind", "").endswith("RoleBinding"):
+        if document.get("kind", "").endswith("RoleBinding") and document["metadata"]["name"] != "kubevirt.io:default":
             name = document["metadata"]["name"]
             assert document["subjects"] == [{"kind": "ServiceAccount", "name": name, "namespace": "hyperlet"}]
-            assert document["roleRef"]["name"] == name
+            reads = document["metadata"].get("namespace") == "kube-system"
+            wanted = {"kind": "Role", "name": "extension-apiserver-authentication-reader"} if reads else {"name": name}
+            assert wanted.items() <= document["roleRef"].items()
+
+
+@pytest.mark.parametrize("role", PEOPLE)
+def test_people_may_have_this_done_and_nothing_else(role: str) -> None:
+    assert peoples(role, "subresources.kubevirt.io") == PEOPLE[role]
+
+
+def test_people_write_machines_but_nobodys_status_and_no_migration() -> None:
+    """A migration decides about nodes and can hold up a drain: an administrator binds the role for it (line 17)."""
+    for role, verbs in (("admin", READS | WRITES | {"deletecollection"}), ("edit", READS | WRITES), ("view", READS)):
+        granted_verbs = peoples(role, "kubevirt.io")
+        assert {verb for verb, resources in granted_verbs.items() if resources & MACHINES} == verbs
+        assert {
+            verb for verb, resources in granted_verbs.items() if "virtualmachineinstancemigrations" in resources
+        } == READS
+        every = set().union(*granted_verbs.values())
+        assert every <= MACHINES | {"virtualmachineinstancemigrations", "kubevirts"}
+    assert set(peoples("migrate", "kubevirt.io")) >= WRITES
+    labels = {d["metadata"]["name"]: d["metadata"].get("labels", {}) for d in every_document() if "rules" in d}
+    aggregated = {name: [key for key in found if "aggregate-to" in key] for name, found in labels.items()}
+    assert {name: keys for name, keys in aggregated.items() if keys} == {
+        f"kubevirt.io:{role}": [f"rbac.authorization.k8s.io/aggregate-to-{role}"] for role in ("admin", "edit", "view")
+    }
+
+
+def test_who_looks_only_sees_no_screen_and_who_edits_takes_no_picture() -> None:
+    """A screenshot is as good as a console, and nobody on the console notices it (lines 8 and 17)."""
+    assert not (SCREENS | {SCREENSHOT} | REACHED) & peoples("view", "subresources.kubevirt.io")["get"]
+    assert SCREENSHOT not in peoples("edit", "subresources.kubevirt.io")["get"]
+
+
+def test_the_gateway_reads_no_secret_but_its_own_and_makes_none() -> None:
+    """A right to create Secrets is one to be given any account's token."""
+    for place, verbs in [*RIGHTS["gateway"].items(), *OWN_NAMESPACE["gateway"].items()]:
+        assert "secrets" not in place[1] or (place[1] == "secrets=hyperlet-ca" and "create" not in verbs)
+        assert "delete" not in verbs and (verbs != {"create"} or place[1].endswith("reviews"))
+
+
+def test_the_gateways_pod_has_no_privilege() -> None:
+    deployment = documents(MANIFESTS / "gateway.yaml")[0]
+    spec = deployment["spec"]["template"]["spec"]
+    assert not {"hostNetwork", "hostPID", "hostIPC", "volumes"} & set(spec) and spec["securityContext"]["runAsNonRoot"]
+    context = spec["containers"][0]["securityContext"]
+    assert context["capabilities"] == {"drop": ["ALL"]} and context["readOnlyRootFilesystem"] is True
+    assert context["allowPrivilegeEscalation"] is False
+
+
+def test_nothing_that_hyperlet_itself_writes_waits_for_the_gateway() -> None:
+    """Controller and handlers make and change instances and VMs; only what people alone create is refused unheard."""
+    configurations = {d["kind"]: d for d in documents(MANIFESTS / "webhooks.yaml")}
+    (mutating,) = configurations["MutatingWebhookConfiguration"]["webhooks"]
+    assert mutating["failurePolicy"] == "Ignore"
+    hooks = {hook["name"].split(".")[0]: hook for hook in configurations["ValidatingWebhookConfiguration"]["webhooks"]}
+    strict = [(rule["operations"], rule["resources"]) for rule in hooks["create"]["rules"]]
+    assert strict == [(["CREATE"], ["virtualmachines", "virtualmachineinstancemigrations"])]
+    assert hooks["create"]["failurePolicy"] == "Fail" and hooks["write"]["failurePolicy"] == "Ignore"
+    for hook in (mutating, *hooks.values()):
+        assert hook["sideEffects"] == "None" and hook["timeoutSeconds"] <= 5
+        assert all(
+            "/" not in resource and "*" not in resource for rule in hook["rules"] for resource in rule["resources"]
+        )
 
 
 def test_the_handlers_pod_shares_with_the_node_what_it_needs_and_no_more() -> None:
     (daemons,) = documents(MANIFESTS / "handler.yaml")
     spec = daemons["spec"]["template"]["spec"]
     assert spec["hostPID"] is True and not {"hostNetwork", "hostIPC"} & set(spec)
-    paths = {volume["hostPath"]["path"] for volume in spec["volumes"]}
+    paths = {volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
     assert paths == {
         "/var/lib/kubelet/pods",
         "/var/lib/kubelet/device-plugins",
