@@ -175,6 +175,7 @@ class Attachments:
             )
         if fault := cni_config.faults(network, selection):
             raise NetworkError(fault)
+        await cni.require(self._host, network)
         home = _home(pod, namespace)
         joined = Joined(selection=selection, name=network.name, version=network.version, plugins=list(network.plugins))
         before = self._records.get(home.uid) or Record(namespace=home.namespace, name=home.name, uid=home.uid)

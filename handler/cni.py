@@ -35,6 +35,17 @@ class Home:
         return "" if self.netns is None else f"/proc/{os.getpid()}/fd/{self.netns}"
 
 
+async def require(host: Host, network: Network) -> None:
+    """Raises NetworkError when the node has not all the plugins: before anything is done that could not be undone."""
+    kinds = [network.kind(place) for place in range(len(network.plugins))]
+    try:
+        missing = await host.missing(kinds)
+    except OSError as error:
+        raise NetworkError(f"{network.source}: the node's CNI plugins cannot be looked at: {error.strerror}") from error
+    if missing:
+        raise NetworkError(_not_there(f"{network.source}: plugin {missing[0]}", host))
+
+
 async def add(host: Host, network: Network, selection: Selection, home: Home) -> Json:
     """Joins the pod and returns the last plugin's result. Raises NetworkError: then `delete` is owed."""
     result: Json | None = None
@@ -74,12 +85,14 @@ async def _call(
     try:
         outcome = await host.run(kind, environment, stdin)
     except PluginMissing:
-        raise NetworkError(
-            f"{where} is not on this node: no executable of that name in {' or '.join(host.plugins)}"
-        ) from None
+        raise NetworkError(_not_there(where, host)) from None
     except OSError as error:
         raise NetworkError(f"{where} cannot be run: {error.strerror or error}") from error
     return _answer(where, command, outcome)
+
+
+def _not_there(where: str, host: Host) -> str:
+    return f"{where} is not on this node: no executable of that name in {' or '.join(host.plugins)}"
 
 
 def _arguments(selection: Selection, home: Home) -> Iterator[str]:

@@ -84,13 +84,16 @@ class Host:
                 os.write(feed, stdin)
                 os.lseek(feed, 0, os.SEEK_SET)
                 self._enter()
-                places = (f"{folder}/{plugin}" for folder in self.plugins)
-                program = next((path for path in places if _executable(path)), None)
+                program = _find(self.plugins, plugin)
                 if program is None:
                     raise PluginMissing(plugin)
                 return _run(program, given, feed, seconds)
 
         return await proc.isolated(body)
+
+    async def missing(self, plugins: Sequence[str]) -> list[str]:
+        """Those of the plugins that are not on the host. Raises OSError."""
+        return await self._inside(lambda: [each for each in plugins if _find(self.plugins, each) is None])
 
     async def node(self) -> Node:
         """What the host's configuration says now. A file that cannot be read or understood is passed over."""
@@ -115,8 +118,9 @@ def _folders(variable: str) -> tuple[str, ...]:
     return tuple(each for each in os.environ.get(variable, "").split(":") if each.startswith("/"))
 
 
-def _executable(path: str) -> bool:
-    return os.path.isfile(path) and os.access(path, os.X_OK)  # noqa: PTH113
+def _find(folders: Sequence[str], plugin: str) -> str | None:
+    places = (f"{folder}/{plugin}" for folder in folders)
+    return next((path for path in places if os.path.isfile(path) and os.access(path, os.X_OK)), None)  # noqa: PTH113
 
 
 def _run(program: str, environment: dict[bytes, bytes], feed: int, seconds: float) -> Outcome:
