@@ -10,23 +10,27 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from prometheus_client import Gauge
 
 from api.kubevirt import KubeVirt, configuration_of
-from gateway import admission, sign
+from gateway import admission, sign, subresources
 from gateway.authorities import Lives
 from gateway.certificates import Certificates
 from gateway.context import Gateway
 from gateway.keeper import Keeper
 from gateway.server import Routes, Server, application
+from gateway.subresources import serving
 from kit import health, log
 from kit.cache import Store
 from kit.kube import Kube
 
 PORT = 8443
 HEALTH_PORT = 8080
-PARTS: tuple[Routes, ...] = (admission.routes, sign.routes)
+PATIENCE_SECONDS = 15.0
+"""How long a replica that starts waits with being ready until the aggregated API can serve."""
+PARTS: tuple[Routes, ...] = (admission.routes, sign.routes, subresources.routes)
 READY = Gauge("kubevirt_virt_api_ready_status", "1 while this replica can be called")
 
 _log = log.logger(component="main")
@@ -51,8 +55,9 @@ async def serve(stop: asyncio.Event, kube: Kube, lives: Lives) -> None:
     keeper = Keeper(kube, namespace, certificates)
     kubevirts: Store[KubeVirt] = Store(kube, KubeVirt)
     gateway = Gateway(kube, namespace, certificates, lambda: configuration_of(kubevirts.all()))
-    server = Server(application(gateway, PARTS), certificates.server)
-    endpoints = _endpoints(kube, server, keeper, kubevirts)
+    app = application(gateway, PARTS)
+    server = Server(app, certificates.server)
+    endpoints = _endpoints(kube, server, keeper, kubevirts, lambda: serving.trouble(app))
     async with contextlib.AsyncExitStack() as stack:
         await endpoints.serve(int(os.environ.get("HYPERLET_HEALTH_PORT") or HEALTH_PORT))
         stack.push_async_callback(endpoints.close)
@@ -73,16 +78,22 @@ async def serve(stop: asyncio.Event, kube: Kube, lives: Lives) -> None:
         _log.info("Asked to stop: serving on until nobody comes any more")
 
 
-def _endpoints(kube: Kube, server: Server, keeper: Keeper, kubevirts: Store[KubeVirt]) -> health.Health:
+def _endpoints(
+    kube: Kube, server: Server, keeper: Keeper, kubevirts: Store[KubeVirt], aggregated: Callable[[], str | None]
+) -> health.Health:
     endpoints = health.Health()
     health.count_calls(kube)
+    patience = asyncio.get_running_loop().time() + PATIENCE_SECONDS
 
     def ready() -> str | None:
         if server.stopping:
             return "stopping"
         if not kubevirts.is_synced:
             return "the settings are not known yet"
-        return None if keeper.was_fine else keeper.trouble
+        if not keeper.was_fine:
+            return keeper.trouble
+        # On a cluster without an aggregation layer this never ends well, and admission has to work there too.
+        return aggregated() if asyncio.get_running_loop().time() < patience else None
 
     endpoints.ready("gateway", ready)
     READY.set_function(lambda: float(ready() is None))
