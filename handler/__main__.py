@@ -1,6 +1,7 @@
 """The handler: `python -m handler` on every node, as root, in the host's pid namespace.
 
-Environment: NODE_NAME (required), HYPERLET_CONTAINERD (socket), HYPERLET_HEALTH_PORT (default 8080), HYPERLET_LOG.
+Environment: NODE_NAME (required), POD_IP (where the gateway is served; without it it is not), HYPERLET_CONTAINERD
+(socket), HYPERLET_HEALTH_PORT (default 8080), HYPERLET_LOG.
 """
 
 import asyncio
@@ -8,10 +9,13 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 from api.errors import ImagePullFailed
-from handler import deviceplugin
+from handler import deviceplugin, node_service
 from handler.bringing import Bringer
+from handler.certificate import NodeCertificate
 from handler.containerd import Containerd
 from handler.heartbeat import Heartbeat
 from handler.images import Images
@@ -64,6 +68,25 @@ async def serve(node: str) -> None:
             ending.cancel()
             for task in done:
                 task.result()  # a task that ended on its own: the error ends the process, and kubelet restarts it
+
+
+def _gateway_works(kube: Kube, node: str, machines: Machines) -> list[Coroutine[Any, Any, None]]:
+    """What it takes to serve the gateway."""
+    host = os.environ.get("POD_IP", "")
+    if not host:
+        log.logger(component="node-service").warning("POD_IP is not set: no consoles of this node's VMs are served")
+        return []
+    certificate = NodeCertificate(kube, node)
+    address = f"[{host}]:{node_service.PORT}" if ":" in host else f"{host}:{node_service.PORT}"
+    return [certificate.run(), _serve_gateway(certificate, machines, address)]
+
+
+async def _serve_gateway(certificate: NodeCertificate, machines: Machines, address: str) -> None:
+    """Serves for ever, once there is a certificate to show."""
+    await certificate.there()
+    service = node_service.NodeService(machines.launcher_of)
+    async with node_service.serving(service, certificate.credentials(), address):
+        await asyncio.Event().wait()
 
 
 async def _ends(stop: asyncio.Event) -> None:

@@ -98,6 +98,20 @@ class Launcher:
             raise LauncherUnavailable(self.trouble or "the launcher is not there yet")
         return self._process
 
+    @property
+    def stub(self) -> services.LauncherStub:
+        """For what else the launcher can be asked, while there is a conversation. Raises LauncherUnavailable."""
+        if self._stub is None:
+            raise LauncherUnavailable(self.trouble or "the launcher is not there yet")
+        return self._stub
+
+    async def report(self) -> pb.Report:
+        """What the launcher says now, unchecked. Raises LauncherUnavailable, TimeoutError, AioRpcError."""
+        report = await self._answer(self.stub)
+        if report is None:
+            raise LauncherUnavailable("the launcher's answer cannot be read")
+        return report
+
     async def close(self) -> None:
         """Ends the conversation."""
         self._task.cancel()
@@ -106,13 +120,12 @@ class Launcher:
 
     async def sync(self, vmi: bytes, nics: list[pb.Nic]) -> State:
         """Has the launcher make the VM what the VMI asks for. Raises SyncRefused, LauncherUnavailable."""
-        if self._stub is None:
-            raise LauncherUnavailable(self.trouble or "the launcher is not there yet")
+        stub = self.stub
         request = pb.SyncRequest(vmi=vmi, nics=nics)
         if request.ByteSize() > rpc.MAX_MESSAGE:
             raise SyncRefused(f"the VMI is larger than {rpc.MAX_MESSAGE >> 20} MiB", permanent=True)
         try:
-            report = await self._stub.Sync(request, timeout=SYNC_SECONDS)
+            report = await stub.Sync(request, timeout=SYNC_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise _sync_error(error) from error
         try:

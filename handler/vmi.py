@@ -176,6 +176,15 @@ class Machines(Reconciler[Key, Observed]):
         ]
         return min(own, key=lambda pod: pod.status.phase in ENDED, default=None)
 
+    def launcher_of(self, namespace: str, name: str, uid: str) -> Launcher:
+        """The launcher of this very VMI. Raises NotFound if it is not here."""
+        vmi = self.vmis.get(namespace, name)
+        if vmi is not None and vmi.metadata.uid == uid and vmi.status and vmi.status.nodeName == self._node:
+            pod = self._pod_of(vmi)
+            if pod is not None and (machine := self._machines.get(pod.metadata.uid or "")):
+                return machine.launcher
+        raise NotFound(f"the virtual machine instance {namespace}/{name} (UID {uid}) does not run on node {self._node}")
+
     async def observe(self, key: Key) -> Observed | None:
         """What the caches and the launcher say."""
         vmi = self.vmis.get(*key)

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
+from kit.duplex import until_one_ends
 from launcher.agent import text
 from launcher.machine import Refused
 from launcher.paths import Paths
@@ -71,19 +72,6 @@ async def _first(requests: AsyncIterator[Any]) -> Any:
             return await anext(aiter(requests))
     except (TimeoutError, StopAsyncIteration):
         raise Refused("INVALID_ARGUMENT", "the first message, which opens the stream, did not come") from None
-
-
-async def until_one_ends(*works: Coroutine[Any, Any, None]) -> None:
-    """Runs both directions of a stream; the end of one is the end of the other. Raises what made it end."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
 
 
 def _why(error: OSError) -> str:
