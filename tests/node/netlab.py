@@ -78,20 +78,21 @@ def node_and_pod(ipv6: bool = True, mtu: int = 1500) -> Iterator[tuple[Namespace
 
 
 @contextlib.contextmanager
-def guest_of(pod: Namespace, multi_queue: bool = False) -> Iterator[Namespace]:
-    """A guest behind the pod's tap, with the addresses that DHCP would give it."""
+def guest_of(
+    pod: Namespace, multi_queue: bool = False, tap: str = "tap0", mac: str = MAC, masqueraded: bool = True
+) -> Iterator[Namespace]:
+    """A guest behind a tap of the pod, its card up; behind masquerade with the addresses that DHCP would give it."""
     guest = Namespace()
     inner = outer = -1
     stop, wake = os.pipe()
     try:
-        outer = _tap(pod, "tap0", multi_queue, LAUNCHER)
+        outer = _tap(pod, tap, multi_queue, LAUNCHER)
         inner = _tap(guest, "eth0", False, 0)
         relay = threading.Thread(target=_relay, args=(outer, inner, stop), daemon=True)
         relay.start()
-        guest.run(
-            f"ip link set eth0 address {MAC}; ip link set eth0 up; ip addr add {GUEST4}/24 dev eth0; "
-            "ip route add default via 10.0.2.1"
-        )
+        guest.run(f"ip link set eth0 address {mac}; ip link set eth0 up")
+        if masqueraded:
+            guest.run(f"ip addr add {GUEST4}/24 dev eth0; ip route add default via 10.0.2.1")
         yield guest
     finally:
         os.write(wake, b"x")
