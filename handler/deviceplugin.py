@@ -2,7 +2,7 @@
 
 Each device of the node is offered many times over, since any number of VMs can share it. A device that is missing or
 does not work is offered as unhealthy, so that no pod that needs it is put here. When kubelet starts again it forgets
-its plugins and makes its socket anew: that is noticed and the plugin registers again.
+its plugins and makes its socket anew: that is noticed and the plugin registers again. (Bridges: `handler.bridges`.)
 Source: Kubernetes' device plugin interface v1beta1 (protos/deviceplugin.proto).
 """
 
@@ -40,37 +40,32 @@ async def openable(device: str) -> kvm.Verdict:
     return kvm.Verdict(True, f"{device} opens")
 
 
-class DevicePlugin(services.DevicePluginServicer):
-    """One resource, its devices and their health. `run` serves and registers it until cancelled."""
+class Plugin(services.DevicePluginServicer):
+    """One resource, offered `count` times while `verdict` says that it works. `run` serves it until cancelled."""
 
     def __init__(
         self,
         resource: str,
-        device: str,
-        check: Check,
+        endpoint: str,
+        verdict: kvm.Verdict,
         directory: pathlib.Path = DIRECTORY,
         count: int = names.DEVICES_PER_NODE,
-        recheck_seconds: float = 600,
         poll_seconds: float = 1,
     ) -> None:
+        """`endpoint` is the name of its socket, without its end."""
         self.resource = resource
-        self.verdict = kvm.Verdict(False, f"{device} has not been checked yet")
-        self._device = device
-        self._check = check
+        self.verdict = verdict
         self._directory = directory
         self._count = count
-        self._recheck = recheck_seconds
         self._poll = poll_seconds
-        self._endpoint = f"hyperlet-{resource.rpartition('/')[2]}.sock"
+        self._endpoint = f"hyperlet-{endpoint}.sock"
         self._changed = asyncio.Condition()
         self._stopped = False
         self._log = log.logger(component="deviceplugin", resource=resource)
 
     async def run(self) -> None:
         """Serves until cancelled. Troubles with kubelet are logged and tried again."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._watch_device())
-            group.create_task(self._watch_kubelet())
+        await self._watch_kubelet()
 
     # ---- what kubelet calls ----------------------------------------------------------------------------------------
 
@@ -95,31 +90,14 @@ class DevicePlugin(services.DevicePluginServicer):
             )
 
     async def Allocate(self, request: pb.AllocateRequest, context: object) -> pb.AllocateResponse:
-        """The one device node, for every container that asks."""
-        spec = pb.DeviceSpec(container_path=self._device, host_path=self._device, permissions="rw")
+        """What `given` says, for every container that asks."""
         return pb.AllocateResponse(
-            container_responses=[pb.ContainerAllocateResponse(devices=[spec]) for _ in request.container_requests]
+            container_responses=[pb.ContainerAllocateResponse(devices=self.given()) for _ in request.container_requests]
         )
 
-    # ---- the node's device -----------------------------------------------------------------------------------------
-
-    async def _watch_device(self) -> None:
-        loop = asyncio.get_running_loop()
-        seen: object = None
-        due = 0.0
-        while True:
-            now = _identity(self._device)
-            if now != seen or loop.time() >= due:
-                seen, due = now, loop.time() + self._recheck
-                await self._set(await self._check(self._device))
-            await asyncio.sleep(self._poll)
-
-    async def _set(self, verdict: kvm.Verdict) -> None:
-        if verdict.works != self.verdict.works or self.verdict.sentence.endswith("yet"):
-            self._log.info("Checked the node's device", works=verdict.works, why=verdict.sentence)
-        async with self._changed:
-            self.verdict = verdict
-            self._changed.notify_all()
+    def given(self) -> list[pb.DeviceSpec]:
+        """The device nodes that a container gets."""
+        return []
 
     # ---- kubelet ---------------------------------------------------------------------------------------------------
 
@@ -139,6 +117,8 @@ class DevicePlugin(services.DevicePluginServicer):
         finally:
             if server is not None:
                 await self._stop(server)
+                with contextlib.suppress(OSError):
+                    (self._directory / self._endpoint).unlink()
 
     async def _serve(self) -> grpc.aio.Server:
         path = self._directory / self._endpoint
@@ -169,6 +149,54 @@ class DevicePlugin(services.DevicePluginServicer):
                 return False
         self._log.info("Registered with kubelet")
         return True
+
+
+class DevicePlugin(Plugin):
+    """A device node of the node's, looked at again and again."""
+
+    def __init__(
+        self,
+        resource: str,
+        device: str,
+        check: Check,
+        directory: pathlib.Path = DIRECTORY,
+        count: int = names.DEVICES_PER_NODE,
+        recheck_seconds: float = 600,
+        poll_seconds: float = 1,
+    ) -> None:
+        unknown = kvm.Verdict(False, f"{device} has not been checked yet")
+        super().__init__(resource, resource.rpartition("/")[2], unknown, directory, count, poll_seconds)
+        self._device = device
+        self._check = check
+        self._recheck = recheck_seconds
+
+    async def run(self) -> None:
+        """Serves until cancelled. Troubles with kubelet are logged and tried again."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_device())
+            group.create_task(self._watch_kubelet())
+
+    def given(self) -> list[pb.DeviceSpec]:
+        """The one device node."""
+        return [pb.DeviceSpec(container_path=self._device, host_path=self._device, permissions="rw")]
+
+    async def _watch_device(self) -> None:
+        loop = asyncio.get_running_loop()
+        seen: object = None
+        due = 0.0
+        while True:
+            now = _identity(self._device)
+            if now != seen or loop.time() >= due:
+                seen, due = now, loop.time() + self._recheck
+                await self._set(await self._check(self._device))
+            await asyncio.sleep(self._poll)
+
+    async def _set(self, verdict: kvm.Verdict) -> None:
+        if verdict.works != self.verdict.works or self.verdict.sentence.endswith("yet"):
+            self._log.info("Checked the node's device", works=verdict.works, why=verdict.sentence)
+        async with self._changed:
+            self.verdict = verdict
+            self._changed.notify_all()
 
 
 def _identity(path: str | pathlib.Path) -> object:
