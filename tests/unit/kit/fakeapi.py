@@ -72,6 +72,28 @@ def strategic(target: Json, patch: Json) -> Json:
     return result
 
 
+def json_patched(target: Json, operations: list[Json]) -> Json:
+    """RFC 6902: test, add, replace, remove. A test that fails is a 422, as on a real server."""
+    new = copy.deepcopy(target)
+    for operation in operations:
+        *parents, last = [step.replace("~1", "/").replace("~0", "~") for step in operation["path"].split("/")[1:]]
+        node: Any = new
+        for step in parents:
+            node = node[int(step)] if isinstance(node, list) else node[step]
+        at: Any = int(last) if isinstance(node, list) and last != "-" else last
+        match operation["op"]:
+            case "test":
+                if node[at] != operation["value"]:
+                    raise Refusal(422, "Invalid", f"the test of {operation['path']} failed")
+            case "remove":
+                del node[at]
+            case "add" if isinstance(node, list):
+                node.insert(len(node) if last == "-" else at, operation["value"])
+            case _:
+                node[at] = operation["value"]
+    return new
+
+
 class FakeApi:
     """`async with FakeApi() as api:` then connect to `api.kubeconfig(folder)`."""
 
