@@ -7,10 +7,12 @@ template if it is absent there. Everything else waits for the next start.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
-from api import names
+from api import defaults, names
 from api.networks import Interface, Network
 from api.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
 from controller import alike
@@ -52,6 +54,22 @@ def _with(
         # A VM that says nothing of networks joins the pod's: the last card that is unplugged must not bring that about.
         devices = replace(devices, autoattachPodInterface=False)
     return replace(spec, domain=replace(spec.domain, devices=devices), networks=networks or None)
+
+
+def merge_patch(spec: VirtualMachineInstanceSpec) -> dict[str, Any]:
+    """What gives a stored spec the cards of this one: lists are replaced whole."""
+    devices = spec.domain.devices
+    cards: dict[str, Any] = {"interfaces": msgspec.to_builtins(devices.interfaces)}
+    if devices.autoattachPodInterface is not None:
+        cards["autoattachPodInterface"] = devices.autoattachPodInterface
+    return {"networks": msgspec.to_builtins(spec.networks), "domain": {"devices": cards}}
+
+
+def unsaid(vmi: VirtualMachineInstance, defaulted: VirtualMachineInstance) -> dict[str, Any]:
+    """The patch for a VMI whose cards depend on the installation's defaults, which the handler does not know."""
+    plain, spec = defaults.default_vmi(vmi).spec, defaulted.spec
+    same = plain.networks == spec.networks and plain.domain.devices.interfaces == spec.domain.devices.interfaces
+    return {} if same else merge_patch(spec)
 
 
 def absent(spec: VirtualMachineInstanceSpec) -> frozenset[str]:

@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from api import syntax
-from api.nad import ANNOTATION_RESOURCE
+from api.k8s import Pod
+from api.nad import ANNOTATION_NETWORKS, ANNOTATION_RESOURCE
 from api.networks import Interface, Network, pod_interface
 from api.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
+from controller.actions import Patch
 from controller.definitions import NetworkAttachmentDefinition
 
 Definitions = Mapping[str, NetworkAttachmentDefinition]
@@ -69,9 +71,23 @@ def annotation(vmi: VirtualMachineInstance, present: str | None = None) -> str |
 def _interfaces_of(text: str | None) -> set[str]:
     try:
         entries = json.loads(text or "[]")
-    except ValueError:
+    except (ValueError, RecursionError):
+        return set()
+    if not isinstance(entries, list):
         return set()
     return {str(entry.get("interface")) for entry in entries if isinstance(entry, dict)}
+
+
+def catch_up(vmi: VirtualMachineInstance, pod: Pod) -> Iterator[Patch]:
+    """Gives a pod its list of networks anew when the VMI has got another or lost one (controller.nics).
+
+    Through pods/status: the API server takes annotations there too, and the controller may not touch pods otherwise.
+    """
+    present = (pod.metadata.annotations or {}).get(ANNOTATION_NETWORKS)
+    if pod.metadata.deletionTimestamp or annotation(vmi, present) == present:
+        return
+    body = {"metadata": {"uid": pod.metadata.uid, "annotations": {ANNOTATION_NETWORKS: annotation(vmi, present)}}}
+    yield Patch(Pod, pod.metadata.namespace or "", pod.metadata.name or "", body, subresource="status")
 
 
 # ---- resources ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from api.configuration import KubeVirtConfiguration
 from api.errors import Fault
 from api.meta import ObjectMeta, format_time
 from api.vm import VirtualMachine
-from api.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
+from api.vmi import VirtualMachineInstance
 from controller import conditions, nics, template, vm_status
 from controller.actions import Action, Create, Delete, Json, Patch, Say
 from controller.pod import label_value
@@ -121,7 +121,7 @@ def _replug(seen: Observed) -> Iterator[Action]:
         meta = found.vmi.metadata
         body = {
             "metadata": {"uid": meta.uid, "resourceVersion": meta.resourceVersion},
-            "spec": _cards(found.nics.spec),
+            "spec": nics.merge_patch(found.nics.spec),
         }
         yield Patch(VirtualMachineInstance, meta.namespace or "", meta.name or "", body)
     written = seen.vm.spec.template.spec
@@ -129,18 +129,9 @@ def _replug(seen: Observed) -> Iterator[Action]:
         # What was asked for has happened: the next start must not ask for it again.
         body = {
             "metadata": {"uid": seen.vm.metadata.uid, "resourceVersion": seen.vm.metadata.resourceVersion},
-            "spec": {"template": {"spec": _cards(nics.without(written, gone))}},
+            "spec": {"template": {"spec": nics.merge_patch(nics.without(written, gone))}},
         }
         yield _patch(seen.vm, body)
-
-
-def _cards(spec: VirtualMachineInstanceSpec) -> Json:
-    """The merge patch that gives a spec these networks and interfaces: lists are replaced whole."""
-    devices = spec.domain.devices
-    cards: Json = {"interfaces": msgspec.to_builtins(devices.interfaces)}
-    if devices.autoattachPodInterface is not None:
-        cards["autoattachPodInterface"] = devices.autoattachPodInterface
-    return {"networks": msgspec.to_builtins(spec.networks), "domain": {"devices": cards}}
 
 
 # ---- the VMI --------------------------------------------------------------------------------------------------------

@@ -7,15 +7,15 @@ pod has ended, the handler has END_SECONDS to say how; then the controller says 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from api import defaults, names
 from api.errors import Fault
 from api.k8s import PersistentVolumeClaim, Pod
 from api.meta import format_time, parse_time
-from api.nad import ANNOTATION_NETWORKS
 from api.vmi import VirtualMachineInstance
-from controller import conditions, launcher, pod_networks, vmi_status, volumes
+from controller import conditions, launcher, nics, pod_networks, vmi_status, volumes
 from controller import pod as pods
 from controller.actions import Action, Create, Delete, Json, Patch, Say, Together
 from controller.config import Settings
@@ -54,7 +54,7 @@ class Observed:
     ended_for: float = 0.0
     """Seconds since the pod was first seen ended or gone."""
 
-    @property
+    @cached_property
     def defaulted(self) -> VirtualMachineInstance:
         """The VMI with its defaults."""
         return defaults.default_vmi(self.vmi, config=self.settings.configuration)
@@ -80,7 +80,7 @@ def _plan(seen: Observed) -> Iterator[Action | Again]:
         yield from _progress(seen, pod)
     else:
         yield from _gate(seen, pod)
-        yield from _networks(seen, pod)
+        yield from pod_networks.catch_up(seen.defaulted, pod)
 
 
 # ---- before there is a pod ------------------------------------------------------------------------------------------
@@ -131,15 +131,17 @@ def _progress(seen: Observed, pod: Pod) -> Iterator[Action | Again]:
         stamp,
     )
     step = transition(vmi, names.PHASE_SCHEDULED if running else names.PHASE_SCHEDULING, stamp)
-    metadata = _with_finalizer(vmi)
+    metadata, spec = _with_finalizer(vmi), nics.unsaid(vmi, seen.defaulted) if step else {}
+    if spec:
+        metadata["resourceVersion"] = vmi.metadata.resourceVersion
     if step or metadata or conditions.differ(status.conditions, merged):
         facts = vmi_status.facts(seen.defaulted, pod, seen.claims, seen.settings)
         changes: Json = {**facts, **step, "conditions": merged}
         if running:
             changes["nodeName"] = pod.spec.nodeName
             metadata = {**metadata, "labels": {names.LABEL_NODE_NAME: pod.spec.nodeName}}
-        yield Together((_patch(vmi, changes, metadata), *_gate(seen, pod)))
-        yield from _networks(seen, pod)
+        yield Together((_patch(vmi, changes, metadata, spec), *_gate(seen, pod)))
+        yield from pod_networks.catch_up(seen.defaulted, pod)
         yield from (
             Say(vmi, trouble["reason"], trouble["message"], "Warning")
             for trouble in troubles
@@ -147,7 +149,7 @@ def _progress(seen: Observed, pod: Pod) -> Iterator[Action | Again]:
         )
     else:
         yield from _gate(seen, pod)
-        yield from _networks(seen, pod)
+        yield from pod_networks.catch_up(seen.defaulted, pod)
     if seen.warning and not running and seen.bound_for < WARNING_SECONDS:
         yield Again(WARNING_SECONDS - seen.bound_for)
 
@@ -187,23 +189,6 @@ def _gate(seen: Observed, pod: Pod) -> Iterator[Action]:
         subresource="status",
         patch_kind="strategic",
     )
-
-
-def _networks(seen: Observed, pod: Pod) -> Iterator[Action]:
-    """The pod's list of networks, when the VMI has got another or lost one (controller.nics).
-
-    Through pods/status: the API server takes annotations there too, and the controller may not touch pods otherwise.
-    """
-    annotations = pod.metadata.annotations or {}
-    present = annotations.get(ANNOTATION_NETWORKS)
-    if pod.metadata.deletionTimestamp or (present is None and not pod_networks.references(seen.vmi.spec, "")):
-        return
-    wanted = pod_networks.annotation(seen.defaulted, present)
-    if wanted != present:
-        metadata = {"uid": pod.metadata.uid, "annotations": {ANNOTATION_NETWORKS: wanted}}
-        yield Patch(
-            Pod, pod.metadata.namespace or "", pod.metadata.name or "", {"metadata": metadata}, subresource="status"
-        )
 
 
 def _is_paused(vmi: VirtualMachineInstance) -> bool:
@@ -299,9 +284,11 @@ def _without_finalizer(vmi: VirtualMachineInstance) -> Json:
     return {"finalizers": rest or None, "resourceVersion": vmi.metadata.resourceVersion}
 
 
-def _patch(vmi: VirtualMachineInstance, status: Json | None, metadata: Json) -> Patch:
+def _patch(vmi: VirtualMachineInstance, status: Json | None, metadata: Json, spec: Json | None = None) -> Patch:
     """A patch of this very VMI, not of a later one of the same name."""
     body: Json = {"metadata": {"uid": vmi.metadata.uid, **metadata}}
+    if spec:
+        body["spec"] = spec
     if status:
         body["status"] = status
     return Patch(VirtualMachineInstance, vmi.metadata.namespace or "", vmi.metadata.name or "", body)

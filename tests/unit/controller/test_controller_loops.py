@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,141 @@ async def test_a_claim_that_comes_late_starts_the_vm(world: World) -> None:
     (pod,) = world.api.of("pods")
     assert pod["spec"]["containers"][0]["volumeDevices"] == [{"name": "v-data", "devicePath": "/dev/volumes/data"}]
     assert claim("data").spec.volumeMode == "Filesystem"
+
+
+BRIDGED = {
+    **SPEC,
+    "domain": {**SPEC["domain"], "devices": {"interfaces": [{"name": "red", "bridge": {}}]}},
+    "networks": [{"name": "red", "multus": {"networkName": "default/br1"}}],
+}
+ANNOTATION = "k8s.v1.cni.cncf.io/networks"
+
+
+async def define(api: FakeApi, name: str) -> None:
+    """Makes a NetworkAttachmentDefinition."""
+    annotations = {"k8s.v1.cni.cncf.io/resourceName": f"bridge.network.kubevirt.io/{name}"}
+    await api.put(
+        "network-attachment-definitions",
+        {
+            "apiVersion": "k8s.cni.cncf.io/v1",
+            "kind": "NetworkAttachmentDefinition",
+            "metadata": {"name": name, "namespace": "default", "annotations": annotations},
+            "spec": {"config": "{}"},
+        },
+    )
+
+
+def complaint(world: World) -> str:
+    conditions = world.status("virtualmachineinstances").get("conditions", [])
+    return next((c.get("message", "") for c in conditions if c["type"] == "Synchronized"), "")
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_a_network_that_comes_late_starts_the_vm(
+    world: World, monkeypatch: pytest.MonkeyPatch, served: bool
+) -> None:
+    """Whether only the definition was missing, or its kind as well."""
+    monkeypatch.setattr("controller.definitions.ABSENT_SECONDS", 0.02)
+    if not served:
+        world.api.unserved.add("network-attachment-definitions")
+    await world.vm(spec=BRIDGED)
+    await world.start()
+    await until(lambda: "NetworkAttachmentDefinition br1 not found in namespace default" in complaint(world))
+    assert ("does not know the kind" in complaint(world)) is not served
+    await world.quiet()
+    assert not world.api.of("pods") and world.status().get("printableStatus") == "Starting"
+    assert [c["reason"] for c in world.status()["conditions"] if c["type"] == "Failure"] == [
+        names.REASON_NETWORK_NOT_FOUND
+    ]
+    world.api.unserved.clear()
+    await define(world.api, "br1")
+    await until(lambda: world.shown() == "Running")
+    assert "Failure" not in [c["type"] for c in world.status()["conditions"]]
+    (pod,) = world.api.of("pods")
+    assert pod["spec"]["containers"][0]["resources"]["limits"]["bridge.network.kubevirt.io/br1"] == "1"
+    assert '"name":"br1"' in pod["metadata"]["annotations"][ANNOTATION]
+
+
+async def test_a_vm_with_a_network_costs_no_call_more_than_one_without(world: World) -> None:
+    await define(world.api, "br1")
+    await world.start()
+    await world.vmi(BRIDGED)
+    await until(lambda: world.status("virtualmachineinstances").get("phase") == "Running")
+    await world.quiet()
+    assert world.writes() == {"create pods": 1, "patch virtualmachineinstances": 2, "patch pods/status": 1}
+
+
+async def test_cards_are_plugged_in_and_out_of_a_running_vm(world: World) -> None:
+    """From the template to the VMI and the pod, and when the handler says so, back out of all three."""
+    two = {
+        **BRIDGED,
+        "domain": {**SPEC["domain"], "devices": {"interfaces": [{"name": "red", "bridge": {}},
+                                                                {"name": "blue", "bridge": {}}]}},
+        "networks": [*BRIDGED["networks"], {"name": "blue", "multus": {"networkName": "br2"}}],
+    }  # fmt: skip
+
+    def cards() -> list[Any]:
+        spec = world.api.objects["virtualmachineinstances", "default", "web"]["spec"]
+        return [(nic["name"], nic.get("state")) for nic in spec["domain"]["devices"]["interfaces"]]
+
+    def networks() -> list[str]:
+        (pod,) = world.api.of("pods")
+        return [entry["name"] for entry in json.loads(pod["metadata"]["annotations"][ANNOTATION])]
+
+    async def report(*names: str) -> None:
+        shown = [{"name": name, "infoSource": "domain"} for name in names]
+        await world.api.patch("virtualmachineinstances", "web", {"status": {"interfaces": shown}})
+
+    await define(world.api, "br1")
+    await world.vm(spec=BRIDGED)
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    await report("red")
+    await world.quiet()
+    world.writes()
+    await world.api.patch("virtualmachines", "web", {"spec": {"template": {"spec": two}}})
+    await until(lambda: networks() == ["br1", "br2"])
+    await world.quiet()
+    assert cards() == [("red", None), ("blue", None)]
+    assert world.writes() == {"patch virtualmachineinstances": 1, "patch pods/status": 1}
+    await report("red", "blue")
+    two["domain"]["devices"]["interfaces"][1]["state"] = "absent"
+    await world.api.patch("virtualmachines", "web", {"spec": {"template": {"spec": two}}})
+    await until(lambda: cards() == [("red", None), ("blue", "absent")])
+    await world.quiet()
+    assert networks() == ["br1", "br2"]
+    await report("red")
+    await until(lambda: networks() == ["br1"])
+    await world.quiet()
+    assert cards() == [("red", None)]
+    template = world.api.objects["virtualmachines", "default", "web"]["spec"]["template"]["spec"]
+    assert [nic["name"] for nic in template["domain"]["devices"]["interfaces"]] == ["red"]
+    assert [network["name"] for network in template["networks"]] == ["red"]
+    assert "RestartRequired" not in [c["type"] for c in world.status()["conditions"]]
+    assert len(world.api.of("pods")) == 1
+
+
+async def test_what_the_installation_forbade_starts_when_it_is_allowed(world: World) -> None:
+    network = {"permitBridgeInterfaceOnPodNetwork": False}
+    await world.api.put(
+        "kubevirts",
+        {
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "KubeVirt",
+            "spec": {"configuration": {"network": network}},
+            "metadata": {"name": "kubevirt", "namespace": "hyperlet", "generation": 1},
+        },
+    )
+    on_pod = {**BRIDGED, "networks": [{"name": "red", "pod": {}}]}
+    await world.vm(spec=on_pod)
+    await world.start()
+    await until(lambda: any("is off here" in c.get("message", "") for c in world.status().get("conditions", [])))
+    assert not world.api.of("virtualmachineinstances")
+    network["permitBridgeInterfaceOnPodNetwork"] = True
+    await world.api.patch(
+        "kubevirts", "kubevirt", {"spec": {"configuration": {"network": network}}}, namespace="hyperlet"
+    )
+    await until(lambda: world.shown() == "Running")
 
 
 async def test_a_stranger_in_the_pods_place_is_not_taken_for_ours(world: World) -> None:

@@ -6,11 +6,13 @@ import msgspec
 import pytest
 
 from api import names
+from api.configuration import KubeVirtConfiguration, NetworkConfiguration
 from api.errors import Fault
 from api.k8s import Pod
 from api.vmi import VirtualMachineInstance
 from controller import pod as pods
 from controller.actions import Create, Delete, Patch, Say, Together
+from controller.config import Settings
 from controller.vmi import Observed, plan
 from kit.reconcile import Again
 from tests.unit.controller.worlds import LONG_AGO, NOW, SPEC, STAMP, claim, pod, vmi
@@ -113,6 +115,21 @@ def test_a_pod_makes_the_phase_scheduling_in_one_write() -> None:
         }
     ]
     assert "resourceVersion" not in patch.patch["metadata"]
+
+
+def test_the_installations_default_binding_is_written_down_before_the_hand_over() -> None:
+    """The handler does not know the installation's settings: it would masquerade what was made as a bridge."""
+    bridged = KubeVirtConfiguration(network=NetworkConfiguration(defaultNetworkInterface="bridge"))
+    (patch,) = see(vmi("Pending"), pod=pod(), settings=Settings(configuration=bridged))
+    assert patch.patch["spec"] == {
+        "networks": [{"name": "default", "pod": {}}],
+        "domain": {"devices": {"interfaces": [{"name": "default", "bridge": {}, "model": "virtio"}]}},
+    }
+    assert patch.patch["metadata"]["resourceVersion"] == "7"
+    domain = {**SPEC["domain"], **patch.patch["spec"]["domain"]}
+    said = vmi("Pending", spec={**SPEC, **patch.patch["spec"], "domain": domain})
+    (patch,) = see(said, pod=pod(), settings=Settings(configuration=bridged))
+    assert "spec" not in patch.patch
 
 
 def test_a_users_own_vmi_gets_the_finalizer_in_the_same_write() -> None:
