@@ -1,7 +1,8 @@
 """The handler: `python -m handler` on every node, as root, in the host's pid namespace.
 
 Environment: NODE_NAME (required), POD_IP (where the gateway is served; without it it is not), HYPERLET_CONTAINERD
-(socket), HYPERLET_HEALTH_PORT (default 8080), HYPERLET_LOG.
+(socket), HYPERLET_HEALTH_PORT (default 8080), HYPERLET_LOG, HYPERLET_CNI_BIN and HYPERLET_CNI_CONF
+(where the node's CNI plugins and configurations are, if not at the usual places; folders, separated by colons).
 """
 
 import asyncio
@@ -14,11 +15,15 @@ from typing import Any
 
 from api.errors import ImagePullFailed
 from handler import deviceplugin, node_service
+from handler.attachment_records import Records
+from handler.attachments import Attachments
+from handler.bridges import Bridges
 from handler.bringing import Bringer
 from handler.certificate import NodeCertificate
 from handler.containerd import Containerd
 from handler.heartbeat import Heartbeat
 from handler.images import Images
+from handler.pod_networks import PodNetworks
 from handler.vmi import Machines
 from kit import health, log
 from kit.kube import Kube
@@ -36,8 +41,10 @@ async def serve(node: str) -> None:
     images = Images(client)
     plugins = deviceplugin.standard()
     kvm, tun, _ = plugins
-    bringer = Bringer(images)
+    attachments = Attachments(kube, Records())
+    bringer = Bringer(images, joining=attachments)
     machines = Machines(kube, node, bringer, lambda: kvm.verdict.sentence)
+    networks = PodNetworks(kube, machines.pods, attachments)
     heartbeat = Heartbeat(kube, node, lambda: tun.verdict.works)
     endpoints = _health(kube, machines)
     await endpoints.serve(int(os.environ.get("HYPERLET_HEALTH_PORT") or HEALTH_PORT))
@@ -47,6 +54,7 @@ async def serve(node: str) -> None:
         stack.push_async_callback(kube.close)
         stack.push_async_callback(client.close)
         stack.push_async_callback(endpoints.close)
+        stack.push_async_callback(attachments.close)
         stack.push_async_callback(machines.close)
         stack.push_async_callback(machines.pods.stop)
         stack.push_async_callback(machines.vmis.stop)
@@ -54,7 +62,9 @@ async def serve(node: str) -> None:
             asyncio.create_task(work)
             for work in (
                 machines.run(),
+                networks.run(),
                 heartbeat.run(),
+                Bridges().run(),
                 _sweep(machines, images, bringer),
                 *(plugin.run() for plugin in plugins),
             )
