@@ -111,6 +111,7 @@ class FrontProxy:
         self._store = Store(kube, ConfigMap, fields={"metadata.name": NAME}, namespace=NAMESPACE)
         self._store.on_change(self._changed)
         self.settings = Settings(refusal="the gateway has not read yet who the API server's front proxy is")
+        self._trusted = ""
 
     def start(self) -> None:
         """Follows the ConfigMap until `stop`."""
@@ -130,9 +131,10 @@ class FrontProxy:
             _log.error("Nobody is served by the aggregated API", why=self.settings.refusal)
             return
         found = settings_of(new.data or {})
-        if found.authorities != self.settings.authorities and not found.refusal:
+        if found.authorities != self._trusted and not found.refusal:
             try:
                 self._certificates.trust_clients(found.authorities.encode())
+                self._trusted = found.authorities
             except (ssl.SSLError, ValueError) as error:
                 found = replace(found, refusal=f"ConfigMap {NAMESPACE}/{NAME}: requestheader-client-ca-file: {error}")
         self.settings = found
