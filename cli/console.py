@@ -119,13 +119,18 @@ async def attach(socket: aiohttp.ClientWebSocketResponse, terminal: Terminal, na
     with raw(terminal, leave):
         typing = asyncio.create_task(outgoing(until_escape(typed(terminal.stdin)), socket))
         showing = asyncio.create_task(incoming(socket, show))
-        done, waiting = await asyncio.wait((typing, showing, left), return_when=asyncio.FIRST_COMPLETED)
-        for task in waiting:
+        await asyncio.wait((typing, showing, left), return_when=asyncio.FIRST_COMPLETED)
+        if typing.done() and not typing.exception() and not typing.result():
+            await asyncio.wait((showing, left), return_when=asyncio.FIRST_COMPLETED)
+        ended = showing.done()
+        for task in (typing, showing):
             task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-    if left in done:
+        await asyncio.gather(typing, showing, return_exceptions=True)
+    if left.done():
         raise Problem(f"left the console of {name}: signal {left.result()}", 128 + left.result())
-    if showing not in done:
+    if not ended:
+        if not typing.cancelled():
+            typing.result()  # an error that nobody foresaw is not an end that somebody wished
         return
     try:
         reason = await showing

@@ -25,13 +25,14 @@ class Ending(Exception):
         self.reason = reason
 
 
-async def outgoing(source: AsyncIterable[bytes], socket: aiohttp.ClientWebSocketResponse) -> None:
-    """Sends everything that a source gives, as fast as the network takes it."""
+async def outgoing(source: AsyncIterable[bytes], socket: aiohttp.ClientWebSocketResponse) -> bool:
+    """Sends everything that a source gives, as fast as the network takes it. False: the connection is gone."""
     async for data in source:
         try:
             await socket.send_bytes(data)
         except (aiohttp.ClientConnectionError, ConnectionError):
-            return  # the reading side says why
+            return False  # the reading side hears why
+    return True
 
 
 async def incoming(socket: aiohttp.ClientWebSocketResponse, write: Write) -> str:
@@ -49,7 +50,7 @@ async def incoming(socket: aiohttp.ClientWebSocketResponse, write: Write) -> str
             raise Ending(code, reason)
         else:
             # No word of farewell: the connection broke, or the ping was not answered.
-            raise Ending(aiohttp.WSCloseCode.ABNORMAL_CLOSURE, str(socket.exception() or ""))
+            raise Ending(aiohttp.WSCloseCode.ABNORMAL_CLOSURE, "")
 
 
 async def both_ways(source: AsyncIterable[bytes], socket: aiohttp.ClientWebSocketResponse, write: Write) -> str:

@@ -24,6 +24,7 @@ class Request(NamedTuple):
 
     method: str
     path: str
+    raw: str
     query: Json
     body: Any
     headers: dict[str, str]
@@ -99,7 +100,11 @@ class Published:
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         text = await request.text()
         body = json.loads(text) if text else None
-        self.requests.append(Request(request.method, request.path, dict(request.query), body, dict(request.headers)))
+        self.requests.append(
+            Request(
+                request.method, request.path, request.rel_url.raw_path, dict(request.query), body, dict(request.headers)
+            )
+        )
         if request.headers.get("Authorization") not in {f"Bearer {token}" for token in self.tokens}:
             return web.json_response(status(401, "Unauthorized", "Unauthorized"), status=401)
         answer = self.answers.get((request.method, request.path))

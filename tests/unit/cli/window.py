@@ -1,0 +1,99 @@
+"""A terminal window with hyperctl in it: a pty, what it shows, what is typed, and its settings."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[3]
+PATIENCE = 20.0
+
+
+class Window:
+    """`with Window("console", "vm", kubeconfig=…) as window:`"""
+
+    def __init__(self, *words: str, kubeconfig: Path) -> None:
+        self.master, self.slave = pty.openpty()
+        self.before = termios.tcgetattr(self.slave)
+        self.shown = b""
+        self._seen = 0
+
+        def controlling() -> None:
+            os.setsid()
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cli", *words],
+            cwd=ROOT,
+            stdin=self.slave,
+            stdout=self.slave,
+            stderr=self.slave,
+            env={**os.environ, "KUBECONFIG": str(kubeconfig), "TERM": "xterm"},
+            preexec_fn=controlling,
+        )
+
+    def __enter__(self) -> Window:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.master)
+        os.close(self.slave)
+
+    def until(self, text: str) -> str:
+        """Waits until the window has shown a text, after what was waited for before; returns what came before it."""
+        deadline = time.monotonic() + PATIENCE
+        while (at := self.shown.find(text.encode(), self._seen)) < 0:
+            assert self._more(deadline), f"never shown: {text!r} in {self.shown!r}"
+        before = self.shown[self._seen : at]
+        self._seen = at + len(text)
+        return before.decode(errors="replace")
+
+    def type(self, text: str) -> None:
+        """Keys, as the terminal sends them."""
+        os.write(self.master, text.encode())
+
+    def settings(self) -> list[Any]:
+        """termios of the window."""
+        return termios.tcgetattr(self.slave)
+
+    @property
+    def raw(self) -> bool:
+        """Every key goes to the program as it is."""
+        return not self.settings()[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
+
+    def signal(self, number: signal.Signals) -> None:
+        """A signal to the program."""
+        self.process.send_signal(number)
+
+    def ended(self) -> int:
+        """The exit code, once the program has ended; everything that it showed is read."""
+        deadline = time.monotonic() + PATIENCE
+        while self.process.poll() is None:
+            self._more(min(deadline, time.monotonic() + 0.05))
+            assert time.monotonic() < deadline, f"does not end; it has shown {self.shown!r}"
+        while self._more(time.monotonic() + 0.05):
+            pass
+        return int(self.process.returncode)
+
+    def _more(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return False
+        try:
+            data = os.read(self.master, 65536)
+        except OSError:
+            return False
+        self.shown += data
+        return bool(data)
