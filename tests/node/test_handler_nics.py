@@ -1,0 +1,220 @@
+"""NICs that come and go on a running VM, through the whole handler: namespaces, sockets and gRPC are real."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from api.errors import NetworkError
+from api.k8s import Pod
+from api.networks import pod_interface
+from api.vmi import VirtualMachineInstance
+from kit import proc
+from tests.node import netlab, podlab
+from tests.node.fakekube import FakeKube, pod, vmi
+from tests.node.test_handler_vmi import handler, held, until
+
+pytestmark = pytest.mark.node
+BLUE = pod_interface("blue")
+SHORT = BLUE.removeprefix("pod")
+MAC = "52:54:00:12:34:56"
+DEFAULT_NIC = {"name": "default", "masquerade": {}, "macAddress": MAC}
+BLUE_NIC = {"name": "blue", "bridge": {}}
+NETWORKS = [{"name": "default", "pod": {}}, {"name": "blue", "multus": {"networkName": "blue"}}]
+ANNOTATION = "k8s.v1.cni.cncf.io/networks"
+
+
+class Joining:
+    """Secondary networks as `handler.attachments` joins them: the interfaces that the pod's annotation names."""
+
+    def __init__(self, node: netlab.Namespace, namespace: netlab.Namespace) -> None:
+        self._node, self._namespace = node, namespace
+        self.forgotten: list[str] = []
+        self.fails = False
+
+    async def ensure(self, pod: Pod, process: proc.Process) -> dict[str, str]:
+        if self.fails:
+            raise NetworkError("network blue: no such bridge")
+        wanted = msgspec.json.decode((pod.metadata.annotations or {}).get(ANNOTATION) or "[]")
+        there = self._namespace.run("ip link")
+        for each in wanted:
+            if each["interface"] not in there:
+                self._node.run(
+                    f"ip link add v-blue type veth peer name {each['interface']} netns {self._namespace.pid}; "
+                    "ip link set v-blue up"
+                )
+                self._namespace.run(f"ip link set {each['interface']} up; ip addr add 172.31.5.9/24 dev {BLUE}")
+        if not wanted and BLUE in there:
+            self._namespace.run(f"ip link del {BLUE}")
+        return {each["interface"]: "hyperlet" for each in wanted}
+
+    async def forget(self, pod_uid: str) -> None:
+        self.forgotten.append(pod_uid)
+
+
+@pytest.fixture
+def pods() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="hl-") as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
+
+
+@pytest.fixture
+def kube() -> FakeKube:
+    return FakeKube()
+
+
+@contextlib.contextmanager
+def lab(pods: Path):
+    with netlab.node_and_pod() as (node, namespace), podlab.pod(pods, namespace) as made:
+        yield made, namespace, Joining(node, namespace)
+
+
+def spec(*nics: dict) -> dict:
+    names = {nic["name"] for nic in nics}
+    devices = {"interfaces": [dict(nic) for nic in nics]}
+    networks = [network for network in NETWORKS if network["name"] in names]
+    return {"domain": {"memory": {"guest": "64Mi"}, "devices": devices}, "networks": networks}
+
+
+def change(kube: FakeKube, *nics: dict) -> None:
+    document = kube.document(VirtualMachineInstance, "test", "vm")
+    kube.put(VirtualMachineInstance, {**document, "spec": {**document["spec"], **spec(*nics)}})
+
+
+def annotate(kube: FakeKube, text: str) -> None:
+    document = kube.document(Pod, "test", "virt-launcher-vm-abcde")
+    kube.put(Pod, {**document, "metadata": {**document["metadata"], "annotations": {ANNOTATION: text}}})
+
+
+ASKED = msgspec.json.encode([{"name": "blue", "namespace": "test", "interface": BLUE}]).decode()
+
+
+def given(kube: FakeKube, made: podlab.Pod, *nics: dict, networks: str = "[]") -> None:
+    kube.put(Pod, pod(made.uid))
+    annotate(kube, networks)
+    kube.put(VirtualMachineInstance, vmi(**spec(*nics)))
+
+
+def shown(kube: FakeKube) -> list[str]:
+    return [entry.get("name", "") for entry in kube.status().get("interfaces", [])]
+
+
+async def test_nic_is_plugged_into_a_running_vm_and_out_again(kube, pods):
+    with lab(pods) as (made, namespace, joining):
+        launcher = made.launcher()
+        given(kube, made, DEFAULT_NIC)
+        async with handler(kube, pods, joining):
+            await until(lambda: kube.status()["phase"] == "Running")
+            # The VMI asks for it before the pod does, as two writes come one after the other.
+            change(kube, DEFAULT_NIC, BLUE_NIC)
+            annotate(kube, ASKED)
+            await until(lambda: shown(kube) == ["default", "blue"])
+            first, second = kube.status()["interfaces"]
+            assert (first["ipAddress"], first["infoSource"]) == (netlab.POD4, "domain")
+            assert (second["ipAddress"], second["infoSource"]) == ("172.31.5.9", "domain, multus-status")
+            assert second["podInterfaceName"] == BLUE and second["linkState"] == "up"
+            [*_, sync] = launcher.syncs()
+            assert [nic["name"] for nic in sync["nics"]] == ["default", "blue"]
+            assert sync["nics"][1]["dhcp4"]["address"] == "172.31.5.9" and sync["nics"][1]["tap"] == f"tap{SHORT}"
+            assert sync["nics"][1]["mac"] == second["mac"]
+            change(kube, DEFAULT_NIC, BLUE_NIC | {"state": "down"})
+            await until(lambda: kube.status()["interfaces"][1]["linkState"] == "down")
+            # The guest keeps the card: its tap stays, and so does its entry.
+            launcher.tell(plugs=False)
+            count = len(launcher.syncs())
+            change(kube, DEFAULT_NIC, BLUE_NIC | {"state": "absent"})
+            await until(lambda: len(launcher.syncs()) > count)
+            assert f"tap{SHORT}" in namespace.run("ip link") and shown(kube) == ["default", "blue"]
+            # It gives it back.
+            launcher.tell(report={"nics": [{"name": "default", "mac": MAC, "link_up": True}]})
+            await until(lambda: shown(kube) == ["default"])
+            await until(lambda: f"tap{SHORT}" not in namespace.run("ip link"))
+            change(kube, DEFAULT_NIC)
+            annotate(kube, "[]")
+            await until(lambda: BLUE not in namespace.run("ip link"))
+        assert kube.condition("Synchronized")["status"] == "True"
+        assert [reason for _, reason, _ in kube.events] == ["Started"]
+
+
+async def test_handler_that_dies_while_plugging_goes_on_where_it_was(kube, pods):
+    with lab(pods) as (made, namespace, joining):
+        launcher = made.launcher()
+        given(kube, made, DEFAULT_NIC)
+        async with handler(kube, pods, joining):
+            await until(lambda: kube.status()["phase"] == "Running")
+        # While there is no handler, a card is asked for.
+        change(kube, DEFAULT_NIC, BLUE_NIC)
+        annotate(kube, ASKED)
+        async with handler(kube, pods, joining):
+            await until(lambda: shown(kube) == ["default", "blue"])
+            await until(lambda: len(launcher.syncs()) == 2)
+        before = namespace.run("nft -a list ruleset; ip -o link | cut -d: -f1,2")
+        mac = kube.status()["interfaces"][1]["mac"]
+        patches = len(kube.patches)
+        async with handler(kube, pods, joining) as machines:
+            await until(lambda: any(machine.synced for machine in machines._machines.values()))
+        assert namespace.run("nft -a list ruleset; ip -o link | cut -d: -f1,2") == before
+        assert (len(launcher.syncs()), len(kube.patches)) == (2, patches)
+        assert kube.status()["interfaces"][1]["mac"] == mac
+        # While there is none, the card is given up, and the guest gives it back.
+        launcher.tell(report={"nics": [{"name": "default", "mac": MAC, "link_up": True}]})
+        change(kube, DEFAULT_NIC, BLUE_NIC | {"state": "absent"})
+        async with handler(kube, pods, joining):
+            await until(lambda: shown(kube) == ["default"] and f"tap{SHORT}" not in namespace.run("ip link"))
+
+
+async def test_bridge_on_the_pods_own_network_through_a_restart(kube, pods):
+    with lab(pods) as (made, _, joining):
+        launcher = made.launcher()
+        given(kube, made, {"name": "default", "bridge": {}})
+        async with handler(kube, pods, joining):
+            await until(lambda: kube.status()["phase"] == "Running")
+        [entry] = kube.status()["interfaces"]
+        assert entry["ipAddresses"] == [netlab.POD4, netlab.POD6]
+        [sync] = launcher.syncs()
+        dhcp = sync["nics"][0]["dhcp4"]
+        assert (dhcp["address"], dhcp["router"], dhcp["server"]) == (netlab.POD4, netlab.NODE4, "169.254.75.10")
+        assert sync["nics"][0]["mac"] == entry["mac"]
+        async with handler(kube, pods, joining) as machines:
+            await until(lambda: any(machine.synced for machine in machines._machines.values()))
+            kube.remove(Pod, "test", "virt-launcher-vm-abcde")
+            await until(lambda: joining.forgotten == [made.uid] and not held(made))
+        assert kube.status()["interfaces"] == [entry] and len(launcher.syncs()) == 1
+        assert list((pods / "nics").iterdir()) == []
+
+
+async def test_network_that_cannot_be_joined_is_said_and_harms_no_running_vm(kube, pods):
+    with lab(pods) as (made, namespace, joining):
+        launcher = made.launcher()
+        given(kube, made, DEFAULT_NIC)
+        async with handler(kube, pods, joining):
+            await until(lambda: kube.status()["phase"] == "Running")
+            joining.fails = True
+            change(kube, DEFAULT_NIC, BLUE_NIC)
+            annotate(kube, ASKED)
+            await until(lambda: "no such bridge" in kube.condition("Synchronized").get("message", ""))
+            assert kube.status()["phase"] == "Running" and len(launcher.syncs()) == 1
+            assert "tap0" in namespace.run("ip link")
+            joining.fails = False
+            await until(lambda: shown(kube) == ["default", "blue"])
+            await until(lambda: kube.condition("Synchronized")["status"] == "True")
+
+
+async def test_launcher_that_lies_about_its_nics_keeps_no_name_and_frees_nobodys_tap(kube, pods):
+    with lab(pods) as (made, namespace, joining):
+        launcher = made.launcher()
+        given(kube, made, DEFAULT_NIC, BLUE_NIC, networks=ASKED)
+        async with handler(kube, pods, joining):
+            await until(lambda: shown(kube) == ["default", "blue"])
+            made_up = [{"name": f"n{number}", "mac": MAC, "link_up": True} for number in range(2000)]
+            launcher.tell(report={"nics": made_up, "agent_connected": True})
+            await until(lambda: kube.condition("AgentConnected"))
+            assert shown(kube) == ["default", "blue"]
+            assert f"tap{SHORT}" in namespace.run("ip link") and "tap0" in namespace.run("ip link")
+            launcher.tell(report={"nics": [], "machine": "pc-q35-9.0"})
+            await until(lambda: kube.status()["machine"]["type"] == "pc-q35-9.0")
+            assert f"tap{SHORT}" in namespace.run("ip link") and shown(kube) == ["default", "blue"]
