@@ -38,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
     volume.add_argument("node")
     volume.add_argument("size", help="as in Kubernetes: 1Gi")
     volume.add_argument("--storage-class", default="local")
+    bridge = verbs.add_parser("bridge", help="make a bridge on the nodes, which they keep over a power cycle")
+    bridge.add_argument("name")
+    bridge.add_argument("--port", default="", help="a device of the node's that becomes its port: eth1 joins the nodes")
+    bridge.add_argument("--node", action="append", help="on this node only (again for more)")
+    bridge.add_argument("--remove", action="store_true", help="take it away again")
     inside = verbs.add_parser("exec", help="run a command in a node (or 'control-plane'): exec NODE -- CMD...")
     inside.add_argument("node")
     inside.add_argument("command", nargs=argparse.REMAINDER)
@@ -55,7 +60,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         # Before the packages are there, nothing else of this package is imported.
         deps.ensure(console, tests=arguments.tests)
         return 0
-    from cluster import kubernetes_build, lifecycle, verbs
+    from cluster import bridges, kubernetes_build, lifecycle, verbs
 
     match verb:
         case "build":
@@ -78,6 +83,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             verbs.load(console, arguments.archive)
         case "pv":
             verbs.volume(console, arguments.name, arguments.node, arguments.size, arguments.storage_class)
+        case "bridge":
+            bridges.change(console, arguments.name, arguments.port, arguments.node, remove=arguments.remove)
         case "exec":
             words = arguments.command
             verbs.inside(arguments.node, words[1:] if words[:1] == ["--"] else words)

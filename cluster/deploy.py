@@ -233,6 +233,8 @@ def up(console: Console) -> None:
         run(console, "Tools", ["-m", "cluster", "deps"])
         run(console, "Kubernetes", ["-m", "cluster", "build"])
         run(console, "Cluster", ["-m", "cluster", "up"])
+        # For examples/vm-bridge.yaml: a network of the house, on both nodes.
+        run(console, "Bridge", ["-m", "cluster", "bridge", "br1", "--port", "eth1"])
     run(console, "Images", ["-m", "images", "build"])
     images = built_images()
     if registry:

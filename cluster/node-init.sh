@@ -117,6 +117,7 @@ make_root() {
     cp -r "$NODE_DIR/etc/kubernetes/." etc/kubernetes/
     cp "$NODE_DIR/etc/containerd.toml" etc/containerd/config.toml
     cp "$NODE_DIR/etc/cni.conflist" etc/cni/net.d/10-pods.conflist
+    if [ -e "$NODE_DIR/bridges" ]; then cp "$NODE_DIR/bridges" etc/bridges; fi
     for name in hostname hosts resolv.conf machine-id; do
         # Remove first: on many machines these are links to somewhere else.
         rm -f "etc/$name"
@@ -138,7 +139,7 @@ make_root() {
 }
 
 make_network() {
-    local pair
+    local pair name
     ip link set lo up
     until ip link show eth0 > /dev/null 2>&1; do sleep 0.02; done
     for name in net/ipv4/ip_forward net/bridge/bridge-nf-call-iptables net/ipv6/conf/all/forwarding; do
@@ -151,6 +152,18 @@ make_network() {
     # kubelet looks for a cloud's metadata there; a refusal at once saves it 6 s of waiting.
     ip route add unreachable 169.254.0.0/16
     for pair in $PEERS; do ip route add "${pair%%=*}" via "${pair#*=}"; done
+    make_bridges
+}
+
+# As an administrator's network configuration does at every boot; `python -m cluster bridge` wrote the list.
+make_bridges() {
+    local bridge port
+    [ -e /etc/bridges ] || return 0
+    while read -r bridge port; do
+        ip link add "$bridge" type bridge
+        if [ -n "$port" ]; then ip link set "$port" master "$bridge"; fi
+        ip link set "$bridge" up
+    done < /etc/bridges
 }
 
 # Restarts what ends, as a service manager does. One shell is enough: it reaps the runtime's orphans by the way.
