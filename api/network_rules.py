@@ -8,7 +8,7 @@ from api.domain_rules import check
 from api.errors import Fault
 from api.nad import SHARED_NAMESPACE
 from api.network_option_rules import option_faults
-from api.networks import Interface, Network
+from api.networks import RESERVED_MAC, Interface, Network
 from api.storage_rules import duplicates
 from api.vmi import VirtualMachineInstanceSpec
 
@@ -74,12 +74,18 @@ def _interface(
         yield Fault(path, names.FAULT_INVALID, f"{' and '.join(bindings)} exclude each other")
     if interface.macAddress is not None:
         yield from check(syntax.mac_address(interface.macAddress), f"{path}.macAddress")
+        if _plain(interface.macAddress) == RESERVED_MAC:
+            yield Fault(f"{path}.macAddress", names.FAULT_INVALID, "is the gateway's own address: choose another")
     if interface.pciAddress is not None:
         yield from check(syntax.pci_address(interface.pciAddress), f"{path}.pciAddress")
     if interface.acpiIndex is not None and not 1 <= interface.acpiIndex <= MAX_ACPI_INDEX:
         yield Fault(f"{path}.acpiIndex", names.FAULT_INVALID, f"must be 1 to {MAX_ACPI_INDEX}")
     yield from _state(interface, network, path)
     yield from option_faults(interface, path)
+
+
+def _plain(mac: str) -> str:
+    return mac.lower().replace("-", ":")
 
 
 def _binding(
@@ -163,7 +169,7 @@ def _used_once(interfaces: Sequence[Interface], path: str) -> Iterator[Fault]:
     macs: set[str] = set()
     indexes: set[int] = set()
     for number, interface in enumerate(interfaces):
-        mac = (interface.macAddress or "").lower().replace("-", ":")
+        mac = _plain(interface.macAddress or "")
         if mac and mac in macs:
             yield Fault(f"{path}[{number}].macAddress", names.FAULT_DUPLICATE, f"{mac[:17]} is used twice")
         macs.add(mac)

@@ -12,6 +12,10 @@ PortNumber = Annotated[int, Meta(ge=1, le=65535, extra_json_schema={"format": "i
 DhcpOption = Annotated[int, Meta(ge=224, le=254, extra_json_schema={"format": "int32"})]
 
 
+RESERVED_MAC = "02:00:00:00:00:01"
+"""The address of a guest's gateway behind masquerade: no card can have it."""
+
+
 class MultusNetwork(Struct):
     """A secondary network."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from api import syntax
 from api.k8s import Pod
-from api.nad import ANNOTATION_NETWORKS, ANNOTATION_RESOURCE
+from api.nad import ANNOTATION_NETWORKS, ANNOTATION_RESOURCE, SHARED_NAMESPACE
 from api.networks import Interface, Network, pod_interface
 from api.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
 from controller.actions import Patch
@@ -41,12 +41,18 @@ def references(spec: VirtualMachineInstanceSpec, namespace: str) -> list[str]:
 
 
 def _joined(vmi: VirtualMachineInstance) -> Iterator[tuple[int, Network, Interface, str]]:
-    """Place, network, interface and definition of every secondary network, absent ones too."""
+    """Place, network, interface and definition of every secondary network, absent ones too.
+
+    Those of foreign namespaces, which validation refuses, are left out here once more: the VMI may have been changed
+    since its pod was made, and who writes VMIs may not be one who writes pods.
+    """
     interfaces = {interface.name: interface for interface in vmi.spec.domain.devices.interfaces or ()}
+    own = vmi.metadata.namespace or ""
     for index, network in enumerate(vmi.spec.networks or ()):
-        definition, interface = reference(network, vmi.metadata.namespace or ""), interfaces.get(network.name)
-        if definition is not None and interface is not None:
-            yield index, network, interface, definition
+        definition, interface = reference(network, own), interfaces.get(network.name)
+        if definition is None or interface is None or definition.partition("/")[0] not in (own, SHARED_NAMESPACE):
+            continue
+        yield index, network, interface, definition
 
 
 def annotation(vmi: VirtualMachineInstance, present: str | None = None) -> str | None:

@@ -64,6 +64,11 @@ class Request:
         return self.translated is None and not self.hardware
 
 
+def is_mac(text: str) -> bool:
+    """Whether it is an Ethernet address, written small and with colons."""
+    return bool(_MAC.fullmatch(text))
+
+
 def requests_of(vmi: VirtualMachineInstance) -> tuple[Request, ...]:
     """What the VMI asks for now, in the order of its interfaces. Raises NetworkError, in words, for what cannot be had.
 
@@ -114,7 +119,7 @@ def _mac(nic: Interface) -> str:
     if not nic.macAddress:
         return ""
     mac = nic.macAddress.lower().replace("-", ":")
-    if not _MAC.fullmatch(mac):
+    if not is_mac(mac):
         raise NetworkError(f"interface {nic.name}: {nic.macAddress!r} is not an Ethernet address")
     if mac == GATEWAY_MAC:
         raise NetworkError(f"interface {nic.name}: {mac} is the gateway's own address; choose another")

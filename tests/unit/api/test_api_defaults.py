@@ -133,7 +133,7 @@ def test_addresses_stay_with_the_machine() -> None:
     assert mac_address(OWNED, "other") != address
     assert mac_address(ObjectMeta(name="small", namespace="default"), "default") != address
     assert (
-        card(filled({"domain.devices.interfaces.0.macAddress": "02:00:00:00:00:01"})).macAddress == "02:00:00:00:00:01"
+        card(filled({"domain.devices.interfaces.0.macAddress": "02:00:00:00:00:02"})).macAddress == "02:00:00:00:00:02"
     )
 
 

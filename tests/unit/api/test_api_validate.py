@@ -138,6 +138,7 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
     ({f"{NIC}.macAddress": "02:00:00:00:00"}, f"{N}.macAddress", "no MAC address"),
     ({f"{NIC}.macAddress": "01:00:5e:00:00:01"}, f"{N}.macAddress", "multicast"),
     ({f"{NIC}.macAddress": "00-00-00-00-00-00"}, f"{N}.macAddress", "all zeros"),
+    ({f"{NIC}.macAddress": "02-00-00-00-00-01"}, f"{N}.macAddress", "gateway's own address"),
     ({f"{NIC}.pciAddress": "1:2"}, f"{N}.pciAddress", "no PCI address"),
     ({f"{NIC}.model": "fast"}, f"{N}.model", "not one of"),
     ({f"{NIC}.ports": [{"port": 70000}]}, f"{N}.ports[0].port", "70000"),

@@ -177,3 +177,11 @@ def test_a_pod_on_its_way_out_joins_nothing() -> None:
 def test_an_annotation_that_somebody_spoilt_is_written_anew(junk: str) -> None:
     (patch,) = running(RED, annotation=junk)
     assert json.loads(patch.patch["metadata"]["annotations"][ANNOTATION_NETWORKS])[0]["name"] == "br1"
+
+
+def test_a_running_pod_is_not_sent_into_anybody_elses_network() -> None:
+    """Whoever may write VMIs but no pods would otherwise have the controller write the annotation for him."""
+    instance = vmi("Running", spec=spec(RED, network="kube-system/secrets"), stamps={"Running": LONG_AGO})
+    assert see(instance, pod=pod("running", gate="True")) == []
+    theirs = definitions(definition("secrets", BRIDGE, "kube-system"))
+    assert pod_networks.amounts(instance, theirs) == {} and pod_networks.environment(instance, theirs) == {}
