@@ -3,19 +3,19 @@
 import asyncio
 import pathlib
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from api.errors import HyperletError, ImagePullFailed, NetworkError
 from api.k8s import Pod
 from api.vmi import VirtualMachineInstance
-from handler import images, network, network_record, volumes
+from handler import images, network, network_record, network_status, volumes
 from handler.advertiser import Advertiser
 from handler.images import Images
 from handler.launchers import Launcher
 from handler.network_lease import Attachment
 from handler.network_record import Record
-from handler.network_request import requests_of
+from handler.network_request import is_mac, requests_of
 from kit import log, proc
 
 _log = log.logger(component="bringing")
@@ -99,12 +99,12 @@ class Bringer:
             told = frozenset(await self._joining.ensure(pod, process))
         used = _used(launcher)
         if not (requests or used or (before and (before.made.attachments or before.made.going))):
-            return network.Made(), told
+            return network.Made(), told  # a VM without a NIC may have any namespace
         record = Record(launcher.pod_uid, self._records)
         made = await proc.isolated(
             lambda: network.attach(process, requests, record, launcher.pod_uid, used, self._host_network)
         )
-        return made, told
+        return replace(made, attachments=tuple(_with_mac(each, pod) for each in made.attachments)), told
 
     async def _advertise(
         self, process: proc.Process, attachments: Collection[Attachment], before: Brought | None
@@ -143,6 +143,15 @@ class Bringer:
     def sweep(self, living: Collection[str]) -> int:
         """Removes the records of pods that are gone; how many. Raises OSError."""
         return network_record.sweep(self._records, living)
+
+
+def _with_mac(attachment: Attachment, pod: Pod) -> Attachment:
+    """A device of the host keeps its MAC to itself: the network's plugin has set it, and the pod tells of it."""
+    if not attachment.request.hardware:
+        return attachment
+    told = (entry.get("mac") for entry in network_status.entries(pod) if entry["interface"] == attachment.interface)
+    mac = next((mac.lower() for mac in told if isinstance(mac, str)), "")
+    return replace(attachment, mac=mac) if is_mac(mac) else attachment
 
 
 def _used(launcher: Launcher) -> tuple[str, ...] | None:

@@ -103,8 +103,8 @@ def _entry(
         entry["mac"] = mac
     if attachment.interface:
         entry["podInterfaceName"] = attachment.interface
-    if queues := (nic.queues if nic else 0) or request.queues:
-        entry["queueCount"] = queues
+    if not request.hardware:
+        entry["queueCount"] = (nic.queues if nic else 0) or request.queues
     guest = guests.get(mac)
     # Behind NAT the guest's own address is hidden: the pod's addresses stay the ones to reach it by. On a network
     # where nobody gave it an address, only the guest knows.

@@ -182,9 +182,9 @@ def _is_out_of_date(seen: Observed, state: State) -> bool:
 
 
 def _nics_differ(vmi: VirtualMachineInstance, state: State) -> bool:
-    wanted = {
-        nic.name: nic.state != "down" for nic in vmi.spec.domain.devices.interfaces or () if nic.state != "absent"
-    }
+    nics = vmi.spec.domain.devices.interfaces or ()
+    # A device of the host has no link that anybody could set.
+    wanted = {nic.name: nic.state != "down" or nic.sriov is not None for nic in nics if nic.state != "absent"}
     return bool(state.nics) and wanted != {nic.name: nic.link_up for nic in state.nics}
 
 

@@ -1,12 +1,16 @@
 """What the launcher is told of NICs, and what the VMI's status says of them."""
 
+import json
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, ip_address
 
+import msgspec
+
 from api import codec
+from api.k8s import Pod
 from api.networks import pod_interface
 from api.vmi import VirtualMachineInstance
-from handler import nic, reports
+from handler import bringing, nic, reports
 from handler.network import Made
 from handler.network_lease import Attachment, Lease4
 from handler.network_record import Way
@@ -14,6 +18,7 @@ from handler.network_request import Request
 from handler.reports import GuestInterface, NicInfo, State
 from handler.resolver import Resolver
 from protos import launcher_pb2 as pb
+from tests.node import fakekube
 
 MAC, BLUE_MAC, VF_MAC = "52:54:00:00:00:01", "0a:00:00:00:00:05", "0a:00:00:00:00:06"
 BLUE_IF, VF_IF = pod_interface("blue"), pod_interface("vf")
@@ -43,7 +48,7 @@ def vmi(*interfaces):
 
 RUNNING = State(
     state=pb.DOMAIN_STATE_RUNNING,
-    nics=(NicInfo("default", MAC, True, 2), NicInfo("blue", BLUE_MAC, False, 1), NicInfo("vf", VF_MAC, True, 0)),
+    nics=(NicInfo("default", MAC, True, 2), NicInfo("blue", BLUE_MAC, False, 1), NicInfo("vf", VF_MAC, True, 1)),
 )
 
 
@@ -122,3 +127,14 @@ def test_nics_of_a_report_are_bounded_and_checked():
     for number in range(5000):
         report.nics.add(name=f"n{number}")
     assert len(reports.check(report).nics) <= reports.MAX_NICS
+
+
+def test_mac_of_a_device_of_the_host_is_the_one_that_its_network_tells():
+    pod = fakekube.pod("uid")
+    pod["metadata"]["annotations"] = {
+        "k8s.v1.cni.cncf.io/network-status": json.dumps([{"interface": VF_IF, "mac": VF_MAC.upper()}])
+    }
+    assert bringing._with_mac(VF, msgspec.convert(pod, Pod)).mac == VF_MAC
+    pod["metadata"]["annotations"]["k8s.v1.cni.cncf.io/network-status"] = json.dumps([{"interface": VF_IF, "mac": "$"}])
+    assert bringing._with_mac(VF, msgspec.convert(pod, Pod)) == VF
+    assert bringing._with_mac(BLUE, msgspec.convert(pod, Pod)) is BLUE
