@@ -7,7 +7,7 @@ import contextlib
 import socket
 import sys
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from cli.problem import Problem
 
@@ -92,8 +92,7 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)  # by its methods; its class says otherwise
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         queue = self._queues.get(addr)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from api import syntax
 from api.validate import validate_document
 from cli.problem import Problem
 
@@ -157,5 +158,8 @@ def machine(wish: Wish) -> Json:
 
 
 def _check(manifest: Mapping[str, Any]) -> None:
+    """The API server's rule for names, and all of hyperlet's."""
+    if words := syntax.object_name(manifest["metadata"]["name"]):
+        raise Problem(f"such a VM would be refused: metadata.name: {words}")
     if faults := validate_document(dict(manifest)):
         raise Problem(f"such a VM would be refused: {'; '.join(map(str, faults))}")
