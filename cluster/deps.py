@@ -26,6 +26,7 @@ PACKAGES = (
 
 TEST_PACKAGES = (
     "libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86", "seabios", "libxml2-utils",
+    "dnsmasq-base",
 )  # fmt: skip
 """What the tests on this machine itself (tests/node, tests/golden) need besides."""
 
