@@ -20,8 +20,6 @@ from api.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
 from controller import alike, nics
 from controller.vmi_status import phase_of
 
-ANNOTATION_TEMPLATE = "hyperlet/template-hash"
-"""On a VMI: `section=hash,...` of the template it was made from."""
 _NICS = frozenset({"networks", "domain.devices.interfaces", "domain.devices.autoattachPodInterface"})
 """Sections that controller.nics compares with what the VMI has by now."""
 _HASH_DIGITS = 12
@@ -49,7 +47,7 @@ def difference(
     wanted = defaults.default_vmi_spec(written, vmi.metadata, config=_as_started(vmi.spec, config))
     defaulted = replace(vmi, spec=defaults.default_vmi_spec(vmi.spec, vmi.metadata, config=config))
     cards = nics.change(defaulted, wanted, written)
-    made_from = (vmi.metadata.annotations or {}).get(ANNOTATION_TEMPLATE)
+    made_from = (vmi.metadata.annotations or {}).get(names.ANNOTATION_TEMPLATE)
     waiting = [*cards.waiting, *_sections(written, made_from, defaulted.spec, wanted)]
     return Difference(defaulted, cards, tuple(dict.fromkeys(waiting)))
 
@@ -83,7 +81,7 @@ def _sections(
 
 
 def hashes(spec: VirtualMachineInstanceSpec) -> str:
-    """The annotation for a template: a hash of each section as it is written."""
+    """`section=hash,...` of a template as it is written: the VMI's annotation hyperlet/template-hash."""
     found = sections(spec)
     return ",".join(f"{name}={_hash(found[name])}" for name in sorted(found))
 

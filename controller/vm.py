@@ -151,7 +151,7 @@ def instance(vm: VirtualMachine, configuration: KubeVirtConfiguration | None, no
         annotations={
             **(theirs.annotations or {}),
             names.ANNOTATION_GENERATION: str(vm.metadata.generation or 0),
-            **({template.ANNOTATION_TEMPLATE: template.hashes(spec)} if spec else {}),
+            **({names.ANNOTATION_TEMPLATE: template.hashes(spec)} if spec else {}),
         },
     )
     owner = {

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from api import names
 from api.configuration import KubeVirtConfiguration
 from api.vmi import VirtualMachineInstance
 from controller import alike, template
@@ -132,7 +133,7 @@ def test_new_defaults_of_the_installation_are_not_the_vms_change() -> None:
 def test_an_annotation_that_is_not_ours_has_everything_compared() -> None:
     instance = started(RICH)
     for text in ("0123456789abcdef", "", "=,=", "x"):
-        meta = msgspec.structs.replace(instance.metadata, annotations={template.ANNOTATION_TEMPLATE: text})
+        meta = msgspec.structs.replace(instance.metadata, annotations={names.ANNOTATION_TEMPLATE: text})
         odd = msgspec.structs.replace(instance, metadata=meta)
         assert waiting(RICH, odd) == []
         assert waiting(changed("hostname", "h"), odd) == ["hostname"]

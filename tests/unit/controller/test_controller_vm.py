@@ -339,7 +339,7 @@ def test_a_trouble_of_the_vmi_is_the_vms_failure() -> None:
 
 
 def test_a_restart_is_required_when_the_template_changed_and_only_then() -> None:
-    hashed = {template.ANNOTATION_TEMPLATE: template.hashes(vm().spec.template.spec)}
+    hashed = {names.ANNOTATION_TEMPLATE: template.hashes(vm().spec.template.spec)}
     same = after(vm(generation=9, run="Manual"), mine(annotations=hashed))
     assert "RestartRequired" not in [c.type for c in (same.status and same.status.conditions) or []]
     changed = vm(generation=9, spec={**SPEC, "hostname": "other"})
