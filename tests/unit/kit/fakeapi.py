@@ -335,8 +335,11 @@ class FakeApi:
         }
         return body if dry_run else await self._store(key, "ADDED", body)
 
-    async def _patch(self, key: Key, patch: Json, sub: str | None, content: str, dry_run: bool = False) -> Json:
+    async def _patch(self, key: Key, patch: Any, sub: str | None, content: str, dry_run: bool = False) -> Json:
         old = self.objects[key]
+        if isinstance(patch, list):
+            new = json_patched(old, patch)
+            return old if new == old else await self._store(key, "MODIFIED", new)
         sent = patch.get("metadata", {})
         if sent.get("resourceVersion") not in (None, old["metadata"]["resourceVersion"]):
             raise Refusal(409, "Conflict", "the object has been modified")
