@@ -1,0 +1,170 @@
+"""From the gateway's side of a node's port, by mTLS, to a real guest: log in, look at the screen, ask its agent."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import grpc
+import pytest
+
+from api import names
+from guests import tiny
+from kit import rpc
+from protos import launcher_pb2 as pb
+from protos import launcher_pb2_grpc, node_pb2, node_pb2_grpc
+from tests.node.consolelab import PATIENCE, Person, Viewer
+from tests.node.launcherlab import Pod, wait_for
+from tests.node.test_launcher_consoles import document, log_in
+from tests.unit.handler import nodelab
+from tests.unit.handler.nodelab import NODE, VMI, Authority, Direct
+
+pytestmark = pytest.mark.node
+
+
+@contextlib.contextmanager
+def served(pod: Pod, authority: Authority) -> Iterator[int]:
+    """A handler's port that leads to one launcher, in a thread of its own."""
+    started: Future[tuple[int, asyncio.Event, asyncio.AbstractEventLoop]] = Future()
+
+    async def serve() -> None:
+        fd = os.open(pod.run / "launcher.sock", os.O_PATH)
+        try:
+            async with rpc.channel(fd) as channel:
+                stub = launcher_pb2_grpc.LauncherStub(channel)
+                async with nodelab.node(lambda *_: Direct(stub, pod.report), authority) as (_, port):
+                    over = asyncio.Event()
+                    started.set_result((port, over, asyncio.get_running_loop()))
+                    await over.wait()
+        except BaseException as error:
+            if not started.done():
+                started.set_exception(error)
+            raise
+        finally:
+            os.close(fd)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    port, over, loop = started.result(PATIENCE)
+    try:
+        yield port
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join()
+
+
+@contextlib.contextmanager
+def gateway(port: int, authority: Authority) -> Iterator[Any]:
+    """The gateway's client."""
+    me = authority.gateway()
+    credentials = grpc.ssl_channel_credentials(authority.ca.certificate, me.key, me.certificate)
+    options = [("grpc.ssl_target_name_override", names.node_dns_name(NODE)), ("grpc.http2.bdp_probe", 0)]
+    with grpc.secure_channel(f"127.0.0.1:{port}", credentials, options=options) as channel:
+        yield node_pb2_grpc.NodeStub(channel)
+
+
+@pytest.fixture(scope="module")
+def pod() -> Iterator[Pod]:
+    built = tiny.build()
+    with Pod() as pod:
+        for name in ("kernel", "initrd"):
+            pod.image("kernel-boot", (built.folder / name).read_bytes(), f"boot/{name}")
+        pod.start()
+        pod.sync(document())
+        wait_for(lambda: pod.report().agent_connected, "the guest agent", 120)
+        yield pod
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def node(pod: Pod, authority: Authority) -> Iterator[Any]:
+    with served(pod, authority) as port, gateway(port, authority) as stub:
+        yield stub
+
+
+def person(node: Any, who: str, **first: bool) -> Person:
+    opened = iter([True])
+
+    def wrap(message: pb.ConsoleInput) -> node_pb2.ConsoleInput:
+        return node_pb2.ConsoleInput(vmi=VMI if next(opened, False) else None, input=message)
+
+    return Person(node.Console, who, wrap, **first)
+
+
+def viewer(node: Any) -> Viewer:
+    return Viewer(node.Vnc, node_pb2.VncInput(vmi=VMI), lambda data: node_pb2.VncInput(chunk=pb.Chunk(data=data)))
+
+
+def test_log_in_and_be_taken_over(node: Any) -> None:
+    alice = person(node, "alice")
+    log_in(alice)
+    bob = person(node, "bob", takeover=True)
+    alice.hear("bob has taken over the console")
+    bob.type("echo $((6*7))hello\n")
+    for each in (alice, bob):
+        each.see("42hello")
+        each.close()
+
+
+def test_two_screens(node: Any) -> None:
+    viewers = [viewer(node), viewer(node)]
+    for each in viewers:
+        each.handshake(shared=False)
+    for each in viewers:
+        assert any(each.screen())
+        each.close()
+
+
+def test_verbs(node: Any, pod: Pod) -> None:
+    assert node.Screenshot(VMI, timeout=30).png.startswith(b"\x89PNG")
+    wait_for(lambda: node.GuestInfo(VMI, timeout=30).os.kernel_release, "what the agent tells")
+    node.Users(VMI, timeout=30)
+    node.Filesystems(VMI, timeout=30)
+    node.Freeze(node_pb2.FreezeVmi(vmi=VMI, unfreeze_seconds=60), timeout=60)
+    node.Unfreeze(VMI, timeout=60)
+    node.Pause(VMI, timeout=30)
+    assert pod.report().state == pb.DOMAIN_STATE_PAUSED
+    with pytest.raises(grpc.RpcError, match="paused") as caught:
+        node.SoftReboot(VMI, timeout=30)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    node.Unpause(VMI, timeout=30)
+    assert pod.report().state == pb.DOMAIN_STATE_RUNNING
+    node.Reset(VMI, timeout=30)
+
+
+def test_a_launcher_whose_server_dies_is_told_as_unavailable(node: Any, pod: Pod) -> None:
+    alice = person(node, "alice", takeover=True)
+    alice.see("guest")
+    os.kill(pod.child("-m\0launcher"), signal.SIGKILL)
+    alice.stream.rest()
+    assert alice.stream.error is not None and alice.stream.error.code() is grpc.StatusCode.UNAVAILABLE
+    # The VM has not noticed.
+    pod.wait_state(pb.DOMAIN_STATE_RUNNING)
+
+
+def test_after_the_servers_restart_the_screenful_is_still_there(node: Any) -> None:
+    alice = person(node, "alice")
+    alice.see("login: ")
+    alice.close()
+
+
+def test_when_the_handler_ends_the_vm_goes_on(pod: Pod, authority: Authority) -> None:
+    with contextlib.ExitStack() as handler:
+        port = handler.enter_context(served(pod, authority))
+        with gateway(port, authority) as stub:
+            alice = person(stub, "alice")
+            alice.see("login: ")
+            handler.close()
+            alice.stream.rest()
+            assert alice.stream.error is not None
+            assert alice.stream.error.code() is grpc.StatusCode.UNAVAILABLE
+            assert "starts again" in alice.stream.error.details()
+    assert pod.report().state == pb.DOMAIN_STATE_RUNNING

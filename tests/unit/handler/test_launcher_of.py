@@ -1,0 +1,89 @@
+"""Which launcher the gateway is led to: that of the very VMI it names, on this node, by owner references and UIDs."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from api.errors import NotFound
+from api.k8s import Pod
+from api.vmi import VirtualMachineInstance
+from handler.vmi import Machines
+
+
+class Conversation:
+    """Stands for a launcher's conversation."""
+
+    def __init__(self, pod_uid: str, changed: object) -> None:
+        self.pod_uid = pod_uid
+
+
+def vmi(uid: str = "uid-1", node: str = "node1", active: tuple[str, ...] = ("pod-1",)) -> VirtualMachineInstance:
+    return msgspec.convert(
+        {
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "VirtualMachineInstance",
+            "metadata": {"namespace": "ns", "name": "vm", "uid": uid, "resourceVersion": "1"},
+            "spec": {"domain": {"devices": {}}},
+            "status": {"nodeName": node, "activePods": dict.fromkeys(active, node)},
+        },
+        VirtualMachineInstance,
+    )
+
+
+def pod(uid: str = "pod-1", namespace: str = "ns", node: str = "node1", **owner: Any) -> Pod:
+    reference = {
+        "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "name": "vm", "uid": "uid-1",
+        "controller": True, **owner,
+    }  # fmt: skip
+    return msgspec.convert(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "namespace": namespace, "name": uid, "uid": uid, "resourceVersion": "1",
+                "labels": {"kubevirt.io": "virt-launcher", "kubevirt.io/created-by": "uid-1"},
+                "ownerReferences": [reference],
+            },
+            "spec": {"nodeName": node, "containers": []},
+            "status": {
+                "phase": "Running",
+                "containerStatuses": [{"name": "compute", "state": {"running": {}}}],
+            },
+        },
+        Pod,
+    )  # fmt: skip
+
+
+def machines(found: VirtualMachineInstance | None, *pods: Pod) -> Machines:
+    made = Machines(None, "node1", None, lambda: "", Conversation)  # type: ignore[arg-type]
+    if found:
+        made.vmis.learn(found)
+    for each in pods:
+        made.pods.learn(each)
+        made._pod_changed(None, each)
+    return made
+
+
+async def test_the_very_vmi_of_this_node() -> None:
+    assert machines(vmi(), pod()).launcher_of("ns", "vm", "uid-1").pod_uid == "pod-1"
+
+
+@pytest.mark.parametrize(
+    ("found", "pods"),
+    [
+        (None, [pod()]),
+        (vmi(uid="uid-2"), [pod(uid="pod-1")]),  # made again under the same name
+        (vmi(node="node2"), [pod()]),  # handed over to another node
+        (vmi(), []),
+        (vmi(), [pod(node="node2")]),
+        (vmi(), [pod(namespace="other")]),  # somebody else's pod that says it is ours
+        (vmi(), [pod(controller=False)]),
+        (vmi(), [pod(uid="pod-9")]),  # one that the controller does not know
+        (vmi(), [pod(kind="ReplicaSet")]),
+        (vmi(), [pod(apiVersion="evil.example/v1")]),
+    ],
+)
+async def test_no_other(found: VirtualMachineInstance | None, pods: list[Pod]) -> None:
+    with pytest.raises(NotFound, match="ns/vm"):
+        machines(found, *pods).launcher_of("ns", "vm", "uid-1")
