@@ -2,9 +2,8 @@
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,9 +14,10 @@ from api.errors import ApiUnavailable, Conflict, HyperletError, LauncherUnavaila
 from api.k8s import Pod
 from api.vmi import VirtualMachineInstance
 from handler import nic
-from handler.bringing import Bringer, Brought
+from handler.bringing import Bringer
 from handler.containerd import PullRefused
 from handler.launchers import Launcher, SyncRefused
+from handler.machine import Machine
 from handler.network import InterfaceMissing
 from handler.plan import ENDED, Bring, Observed, Tell, Wait, Write, digest, has_started, is_active, owner_uid, plan
 from handler.status import Trouble
@@ -30,8 +30,6 @@ from kit.reconcile import Reconciler
 Key = tuple[str, str]
 API_SECONDS = 2.0
 """Between two tries at an API server that is away."""
-WRITES, WRITES_SECONDS = 20, 60.0
-"""So many patches of one VMI in so many seconds; a guest or launcher that flaps faster is written about later."""
 LONGEST_PAUSE = 30.0
 """Between two tries at bringing up a VM."""
 
@@ -41,38 +39,6 @@ BROUGHT = Histogram(
     buckets=(0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 10, 30, 60),
 )
 FAILURES = Counter("hyperlet_handler_bring_failures_total", "VMs that could not be brought up, by reason", ["reason"])
-
-
-@dataclass
-class Machine:
-    """What this process remembers of one pod's VM. All of it can be found out again."""
-
-    launcher: Launcher
-    brought: Brought | None = None
-    """The node's side of the VM, once it has been made or found made."""
-    synced: str = ""
-    """Digest of the spec that the launcher has taken."""
-    synced_at: float = 0.0
-    task: asyncio.Task[None] | None = None
-    trouble: Trouble | None = None
-    failures: int = 0
-    retry_at: float = 0.0
-    minor_since: float = 0.0
-    retired: bool = False
-    told: bool = False
-    """Its end stands in an Event already."""
-    writes: deque[float] = field(default_factory=lambda: deque(maxlen=WRITES))
-    """When the VMI was patched, the latest times."""
-
-    def write_in(self, clock: float) -> float:
-        """Seconds until the VMI may be patched again; 0: now."""
-        full = len(self.writes) == self.writes.maxlen
-        return max(0.0, self.writes[0] + WRITES_SECONDS - clock) if full else 0.0
-
-    @property
-    def busy(self) -> bool:
-        """Whether the VM is being brought up right now."""
-        return self.task is not None and not self.task.done()
 
 
 class Machines(Reconciler[Key, Observed]):

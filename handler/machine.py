@@ -1,0 +1,44 @@
+"""What the handler remembers of one VM of its node."""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+from handler.bringing import Brought
+from handler.launchers import Launcher
+from handler.status import Trouble
+
+WRITES, WRITES_SECONDS = 20, 60.0
+"""So many patches of one VMI in so many seconds; a guest or launcher that flaps faster is written about later."""
+
+
+@dataclass
+class Machine:
+    """What this process remembers of one pod's VM. All of it can be found out again."""
+
+    launcher: Launcher
+    brought: Brought | None = None
+    """The node's side of the VM, once it has been made or found made."""
+    synced: str = ""
+    """Digest of the spec that the launcher has taken."""
+    synced_at: float = 0.0
+    task: asyncio.Task[None] | None = None
+    trouble: Trouble | None = None
+    failures: int = 0
+    retry_at: float = 0.0
+    minor_since: float = 0.0
+    retired: bool = False
+    told: bool = False
+    """Its end stands in an Event already."""
+    writes: deque[float] = field(default_factory=lambda: deque(maxlen=WRITES))
+    """When the VMI was patched, the latest times."""
+
+    def write_in(self, clock: float) -> float:
+        """Seconds until the VMI may be patched again; 0: now."""
+        full = len(self.writes) == self.writes.maxlen
+        return max(0.0, self.writes[0] + WRITES_SECONDS - clock) if full else 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether the VM is being brought up right now."""
+        return self.task is not None and not self.task.done()
