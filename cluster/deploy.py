@@ -205,7 +205,7 @@ def apply(console: Console, kubectl: Kubectl, folder: Path, emulation: bool) -> 
         console,
         "a node takes virtual machines",
         lambda: nodes_schedulable(kubectl),
-        f"kubectl -n {NAMESPACE} logs ds/hyperlet-handler",
+        f"kubectl -n {NAMESPACE} logs ds/hyperlet-handler -c handler",
     )
 
 

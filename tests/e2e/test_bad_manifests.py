@@ -329,9 +329,7 @@ def test_the_seed_without_volumes_is_told_what_is_missing_and_runs_with_it(space
     machine.discard()
 
 
-@pytest.mark.parametrize(
-    "name, word", [("vm-bridge-multus.yaml", "multus"), ("vm-datavolumetemplate.yaml", "template")]
-)
+@pytest.mark.parametrize("name, word", [("vm-datavolumetemplate.yaml", "template")])
 def test_a_seed_that_asks_for_more_is_told_what_is_not_there_yet(space: Space, name: str, word: str) -> None:
     machine = apply_and_read(space, seed(name), word)
     if machine is not None:
