@@ -27,8 +27,10 @@ PACKAGES = (
 TEST_PACKAGES = (
     "libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86", "seabios", "libxml2-utils",
     "dnsmasq-base",
+    # a person's terminal, SSH client and VNC viewer
+    "tmux", "openssh-client", "vncsnapshot",
 )  # fmt: skip
-"""What the tests on this machine itself (tests/node, tests/golden) need besides."""
+"""What the tests need besides: on this machine itself (tests/node, tests/golden), and as a person's programs."""
 
 KUBECTL_PACKAGE = "kubernetes-client"
 POLICY = Path("/usr/sbin/policy-rc.d")

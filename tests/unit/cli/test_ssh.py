@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
-import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import asyncssh
 import pytest
+from aiohttp import web
 
 from cli import ssh
 from cli.settings import Settings
 from cli.targets import login_of
 from tests.unit.cli.conftest import Hyperctl
-from tests.unit.cli.published import SUB, Published
-from tests.unit.cli.window import ROOT
+from tests.unit.cli.published import SUB, Published, Stream
+from tests.unit.cli.window import PATIENCE, ROOT
 
 
 @pytest.fixture
@@ -94,20 +97,102 @@ def test_the_proxy_command_survives_ssh_and_the_shell() -> None:
     ]  # fmt: skip
 
 
-def test_the_real_ssh_reaches_the_guest_through_it(server: Published, tmp_path: Path) -> None:
-    heard: list[bytes] = []
+def relay(port: int) -> Stream:
+    """A stream to a TCP port of this machine, as the gateway has one to a guest's."""
 
-    async def listens(stream) -> None:  # type: ignore[no-untyped-def]
-        heard.append((await stream.receive()).data)
-        await stream.close()
+    async def carry(socket: web.WebSocketResponse) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
-    server.streams[f"{SUB}/virtualmachineinstances/testvm/portforward/22/tcp"] = listens
-    done = subprocess.run(
-        [sys.executable, "-m", "cli", "ssh", "me@vmi/testvm", f"--kubeconfig={server.kubeconfig(tmp_path)}"],
-        cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
+        async def answers() -> None:
+            while data := await reader.read(65536):
+                await socket.send_bytes(data)
+            await socket.close()
+
+        task = asyncio.create_task(answers())
+        async for message in socket:
+            writer.write(message.data)
+            await writer.drain()
+        task.cancel()
+        writer.close()
+
+    return carry
+
+
+@pytest.fixture
+async def guest(tmp_path: Path) -> AsyncIterator[int]:
+    """An SSH server that knows one key; it says its commands back, and takes files. Yields its port."""
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    key.write_private_key(tmp_path / "id")
+    (tmp_path / "id").chmod(0o600)
+    key.write_public_key(tmp_path / "authorized")
+
+    async def session(process: asyncssh.SSHServerProcess[str]) -> None:
+        process.stdout.write(f"{process.get_extra_info('username')} ran {process.command}\n")
+        process.exit(7)
+
+    async with asyncssh.listen(
+        "127.0.0.1", 0, server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+        authorized_client_keys=str(tmp_path / "authorized"), process_factory=session, sftp_factory=True, allow_scp=True,
+    ) as listening:  # fmt: skip
+        yield listening.get_port()
+
+
+async def finished(config: Path, *words: str) -> tuple[int, str, str]:
+    """hyperctl with the real OpenSSH."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cli", *words, f"--kubeconfig={config}", cwd=ROOT,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    assert done.returncode == 255 and "Traceback" not in done.stderr, done.stderr
-    assert heard[0].startswith(b"SSH-2.0-OpenSSH"), heard
+    out, err = await asyncio.wait_for(process.communicate(), 3 * PATIENCE)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_the_real_ssh_runs_a_command_in_the_guest(server: Published, guest: int, tmp_path: Path) -> None:
+    server.streams[f"{SUB}/virtualmachineinstances/testvm/portforward/22/tcp"] = relay(guest)
+    config = server.kubeconfig(tmp_path)
+    flags = (
+        "-i",
+        str(tmp_path / "id"),
+        f"--known-hosts={tmp_path / 'known'}",
+        "-t",
+        "-oStrictHostKeyChecking=accept-new",
+        "-t",
+        "-oHashKnownHosts=no",
+    )
+    code, out, err = await finished(config, "ssh", *flags, "me@vmi/testvm", "-c", "uname -a")
+    assert (code, out) == (7, "me ran uname -a\n"), err
+    assert (tmp_path / "known").read_text().startswith("vmi.testvm.default ssh-ed25519 ")
+
+
+async def test_the_real_scp_copies_both_ways(server: Published, guest: int, tmp_path: Path) -> None:
+    server.streams[f"{SUB}/virtualmachines/testvm/portforward/22/tcp"] = relay(guest)
+    config = server.kubeconfig(tmp_path)
+    flags = (
+        "-i",
+        str(tmp_path / "id"),
+        f"--known-hosts={tmp_path / 'known'}",
+        "-t",
+        "-oStrictHostKeyChecking=accept-new",
+        "-t",
+        "-oLogLevel=ERROR",
+        "-t",
+        "-O",  # asyncssh tells no exit code of the other protocol
+    )
+    content = os.urandom(200_000)
+    (tmp_path / "here").write_bytes(content)
+    remote = f"me@vm/testvm:{tmp_path / 'there'}"
+    assert await finished(config, "scp", *flags, str(tmp_path / "here"), remote) == (0, "", "")
+    assert (tmp_path / "there").read_bytes() == content
+    assert await finished(config, "scp", *flags, remote, str(tmp_path / "back")) == (0, "", "")
+    assert (tmp_path / "back").read_bytes() == content
+
+
+async def test_a_stranger_is_told_by_ssh_itself(server: Published, guest: int, tmp_path: Path) -> None:
+    server.streams[f"{SUB}/virtualmachineinstances/testvm/portforward/22/tcp"] = relay(guest)
+    flags = (f"--known-hosts={tmp_path / 'known'}", "-t", "-oStrictHostKeyChecking=yes")
+    code, _, err = await finished(server.kubeconfig(tmp_path), "ssh", *flags, "me@vmi/testvm")
+    assert code == 255 and "Host key verification failed" in err and "Traceback" not in err
 
 
 def test_without_a_client(hyperctl: Hyperctl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
