@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from bench import api_calls, cpu, delete, memory, start
+from bench import api_calls, console, cpu, delete, memory, start
 from bench.api import ApiFailure
 from bench.figures import Result, render
 from bench.options import Options
@@ -24,6 +24,7 @@ RUN = Path(os.environ.get("HYPERLET_RUN", str(ROOT / ".run")))
 BENCHES = {
     "memory": memory,
     "api-calls": api_calls,
+    "console": console,
     "delete": delete,
     "cpu": cpu,
     "start": start,
