@@ -98,8 +98,11 @@ def change(
             else:
                 waiting.append(f"domain.devices.interfaces[{name}]")
     gone = frozenset(name for name, (nic, _) in cards.items() if nic.state == ABSENT and _is_out(vmi, name))
-    left = [card for name, card in cards.items() if name not in gone]
-    spec = _with(vmi.spec, [nic for nic, _ in left], [network for _, network in left])
+    left = {name: card for name, card in cards.items() if name not in gone}
+    # Networks stay in their own order, which need not be that of the cards: what is the same is not written.
+    networks = [network for network in vmi.spec.networks or () if network.name in left]
+    networks += [network for name, (_, network) in left.items() if name not in now]
+    spec = _with(vmi.spec, [nic for nic, _ in left.values()], networks)
     # What the template alone still has was never plugged in, or has left the VMI in an earlier round.
     return Change(spec, waiting, gone | {name for name in absent(written) if name not in cards})
 

@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from api import names
 from api.configuration import KubeVirtConfiguration, NetworkConfiguration
@@ -276,6 +278,22 @@ def test_defaults_order_and_spelling_of_cards_need_no_restart() -> None:
     assert waiting(machine, instance) == [] and patches(machine, instance) == []
 
 
+def test_networks_in_another_order_than_their_cards_are_left_in_it() -> None:
+    crossed = spec(POD, RED)
+    crossed["networks"].reverse()
+    (create,) = [each for each in plan(Observed(vm=vm(spec=crossed), now=NOW)) if isinstance(each, Create)]
+    instance = alive(create.obj, shows=["default", "red"])
+    assert patches(vm(spec=crossed), instance) == [] and waiting(vm(spec=crossed), instance) == []
+    more = {**spec(POD, RED, BLUE), "networks": [*crossed["networks"], spec(BLUE)["networks"][0]]}
+    (patch,) = patches(vm(spec=more), instance)
+    assert [each["name"] for each in patch.patch["spec"]["networks"]] == ["red", "default", "blue"]
+    assert [each["name"] for each in patch.patch["spec"]["domain"]["devices"]["interfaces"]] == [
+        "default",
+        "red",
+        "blue",
+    ]
+
+
 def test_the_installations_binding_is_decided_at_the_start() -> None:
     instance = started({"name": "default"})
     unsaid = {key: value for key, value in SPEC.items() if key != "networks"}
@@ -299,3 +317,56 @@ def test_a_vm_that_has_ended_or_is_going_is_left_alone() -> None:
         started(POD), metadata=msgspec.structs.replace(started(POD).metadata, deletionTimestamp="2026-01-02T03:04:05Z")
     )
     assert patches(machine, going) == []
+
+
+# ---- whatever is asked for, it comes to rest
+
+PLUGGABLE = [{"name": name, "bridge": {}} for name in "abcd"]
+FIXED = [POD, DEVICE, {"name": "old", "bridge": {}, "model": "pcnet"}]
+STATES = st.sampled_from([None, "up", "down", "absent"])
+
+
+@st.composite
+def templates(draw: st.DrawFn) -> list[Json]:
+    """Some cards in some order, those that can be plugged in some state."""
+    plugged = draw(st.lists(st.sampled_from(PLUGGABLE), unique_by=lambda card: card["name"]))
+    states = [draw(STATES) for _ in plugged]
+    moving = [{**card, "state": state} if state else card for card, state in zip(plugged, states, strict=True)]
+    fixed = draw(st.lists(st.sampled_from(FIXED), unique_by=lambda card: card["name"]))
+    return draw(st.permutations(moving + fixed))
+
+
+def settled(cards: list[Json], instance: VirtualMachineInstance) -> tuple[list[Json], VirtualMachineInstance]:
+    """Template and VMI when nothing is done about them any more, with a handler that does what it is told."""
+    for _ in range(4):
+        shows = [nic.name for nic in instance.spec.domain.devices.interfaces or () if nic.state != "absent"]
+        instance = alive(msgspec.to_builtins(instance), shows=shows)
+        found = patches(vm(spec=spec(*cards)), instance)
+        if not found:
+            return cards, instance
+        for patch in found:
+            if patch.kind is VirtualMachineInstance:
+                document = msgspec.to_builtins(instance)
+                devices = patch.patch["spec"]["domain"]["devices"]
+                document["spec"] |= {"networks": patch.patch["spec"]["networks"]}
+                document["spec"]["domain"]["devices"] |= devices
+                instance = alive(document)
+            else:
+                left = patch.patch["spec"]["template"]["spec"]["domain"]["devices"]["interfaces"] or []
+                cards = [card for card in cards if card["name"] in {each["name"] for each in left}]
+    raise AssertionError("it is never done")
+
+
+@settings(max_examples=150, deadline=None)
+@given(templates(), templates())
+def test_every_change_comes_to_rest_at_what_was_asked_for(before: list[Json], after: list[Json]) -> None:
+    cards, instance = settled(after, started(*before))
+    assert not [card for card in cards if card.get("state") == "absent"]
+    wanted = {card["name"]: card.get("state") for card in after if card.get("state") != "absent"}
+    have = {nic.name: nic.state for nic in instance.spec.domain.devices.interfaces or ()}
+    movable = {card["name"] for card in PLUGGABLE}
+    assert {name: (state or "up") for name, state in have.items() if name in movable} == {
+        name: (state or "up") for name, state in wanted.items() if name in movable
+    }
+    changed = {card["name"] for card in FIXED if (card["name"] in have) != (card["name"] in wanted)}
+    assert set(waiting(vm(spec=spec(*cards)), instance)) == {f"domain.devices.interfaces[{name}]" for name in changed}
