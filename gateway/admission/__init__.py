@@ -28,6 +28,9 @@ def routes(app: web.Application, gateway: Gateway) -> None:
 async def _answer(request: web.Request, decide: Callable[[Request], Verdict]) -> web.Response:
     try:
         asked = review.parse(await request.read())
+        body = review.answer(asked, decide(asked))
     except BadReview as error:
         return web.Response(status=400, text=f"{error}\n")
-    return web.Response(body=review.answer(asked, decide(asked)), content_type="application/json")
+    except RecursionError:
+        return web.Response(status=400, text="the object is nested more deeply than any that is stored\n")
+    return web.Response(body=body, content_type="application/json")

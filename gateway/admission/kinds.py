@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from api import names
 from api.configuration import KubeVirtConfiguration
 from api.errors import Fault
@@ -41,17 +43,24 @@ OPERATIONS = ("CREATE", "UPDATE")
 
 
 def mutate(request: Request, configuration: KubeVirtConfiguration, namespace: str) -> Verdict:
-    """The defaults of an object. Never refuses."""
+    """The defaults of an object. Refuses what `validate` would refuse.
+
+    The API server looks at types and values after this and before `validate`: only here every fault is told at once.
+    """
     rules = _rules(request)
     if rules is None:
         return Verdict()
-    own = ownership.is_component(request, namespace)
-    if own and request.operation != "CREATE":
-        return Verdict()
-    patch = rules.mutate(request, configuration)
-    if not own and not rules.has_status:
-        patch = [*patch, *mutation.without_status(request)]
-    return Verdict(patch=patch)
+    if ownership.is_component(request, namespace):
+        patch = rules.mutate(request, configuration) if request.operation == "CREATE" else []
+        return Verdict(patch=patch)
+    dropped: list[Operation] = []
+    if not rules.has_status and request.operation == "CREATE" and (request.object or {}).get("status"):
+        # An object as `kubectl get` shows it: of other kinds the API server itself takes the status out.
+        dropped = [{"op": "remove", "path": "/status"}]
+        bare = {key: value for key, value in (request.object or {}).items() if key != "status"}
+        request = msgspec.structs.replace(request, object=bare)
+    faults = _faults(rules, request)
+    return Verdict(faults=faults, patch=[] if faults else [*rules.mutate(request, configuration), *dropped])
 
 
 def validate(request: Request, namespace: str) -> Verdict:
@@ -63,8 +72,14 @@ def validate(request: Request, namespace: str) -> Verdict:
     rules = _rules(request)
     if rules is None or ownership.is_component(request, namespace):
         return Verdict()
-    faults = list(rules.validate(request))
+    faults = _faults(rules, request)
     return Verdict(faults=faults, warnings=() if faults else rules.warn(request))
+
+
+def _faults(rules: Rules, request: Request) -> list[Fault]:
+    faults = list(rules.validate(request))
+    known = {fault.path for fault in faults}
+    return faults + [fault for fault in validation.dropped_fields(request) if fault.path not in known]
 
 
 def _rules(request: Request) -> Rules | None:

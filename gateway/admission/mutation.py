@@ -80,10 +80,3 @@ def _forget_identity(spec: Json) -> None:
     spec["domain"].get("firmware", {}).pop("uuid", None)
     for interface in spec["domain"]["devices"].get("interfaces", ()):
         interface.pop("macAddress", None)
-
-
-def without_status(request: Request) -> list[Operation]:
-    """The patch that takes the status out of an object that a person creates, such as one exported by `kubectl get`."""
-    if request.oldObject is None and (request.object or {}).get("status"):
-        return [{"op": "remove", "path": "/status"}]
-    return []

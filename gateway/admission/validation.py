@@ -3,13 +3,17 @@
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+
 from api import names, validate
 from api.codec import decode
 from api.errors import Fault, InvalidObject
+from api.shape import struct_shape, unknown_fields
 from api.vm import VirtualMachine
 from gateway.admission import ownership
 from gateway.admission.review import Request
 
+ANNOTATION_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 DIFFERENCES = 20
 """Paths told of a spec that was changed though it is fixed."""
 
@@ -61,6 +65,29 @@ def vm_warnings(request: Request) -> list[str]:
         return validate.warnings(decode(VirtualMachine, new))
     except InvalidObject:
         return []
+
+
+def dropped_fields(request: Request) -> Iterator[Fault]:
+    """Fields that nobody knows, as the manifest had them.
+
+    The API server has dropped them before anybody is asked (before 1.25 without a word); what `kubectl apply` and its
+    like sent still stands in an annotation. `kubectl` and newer servers look themselves.
+    """
+    text = _applied(request.object)
+    cls = validate.KINDS.get(request.kind.kind)
+    if text is None or cls is None or text == _applied(request.oldObject):
+        return
+    try:
+        manifest = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return  # somebody else's annotation of that name: what it holds is not ours to judge
+    yield from unknown_fields(struct_shape(cls), manifest)
+
+
+def _applied(document: dict[str, Any] | None) -> str | None:
+    text = _at(document, "metadata.annotations")
+    text = text.get(ANNOTATION_APPLIED) if isinstance(text, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def _spec_faults(new: dict[str, Any], old: dict[str, Any] | None) -> Iterator[Fault]:
