@@ -142,8 +142,11 @@ async def _serve(socket: str, uid: int) -> None:
 
         def plug(self, request: pb.SyncRequest) -> None:
             """The NICs of the domain, as a guest has it that gives back at once what it is asked for."""
-            interfaces = json.loads(request.vmi)["spec"]["domain"]["devices"].get("interfaces") or []
-            down = {nic["name"] for nic in interfaces if nic.get("state") == "down"}
+            document = json.loads(request.vmi)
+            down = set()
+            if request.nics:
+                interfaces = document["spec"]["domain"]["devices"]["interfaces"]
+                down = {nic["name"] for nic in interfaces if nic.get("state") == "down"}
             self.nics = [{"name": nic.name, "mac": nic.mac, "link_up": nic.name not in down} for nic in request.nics]
 
         async def publish(self, **fields: Any) -> None:
