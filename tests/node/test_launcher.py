@@ -224,6 +224,20 @@ def free_ports(xml: str) -> int:
     return sum(int(port.get("index", "0")) not in taken for port in ports)
 
 
+def test_a_virtual_function_that_is_not_there_is_told(pod: Pod) -> None:
+    function = {"PCIDEVICE_EXAMPLE_COM_FAST": "0000:fe:1f.7"}
+    pod.start(KUBEVIRT_RESOURCE_NAME_fast="example.com/fast", **function)
+    document = launcherlab.vmi(networks=[{"name": name, "multus": {"networkName": "a"}} for name in ("fast", "slow")])
+    interfaces = [{"name": "fast", "sriov": {}}]
+    document["spec"]["domain"]["devices"]["interfaces"] = interfaces
+    code, words = refusal(pod, document)
+    assert code == grpc.StatusCode.INTERNAL and "PCI" in words  # libvirt's, of this machine
+    interfaces.append({"name": "slow", "sriov": {}})
+    code, words = refusal(pod, document)
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert words.startswith("spec.domain.devices.interfaces[1].sriov: network 'slow' has no device: KUBEVIRT_RESOURCE_")
+
+
 def test_a_launcher_that_hears_nothing_stays(pod: Pod) -> None:
     pod.start()
     assert pod.report().state == pb.DOMAIN_STATE_NONE

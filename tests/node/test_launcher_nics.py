@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from launcher.domain import pci
 from protos import launcher_pb2 as pb
 from tests.node import netlab
 from tests.node.launcherguest import MAC, NIC, ask, document, running
@@ -67,6 +68,11 @@ def there(pod: Pod) -> list[str]:
         return []
 
 
+def dhcp_servers(network: netlab.Namespace) -> list[str]:
+    """Where DHCPv4 is served."""
+    return sorted(line.split()[3] for line in network.run("ss -Hlun sport = :67").splitlines())
+
+
 def kill_server(pod: Pod) -> None:
     """Ends the gRPC server, and waits for the next one."""
     victim = pod.child("-m\0launcher")
@@ -103,8 +109,9 @@ def test_a_card_comes_and_goes(guest: Guest) -> None:
     ]
     assert card(network)["mtu"] == 1300
     assert ask(network, "10.0.3.7")["bootId"] == boot
+    assert dhcp_servers(network) == ["0.0.0.0%k6t-blue:67", "0.0.0.0%k6t-eth0:67"]
     taken_out(guest)
-    assert not network.run("ss -Hlun sport = :67").count("k6t-blue")
+    assert dhcp_servers(network) == ["0.0.0.0%k6t-eth0:67"]
     plugged_in(guest)
     # Vanished from the VMI is as good as absent.
     pod.sync(document(), [NIC])
@@ -166,6 +173,40 @@ def test_one_card_that_fails_harms_nobody(guest: Guest) -> None:
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert pod.report().qemu_pid == first.qemu_pid
     taken_out(guest)
+
+
+def test_an_address_of_its_own_and_a_router_beyond_it(guest: Guest) -> None:
+    """What the bridge binding takes over from a CNI plugin that gives /32 addresses."""
+    pod, network, _ = guest
+    nic = copy.deepcopy(BLUE)
+    nic.dhcp4.CopyFrom(
+        pb.Dhcp4(device="k6t-blue", server="169.254.1.1", address="10.9.9.9", prefix=32, router="169.254.1.1")
+    )
+    network.run("ip addr add 169.254.1.1/32 dev k6t-blue; ip route add 10.9.9.9 dev k6t-blue src 169.254.1.1")
+    pod.sync(with_blue(), [NIC, nic])
+    wait_for(lambda: "10.9.9.9/32" in card(network).get("addresses", []), "the new card's address", 60)
+    # Its answer to the router, which is in no network of its own, comes over the route that DHCP gave it.
+    assert wait_for(lambda: ask(network, "10.9.9.9"), "an answer over that route", 30)
+    taken_out(guest)
+
+
+def test_more_cards_than_ports(guest: Guest) -> None:
+    pod, network, first = guest
+    numbers = range(2, pci.SPARE_PORTS + 3)
+    vmi, nics = copy.deepcopy(document()), [NIC]
+    for number in numbers:
+        network.run(f"ip tuntap add dev tap{number} mode tap user 107 group 107 vnet_hdr")
+        vmi["spec"]["domain"]["devices"]["interfaces"].append({"name": f"more{number}", "bridge": {}})
+        nics.append(pb.Nic(name=f"more{number}", tap=f"tap{number}", mac=f"02:00:00:00:02:{number:02x}"))
+    with pytest.raises(grpc.RpcError) as raised:
+        pod.sync(vmi, nics)
+    last = numbers[-1]
+    words = "no PCI slot is free; restart the VM, or take another device out first"
+    assert raised.value.details() == f"interface more{last}: it cannot be plugged into tap{last}: {words}"
+    assert there(pod) == ["default", *(f"more{number}" for number in numbers[:-1])]
+    pod.sync(document(), [NIC])
+    wait_for(lambda: there(pod) == ["default"], "the guest to let go of the cards", 60)
+    assert pod.report().qemu_pid == first.qemu_pid
 
 
 def test_a_guest_that_does_not_let_go_keeps_its_card(guest: Guest) -> None:
