@@ -103,9 +103,11 @@ def vnc(
     if (vnc_type is None) != (vnc_path is None):
         raise Problem("--vnc-type and --vnc-path need each other")
     choice = (vnc_type, vnc_path) if vnc_type and vnc_path else None
-    # Ctrl-C is how a proxy is meant to end.
-    with contextlib.suppress(*[KeyboardInterrupt] * proxy_only):
-        run(_vnc(settings, name, address if proxy_only else "127.0.0.1", port, proxy_only, choice))
+    if not proxy_only:
+        run(_vnc(settings, name, "127.0.0.1", port, False, choice))
+        return
+    with contextlib.suppress(KeyboardInterrupt):  # which is how a proxy is meant to end
+        run(_vnc(settings, name, address, port, True, choice))
 
 
 async def _vnc(
