@@ -16,12 +16,11 @@ from api import names
 from gateway.nodes import Nodes, refused
 from gateway.streams import CHUNK
 from gateway.subresources import status
+from kit.duplex import TAKEN
 from protos import launcher_pb2, node_pb2
 
 ATTACH_SECONDS = 10.0
 """How long a node may take to open a stream."""
-SETTLE_SECONDS = 0.2
-"""A call that is refused says "metadata" a moment before it says why."""
 
 Answer = TypeVar("Answer", launcher_pb2.ConsoleOutput, launcher_pb2.Chunk)
 
@@ -41,21 +40,16 @@ class Conversation(Generic[Answer]):
             # When this fails the answer says why.
             await self._call.write(first)
         self._next = asyncio.ensure_future(self._call.read())
-        taken = asyncio.ensure_future(self._call.initial_metadata())
         try:
-            done, _ = await asyncio.wait(
-                {self._next, taken}, timeout=ATTACH_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not done:
-                raise status.Refused(504, "Timeout", f"The handler of node {self._node} did not answer in time")
-            if not self._next.done():
-                await asyncio.wait({self._next}, timeout=SETTLE_SECONDS)
-        finally:
-            taken.cancel()
-        if self._next.done() and not self._next.cancelled():
-            error = self._next.exception()
-            if isinstance(error, grpc.aio.AioRpcError):
-                raise refused(error, self._node, names.KIND_VMI, self._name) from error
+            async with asyncio.timeout(ATTACH_SECONDS):
+                if TAKEN[0] in tuple(await self._call.initial_metadata()):
+                    return
+                # Refused: why comes next.
+                await asyncio.shield(self._next)
+        except TimeoutError:
+            raise status.Refused(504, "Timeout", f"The handler of node {self._node} did not answer in time") from None
+        except grpc.aio.AioRpcError as error:
+            raise refused(error, self._node, names.KIND_VMI, self._name) from error
 
     async def answer(self) -> Answer | None:
         """The node's next message. Raises Refused."""

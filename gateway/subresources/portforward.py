@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ipaddress
 from collections.abc import AsyncIterator
+from typing import cast
 
 from aiohttp import web
 from prometheus_client import Gauge
@@ -153,8 +154,8 @@ class _Datagrams(asyncio.DatagramProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Of asyncio."""
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        # Not asserted: asyncio's own transports derive from DatagramTransport since Python 3.12 only.
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def pause_writing(self) -> None:
         """Of asyncio."""

@@ -27,6 +27,7 @@ from gateway.server import application
 from gateway.subresources import serving
 from gateway.subresources.calls import Services
 from kit import tls
+from kit.duplex import TAKEN
 from kit.kube import Kube
 from kit.tls import Identity, Names
 from protos import launcher_pb2 as pb
@@ -193,7 +194,7 @@ class Node(node_pb2_grpc.NodeServicer):
     async def Console(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         self.firsts.append(await anext(aiter(requests)))
         await self._verb("Console", context)
-        await context.send_initial_metadata(())
+        await context.send_initial_metadata(TAKEN)
         self.open += 1
         try:
             for each in self.prints:
@@ -221,7 +222,7 @@ class Node(node_pb2_grpc.NodeServicer):
     async def Vnc(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         self.firsts.append(await anext(aiter(requests)))
         await self._verb("Vnc", context)
-        await context.send_initial_metadata(())
+        await context.send_initial_metadata(TAKEN)
         yield pb.Chunk(data=b"RFB 003.008\n")
         async for message in requests:
             yield pb.Chunk(data=message.chunk.data)
@@ -325,7 +326,8 @@ class World:
         """A WebSocket as the front proxy opens it."""
         path = path if path.startswith("/") else f"{ROOT}/{path}"
         headers = {"X-Remote-User": user, "X-Remote-Group": "devs"}
-        return self.proxy.ws_connect(path, headers=headers, protocols=["plain.kubevirt.io"], **more)
+        patience = aiohttp.ClientWSTimeout(ws_receive=10, ws_close=10)
+        return self.proxy.ws_connect(path, headers=headers, protocols=["plain.kubevirt.io"], timeout=patience, **more)
 
     async def close(self) -> None:
         for session in self._sessions:

@@ -1,0 +1,372 @@
+"""What is written into an object, what is refused and how that is told, and who may set what."""
+
+from __future__ import annotations
+
+import copy
+import json
+from base64 import b64decode
+from typing import Any
+
+import msgspec
+import pytest
+
+from api import names
+from api.configuration import KubeVirtConfiguration
+from api.errors import Fault
+from api.validate import validate_document
+from gateway.admission import kinds, ownership, patches, review
+from gateway.admission.review import Request, UserInfo, Verdict
+from tests.unit.api.machines import machine
+from tests.unit.kit.fakeapi import json_patched
+
+Json = dict[str, Any]
+NAMESPACE = "hyperlet"
+CONTROLLER = UserInfo(username="system:serviceaccount:hyperlet:hyperlet-controller")
+ALICE = UserInfo(username="alice", groups=["devs"])
+ROOT = UserInfo(username="kubernetes-admin", groups=["system:masters"])
+
+
+def asked(new: Json, old: Json | None = None, user: UserInfo = ALICE, **more: Any) -> Request:
+    kind = review.GroupVersionKind(group="kubevirt.io", version="v1", kind=new["kind"])
+    meta = new.get("metadata") or {}
+    return Request(
+        uid="u",
+        operation="UPDATE" if old is not None else "CREATE",
+        kind=kind,
+        name=meta.get("name"),
+        namespace="default",
+        userInfo=user,
+        object=new,
+        oldObject=old,
+        **more,
+    )
+
+
+def vmi(**metadata: Any) -> Json:
+    spec = machine()["spec"]["template"]["spec"]
+    meta = {"name": "small", "namespace": "default", **metadata}
+    return {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": meta, "spec": spec}
+
+
+def mutated(request: Request, **configuration: Any) -> Json:
+    """The object after the mutating webhook."""
+    verdict = kinds.mutate(request, KubeVirtConfiguration(**configuration), NAMESPACE)
+    assert not verdict.faults, verdict.faults
+    return json_patched(request.object or {}, list(verdict.patch))
+
+
+def refused(request: Request) -> dict[str, str]:
+    """Path → words of what the validating webhook refuses; the mutating one must say the same."""
+    verdict = kinds.validate(request, NAMESPACE)
+    assert kinds.mutate(request, KubeVirtConfiguration(), NAMESPACE).faults == verdict.faults
+    return {fault.path: fault.message for fault in verdict.faults}
+
+
+def changed(document: Json, path: str, value: Any) -> Json:
+    """A copy with one value replaced."""
+    new = copy.deepcopy(document)
+    *parents, last = path.split("/")
+    node = new
+    for parent in parents:
+        node = node.setdefault(parent, {})
+    node[last] = value
+    return new
+
+
+# ---- defaults
+
+
+def test_a_vm_that_names_little_shows_what_it_means() -> None:
+    bare = machine()
+    del bare["spec"]["runStrategy"], bare["spec"]["template"]["spec"]["networks"]
+    del bare["spec"]["template"]["spec"]["domain"]["devices"]["interfaces"]
+    seen = mutated(asked(bare), cpuModel="Haswell")["spec"]
+    spec = seen["template"]["spec"]
+    assert seen["runStrategy"] == "Halted"
+    assert spec["domain"]["machine"] == {"type": "q35"} and spec["architecture"] == "amd64"
+    assert spec["domain"]["cpu"] == {"model": "Haswell"}
+    assert spec["networks"] == [{"name": "default", "pod": {}}]
+    assert spec["domain"]["devices"]["interfaces"] == [{"name": "default", "masquerade": {}, "model": "virtio"}]
+
+
+def test_what_a_person_wrote_stays_as_it_is() -> None:
+    """Lists above all: a tool that compares would see a difference for ever. And no identity: VMs are copied."""
+    mine = machine({"domain.machine": {"type": "pc-q35-9.0"}, "domain.cpu": {"cores": 2, "model": "EPYC"}})
+    seen = mutated(asked(mine), machineType="q35", cpuModel="Haswell")
+    assert seen == changed(mine, "spec/template/spec/architecture", "amd64")
+
+
+def test_a_vm_that_declines_the_network_gets_none() -> None:
+    bare = machine({"domain.devices.autoattachPodInterface": False})
+    del (
+        bare["spec"]["template"]["spec"]["networks"],
+        bare["spec"]["template"]["spec"]["domain"]["devices"]["interfaces"],
+    )
+    spec = mutated(asked(bare))["spec"]["template"]["spec"]
+    assert "networks" not in spec and "interfaces" not in spec["domain"]["devices"]
+
+
+def test_running_is_left_to_itself() -> None:
+    mine = machine()
+    del mine["spec"]["runStrategy"]
+    mine["spec"]["running"] = False
+    assert "runStrategy" not in mutated(asked(mine))["spec"]
+
+
+def test_defaults_twice_are_defaults_once() -> None:
+    for document in (machine(), vmi()):
+        once = mutated(asked(document))
+        assert mutated(asked(once)) == once
+
+
+def test_a_vm_whose_spec_is_not_changed_is_left_alone() -> None:
+    old = machine()
+    new = changed(old, "metadata/labels", {"team": "blue"})
+    assert mutated(asked(new, old)) == new
+    stopped = changed(old, "spec/runStrategy", "Halted")
+    assert mutated(asked(stopped, old))["spec"]["template"]["spec"]["architecture"] == "amd64"
+
+
+def test_an_instance_gets_every_default() -> None:
+    spec = mutated(asked(vmi()))["spec"]
+    assert spec["terminationGracePeriodSeconds"] == 30 and spec["architecture"] == "amd64"
+    assert spec["domain"]["cpu"] == {"cores": 1, "sockets": 1, "threads": 1}
+    assert spec["domain"]["firmware"]["uuid"]
+    interface = spec["domain"]["devices"]["interfaces"][0]
+    assert interface["model"] == "virtio" and interface["macAddress"].startswith("02:")
+
+
+def test_addresses_are_stable_for_a_name_and_differ_between_names() -> None:
+    def mac(**metadata: Any) -> str | None:
+        found = mutated(asked(vmi(**metadata)))["spec"]["domain"]["devices"]["interfaces"][0]
+        return found.get("macAddress")
+
+    assert mac() == mac() != mac(name="other")
+    assert mac(namespace="default") == mac(namespace=None), "the namespace of the request counts"
+    assert mac(name=None, generateName="many-") is None, "two of no name yet must not be the same"
+
+
+def test_the_controllers_instance_is_complete_already() -> None:
+    whole = mutated(asked(vmi()))
+    assert kinds.mutate(asked(whole, user=CONTROLLER), KubeVirtConfiguration(), NAMESPACE).patch == []
+
+
+def test_a_status_that_a_person_brings_along_is_dropped() -> None:
+    """As the API server does for kinds that have a status subresource."""
+    exported = {**vmi(), "status": {"phase": "Running", "nodeName": "node-1"}}
+    assert "status" not in mutated(asked(exported))
+    mine = asked(exported, user=CONTROLLER)
+    assert mutated(mine)["status"] == exported["status"]
+
+
+def test_patches_only_add() -> None:
+    old = {"a": {"b~/c": 1, "mine": True}, "list": [{"x": 1}], "null": None}
+    new = {"a": {"b~/c": 2}, "list": [{"x": 1, "y": 2}, {"z": 3}], "null": {"w": 1}, "more": []}
+    operations = list(patches.additions(old, new))
+    assert json_patched(old, operations) == {
+        "a": {"b~/c": 2, "mine": True},
+        "list": [{"x": 1, "y": 2}, {"z": 3}],
+        "null": {"w": 1},
+        "more": [],
+    }
+    assert {"op": "replace", "path": "/a/b~0~1c", "value": 2} in operations
+
+
+# ---- faults
+
+
+def test_every_fault_is_told_at_once_with_its_path() -> None:
+    bad = machine(
+        {
+            "domain.devices.disks.1": {"name": "orphan"},
+            "domain.devices.gpus": [{"name": "g", "deviceName": "a/b"}],
+            "domain.memory.guest": "much",
+            "domain.cpu": {"cores": "two"},
+            "domain.devicez": {},
+            "/spec.runStrategy": "Sometimes",
+        }
+    )
+    paths = set(refused(asked(bad)))
+    prefix = "spec.template.spec.domain"
+    assert paths >= {
+        f"{prefix}.devices.disks[1].name",
+        f"{prefix}.devices.gpus",
+        f"{prefix}.memory.guest",
+        f"{prefix}.cpu.cores",
+        f"{prefix}.devicez",
+        "spec.runStrategy",
+    }
+
+
+@pytest.mark.parametrize("kind", kinds.RULES)
+def test_every_kind_is_validated(kind: str) -> None:
+    document = {"apiVersion": "kubevirt.io/v1", "kind": kind, "metadata": {"name": "x"}, "spec": {"nonsense": 1}}
+    assert refused(asked(document)) == {fault.path: fault.message for fault in validate_document(document)} != {}
+
+
+def test_a_name_that_is_too_long_is_refused() -> None:
+    assert "metadata.name" in refused(asked(changed(machine(), "metadata/name", "a" * 64)))
+
+
+def test_a_spec_that_was_stored_before_it_would_be_refused_hinders_nothing_else() -> None:
+    old = machine({"domain.devices.gpus": [{"name": "g", "deviceName": "a/b"}]})
+    assert refused(asked(old)) != {}
+    assert refused(asked(changed(old, "metadata/labels", {"a": "b"}), old)) == {}
+    assert refused(asked(changed(old, "spec/runStrategy", "Halted"), old)) != {}
+    deleting = changed(old, "metadata/deletionTimestamp", "2026-01-01T00:00:00Z")
+    assert refused(asked(changed(deleting, "metadata/finalizers", []), deleting)) == {}
+
+
+def test_what_the_api_server_dropped_is_told_by_what_was_applied() -> None:
+    wrong = machine({"domain.devices.diskz": []})
+    wrong["runStrategy"] = "Always"
+    applied = {"kubectl.kubernetes.io/last-applied-configuration": json.dumps(wrong)}
+    stored = changed(machine(), "metadata/annotations", applied)
+    found = refused(asked(stored))
+    assert set(found) == {"spec.template.spec.domain.devices.diskz", "runStrategy"}
+    assert "did you mean disks?" in found["spec.template.spec.domain.devices.diskz"]
+    assert refused(asked(changed(stored, "metadata/labels", {"a": "b"}), stored)) == {}, "it was told once"
+    for nonsense in ("{", "[]", "7", json.dumps({"kind": "Other"})):
+        odd = changed(machine(), "metadata/annotations", dict.fromkeys(applied, nonsense))
+        assert "spec" not in refused(asked(odd))
+
+
+# ---- who may set what
+
+
+def test_an_instances_spec_is_fixed() -> None:
+    old = vmi()
+    new = copy.deepcopy(old)
+    new["spec"]["domain"]["memory"]["guest"] = "1Gi"
+    new["spec"]["domain"]["devices"]["disks"].append({"name": "more"})
+    new["spec"]["nodeSelector"] = {"a": "b"}
+    found = refused(asked(new, old))
+    assert set(found) == {"spec.domain.memory.guest", "spec.domain.devices.disks", "spec.nodeSelector"}
+    assert all("VirtualMachine" in words for words in found.values())
+    assert refused(asked(new, old, ROOT)) == found, "even an administrator's change would have no effect"
+    assert kinds.validate(asked(new, old, CONTROLLER), NAMESPACE) == Verdict()
+
+
+def test_a_status_is_written_by_components_only() -> None:
+    old = {**vmi(), "status": {"phase": "Running", "nodeName": "node-1", "activePods": {"u": "node-1"}}}
+    for status in ({}, {"phase": "Succeeded"}, {**old["status"], "nodeName": "node-2"}, {**old["status"], "x": 1}):
+        new = {**old, "status": status}
+        assert set(refused(asked(new, old))) == {"status"}
+        assert kinds.validate(asked(new, old, CONTROLLER), NAMESPACE).faults == ()
+        assert kinds.validate(asked(new, old, ROOT), NAMESPACE).faults == []
+    assert refused(asked(changed(old, "metadata/labels", {"a": "b"}), old)) == {}
+    assert kinds.validate(asked({**vmi(), "status": {"phase": "Running"}}), NAMESPACE).faults
+
+
+@pytest.mark.parametrize("label", sorted(ownership.LABELS))
+def test_the_components_labels_are_theirs(label: str) -> None:
+    """A handler finds its instances by label: who sets it would have another node's handler look after them."""
+    for document, path in (
+        (vmi(), "metadata/labels"),
+        (machine(), "metadata/labels"),
+        (machine(), "spec/template/metadata/labels"),
+    ):
+        marked = changed(document, path, {label: "node-1"})
+        moved = changed(document, path, {label: "node-2"})
+        at = f"{path.replace('/', '.')}.{label}"
+        assert refused(asked(marked)) == {at: "is set by hyperlet itself"}
+        assert set(refused(asked(moved, marked))) == {at}
+        assert set(refused(asked(document, marked))) == {at}
+        assert refused(asked(marked, marked)) == {}
+        assert not kinds.validate(asked(marked, user=CONTROLLER), NAMESPACE).faults
+        assert not kinds.validate(asked(marked, user=ROOT), NAMESPACE).faults
+
+
+def test_the_components_annotations_and_finalizers_are_theirs() -> None:
+    for annotation in ownership.ANNOTATIONS:
+        assert refused(asked(changed(vmi(), "metadata/annotations", {annotation: "7"})))
+    for document, finalizer in ((vmi(), names.FINALIZER_VMI), (machine(), names.FINALIZER_VM)):
+        held = changed(document, "metadata/finalizers", ["other", finalizer])
+        free = changed(document, "metadata/finalizers", ["other"])
+        assert refused(asked(free, held)) == {}, "a manifest that is written anew: the controller puts it on again"
+        held, free = (changed(each, "metadata/deletionTimestamp", "2026-01-01T00:00:00Z") for each in (held, free))
+        assert set(refused(asked(free, held))) == {"metadata.finalizers"}
+        assert refused(asked(changed(held, "metadata/finalizers", [finalizer]), held)) == {}
+        assert not kinds.validate(asked(free, held, CONTROLLER), NAMESPACE).faults
+        assert not kinds.validate(asked(free, held, ROOT), NAMESPACE).faults
+
+
+@pytest.mark.parametrize(
+    "username",
+    [
+        "system:serviceaccount:default:hyperlet-controller",
+        "system:serviceaccount:hyperlet:hyperlet-controller2",
+        "system:serviceaccount:hyperlet:default",
+        "hyperlet-controller",
+        "system:serviceaccount:hyperlet-controller:hyperlet-controller",
+        "",
+    ],
+)
+def test_nobody_else_is_a_component(username: str) -> None:
+    new = {**vmi(), "status": {"phase": "Succeeded"}}
+    assert kinds.validate(asked(new, vmi(), UserInfo(username=username)), NAMESPACE).faults
+
+
+@pytest.mark.parametrize("account", ownership.COMPONENTS)
+def test_components_are_believed(account: str) -> None:
+    user = UserInfo(username=f"system:serviceaccount:hyperlet:{account}")
+    assert not kinds.validate(asked({**vmi(), "status": {"phase": "Succeeded"}}, vmi(), user), NAMESPACE).faults
+
+
+def test_other_resources_are_none_of_our_business() -> None:
+    request = asked({**vmi(), "spec": {"bad": 1}})
+    for other in (
+        {"subResource": "status"},
+        {"operation": "DELETE"},
+        {"kind": review.GroupVersionKind(group="apps", kind="VirtualMachine")},
+        {"kind": review.GroupVersionKind(group="kubevirt.io", kind="Later")},
+        {"object": None},
+    ):
+        assert kinds.validate(msgspec.structs.replace(request, **other), NAMESPACE) == Verdict()
+
+
+# ---- the answer
+
+
+def test_an_answer_is_one_that_the_api_server_hands_on() -> None:
+    request = asked(machine())
+    faults = [Fault("spec.a", names.FAULT_INVALID, "is wrong"), Fault("spec.b", names.FAULT_REQUIRED, "is missing")]
+    response = json.loads(review.answer(request, Verdict(faults=faults)))["response"]
+    assert response["uid"] == "u" and response["allowed"] is False
+    status = response["status"]
+    assert (status["code"], status["reason"]) == (422, "Invalid")
+    assert status["message"] == "spec.a: is wrong; spec.b: is missing"
+    assert status["details"] == {
+        "name": "small",
+        "group": "kubevirt.io",
+        "kind": "VirtualMachine",
+        "causes": [
+            {"reason": "FieldValueInvalid", "message": "is wrong", "field": "spec.a"},
+            {"reason": "FieldValueRequired", "message": "is missing", "field": "spec.b"},
+        ],
+    }
+
+
+def test_an_answer_is_bounded() -> None:
+    faults = [Fault(f"spec.{n}", names.FAULT_INVALID, "x" * 500) for n in range(1000)]
+    verdict = Verdict(faults=faults, warnings=["w" * 1000])
+    response = json.loads(review.answer(asked(machine()), verdict))["response"]
+    assert len(response["status"]["details"]["causes"]) == review.FAULT_LIMIT
+    assert len(response["status"]["message"]) == review.MESSAGE_LIMIT
+    assert len(response["warnings"][0]) == review.WARNING_LIMIT
+
+
+def test_an_answer_carries_patch_and_warnings() -> None:
+    verdict = Verdict(patch=[{"op": "add", "path": "/a", "value": 1}], warnings=["mind"])
+    response = json.loads(review.answer(asked(machine()), verdict))["response"]
+    assert response["allowed"] is True and response["patchType"] == "JSONPatch" and response["warnings"] == ["mind"]
+    assert json.loads(b64decode(response["patch"])) == verdict.patch
+    plain = json.loads(review.answer(asked(machine()), Verdict()))["response"]
+    assert plain == {"uid": "u", "allowed": True}
+
+
+def test_warnings_are_given_for_what_is_probably_not_meant() -> None:
+    mine = machine({"/spec.running": True})
+    del mine["spec"]["runStrategy"]
+    assert kinds.validate(asked(mine), NAMESPACE).warnings == ["spec.running is deprecated: use spec.runStrategy"]
+    assert kinds.validate(asked(mine, mine), NAMESPACE).warnings == []
