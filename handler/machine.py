@@ -26,6 +26,8 @@ class Machine:
     trouble: Trouble | None = None
     failures: int = 0
     retry_at: float = 0.0
+    tried: str = ""
+    """What the last try that failed was made for."""
     minor_since: float = 0.0
     retired: bool = False
     told: bool = False

@@ -52,6 +52,8 @@ class Observed:
     busy: bool = False
     trouble: Trouble | None = None
     retry_at: float = 0.0
+    tried: str = ""
+    """What the last try that failed was made for: whatever else comes is tried at once."""
     minor_since: float = 0.0
     kvm: str = ""
 
@@ -156,7 +158,8 @@ def _drive(seen: Observed, state: State) -> Iterator[Action]:
         return
     needs_sync = (seen.phase == names.PHASE_SCHEDULED and not state.runs) or _is_out_of_date(seen, state)
     if not seen.busy and (seen.brought is None or needs_sync or _is_unplugged(seen.brought, state)):
-        if seen.clock >= seen.retry_at:
+        assert seen.pod is not None
+        if seen.clock >= seen.retry_at or seen.tried != occasion(seen.vmi, seen.pod):
             yield Bring(needs_sync)
         else:
             yield Again(seen.retry_at - seen.clock + 0.01)
@@ -240,6 +243,12 @@ def digest(vmi: VirtualMachineInstance, pod: Pod) -> str:
     """Tells one spec from another, and one choice of networks of the pod from another."""
     networks = (pod.metadata.annotations or {}).get(nad.ANNOTATION_NETWORKS) or ""
     return hashlib.sha256(codec.encode(vmi.spec) + b"\0" + networks.encode()).hexdigest()[:16]
+
+
+def occasion(vmi: VirtualMachineInstance, pod: Pod) -> str:
+    """Tells one situation in which a VM is brought up from another: the spec, and what the pod is told of networks."""
+    told = (pod.metadata.annotations or {}).get(nad.ANNOTATION_STATUS) or ""
+    return f"{digest(vmi, pod)}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
 def owner_uid(pod: Pod) -> str:

@@ -19,7 +19,20 @@ from handler.containerd import PullRefused
 from handler.launchers import Launcher, SyncRefused
 from handler.machine import Machine
 from handler.network import InterfaceMissing
-from handler.plan import ENDED, Bring, Observed, Tell, Wait, Write, digest, has_started, is_active, owner_uid, plan
+from handler.plan import (
+    ENDED,
+    Bring,
+    Observed,
+    Tell,
+    Wait,
+    Write,
+    digest,
+    has_started,
+    is_active,
+    occasion,
+    owner_uid,
+    plan,
+)
 from handler.status import Trouble
 from handler.turns import Turns
 from kit import log
@@ -174,6 +187,7 @@ class Machines(Reconciler[Key, Observed]):
             busy=machine.busy,
             trouble=machine.trouble,
             retry_at=machine.retry_at,
+            tried=machine.tried,
             minor_since=machine.minor_since,
         )
 
@@ -250,15 +264,15 @@ class Machines(Reconciler[Key, Observed]):
                 **log.about(vmi),
             )
         except HyperletError as error:
-            self._note(observed.vmi, machine, error)
+            self._note(observed, machine, error)
         except Exception as error:
             self.log.exception("Bringing up a VM failed in a way nobody foresaw", **log.about(observed.vmi))
-            self._note(observed.vmi, machine, HyperletError(f"{type(error).__name__}: {error}"))
+            self._note(observed, machine, HyperletError(f"{type(error).__name__}: {error}"))
         finally:
             machine.task = None
             self.queue.add((observed.vmi.metadata.namespace or "", observed.vmi.metadata.name or ""))
 
-    def _note(self, vmi: VirtualMachineInstance, machine: Machine, error: HyperletError) -> None:
+    def _note(self, observed: Observed, machine: Machine, error: HyperletError) -> None:
         machine.failures += 1
         pause = min(LONGEST_PAUSE, 0.1 * 2 ** min(machine.failures, 20))
         reason = error.reason
@@ -268,6 +282,8 @@ class Machines(Reconciler[Key, Observed]):
                 reason = names.REASON_IMAGE_PULL_BACKOFF
         FAILURES.labels(reason).inc()
         machine.retry_at = time.monotonic() + pause
+        if observed.pod is not None:
+            machine.tried = occasion(observed.vmi, observed.pod)
         permanent = isinstance(error, SyncRefused) and error.permanent
         # A launcher that is starting, or starts again, is no news; nor is a network that is being joined.
         if not isinstance(error, LauncherUnavailable | InterfaceMissing) or machine.failures > 5:
@@ -277,7 +293,7 @@ class Machines(Reconciler[Key, Observed]):
             why=error.message,
             failures=machine.failures,
             again_in=None if permanent else round(pause, 1),
-            **log.about(vmi),
+            **log.about(observed.vmi),
         )
 
     async def close(self) -> None:

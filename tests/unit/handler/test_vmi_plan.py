@@ -24,6 +24,7 @@ from handler.plan import (
     Wait,
     Write,
     digest,
+    occasion,
     owner_uid,
     plan,
 )
@@ -176,7 +177,8 @@ def test_permanent_trouble_fails_the_vmi_once():
 
 def test_passing_trouble_is_said_once_and_tried_again():
     trouble = Trouble("ErrImagePull", "no such image")
-    observed = seen(State(), brought=False, trouble=trouble, retry_at=1010.0)
+    tried = occasion(vmi(), pod())
+    observed = seen(State(), brought=False, trouble=trouble, retry_at=1010.0, tried=tried)
     actions = plan(observed)
     assert isinstance(actions[0], Again) and len(written(actions)) == 1
     body = written(actions)[0].patch.body
@@ -185,6 +187,9 @@ def test_passing_trouble_is_said_once_and_tried_again():
     )
     assert written(plan(replace(observed, vmi=told))) == []
     assert plan(replace(observed, vmi=told, clock=1011.0)) == [Bring(sync=True)]
+    # Whatever may have changed it is not waited for.
+    joined = pod(metadata={"annotations": {"k8s.v1.cni.cncf.io/network-status": "[]"}})
+    assert plan(replace(observed, vmi=told, pod=joined)) == [Bring(sync=True)]
 
 
 def test_minor_news_wait_for_each_other():
