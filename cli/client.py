@@ -44,6 +44,8 @@ def _words(status: faults.Status) -> str:
     message = " ".join(status.message.split())
     if status.code == 401:
         return f"the API server does not accept these credentials: {message}"
+    if status.code == 503 and message == "service unavailable":
+        return "the API server does not reach hyperlet's gateway: is it running?"
     if status.code == 404 and ("could not find the requested resource" in message or "page not found" in message):
         return "this cluster does not serve that: is hyperlet installed, with its gateway?"
     return message

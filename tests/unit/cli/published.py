@@ -51,6 +51,8 @@ class Published:
         self.requests: list[Request] = []
         self.answers: dict[tuple[str, str], Any] = {}
         """By method and path: a document, bytes, or a list of them to be given one after another."""
+        self.codes: dict[tuple[str, str], int] = {}
+        """By method and path: the HTTP status of answers in bytes, if it is not 200."""
         self.streams: dict[str, Stream] = {}
         self.tokens = {"good"}
         self.open_streams = 0
@@ -115,7 +117,7 @@ class Published:
         if answer is None:
             answer = status(404, "NotFound", "the server could not find the requested resource")
         if isinstance(answer, bytes):
-            return web.Response(body=answer)
+            return web.Response(body=answer, status=self.codes.get((request.method, request.path), 200))
         return web.json_response(answer, status=answer.get("code", 200) if answer.get("kind") == "Status" else 200)
 
     async def _stream(self, request: web.Request, stream: Stream) -> web.StreamResponse:
