@@ -87,8 +87,8 @@ def _complain(words: str, code: int = 1) -> int:
 
 
 def _reader_gone() -> int:
-    """Nobody reads the output any more (`| head`): no reason to complain, nor to flush at the end."""
-    sys.stderr.close()
+    """Nobody reads the output any more (`| head`): no reason to complain, nor to try again when the program ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from cli.settings import Settings
 from kit.kubeconfig import Choice, ConfigError, load
 from tests.unit.cli.conftest import Hyperctl
 from tests.unit.cli.published import SUB, Published
+from tests.unit.cli.window import ROOT
 
 START = f"{SUB}/virtualmachines/testvm/start"
 
@@ -110,6 +113,17 @@ def test_every_command_can_be_loaded_and_explains_itself(hyperctl: Hyperctl) -> 
     for name in COMMANDS:
         result = hyperctl(name, "--help")
         assert result.code == 0 and result.out.startswith(f"Usage: hyperctl {name}"), name
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    script = "import sys; from cli.app import run; sys.exit(run(['create', 'vm']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
 
 
 def test_settings_survive_as_words() -> None:
