@@ -45,7 +45,7 @@ class Datagram(NamedTuple):
 class Wire:
     """A device's end of a wire, with everything that comes in by it from now on."""
 
-    def __init__(self, where: netlab.Namespace, device: str) -> None:
+    def __init__(self, where: netlab.Namespace, device: str, mac: str = "06:00:00:00:00:01") -> None:
         def body() -> socket.socket:
             with proc.Process(where.pid) as process, proc.closing(process.namespace("net")) as namespace:
                 proc.setns(namespace, proc.CLONE_NEWNET)
@@ -54,6 +54,7 @@ class Wire:
             return sock
 
         self._socket = proc.isolated_now(body)
+        self._mac = _bytes(mac)
         self._marks = 0
 
     def send(self, frame: bytes) -> None:
@@ -62,7 +63,7 @@ class Wire:
     def mark(self) -> bytes:
         """Sends a frame that says: what came before this is all."""
         self._marks += 1
-        frame = _bytes(BROADCAST) + b"\x06\0\0\0\0\x01" + struct.pack("!HQ", _MARK, self._marks) + bytes(40)
+        frame = _bytes(BROADCAST) + self._mac + struct.pack("!HQ", _MARK, self._marks) + bytes(40)
         self.send(frame)
         return frame
 
@@ -98,9 +99,9 @@ class Wire:
 
 
 @contextmanager
-def wires(one: tuple[netlab.Namespace, str], other: tuple[netlab.Namespace, str]):
-    """Two ends until the end of the block, from when frames pass in both directions."""
-    made = [Wire(*one), Wire(*other)]
+def wires(one: tuple[netlab.Namespace, str], other: tuple[netlab.Namespace, str], *macs: str):
+    """Two ends until the end of the block, from when frames pass in both directions. `macs`: who sends their marks."""
+    made = [Wire(*end, *macs[place : place + 1]) for place, end in enumerate((one, other))]
     try:
         for here, there in (made, made[::-1]):
             here.meets(there)
