@@ -20,7 +20,7 @@ from handler.launchers import Launcher
 from handler.limits import Busy, Limits
 from handler.reports import MAX_MESSAGE, text
 from kit import log, rpc
-from kit.duplex import until_one_ends
+from kit.duplex import TAKEN, until_one_ends
 from protos import launcher_pb2 as pb
 from protos import node_pb2, node_pb2_grpc
 
@@ -198,12 +198,23 @@ class NodeService(node_pb2_grpc.NodeServicer):
         """Carries messages both ways until either side, or this process, ends."""
 
         async def up() -> None:
-            await call.write(first)
-            async for message in inputs:
-                await call.write(message)
+            # When the launcher has ended the call, the other direction hears how, once all that came before is out.
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await call.write(first)
+                async for message in inputs:
+                    await call.write(message)
+                await call.done_writing()
+            await asyncio.Event().wait()
 
         async def down() -> None:
+            # Before any message: one that is cancelled on its way would take this with it, and the status would fail.
+            opened = TAKEN[0] in tuple(await call.initial_metadata())
+            if opened:
+                await context.send_initial_metadata(TAKEN)
             async for message in call:
+                if not opened:
+                    opened = True
+                    await context.send_initial_metadata(())
                 await context.write(check(message))
 
         async def closing() -> None:
@@ -212,10 +223,6 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
         try:
             await until_one_ends(up(), down(), closing())
-        except asyncio.InvalidStateError:
-            # The launcher has ended the call while we were writing to it.
-            if (code := await call.code()) is not grpc.StatusCode.OK:
-                await _abort(context, code, await call.details())
         finally:
             call.cancel()
 

@@ -4,6 +4,10 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+TAKEN = (("hyperlet-taken", "1"),)
+"""Initial metadata of a stream that its server has opened: the first message may be long in coming. One that is refused
+has none."""
+
 
 async def until_one_ends(*works: Coroutine[Any, Any, None]) -> None:
     """Runs them all; the end of one is the end of the others. Raises what made the first end."""

@@ -6,7 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
-from kit.duplex import until_one_ends
+from kit.duplex import TAKEN, until_one_ends
 from launcher.agent import text
 from launcher.machine import Refused
 from launcher.paths import Paths
@@ -39,6 +39,7 @@ class Streams:
                 await context.write(message)
 
         try:
+            await context.send_initial_metadata(TAKEN)
             await until_one_ends(take(), give())
         finally:
             self.hub.leave(viewer)
@@ -52,6 +53,7 @@ class Streams:
                 screen.connect(self._vnc)
             except OSError as error:
                 raise Refused("FAILED_PRECONDITION", _why(error)) from error
+            await context.send_initial_metadata(TAKEN)
 
             async def take() -> None:
                 async for request in requests:

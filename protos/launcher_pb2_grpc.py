@@ -197,15 +197,18 @@ class LauncherServicer:
 
     def Console(self, request_iterator, context):
         """The serial console. The first message opens it and carries no data. Everybody attached sees the same output, the
-        last screenful first; one of them, the one who came last without `watch`, types. Errors: FAILED_PRECONDITION (no
-        serial console, or the VM does not run). The stream ends when the VM does.
+        last screenful first; one of them, the one who came last without `watch`, types. The initial metadata
+        `hyperlet-taken: 1` say that the stream is open. Errors: FAILED_PRECONDITION (no serial console, or the VM does not
+        run), ALREADY_EXISTS (somebody types, and `takeover` was not asked for), RESOURCE_EXHAUSTED (too many people). The
+        stream ends when the VM does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Vnc(self, request_iterator, context):
-        """A VNC connection of its own for every call. The first message opens it and carries no data.
+        """A VNC connection of its own for every call, whoever else looks. The first message opens it and carries no data;
+        `hyperlet-taken` as above. Errors: FAILED_PRECONDITION (no screen, or the VM does not run).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -161,7 +161,9 @@ class NodeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Console(self, request_iterator, context):
-        """The first message names the VMI and opens the launcher's stream of the same name; the rest is passed on as it is.
+        """The first message names the VMI and opens the launcher's stream of the same name; the rest is passed on as it is, the
+        initial metadata `hyperlet-taken: 1` too. RESOURCE_EXHAUSTED: too many streams of this VM, or of this node.
+        UNAVAILABLE: the launcher, or this handler, starts again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

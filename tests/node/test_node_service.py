@@ -15,6 +15,7 @@ import pytest
 from api import names
 from guests import tiny
 from kit import rpc
+from kit.duplex import TAKEN
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc, node_pb2, node_pb2_grpc
 from tests.node.consolelab import PATIENCE, Person, Viewer
@@ -111,6 +112,19 @@ def test_log_in_and_be_taken_over(node: Any) -> None:
     bob.type("echo $((6*7))hello\n")
     for each in (alice, bob):
         each.see("42hello")
+        each.close()
+
+
+def test_who_is_let_in_knows_it_at_once(node: Any) -> None:
+    """Also where the guest has nothing to say: the gateway answers its client then, and not before."""
+    alice = person(node, "alice")
+    assert TAKEN[0] in tuple(alice.stream.call.initial_metadata())
+    mallory = person(node, "mallory")
+    assert TAKEN[0] not in tuple(mallory.stream.call.initial_metadata())
+    assert mallory.stream.rest() == []
+    looker = viewer(node)
+    assert TAKEN[0] in tuple(looker.stream.call.initial_metadata())
+    for each in (alice, mallory, looker):
         each.close()
 
 

@@ -16,6 +16,7 @@ from api import names
 from api.errors import LauncherUnavailable, NotFound
 from handler.limits import Limits
 from kit import rpc, tls
+from kit.duplex import TAKEN
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc, node_pb2, node_pb2_grpc
 from tests.unit.handler import nodelab
@@ -406,6 +407,27 @@ async def test_a_launcher_that_ends_or_refuses_ends_the_clients_side(authority: 
         with pytest.raises(grpc.aio.AioRpcError, match="alice") as caught:
             await call(client, "Console")
         assert code(caught) == "ALREADY_EXISTS"
+
+
+async def test_an_open_stream_is_known_before_its_first_byte_and_a_refused_one_too(authority: Authority) -> None:
+    async def silent(requests: Any, context: Any, wrap: Any) -> None:
+        await context.send_initial_metadata(TAKEN)
+        async for _ in requests:
+            pass
+
+    async def refuse(requests: Any, context: Any, wrap: Any) -> None:
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no serial console")
+
+    async with lab(authority) as (client, fake, _):
+        fake.console, fake.vnc = silent, refuse
+        stream = client.Console(timeout=20)
+        await stream.write(CALLS["Console"])
+        assert TAKEN[0] in tuple(await stream.initial_metadata())
+        stream.cancel()
+        stream = client.Vnc(timeout=20)
+        await stream.write(CALLS["Vnc"])
+        assert TAKEN[0] not in tuple(await stream.initial_metadata())
+        assert await stream.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 async def test_a_slow_client_stops_the_launcher(authority: Authority) -> None:
