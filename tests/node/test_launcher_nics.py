@@ -158,13 +158,16 @@ def test_one_card_that_fails_harms_nobody(guest: Guest) -> None:
         {"name": "lost", "bridge": {}},
         {"name": "slow", "bridge": {}},
     ]
-    lost = pb.Nic(name="lost", tap="tap9", mac="02:00:00:00:00:0d")
+    lost = pb.Nic(name="lost", tap="tap9", mac="02:00:00:00:00:0d", dhcp4=BLUE.dhcp4)
+    lost.dhcp4.device = "k6t-lost"
     with pytest.raises(grpc.RpcError) as raised:
         pod.sync(vmi, [NIC, BLUE, pb.Nic(name="old", tap="tap8", mac="02:00:00:00:00:0c"), lost])
     words = raised.value.details() or ""
     assert raised.value.code() == grpc.StatusCode.INTERNAL
     assert "interfaces[2].model: 'old' cannot be plugged in while the VM runs" in words
     assert "interface lost: it cannot be plugged into tap9: " in words
+    assert "interface lost: cannot serve DHCP: " in words
+    assert dhcp_servers(network) == ["0.0.0.0%k6t-blue:67", "0.0.0.0%k6t-eth0:67"]
     assert "slow" not in words  # it has no tap yet, and waits for it
     wait_for(lambda: "10.0.3.7/24" in card(network).get("addresses", []), "the good card's address", 60)
     assert there(pod) == ["default", "blue"]
