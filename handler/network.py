@@ -141,8 +141,11 @@ class _Attaching:
     def _taken(self, current: Current) -> dict[str, Taken]:
         """What the interfaces under bridges had, by interface, written down before anything is taken."""
         known = self._record.read()
-        there = {link.name: link.index for link in current.links.values()}
-        kept = {name: taken for name, taken in known.items() if there.get(name) == taken.index}
+        kept = {
+            name: taken
+            for name, taken in known.items()
+            if name in current.links and network_bridge.is_same(current.links[name], taken, self._pod_uid)
+        }
         for request in self._requests:
             if request.bridged:
                 link = link_of(current, request, self._requests, kept)

@@ -68,9 +68,15 @@ def taken_of(current: Current, link: Link) -> Taken:
     )
 
 
+def is_same(link: Link, taken: Taken, pod_uid: str) -> bool:
+    """Whether a record is about this very interface, not about another that had its name."""
+    return link.index == taken.index and link.mac in (taken.mac, local_mac(pod_uid, link.name))
+
+
 def recorded(current: Current, request: Request, link: Link, known: Taken | None) -> Taken:
-    """What the interface had before it was taken. Raises NetworkError if nobody knows any more."""
-    if known is not None and known.index == link.index:
+    """What the interface had before it was taken; `known`: what is on record of it. Raises NetworkError if nobody knows
+    any more."""
+    if known is not None:
         return known
     bridge, _ = names_of(link.name, request.on_pod_network)
     if link.master and bridge in current.links and current.links[bridge].index == link.master:

@@ -266,12 +266,17 @@ def test_another_mac_than_somebody_insists_on():
     assert network_bridge.guest_mac(replace(request, insists=False), BLUE_IF, BLUE_LINK.mac) == BLUE_LINK.mac
 
 
-def test_recorded_interface_is_known_by_its_index():
+def test_recorded_interface_is_known_by_its_index_and_mac():
     [request] = blue()
     seen = current(links=(LO, BLUE_LINK))
     old = Taken(5, "0a:00:00:00:00:99")
     assert network_bridge.recorded(seen, request, BLUE_LINK, old) is old
-    assert network_bridge.recorded(seen, request, BLUE_LINK, Taken(4, "x")).mac == BLUE_LINK.mac
+    assert network_bridge.recorded(seen, request, BLUE_LINK, None).mac == BLUE_LINK.mac
+    had = Taken(5, BLUE_LINK.mac)
+    emptied = replace(BLUE_LINK, mac=network_bridge.local_mac(UID, BLUE_IF))
+    assert network_bridge.is_same(BLUE_LINK, had, UID) and network_bridge.is_same(emptied, had, UID)
+    assert not network_bridge.is_same(BLUE_LINK, old, UID)
+    assert not network_bridge.is_same(replace(BLUE_LINK, index=4), had, UID)
     bridge = Link(8, f"k6t-{SHORT}", GATEWAY_MAC, 1400, True, 0, "bridge")
     under = replace(BLUE_LINK, master=8)
     with pytest.raises(NetworkError, match=r"record of what .* had is gone"):
