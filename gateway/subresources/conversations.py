@@ -102,6 +102,8 @@ async def conversation(
 class Console:
     """The serial console. What the launcher has to tell the person becomes a line of its own in the stream."""
 
+    whole = False
+
     def __init__(self, talk: Conversation[launcher_pb2.ConsoleOutput]) -> None:
         self._talk = talk
 
@@ -122,6 +124,8 @@ class Console:
 
 class Vnc:
     """The screen, as RFB."""
+
+    whole = False
 
     def __init__(self, talk: Conversation[launcher_pb2.Chunk]) -> None:
         self._talk = talk

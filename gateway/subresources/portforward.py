@@ -110,6 +110,8 @@ def _is_foreign(address: str) -> bool:
 class _Stream:
     """A TCP connection to the guest."""
 
+    whole = False
+
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
@@ -145,6 +147,8 @@ async def _tcp(address: str, port: int) -> AsyncIterator[Duplex]:
 
 class _Datagrams(asyncio.DatagramProtocol):
     """A UDP socket that only the guest's port can answer."""
+
+    whole = True
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[bytes] = asyncio.Queue(DATAGRAMS)

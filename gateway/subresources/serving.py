@@ -10,7 +10,7 @@ from gateway.authentication import FrontProxy
 from gateway.authorization import Attributes, Authorizer
 from gateway.context import Gateway
 from gateway.nodes import Nodes
-from gateway.streams import Streams
+from gateway.streams import Streams, hold_little
 from gateway.subresources import discovery, openapi, status
 from gateway.subresources.calls import Call, Services, check_names
 from gateway.subresources.endpoints import ENDPOINTS, VERSIONS, Endpoint
@@ -27,6 +27,7 @@ _log = log.logger(component="subresources")
 
 def routes(app: web.Application, gateway: Gateway) -> None:
     """Adds the aggregated API to the gateway's application."""
+    hold_little()
     services = Services(
         kube=gateway.kube,
         nodes=Nodes(gateway.kube, gateway.namespace, gateway.certificates),
