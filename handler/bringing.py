@@ -9,13 +9,14 @@ from typing import Protocol
 from api.errors import HyperletError, ImagePullFailed, NetworkError
 from api.k8s import Pod
 from api.vmi import VirtualMachineInstance
-from handler import images, network, network_record, network_status, volumes
-from handler.advertiser import Advertiser
+from handler import images, network_status, volumes
 from handler.images import Images
 from handler.launchers import Launcher
-from handler.network_lease import Attachment
-from handler.network_record import Record
-from handler.network_request import is_mac, requests_of
+from handler.network import record, setup
+from handler.network.advertiser import Advertiser
+from handler.network.lease import Attachment
+from handler.network.record import Record
+from handler.network.request import is_mac, requests_of
 from kit import log, proc
 
 _log = log.logger(component="bringing")
@@ -35,7 +36,7 @@ class Joining(Protocol):
 class Brought:
     """What was made, and what has to be let go of with the pod."""
 
-    made: network.Made = field(default_factory=network.Made)
+    made: setup.Made = field(default_factory=setup.Made)
     told: frozenset[str] = frozenset()
     """The pod's interfaces that its network-status tells of."""
     advertisers: dict[str, Advertiser] = field(default_factory=dict)
@@ -54,9 +55,9 @@ class Bringer:
     def __init__(
         self,
         provider: Images,
-        host_network: str = network.HOST,
+        host_network: str = setup.HOST,
         joining: Joining | None = None,
-        records: pathlib.Path = network_record.DIRECTORY,
+        records: pathlib.Path = record.DIRECTORY,
     ) -> None:
         self._images = provider
         self._host_network = host_network
@@ -90,7 +91,7 @@ class Bringer:
 
     async def _join(
         self, vmi: VirtualMachineInstance, pod: Pod, launcher: Launcher, before: Brought | None
-    ) -> tuple[network.Made, frozenset[str]]:
+    ) -> tuple[setup.Made, frozenset[str]]:
         """Has the pod's interfaces made, and from them the taps of the VM."""
         process = launcher.process
         requests = requests_of(vmi)
@@ -99,10 +100,10 @@ class Bringer:
             told = frozenset(await self._joining.ensure(pod, process))
         used = _used(launcher)
         if not (requests or used or (before and (before.made.attachments or before.made.going))):
-            return network.Made(), told  # a VM without a NIC may have any namespace
+            return setup.Made(), told  # a VM without a NIC may have any namespace
         record = Record(launcher.pod_uid, self._records)
         made = await proc.isolated(
-            lambda: network.attach(process, requests, record, launcher.pod_uid, used, self._host_network)
+            lambda: setup.attach(process, requests, record, launcher.pod_uid, used, self._host_network)
         )
         return replace(made, attachments=tuple(_with_mac(each, pod) for each in made.attachments)), told
 
@@ -142,7 +143,7 @@ class Bringer:
 
     def sweep(self, living: Collection[str]) -> int:
         """Removes the records of pods that are gone; how many. Raises OSError."""
-        return network_record.sweep(self._records, living)
+        return record.sweep(self._records, living)
 
 
 def _with_mac(attachment: Attachment, pod: Pod) -> Attachment:

@@ -15,8 +15,8 @@ from api import names
 from api.k8s import Pod
 from api.meta import format_time
 from api.vmi import VirtualMachineInstance
-from handler import nic
-from handler.network import Made
+from handler.network import nic
+from handler.network.setup import Made
 from handler.reports import State
 from protos import launcher_pb2 as pb
 

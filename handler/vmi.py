@@ -13,12 +13,12 @@ from api import codec, defaults, names
 from api.errors import ApiUnavailable, Conflict, HyperletError, LauncherUnavailable, NotFound
 from api.k8s import Pod
 from api.vmi import VirtualMachineInstance
-from handler import nic
 from handler.bringing import Bringer
 from handler.containerd import PullRefused
 from handler.launchers import Launcher, SyncRefused
 from handler.machine import Machine
-from handler.network import InterfaceMissing
+from handler.network import nic
+from handler.network.setup import InterfaceMissing
 from handler.plan import (
     ENDED,
     Bring,

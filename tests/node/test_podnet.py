@@ -9,11 +9,11 @@ import time
 import pytest
 
 from api.errors import NetworkError
-from handler import network, nft
-from handler.advertiser import Advertiser
-from handler.network_lease import Attachment
-from handler.network_record import Record
-from handler.network_request import GATEWAY_MAC, Request, Translated
+from handler.network import nft, setup
+from handler.network.advertiser import Advertiser
+from handler.network.lease import Attachment
+from handler.network.record import Record
+from handler.network.request import GATEWAY_MAC, Request, Translated
 from kit import proc
 from tests.node import netlab
 from tests.node.netlab import GUEST6, MAC, NODE4, NODE6, POD4, POD6, Namespace
@@ -46,17 +46,17 @@ def request(ports: tuple[nft.Forwarded, ...] = (), queues: int = 1, subnet: str 
     return Request("default", "", MAC, True, queues, Translated(*subnets, ports))
 
 
-def made(pod: Namespace, wanted: Request) -> network.Made:
+def made(pod: Namespace, wanted: Request) -> setup.Made:
     with proc.Process(pod.pid) as process:
-        return proc.isolated_now(lambda: network.attach(process, [wanted], RECORD, "uid", host=HOST))
+        return proc.isolated_now(lambda: setup.attach(process, [wanted], RECORD, "uid", host=HOST))
 
 
 def attach(pod: Namespace, wanted: Request) -> Attachment:
     return made(pod, wanted).attachments[0]
 
 
-def attaching(process: proc.Process, host: str) -> network.Made:
-    return network.attach(process, [request()], RECORD, "uid", host=host)
+def attaching(process: proc.Process, host: str) -> setup.Made:
+    return setup.attach(process, [request()], RECORD, "uid", host=host)
 
 
 def advertising(process: proc.Process, attachment: Attachment):

@@ -12,10 +12,10 @@ from api import codec
 from api.errors import NetworkError
 from api.networks import pod_interface
 from api.vmi import VirtualMachineInstance
-from handler import network, network_space, nic
-from handler.advertiser import Advertiser
-from handler.network_record import Record
-from handler.network_request import Request, Translated
+from handler.network import nic, setup, space
+from handler.network.advertiser import Advertiser
+from handler.network.record import Record
+from handler.network.request import Request, Translated
 from kit import proc
 from tests.node import netlab, wire
 from tests.node.netlab import NODE4, NODE6, POD4, POD6, Namespace
@@ -40,11 +40,11 @@ def records(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path / "nics"
 
 
-def attach(pod: Namespace, records: pathlib.Path, *requests: Request, **options) -> network.Made:
+def attach(pod: Namespace, records: pathlib.Path, *requests: Request, **options) -> setup.Made:
     """As a handler does that has just been started: it remembers nothing."""
     with proc.Process(pod.pid) as process:
         record = Record(UID, records)
-        return proc.isolated_now(lambda: network.attach(process, requests, record, UID, host=HOST, **options))
+        return proc.isolated_now(lambda: setup.attach(process, requests, record, UID, host=HOST, **options))
 
 
 def plug(node: Namespace, pod: Namespace, name: str, address: str = "", mtu: int = 1500) -> None:
@@ -323,7 +323,7 @@ def dying_after(steps: int):
         if not left[0]:
             raise Killed
         left[0] -= 1
-        network_space.perform(route, desired, step)
+        space.perform(route, desired, step)
 
     return perform
 
@@ -383,7 +383,7 @@ def test_plugged_in_and_out_and_in_again(records):
     with netlab.node_and_pod() as (node, pod):
         attach(pod, records, MASQUERADE)
         rules = pod.run("nft list table inet hyperlet")
-        with pytest.raises(network.InterfaceMissing):
+        with pytest.raises(setup.InterfaceMissing):
             attach(pod, records, MASQUERADE, Request("blue", BLUE))
         plug(node, pod, BLUE, f"{BLUE_POD}/24")
         given = mac_of(pod, BLUE)
@@ -416,5 +416,5 @@ def test_the_nodes_own_namespace_is_refused(records):
     with netlab.node_and_pod() as (_, pod), proc.Process(pod.pid) as process:
         host = f"/proc/{pod.pid}/ns/net"
         with pytest.raises(NetworkError, match="node's network namespace"):
-            proc.isolated_now(lambda: network.attach(process, [OWN], Record(UID, records), UID, host=host))
+            proc.isolated_now(lambda: setup.attach(process, [OWN], Record(UID, records), UID, host=host))
         assert "k6t-" not in pod.run("ip link") and POD4 in pod.run("ip addr") and not records.exists()

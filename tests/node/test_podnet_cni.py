@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from api.networks import pod_interface
-from handler import network
-from handler.network_record import Record
-from handler.network_request import Request
+from handler.network import setup
+from handler.network.record import Record
+from handler.network.request import Request
 from kit import proc
 from tests.node import netlab, wire
 from tests.node.attachlab import Node, PodHere, bridge, node
@@ -43,7 +43,7 @@ async def test_a_guest_speaks_with_its_own_mac_only_and_nothing_stays_when_it_le
     record = Record(here.uid, tmp_path / "nics")
     with proc.Process(pod.pid) as process:
         made = proc.isolated_now(
-            lambda: network.attach(process, [Request("blue", BLUE)], record, here.uid, host=node.lab.node.path)
+            lambda: setup.attach(process, [Request("blue", BLUE)], record, here.uid, host=node.lab.node.path)
         )
     [blue] = made.attachments
     assert blue.lease4 is not None and str(blue.lease4.address) == "192.0.2.2/24"

@@ -11,9 +11,9 @@ from api import codec
 from api.networks import pod_interface
 from api.vmi import VirtualMachineInstance
 from guests import tiny
-from handler import network, nic
-from handler.network_record import Record
-from handler.network_request import requests_of
+from handler.network import nic, setup
+from handler.network.record import Record
+from handler.network.request import requests_of
 from kit import proc
 from protos import launcher_pb2 as pb
 from tests.node import launcherguest, netlab
@@ -42,12 +42,12 @@ class Vm:
         vmi = codec.decode(VirtualMachineInstance, json.dumps(document))
         return self.pod.sync(document, nic.messages(vmi, self.attach(vmi)), 120)
 
-    def attach(self, vmi: VirtualMachineInstance) -> network.Made:
+    def attach(self, vmi: VirtualMachineInstance) -> setup.Made:
         """The node's side."""
         with proc.Process(self.namespace.pid) as process:
             record, used = Record("uid-1", self.records), ("default", "blue")
             return proc.isolated_now(
-                lambda: network.attach(process, requests_of(vmi), record, "uid-1", used, "/proc/self/ns/net")
+                lambda: setup.attach(process, requests_of(vmi), record, "uid-1", used, "/proc/self/ns/net")
             )
 
 

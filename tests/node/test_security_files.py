@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from api.errors import VolumeError
-from handler import resolver, volumes
+from handler import volumes
+from handler.network import resolver
 from kit import proc
 
 pytestmark = pytest.mark.node

@@ -10,10 +10,10 @@ from api import codec, defaults
 from api.errors import NetworkError
 from api.networks import pod_interface
 from api.vmi import VirtualMachineInstance
-from handler import network, network_bridge, nft
-from handler.network_record import Record, Taken, Way, sweep
-from handler.network_request import GATEWAY_MAC, requests_of
-from handler.network_space import Current, Desired, Step, difference
+from handler.network import bridge, nft, setup
+from handler.network.record import Record, Taken, Way, sweep
+from handler.network.request import GATEWAY_MAC, requests_of
+from handler.network.space import Current, Desired, Step, difference
 from kit.netlink import Address, Link, Route
 
 ETH0 = Link(2, "eth0", "0a:00:00:00:00:01", 1450, True, 0, "veth")
@@ -43,7 +43,7 @@ def current(*addresses, links=(LO, ETH0), routes=()):
 
 
 def composed(seen, requests, taken=None, going=None):
-    return network.compose(seen, requests, taken or {}, UID, going or {})
+    return setup.compose(seen, requests, taken or {}, UID, going or {})
 
 
 def words(seen, requests, **rest):
@@ -198,9 +198,9 @@ def blue(**nic):
 
 
 def test_names_fit_the_kernel():
-    assert network_bridge.names_of(BLUE_IF, False) == (f"k6t-{SHORT}", f"tap{SHORT}")
-    assert max(len(name) for name in network_bridge.names_of(BLUE_IF, False)) == 15
-    assert network_bridge.names_of("eth0", True) == ("k6t-eth0", "tap0")
+    assert bridge.names_of(BLUE_IF, False) == (f"k6t-{SHORT}", f"tap{SHORT}")
+    assert max(len(name) for name in bridge.names_of(BLUE_IF, False)) == 15
+    assert bridge.names_of("eth0", True) == ("k6t-eth0", "tap0")
 
 
 def test_what_an_interface_has():
@@ -213,7 +213,7 @@ def test_what_an_interface_has():
         Route(2, ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_address("10.1.1.9"), metric=100),
     )
     passing = Address(2, ipaddress.ip_interface("fd00:1::9/64"), 0, permanent=False)
-    taken = network_bridge.taken_of(current(POD, POD6, LINK_LOCAL, passing, routes=routes), ETH0)
+    taken = bridge.taken_of(current(POD, POD6, LINK_LOCAL, passing, routes=routes), ETH0)
     assert (taken.index, taken.mac) == (2, ETH0.mac)
     assert [str(address) for address in taken.addresses4 + taken.addresses6] == ["10.1.1.5/24", "fd00::5/64"]
     assert [(str(way.destination), way.gateway and str(way.gateway)) for way in taken.routes4] == [
@@ -223,7 +223,7 @@ def test_what_an_interface_has():
 @pytest.mark.parametrize("kind", ["macvlan", "ipvlan"])
 def test_a_device_with_one_mac_is_refused(kind):
     with pytest.raises(NetworkError, match=f"of the kind {kind}"):
-        network_bridge.taken_of(current(), replace(BLUE_LINK, kind=kind))
+        bridge.taken_of(current(), replace(BLUE_LINK, kind=kind))
 
 
 def test_bridge_with_address_takes_it_from_the_pod_and_gives_it_to_the_guest():
@@ -252,35 +252,35 @@ def test_bridge_without_address_serves_nothing_and_lets_dhcp_pass():
 
 
 def test_interface_that_is_not_there_yet():
-    with pytest.raises(network.InterfaceMissing, match=f"interface blue: the pod has no interface {BLUE_IF}"):
+    with pytest.raises(setup.InterfaceMissing, match=f"interface blue: the pod has no interface {BLUE_IF}"):
         composed(current(POD), blue())
 
 
 def test_another_mac_than_somebody_insists_on():
     [request] = blue(macAddress="02:00:00:00:00:77")
     with pytest.raises(NetworkError, match=f"interface blue.*{BLUE_LINK.mac} instead of 02:00:00:00:00:77"):
-        network_bridge.guest_mac(request, BLUE_IF, BLUE_LINK.mac)
-    assert network_bridge.guest_mac(request, BLUE_IF, request.mac) == request.mac
+        bridge.guest_mac(request, BLUE_IF, BLUE_LINK.mac)
+    assert bridge.guest_mac(request, BLUE_IF, request.mac) == request.mac
     # On the pod's own network nobody could be asked for one.
-    assert network_bridge.guest_mac(replace(request, interface=""), "eth0", ETH0.mac) == request.mac
-    assert network_bridge.guest_mac(replace(request, insists=False), BLUE_IF, BLUE_LINK.mac) == BLUE_LINK.mac
+    assert bridge.guest_mac(replace(request, interface=""), "eth0", ETH0.mac) == request.mac
+    assert bridge.guest_mac(replace(request, insists=False), BLUE_IF, BLUE_LINK.mac) == BLUE_LINK.mac
 
 
 def test_recorded_interface_is_known_by_its_index_and_mac():
     [request] = blue()
     seen = current(links=(LO, BLUE_LINK))
     old = Taken(5, "0a:00:00:00:00:99")
-    assert network_bridge.recorded(seen, request, BLUE_LINK, old) is old
-    assert network_bridge.recorded(seen, request, BLUE_LINK, None).mac == BLUE_LINK.mac
+    assert bridge.recorded(seen, request, BLUE_LINK, old) is old
+    assert bridge.recorded(seen, request, BLUE_LINK, None).mac == BLUE_LINK.mac
     had = Taken(5, BLUE_LINK.mac)
-    emptied = replace(BLUE_LINK, mac=network_bridge.local_mac(UID, BLUE_IF))
-    assert network_bridge.is_same(BLUE_LINK, had, UID) and network_bridge.is_same(emptied, had, UID)
-    assert not network_bridge.is_same(BLUE_LINK, old, UID)
-    assert not network_bridge.is_same(replace(BLUE_LINK, index=4), had, UID)
-    bridge = Link(8, f"k6t-{SHORT}", GATEWAY_MAC, 1400, True, 0, "bridge")
+    emptied = replace(BLUE_LINK, mac=bridge.local_mac(UID, BLUE_IF))
+    assert bridge.is_same(BLUE_LINK, had, UID) and bridge.is_same(emptied, had, UID)
+    assert not bridge.is_same(BLUE_LINK, old, UID)
+    assert not bridge.is_same(replace(BLUE_LINK, index=4), had, UID)
+    over = Link(8, f"k6t-{SHORT}", GATEWAY_MAC, 1400, True, 0, "bridge")
     under = replace(BLUE_LINK, master=8)
     with pytest.raises(NetworkError, match=r"record of what .* had is gone"):
-        network_bridge.recorded(current(links=(LO, under, bridge)), request, under, None)
+        bridge.recorded(current(links=(LO, under, over)), request, under, None)
 
 
 def test_the_pods_own_interface_is_found_again_when_its_address_is_taken():
@@ -288,7 +288,7 @@ def test_the_pods_own_interface_is_found_again_when_its_address_is_taken():
     taken = {BLUE_IF: Taken(5, "x"), "net0": Taken(7, "y")}
     net0 = Link(7, "net0", "06:00:00:00:00:01", 1500, True, 8, "veth")
     seen = current(Address(5, ipaddress.ip_interface("10.7.0.9/24"), 0), links=(LO, BLUE_LINK, net0))
-    assert network.link_of(seen, requests[0], requests, taken) is net0
+    assert setup.link_of(seen, requests[0], requests, taken) is net0
 
 
 def test_leftovers_go_first_and_what_is_used_stays():

@@ -10,13 +10,14 @@ from api import codec
 from api.k8s import Pod
 from api.networks import pod_interface
 from api.vmi import VirtualMachineInstance
-from handler import bringing, nic, reports
-from handler.network import Made
-from handler.network_lease import Attachment, Lease4
-from handler.network_record import Way
-from handler.network_request import Request
+from handler import bringing, reports
+from handler.network import nic
+from handler.network.lease import Attachment, Lease4
+from handler.network.record import Way
+from handler.network.request import Request
+from handler.network.resolver import Resolver
+from handler.network.setup import Made
 from handler.reports import GuestInterface, NicInfo, State
-from handler.resolver import Resolver
 from protos import launcher_pb2 as pb
 from tests.node import fakekube
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.errors import ImagePullFailed, NetworkError
-from handler import advertiser, containerd, heartbeat, kvm, nft, resolver
+from handler import containerd, heartbeat, kvm
 from handler.deviceplugin import openable
+from handler.network import advertiser, nft, resolver
 
 
 @pytest.mark.parametrize("reference", ["a", " a:1 ", "localhost:5000/a/b:v1", "r.test/a@sha256:" + "0" * 64])

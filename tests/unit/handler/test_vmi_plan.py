@@ -11,9 +11,9 @@ from api.k8s import Pod
 from api.vmi import VirtualMachineInstance
 from handler import status
 from handler.bringing import Brought
-from handler.network import Made
-from handler.network_lease import Attachment
-from handler.network_request import Request
+from handler.network.lease import Attachment
+from handler.network.request import Request
+from handler.network.setup import Made
 from handler.plan import (
     LOST_SECONDS,
     SILENCE_SECONDS,

@@ -13,9 +13,10 @@ import grpc.aio
 import pytest
 import structlog
 
-from handler import advertiser, containerd, images, launchers
+from handler import containerd, images, launchers
 from handler.images import Images
 from handler.launchers import Launcher
+from handler.network import advertiser
 from kit import log, proc, rpc
 from protos import launcher_pb2 as pb
 

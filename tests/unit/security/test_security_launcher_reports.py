@@ -7,7 +7,7 @@ import msgspec
 from api.k8s import Pod
 from api.vmi import VirtualMachineInstance
 from handler import reports, status
-from handler.network import Made
+from handler.network.setup import Made
 from handler.reports import Disk, GuestInterface, State
 from protos import launcher_pb2 as pb
 from tests.node import fakekube

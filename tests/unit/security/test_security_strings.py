@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from api.errors import NetworkError
-from handler import nft
+from handler.network import nft
 from kit import log
 from launcher.domain import types
 

@@ -1,7 +1,7 @@
 """The bridge binding: the guest takes over the MAC, addresses and routes of the pod's interface.
 
 The interface stays under its name, so that whoever made it can take it away again, but it has no identity of its own
-left: addresses gone, another MAC, no IPv6. What it had is kept by `handler.network_record`.
+left: addresses gone, another MAC, no IPv6. What it had is kept by `handler.network.record`.
 """
 
 import hashlib
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 
 from api.errors import NetworkError
 from api.networks import pod_interface
-from handler import nft
-from handler.network_lease import Attachment, Lease4, Router6
-from handler.network_masquerade import POD_TAP
-from handler.network_record import Taken, Way
-from handler.network_request import Request
-from handler.network_space import BRIDGE, TAP, Current, Devices, Emptied, no_ipv6
+from handler.network import nft
+from handler.network.lease import Attachment, Lease4, Router6
+from handler.network.masquerade import POD_TAP
+from handler.network.record import Taken, Way
+from handler.network.request import Request
+from handler.network.space import BRIDGE, TAP, Current, Devices, Emptied, no_ipv6
 from kit.netlink import Interface, Link
 
 SERVER4 = ipaddress.IPv4Interface("169.254.75.10/32")

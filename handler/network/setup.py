@@ -1,7 +1,7 @@
 """The networks of a VM: from the pod's interfaces to the taps of its guest, in the launcher's network namespace.
 
 Read what is there, compose what should be, apply the difference: a handler that starts again finds nothing to do.
-`network_masquerade` and `network_bridge` compose what their binding needs, `network_space` knows the namespace.
+`masquerade` and `bridge` compose what their binding needs, `space` knows the namespace.
 """
 
 import os
@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 
 from api.errors import NetworkError
 from api.networks import pod_interface
-from handler import network_bridge, network_masquerade, nft, resolver
-from handler.network_lease import Attachment
-from handler.network_record import Record, Taken
-from handler.network_request import Request
-from handler.network_space import (
+from handler.network import bridge, masquerade, nft, resolver
+from handler.network.lease import Attachment
+from handler.network.record import Record, Taken
+from handler.network.request import Request
+from handler.network.resolver import Resolver
+from handler.network.space import (
     Current,
     Desired,
     Devices,
@@ -26,7 +27,6 @@ from handler.network_space import (
     perform,
     with_sysctls,
 )
-from handler.resolver import Resolver
 from kit import proc
 from kit.netlink import Link, Netlink
 
@@ -132,7 +132,7 @@ class _Attaching:
         """Bridge and tap of what nobody asks for and the launcher still uses, by name."""
         asked = {request.name for request in self._requests}
         pairs = {
-            name: network_bridge.names_of(pod_interface(name), on_pod_network=False)
+            name: bridge.names_of(pod_interface(name), on_pod_network=False)
             for name in self._used or ()
             if name not in asked
         }
@@ -144,12 +144,12 @@ class _Attaching:
         kept = {
             name: taken
             for name, taken in known.items()
-            if name in current.links and network_bridge.is_same(current.links[name], taken, self._pod_uid)
+            if name in current.links and bridge.is_same(current.links[name], taken, self._pod_uid)
         }
         for request in self._requests:
             if request.bridged:
                 link = link_of(current, request, self._requests, kept)
-                kept[link.name] = network_bridge.recorded(current, request, link, kept.get(link.name))
+                kept[link.name] = bridge.recorded(current, request, link, kept.get(link.name))
         if kept != known:
             self._record.write(kept)
         return kept
@@ -174,16 +174,16 @@ def compose(
             continue
         link = link_of(current, request, requests, taken)
         if request.translated is not None:
-            attachment, made, table = network_masquerade.compose(current, link, request)
+            attachment, made, table = masquerade.compose(current, link, request)
             masquerades.append(table)
-            sysctls |= network_masquerade.space_sysctls(made)
+            sysctls |= masquerade.space_sysctls(made)
         else:
-            attachment, made, rules = network_bridge.compose(link, request, taken[link.name], pod_uid)
+            attachment, made, rules = bridge.compose(link, request, taken[link.name], pod_uid)
             bridged.append(rules)
-            sysctls |= network_bridge.space_sysctls()
+            sysctls |= bridge.space_sysctls()
         attachments.append(attachment)
         devices.append(made)
-    bridged += network_bridge.lingering(going, taken)
+    bridged += bridge.lingering(going, taken)
     # A record tells that there were bridges, whose rules may be there still.
     tables = masquerades + ([nft.BridgeRules(tuple(bridged))] if bridged or taken else [])
     kept = frozenset(name for pair in going.values() for name in pair)

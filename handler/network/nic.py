@@ -5,8 +5,8 @@ from typing import Any
 
 from api import names
 from api.vmi import VirtualMachineInstance
-from handler.network import Made
-from handler.network_lease import Attachment
+from handler.network.lease import Attachment
+from handler.network.setup import Made
 from handler.reports import GuestInterface, NicInfo, State
 from protos import launcher_pb2 as pb
 

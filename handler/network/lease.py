@@ -3,8 +3,8 @@
 import ipaddress
 from dataclasses import dataclass, field
 
-from handler.network_record import Way
-from handler.network_request import Request
+from handler.network.record import Way
+from handler.network.request import Request
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -8,7 +8,7 @@ from api import defaults
 from api.errors import NetworkError
 from api.networks import Interface, Network, pod_interface
 from api.vmi import VirtualMachineInstance
-from handler import nft
+from handler.network import nft
 
 GATEWAY_MAC = "02:00:00:00:00:01"
 DEFAULT_SUBNET4 = "10.0.2.0/24"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from api import names
 from api.errors import NetworkError
-from handler import nft
+from handler.network import nft
 from kit import netlink
 from kit.netlink import Address, Link, Netlink, Route
 

@@ -3,10 +3,10 @@
 import ipaddress
 
 from api.errors import NetworkError
-from handler import nft
-from handler.network_lease import Attachment, Lease4, Router6
-from handler.network_request import GATEWAY_MAC, Request, Translated
-from handler.network_space import BRIDGE, TAP, Current, Devices, no_ipv6
+from handler.network import nft
+from handler.network.lease import Attachment, Lease4, Router6
+from handler.network.request import GATEWAY_MAC, Request, Translated
+from handler.network.space import BRIDGE, TAP, Current, Devices, no_ipv6
 from kit.netlink import Interface, Link
 
 POD_TAP = f"{TAP}0"

@@ -11,7 +11,7 @@ import socket
 import struct
 from ipaddress import IPv6Interface
 
-from handler.network_lease import Router6
+from handler.network.lease import Router6
 from kit import proc
 
 _ROUTER_SOLICITATION, _ROUTER_ADVERTISEMENT = 133, 134
