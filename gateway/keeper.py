@@ -5,6 +5,7 @@ read what he wrote.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +48,7 @@ class Keeper:
         self.trouble: str | None = "the certificates are not there yet"
         """None when the last round was fine, else what is wrong."""
         self.was_fine = False
-        """Whether any round was fine: from then on the API server can call us, though it be away for a while."""
+        """Whether in any round all was in place that is there: from then on the API server can call us."""
 
     @property
     def stores(self) -> list[Store[Any]]:
@@ -71,7 +72,7 @@ class Keeper:
         self._changed.clear()
         try:
             await self.look()
-            self.was_fine, self.trouble = True, None
+            self.trouble = None
             pause = min(LOOK_SECONDS, max(self._certificates.due(), 0.05))
         except Conflict:
             pause = RETRY_SECONDS  # another replica was first: the watch brings what it wrote
@@ -79,10 +80,9 @@ class Keeper:
             if self.trouble != error.message:
                 _log.warning("Certificates are not all in place: trying again", why=error.message)
             self.trouble, pause = error.message, RETRY_SECONDS
-        try:
-            await asyncio.wait_for(self._changed.wait(), pause)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._changed.wait()
 
     async def look(self) -> None:
         """One round: authorities, leaves, bundles. Raises HyperletError for what could not be done."""
@@ -94,6 +94,12 @@ class Keeper:
         problems = [problem for target in self._targets if (problem := await self._inject(*target, bundle))]
         if problems:
             raise ApiUnavailable("; ".join(problems))
+        self.was_fine = True
+        if missing := [
+            f"{kind.__name__} {name}" for kind, name, store in self._targets if store.get(None, name) is None
+        ]:
+            # Whoever took it away may have meant it: what is left is served.
+            raise ApiUnavailable(f"not there: {', '.join(missing)}: apply the manifests")
 
     async def _authorities(self) -> dict[str, list[Authority]]:
         """The authorities of every purpose, those that are due made and the Secret written."""
@@ -133,9 +139,7 @@ class Keeper:
     async def _inject(self, kind: type[Any], name: str, store: Store[Any], bundle: bytes) -> str | None:
         """Puts the bundle where the API server looks; says what hinders it."""
         target = store.get(None, name)
-        if target is None:
-            return f"{kind.__name__} {name} is not there: apply the manifests"
-        patch = injection.patch(target, bundle)
+        patch = injection.patch(target, bundle) if target is not None else []
         if not patch:
             return None
         try:

@@ -26,7 +26,9 @@ from tests.unit.kit.fakeapi import FakeApi, json_patched
 Json = dict[str, Any]
 PATHS = (admission.MUTATE, admission.VALIDATE)
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12)
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=12)
+)
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
 )

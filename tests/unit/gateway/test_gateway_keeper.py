@@ -172,6 +172,17 @@ async def test_what_is_missing_is_said_in_words(api: FakeApi, tmp_path: Path) ->
         await replica.until(lambda: replica.keeper.was_fine)
 
 
+async def test_a_configuration_that_is_taken_away_is_told_and_the_rest_served(api: FakeApi, tmp_path: Path) -> None:
+    await furnish(api)
+    await api.remove("mutatingwebhookconfigurations", injection.NAME, namespace="")
+    async with Replica(api, tmp_path) as replica:
+        await replica.until(lambda: replica.keeper.was_fine)
+        await replica.until(lambda: "MutatingWebhookConfiguration" in (replica.keeper.trouble or ""))
+        await api.put("mutatingwebhookconfigurations", configuration("one"))
+        await replica.until(lambda: replica.keeper.trouble is None)
+        assert None not in bundles(api)
+
+
 async def test_a_refused_injection_is_told_and_the_others_are_made(api: FakeApi, tmp_path: Path) -> None:
     await furnish(api)
 
