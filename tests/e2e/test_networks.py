@@ -1,0 +1,415 @@
+"""Virtual machines and pods on networks of the house: a bridge of the nodes, joined through network definitions."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+import yaml
+
+from tests.e2e.manifests import booting, cloud_init, idle
+from tests.e2e.processes import processes
+from tests.e2e.support import EXISTING, ROOT, SYSTEM, Json, Machine, Space, conditions, project, wait_for
+
+SEEDS = ROOT / "tests" / "golden" / "seed-manifests"
+HANDLERS = "--selector=kubevirt.io=virt-handler"
+NODES = ("node1", "node2")
+MAC = {"left": "02:00:00:00:93:0b", "right": "02:00:00:00:93:0c"}
+EXTRA_MAC = "02:00:00:00:93:0e"
+# Of IPv6: nothing on this network gives addresses away, and the guest's DHCP client clears IPv4 ones while it asks.
+ADDRESS = {"left": "fd00:93::11", "right": "fd00:93::12"}
+
+
+def seed(name: str) -> Json:
+    manifest: Json = yaml.safe_load((SEEDS / name).read_text())
+    return manifest
+
+
+def network(name: str, bridge: str = "br1", **config: object) -> Json:
+    """A NetworkAttachmentDefinition of a bridge, which has VMs go where that is."""
+    conf = {"cniVersion": "1.0.0", "name": name, "type": "cnv-bridge", "bridge": bridge, **config}
+    return {
+        "apiVersion": "k8s.cni.cncf.io/v1",
+        "kind": "NetworkAttachmentDefinition",
+        "metadata": {
+            "name": name,
+            "annotations": {"k8s.v1.cni.cncf.io/resourceName": f"bridge.network.kubevirt.io/{bridge}"},
+        },
+        "spec": {"config": json.dumps(conf)},
+    }
+
+
+def addresses(subnet: str) -> Json:
+    return {"type": "host-local", "ranges": [[{"subnet": subnet}]]}
+
+
+def nics(*secondary: tuple[str, str, Json], pod: Json | None = None) -> dict[str, object]:
+    """The interfaces and networks of an instance: on the pod network (masquerade unless `pod` says otherwise), then
+    (name, definition, more of the interface) for each bridge."""
+    first = {"name": "default", **(pod or {"masquerade": {}})}
+    return {
+        "domain": {
+            "devices": {"interfaces": [first, *({"name": name, "bridge": {}, **more} for name, _, more in secondary)]}
+        },
+        "networks": [
+            {"name": "default", "pod": {}},
+            *({"name": name, "multus": {"networkName": nad}} for name, nad, _ in secondary),
+        ],
+    }
+
+
+def on(node: str) -> dict[str, str]:
+    return {"kubernetes.io/hostname": node}
+
+
+def setup_of(name: str, then: str = "true") -> str:
+    """Cloud-init that gives the guest's card on the bridge an address."""
+    card = f"$(grep -l {MAC[name]} /sys/class/net/*/address | cut -d/ -f5)"
+    lines = [f"ip addr add {ADDRESS[name]}/64 dev {card}", then]
+    return "#cloud-config\nruncmd:\n" + "".join(f"  - {json.dumps(line)}\n" for line in lines)
+
+
+LISTENING = (
+    f"(while :; do printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {ADDRESS['left']} 80 | "
+    "grep -q hostname...left && echo heard left >/dev/ttyS0; sleep 1; done) &"
+)
+"""What right does for ever: it says on its console what it hears from left over the bridge."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def house(space: Space) -> Iterator[None]:
+    """The bridge on both nodes (as `make up` makes it), and the definition of the users' documents."""
+    if EXISTING:
+        pytest.skip("needs nodes of its own")
+    project("cluster", "bridge", "br1", "--port", "eth1")
+    space.apply(seed("nad-br1-public.yaml"))
+    yield
+
+
+@pytest.fixture(scope="module")
+def left(space: Space, house: None) -> Machine:
+    return space.machine(
+        booting(
+            "left",
+            cloud_init(setup_of("left")),
+            nodeSelector=on("node1"),
+            **nics(("lan", "br1-public", {"macAddress": MAC["left"]})),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def right(space: Space, left: Machine) -> Machine:
+    machine = space.machine(
+        booting(
+            "right",
+            cloud_init(setup_of("right", LISTENING)),
+            nodeSelector=on("node2"),
+            **nics(("lan", "br1-public", {"macAddress": MAC["right"].upper().replace(":", "-")})),
+        )
+    )
+    left.until_status("Running")
+    return machine.until_status("Running")
+
+
+def heard(machine: Machine) -> int:
+    """How often right has heard left."""
+    return machine.log().count("heard left")
+
+
+def hears(right: Machine, what: str) -> None:
+    """Wait until right has heard left twice more: one answer may have been under way."""
+    before = heard(right)
+    wait_for(lambda: heard(right) >= before + 2, what, seconds=60, explain=right.story)
+
+
+def card(machine: Machine, mac: str) -> Json | None:
+    """The guest's card with that address."""
+    return next((each for each in machine.guest().report()["interfaces"] if each["mac"] == mac), None)
+
+
+def interface(machine: Machine, name: str) -> Json:
+    """An interface of the VMI's status; empty if it is not there."""
+    found = ((machine.vmi() or {}).get("status") or {}).get("interfaces") or []
+    return next((each for each in found if each.get("name") == name), {})
+
+
+def inside(node: str, command: str) -> str:
+    """What a shell command prints on a node."""
+    return project("cluster", "exec", node, "--", "sh", "-c", command)
+
+
+def left_over(pod_uid: str = "") -> list[str]:
+    """What there is of a pod's (of all pods') secondary networks on the nodes: interfaces and records."""
+    found = []
+    for node in NODES:
+        links = [line for line in inside(node, "ip -o link show").splitlines() if "cnv" in line]
+        records = inside(node, "ls /var/lib/hyperlet/attachments").split()
+        found += [f"{node} {each}" for each in [*links, *records] if pod_uid in each]
+    return found
+
+
+def annotated(machine: Machine, key: str) -> list[Json]:
+    """A JSON list in an annotation of the launcher pod."""
+    listed: list[Json] = json.loads(
+        machine.pod()["metadata"].get("annotations", {}).get(f"k8s.v1.cni.cncf.io/{key}", "[]")
+    )
+    return listed
+
+
+# ---- a bridge of the nodes
+
+
+def test_two_machines_on_different_nodes_talk_over_the_bridge(left: Machine, right: Machine) -> None:
+    assert (left.node(), right.node()) == NODES
+    hears(right, "right hears left over the bridge")
+    for machine in (left, right):
+        machine.answer()
+        found = card(machine, MAC[machine.name])
+        assert found and f"{ADDRESS[machine.name]}/64" in found["addresses"]
+
+
+def test_a_machine_has_both_its_networks(right: Machine) -> None:
+    told = right.answer()
+    assert len(told["interfaces"]) == 2
+    first, second = (right.vmi() or {})["status"]["interfaces"][:2]
+    pod = right.pod()
+    assert (first["name"], first["ipAddress"]) == ("default", pod["status"]["podIP"])
+    assert (second["name"], second["mac"]) == ("lan", MAC["right"])
+    assert "domain" in second["infoSource"] and "multus-status" in second["infoSource"]
+
+
+def test_the_guests_own_address_and_device_are_told(right: Machine) -> None:
+    wait_for(
+        lambda: ADDRESS["right"] in interface(right, "lan").get("ipAddresses", []) and interface(right, "lan"),
+        "the guest agent's address of the card",
+        explain=right.story,
+    )
+    told = interface(right, "lan")
+    assert told["interfaceName"].startswith("e") and "guest-agent" in told["infoSource"]
+
+
+def test_the_pod_tells_its_networks_as_multus_does(right: Machine, space: Space) -> None:
+    own, lan = annotated(right, "network-status")
+    assert own["default"] is True and own["interface"] == "eth0" and own["ips"]
+    assert (lan["name"], lan["mac"]) == (f"{space.name}/br1-public", MAC["right"])
+    assert lan["interface"] == annotated(right, "networks")[0]["interface"]
+
+
+def test_handler_and_plugins_may_restart(left: Machine, right: Machine, space: Space) -> None:
+    """Both containers of both handlers' pods are killed: the guests go on talking, and are still served."""
+    system = space.kubectl.within(SYSTEM)
+    pods = system.items("pods", HANDLERS)
+    counts = {
+        pod["metadata"]["name"]: sum(c["restartCount"] for c in pod["status"]["containerStatuses"]) for pod in pods
+    }
+    for pod in pods:
+        for process in processes(pod):
+            if process.command.split("\0")[1:3] in (["-m", "handler"], ["-m", "cni"]):
+                process.kill()
+
+    def back() -> bool:
+        now = {pod["metadata"]["name"]: pod for pod in system.items("pods", HANDLERS)}
+        return all(
+            sum(c["restartCount"] for c in now[name]["status"]["containerStatuses"]) >= count + 2
+            and conditions(now[name])["Ready"]["status"] == "True"
+            for name, count in counts.items()
+        )
+
+    wait_for(back, "both containers of both pods are started again and Ready", seconds=90)
+    hears(right, "right still hears left")
+    assert (left.phase(), right.phase()) == ("Running", "Running")
+
+
+# ---- changes of a running machine
+
+
+def template(machine: Machine) -> Json:
+    spec: Json = (machine.vm() or {})["spec"]["template"]["spec"]
+    return spec
+
+
+def rewire(machine: Machine, change: Callable[[list[Json], list[Json]], None]) -> None:
+    """Change interfaces and networks in the VM's template, as `kubectl edit` would."""
+    spec = template(machine)
+    interfaces, networks = spec["domain"]["devices"]["interfaces"], spec["networks"]
+    change(interfaces, networks)
+    machine.patch(
+        {"spec": {"template": {"spec": {"domain": {"devices": {"interfaces": interfaces}}, "networks": networks}}}}
+    )
+
+
+def test_a_card_is_plugged_into_a_running_machine_and_out_again(left: Machine, space: Space) -> None:
+    space.apply(network("extra", ipam=addresses("192.168.94.0/24")))
+    pod, boot = left.pod(), left.answer()["bootId"]
+
+    def plug(interfaces: list[Json], networks: list[Json]) -> None:
+        interfaces.append({"name": "extra", "bridge": {}, "macAddress": EXTRA_MAC})
+        networks.append({"name": "extra", "multus": {"networkName": "extra"}})
+
+    rewire(left, plug)
+    wait_for(
+        lambda: any(each.startswith("192.168.94.") for each in (card(left, EXTRA_MAC) or {})["addresses"]),
+        "the guest has the new card, with the address that the network gave",
+        seconds=90,
+        explain=left.story,
+    )
+    assert left.pod()["metadata"]["uid"] == pod["metadata"]["uid"] and left.answer()["bootId"] == boot
+    assert "RestartRequired" not in conditions(left.vm())
+    device = next(each["interface"] for each in annotated(left, "networks") if each["name"] == "extra")
+
+    def unplug(interfaces: list[Json], networks: list[Json]) -> None:
+        interfaces[-1]["state"] = "absent"
+
+    rewire(left, unplug)
+    wait_for(lambda: card(left, EXTRA_MAC) is None, "the guest has given the card back", seconds=90, explain=left.story)
+    wait_for(
+        lambda: device not in [each["interface"] for each in annotated(left, "network-status")],
+        "the pod has left the network",
+        seconds=60,
+        explain=left.story,
+    )
+    wait_for(
+        lambda: "extra" not in [each["name"] for each in template(left)["networks"]],
+        "the network is gone from the template",
+        seconds=60,
+        explain=left.story,
+    )
+    assert not inside("node1", "ls /var/lib/cni/networks/extra | grep ^192 || true").strip()
+    assert left.answer()["bootId"] == boot
+
+
+def test_a_link_goes_down_and_up(left: Machine, right: Machine) -> None:
+    def state(value: str) -> Callable[[list[Json], list[Json]], None]:
+        def change(interfaces: list[Json], networks: list[Json]) -> None:
+            interfaces[1]["state"] = value
+
+        return change
+
+    rewire(left, state("down"))
+    wait_for(
+        lambda: (card(left, MAC["left"]) or {})["state"] == "down", "the guest sees no carrier", explain=left.story
+    )
+    wait_for(lambda: interface(left, "lan").get("linkState") == "down", "the status says so", explain=left.story)
+    rewire(left, state("up"))
+    wait_for(lambda: (card(left, MAC["left"]) or {})["state"] == "up", "the guest has it again", explain=left.story)
+    hears(right, "right hears left again")
+
+
+# ---- scheduling, bindings, errors
+
+
+@contextlib.contextmanager
+def bridge_on(node: str, name: str) -> Iterator[None]:
+    project("cluster", "bridge", name, "--node", node)
+    try:
+        yield
+    finally:
+        project("cluster", "bridge", name, "--node", node, "--remove")
+
+
+def test_a_machine_goes_where_its_bridge_is(space: Space) -> None:
+    manifest = idle("seeker", **{"network": True, **nics(("cellar", "cellar", {}))})
+    space.apply(network("cellar", "br7"))
+    seeker = space.machine(manifest)
+    seeker.until_status("ErrorUnschedulable")
+    with bridge_on("node2", "br7"):
+        seeker.until_status("Running")
+        assert seeker.node() == "node2"
+        seeker.delete()
+
+
+def test_the_bridge_binding_gives_the_guest_the_pods_address(space: Space) -> None:
+    machine = space.machine(booting("bare", **nics(pod={"bridge": {}}))).until_status("Running")
+    told = machine.answer()
+    ip = machine.pod()["status"]["podIP"]
+    (only,) = told["interfaces"]
+    assert any(each.startswith(f"{ip}/") for each in only["addresses"])
+    assert interface(machine, "default")["ipAddress"] == ip and interface(machine, "default")["mac"] == only["mac"]
+    machine.discard()
+
+
+def test_a_vlan_that_this_kernel_cannot_filter_is_told_in_words(space: Space) -> None:
+    everybodys = space.kubectl.within("default")
+    everybodys("apply", "-f", str(SEEDS / "nad-vlan-93.yaml"))
+    try:
+        machine = space.machine(idle("tagged", **{"network": True, **nics(("vlan", "default/vlan-93", {}))}))
+        machine.until_told("network default/vlan-93", "cnv-bridge", "vlan", "CNI error 7")
+        machine.delete()
+    finally:
+        everybodys("delete", "network-attachment-definitions", "vlan-93", "--ignore-not-found")
+
+
+def test_a_network_that_is_not_there_is_named_and_joined_once_it_is(space: Space) -> None:
+    machine = space.machine(idle("early", **{"network": True, **nics(("later", "later", {}))}))
+    machine.until_told("later", "NetworkAttachmentDefinition")
+    space.apply(network("later"))
+    machine.until_status("Running")
+    machine.discard()
+
+
+# ---- the users' own manifests
+
+
+def test_the_seeds_of_pod_and_machine_share_a_network(space: Space) -> None:
+    """pod-networks.yaml and vm-bridge-multus.yaml as they are, with a definition of the name that they use."""
+    for node in NODES:
+        inside(node, "ctr -n k8s.io images tag --force hyperlet.local/pause:1 example.local/app:1")
+    space.apply(network("bond1-br1", ipam=addresses("192.168.95.0/24")))
+    space.apply(seed("pod-networks.yaml"))
+    machine = space.machine(seed("vm-bridge-multus.yaml"))
+    pod = wait_for(
+        lambda: (
+            (found := space.kubectl.get("pod", "application-pod"))
+            and "k8s.v1.cni.cncf.io/network-status" in found["metadata"]["annotations"]
+            and found
+        ),
+        "the pod has its interface",
+        explain=lambda: str(space.events("application-pod")),
+    )
+    second = json.loads(pod["metadata"]["annotations"]["k8s.v1.cni.cncf.io/network-status"])[1]
+    assert second["interface"] == "net1" and second["ips"][0].startswith("192.168.95.")
+    assert any("AddedInterface: Add net1 [192.168.95." in each for each in space.events("application-pod"))
+    machine.until_status("Running")
+    told = interface(machine, "nic-0")
+    assert told["ipAddress"].startswith("192.168.95.") and told["mac"]
+    machine.delete(seconds=90)
+
+
+def test_an_ordinary_pod_is_told_what_it_cannot_have(space: Space) -> None:
+    pod = seed("pod-networks.yaml")
+    pod["metadata"] |= {"name": "asks-for-more", "annotations": {"k8s.v1.cni.cncf.io/networks": "kube-system/secret"}}
+    space.apply(pod)
+    wait_for(
+        lambda: any(
+            "namespace kube-system; only networks of the pod's own" in e for e in space.events("asks-for-more")
+        ),
+        "an Event says that the network is another namespace's",
+    )
+
+
+# ---- the end
+
+
+def test_nothing_is_left_on_the_nodes(space: Space, left: Machine, right: Machine) -> None:
+    uids = [machine.pod()["metadata"]["uid"] for machine in (left, right)]
+    pods = [pod for pod in space.kubectl.items("pods") if "kubevirt.io" not in pod["metadata"].get("labels", {})]
+    uids += [pod["metadata"]["uid"] for pod in pods]
+    assert all(any(uid in line for line in left_over()) for uid in uids[:2]), left_over()
+    for machine in (left, right):
+        machine.discard()
+    for pod in pods:
+        space.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=1", "--wait=false")
+    wait_for(
+        lambda: not [line for line in left_over() if any(uid in line for uid in uids)],
+        "interfaces and records of the deleted pods are gone",
+        seconds=90,
+        explain=lambda: "\n".join(left_over()),
+    )
+    for node in NODES:
+        for name in ("extra", "bond1-br1"):
+            given = inside(node, f"ls /var/lib/cni/networks/{name} 2>/dev/null | grep ^192 || true").split()
+            assert not given, f"{node}: addresses of {name} are still given away: {given}"
+        assert "cnv" not in inside(node, "nft list table bridge hyperlet-cni 2>/dev/null || true")
