@@ -1,11 +1,13 @@
 """Serial console, screen and guest agent of a real guest, by the launcher's own calls."""
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -13,6 +15,9 @@ import pytest
 
 from guests import tiny
 from guests.disk import KERNEL_ARGS
+from launcher.hypervisor import Hypervisor
+from launcher.paths import Paths
+from launcher.screen import Screen
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc
 from tests.node.consolelab import Person, Viewer
@@ -60,6 +65,7 @@ def attach(stub: Stub) -> Iterator[Any]:
 
     def come(who: str, **first: bool) -> Person:
         people.append(Person(stub.Console, who, **first))
+        people[-1].stream.call.initial_metadata()  # in or refused, before the next one comes
         return people[-1]
 
     yield come
@@ -199,6 +205,37 @@ def test_the_screenshot_shows_what_the_screen_shows(stub: Stub) -> None:
     assert any(any(row) for row in rows), "the screen is black"
 
 
+class Machine:
+    """As much of launcher.machine.Machine as taking pictures needs."""
+
+    def __init__(self, hypervisor: Hypervisor, domain: str) -> None:
+        self.hypervisor = hypervisor
+        self.running = lambda: domain
+
+
+@contextlib.asynccontextmanager
+async def connected(pod: Pod) -> AsyncIterator[tuple[Any, Paths]]:
+    """The pod's machine, by a connection of our own to its libvirt."""
+    paths = Paths(str(pod.root))
+    hypervisor = Hypervisor(paths, lambda: None, lambda: None, lambda _: None)
+    connecting = asyncio.create_task(hypervisor.keep_connected())
+    try:
+        yield Machine(hypervisor, json.loads((pod.run / "state.json").read_text())["domain"]), paths
+    finally:
+        connecting.cancel()
+
+
+async def test_a_picture_that_would_be_too_large_is_taken_smaller(pod: Pod) -> None:
+    async with connected(pod) as (machine, paths):
+        whole = await Screen(machine, paths).png()
+        small = await Screen(machine, paths, limit=len(whole) // 2).png()
+    assert 0 < len(small) <= len(whole) // 2
+    width, height, rows = decode(small)
+    assert width < decode(whole)[0] and height < decode(whole)[1]
+    assert any(any(row) for row in rows)
+    assert not (pod.run / "screen.ppm").exists()
+
+
 def decode(png: bytes) -> tuple[int, int, list[bytes]]:
     """Width, height and rows as they are, filters and all."""
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
@@ -273,6 +310,18 @@ def test_soft_reboot_and_reset(stub: Stub, attach: Any) -> None:
     assert report.state == pb.DOMAIN_STATE_RUNNING
     log_in(alice)
     assert boot_id(alice) not in (before, between)
+
+
+async def test_a_guest_without_an_agent_reboots_by_acpi(pod: Pod, stub: Stub, attach: Any) -> None:
+    alice = attach("alice")
+    before = await asyncio.to_thread(boot_id, alice)
+    alice.forget()
+    async with connected(pod) as (machine, _):
+        await machine.hypervisor.reboot(machine.running(), agent=False)
+    await asyncio.to_thread(alice.see, "guest: shutting down (power button)")
+    await asyncio.to_thread(log_in, alice)
+    assert await asyncio.to_thread(boot_id, alice) != before
+    assert pod.report().state == pb.DOMAIN_STATE_RUNNING
 
 
 # -- the end

@@ -97,7 +97,9 @@ def person(node: Any, who: str, **first: bool) -> Person:
     def wrap(message: pb.ConsoleInput) -> node_pb2.ConsoleInput:
         return node_pb2.ConsoleInput(vmi=VMI if next(opened, False) else None, input=message)
 
-    return Person(node.Console, who, wrap, **first)
+    came = Person(node.Console, who, wrap, **first)
+    came.stream.call.initial_metadata()  # in or refused, before the next one comes
+    return came
 
 
 def viewer(node: Any) -> Viewer:
