@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -56,8 +56,8 @@ async def _console(settings: Settings, name: str, seconds: float, shared: bool) 
     params = {"shared": "true"} if shared else {}
     async with Client(settings) as client:
         path = machine_path(INSTANCES, client.namespace, name, "console")
-        with progress(f"{name}: waiting for its console"):
-            socket = await _opened(client, name, path, params, seconds)
+        with progress(f"{name}: waiting for its console") as tell:
+            socket = await _opened(client, name, path, params, seconds, tell)
         try:
             await attach(socket, Terminal(), name)
         finally:
@@ -65,7 +65,7 @@ async def _console(settings: Settings, name: str, seconds: float, shared: bool) 
 
 
 async def _opened(
-    client: Client, name: str, path: str, params: dict[str, str], seconds: float
+    client: Client, name: str, path: str, params: dict[str, str], seconds: float, tell: Callable[[str], None]
 ) -> aiohttp.ClientWebSocketResponse:
     """The open console; a machine that is still starting is waited for."""
     from cli.client import Refused
@@ -78,6 +78,7 @@ async def _opened(
             late = asyncio.get_running_loop().time() > deadline
             if late or not await _starting(client, name, refusal):
                 raise Problem(f"cannot open the console of VirtualMachineInstance {name}: {refusal}") from refusal
+            tell(f"{name}: waiting for its console: {refusal}")
         await asyncio.sleep(RETRY_SECONDS)
 
 

@@ -24,7 +24,22 @@ from tests.e2e.manifests import cloud_init, idle, tiny, virtual_machine
 from tests.e2e.support import BOOT, ROOT, Json, Machine, Space, http, wait_for
 
 PASSWORD = "s3cret"
-SEED = f"#cloud-config\nhostname: cli\npassword: {PASSWORD}\nchpasswd: {{ expire: False }}\n"
+SSH_PORT = 2222
+# Something that greets like an SSH server, so that the way of ssh can be told from any other.
+SEED = f"""#cloud-config
+hostname: cli
+password: {PASSWORD}
+chpasswd: {{ expire: False }}
+write_files:
+  - path: /run/greet
+    permissions: '0755'
+    content: |
+      #!/bin/sh
+      printf 'SSH-2.0-tiny_guest\\r\\n'
+      exec cat > /dev/null
+runcmd:
+  - nc -ll -p {SSH_PORT} -e /run/greet < /dev/null > /dev/null 2>&1 &
+"""
 
 
 class Hyperctl:
@@ -241,14 +256,24 @@ def test_a_port_of_a_vm_on_standard_output(machine: Machine, hyperctl: Hyperctl)
     target = f"vm/cli/{machine.space.name}"
     done = hyperctl.run("port-forward", "--stdio=true", target, "80", stdin="GET / HTTP/1.0\r\n\r\n")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.partition("\r\n\r\n")[2])["hostname"] == "cli"
+    assert json.loads(done.stdout.partition("\n\n")[2])["hostname"] == "cli"
 
 
-def test_ssh_takes_the_same_way(machine: Machine, hyperctl: Hyperctl) -> None:
-    """The guest has no SSH server: that its web server answers ssh's greeting shows that the tunnel is one."""
-    done = hyperctl.run("ssh", "-p", "80", "-t", "-v", "tiny@vmi/cli")
-    assert done.returncode == 255
-    assert "HTTP/1." in done.stderr, done.stderr
+def test_ssh_gets_to_the_guest(machine: Machine, hyperctl: Hyperctl) -> None:
+    with subprocess.Popen(
+        [*hyperctl.words, "ssh", "-p", str(SSH_PORT), "-t", "-v", "-t", "-oConnectTimeout=60", "tiny@vmi/cli"],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+    ) as process:  # fmt: skip
+        try:
+            assert process.stderr
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if "remote software version" in line:
+                    break
+            assert "remote software version tiny_guest" in said[-1], said
+        finally:
+            process.terminate()
 
 
 def test_a_port_on_which_nobody_listens(machine: Machine, hyperctl: Hyperctl) -> None:
