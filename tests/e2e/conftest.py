@@ -9,7 +9,18 @@ import pytest
 from tests.e2e.support import KUBECONFIG, Kubectl, Space, new_space
 
 # The stories in the order one would tell them; what shakes the whole cluster comes last.
-ORDER = ["cluster", "vm", "lifecycle", "storage", "scheduling", "networks", "bad_manifests", "security", "faults"]
+ORDER = [
+    "cluster",
+    "vm",
+    "lifecycle",
+    "storage",
+    "scheduling",
+    "networks",
+    "bad_manifests",
+    "security",
+    "admission",
+    "faults",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
