@@ -16,6 +16,7 @@ from kit import proc
 from kit.reconcile import Again
 from tests.node.attachlab import NAMESPACE, Node, PodHere, bridge, node, until
 from tests.node.cnilab import client, lab
+from tests.unit.kit.fakeapi import Refusal
 
 pytestmark = pytest.mark.node
 __all__ = ["client", "lab", "node"]
@@ -283,6 +284,29 @@ async def test_what_a_pod_cannot_have_is_told_to_it_in_an_event(node: Node) -> N
     await node.network("absent", bridge(node.lab))
     await until(lambda: node.told("app"))
     assert here.space.links()["net1"].up
+
+
+async def test_a_machines_pod_is_told_later_when_the_api_server_refuses_now(node: Node) -> None:
+    """The interface is there: the VM starts, whoever is away."""
+    await node.network("dmz", bridge(node.lab))
+    attachments = await node.handler()
+    here = await node.pod("vm", "dmz", owner="vm")
+    refusal = Refusal(500, "InternalError", "not now")
+    node.api.refuse = lambda verb, plural, body: refusal if (verb, plural) == ("patch", "pods/status") else None
+    assert await ensure(node, "vm", here, attachments) == {"net1": OURS}
+    assert not node.told("vm")
+    node.api.refuse = lambda verb, plural, body: None
+    await until(lambda: node.told("vm"))
+
+
+async def test_an_unplugged_network_of_a_machine_is_left_without_being_asked(node: Node) -> None:
+    await node.network("dmz", bridge(node.lab))
+    attachments = await node.handler()
+    here = await node.pod("vm", "dmz,dmz@second", owner="vm")
+    await ensure(node, "vm", here, attachments)
+    await node.api.patch("pods", "vm", {"metadata": {"annotations": {"k8s.v1.cni.cncf.io/networks": "dmz"}}}, NAMESPACE)
+    await until(lambda: [entry["interface"] for entry in node.told("vm")] == ["net1"])
+    assert set(here.space.links()) == {"lo", "eth0", "net1"} and len(node.leases("lan")) == 1
 
 
 async def test_a_new_sandbox_of_the_same_pod_joins_again(node: Node) -> None:
