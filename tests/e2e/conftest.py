@@ -19,6 +19,7 @@ ORDER = [
     "bad_manifests",
     "security",
     "admission",
+    "subresources",
     "faults",
 ]
 

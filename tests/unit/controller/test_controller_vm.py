@@ -349,3 +349,37 @@ def test_a_restart_is_required_when_the_template_changed_and_only_then() -> None
 def test_generations_tell_which_one_is_running() -> None:
     status = told(see(vm(generation=4), mine(annotations={names.ANNOTATION_GENERATION: "2"})))
     assert (status["desiredGeneration"], status["observedGeneration"]) == (4, 2)
+
+
+# ---- starting paused
+
+PAUSED_START = {"action": "Start", "data": {"paused": "true"}}
+
+
+def made(actions: list[Any]) -> dict[str, Any]:
+    """The spec of the one VMI that is made."""
+    (create,) = [action for action in actions if isinstance(action, Create)]
+    spec: dict[str, Any] = create.obj["spec"]
+    return spec
+
+
+@pytest.mark.parametrize("strategy", ["Manual", "RerunOnFailure", "Always"])
+def test_a_request_to_start_paused_makes_a_vmi_that_waits(strategy: str) -> None:
+    asked = vm(run=strategy, runStrategy=strategy, stateChangeRequests=[PAUSED_START])
+    assert made(see(asked))["startStrategy"] == "Paused"
+    assert "startStrategy" not in made(see(vm(run=strategy, runStrategy=strategy, stateChangeRequests=[START])))
+
+
+def test_a_request_to_start_paused_waits_until_a_halted_vm_is_to_run() -> None:
+    asked = vm(run="Halted", runStrategy="Halted", stateChangeRequests=[PAUSED_START])
+    assert kinds(see(asked)) == []
+    assert verdict(asked, None, NOW).requests == tuple(
+        (asked.status or VirtualMachineStatus()).stateChangeRequests or ()
+    )
+    # Any other request of a VM that is not to run is dropped.
+    assert verdict(vm(run="Halted", stateChangeRequests=[START]), None, NOW).requests == ()
+
+
+def test_a_vmi_that_was_asked_for_has_honoured_the_request() -> None:
+    asked = vm(run="Always", runStrategy="Always", stateChangeRequests=[PAUSED_START])
+    assert verdict(asked, mine("Scheduling"), NOW).requests == ()
