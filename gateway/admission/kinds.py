@@ -66,11 +66,15 @@ def mutate(request: Request, configuration: KubeVirtConfiguration, namespace: st
 def validate(request: Request, namespace: str) -> Verdict:
     """Every fault of an object. `namespace` is where hyperlet runs.
 
-    What hyperlet's own accounts write passes: they must be able to finish what an older version began, and the
-    controller has validated what it makes.
+    What controller and gateway write passes: they must be able to finish what an older version began, and the
+    controller has validated what it makes. A handler may report.
     """
     rules = _rules(request)
-    if rules is None or ownership.is_component(request, namespace):
+    if rules is None:
+        return Verdict()
+    if ownership.is_handler(request, namespace):
+        return Verdict(faults=list(ownership.handler_faults(request)))
+    if ownership.is_component(request, namespace):
         return Verdict()
     faults = _faults(rules, request)
     return Verdict(faults=faults, warnings=() if faults else rules.warn(request))

@@ -11,7 +11,8 @@ from api import names
 from api.errors import Fault
 from gateway.admission.review import Request
 
-COMPONENTS = ("hyperlet-controller", "hyperlet-handler", "hyperlet-gateway")
+HANDLER = names.HANDLER_ACCOUNT
+COMPONENTS = ("hyperlet-controller", "hyperlet-gateway", HANDLER)
 ADMINISTRATORS = "system:masters"
 """May everything anyway, the removal of this webhook included: for repairs."""
 
@@ -28,7 +29,10 @@ LABELS = frozenset(
 )
 ANNOTATIONS = frozenset({names.ANNOTATION_GENERATION, names.ANNOTATION_MIGRATION_JOB, names.ANNOTATION_TEMPLATE})
 FINALIZERS = frozenset({names.FINALIZER_VM, names.FINALIZER_VMI, names.FINALIZER_MIGRATION})
+NODE_NAME = "authentication.kubernetes.io/node-name"
+"""What the API server knows of a token's node (Kubernetes 1.30), in the user's extra values."""
 _OWNED = "is set by hyperlet itself"
+_REPORTED = ("labels", "annotations", "finalizers", "ownerReferences")
 
 
 def is_component(request: Request, namespace: str) -> bool:
@@ -36,6 +40,34 @@ def is_component(request: Request, namespace: str) -> bool:
     prefix = f"system:serviceaccount:{namespace}:"
     user = request.userInfo.username
     return user.startswith(prefix) and user.removeprefix(prefix) in COMPONENTS
+
+
+def is_handler(request: Request, namespace: str) -> bool:
+    """Whether the change comes from a handler, or from somebody with a handler's token."""
+    return request.userInfo.username == f"system:serviceaccount:{namespace}:{HANDLER}"
+
+
+def handler_faults(request: Request) -> Iterator[Fault]:
+    """A Fault for what no handler has to write: all handlers share one account, and one node's token may be stolen.
+
+    They report on instances of their own node (as far as the token says which that is) and change nothing else of them.
+    """
+    new, old = request.object or {}, request.oldObject
+    if old is None or request.kind.kind != names.KIND_VMI:
+        yield Fault("", names.FAULT_FORBIDDEN, "handlers write the status of instances, and nothing else")
+        return
+    if new.get("spec") != old.get("spec"):
+        yield Fault("spec", names.FAULT_FORBIDDEN, "a handler reports, and changes no instance")
+    for field in _REPORTED:
+        if _field(new, "metadata", field) != _field(old, "metadata", field):
+            yield Fault(f"metadata.{field}", names.FAULT_FORBIDDEN, "a handler reports, and changes no instance")
+    if _field(new, "status", "activePods") != _field(old, "status", "activePods"):
+        yield Fault("status.activePods", names.FAULT_FORBIDDEN, "is the controller's to write")
+    theirs = (request.userInfo.extra or {}).get(NODE_NAME)
+    for document in (old, new) if theirs else ():
+        if [_field(document, "status", "nodeName")] != theirs:
+            yield Fault("status.nodeName", names.FAULT_FORBIDDEN, "a handler writes to its own node's instances only")
+            return
 
 
 def is_administrator(request: Request) -> bool:
@@ -63,6 +95,11 @@ def status_faults(new: dict[str, Any], old: dict[str, Any] | None) -> Iterator[F
     """A Fault if somebody else than hyperlet writes a status."""
     if (new.get("status") or {}) != ((old or {}).get("status") or {}):
         yield Fault("status", names.FAULT_FORBIDDEN, _OWNED)
+
+
+def _field(document: dict[str, Any], part: str, field: str) -> Any:
+    """A field's value, None when it is absent or empty."""
+    return _map({part: document.get(part)}, part).get(field) or None
 
 
 def _map(metadata: Any, field: str) -> dict[str, Any]:

@@ -307,10 +307,47 @@ def test_nobody_else_is_a_component(username: str) -> None:
     assert kinds.validate(asked(new, vmi(), UserInfo(username=username)), NAMESPACE).faults
 
 
-@pytest.mark.parametrize("account", ownership.COMPONENTS)
+@pytest.mark.parametrize("account", ["hyperlet-controller", "hyperlet-gateway", "hyperlet-handler"])
 def test_components_are_believed(account: str) -> None:
     user = UserInfo(username=f"system:serviceaccount:hyperlet:{account}")
     assert not kinds.validate(asked({**vmi(), "status": {"phase": "Succeeded"}}, vmi(), user), NAMESPACE).faults
+
+
+HANDLER = UserInfo(username="system:serviceaccount:hyperlet:hyperlet-handler")
+
+
+def test_a_handler_reports_and_does_nothing_else() -> None:
+    """All handlers share one account: a token that was stolen on one node must not move other nodes' VMs (line 15)."""
+    old = {
+        **vmi(labels={"a": "b"}),
+        "status": {"nodeName": "node-1", "phase": "Scheduled", "activePods": {"u": "node-1"}},
+    }
+    report = changed(old, "status/phase", "Running")
+    assert kinds.validate(asked(report, old, HANDLER), NAMESPACE) == Verdict(faults=[])
+    for path, value in {
+        "spec/nodeSelector": {"a": "b"},
+        "metadata/labels": {names.LABEL_NODE_NAME: "node-2"},
+        "metadata/annotations": {"x": "y"},
+        "metadata/finalizers": ["mine"],
+        "metadata/ownerReferences": [],
+        "status/activePods": {"other": "node-2"},
+    }.items():
+        verdict = kinds.validate(asked(changed(old, path, value), old, HANDLER), NAMESPACE)
+        expected = [] if value == [] else [path.split("/")[0] if path.startswith("spec") else path.replace("/", ".")]
+        assert [fault.path for fault in verdict.faults] == expected, "an empty list is as good as none"
+    for document, before in ((old, None), (machine(), machine()), (machine(), None)):
+        assert kinds.validate(asked(document, before, HANDLER), NAMESPACE).faults
+
+
+def test_a_handlers_token_that_tells_its_node_is_good_for_that_node() -> None:
+    old = {**vmi(), "status": {"nodeName": "node-1", "phase": "Scheduled"}}
+    report = changed(old, "status/phase", "Running")
+    taken = changed(old, "status/nodeName", "node-2")
+    for node, new, fine in (("node-1", report, True), ("node-2", report, False), ("node-1", taken, False)):
+        extra = {ownership.NODE_NAME: [node]}
+        user = msgspec.structs.replace(HANDLER, extra=extra)
+        faults = kinds.validate(asked(new, old, user), NAMESPACE).faults
+        assert [fault.path for fault in faults] == ([] if fine else ["status.nodeName"])
 
 
 def test_other_resources_are_none_of_our_business() -> None:
