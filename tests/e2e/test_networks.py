@@ -80,11 +80,13 @@ LISTENING = (
 
 @pytest.fixture(scope="module", autouse=True)
 def house(space: Space) -> Iterator[None]:
-    """The bridge on both nodes (as `make up` makes it), and the definition of the users' documents."""
+    """The bridge on both nodes (as `make up` makes it), and what the users' documents take for granted."""
     if EXISTING:
         pytest.skip("needs nodes of its own")
     project("cluster", "bridge", "br1", "--port", "eth1")
     space.apply(seed("nad-br1-public.yaml"))
+    for node in NODES:  # the image that the users' pod names
+        inside(node, "ctr -n k8s.io images tag --force hyperlet.local/pause:1 example.local/app:1")
     yield
 
 
@@ -355,8 +357,6 @@ def test_a_network_that_is_not_there_is_named_and_joined_once_it_is(space: Space
 
 def test_the_seeds_of_pod_and_machine_share_a_network(space: Space) -> None:
     """pod-networks.yaml and vm-bridge-multus.yaml as they are, with a definition of the name that they use."""
-    for node in NODES:
-        inside(node, "ctr -n k8s.io images tag --force hyperlet.local/pause:1 example.local/app:1")
     space.apply(network("bond1-br1", ipam=addresses("192.168.95.0/24")))
     space.apply(seed("pod-networks.yaml"))
     machine = space.machine(seed("vm-bridge-multus.yaml"))
@@ -413,3 +413,33 @@ def test_nothing_is_left_on_the_nodes(space: Space, left: Machine, right: Machin
             given = inside(node, f"ls /var/lib/cni/networks/{name} 2>/dev/null | grep ^192 || true").split()
             assert not given, f"{node}: addresses of {name} are still given away: {given}"
         assert "cnv" not in inside(node, "nft list table bridge hyperlet-cni 2>/dev/null || true")
+
+
+def test_after_a_power_cut_pods_join_again_and_what_was_is_gone(space: Space) -> None:
+    """The node comes back with its bridge, as its configuration says, and with what the handler had on its disk."""
+    space.apply(network("kept", ipam=addresses("192.168.96.0/24")))
+    pod = seed("pod-networks.yaml")
+    pod["metadata"] |= {"name": "stays", "annotations": {"k8s.v1.cni.cncf.io/networks": "kept"}}
+    pod["spec"] |= {"nodeName": "node2", "terminationGracePeriodSeconds": 1}
+    space.apply(pod)
+    machine = space.machine(
+        idle("cut", **{"network": True, "nodeSelector": on("node2"), **nics(("lan", "br1-public", {}))})
+    )
+    machine.until_status("Running")
+    uid = space.kubectl.items("pods", "--field-selector=metadata.name=stays")[0]["metadata"]["uid"]
+    before = machine.pod()["metadata"]["uid"]
+    wait_for(lambda: len(left_over(uid)) == 2 and len(left_over(before)) == 2, "both are joined, and on record")
+    project("cluster", "off", "node2")
+    project("cluster", "on", "node2")
+    wait_for(
+        lambda: len(left_over(uid)) == 2 and not left_over(before),
+        "the pod has joined again, and the machine's first pod has left",
+        seconds=120,
+        explain=lambda: "\n".join([*left_over(), *space.events("stays"), machine.story()]),
+    )
+    machine.until_status("Running")
+    wait_for(lambda: left_over(machine.pod()["metadata"]["uid"]), "the machine's new pod has joined")
+    assert len(inside("node2", "ls /var/lib/cni/networks/kept | grep ^192").split()) == 1
+    machine.delete()
+    space.kubectl("delete", "pod", "stays", "--wait=false")
+    wait_for(lambda: not left_over(uid), "nothing is left of the pod", explain=lambda: "\n".join(left_over()))
