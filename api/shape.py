@@ -12,6 +12,8 @@ from api import names
 from api.errors import Fault
 from api.meta import Struct
 
+_NESTED = (dict, list)
+
 
 class Shape(NamedTuple):
     """One node. `kind` is struct, list, map or leaf; `hint` is the annotation without `None`; `nullable` whether it had
@@ -92,6 +94,23 @@ def unknown_fields(shape: Shape, value: Any, path: str = "") -> Iterator[Fault]:
     elif shape.kind == "map" and isinstance(value, dict) and shape.item and shape.item.kind != "leaf":
         for key, child in value.items():
             yield from unknown_fields(shape.item, child, f"{path}.{key}")
+
+
+def knows(shape: Shape, value: Any) -> bool:
+    """Whether `unknown_fields` would find none: much faster, and so it is for nearly every document."""
+    if shape.kind == "struct" and value.__class__ is dict:
+        fields = shape.fields
+        for key, child in value.items():
+            field = fields.get(key)
+            if field is None or (child.__class__ in _NESTED and field.kind != "leaf" and not knows(field, child)):
+                return False
+    elif shape.item is not None and shape.item.kind != "leaf":
+        item = shape.item
+        if shape.kind == "list" and value.__class__ is list:
+            return all(knows(item, child) for child in value)
+        if shape.kind == "map" and value.__class__ is dict:
+            return all(knows(item, child) for child in value.values())
+    return True
 
 
 def _unknown(shape: Shape, key: str, path: str) -> Fault:

@@ -184,13 +184,16 @@ def _walk(node: Any, value: Any, path: str, plain: str) -> Iterator[Fault]:
                 if isinstance(child, str) and child not in below:
                     yield _refusal(f"{path}.{key}", here, child)
             elif child.__class__ is str:
-                yield from _text(child, f"{path}.{key}", key)
+                # Most are printable and need no second look: control characters and halves of pairs are not.
+                if not child.isprintable():
+                    yield from _text(child, f"{path}.{key}", key)
             elif child.__class__ is dict or child.__class__ is list:
                 yield from _walk(below, child, f"{path}.{key}", here)
     elif isinstance(value, list):
         for index, child in enumerate(value):
             if child.__class__ is str:
-                yield from _text(child, f"{path}[{index}]", "")
+                if not child.isprintable():
+                    yield from _text(child, f"{path}[{index}]", "")
             else:
                 yield from _walk(node, child, f"{path}[{index}]", plain)
 

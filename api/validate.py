@@ -18,7 +18,7 @@ from api.meta import ObjectMeta, Struct
 from api.migration import VirtualMachineInstanceMigration
 from api.network_rules import network_faults
 from api.networks import Interface
-from api.shape import salvaged, shape_faults, struct_shape
+from api.shape import knows, salvaged, shape_faults, struct_shape, unknown_fields
 from api.storage_rules import storage_faults
 from api.unsupported import unsupported_kubevirt, unsupported_vm, unsupported_vmi
 from api.vm import VirtualMachine
@@ -48,11 +48,13 @@ def validate_document(document: dict[str, Any], config: "KubeVirtConfiguration |
     cls = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
         return [Fault("kind", names.FAULT_NOT_SUPPORTED, f"{str(kind)[:63]!r} is none of {', '.join(KINDS)}")]
-    faults = list(shape_faults(struct_shape(cls), document))
     try:
         more = _decoded_faults(decode(cls, document), config)
+        # What decodes has no wrong type or value, so that only the fields' names are left to look at.
+        shape = struct_shape(cls)
+        faults = [] if knows(shape, document) else list(unknown_fields(shape, document))
     except InvalidObject as error:
-        faults = faults or error.faults
+        faults = list(shape_faults(struct_shape(cls), document)) or error.faults
         more = _remaining_faults(cls, document, config)
     known = {fault.path for fault in faults}
     return faults + [fault for fault in more if fault.path not in known]

@@ -19,7 +19,7 @@ def routes(app: web.Application, gateway: Gateway) -> None:
         return await _answer(request, lambda asked: kinds.mutate(asked, gateway.configuration(), gateway.namespace))
 
     async def validate(request: web.Request) -> web.Response:
-        return await _answer(request, lambda asked: kinds.validate(asked, gateway.namespace))
+        return await _answer(request, lambda asked: kinds.validate(asked, gateway.configuration(), gateway.namespace))
 
     app.router.add_post(MUTATE, mutate)
     app.router.add_post(VALIDATE, validate)

@@ -26,7 +26,7 @@ def _no_warnings(_request: Request) -> Sequence[str]:
 class Rules(NamedTuple):
     """How objects of one kind are admitted. Components' own changes are never refused: see `validate`."""
 
-    validate: Callable[[Request], Iterable[Fault]]
+    validate: Callable[[Request, KubeVirtConfiguration], Iterable[Fault]]
     mutate: Mutate = _no_defaults
     warn: Callable[[Request], Sequence[str]] = _no_warnings
     has_status: bool = True
@@ -59,11 +59,11 @@ def mutate(request: Request, configuration: KubeVirtConfiguration, namespace: st
         dropped = [{"op": "remove", "path": "/status"}]
         bare = {key: value for key, value in (request.object or {}).items() if key != "status"}
         request = msgspec.structs.replace(request, object=bare)
-    faults = _faults(rules, request)
+    faults = _faults(rules, request, configuration)
     return Verdict(faults=faults, patch=[] if faults else [*rules.mutate(request, configuration), *dropped])
 
 
-def validate(request: Request, namespace: str) -> Verdict:
+def validate(request: Request, configuration: KubeVirtConfiguration, namespace: str) -> Verdict:
     """Every fault of an object. `namespace` is where hyperlet runs.
 
     What controller and gateway write passes: they must be able to finish what an older version began, and the
@@ -76,12 +76,12 @@ def validate(request: Request, namespace: str) -> Verdict:
         return Verdict(faults=list(ownership.handler_faults(request)))
     if ownership.is_component(request, namespace):
         return Verdict()
-    faults = _faults(rules, request)
+    faults = _faults(rules, request, configuration)
     return Verdict(faults=faults, warnings=() if faults else rules.warn(request))
 
 
-def _faults(rules: Rules, request: Request) -> list[Fault]:
-    faults = list(rules.validate(request))
+def _faults(rules: Rules, request: Request, configuration: KubeVirtConfiguration) -> list[Fault]:
+    faults = list(rules.validate(request, configuration))
     known = {fault.path for fault in faults}
     return faults + [fault for fault in validation.dropped_fields(request) if fault.path not in known]
 

@@ -7,8 +7,9 @@ import msgspec
 
 from api import names, validate
 from api.codec import decode
+from api.configuration import KubeVirtConfiguration
 from api.errors import Fault, InvalidObject
-from api.shape import struct_shape, unknown_fields
+from api.shape import knows, struct_shape, unknown_fields
 from api.vm import VirtualMachine
 from gateway.admission import ownership
 from gateway.admission.review import Request
@@ -18,21 +19,21 @@ DIFFERENCES = 20
 """Paths told of a spec that was changed though it is fixed."""
 
 
-def vm(request: Request) -> Iterator[Fault]:
+def vm(request: Request, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
     """A VirtualMachine: its spec may change at any time."""
     new, old = request.object or {}, request.oldObject
-    yield from _spec_faults(new, old)
+    yield from _spec_faults(new, old, configuration)
     if not ownership.is_administrator(request):
         yield from ownership.metadata_faults(new.get("metadata"), (old or {}).get("metadata"))
         path = "spec.template.metadata"
         yield from ownership.metadata_faults(_at(new, path), _at(old, path), path)
 
 
-def vmi(request: Request) -> Iterator[Fault]:
+def vmi(request: Request, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
     """A VirtualMachineInstance: its spec is what runs, and changes only by the controller."""
     new, old = request.object or {}, request.oldObject
     if old is None:
-        yield from validate.validate_document(new)
+        yield from validate.validate_document(new, configuration)
     else:
         yield from _fixed(new, old, "change the template of its VirtualMachine, or delete the instance")
     if not ownership.is_administrator(request):
@@ -40,20 +41,20 @@ def vmi(request: Request) -> Iterator[Fault]:
         yield from ownership.status_faults(new, old)
 
 
-def migration(request: Request) -> Iterator[Fault]:
+def migration(request: Request, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
     """A VirtualMachineInstanceMigration: its spec never changes."""
     new, old = request.object or {}, request.oldObject
     if old is None:
-        yield from validate.validate_document(new)
+        yield from validate.validate_document(new, configuration)
     else:
         yield from _fixed(new, old, "make another migration")
     if not ownership.is_administrator(request):
         yield from ownership.metadata_faults(new.get("metadata"), (old or {}).get("metadata"))
 
 
-def kubevirt(request: Request) -> Iterator[Fault]:
+def kubevirt(request: Request, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
     """The KubeVirt object."""
-    yield from _spec_faults(request.object or {}, request.oldObject)
+    yield from _spec_faults(request.object or {}, request.oldObject, configuration)
 
 
 def vm_warnings(request: Request) -> list[str]:
@@ -81,7 +82,9 @@ def dropped_fields(request: Request) -> Iterator[Fault]:
         manifest = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return  # somebody else's annotation of that name: what it holds is not ours to judge
-    yield from unknown_fields(struct_shape(cls), manifest)
+    shape = struct_shape(cls)
+    if not knows(shape, manifest):
+        yield from unknown_fields(shape, manifest)
 
 
 def _applied(document: dict[str, Any] | None) -> str | None:
@@ -90,13 +93,15 @@ def _applied(document: dict[str, Any] | None) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _spec_faults(new: dict[str, Any], old: dict[str, Any] | None) -> Iterator[Fault]:
+def _spec_faults(
+    new: dict[str, Any], old: dict[str, Any] | None, configuration: KubeVirtConfiguration
+) -> Iterator[Fault]:
     """Of a spec that is new or changed.
 
     One that was stored before it would be refused must not keep labels and finalizers from changing.
     """
     if old is None or new.get("spec") != old.get("spec"):
-        yield from validate.validate_document(new)
+        yield from validate.validate_document(new, configuration)
 
 
 def _fixed(new: dict[str, Any], old: dict[str, Any], remedy: str) -> Iterator[Fault]:

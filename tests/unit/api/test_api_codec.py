@@ -6,6 +6,7 @@ from machines import MACHINE, machine
 from api import errors, k8s, names
 from api.codec import decode, decode_strict, encode, to_dict
 from api.errors import InvalidObject
+from api.shape import knows, struct_shape, unknown_fields
 from api.vm import VirtualMachine
 
 
@@ -93,3 +94,10 @@ def test_errors_carry_what_to_do() -> None:
         assert cls.condition in {value for key, value in vars(names).items() if key.startswith("CONDITION_")}
     assert not errors.InvalidObject.retry
     assert str(errors.InvalidObject([errors.Fault("spec.a", "R", "is bad")])) == "spec.a: is bad"
+
+
+@pytest.mark.parametrize("path", ["", "nonsense", "domain.nonsense", "domain.devices.disks.0.nonsense", "volumes.0.x"])
+def test_the_quick_look_for_unknown_fields_sees_what_the_slow_one_tells(path: str) -> None:
+    shape = struct_shape(VirtualMachine)
+    document = machine({path: {"a": 1}} if path else {})
+    assert knows(shape, document) is (not path) is (not list(unknown_fields(shape, document)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import cpu, delete, memory, start
+from bench import admission, cpu, delete, memory, start
 from bench.figures import Figure, Result
 
 
@@ -86,3 +86,18 @@ def test_cpu_takes_idle_time_off_and_knows_pids_by_their_program() -> None:
     assert figure(result, "whole machine, for each VMI created").value == pytest.approx(1.6)
     assert result.tables[0].rows[0] == ["launcher: server", pytest.approx(0.15)]
     assert result.tables[0].rows[-1][1] == pytest.approx(1.6 - 0.15 - 0.15 - 0.08)
+
+
+def test_admission_judges_the_full_vm_by_its_median() -> None:
+    slow = {"mutate": [0.5, 0.6, 9.0], "validate": [1.5, 1.6, 1.4]}
+    result = admission.analyse({"create a full VM": slow, "label it": {"mutate": [0.1], "validate": [0.1]}})
+    assert [(f.label, f.value, f.verdict) for f in result.figures] == [
+        ("full VM, mutate", 0.6, "ok"),
+        ("full VM, validate", 1.5, "MISSED"),
+    ]
+
+
+def test_admissions_reviews_are_all_admitted() -> None:
+    for title, body in admission.reviews().items():
+        for webhook in (admission.mutate, admission.validate):
+            assert b'"allowed":true' in webhook(body), title

@@ -55,9 +55,14 @@ def mutated(request: Request, **configuration: Any) -> Json:
     return json_patched(request.object or {}, list(verdict.patch))
 
 
+def validated(request: Request) -> Verdict:
+    """What the validating webhook says."""
+    return kinds.validate(request, KubeVirtConfiguration(), NAMESPACE)
+
+
 def refused(request: Request) -> dict[str, str]:
     """Path → words of what the validating webhook refuses; the mutating one must say the same."""
-    verdict = kinds.validate(request, NAMESPACE)
+    verdict = validated(request)
     assert kinds.mutate(request, KubeVirtConfiguration(), NAMESPACE).faults == verdict.faults
     return {fault.path: fault.message for fault in verdict.faults}
 
@@ -244,7 +249,7 @@ def test_an_instances_spec_is_fixed() -> None:
     assert set(found) == {"spec.domain.memory.guest", "spec.domain.devices.disks", "spec.nodeSelector"}
     assert all("VirtualMachine" in words for words in found.values())
     assert refused(asked(new, old, ROOT)) == found, "even an administrator's change would have no effect"
-    assert kinds.validate(asked(new, old, CONTROLLER), NAMESPACE) == Verdict()
+    assert validated(asked(new, old, CONTROLLER)) == Verdict()
 
 
 def test_a_status_is_written_by_components_only() -> None:
@@ -252,10 +257,10 @@ def test_a_status_is_written_by_components_only() -> None:
     for status in ({}, {"phase": "Succeeded"}, {**old["status"], "nodeName": "node-2"}, {**old["status"], "x": 1}):
         new = {**old, "status": status}
         assert set(refused(asked(new, old))) == {"status"}
-        assert kinds.validate(asked(new, old, CONTROLLER), NAMESPACE).faults == ()
-        assert kinds.validate(asked(new, old, ROOT), NAMESPACE).faults == []
+        assert validated(asked(new, old, CONTROLLER)).faults == ()
+        assert validated(asked(new, old, ROOT)).faults == []
     assert refused(asked(changed(old, "metadata/labels", {"a": "b"}), old)) == {}
-    assert kinds.validate(asked({**vmi(), "status": {"phase": "Running"}}), NAMESPACE).faults
+    assert validated(asked({**vmi(), "status": {"phase": "Running"}})).faults
 
 
 @pytest.mark.parametrize("label", sorted(ownership.LABELS))
@@ -273,8 +278,8 @@ def test_the_components_labels_are_theirs(label: str) -> None:
         assert set(refused(asked(moved, marked))) == {at}
         assert set(refused(asked(document, marked))) == {at}
         assert refused(asked(marked, marked)) == {}
-        assert not kinds.validate(asked(marked, user=CONTROLLER), NAMESPACE).faults
-        assert not kinds.validate(asked(marked, user=ROOT), NAMESPACE).faults
+        assert not validated(asked(marked, user=CONTROLLER)).faults
+        assert not validated(asked(marked, user=ROOT)).faults
 
 
 def test_the_components_annotations_and_finalizers_are_theirs() -> None:
@@ -287,8 +292,8 @@ def test_the_components_annotations_and_finalizers_are_theirs() -> None:
         held, free = (changed(each, "metadata/deletionTimestamp", "2026-01-01T00:00:00Z") for each in (held, free))
         assert set(refused(asked(free, held))) == {"metadata.finalizers"}
         assert refused(asked(changed(held, "metadata/finalizers", [finalizer]), held)) == {}
-        assert not kinds.validate(asked(free, held, CONTROLLER), NAMESPACE).faults
-        assert not kinds.validate(asked(free, held, ROOT), NAMESPACE).faults
+        assert not validated(asked(free, held, CONTROLLER)).faults
+        assert not validated(asked(free, held, ROOT)).faults
 
 
 @pytest.mark.parametrize(
@@ -304,13 +309,13 @@ def test_the_components_annotations_and_finalizers_are_theirs() -> None:
 )
 def test_nobody_else_is_a_component(username: str) -> None:
     new = {**vmi(), "status": {"phase": "Succeeded"}}
-    assert kinds.validate(asked(new, vmi(), UserInfo(username=username)), NAMESPACE).faults
+    assert validated(asked(new, vmi(), UserInfo(username=username))).faults
 
 
 @pytest.mark.parametrize("account", ["hyperlet-controller", "hyperlet-gateway", "hyperlet-handler"])
 def test_components_are_believed(account: str) -> None:
     user = UserInfo(username=f"system:serviceaccount:hyperlet:{account}")
-    assert not kinds.validate(asked({**vmi(), "status": {"phase": "Succeeded"}}, vmi(), user), NAMESPACE).faults
+    assert not validated(asked({**vmi(), "status": {"phase": "Succeeded"}}, vmi(), user)).faults
 
 
 HANDLER = UserInfo(username="system:serviceaccount:hyperlet:hyperlet-handler")
@@ -323,7 +328,7 @@ def test_a_handler_reports_and_does_nothing_else() -> None:
         "status": {"nodeName": "node-1", "phase": "Scheduled", "activePods": {"u": "node-1"}},
     }
     report = changed(old, "status/phase", "Running")
-    assert kinds.validate(asked(report, old, HANDLER), NAMESPACE) == Verdict(faults=[])
+    assert validated(asked(report, old, HANDLER)) == Verdict(faults=[])
     for path, value in {
         "spec/nodeSelector": {"a": "b"},
         "metadata/labels": {names.LABEL_NODE_NAME: "node-2"},
@@ -332,11 +337,11 @@ def test_a_handler_reports_and_does_nothing_else() -> None:
         "metadata/ownerReferences": [],
         "status/activePods": {"other": "node-2"},
     }.items():
-        verdict = kinds.validate(asked(changed(old, path, value), old, HANDLER), NAMESPACE)
+        verdict = validated(asked(changed(old, path, value), old, HANDLER))
         expected = [] if value == [] else [path.split("/")[0] if path.startswith("spec") else path.replace("/", ".")]
         assert [fault.path for fault in verdict.faults] == expected, "an empty list is as good as none"
     for document, before in ((old, None), (machine(), machine()), (machine(), None)):
-        assert kinds.validate(asked(document, before, HANDLER), NAMESPACE).faults
+        assert validated(asked(document, before, HANDLER)).faults
 
 
 def test_a_handlers_token_that_tells_its_node_is_good_for_that_node() -> None:
@@ -346,7 +351,7 @@ def test_a_handlers_token_that_tells_its_node_is_good_for_that_node() -> None:
     for node, new, fine in (("node-1", report, True), ("node-2", report, False), ("node-1", taken, False)):
         extra = {ownership.NODE_NAME: [node]}
         user = msgspec.structs.replace(HANDLER, extra=extra)
-        faults = kinds.validate(asked(new, old, user), NAMESPACE).faults
+        faults = validated(asked(new, old, user)).faults
         assert [fault.path for fault in faults] == ([] if fine else ["status.nodeName"])
 
 
@@ -359,7 +364,7 @@ def test_other_resources_are_none_of_our_business() -> None:
         {"kind": review.GroupVersionKind(group="kubevirt.io", kind="Later")},
         {"object": None},
     ):
-        assert kinds.validate(msgspec.structs.replace(request, **other), NAMESPACE) == Verdict()
+        assert validated(msgspec.structs.replace(request, **other)) == Verdict()
 
 
 # ---- the answer
@@ -405,5 +410,5 @@ def test_an_answer_carries_patch_and_warnings() -> None:
 def test_warnings_are_given_for_what_is_probably_not_meant() -> None:
     mine = machine({"/spec.running": True})
     del mine["spec"]["runStrategy"]
-    assert kinds.validate(asked(mine), NAMESPACE).warnings == ["spec.running is deprecated: use spec.runStrategy"]
-    assert kinds.validate(asked(mine, mine), NAMESPACE).warnings == []
+    assert validated(asked(mine)).warnings == ["spec.running is deprecated: use spec.runStrategy"]
+    assert validated(asked(mine, mine)).warnings == []

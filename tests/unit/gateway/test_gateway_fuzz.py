@@ -104,7 +104,8 @@ def reviewed(kind: str, new: Any, old: Any, user: Any = None) -> bytes:
 def decide(body: bytes) -> list[Json]:
     """What both webhooks answer."""
     asked = review.parse(body)
-    verdicts = (kinds.mutate(asked, KubeVirtConfiguration(), "hyperlet"), kinds.validate(asked, "hyperlet"))
+    settings_ = KubeVirtConfiguration()
+    verdicts = (kinds.mutate(asked, settings_, "hyperlet"), kinds.validate(asked, settings_, "hyperlet"))
     return [json.loads(review.answer(asked, verdict))["response"] for verdict in verdicts]
 
 
@@ -130,7 +131,7 @@ def test_what_is_admitted_is_admitted_again_with_its_defaults(new: Json) -> None
     whole = json_patched(new, list(verdict.patch))
     again = review.parse(reviewed(str(kind), whole, None))
     assert kinds.mutate(again, KubeVirtConfiguration(), "hyperlet").patch in ((), [])
-    assert not kinds.validate(again, "hyperlet").faults
+    assert not kinds.validate(again, KubeVirtConfiguration(), "hyperlet").faults
 
 
 @settings(max_examples=150)

@@ -1,0 +1,159 @@
+"""CPU time of one admission review: a full VM and others through both webhooks, as they come over the wire."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from api.configuration import KubeVirtConfiguration
+from bench.figures import Cell, Figure, Result, Table, percentile
+from bench.options import Options
+from bench.session import Session
+from gateway.admission import kinds, review
+
+ROUNDS = 20
+REVIEWS = 200
+"""Reviews in one round: the clock of a process ticks too coarsely for one."""
+TARGET_MS = 1.0
+NAMESPACE = "hyperlet"
+Json = dict[str, Any]
+
+
+def full_vm() -> Json:
+    """A VM as large as people write them: disks, NICs, cloud-init, probes, placement."""
+    disks: list[Json] = [
+        {"name": f"disk{n}", "bootOrder": n + 1, "disk": {"bus": "virtio"}, "serial": f"serial{n}", "cache": "none"}
+        for n in range(8)
+    ]
+    volumes: list[Json] = [{"name": f"disk{n}", "persistentVolumeClaim": {"claimName": f"claim{n}"}} for n in range(7)]
+    volumes.append({"name": "disk7", "cloudInitNoCloud": {"userData": "#cloud-config\n" + "# a line\n" * 50}})
+    spec = {
+        "architecture": "amd64",
+        "domain": {
+            "cpu": {"sockets": 1, "cores": 4, "threads": 2, "model": "Haswell"},
+            "memory": {"guest": "4Gi"},
+            "machine": {"type": "q35"},
+            "resources": {"requests": {"cpu": "500m", "memory": "4Gi"}},
+            "features": {"acpi": {}, "hyperv": {"relaxed": {}, "vapic": {}, "spinlocks": {"spinlocks": 8191}}},
+            "clock": {"utc": {}, "timer": {"hpet": {"present": False}, "pit": {"tickPolicy": "delay"}}},
+            "firmware": {"serial": "e4686d2c-6e8d-4335-b8fd-81bee22f4814"},
+            "devices": {
+                "rng": {},
+                "disks": disks,
+                "inputs": [{"name": "tablet", "type": "tablet", "bus": "usb"}],
+                "interfaces": [{"name": "default", "masquerade": {}, "ports": [{"port": 80}, {"port": 443}]}],
+            },
+        },
+        "networks": [{"name": "default", "pod": {}}],
+        "volumes": volumes,
+        "nodeSelector": {"disktype": "ssd"},
+        "tolerations": [{"key": "vms", "operator": "Exists", "effect": "NoSchedule"}],
+        "affinity": {
+            "podAntiAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": [
+                    {
+                        "topologyKey": "kubernetes.io/hostname",
+                        "labelSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": ["web"]}]},
+                    }
+                ]
+            }
+        },
+        "readinessProbe": {"tcpSocket": {"port": 80}, "periodSeconds": 5},
+        "livenessProbe": {"httpGet": {"port": 80, "path": "/"}, "periodSeconds": 5},
+        "terminationGracePeriodSeconds": 60,
+    }
+    template = {"metadata": {"labels": {f"label{n}": "value" for n in range(10)}}, "spec": spec}
+    return _object("VirtualMachine", {"runStrategy": "Always", "template": template})
+
+
+def _object(kind: str, spec: Json) -> Json:
+    meta = {"name": "web", "namespace": "default", "labels": {"app": "web"}}
+    return {"apiVersion": "kubevirt.io/v1", "kind": kind, "metadata": meta, "spec": spec}
+
+
+def reviews() -> dict[str, bytes]:
+    """What the API server sends, by title."""
+    vm = full_vm()
+    applied = json.dumps(vm)
+    vm["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": applied}
+    stopped = json.loads(json.dumps(vm))
+    stopped["spec"]["runStrategy"] = "Halted"
+    labelled = json.loads(json.dumps(vm))
+    labelled["metadata"]["labels"]["team"] = "blue"
+    vmi = _object("VirtualMachineInstance", vm["spec"]["template"]["spec"])
+    reported = {**vmi, "status": {"phase": "Running", "nodeName": "node1"}}
+    handler = "system:serviceaccount:hyperlet:hyperlet-handler"
+    return {
+        "create a full VM": _review(vm, None),
+        "change its spec": _review(stopped, vm),
+        "label it": _review(labelled, vm),
+        "create a full VMI": _review(vmi, None),
+        "a handler's report": _review(
+            {**reported, "status": {**reported["status"], "phase": "Failed"}}, reported, handler
+        ),
+    }
+
+
+def _review(new: Json, old: Json | None, user: str = "alice") -> bytes:
+    request = {
+        "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
+        "operation": "CREATE" if old is None else "UPDATE",
+        "kind": {"group": "kubevirt.io", "version": "v1", "kind": new["kind"]},
+        "name": "web",
+        "namespace": "default",
+        "userInfo": {"username": user, "groups": ["system:authenticated"]},
+        "object": new,
+        "oldObject": old,
+    }
+    return msgspec.json.encode({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request})
+
+
+def mutate(body: bytes) -> bytes:
+    """The mutating webhook without HTTP."""
+    asked = review.parse(body)
+    return review.answer(asked, kinds.mutate(asked, KubeVirtConfiguration(), NAMESPACE))
+
+
+def validate(body: bytes) -> bytes:
+    """The validating webhook without HTTP."""
+    asked = review.parse(body)
+    return review.answer(asked, kinds.validate(asked, KubeVirtConfiguration(), NAMESPACE))
+
+
+def milliseconds(webhook: Callable[[bytes], bytes], body: bytes, count: int) -> float:
+    """CPU time of one review, of `count` of them."""
+    began = time.process_time()
+    for _ in range(count):
+        webhook(body)
+    return (time.process_time() - began) * 1000 / count
+
+
+def analyse(samples: dict[str, dict[str, list[float]]]) -> Result:
+    """Medians; the full VM through either webhook is judged. Pure."""
+    result = Result("admission")
+    rows: list[list[Cell]] = []
+    for title, by_webhook in samples.items():
+        medians = {name: percentile(found, 50) for name, found in by_webhook.items()}
+        rows.append([title, round(medians["mutate"], 3), round(medians["validate"], 3)])
+        if title == "create a full VM":
+            for name, value in medians.items():
+                result.figures.append(Figure(f"full VM, {name}", value, "ms", TARGET_MS))
+    result.tables.append(Table("CPU ms a review (median)", ["review", "mutate", "validate"], rows))
+    result.notes.append("from the bytes of the AdmissionReview to the bytes of the answer; HTTP and TLS are not in it")
+    result.samples = {"milliseconds": samples}
+    return result
+
+
+def run(_session: Session, options: Options) -> Result:
+    """Needs no cluster: the code as it is here."""
+    samples: dict[str, dict[str, list[float]]] = {}
+    for title, body in reviews().items():
+        samples[title] = {}
+        for name, webhook in (("mutate", mutate), ("validate", validate)):
+            milliseconds(webhook, body, REVIEWS)
+            samples[title][name] = [milliseconds(webhook, body, REVIEWS) for _ in range(options.rounds(ROUNDS))]
+    return analyse(samples)
