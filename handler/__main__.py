@@ -67,6 +67,7 @@ async def serve(node: str) -> None:
                 Bridges().run(),
                 _sweep(machines, images, bringer),
                 *(plugin.run() for plugin in plugins),
+                *_gateway_works(kube, node, machines),
             )
         ]
         ending = asyncio.create_task(_ends(stop))
