@@ -1,0 +1,212 @@
+"""Consoles and screens the whole way: API server, gateway, handler, launcher, QEMU; and what they cost the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from bench import objects, processes
+from bench.figures import Cell, Figure, Result, Table, percentile
+from bench.options import Options
+from bench.session import NAMESPACE, Session
+
+MIB = 1 << 20
+MB = 1_000_000
+ECHOES, POURED = 200, 40 * MB
+CONSOLES, CROWD = 200, 4
+ECHO_MS, SECONDS_FOR_20_MB = 10.0, 1.0
+IDLE_TARGET, CROWD_TARGET = 80.0, 150.0
+LINE = 32
+"""Bytes typed at a login prompt before they are taken back."""
+KILL = b"\x15"
+ROOT = f"/apis/subresources.kubevirt.io/v1/namespaces/{NAMESPACE}/virtualmachineinstances"
+
+
+@dataclass
+class Sample:
+    """Everything the bench collects."""
+
+    echoes: list[float] = field(default_factory=list)
+    """Milliseconds."""
+    poured: float = 0.0
+    """Seconds for 20 MB."""
+    idle: dict[str, int] = field(default_factory=dict)
+    """Pod → RSS of its processes, bytes."""
+    crowded: dict[str, int] = field(default_factory=dict)
+    consoles: int = 0
+
+
+def analyse(sample: Sample) -> Result:
+    """Medians, and the memory as if one replica carried all. Pure."""
+    result = Result("gateway")
+    if sample.echoes:
+        middle, worst = percentile(sample.echoes, 50), percentile(sample.echoes, 99)
+        result.figures.append(Figure("console, a byte there and back, median", middle, "ms", ECHO_MS))
+        result.figures.append(Figure("console, a byte there and back, 99 %", worst, "ms"))
+    if sample.poured:
+        result.figures.append(Figure("screen, 20 MB to the viewer", sample.poured, "s", SECONDS_FOR_20_MB))
+    if sample.idle:
+        idle = max(sample.idle.values()) / MIB
+        grown = sum(sample.crowded.get(pod, size) - size for pod, size in sample.idle.items()) / MIB
+        result.figures.append(Figure("gateway without a stream, the larger replica", idle, "MiB RSS", IDLE_TARGET))
+        label = f"gateway with {sample.consoles} consoles open, all on one replica"
+        result.figures.append(Figure(label, idle + grown, "MiB RSS", CROWD_TARGET))
+        rows: list[list[Cell]] = [
+            [pod, sample.idle[pod] / MIB, sample.crowded.get(pod, 0) / MIB] for pod in sorted(sample.idle)
+        ]
+        result.tables.append(Table("Replicas, MiB RSS", ["pod", "idle", f"{sample.consoles} consoles on both"], rows))
+    result.notes.append("A real guest echoes the bytes and a real QEMU draws the screen: both are part of the times.")
+    result.samples = {"echoes": sample.echoes, "idle": sample.idle, "crowded": sample.crowded}
+    return result
+
+
+class Client:
+    """WebSockets through the API server."""
+
+    def __init__(self, session: Session) -> None:
+        self._server = session.server
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Client:
+        base = f"https://{self._server.host}:{self._server.port}"
+        connector = aiohttp.TCPConnector(ssl=self._server.tls, limit=0)
+        self._http = aiohttp.ClientSession(base, connector=connector, headers=self._server.headers())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._http is not None:
+            await self._http.close()
+
+    @contextlib.asynccontextmanager
+    async def stream(self, path: str) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """One, closed at the end."""
+        assert self._http is not None
+        async with self._http.ws_connect(f"{ROOT}/{path}", protocols=["plain.kubevirt.io"], max_msg_size=0) as socket:
+            yield socket
+
+
+async def echo(client: Client, name: str, count: int) -> list[float]:
+    """Milliseconds from a byte to its echo by the guest's login prompt, one after the other."""
+    samples = []
+    async with client.stream(f"{name}/console") as console:
+        await console.send_bytes(b"\r")
+        seen = b""
+        while b"login:" not in seen:
+            seen += await console.receive_bytes(timeout=120)
+        await _quiet(console)
+        for number in range(count):
+            began = time.perf_counter()
+            await console.send_bytes(b"x")
+            await console.receive_bytes(timeout=10)
+            samples.append((time.perf_counter() - began) * 1000)
+            if number % LINE == LINE - 1:
+                await console.send_bytes(KILL)
+                await _quiet(console)
+    return samples
+
+
+async def _quiet(console: aiohttp.ClientWebSocketResponse) -> None:
+    """Reads until nothing comes for a moment."""
+    reading = asyncio.ensure_future(console.receive_bytes())
+    while True:
+        done, _ = await asyncio.wait({reading}, timeout=0.3)
+        if not done:
+            break
+        reading = asyncio.ensure_future(console.receive_bytes())
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+
+
+class Screen:
+    """A viewer that asks for the whole screen again and again (RFC 6143, raw encoding)."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._rest = bytearray()
+
+    async def _take(self, count: int) -> bytes:
+        while len(self._rest) < count:
+            self._rest += await self._socket.receive_bytes(timeout=30)
+        taken = bytes(self._rest[:count])
+        del self._rest[:count]
+        return taken
+
+    async def open(self) -> tuple[int, int, int]:
+        """Joins; width, height and bytes of a pixel."""
+        await self._take(12)
+        await self._socket.send_bytes(b"RFB 003.008\n")
+        await self._take((await self._take(1))[0])
+        await self._socket.send_bytes(b"\x01")
+        await self._take(4)
+        await self._socket.send_bytes(b"\x01")
+        width, height, bits, name = struct.unpack(">HHB15xI", await self._take(24))
+        await self._take(name)
+        await self._socket.send_bytes(struct.pack(">BxHi", 2, 1, 0))
+        return width, height, bits // 8
+
+    async def frame(self, width: int, height: int, depth: int) -> int:
+        """One whole screen; its bytes."""
+        await self._socket.send_bytes(struct.pack(">BBHHHH", 3, 0, 0, 0, width, height))
+        kind, count = struct.unpack(">BxH", await self._take(4))
+        assert kind == 0
+        total = 4
+        for _ in range(count):
+            _, _, wide, high, encoding = struct.unpack(">HHHHi", await self._take(12))
+            assert encoding == 0
+            await self._take(wide * high * depth)
+            total += 12 + wide * high * depth
+        return total
+
+
+async def pour(client: Client, name: str, amount: int) -> float:
+    """Seconds for each 20 MB of screen."""
+    async with client.stream(f"{name}/vnc") as socket:
+        screen = Screen(socket)
+        size = await screen.open()
+        await screen.frame(*size)
+        began, got = time.perf_counter(), 0
+        while got < amount:
+            got += await screen.frame(*size)
+        return (time.perf_counter() - began) * 20 * MB / got
+
+
+@contextlib.contextmanager
+def _guests(session: Session, count: int) -> Iterator[list[str]]:
+    guests = [objects.vmi(session.name("talk"), image=objects.TINY, memory="128Mi", cloud_init=True)]
+    guests += [objects.vmi(session.name("mute")) for _ in range(count - 1)]
+    with session.running(guests, "pod over") as names:
+        yield names
+
+
+def resident(session: Session) -> dict[str, int]:
+    """The RSS of every gateway pod's processes, bytes, without the pause process."""
+    found = {}
+    for pod in session.system_pods("gateway"):
+        sizes = [processes.rss(each.pid) for each in processes.of_pod(pod["metadata"]["uid"]) if each.label != "pause"]
+        found[str(pod["metadata"]["name"])] = sum(sizes)
+    return found
+
+
+async def _measure(session: Session, names: list[str], options: Options) -> Sample:
+    sample = Sample(idle=resident(session), consoles=CROWD * 5 if options.quick else CONSOLES)
+    async with Client(session) as client:
+        sample.echoes = await echo(client, names[0], ECHOES // 10 if options.quick else ECHOES)
+        sample.poured = await pour(client, names[0], POURED // 8 if options.quick else POURED)
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(sample.consoles):
+                path = f"{names[number % len(names)]}/console?shared=true"
+                await stack.enter_async_context(client.stream(path))
+            sample.crowded = resident(session)
+    return sample
+
+
+def run(session: Session, options: Options) -> Result:
+    """A guest that echoes and draws, and as many consoles as the target names."""
+    with _guests(session, CROWD) as names:
+        return analyse(asyncio.run(_measure(session, names, options)))
