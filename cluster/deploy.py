@@ -125,7 +125,7 @@ def wait(
 
 
 def workloads_ready(kubectl: Kubectl) -> str | None:
-    """None when controller and handlers run their newest version everywhere, else what is missing."""
+    """None when controller, gateway and handlers run their newest version everywhere, else what is missing."""
     listing = kubectl.json("get", "deployments,daemonsets", f"--namespace={NAMESPACE}")
     items: list[dict[str, dict[str, object]]] = listing["items"] if listing else []  # type: ignore[assignment]
     if not items:
@@ -199,7 +199,7 @@ def apply(console: Console, kubectl: Kubectl, folder: Path, emulation: bool) -> 
     if emulation:
         with console.step("allow software emulation (developerConfiguration.useEmulation)"):
             kubectl("apply", "-f", str(ROOT / "cluster" / "kubevirt-emulation.yaml"))
-    wait(console, "controller and handlers ready", lambda: workloads_ready(kubectl),
+    wait(console, "controller, gateway and handlers ready", lambda: workloads_ready(kubectl),
          f"kubectl -n {NAMESPACE} get pods; kubectl -n {NAMESPACE} describe pods")  # fmt: skip
     wait(
         console,
