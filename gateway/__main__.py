@@ -22,7 +22,7 @@ from gateway.context import Gateway
 from gateway.keeper import Keeper
 from gateway.server import Routes, Server, application
 from gateway.subresources import serving
-from kit import health, log
+from kit import health, log, memory
 from kit.cache import Store
 from kit.kube import Kube
 
@@ -70,6 +70,7 @@ async def serve(stop: asyncio.Event, kube: Kube, lives: Lives) -> None:
         # What the start left behind stays for good: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        memory.release_code_pages()
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({stopping, keeping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
