@@ -10,6 +10,7 @@ from launcher.dhcp_service import DhcpError, DhcpService
 from launcher.hypervisor import Hypervisor, HypervisorError, Unavailable
 from launcher.live_nics import ALIAS, LiveNic, with_link
 from launcher.log import log
+from launcher.request import question_of
 from protos import launcher_pb2 as pb
 
 DhcpOptions = dict[str, list[list[Any]]]
@@ -50,13 +51,6 @@ def plan(states: dict[str, str], tapped: Iterable[str], live: Iterable[LiveNic])
             if name in there and there[name].model != "sriov" and there[name].link_up != (state == "up")
         ),
     )
-
-
-def nic_facts(nics: Iterable[pb.Nic]) -> list[dict[str, Any]]:
-    """The handler's taps as the builder takes them."""
-    return [
-        {"name": nic.name, "tap": nic.tap, "mac": nic.mac, "mtu": nic.mtu, "queues": nic.queues or 1} for nic in nics
-    ]
 
 
 def infos_of(live: Iterable[LiveNic]) -> list[pb.NicInfo]:
@@ -118,7 +112,7 @@ class Cards:
         self, request: pb.SyncRequest, plug: tuple[str, ...], options: DhcpOptions, failures: list[BuildError]
     ) -> dict[str, str]:
         """libvirt's XML of new cards, by interface."""
-        question = {"vmi": request.vmi.decode(errors="replace"), "nics": nic_facts(request.nics), "plug": plug}
+        question = question_of(request) | {"plug": plug}
         try:
             answer = await self._builder.build(question)
         except BuildError as error:

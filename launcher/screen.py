@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from launcher.hypervisor import HypervisorError
-from launcher.machine import Machine, Refused
+from launcher.machine import Machine
 from launcher.paths import Paths
+from launcher.refusal import Refused
 
 LARGEST = 900 << 10
 """Bytes of a PNG: it has to fit into a message."""

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 from launcher import tail
 from launcher.agent import text
 from launcher.log import log
-from launcher.machine import Refused
+from launcher.refusal import Refused
 from protos import launcher_pb2 as pb
 
 CHUNK = 32 << 10

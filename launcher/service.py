@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import grpc
 
 from launcher.builder import BuildError
+from launcher.dhcp_service import DhcpError
 from launcher.hypervisor import HypervisorError, Unavailable
 from launcher.log import log
-from launcher.machine import Machine, Refused
+from launcher.machine import Machine
 from launcher.paths import Paths
+from launcher.refusal import Refused
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc
 
@@ -147,7 +149,7 @@ async def refuse(context: Any, error: Exception) -> NoReturn:
         code = grpc.StatusCode[error.code]
     elif isinstance(error, Unavailable):
         code = grpc.StatusCode.UNAVAILABLE
-    elif isinstance(error, HypervisorError):
+    elif isinstance(error, HypervisorError | DhcpError):
         code = grpc.StatusCode.INTERNAL
     else:
         log("error", "a call failed for want of better code", error=repr(error))

@@ -8,8 +8,8 @@ from typing import Any
 
 from kit.duplex import TAKEN, until_one_ends
 from launcher.agent import text
-from launcher.machine import Refused
 from launcher.paths import Paths
+from launcher.refusal import Refused
 from launcher.serial_hub import Hub
 from protos import launcher_pb2 as pb
 

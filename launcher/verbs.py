@@ -11,7 +11,8 @@ from typing import Any
 from launcher.agent import items, text
 from launcher.hypervisor import HypervisorError
 from launcher.log import log
-from launcher.machine import Machine, Refused
+from launcher.machine import Machine
+from launcher.refusal import Refused
 from protos import launcher_pb2 as pb
 
 ASK_SECONDS = 5

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 
 from launcher import serial_hub
-from launcher.machine import Refused
+from launcher.refusal import Refused
 from launcher.serial_hub import LAG, Hub, Viewer
 from launcher.tail import LINES, Tail
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from launcher import verbs
 from launcher.hypervisor import HypervisorError
-from launcher.machine import Refused
+from launcher.refusal import Refused
 from launcher.verbs import Verbs, filesystems, users
 from protos import launcher_pb2 as pb
 

@@ -1,0 +1,60 @@
+"""Which status a call ends with, by what went wrong."""
+
+from typing import Any
+
+import grpc
+import pytest
+
+from launcher.builder import BuildError
+from launcher.dhcp_service import DhcpError
+from launcher.hypervisor import HypervisorError, Unavailable
+from launcher.refusal import Refused
+from launcher.service import refuse
+
+
+class Aborted(Exception):
+    """What gRPC's abort raises."""
+
+
+class Context:
+    """As much of a call as ends."""
+
+    status: tuple[grpc.StatusCode, str] | None = None
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        self.status = (code, details)
+        raise Aborted
+
+
+async def ended(error: Exception) -> Any:
+    context = Context()
+    with pytest.raises(Aborted):
+        await refuse(context, error)
+    return context.status
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Refused("FAILED_PRECONDITION", "words"), grpc.StatusCode.FAILED_PRECONDITION),
+        (BuildError("INVALID_ARGUMENT", "words"), grpc.StatusCode.INVALID_ARGUMENT),
+        (DhcpError("words"), grpc.StatusCode.INTERNAL),
+        (HypervisorError("words"), grpc.StatusCode.INTERNAL),
+        (Unavailable("words"), grpc.StatusCode.UNAVAILABLE),
+    ],
+)
+async def test_what_is_foreseen_has_its_status_and_no_log(
+    error: Exception, code: grpc.StatusCode, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert await ended(error) == (code, "words")
+    assert not any(capfd.readouterr())
+
+
+async def test_what_nobody_foresaw_is_logged(capfd: pytest.CaptureFixture[str]) -> None:
+    assert await ended(LookupError("odd")) == (grpc.StatusCode.INTERNAL, "odd")
+    assert "LookupError('odd')" in "".join(capfd.readouterr())
+
+
+async def test_words_are_cut_to_what_grpc_carries() -> None:
+    _, details = await ended(DhcpError("é" * 5000))
+    assert details == "é" * 1024
