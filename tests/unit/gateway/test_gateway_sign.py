@@ -44,7 +44,7 @@ class TokenApi(ReviewingApi):
             return await super()._create(plural, namespace, body, dry_run)
         status = self.known.get(body["spec"]["token"], {"authenticated": False, "error": "token expired"})
         asked = set(body["spec"]["audiences"])
-        if status["authenticated"] and not asked & set(status["audiences"]):
+        if status["authenticated"] and not asked & set(status.get("audiences", asked)):
             status = {"authenticated": False, "error": "the token audiences do not match"}
         return {**body, "status": status}
 
@@ -136,6 +136,11 @@ REFUSED: dict[str, tuple[Json | None, str]] = {
     "wrong-audience": (token(audience="https://kubernetes.default.svc"), "403.*audience hyperlet"),
     "not-bound": ({**token(), "user": {"username": ACCOUNT, "extra": {}}}, "403.*not bound to a pod"),
     "expired": (None, "403.*not valid"),
+    "expired-though-it-was-ours": ({**token(), "authenticated": False}, "403.*not valid"),
+    "server-that-knows-no-audiences": (
+        {key: value for key, value in token().items() if key != "audiences"},
+        "403.*audience hyperlet",
+    ),
 }
 
 
