@@ -39,13 +39,21 @@ _log = log.logger(component="main")
 def lives() -> Lives:
     """How long certificates live. Raises ValueError where an authority would not live through its succession."""
     standard = Lives()
-    leaf = float(os.environ.get("HYPERLET_LEAF_SECONDS") or standard.leaf)
-    authority = float(os.environ.get("HYPERLET_AUTHORITY_SECONDS") or standard.authority)
+    leaf = _seconds("HYPERLET_LEAF_SECONDS", standard.leaf)
+    authority = _seconds("HYPERLET_AUTHORITY_SECONDS", standard.authority)
     if leaf <= 0 or authority < 8 * leaf:
         raise ValueError(
             f"HYPERLET_AUTHORITY_SECONDS is {authority:g}: at least eight times HYPERLET_LEAF_SECONDS ({leaf:g})"
         )
     return Lives(authority, leaf)
+
+
+def _seconds(name: str, usual: float) -> float:
+    text = os.environ.get(name) or str(usual)
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}: not a number of seconds") from None
 
 
 async def serve(stop: asyncio.Event, kube: Kube, lives: Lives) -> None:
