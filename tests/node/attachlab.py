@@ -84,6 +84,7 @@ class Node:
         self.configure("10-pods.conflist", {"name": "pods", "plugins": [{"type": "bridge"}]})
         self.pods: list[PodHere] = []
         self.kubes: list[Kube] = []
+        self.made: list[Attachments] = []
         self.tasks: list[asyncio.Task[None]] = []
 
     def plugin(self, name: str, script: str) -> None:
@@ -105,7 +106,8 @@ class Node:
 
     def attachments(self) -> Attachments:
         """A handler's, as it is when it starts."""
-        return Attachments(self.kube(), Records(self.folder / "attachments"), self.host)
+        self.made.append(Attachments(self.kube(), Records(self.folder / "attachments"), self.host))
+        return self.made[-1]
 
     async def handler(self) -> Attachments:
         """A whole handler, which follows the pods."""
@@ -174,6 +176,8 @@ class Node:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        for attachments in self.made:
+            await attachments.close()
         for each in self.pods:
             each.close()
         for kube in self.kubes:
