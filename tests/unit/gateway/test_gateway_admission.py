@@ -5,20 +5,24 @@ from __future__ import annotations
 import copy
 import json
 from base64 import b64decode
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import yaml
 
 from api import names
 from api.configuration import KubeVirtConfiguration
 from api.errors import Fault
-from api.validate import validate_document
-from gateway.admission import kinds, ownership, patches, review
+from api.validate import KINDS, validate_document
+from gateway.admission import MUTATE, VALIDATE, kinds, ownership, patches, review
 from gateway.admission.review import Request, UserInfo, Verdict
+from kit.kinds import resource_of
 from tests.unit.api.machines import machine
 from tests.unit.kit.fakeapi import json_patched
 
+MANIFESTS = Path(__file__).resolve().parents[3] / "manifests"
 Json = dict[str, Any]
 NAMESPACE = "hyperlet"
 CONTROLLER = UserInfo(username="system:serviceaccount:hyperlet:hyperlet-controller")
@@ -412,3 +416,20 @@ def test_warnings_are_given_for_what_is_probably_not_meant() -> None:
     del mine["spec"]["runStrategy"]
     assert validated(asked(mine)).warnings == ["spec.running is deprecated: use spec.runStrategy"]
     assert validated(asked(mine, mine)).warnings == []
+
+
+def test_the_api_server_asks_about_every_kind_that_has_rules() -> None:
+    asked_about: dict[str, set[tuple[str, str]]] = {}
+    for document in yaml.safe_load_all((MANIFESTS / "webhooks.yaml").read_text()):
+        for hook in document["webhooks"]:
+            path = hook["clientConfig"]["service"]["path"]
+            for rule in hook["rules"]:
+                pairs = {(operation, resource) for operation in rule["operations"] for resource in rule["resources"]}
+                asked_about.setdefault(path, set()).update(pairs)
+    plurals = {resource_of(kind).plural for kind in KINDS.values()}
+    assert set(KINDS) == set(kinds.RULES)
+    assert asked_about[VALIDATE] == {(operation, plural) for operation in kinds.OPERATIONS for plural in plurals}
+    completed = {kind for kind, rules in kinds.RULES.items() if rules.mutate is not kinds._no_defaults}
+    assert asked_about[MUTATE] == {
+        (operation, resource_of(KINDS[kind]).plural) for operation in kinds.OPERATIONS for kind in completed
+    }
