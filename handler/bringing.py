@@ -2,14 +2,14 @@
 
 import asyncio
 import pathlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from api.errors import HyperletError, ImagePullFailed, NetworkError
 from api.k8s import Pod
 from api.vmi import VirtualMachineInstance
-from handler import images, network_status, volumes
+from handler import images, memlock, network_status, volumes
 from handler.images import Images
 from handler.launchers import Launcher
 from handler.network import record, setup
@@ -58,11 +58,14 @@ class Bringer:
         host_network: str = setup.HOST,
         joining: Joining | None = None,
         records: pathlib.Path = record.DIRECTORY,
+        allow: Callable[[str, str, int], object] = memlock.allow,
     ) -> None:
         self._images = provider
         self._host_network = host_network
         self._joining = joining
         self._records = records
+        self._allow = allow
+        """Lets a pod's launcher lock memory, for the interface of this name: `memlock.allow`."""
 
     async def bring(self, vmi: VirtualMachineInstance, pod: Pod, launcher: Launcher, before: Brought | None) -> Brought:
         """Makes what is missing; idempotent. `before` is what an earlier call made. Raises `api.errors`."""
@@ -98,6 +101,9 @@ class Bringer:
         told: frozenset[str] = frozenset()
         if self._joining is not None:
             told = frozenset(await self._joining.ensure(pod, process))
+        if hardware := ", ".join(request.name for request in requests if request.hardware):
+            amount = memlock.wanted(vmi)
+            await proc.isolated(lambda: self._allow(launcher.pod_uid, hardware, amount))
         used = _used(launcher)
         if not (requests or used or (before and (before.made.attachments or before.made.going))):
             return setup.Made(), told  # a VM without a NIC may have any namespace

@@ -1,12 +1,13 @@
-"""Finding a pod's network namespace from outside, where no container runtime says which it is.
+"""Finding a pod's processes from outside, where no container runtime says which they are.
 
-By a process in the pod's cgroup, which nobody gets into but by the container runtime. The oldest one is the sandbox's:
-whatever network namespaces a container makes for itself, they come later. A process on its way into a pod is in the
-pod's cgroup before it has left the host's network: such ones do not count.
+By the pod's cgroup, which nobody gets into but by the container runtime. A pod's network namespace is that of the
+oldest one, the sandbox's: whatever network namespaces a container makes for itself, they come later. A process on its
+way into a pod is in the pod's cgroup before it has left the host's network: such ones do not count.
 """
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 from kit import proc
 
@@ -15,27 +16,18 @@ _START = 19
 """Place of the start time among the words of /proc/<pid>/stat that follow the command's name (proc(5), field 22)."""
 
 
-def sandbox(pod_uid: str, host: str = "/proc/1/ns/net") -> proc.Process | None:
-    """The oldest process of a pod that is not in the host's network, or None. The caller closes it."""
+def members(pod_uid: str) -> Iterator[proc.Process]:
+    """The processes in a pod's cgroup, whoever they run as. Each is the caller's to close."""
     forms = (pod_uid.lower().encode(), pod_uid.lower().replace("-", "_").encode())
-    ours = pathlib.Path(host).stat()
-    oldest: tuple[int, proc.Process] | None = None
-    for entry in os.scandir(_PROC):
-        if not entry.name.isdigit():
-            continue
-        found = _member(int(entry.name), pod_uid, forms, ours)
-        if found is None:
-            continue
-        if oldest is None or found[0] < oldest[0]:
-            oldest, found = found, oldest
+    with os.scandir(_PROC) as entries:
+        pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
+    for pid in pids:
+        found = _member(pid, pod_uid, forms)
         if found is not None:
-            found[1].close()
-    return oldest[1] if oldest else None
+            yield found
 
 
-def _member(
-    pid: int, pod_uid: str, forms: tuple[bytes, bytes], host: os.stat_result
-) -> tuple[int, proc.Process] | None:
+def _member(pid: int, pod_uid: str, forms: tuple[bytes, bytes]) -> proc.Process | None:
     try:
         # Most processes are nobody's: a look at one file says so.
         groups = (_PROC / str(pid) / "cgroup").read_bytes().lower()
@@ -45,13 +37,36 @@ def _member(
     except OSError:
         return None
     try:
-        owner = proc.pod_of_cgroups(process.read("cgroup").decode("utf-8", "replace"))
-        with proc.closing(process.namespace("net")) as namespace:
-            elsewhere = not os.path.samestat(os.fstat(namespace), host)
-        began = int(process.read("stat").rpartition(b")")[2].split()[_START])
-        if owner == pod_uid.lower() and elsewhere and process.alive:
-            return began, process
-    except (OSError, ValueError, IndexError):
+        if proc.pod_of_cgroups(process.read("cgroup").decode("utf-8", "replace")) == pod_uid.lower():
+            return process
+    except OSError:
         pass
     process.close()
     return None
+
+
+def sandbox(pod_uid: str, host: str = "/proc/1/ns/net") -> proc.Process | None:
+    """The oldest process of a pod that is not in the host's network, or None. The caller closes it."""
+    ours = pathlib.Path(host).stat()
+    oldest: tuple[int, proc.Process] | None = None
+    for process in members(pod_uid):
+        began = _began(process, ours)
+        if began is None or (oldest is not None and oldest[0] <= began):
+            process.close()
+            continue
+        if oldest is not None:
+            oldest[1].close()
+        oldest = began, process
+    return oldest[1] if oldest else None
+
+
+def _began(process: proc.Process, host: os.stat_result) -> int | None:
+    """When a living process outside of the host's network was started, in clock ticks; None for any other."""
+    try:
+        with proc.closing(process.namespace("net")) as namespace:
+            if os.path.samestat(os.fstat(namespace), host):
+                return None
+        began = int(process.read("stat").rpartition(b")")[2].split()[_START])
+        return began if process.alive else None
+    except (OSError, ValueError, IndexError):
+        return None
