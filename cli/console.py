@@ -130,6 +130,7 @@ async def attach(socket: aiohttp.ClientWebSocketResponse, terminal: Terminal, na
     if left.done():
         raise Problem(f"left the console of {name}: signal {left.result()}", 128 + left.result())
     if not ended:
+        terminal.say("")  # the shell's prompt gets a line of its own
         if not typing.cancelled():
             typing.result()  # an error that nobody foresaw is not an end that somebody wished
         return
