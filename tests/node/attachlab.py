@@ -3,6 +3,7 @@
 import asyncio
 import json
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,11 @@ class PodHere:
         """Starts a process in the pod's cgroup; with `enter` in its network as well."""
         words = ["nsenter", f"--net={self.space.path}", *command] if enter else list(command)
         self.processes.append(subprocess.Popen(words))
-        self.cgroup.add(self.processes[-1].pid)
-        return self.processes[-1].pid
+        pid = self.processes[-1].pid
+        self.cgroup.add(pid)
+        while enter and Path(f"/proc/{pid}/ns/net").samefile("/proc/self/ns/net"):
+            time.sleep(0.005)  # on its way
+        return pid
 
     def end(self) -> None:
         """Ends all its processes: its namespace goes with them."""
