@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable
 
-from launcher.memory import release_code_pages
+from kit.memory import release_code_pages
 
 SETTLED_SECONDS = 2.0
 """After the start of QEMU, or of this server, all is as it will stay."""

@@ -1,7 +1,7 @@
 import hashlib
 import pathlib
 
-from launcher.memory import release_code_pages
+from kit.memory import release_code_pages
 
 
 def resident_code() -> int:
