@@ -25,10 +25,12 @@ from handler.heartbeat import Heartbeat
 from handler.images import Images
 from handler.pod_networks import PodNetworks
 from handler.vmi import Machines
-from kit import health, log
+from kit import health, log, memory
 from kit.kube import Kube
 
 HEALTH_PORT = 8080
+SETTLED_SECONDS = 5.0
+"""After this, what only the start needed is not needed any more."""
 
 
 async def serve(node: str) -> None:
@@ -70,6 +72,7 @@ async def serve(node: str) -> None:
                 *_gateway_works(kube, node, machines),
             )
         ]
+        asyncio.get_running_loop().call_later(SETTLED_SECONDS, memory.release_code_pages)
         ending = asyncio.create_task(_ends(stop))
         done, _ = await asyncio.wait({*works, ending}, return_when=asyncio.FIRST_COMPLETED)
         for task in works:
