@@ -45,6 +45,7 @@ node-test: .venv/ready ## on real libvirt, QEMU and network namespaces of this m
 	$(call steady,tests/node)
 
 e2e: .venv/ready ## on the real cluster (brings it up if it is not)
+	@$(PYTHON) -m cluster deps --tests
 	@$(PYTHON) -m cluster.deploy up
 	$(call steady,tests/e2e)
 
