@@ -112,7 +112,7 @@ def feature_not_there_yet(bad: Json) -> None:
 
 
 def binding_not_there_yet(bad: Json) -> None:
-    domain_of(bad)["devices"]["interfaces"] = [{"name": "default", "bridge": {}}]
+    domain_of(bad)["devices"]["interfaces"] = [{"name": "default", "slirp": {}}]
     bad["spec"]["template"]["spec"]["networks"] = [{"name": "default", "pod": {}}]
 
 
@@ -154,7 +154,7 @@ FAULTS: list[tuple[Callable[[Json], None], tuple[str, ...]]] = [
     (unknown_machine, ("pc-q35-0.0",)),
     (unknown_strategy, ("runStrategy", "Sometimes")),
     (feature_not_there_yet, ("devices.gpus",)),
-    (binding_not_there_yet, ("interfaces[0].bridge",)),
+    (binding_not_there_yet, ("interfaces[0].slirp",)),
     (label_with_shell_characters, ("labels",)),
     (hostname_with_markup, ("hostname",)),
     (name_of_a_disk_with_markup, ("disks[0].name",)),
