@@ -63,7 +63,7 @@ def analyse(sample: Sample) -> Result:
         result.tables.append(Table("Replicas, MiB RSS", ["pod", "idle", f"{sample.consoles} consoles on both"], rows))
     result.notes += [
         "A real guest echoes the bytes and a real QEMU draws the screen: both are part of the times.",
-        "QEMU sends a frame only when it refreshes its screen, which it does seldom while the guest draws nothing: what "
+        "QEMU sends a frame only when it refreshes its screen, seldom while the guest draws nothing: what "
         "the way can carry is `console`'s number up to the handler, and the gateway's own in docs/subresources.md.",
     ]
     result.samples = {"echoes": sample.echoes, "idle": sample.idle, "crowded": sample.crowded}
