@@ -37,7 +37,7 @@ types: .venv/ready
 
 unit: .venv/ready
 	@$(PYTHON) -m cluster deps --tests
-	$(PYTEST) tests/unit tests/golden -q
+	$(PYTEST) tests/unit tests/golden -q -n auto
 
 node-test: .venv/ready ## on real libvirt, QEMU and network namespaces of this machine (root)
 	@$(PYTHON) -m cluster deps --tests

@@ -162,9 +162,19 @@ class Leader:
     async def _release(self) -> None:
         """Gives the Lease back on a clean exit, so that the next replica need not wait."""
         namespace, name = self._where
-        if self._lease is None:
-            return
-        patch = {"metadata": {"resourceVersion": self._lease.metadata.resourceVersion}, "spec": {"holderIdentity": ""}}
         with contextlib.suppress(HyperletError, TimeoutError):
             async with asyncio.timeout(2):
-                await self._kube.patch(Lease, namespace, name, patch)
+                lease = self._lease
+                if lease is None:
+                    lease = await self._kube.get(Lease, namespace, name)
+                try:
+                    await self._give_back(lease)
+                except Conflict:
+                    # A renewal that was under way when the work ended has come through.
+                    await self._give_back(await self._kube.get(Lease, namespace, name))
+
+    async def _give_back(self, lease: Lease) -> None:
+        if lease.spec.holderIdentity == self._identity:
+            namespace, name = self._where
+            patch = {"metadata": {"resourceVersion": lease.metadata.resourceVersion}, "spec": {"holderIdentity": ""}}
+            await self._kube.patch(Lease, namespace, name, patch)

@@ -1,7 +1,13 @@
 """What all tests share."""
 
+import signal
+
 import hypothesis
 import pytest
+
+# A shell that was told to run us in the background leaves the interrupt ignored, and so it would be for every program
+# that a test starts and then interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A test fails because of what happened, never because of how long it took.
 hypothesis.settings.register_profile("hyperlet", deadline=None)
