@@ -21,6 +21,7 @@ MB = 1_000_000
 ECHOES, POURED = 200, 40 * MB
 CONSOLES, CROWD = 200, 4
 ECHO_MS = 10.0
+POUR_SECONDS = 1.0
 IDLE_TARGET, CROWD_TARGET = 80.0, 150.0
 LINE = 32
 """Bytes typed at a login prompt before they are taken back."""
@@ -50,7 +51,7 @@ def analyse(sample: Sample) -> Result:
         result.figures.append(Figure("console, a byte there and back, median", middle, "ms", ECHO_MS))
         result.figures.append(Figure("console, a byte there and back, 99 %", worst, "ms"))
     if sample.poured:
-        result.figures.append(Figure("screen, 20 MB to the viewer", sample.poured, "s"))
+        result.figures.append(Figure("screen, 20 MB to the viewer", sample.poured, "s", POUR_SECONDS))
     if sample.idle:
         idle = max(sample.idle.values()) / MIB
         grown = sum(sample.crowded.get(pod, size) - size for pod, size in sample.idle.items()) / MIB
@@ -62,9 +63,8 @@ def analyse(sample: Sample) -> Result:
         ]
         result.tables.append(Table("Replicas, MiB RSS", ["pod", "idle", f"{sample.consoles} consoles on both"], rows))
     result.notes += [
-        "A real guest echoes the bytes and a real QEMU draws the screen: both are part of the times.",
-        "QEMU sends a frame only when it refreshes its screen, seldom while the guest draws nothing: what "
-        "the way can carry is `console`'s number up to the handler, and the gateway's own in docs/subresources.md.",
+        "A real guest echoes the bytes and a real QEMU draws the screen: both are part of the times. QEMU refreshes "
+        "its screen every 30 ms at most, so that a text screen of 1.2 MB makes 38 MB/s at the very best.",
     ]
     result.samples = {"echoes": sample.echoes, "idle": sample.idle, "crowded": sample.crowded}
     return result
@@ -133,6 +133,7 @@ class Screen:
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._rest = bytearray()
+        self._moves = 0
 
     async def _take(self, count: int) -> bytes:
         while len(self._rest) < count:
@@ -154,11 +155,17 @@ class Screen:
         await self._socket.send_bytes(struct.pack(">BxHi", 2, 1, 0))
         return width, height, bits // 8
 
+    async def ask(self, width: int, height: int) -> None:
+        """Asks for the whole screen. The pointer moves, as a person does: else QEMU looks more and more seldom."""
+        self._moves += 1
+        pointer = struct.pack(">BBHH", 5, 0, self._moves % width, self._moves % height)
+        await self._socket.send_bytes(pointer + struct.pack(">BBHHHH", 3, 0, 0, 0, width, height))
+
     async def frame(self, width: int, height: int, depth: int) -> int:
-        """One whole screen; its bytes."""
-        await self._socket.send_bytes(struct.pack(">BBHHHH", 3, 0, 0, 0, width, height))
+        """The next screen, while the one after it is asked for already; its bytes."""
         kind, count = struct.unpack(">BxH", await self._take(4))
         assert kind == 0
+        await self.ask(width, height)
         total = 4
         for _ in range(count):
             _, _, wide, high, encoding = struct.unpack(">HHHHi", await self._take(12))
@@ -173,6 +180,7 @@ async def pour(client: Client, name: str, amount: int) -> float:
     async with client.stream(f"{name}/vnc") as socket:
         screen = Screen(socket)
         size = await screen.open()
+        await screen.ask(*size[:2])
         await screen.frame(*size)
         began, got = time.perf_counter(), 0
         while got < amount:
