@@ -23,7 +23,8 @@ SETTLE_SECONDS = 10.0
 
 ALONE_TARGET, ALONE_BASELINE = 64.0, 102.0
 CROWD_TARGET, CROWD_BASELINE = 42.0, 61.0
-SERVICE_TARGET = 90.0
+CNI = "CNI daemon"
+SERVICE_TARGETS = {"controller": 90.0, "handler": 90.0, CNI: 40.0}
 SERVICE_BASELINE = {"controller": 123.0, "handler": 134.0}
 CROWD_SERVICE_BASELINE = {"controller": 127.0, "handler": 151.0}
 REQUEST_BASELINE = 172.0
@@ -156,13 +157,13 @@ def analyse(sample: Sample) -> Result:
 def _services(sample: Sample) -> list[Figure]:
     figures = []
     for when, pods in sample.services.items():
-        for role in ("controller", "handler"):
-            sizes = [size for name, size in pods.items() if role in name]
+        for role, target in SERVICE_TARGETS.items():
+            sizes = [size for name, size in pods.items() if role in name and (role == CNI or CNI not in name)]
             if sizes:
                 idle = when == "idle"
-                baseline = (SERVICE_BASELINE if idle else CROWD_SERVICE_BASELINE)[role]
+                baseline = (SERVICE_BASELINE if idle else CROWD_SERVICE_BASELINE).get(role)
                 label = f"{role}, {when}" + (", the largest" if len(sizes) > 1 else "")
-                figures.append(Figure(label, max(sizes) / MIB, "MiB RSS", SERVICE_TARGET if idle else None, baseline))
+                figures.append(Figure(label, max(sizes) / MIB, "MiB RSS", target if idle else None, baseline))
     return figures
 
 
@@ -220,13 +221,16 @@ def run(session: Session, options: Options) -> Result:
 
 
 def services(session: Session) -> dict[str, int]:
-    """RSS of every controller and handler pod's processes, pause left out; bytes."""
+    """RSS of every controller and handler pod's processes, pause left out, the CNI daemons by themselves; bytes."""
     found: dict[str, int] = {}
     running = processes.everything()
     for role in ("controller", "handler"):
         for pod in session.system_pods(role):
             own = [p for p in running if p.pod == pod["metadata"]["uid"] and p.label != PAUSE]
-            found[pod["metadata"]["name"]] = sum(processes.rss(p.pid) for p in own)
+            name = pod["metadata"]["name"]
+            found[name] = sum(processes.rss(p.pid) for p in own if p.label != "cni")
+            if daemons := [p for p in own if p.label == "cni"]:
+                found[f"{CNI} of {name}"] = sum(processes.rss(p.pid) for p in daemons)
     return found
 
 

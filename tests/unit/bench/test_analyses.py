@@ -46,10 +46,12 @@ def test_memory_leaves_qemu_out_and_counts_pause() -> None:
     pod = memory.PodMemory({"qemu-system-x86_64": 90 * mib, "libvirtd": 30 * mib, "server": 20 * mib, "pause": mib})
     sample = memory.Sample(alone=[pod], crowd=[pod, pod], guests=20)
     sample.services = {"idle": {"hyperlet-handler-a": 80 * mib, "hyperlet-handler-b": 95 * mib}}
+    sample.services["idle"]["CNI daemon of hyperlet-handler-a"] = 30 * mib
     result = memory.analyse(sample)
     assert figure(result, "launcher pod beyond QEMU, alone on the node").value == 51
     assert figure(result, "launcher pod beyond QEMU, 20 on the node").verdict == "MISSED"
     assert figure(result, "handler, idle, the largest").verdict == "MISSED"
+    assert figure(result, "CNI daemon, idle").value == 30
 
 
 def test_a_small_crowd_is_not_judged() -> None:
