@@ -214,8 +214,8 @@ Next:
   export KUBECONFIG={kubeconfig}
   kubectl get vm,vmi                     # what runs, where, with which address
   kubectl describe vmi hello             # its conditions and events
-  kubectl logs -l vm.kubevirt.io/name=hello   # its serial console
-  kubectl patch vm hello --type=merge -p '{{"spec":{{"runStrategy":"Halted"}}}}'   # stop it
+  .venv/bin/hyperctl console hello       # log in as tiny, password hyperlet; ctrl-] leaves
+  .venv/bin/hyperctl stop hello          # shut it down; start brings it back
   {down}
 """
 
