@@ -13,6 +13,7 @@ from gateway.subresources.calls import Call
 VERSIONS = (names.VERSION, names.OLD_VERSION)
 """The preferred one first."""
 EXPAND = "expand-vm-spec"
+JSON = "application/json"
 
 Handle = Callable[[Call], Awaitable[web.StreamResponse]]
 _VERBS = {"GET": "get", "PUT": "update"}
@@ -30,7 +31,8 @@ class Endpoint:
     parameters: tuple[str, ...] = ()
     body: type[Any] | None = None
     query: tuple[str, ...] = ()
-    media: str = "application/json"
+    media: str = ""
+    """Of the answer's body; empty where it has none."""
     success: int = 200
 
     @property
@@ -68,6 +70,15 @@ def _vmi(method: str, subresource: str, handle: Handle, doc: str, **more: Any) -
     return Endpoint(method, names.PLURAL_VMI, subresource, handle, doc, **more)
 
 
+def _portforward(of: Callable[..., Endpoint], handle: Handle) -> tuple[Endpoint, Endpoint]:
+    """TCP without a word about the protocol, and either protocol by name."""
+    tcp = of("GET", "portforward", handle, "Forward a TCP port (WebSocket).", parameters=("port",), success=101)
+    either = of(
+        "GET", "portforward", handle, "Forward a port (WebSocket).", parameters=("port", "protocol"), success=101
+    )
+    return tcp, either
+
+
 _HOTPLUG = _later("hot-plugging of volumes is")
 _DUMP = _later("memory dumps are")
 _SEV = _later("AMD SEV is")
@@ -86,9 +97,14 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         body=options.MigrateOptions,
         success=202,
     ),
-    _vm("GET", "expand-spec", expansion.of_stored, "The VirtualMachine with its instancetype and preference."),
-    _vm("GET", "portforward", portforward.to_vm, "Forward a TCP port (WebSocket).", parameters=("port",)),
-    _vm("GET", "portforward", portforward.to_vm, "Forward a port (WebSocket).", parameters=("port", "protocol")),
+    _vm(
+        "GET",
+        "expand-spec",
+        expansion.of_stored,
+        "The VirtualMachine with its instancetype and preference.",
+        media=JSON,
+    ),
+    *_portforward(_vm, portforward.to_vm),
     _vm("PUT", "addvolume", _HOTPLUG, "Add a volume to a running VirtualMachine."),
     _vm("PUT", "removevolume", _HOTPLUG, "Remove a volume from a running VirtualMachine."),
     _vm("PUT", "memorydump", _DUMP, "Dump the memory of a VirtualMachine."),
@@ -101,9 +117,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _vmi("PUT", "unfreeze", instances.unfreeze, "Unfreeze the guest's file systems."),
     _vmi("PUT", "reset", instances.reset, "Press the reset button of a VirtualMachineInstance."),
     _vmi("PUT", "softreboot", instances.softreboot, "Ask the guest to reboot."),
-    _vmi("GET", "guestosinfo", instances.guestosinfo, "What the guest agent tells of the system."),
-    _vmi("GET", "userlist", instances.userlist, "Who is logged in to the guest."),
-    _vmi("GET", "filesystemlist", instances.filesystemlist, "The file systems that the guest has mounted."),
+    _vmi("GET", "guestosinfo", instances.guestosinfo, "What the guest agent tells of the system.", media=JSON),
+    _vmi("GET", "userlist", instances.userlist, "Who is logged in to the guest.", media=JSON),
+    _vmi("GET", "filesystemlist", instances.filesystemlist, "The file systems that the guest has mounted.", media=JSON),
     _vmi(
         "GET", "console", consoles.console, "The serial console (WebSocket).", query=("shared", "takeover"), success=101
     ),
@@ -116,8 +132,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         query=("moveCursor",),
         media="image/png",
     ),
-    _vmi("GET", "portforward", portforward.to_vmi, "Forward a TCP port (WebSocket).", parameters=("port",)),
-    _vmi("GET", "portforward", portforward.to_vmi, "Forward a port (WebSocket).", parameters=("port", "protocol")),
+    *_portforward(_vmi, portforward.to_vmi),
     _vmi("GET", "usbredir", _later("USB redirection is"), "Redirect a USB device (WebSocket)."),
     _vmi("GET", "vsock", _later("VSOCK is"), "Connect to a VSOCK port (WebSocket)."),
     _vmi("PUT", "addvolume", _HOTPLUG, "Add a volume to a running VirtualMachineInstance."),
@@ -129,5 +144,13 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _vmi("GET", "sev/querylaunchmeasurement", _SEV, "The SEV launch measurement."),
     _vmi("PUT", "sev/setupsession", _SEV, "Set a SEV session up."),
     _vmi("PUT", "sev/injectlaunchsecret", _SEV, "Inject a SEV launch secret."),
-    Endpoint("PUT", EXPAND, "", expansion.of_sent, "The VirtualMachine in the body, expanded."),
+    Endpoint(
+        "PUT",
+        EXPAND,
+        "",
+        expansion.of_sent,
+        "The VirtualMachine in the body, expanded.",
+        body=options.MachineToExpand,
+        media=JSON,
+    ),
 )

@@ -1,4 +1,7 @@
-"""The OpenAPI documents of the aggregated API: version 2 for the whole of it, version 3 for each API version."""
+"""The OpenAPI documents of the aggregated API: version 2 for the whole of it, version 3 for each API version.
+
+An answer is either the endpoint's own or a Status, and the documents tell both with their media types.
+"""
 
 import hashlib
 from typing import Any
@@ -17,6 +20,21 @@ _WORDS = {
     "name": "Name of the object.",
     "port": "Port in the guest, from 1 to 65535.",
     "protocol": "tcp or udp.",
+}
+_JSON = "application/json"
+_STATUS = "io.hyperlet.subresources.Status"
+# As k8s.io/apimachinery has it, under a name of our own: of two definitions of one name that differ in a word, the API
+# server renames one when it merges the documents.
+_STATUS_SCHEMA: Json = {
+    "type": "object",
+    "description": "Why a request is refused.",
+    "required": ["kind", "apiVersion", "status", "message", "reason", "code"],
+    "properties": {
+        **{each: {"type": "string"} for each in ("kind", "apiVersion", "status", "message", "reason")},
+        "code": {"type": "integer", "format": "int32"},
+        "metadata": {"type": "object"},
+        "details": {"type": "object"},
+    },
 }
 _TITLE = {"title": "hyperlet subresources", "version": VERSION}
 _REFUSALS = {
@@ -64,7 +82,8 @@ def _address(version: str) -> str:
 
 def _definitions() -> Json:
     # In one order: the hash of the document must be the same in every replica.
-    return {_definition(each.body): schema(each.body) for each in ENDPOINTS if each.body is not None}
+    bodies = {_definition(each.body): schema(each.body) for each in ENDPOINTS if each.body is not None}
+    return {**bodies, _STATUS: _STATUS_SCHEMA}
 
 
 def _definition(kind: type[Any]) -> str:
@@ -96,13 +115,14 @@ def _operation2(endpoint: Endpoint, version: str) -> Json:
     parameters += [{"name": each, "in": "query", "type": "boolean"} for each in endpoint.query]
     if endpoint.body is not None:
         reference = {"$ref": f"#/definitions/{_definition(endpoint.body)}"}
-        parameters.append({"name": "body", "in": "body", "required": False, "schema": reference})
+        required = _is_required(endpoint.body)
+        parameters.append({"name": "body", "in": "body", "required": required, "schema": reference})
     return {
         **_about(endpoint, version),
-        "consumes": ["application/json"],
-        "produces": [endpoint.media],
+        "consumes": [_JSON],
+        "produces": sorted({endpoint.media or _JSON, _JSON}),
         "parameters": parameters,
-        "responses": _responses(endpoint),
+        "responses": _responses2(endpoint),
     }
 
 
@@ -112,14 +132,39 @@ def _operation3(endpoint: Endpoint, version: str) -> Json:
         for each in _parameters(endpoint)
     ]
     parameters += [{"name": each, "in": "query", "schema": {"type": "boolean"}} for each in endpoint.query]
-    found = {**_about(endpoint, version), "parameters": parameters, "responses": _responses(endpoint)}
+    found = {**_about(endpoint, version), "parameters": parameters, "responses": _responses3(endpoint)}
     if endpoint.body is not None:
         reference = {"$ref": f"#/components/schemas/{_definition(endpoint.body)}"}
-        found["requestBody"] = {"required": False, "content": {"application/json": {"schema": reference}}}
+        content = {_JSON: {"schema": reference}}
+        found["requestBody"] = {"required": _is_required(endpoint.body), "content": content}
     return found
 
 
-def _responses(endpoint: Endpoint) -> Json:
-    success = {101: "Switching Protocols", 200: "OK", 202: "Accepted"}[endpoint.success]
-    words = {str(endpoint.success): success, **_REFUSALS}
-    return {code: {"description": text} for code, text in words.items()}
+def _is_required(body: type[Any]) -> bool:
+    """Whether there must be a body: options may all be left out."""
+    return bool(schema(body).get("required"))
+
+
+def _success(endpoint: Endpoint) -> tuple[str, str]:
+    """Code and words of the answer that was asked for."""
+    words = {101: "Switching Protocols", 200: "OK", 202: "Accepted"}[endpoint.success]
+    return str(endpoint.success), words
+
+
+def _responses2(endpoint: Endpoint) -> Json:
+    code, words = _success(endpoint)
+    own: Json = {"description": words}
+    if endpoint.media:
+        own["schema"] = {"type": "object" if endpoint.media == _JSON else "file"}
+    refusal = {"$ref": f"#/definitions/{_STATUS}"}
+    return {code: own, **{each: {"description": why, "schema": refusal} for each, why in _REFUSALS.items()}}
+
+
+def _responses3(endpoint: Endpoint) -> Json:
+    code, words = _success(endpoint)
+    own: Json = {"description": words}
+    if endpoint.media:
+        kind = {"type": "object"} if endpoint.media == _JSON else {"type": "string", "format": "binary"}
+        own["content"] = {endpoint.media: {"schema": kind}}
+    refusal = {_JSON: {"schema": {"$ref": f"#/components/schemas/{_STATUS}"}}}
+    return {code: own, **{each: {"description": why, "content": refusal} for each, why in _REFUSALS.items()}}

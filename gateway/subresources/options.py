@@ -58,6 +58,15 @@ class FreezeUnfreezeTimeout(msgspec.Struct, frozen=True, gc=False):
     """After this the file systems thaw by themselves, whatever happens; 0: 5 minutes."""
 
 
+class MachineToExpand(msgspec.Struct, frozen=True, gc=False):
+    """A VirtualMachine. The custom resource's schema says what its spec may be."""
+
+    spec: dict[str, Any]
+    apiVersion: str | None = None
+    kind: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
 class Ignored(msgspec.Struct, frozen=True, gc=False):
     """A body that says nothing to us."""
 
@@ -67,7 +76,8 @@ def schema(kind: type[Any]) -> dict[str, Any]:
     _, found = msgspec.json.schema_components([kind], ref_template="#/{name}")
     whole = found[kind.__name__]
     properties = {name: _plain(each) for name, each in whole["properties"].items()}
-    return {"type": "object", "description": whole["description"], "properties": properties}
+    required = {"required": whole["required"]} if whole.get("required") else {}
+    return {"type": "object", "description": whole["description"], "properties": properties, **required}
 
 
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
