@@ -118,11 +118,18 @@ def delete(call: Call, hands: Host) -> bytes:
     if conf is None:
         return b""
     outside = host.host_name(conf.name or "", call.container, call.interface)
-    detach(hands, outside)
     try:
         kind = wishes.ipam_type(conf)
     except CniError:  # ADD refused it too
+        kind = ""
+    if kind in ipam.BY_INTERFACE:
+        try:
+            ipam.run(kind, "DEL", call, hands.own)
+        finally:
+            detach(hands, outside)
         return b""
+    # Others' addresses are free at once, perhaps for somebody else: not while an interface has them.
+    detach(hands, outside)
     if kind:
         ipam.run(kind, "DEL", call, hands.own)
     return b""

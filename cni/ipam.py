@@ -21,6 +21,10 @@ from cni.errors import CniError
 from kit import proc
 
 SECONDS = 60
+BY_INTERFACE = frozenset({"dhcp"})
+"""Plugins that give an address back by a message from the container's interface: it has to be there at their DEL."""
+_NEW = "1.1.0"
+_NEW_VERBS = ("GC", "STATUS")
 _OUTPUT = 1 << 20
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -39,7 +43,7 @@ def add(kind: str, call: Call, version: str, own: Own) -> spec.Result:
 
 
 def run(kind: str, command: str, call: Call, own: Own) -> Any:
-    """Runs the plugin; returns its JSON, or None if it printed nothing. Raises CniError."""
+    """Runs the plugin; returns its JSON, or None if it printed nothing or is older than the verb. Raises CniError."""
     answer = _run(kind, command, call, own, call.stdin)
     if _refuses_version(answer):
         # An older plugin beside a newer configuration: what it answers differs in nothing that matters here.
@@ -47,6 +51,8 @@ def run(kind: str, command: str, call: Call, own: Own) -> Any:
     code, parsed = answer
     if code == 0:
         return parsed
+    if command in _NEW_VERBS and not _is_new(kind, call, own):
+        return None
     if isinstance(parsed, dict) and isinstance(parsed.get("code"), int):
         raise CniError(parsed["code"], f"IPAM plugin {kind}: {parsed.get('msg')}", str(parsed.get("details") or ""))
     raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} failed with exit code {code}", str(parsed)[:1000])
@@ -57,9 +63,19 @@ def _refuses_version(answer: tuple[int, Any]) -> bool:
     return code != 0 and isinstance(parsed, dict) and parsed.get("code") == errors.VERSION
 
 
+def _is_new(kind: str, call: Call, own: Own) -> bool:
+    """Whether the plugin is of the version that brought GC and STATUS; one that does not say counts as new."""
+    try:
+        _, parsed = _run(kind, "VERSION", call, own, msgspec.json.encode({"cniVersion": _NEW}))
+    except CniError:
+        return True
+    supported = parsed.get("supportedVersions") if isinstance(parsed, dict) else None
+    return not isinstance(supported, list) or _NEW in supported
+
+
 def _older(stdin: bytes) -> bytes:
     conf = msgspec.json.decode(stdin)
-    if conf.get("cniVersion") == "1.1.0":
+    if conf.get("cniVersion") == _NEW:
         conf["cniVersion"] = "1.0.0"
     return msgspec.json.encode(conf)
 

@@ -310,6 +310,21 @@ def test_a_bad_ipam_plugin_is_named_and_the_add_undone(lab: Lab, script: str, wo
     assert set(where.links()) == {"lo"}
 
 
+@pytest.mark.parametrize("versions", ['["1.0.0","1.1.0"]', "nonsense"])
+@pytest.mark.parametrize("verb", ["GC", "STATUS"])
+def test_the_words_of_an_ipam_plugin_that_knows_the_verb_are_heard(lab: Lab, verb: str, versions: str) -> None:
+    program = lab.folder / "sick"
+    said = f'{{"cniVersion":"1.1.0","supportedVersions":{versions}}}'
+    program.write_text(
+        f"#!/bin/sh\n[ $CNI_COMMAND = VERSION ] && echo '{said}' && exit 0\n"
+        'echo \'{"code":50,"msg":"no addresses left"}\'; exit 1\n'
+    )
+    program.chmod(0o755)
+    conf = bridge_conf(cniVersion="1.1.0", ipam={"type": "sick"}) | {"cni.dev/valid-attachments": []}
+    error = lab.refusal("cnv-bridge", verb, conf, None, CNI_PATH=str(lab.folder))
+    assert (error["code"], error["msg"]) == (50, "IPAM plugin sick: no addresses left")
+
+
 def test_without_a_daemon_the_answer_is_try_again_later(lab: Lab) -> None:
     where = lab.container()
     lab.call("cnv-bridge", "ADD", bridge_conf(macspoofchk=True), where)
