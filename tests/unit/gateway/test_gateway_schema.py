@@ -35,7 +35,7 @@ from tests.unit.gateway.lab import Node, World, vm, vmi, world
 V1, OLD = VERSIONS
 DOCUMENTS = {V1: f"/openapi/v3/apis/{GROUP}/{V1}", OLD: "/openapi/v2"}
 """Of each version the document to read; the one of OpenAPI 2 has both versions."""
-EXAMPLES = {V1: 15, OLD: 5}
+EXAMPLES = {V1: 12, OLD: 3}
 """Requests to each operation. The versions share their code, so the second gets what tells that it is reached."""
 OURS = {"namespace": "default", "name": "web"}
 """What is there: requests for anything else come to know little but the ways to 400 and 404."""
