@@ -66,7 +66,7 @@ async def screenshot(call: Call) -> web.Response:
     node = node_of(vmi)
     reply = await call.services.nodes.call(node, names.KIND_VMI, call.name, lambda stub: stub.Screenshot(whose(vmi)))
     if not reply.png.startswith(PNG):
-        raise status.internal(f"node {node} sent something else than a picture")
+        raise status.beyond(f"node {node} sent something else than a picture")
     _log.info("A screenshot is taken", user=call.user.name, **log.about(vmi))
     return web.Response(
         body=reply.png,

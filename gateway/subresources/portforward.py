@@ -205,4 +205,4 @@ async def _udp(address: str, port: int) -> AsyncIterator[Duplex]:
 
 def _undialled(error: BaseException, port: int) -> status.Refused:
     words = (getattr(error, "strerror", None) or str(error)) if isinstance(error, OSError) else ""
-    return status.Refused(502, "BadGateway", f"dialing VM: port {port}: {words or 'no answer in time'}")
+    return status.beyond(f"dialing VM: port {port}: {words or 'no answer in time'}")

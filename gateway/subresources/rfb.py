@@ -25,7 +25,7 @@ class _Reader:
         while len(self._rest) < count:
             data = await self._screen.read()
             if data is None:
-                raise status.internal("the guest's screen ended the conversation")
+                raise status.beyond("the guest's screen ended the conversation")
             self._rest += data
         taken, self._rest = self._rest[:count], self._rest[count:]
         return taken
@@ -45,14 +45,14 @@ async def wake(screen: Duplex) -> None:
 async def _join(screen: Duplex, reader: _Reader) -> None:
     greeting = await reader.take(len(VERSION))
     if not greeting.startswith(b"RFB 003."):
-        raise status.internal("the guest's screen does not speak RFB")
+        raise status.beyond("the guest's screen does not speak RFB")
     await screen.write(VERSION)
     kinds = await reader.take((await reader.take(1))[0])
     if _NONE not in kinds:
-        raise status.internal("the guest's screen asks for a password")
+        raise status.beyond("the guest's screen asks for a password")
     await screen.write(bytes([_NONE]))
     if (await reader.take(4)) != bytes(4):
-        raise status.internal("the guest's screen refused us")
+        raise status.beyond("the guest's screen refused us")
     await screen.write(_SHARED)
     # Size, pixel format and the length of the name, which nobody here needs.
     await reader.take(24)

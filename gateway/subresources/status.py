@@ -115,6 +115,11 @@ def too_many(message: str) -> Refused:
     return Refused(429, "TooManyRequests", message, retry_seconds=RETRY_SECONDS)
 
 
+def beyond(message: str) -> Refused:
+    """502: what lies beyond us, a guest or its QEMU, answers nothing that makes sense."""
+    return Refused(502, "BadGateway", message)
+
+
 def internal(message: str) -> Refused:
     """500: something that should not happen did."""
     return Refused(500, "InternalError", f"Internal error occurred: {message}")

@@ -243,7 +243,7 @@ async def test_a_screenshot_is_a_picture_and_nothing_else(gate: World) -> None:
     assert await gate.ask("GET", f"{VNC}/screenshot") == (200, gate.node.png)
     gate.node.png = b"<script>"
     code, body = await gate.ask("GET", f"{VNC}/screenshot")
-    assert (code, "script" in body["message"]) == (500, False)
+    assert (code, "script" in body["message"]) == (502, False)
 
 
 async def test_a_screenshot_can_wake_the_screen_first(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:
