@@ -125,8 +125,22 @@ def _runtime(capabilities: Json, selection: Selection) -> Json:
     return wanted
 
 
-def faults(network: Network, selection: Selection) -> str:
-    """Why the network cannot do what the pod asks of it, in words; empty if it can. A MAC goes by CNI_ARGS as well."""
+def faults(network: Network, selection: Selection, for_guest: bool) -> str:
+    """Why the network cannot do what the pod asks of it, in words; empty if it can. A MAC goes by CNI_ARGS as well.
+
+    `for_guest`: a guest will take the interface over.
+    """
     if selection.ips and not any((each.get("capabilities") or {}).get("ips") is True for each in network.plugins):
         return f'{network.source}: the pod asks for addresses (ips), but no plugin declares the capability "ips"'
+    if for_guest and any(_ipam(each) == "dhcp" for each in network.plugins):
+        # Its daemon could not renew through a port of a bridge, and sets the interface down when the lease ends.
+        return (
+            f"{network.source}: ipam type dhcp in spec.config holds a lease that a guest could not renew"
+            ": leave ipam out, and the guest asks the network's DHCP server itself"
+        )
     return ""
+
+
+def _ipam(plugin: Json) -> Any:
+    ipam = plugin.get("ipam")
+    return ipam.get("type") if isinstance(ipam, dict) else None

@@ -158,6 +158,7 @@ async def test_one_that_fails_does_not_take_another_away(node: Node) -> None:
         ({"type": "cnv-bridge", "name": "pods"}, "is that of a network of the node's own"),
         ("{", "spec.config is not JSON"),
         ({"type": "cnv-bridge", "bridge": "br1", "vlan": 93}, "VLAN"),
+        ({"type": "cnv-bridge", "bridge": "br1", "ipam": {"type": "dhcp"}}, "ipam type dhcp"),
     ],
 )
 async def test_what_is_wrong_with_a_definition_is_told_in_words(node: Node, config, words: str) -> None:

@@ -77,10 +77,19 @@ def test_runtime_configuration_goes_to_who_declares_it_only() -> None:
     assert given(network, 0, **asked)["runtimeConfig"] == {"ips": ["192.0.2.7/24"]}
     assert given(network, 1, **asked)["runtimeConfig"] == {"mac": "02:00:00:00:00:01"}
     assert "runtimeConfig" not in given(network, 2, **asked)
-    assert cni_config.faults(network, selection(**asked)) == ""
+    assert cni_config.faults(network, selection(**asked), for_guest=True) == ""
     assert 'declares the capability "ips"' in cni_config.faults(
-        cni_config.parse(nad({"type": "a"})), selection(ips=("192.0.2.7/24",))
+        cni_config.parse(nad({"type": "a"})), selection(ips=("192.0.2.7/24",)), for_guest=False
     )
+
+
+def test_a_lease_that_the_node_would_hold_for_a_guest_is_refused() -> None:
+    network = cni_config.parse(nad({"plugins": [{"type": "cnv-bridge", "ipam": {"type": "dhcp"}}, {"type": "x"}]}))
+    assert "ipam type dhcp in spec.config" in cni_config.faults(network, selection(), for_guest=True)
+    assert cni_config.faults(network, selection(), for_guest=False) == ""
+    for ipam in ({}, "dhcp", None, {"type": "host-local"}):
+        other = cni_config.parse(nad({"type": "cnv-bridge", "ipam": ipam}))
+        assert cni_config.faults(other, selection(), for_guest=True) == ""
 
 
 def test_arguments_of_the_pod_go_before_those_of_the_definition() -> None:
