@@ -22,6 +22,7 @@ ECHOES, POURED = 200, 40 * MB
 CONSOLES, CROWD = 200, 4
 ECHO_MS = 10.0
 POUR_SECONDS = 1.0
+VIEWERS = 4
 IDLE_TARGET, CROWD_TARGET = 80.0, 150.0
 LINE = 32
 """Bytes typed at a login prompt before they are taken back."""
@@ -36,7 +37,9 @@ class Sample:
     echoes: list[float] = field(default_factory=list)
     """Milliseconds."""
     poured: float = 0.0
-    """Seconds for 20 MB."""
+    """Seconds for 20 MB to one viewer."""
+    together: float = 0.0
+    """Seconds for 20 MB to VIEWERS viewers, all of it."""
     idle: dict[str, int] = field(default_factory=dict)
     """Pod → RSS of its processes, bytes."""
     crowded: dict[str, int] = field(default_factory=dict)
@@ -51,7 +54,10 @@ def analyse(sample: Sample) -> Result:
         result.figures.append(Figure("console, a byte there and back, median", middle, "ms", ECHO_MS))
         result.figures.append(Figure("console, a byte there and back, 99 %", worst, "ms"))
     if sample.poured:
-        result.figures.append(Figure("screen, 20 MB to the viewer", sample.poured, "s", POUR_SECONDS))
+        result.figures.append(Figure("screen, 20 MB to one viewer", sample.poured, "s", POUR_SECONDS))
+    if sample.together:
+        label = f"screen, 20 MB to {VIEWERS} viewers together"
+        result.figures.append(Figure(label, sample.together, "s", POUR_SECONDS))
     if sample.idle:
         idle = max(sample.idle.values()) / MIB
         grown = sum(sample.crowded.get(pod, size) - size for pod, size in sample.idle.items()) / MIB
@@ -209,7 +215,10 @@ async def _measure(session: Session, names: list[str], options: Options) -> Samp
     sample = Sample(idle=resident(session), consoles=CROWD * 5 if options.quick else CONSOLES)
     async with Client(session) as client:
         sample.echoes = await echo(client, names[0], ECHOES // 10 if options.quick else ECHOES)
-        sample.poured = await pour(client, names[0], POURED // 8 if options.quick else POURED)
+        amount = POURED // 8 if options.quick else POURED
+        sample.poured = await pour(client, names[0], amount)
+        each = await asyncio.gather(*(pour(client, names[0], amount) for _ in range(VIEWERS)))
+        sample.together = max(each) / VIEWERS
         async with contextlib.AsyncExitStack() as stack:
             for number in range(sample.consoles):
                 path = f"{names[number % len(names)]}/console?shared=true"
