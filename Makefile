@@ -1,12 +1,16 @@
 # Everything a person types. Each target installs what it needs and says so.
 PYTHON  := .venv/bin/python
 PYTEST  := .venv/bin/pytest
-# What boots guests and clusters on a machine shared with others can miss a deadline: what failed is run once more, and
-# only then is it a failure. Both runs are printed, so that an unsteady test is seen.
+# What boots guests and clusters spends most of its time waiting, so SIDE_BY_SIDE files of it run at a time (a file's tests
+# share guests, and stay together).
+SIDE_BY_SIDE ?= 3
+# On a machine shared with others it can miss a deadline: what failed is run once more, by itself, and only then is it a
+# failure. Both runs are printed, so that an unsteady test is seen. $(1): which tests; $(2): how.
 define steady
-	$(PYTEST) $(1) -q || { [ $$? -eq 1 ] && echo "Once more, only what failed:" && \
+	$(PYTEST) $(1) -q $(2) || { [ $$? -eq 1 ] && echo "Once more, only what failed:" && \
 	  $(PYTEST) $(1) -q --last-failed --last-failed-no-failures none; }
 endef
+side_by_side = -n $(SIDE_BY_SIDE) --dist loadfile
 export HYPERLET_CACHE ?= $(HOME)/.cache/hyperlet
 
 .PHONY: help up down status test check unit node-test e2e bench bench-cni manifests protos lint types images clean
@@ -42,12 +46,13 @@ unit: .venv/ready
 node-test: .venv/ready ## on real libvirt, QEMU and network namespaces of this machine (root)
 	@$(PYTHON) -m cluster deps --tests
 	@$(PYTHON) -m images build guests
-	$(call steady,tests/node)
+	$(call steady,tests/node,$(side_by_side))
 
 e2e: .venv/ready ## on the real cluster (brings it up if it is not)
 	@$(PYTHON) -m cluster deps --tests
 	@$(PYTHON) -m cluster.deploy up
-	$(call steady,tests/e2e)
+	$(call steady,tests/e2e -m "not alone",$(side_by_side))
+	$(call steady,tests/e2e -m alone)
 
 bench: .venv/ready ## measure; prints tables, writes JSON to .run/bench/
 	@$(PYTHON) -m cluster.deploy up

@@ -11,6 +11,9 @@ HALT = "hyperlet.local/guests/halt:1"
 TINY = "hyperlet.local/guests/tiny:1"
 """A small Linux that obeys ACPI."""
 
+SCREEN = "hyperlet.local/guests/screen:1"
+"""Its screen has 1600 × 1200 pixels, and nothing else happens in it."""
+
 GUEST_READY = "hyperlet guest ready"
 """What the tiny guest prints on its serial line when all of it runs."""
 

@@ -1,4 +1,4 @@
-"""Bootable raw disks: the tiny guest's, and one that only halts."""
+"""Bootable raw disks: the tiny guest's, one that only halts, one with a large screen."""
 
 from __future__ import annotations
 
@@ -32,6 +32,18 @@ def master_boot_record(code: bytes, start: int, sectors: int) -> bytes:
 def halting_disk() -> bytes:
     """One MiB whose boot sector is `cli; hlt; jmp` to the hlt: a guest that costs no CPU time, for measurements."""
     code = b"\xfa\xf4\xeb\xfd"
+    return (code.ljust(510, b"\0") + b"\x55\xaa").ljust(1024 * 1024, b"\0")
+
+
+def screen_disk() -> bytes:
+    """One MiB whose boot sector switches the screen to 1600 × 1200 pixels of 32 bits and halts: a guest whose screen is
+    7.7 MB, for measurements of what carries it.
+
+    Source: VESA BIOS Extension 3.0, function 4F02h; 147h is the mode's number in Bochs' and QEMU's VGA firmware, bit 14
+    asks for the linear frame buffer.
+    """
+    # xor ax, ax; ds = ss = 0; sp = 7c00h; mov ax, 4f02h; mov bx, 4147h; int 10h; cli; hlt; jmp to the hlt
+    code = bytes.fromhex("31c0 8ed8 8ed0 bc007c b8024f bb4741 cd10 fa f4 ebfd")
     return (code.ljust(510, b"\0") + b"\x55\xaa").ljust(1024 * 1024, b"\0")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from guests import tiny
+from guests import disk, tiny
 from images.archive import Entry, write_archive
 from images.keys import text_key
 from images.paths import ARCHIVES
@@ -47,6 +47,8 @@ GUEST_IMAGES = (
         lambda g: [_owned("boot/vmlinuz", g.kernel), _owned("boot/initrd", g.initrd)],
     ),
     GuestImage("guest-halt", f"{PREFIX}/halt:1", lambda g: [_owned("disk/halt.img", g.halt)]),
+    # For measurements: a screen whose bytes are worth counting.
+    GuestImage("guest-screen", f"{PREFIX}/screen:1", lambda _: [_owned("disk/screen.img", disk.screen_disk())]),
     # For tests of what users do wrong: an image without a disk, and one whose disk is none.
     GuestImage(
         "guest-no-disk", f"{PREFIX}/no-disk:1", lambda g: [_owned("readme.txt", b"There is no disk in here.\n")]

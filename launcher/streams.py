@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,6 +17,8 @@ from protos import launcher_pb2 as pb
 CHUNK = 64 << 10
 FIRST_SECONDS = 10.0
 """What the caller has to send the first message."""
+CONNECT_SECONDS, KNOCK_SECONDS = 5.0, 0.02
+"""Patience with a QEMU that has not yet taken the viewer before, and the pause between two tries."""
 
 
 class Streams:
@@ -49,10 +52,7 @@ class Streams:
         await _first(requests)
         loop = asyncio.get_running_loop()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as screen:
-            try:
-                screen.connect(self._vnc)
-            except OSError as error:
-                raise Refused("FAILED_PRECONDITION", _why(error)) from error
+            await _connect(screen, self._vnc)
             await context.send_initial_metadata(TAKEN)
 
             async def take() -> None:
@@ -67,6 +67,26 @@ class Streams:
                 await until_one_ends(take(), give())
 
 
+async def _connect(screen: socket.socket, path: str, seconds: float = CONNECT_SECONDS) -> None:
+    """Connects to QEMU's screen. Raises Refused.
+
+    QEMU has room for one connection that it has not yet taken (listen(2) with a backlog of 1 in its VNC server), so of
+    several viewers who come together, or while a large screen is drawn, some have to knock again.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return screen.connect(path)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise Refused(
+                    "RESOURCE_EXHAUSTED", "QEMU is too busy to take another viewer of the screen: try again"
+                ) from error
+        except OSError as error:
+            raise Refused("FAILED_PRECONDITION", _why(error)) from error
+        await asyncio.sleep(KNOCK_SECONDS)
+
+
 async def _first(requests: AsyncIterator[Any]) -> Any:
     """The message that opens a stream. Raises Refused."""
     try:
@@ -79,6 +99,4 @@ async def _first(requests: AsyncIterator[Any]) -> Any:
 def _why(error: OSError) -> str:
     if isinstance(error, FileNotFoundError | ConnectionRefusedError):
         return "the virtual machine has no screen (spec.domain.devices.autoattachGraphicsDevice), or has ended"
-    if isinstance(error, BlockingIOError):
-        return "QEMU is too busy to take another viewer of the screen: try again"
     return f"the screen cannot be opened: {error.strerror}"

@@ -178,6 +178,7 @@ def away(kubectl: Kubectl) -> Iterator[None]:
         system("rollout", "status", DEPLOYMENT, "--timeout=120s")
 
 
+@pytest.mark.alone
 def test_what_runs_does_not_need_the_gateway(space: Space) -> None:
     """New VMs wait for it; those that are there start, run, tell how they are, and stop."""
     machine = space.machine(idle("steady", run="Halted"))
@@ -224,6 +225,7 @@ class Caller:
             self.calls += 1
 
 
+@pytest.mark.alone
 def test_a_rolling_restart_refuses_nobody(space: Space) -> None:
     system = space.kubectl.within(SYSTEM)
     with Caller(space) as caller:
@@ -233,6 +235,7 @@ def test_a_rolling_restart_refuses_nobody(space: Space) -> None:
     assert caller.failures == [] and caller.calls > 20
 
 
+@pytest.mark.alone
 def test_certificates_and_their_authority_change_and_no_call_fails(space: Space) -> None:
     """Leaves that live for ten seconds, and an authority that is made to look old: its successor takes over."""
     system = space.kubectl.within(SYSTEM)

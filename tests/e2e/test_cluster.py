@@ -15,9 +15,13 @@ import pytest
 from cluster import images, node
 from tests.e2e.support import Json, Kubectl, KubectlError, Space, conditions, http, project, wait_for
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("HYPERLET_CLUSTER") == "existing", reason="power and cables of somebody else's nodes are not ours"
-)
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(
+        os.environ.get("HYPERLET_CLUSTER") == "existing",
+        reason="power and cables of somebody else's nodes are not ours",
+    ),
+]
 
 BUSYBOX = "hyperlet.local/busybox:1"
 PORT = 8080

@@ -11,6 +11,8 @@ from tests.e2e.manifests import booting, idle
 from tests.e2e.processes import Process, processes, replaced, the
 from tests.e2e.support import BOOT, SYSTEM, Json, Kubectl, Machine, Space, conditions, project, wait_for
 
+pytestmark = pytest.mark.alone
+
 HANDLER = "kubevirt.io=virt-handler"
 CONTROLLER = "kubevirt.io=virt-controller"
 

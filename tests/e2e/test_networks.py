@@ -13,6 +13,8 @@ from tests.e2e.manifests import booting, cloud_init, idle
 from tests.e2e.processes import processes
 from tests.e2e.support import EXISTING, ROOT, SYSTEM, Json, Machine, Space, conditions, project, wait_for
 
+pytestmark = pytest.mark.alone  # handlers are killed, and a node loses its power
+
 SEEDS = ROOT / "tests" / "golden" / "seed-manifests"
 HANDLERS = "--selector=kubevirt.io=virt-handler"
 NODES = ("node1", "node2")

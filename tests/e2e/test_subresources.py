@@ -362,6 +362,7 @@ def test_a_halted_vm_starts_paused_and_is_to_run_from_then_on(space: Space, api:
 # ---- the gateway goes -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_consoles_hear_that_the_gateway_goes_and_the_guest_does_not(machine: Machine, api: Api) -> None:
     """Both replicas are replaced while consoles are open: each is told, can be opened again, and the guest goes on."""
     before = machine.answer()["bootId"]

@@ -30,7 +30,7 @@ class Cgroup:
     """A cgroup of a pod's name, removed at the end."""
 
     def __init__(self, pod_uid: str, form: str = "pod{}") -> None:
-        self.path = _cgroups() / "hl-test" / form.format(pod_uid) / "container"
+        self.path = _cgroups() / f"hl-test-{os.getpid()}" / form.format(pod_uid) / "container"
         self.path.mkdir(parents=True)
 
     def add(self, pid: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from guestlab import Machine, eventually, machine, seed_disk
 
 from guests import tiny
-from guests.disk import KERNEL_ARGS
+from guests.disk import KERNEL_ARGS, screen_disk
 
 pytestmark = pytest.mark.node
 
@@ -176,6 +178,26 @@ def test_the_disk_boots_by_itself(guest: tiny.Guest, tmp_path: Path) -> None:
     with machine(tmp_path, *drive("boot", guest.raw, "boot", readonly=True)) as started:
         started.wait_ready()
         assert started.report()["disks"][0]["serial"] == "boot"
+
+
+def test_the_large_screen_has_its_pixels(tmp_path: Path) -> None:
+    disk = tmp_path / "screen.img"
+    disk.write_bytes(screen_disk())
+    with machine(tmp_path, *drive("boot", disk, "boot", readonly=True), "-vga", "std", "-vnc", f"unix:{tmp_path}/vnc"):
+
+        def size() -> tuple[int, int, int]:
+            """Width, height and bits of a pixel, from ServerInit (RFC 6143, 7.3.2)."""
+            with socket.socket(socket.AF_UNIX) as viewer:
+                viewer.settimeout(10)
+                viewer.connect(f"{tmp_path}/vnc")
+                viewer.recv(12)
+                for answer, length in ((b"RFB 003.008\n", 2), (b"\x01", 4), (b"\x01", 24)):
+                    viewer.sendall(answer)
+                    told = viewer.recv(length, socket.MSG_WAITALL)
+                width, height, bits = struct.unpack(">HHB", told[:5])
+            return width, height, bits
+
+        eventually(lambda: size() == (1600, 1200, 32), "the screen is large")
 
 
 @pytest.mark.parametrize(

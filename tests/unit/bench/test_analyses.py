@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import admission, cpu, delete, memory, start
+from bench import admission, cpu, delete, gateway, memory, start
 from bench.figures import Figure, Result
 
 
@@ -103,3 +103,17 @@ def test_admissions_reviews_are_all_admitted() -> None:
     for title, body in admission.reviews().items():
         for webhook in (admission.mutate, admission.validate):
             assert b'"allowed":true' in webhook(body), title
+
+
+def test_gateway_takes_the_middle_round_and_judges_only_the_large_screen() -> None:
+    sample = gateway.Sample(
+        echoes=[1.0, 3.0], poured=[0.9, 0.7, 2.0], together=[0.5], text=[1.6], idle={"a": 60 << 20, "b": 70 << 20},
+        crowded={"a": 80 << 20, "b": 75 << 20}, consoles=200,
+    )  # fmt: skip
+    result = gateway.analyse(sample)
+    one = figure(result, "screen, 20 MB to one viewer")
+    assert (one.value, one.verdict) == (0.9, "ok")
+    text = figure(result, "text screen, 20 MB to one viewer, as fast as QEMU draws it")
+    assert (text.value, text.target) == (1.6, None)
+    # The larger replica, and all that both have grown by.
+    assert figure(result, "gateway with 200 consoles open, all on one replica").value == 70 + 20 + 5
