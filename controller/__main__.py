@@ -5,7 +5,6 @@ HYPERLET_IMAGE_VOLUMES (auto, always, never), POD_NAMESPACE, POD_NAME.
 """
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -19,11 +18,13 @@ from api.version import VERSION
 from controller import image_volumes
 from controller.cluster import Cluster
 from controller.loops import InstallationLoop, VmiLoop, VmLoop
-from kit import health, log
+from kit import health, log, memory
 from kit.kube import Kube
 from kit.leader import Leader, LeadershipLost
 
 WORKERS = 16
+SETTLED_SECONDS = 5.0
+"""After the first looks at every object all is as it will stay."""
 Loop = VmLoop | VmiLoop | InstallationLoop
 LEADING = Gauge("kubevirt_virt_controller_leading_status", "1 while this replica leads")
 READY = Gauge("kubevirt_virt_controller_ready_status", "1 while this replica's caches are filled")
@@ -53,9 +54,7 @@ async def serve(kube: Kube) -> None:
         image_volumes=cluster.image_volumes,
         kvm=cluster.settings.kvm_offered,
     )
-    # What the start left behind stays for good: the collector need not look at it again.
-    gc.collect()
-    gc.freeze()
+    asyncio.get_running_loop().call_later(SETTLED_SECONDS, memory.settle)
     while True:
         try:
             await leader.lead(_work(loops))

@@ -6,7 +6,6 @@ HYPERLET_LEAF_SECONDS (86400) and HYPERLET_AUTHORITY_SECONDS (a year): how long 
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import sys
@@ -30,6 +29,8 @@ PORT = 8443
 HEALTH_PORT = 8080
 PATIENCE_SECONDS = 15.0
 """How long a replica that starts waits with being ready until the aggregated API can serve."""
+SETTLED_SECONDS = 30.0
+"""After which all is as it will stay: the API server has asked for what there is, certificates and caches are there."""
 PARTS: tuple[Routes, ...] = (admission.routes, sign.routes, subresources.routes)
 READY = Gauge("kubevirt_virt_api_ready_status", "1 while this replica can be called")
 
@@ -75,10 +76,7 @@ async def serve(stop: asyncio.Event, kube: Kube, lives: Lives) -> None:
         stack.push_async_callback(_end, keeping)
         await server.start(int(os.environ.get("HYPERLET_PORT") or PORT))
         stack.push_async_callback(server.stop)
-        # What the start left behind stays for good: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
-        memory.release_code_pages()
+        asyncio.get_running_loop().call_later(SETTLED_SECONDS, memory.settle)
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({stopping, keeping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

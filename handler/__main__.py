@@ -72,7 +72,7 @@ async def serve(node: str) -> None:
                 *_gateway_works(kube, node, machines),
             )
         ]
-        asyncio.get_running_loop().call_later(SETTLED_SECONDS, memory.release_code_pages)
+        asyncio.get_running_loop().call_later(SETTLED_SECONDS, memory.settle)
         ending = asyncio.create_task(_ends(stop))
         done, _ = await asyncio.wait({*works, ending}, return_when=asyncio.FIRST_COMPLETED)
         for task in works:

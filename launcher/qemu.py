@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable
 
-from kit.memory import release_code_pages
+from kit.memory import settle
 
 SETTLED_SECONDS = 2.0
 """After the start of QEMU, or of this server, all is as it will stay."""
@@ -27,7 +27,7 @@ class Qemu:
             return
         self._pid = pid
         loop = asyncio.get_running_loop()
-        loop.call_later(SETTLED_SECONDS, release_code_pages)
+        loop.call_later(SETTLED_SECONDS, settle)
 
         def ended() -> None:
             loop.remove_reader(handle)
