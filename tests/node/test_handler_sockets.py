@@ -5,6 +5,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import tempfile
 
 import grpc.aio
 import pytest
@@ -19,11 +20,11 @@ pytestmark = pytest.mark.node
 
 
 @pytest.fixture
-def pods(tmp_path):
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
-    return tmp_path
+def pods():
+    # Not pytest's folder: launchers have to reach it as user 107.
+    with tempfile.TemporaryDirectory(prefix="hl-") as path:
+        pathlib.Path(path).chmod(0o755)
+        yield pathlib.Path(path)
 
 
 @pytest.fixture
