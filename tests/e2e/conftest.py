@@ -13,6 +13,7 @@ ORDER = [
     "cluster",
     "vm",
     "lifecycle",
+    "ownership",
     "storage",
     "scheduling",
     "networks",

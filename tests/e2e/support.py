@@ -288,6 +288,10 @@ class Machine:
         """The VMI's phase; empty when there is no VMI."""
         return str(((self.vmi() or {}).get("status") or {}).get("phase", ""))
 
+    def uid(self) -> str:
+        """The VMI's UID; empty when there is no VMI."""
+        return str(((self.vmi() or {}).get("metadata") or {}).get("uid", ""))
+
     def node(self) -> str:
         """Where it runs."""
         return str(((self.vmi() or {}).get("status") or {}).get("nodeName", ""))
@@ -307,6 +311,15 @@ class Machine:
         what = f"the instance of {self.name} is {' or '.join(wanted)}"
         wait_for(lambda: self.phase() in wanted, what, seconds=seconds, explain=self.story)
         return self
+
+    def until_replaced(self, old: str, seconds: float = BOOT) -> None:
+        """Wait until another instance runs than the one of that UID."""
+        wait_for(
+            lambda: self.uid() not in ("", old) and self.phase() == "Running",
+            f"a new instance of {self.name} runs",
+            seconds=seconds,
+            explain=self.story,
+        )
 
     def until_gone(self, seconds: float = 60) -> None:
         """Wait until no VM, VMI or launcher pod of this name is left."""

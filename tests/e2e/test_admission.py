@@ -67,12 +67,13 @@ def test_defaults_stand_in_the_stored_object(space: Space) -> None:
 
 
 def test_an_instance_is_stored_with_a_stable_address(space: Space) -> None:
-    space.apply(instance("alone", halting(), memory="64Mi", grace=1))
+    # Some kubelets take a minute over a pod that is deleted before its container is there.
+    space.machine(instance("alone", halting(), memory="64Mi", grace=1)).until_phase("Running")
     first = mac_of(space, "alone")
     space.kubectl("delete", "vmi", "alone")
     space.apply(instance("alone", halting(), memory="64Mi", grace=1))
     assert mac_of(space, "alone") == first and first.startswith("02:")
-    space.kubectl("delete", "vmi", "alone")
+    space.kubectl("delete", "vmi", "alone", "--wait=false")
 
 
 def mac_of(space: Space, name: str) -> str:

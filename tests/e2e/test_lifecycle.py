@@ -6,28 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.manifests import booting, cloud_init, halting, idle, instance, tiny
-from tests.e2e.processes import Process, the
+from tests.e2e.manifests import booting, cloud_init, halting, idle, instance
+from tests.e2e.processes import the
 from tests.e2e.support import Machine, Space, conditions, stays, wait_for
 
 
 def kill_qemu(machine: Machine) -> None:
     """SIGKILL to the machine's QEMU."""
     the(machine.pod(), lambda process: process.is_qemu).kill()
-
-
-def vmi_uid(machine: Machine) -> str:
-    return str(((machine.vmi() or {}).get("metadata") or {}).get("uid", ""))
-
-
-def until_new_instance(machine: Machine, old: str) -> None:
-    """Wait until another instance runs than the old one."""
-    wait_for(
-        lambda: vmi_uid(machine) not in ("", old) and machine.phase() == "Running",
-        f"a new instance of {machine.name} runs",
-        seconds=90,
-        explain=machine.story,
-    )
 
 
 # ---- Always, and what stopping means
@@ -116,13 +102,13 @@ def test_manual_starts_and_stops_on_request_only(space: Space) -> None:
     stays(lambda: not manual.vmi(), "it does not start by itself")
     manual.ask("Start")
     manual.until_status("Running")
-    first = vmi_uid(manual)
+    first = manual.uid()
     kill_qemu(manual)
     wait_for(lambda: manual.phase() in ("Failed", ""), "the instance has failed", explain=manual.story)
-    stays(lambda: vmi_uid(manual) in ("", first), "it is not started again by itself")
+    stays(lambda: manual.uid() in ("", first), "it is not started again by itself")
     manual.until_status("Stopped")
     manual.ask("Start")
-    until_new_instance(manual, first)
+    manual.until_replaced(first)
     manual.ask("Stop")
     manual.until_stopped()
     manual.discard()
@@ -175,10 +161,10 @@ def test_when_qemu_dies_the_instance_fails_and_the_user_is_told(space: Space) ->
 def test_a_machine_that_fails_again_and_again_backs_off(space: Space) -> None:
     """The first restart is at once; from the second failure in a row on the machine waits, and says so."""
     loop = space.machine(idle("loop")).until_status("Running")
-    first = vmi_uid(loop)
+    first = loop.uid()
     kill_qemu(loop)
-    until_new_instance(loop, first)
-    second = vmi_uid(loop)
+    loop.until_replaced(first)
+    second = loop.uid()
     kill_qemu(loop)
     loop.until_status("CrashLoopBackOff")
     failure = (loop.vm() or {})["status"]["startFailure"]
@@ -186,7 +172,7 @@ def test_a_machine_that_fails_again_and_again_backs_off(space: Space) -> None:
     assert failure["lastFailedVMIUID"] == second
     assert failure["retryAfterTimestamp"]
     assert not loop.living(), "a pod waits for the next try"
-    until_new_instance(loop, second)
+    loop.until_replaced(second)
     # Halting it is a fresh start for the count.
     loop.run("Halted")
     loop.until_stopped()
@@ -223,55 +209,3 @@ def test_a_guest_that_halts_is_ended(space: Space) -> None:
 def test_no_grace_at_all_ends_at_once(space: Space) -> None:
     brief = space.machine(idle("brief", grace=0)).until_status("Running")
     brief.delete()
-
-
-# ---- instances without a machine, and ownership
-
-
-def test_an_instance_of_its_own_runs_and_ends_with_its_guest(space: Space) -> None:
-    alone = space.machine(instance("alone", tiny())).until_phase("Running")
-    vmi = alone.vmi()
-    assert vmi and vmi["metadata"]["finalizers"], "a user's instance is guarded too"
-    alone.answer()
-    alone.guest().power_off()
-    alone.until_phase("Succeeded")
-    stays(lambda: alone.phase() == "Succeeded", "an instance of its own does not run again")
-    space.kubectl("delete", "vmi", "alone", "--timeout=60s")
-    alone.until_gone()
-
-
-def test_the_machine_takes_its_instance_along_while_it_still_starts(space: Space) -> None:
-    hasty = space.machine(idle("hasty"))
-    wait_for(hasty.vmi, "the instance is there", explain=hasty.story)
-    # Some kubelets take a minute over any pod that is deleted before its container is there.
-    hasty.delete(seconds=150)
-
-
-def test_an_instance_of_the_same_name_is_left_alone(space: Space) -> None:
-    """Somebody has an instance of that name already: the machine says so, and starts when the name is free."""
-    other = space.machine(instance("taken", halting(), memory="64Mi", network=False, grace=1)).until_phase("Running")
-    uid = vmi_uid(other)
-    machine = space.machine(idle("taken"))
-    machine.until_condition_tells("belongs to somebody else")
-    assert vmi_uid(machine) == uid
-    space.kubectl("delete", "vmi", "taken", "--timeout=60s")
-    until_new_instance(machine, uid)
-    machine.discard()
-
-
-def test_a_machine_deleted_twice_and_made_again_is_a_new_one(space: Space) -> None:
-    again = space.machine(idle("again")).until_status("Running")
-    old = vmi_uid(again)
-    again.delete()
-    space.machine(idle("again")).until_status("Running")
-    assert vmi_uid(again) != old
-    again.delete()
-
-
-def test_the_supervisor_of_a_stopped_machine_is_gone(space: Space) -> None:
-    ghost = space.machine(idle("ghost")).until_status("Running")
-    supervisor: Process = the(ghost.pod(), lambda process: process.is_supervisor)
-    ghost.run("Halted")
-    ghost.until_stopped()
-    assert not supervisor.lives()
-    ghost.discard()
