@@ -18,11 +18,12 @@ ROUNDS = 3
 SETTLE_SECONDS = 3.0
 """After the last milestone: Events and late status writes belong to it."""
 
-ACTIONS: dict[str, tuple[float, float]] = {
+ACTIONS: dict[str, tuple[float | None, float | None]] = {
     "VMI create → Running": (7.0, 13.3),
     "VMI delete": (4.0, 8.1),
     "VM start": (10.0, 34.0),
     "VM stop": (8.0, 26.0),
+    "VM create, to run always → Running": (None, None),
 }
 """Action → target and KubeVirt's number, calls for each object."""
 
@@ -100,7 +101,7 @@ def instances(session: Session, options: Options, size: int) -> list[Window]:
 
 
 def machines(session: Session, options: Options, size: int) -> list[Window]:
-    """Start and stop VMs that exist already."""
+    """Start and stop VMs that exist already, and create some that run at once."""
     words = [session.name("calls-vm") for _ in range(size)]
     names = session.create("VirtualMachine", [objects.vm(word, objects.vmi(word)) for word in words])
     session.wait(names, "vm Stopped")
@@ -120,4 +121,11 @@ def machines(session: Session, options: Options, size: int) -> list[Window]:
         window(options, actions[3], size, switch("Halted", "vm Stopped")),
     ]
     session.delete("VirtualMachine", names, "vm gone")
+    others = [objects.vm(word, objects.vmi(word), "Always") for word in (session.name("calls-vm") for _ in range(size))]
+
+    def create() -> None:
+        session.wait(session.create("VirtualMachine", others), "vm Running")
+
+    windows.append(window(options, actions[4], size, create))
+    session.delete("VirtualMachine", [str(thing["metadata"]["name"]) for thing in others], "vm gone")
     return windows

@@ -3,9 +3,11 @@
 A VM keeps what makes its machine the machine it is, though the defaults change later: machine type, architecture, CPU
 model, and the network that it joins. Lists that a person wrote are left as they are (a tool that compares would see a
 difference for ever), and identities (MAC addresses, firmware UUID) are not put into a VM, which people copy. A VMI gets
-every default there is. Nothing here refuses: what cannot be decoded is left to validation.
+every default there is. Both are guarded by the controller's finalizer from the start, which it would have to add by a
+write of its own. Nothing here refuses: what cannot be decoded is left to validation.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from api import defaults, names
@@ -35,7 +37,15 @@ def vm(request: Request, configuration: KubeVirtConfiguration) -> list[Operation
         wanted["runStrategy"] = names.RUN_HALTED
     if spec.template.spec is not None:
         wanted["template"] = {"spec": _machine(spec.template.spec, configuration)}
-    return list(additions(document["spec"], wanted, "/spec"))
+    operations = list(additions(document["spec"], wanted, "/spec"))
+    return operations if old is not None else [*operations, *_guarded(document, names.FINALIZER_VM)]
+
+
+def _guarded(document: Json, finalizer: str) -> Iterator[Operation]:
+    metadata = document.get("metadata")
+    present = (metadata or {}).get("finalizers") or []
+    if metadata is not None and finalizer not in present:
+        yield {"op": "add", "path": "/metadata/finalizers", "value": [*present, finalizer]}
 
 
 def _machine(spec: VirtualMachineInstanceSpec, configuration: KubeVirtConfiguration) -> Json:
@@ -72,7 +82,7 @@ def vmi(request: Request, configuration: KubeVirtConfiguration) -> list[Operatio
     whole = to_dict(defaults.default_vmi_spec(seen.spec, seen.metadata, config=configuration))
     if not metadata.name:
         _forget_identity(whole)
-    return list(additions(document["spec"], whole, "/spec"))
+    return [*additions(document["spec"], whole, "/spec"), *_guarded(document, names.FINALIZER_VMI)]
 
 
 def _forget_identity(spec: Json) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+import secrets
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -189,6 +193,27 @@ def test_a_restart_of_everything_in_the_middle_of_starts_and_stops_loses_nothing
         machine.discard()
 
 
+# ---- the node's own daemons
+
+
+@pytest.mark.parametrize("daemon", ["kubelet", "containerd"])
+def test_killing_a_daemon_of_the_node_harms_nothing(space: Space, survivor: Machine, daemon: str) -> None:
+    """Guests run on, and the node takes new ones: kubelet has forgotten which devices there are, and is told again."""
+    before, where = survivor.answer(), survivor.node()
+
+    def pid() -> str:
+        return project("cluster", "exec", where, "--", "pidof", "-s", daemon).strip()
+
+    old = pid()
+    project("cluster", "exec", where, "--", "kill", "-KILL", old)
+    wait_for(lambda: pid() != old, f"{daemon} runs again on {where}", seconds=30)
+    wait_for(lambda: ready(space.kubectl, where), f"{where} is Ready", seconds=60)
+    unharmed(survivor, before)
+    probe = space.machine(idle(f"after-{daemon}", nodeSelector={"kubernetes.io/hostname": where}))
+    assert probe.until_status("Running").node() == where
+    probe.delete()
+
+
 # ---- the API server
 
 
@@ -276,6 +301,67 @@ def test_a_drain_shuts_guests_down_gracefully_and_they_start_elsewhere(space: Sp
     finally:
         kubectl("uncordon", old)
     nomad.discard()
+
+
+# ---- at random
+
+
+def kill_in(pod: Json, chosen: Callable[[Process], bool]) -> None:
+    for process in processes(pod):
+        if chosen(process):
+            process.kill()
+
+
+def kill_daemon(node: str, name: str) -> None:
+    project("cluster", "exec", node, "--", "sh", "-c", f"kill -KILL $(pidof {name})")
+
+
+def victims(kubectl: Kubectl, guests: list[Machine]) -> dict[str, Callable[[], None]]:
+    """Everything whose death must harm nothing: who, and how to kill them."""
+    found: dict[str, Callable[[], None]] = {}
+    for guest in guests:
+        found[f"gRPC server of {guest.name}"] = partial(kill_in, guest.pod(), lambda process: process.is_server)
+        found[f"libvirt of {guest.name}"] = partial(kill_in, guest.pod(), lambda process: process.is_libvirt)
+    for pod in kubectl.within(SYSTEM).items("pods"):
+        found[pod["metadata"]["name"]] = partial(kill_in, pod, lambda process: process.command.startswith("python3\0"))
+    for node, name in itertools.product(("node1", "node2"), ("kubelet", "containerd")):
+        found[f"{name} of {node}"] = partial(kill_daemon, node, name)
+    return found
+
+
+def all_ready(kubectl: Kubectl) -> bool:
+    """Whether all of hyperlet's own pods are."""
+    return all(conditions(pod)["Ready"]["status"] == "True" for pod in kubectl.within(SYSTEM).items("pods"))
+
+
+def test_killed_in_any_order_nothing_is_lost(space: Space, survivor: Machine) -> None:
+    """Everything is killed once, in an order and with pauses of chance, while one machine starts and another stops."""
+    neighbour = space.machine(booting("neighbour", nodeSelector={"kubernetes.io/hostname": "node2"}))
+    leaver = space.machine(idle("called-off")).until_status("Running")
+    neighbour.until_status("Running")
+    before = {machine.name: (machine, machine.answer()) for machine in (survivor, neighbour)}
+    wait_for(lambda: all_ready(space.kubectl), "everything is there to be killed", seconds=120)
+    seed = secrets.randbelow(1 << 32)
+    dice = random.Random(seed)
+    chosen = list(victims(space.kubectl, [survivor, neighbour]).items())
+    dice.shuffle(chosen)
+    print(f"seed {seed}: {', '.join(name for name, _ in chosen)}")
+    for number, (_, kill) in enumerate(chosen):
+        if number == len(chosen) // 3:
+            newcomer = wait_for(lambda: space.machine(idle("called-in")), "a new machine is taken")
+        if number == len(chosen) // 2:
+            leaver.run("Halted")
+        kill()
+        time.sleep(dice.uniform(0, 3))
+    for machine, told in before.values():
+        unharmed(machine, told)
+    newcomer.until_status("Running")
+    assert len(newcomer.pods()) == 1, newcomer.story()
+    leaver.until_stopped()
+    # The kubelet lets a container that has ended several times wait longer each time.
+    wait_for(lambda: all_ready(space.kubectl), "everything is back", seconds=180)
+    for machine in (neighbour, newcomer, leaver):
+        machine.discard()
 
 
 # ---- and at the end

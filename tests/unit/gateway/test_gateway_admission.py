@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from base64 import b64decode
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,17 @@ def test_what_a_person_wrote_stays_as_it_is() -> None:
     """Lists above all: a tool that compares would see a difference for ever. And no identity: VMs are copied."""
     mine = machine({"domain.machine": {"type": "pc-q35-9.0"}, "domain.cpu": {"cores": 2, "model": "EPYC"}})
     seen = mutated(asked(mine), machineType="q35", cpuModel="Haswell")
-    assert seen == changed(mine, "spec/template/spec/architecture", "amd64")
+    guarded = changed(mine, "metadata/finalizers", [names.FINALIZER_VM])
+    assert seen == changed(guarded, "spec/template/spec/architecture", "amd64")
+
+
+@pytest.mark.parametrize(("make", "finalizer"), [(machine, names.FINALIZER_VM), (vmi, names.FINALIZER_VMI)])
+def test_what_is_made_is_guarded_from_the_start(make: Callable[[], Json], finalizer: str) -> None:
+    assert mutated(asked(make()))["metadata"]["finalizers"] == [finalizer]
+    theirs = changed(make(), "metadata/finalizers", ["example.com/mine"])
+    assert mutated(asked(theirs))["metadata"]["finalizers"] == ["example.com/mine", finalizer]
+    # Later it is the controller that knows whether there is anything left to guard.
+    assert "finalizers" not in mutated(asked(changed(make(), "spec/other", 1), make()))["metadata"]
 
 
 def test_a_vm_that_declines_the_network_gets_none() -> None:
