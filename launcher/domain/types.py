@@ -11,7 +11,9 @@ from xml.etree.ElementTree import Element
 from launcher.domain.xml import Node, at
 
 METADATA_URI = "urn:hyperlet:vmi:1"
+QEMU_URI = "http://libvirt.org/schemas/domain/qemu/1.0"
 ElementTree.register_namespace("hyperlet", METADATA_URI)
+ElementTree.register_namespace("qemu", QEMU_URI)
 
 
 @dataclass(kw_only=True)
@@ -403,6 +405,21 @@ class Devices(Node):
 
 
 @dataclass(kw_only=True)
+class QemuCapabilities(Node):
+    """<qemu:capabilities>: what libvirt is to believe that QEMU cannot do. Source: https://libvirt.org/drvqemu.html."""
+
+    TAG: ClassVar[str] = f"{{{QEMU_URI}}}capabilities"
+    without: list[str]
+
+    def element(self) -> Element:
+        """In libvirt's namespace for what concerns QEMU only."""
+        root = ElementTree.Element(self.TAG)
+        for name in self.without:
+            ElementTree.SubElement(root, f"{{{QEMU_URI}}}del").set("capability", name)
+        return root
+
+
+@dataclass(kw_only=True)
 class Domain(Node):
     """<domain>. `type` is kvm or qemu."""
 
@@ -424,3 +441,4 @@ class Domain(Node):
     on_reboot: str = at("on_reboot/text()", "restart")
     on_crash: str = at("on_crash/text()", "destroy")
     devices: Devices
+    qemu_capabilities: QemuCapabilities | None = None
