@@ -1,15 +1,28 @@
 """`python -m launcher`: the gRPC server of a launcher's pod, started by the supervisor."""
 
+import os
+import signal
 import sys
 
 
 def main() -> int:
     """Runs the server."""
-    # asyncio does without ssl where there is none. Here nothing speaks TLS, and OpenSSL would cost every VM a MiB.
-    sys.modules["ssl"] = None  # type: ignore[assignment]
+    # asyncio does without ssl where there is none, and hashlib has hashes of its own. Here nothing speaks TLS, and
+    # OpenSSL would cost every VM a MiB.
+    for absent in ("ssl", "_hashlib"):
+        sys.modules[absent] = None  # type: ignore[assignment]
+    os.umask(0o077)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from launcher.builder import Builder
+    from launcher.paths import from_environment
+
+    paths, builder = from_environment(), Builder()
+    if not os.path.exists(paths.state):  # noqa: PTH110 (pathlib is for later)
+        # There is no VM yet, so one is about to be built.
+        builder.warm()
     from launcher import server
 
-    server.main()
+    server.main(paths, builder)
 
 
 if __name__ == "__main__":

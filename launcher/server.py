@@ -17,7 +17,7 @@ import grpc
 
 from launcher.builder import Builder
 from launcher.machine import Machine
-from launcher.paths import Paths, from_environment
+from launcher.paths import Paths
 from launcher.record import Record
 from launcher.service import OPTIONS, LauncherService
 from protos import launcher_pb2_grpc
@@ -25,11 +25,9 @@ from protos import launcher_pb2_grpc
 _CLOSE_SECONDS = 0.2
 
 
-async def serve(paths: Paths) -> None:
+async def serve(paths: Paths, builder: Builder) -> None:
     """Serves until the end has been delivered."""
-    record, builder = Record(paths), Builder()
-    if not record.load():
-        builder.warm()
+    record = Record(paths)
     machine = Machine(paths, record, builder)
     machine.restore()
     server = grpc.aio.server(options=OPTIONS)
@@ -58,10 +56,8 @@ async def _listen(server: grpc.aio.Server, paths: Paths) -> None:
     temporary.replace(paths.socket)
 
 
-def main() -> NoReturn:
+def main(paths: Paths, builder: Builder) -> NoReturn:
     """Runs the server. Leaves without tidying: a thread may be stuck in libvirt."""
-    os.umask(0o077)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asyncio.run(serve(from_environment()))
+    asyncio.run(serve(paths, builder))
     sys.stderr.flush()
     os._exit(0)

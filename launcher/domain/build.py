@@ -16,10 +16,10 @@ from launcher.domain.facts import Facts, InvalidVmi
 TB_CACHE_MIB = 32
 """QEMU's translation cache under TCG. Its default, an eighth of the guest's memory or more, is counted as overhead."""
 ASK_EACH_FEATURE = "cpu-unavailable-features"
-"""libvirt's name for a QEMU that can be asked about every single feature of its CPU, which libvirt then does at each start.
-QEMU reads its monitor byte by byte, so those 300 questions take 0.3 s of CPU and of the start (measured; libvirt 11.3, QEMU
-10.0). Without it libvirt reads the same from a few CPUID words. Not under KVM: those words lack the features that are bits
-of model specific registers, which a migration has to know."""
+"""libvirt's name for a QEMU that can be asked about every single feature of its CPU, which libvirt does at each start.
+QEMU reads its monitor byte by byte, so those 300 questions take 0.3 s of CPU, and of the start (measured; libvirt 11.3,
+QEMU 10.0). Without it libvirt reads the same from a few CPUID words. Not under KVM: those words lack the features that
+are bits of model specific registers, which a migration has to know."""
 _UUIDS = uuid.uuid5(uuid.NAMESPACE_URL, types.METADATA_URI)
 
 

@@ -1,6 +1,6 @@
 """What the builders are told besides the VMI: results of looking around in the pod."""
 
-from dataclasses import dataclass, field
+import msgspec
 
 from launcher.paths import Paths
 
@@ -9,8 +9,7 @@ class InvalidVmi(Exception):
     """The VMI cannot be built. The message begins with the field's path."""
 
 
-@dataclass(frozen=True, slots=True)
-class NicFacts:
+class NicFacts(msgspec.Struct, frozen=True):
     """What the handler made for one interface. `mtu` in bytes; 0: unknown. `queues`: 0 and 1 are a single queue."""
 
     name: str
@@ -20,8 +19,7 @@ class NicFacts:
     queues: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class DiskFacts:
+class DiskFacts(msgspec.Struct, frozen=True):
     """Where a volume's content is. `size` is the guest's, in bytes."""
 
     volume: str
@@ -38,8 +36,7 @@ class DiskFacts:
     backing_format: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """Everything a domain depends on that is not in the VMI."""
 
     paths: Paths
@@ -47,9 +44,9 @@ class Facts:
     vhost: bool = False
     """The kernel may carry the packets: /dev/vhost-net is in the container."""
     emulator: str | None = None
-    nics: list[NicFacts] = field(default_factory=list)
-    functions: dict[str, str] = field(default_factory=dict)
+    nics: list[NicFacts] = []
+    functions: dict[str, str] = {}
     """Addresses on the node's PCI bus, by interface with SR-IOV."""
-    disks: dict[str, DiskFacts] = field(default_factory=dict)
+    disks: dict[str, DiskFacts] = {}
     kernel: str | None = None
     initrd: str | None = None

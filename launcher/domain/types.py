@@ -3,7 +3,6 @@
 Source: https://libvirt.org/formatdomain.html; the names of the classes are those of its elements. Sizes are bytes.
 """
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -16,8 +15,7 @@ ElementTree.register_namespace("hyperlet", METADATA_URI)
 ElementTree.register_namespace("qemu", QEMU_URI)
 
 
-@dataclass(kw_only=True)
-class Metadata(Node):
+class Metadata(Node, kw_only=True):
     """Which VMI this is, for people with virsh."""
 
     TAG: ClassVar[str] = "metadata"
@@ -34,8 +32,7 @@ class Metadata(Node):
         return root
 
 
-@dataclass(kw_only=True)
-class PciAddress(Node):
+class PciAddress(Node, kw_only=True):
     """<address type='pci'>."""
 
     TAG: ClassVar[str] = "address"
@@ -46,8 +43,7 @@ class PciAddress(Node):
     function: str = at("@function")
 
 
-@dataclass(kw_only=True)
-class Os(Node):
+class Os(Node, kw_only=True):
     """<os>: firmware and what it boots."""
 
     TAG: ClassVar[str] = "os"
@@ -61,8 +57,7 @@ class Os(Node):
     smbios: str | None = at("smbios/@mode")
 
 
-@dataclass(kw_only=True)
-class Entry(Node):
+class Entry(Node, kw_only=True):
     """<entry> of <sysinfo>."""
 
     TAG: ClassVar[str] = "entry"
@@ -70,24 +65,21 @@ class Entry(Node):
     value: str = at("text()")
 
 
-@dataclass(kw_only=True)
-class SystemEntries(Node):
+class SystemEntries(Node, kw_only=True):
     """SMBIOS type 1."""
 
     TAG: ClassVar[str] = "system"
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[Entry] = []
 
 
-@dataclass(kw_only=True)
-class ChassisEntries(Node):
+class ChassisEntries(Node, kw_only=True):
     """SMBIOS type 3."""
 
     TAG: ClassVar[str] = "chassis"
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[Entry] = []
 
 
-@dataclass(kw_only=True)
-class Sysinfo(Node):
+class Sysinfo(Node, kw_only=True):
     """<sysinfo type='smbios'>."""
 
     TAG: ClassVar[str] = "sysinfo"
@@ -96,8 +88,7 @@ class Sysinfo(Node):
     chassis: ChassisEntries | None = None
 
 
-@dataclass(kw_only=True)
-class Hyperv(Node):
+class Hyperv(Node, kw_only=True):
     """<hyperv>: paravirtualization for Windows; values are `on` and `off`."""
 
     TAG: ClassVar[str] = "hyperv"
@@ -123,8 +114,7 @@ class Hyperv(Node):
     evmcs: str | None = at("evmcs/@state")
 
 
-@dataclass(kw_only=True)
-class Features(Node):
+class Features(Node, kw_only=True):
     """<features>."""
 
     TAG: ClassVar[str] = "features"
@@ -140,8 +130,7 @@ class Features(Node):
     tb_cache_unit: str | None = at("tcg/tb-cache/@unit")
 
 
-@dataclass(kw_only=True)
-class CpuFeature(Node):
+class CpuFeature(Node, kw_only=True):
     """<feature> of <cpu>."""
 
     TAG: ClassVar[str] = "feature"
@@ -149,8 +138,7 @@ class CpuFeature(Node):
     name: str = at("@name")
 
 
-@dataclass(kw_only=True)
-class Cpu(Node):
+class Cpu(Node, kw_only=True):
     """<cpu>."""
 
     TAG: ClassVar[str] = "cpu"
@@ -162,11 +150,10 @@ class Cpu(Node):
     sockets: int = at("topology/@sockets")
     cores: int = at("topology/@cores")
     threads: int = at("topology/@threads")
-    features: list[CpuFeature] = field(default_factory=list)
+    features: list[CpuFeature] = []
 
 
-@dataclass(kw_only=True)
-class Timer(Node):
+class Timer(Node, kw_only=True):
     """<timer> of <clock>."""
 
     TAG: ClassVar[str] = "timer"
@@ -176,19 +163,17 @@ class Timer(Node):
     present: bool | None = at("@present")
 
 
-@dataclass(kw_only=True)
-class Clock(Node):
+class Clock(Node, kw_only=True):
     """<clock>."""
 
     TAG: ClassVar[str] = "clock"
     offset: str = at("@offset", "utc")
     adjustment: str | None = at("@adjustment")
     timezone: str | None = at("@timezone")
-    timers: list[Timer] = field(default_factory=list)
+    timers: list[Timer] = []
 
 
-@dataclass(kw_only=True)
-class Controller(Node):
+class Controller(Node, kw_only=True):
     """<controller>."""
 
     TAG: ClassVar[str] = "controller"
@@ -197,8 +182,7 @@ class Controller(Node):
     model: str | None = at("@model")
 
 
-@dataclass(kw_only=True)
-class Disk(Node):
+class Disk(Node, kw_only=True):
     """<disk>: `source_file` or `source_dev`, which `type` says."""
 
     TAG: ClassVar[str] = "disk"
@@ -232,8 +216,7 @@ class Disk(Node):
     address: PciAddress | None = None
 
 
-@dataclass(kw_only=True)
-class Interface(Node):
+class Interface(Node, kw_only=True):
     """<interface type='ethernet'>: a tap that the handler has made."""
 
     TAG: ClassVar[str] = "interface"
@@ -253,8 +236,7 @@ class Interface(Node):
     address: PciAddress | None = None
 
 
-@dataclass(kw_only=True)
-class HostAddress(Node):
+class HostAddress(Node, kw_only=True):
     """<source> of a <hostdev>: where the device is on the node."""
 
     TAG: ClassVar[str] = "source"
@@ -269,8 +251,7 @@ class HostAddress(Node):
         return cls(domain=address.domain, bus=address.bus, slot=address.slot, function=address.function)
 
 
-@dataclass(kw_only=True)
-class HostDevice(Node):
+class HostDevice(Node, kw_only=True):
     """<hostdev> of the node's PCI bus; not `managed`: the node has bound it to vfio-pci before."""
 
     TAG: ClassVar[str] = "hostdev"
@@ -285,8 +266,7 @@ class HostDevice(Node):
     address: PciAddress | None = None
 
 
-@dataclass(kw_only=True)
-class Serial(Node):
+class Serial(Node, kw_only=True):
     """<serial type='unix'>."""
 
     TAG: ClassVar[str] = "serial"
@@ -299,8 +279,7 @@ class Serial(Node):
     port: int = at("target/@port", 0)
 
 
-@dataclass(kw_only=True)
-class Channel(Node):
+class Channel(Node, kw_only=True):
     """<channel type='unix'> over virtio-serial."""
 
     TAG: ClassVar[str] = "channel"
@@ -311,8 +290,7 @@ class Channel(Node):
     name: str = at("target/@name")
 
 
-@dataclass(kw_only=True)
-class Graphics(Node):
+class Graphics(Node, kw_only=True):
     """<graphics type='vnc'> on a unix socket. Shared by force: else one viewer may have the others thrown out."""
 
     TAG: ClassVar[str] = "graphics"
@@ -322,8 +300,7 @@ class Graphics(Node):
     socket: str = at("listen/@socket")
 
 
-@dataclass(kw_only=True)
-class Video(Node):
+class Video(Node, kw_only=True):
     """<video>. `vram` is KiB."""
 
     TAG: ClassVar[str] = "video"
@@ -332,8 +309,7 @@ class Video(Node):
     vram: int | None = at("model/@vram")
 
 
-@dataclass(kw_only=True)
-class Input(Node):
+class Input(Node, kw_only=True):
     """<input>."""
 
     TAG: ClassVar[str] = "input"
@@ -341,8 +317,7 @@ class Input(Node):
     bus: str = at("@bus")
 
 
-@dataclass(kw_only=True)
-class Rng(Node):
+class Rng(Node, kw_only=True):
     """<rng>."""
 
     TAG: ClassVar[str] = "rng"
@@ -351,8 +326,7 @@ class Rng(Node):
     backend: str = at("backend/text()", "/dev/urandom")
 
 
-@dataclass(kw_only=True)
-class Balloon(Node):
+class Balloon(Node, kw_only=True):
     """<memballoon>. `period` is seconds."""
 
     TAG: ClassVar[str] = "memballoon"
@@ -361,16 +335,14 @@ class Balloon(Node):
     period: int | None = at("stats/@period")
 
 
-@dataclass(kw_only=True)
-class Panic(Node):
+class Panic(Node, kw_only=True):
     """<panic>."""
 
     TAG: ClassVar[str] = "panic"
     model: str = at("@model")
 
 
-@dataclass(kw_only=True)
-class Watchdog(Node):
+class Watchdog(Node, kw_only=True):
     """<watchdog>."""
 
     TAG: ClassVar[str] = "watchdog"
@@ -378,16 +350,14 @@ class Watchdog(Node):
     action: str = at("@action")
 
 
-@dataclass(kw_only=True)
-class Sound(Node):
+class Sound(Node, kw_only=True):
     """<sound>."""
 
     TAG: ClassVar[str] = "sound"
     model: str = at("@model")
 
 
-@dataclass(kw_only=True)
-class Audio(Node):
+class Audio(Node, kw_only=True):
     """<audio>."""
 
     TAG: ClassVar[str] = "audio"
@@ -395,17 +365,15 @@ class Audio(Node):
     type: str = at("@type", "none")
 
 
-@dataclass(kw_only=True)
-class Devices(Node):
+class Devices(Node, kw_only=True):
     """<devices>."""
 
     TAG: ClassVar[str] = "devices"
     emulator: str | None = at("emulator/text()")
-    nodes: list[Node] = field(default_factory=list)
+    nodes: list[Node] = []
 
 
-@dataclass(kw_only=True)
-class QemuCapabilities(Node):
+class QemuCapabilities(Node, kw_only=True):
     """<qemu:capabilities>: what libvirt is to believe that QEMU cannot do. Source: https://libvirt.org/drvqemu.html."""
 
     TAG: ClassVar[str] = f"{{{QEMU_URI}}}capabilities"
@@ -419,8 +387,7 @@ class QemuCapabilities(Node):
         return root
 
 
-@dataclass(kw_only=True)
-class Domain(Node):
+class Domain(Node, kw_only=True):
     """<domain>. `type` is kvm or qemu."""
 
     TAG: ClassVar[str] = "domain"

@@ -1,14 +1,17 @@
-"""Dataclasses as XML elements: each field says where its value goes.
+"""Structs as XML elements: each field says where its value goes.
 
 A place is a path below the element: `@type` is an attribute, `source/@file` an attribute of a child, `name/text()` a
 child's text, `acpi/` a child that is there if the value is true. A field without a place holds elements.
+
+Structs, because every VM's start makes these classes, and the standard library's dataclasses take 34 ms of CPU for it.
 """
 
 import re
-from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
+
+import msgspec
 
 # Source: XML 1.0, production 2. ElementTree writes anything; libvirt's parser would refuse it with a riddle.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -16,11 +19,11 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def at(place: str, default: Any = None) -> Any:
     """A field whose value goes to `place`; None leaves it out."""
-    return field(default=default, metadata={"place": place})
+    # The name by which msgspec would write the field: it writes none here, and we read it.
+    return msgspec.field(default=default, name=place)
 
 
-@dataclass(kw_only=True)
-class Node:
+class Node(msgspec.Struct, kw_only=True):
     """Base of all elements."""
 
     TAG: ClassVar[str]
@@ -28,12 +31,11 @@ class Node:
     def element(self) -> Element:
         """The XML element. Raises ValueError for characters that XML cannot hold."""
         root = ElementTree.Element(self.TAG)
-        for item in fields(self):
-            value = getattr(self, item.name)
-            place = item.metadata.get("place")
+        for name, place in zip(self.__struct_fields__, self.__struct_encode_fields__, strict=True):
+            value = getattr(self, name)
             if value is None:
                 continue
-            if place is not None:
+            if place != name:
                 _put(root, place, value)
             elif isinstance(value, Node):
                 root.append(value.element())
