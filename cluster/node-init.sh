@@ -188,19 +188,23 @@ start_daemon() {
 
 supervise() {
     declare -A logs=([containerd]=$containerd_log [kubelet]=$kubelet_log [kube-proxy]=$proxy_log)
-    local ended name
+    local pid name running
     start_daemon containerd "${logs[containerd]}"
     until [ -S /run/containerd/containerd.sock ]; do sleep 0.02; done
     start_daemon kubelet "${logs[kubelet]}"
     start_daemon kube-proxy "${logs[kube-proxy]}"
     while :; do
-        ended=
-        wait -n -p ended "${!daemons[@]}" || true
-        name=${daemons[$ended]}
-        unset "daemons[$ended]"
-        say "$name ended, starting it again"
+        wait -n "${!daemons[@]}" 2> /dev/null || true
         sleep 1
-        start_daemon "$name" "${logs[$name]}"
+        # Of several that end in that second (kubelet follows containerd) `wait` tells of one only.
+        running=" $(jobs -rp | tr '\n' ' ')"
+        for pid in "${!daemons[@]}"; do
+            case $running in *" $pid "*) continue ;; esac
+            name=${daemons[$pid]}
+            unset "daemons[$pid]"
+            say "$name ended, starting it again"
+            start_daemon "$name" "${logs[$name]}"
+        done
     done
 }
 
