@@ -113,7 +113,13 @@ def test_what_is_made_is_guarded_from_the_start(make: Callable[[], Json], finali
     theirs = changed(make(), "metadata/finalizers", ["example.com/mine"])
     assert mutated(asked(theirs))["metadata"]["finalizers"] == ["example.com/mine", finalizer]
     # Later it is the controller that knows whether there is anything left to guard.
-    assert "finalizers" not in mutated(asked(changed(make(), "spec/other", 1), make()))["metadata"]
+    relabelled = changed(make(), "metadata/labels", {"team": "blue"})
+    assert "finalizers" not in mutated(asked(relabelled, make()))["metadata"]
+
+
+def test_a_vm_that_is_changed_is_not_guarded_anew() -> None:
+    """Whoever takes the finalizer off a VM, to be rid of it, does not find it there again with the next change."""
+    assert "finalizers" not in mutated(asked(changed(machine(), "spec/runStrategy", "Halted"), machine()))["metadata"]
 
 
 def test_a_vm_that_declines_the_network_gets_none() -> None:
