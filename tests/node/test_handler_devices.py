@@ -59,7 +59,7 @@ class Kubelet(services.RegistrationServicer):
             yield services.DevicePluginStub(channel)
 
 
-async def until(condition, what: str, seconds: float = 10) -> None:
+async def until(condition, what: str, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what
