@@ -7,7 +7,7 @@ import types
 
 
 def leave_out() -> None:
-    """Has libraries do without what they would load and never use here: it costs every VM two MiB."""
+    """Has libraries do without what they would load and never use here: it costs every VM a MiB and more."""
     # asyncio does without ssl where there is none, and hashlib has hashes of its own. Nothing here speaks TLS.
     for absent in ("ssl", "_hashlib"):
         sys.modules[absent] = None  # type: ignore[assignment]
