@@ -34,13 +34,17 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete an object of that UID; `grace_seconds` None leaves the object's own grace period."""
+    """Delete an object of that UID, and of that version if one is given.
+
+    `grace_seconds` None leaves the object's own grace period.
+    """
 
     kind: type[Any]
     namespace: str
     name: str
     uid: str
     grace_seconds: int | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,11 @@ class Hands:
                 self._learn(kind, await self._kube.create(kind, obj))
             case Patch():
                 await self._patch(action)
-            case Delete(kind, namespace, name, uid, grace):
-                self._learn(kind, await self._kube.delete(kind, namespace, name, uid=uid, grace_seconds=grace))
+            case Delete(kind, namespace, name, uid, grace, version):
+                gone = await self._kube.delete(
+                    kind, namespace, name, uid=uid, grace_seconds=grace, resource_version=version
+                )
+                self._learn(kind, gone)
             case Say(about, reason, message, type):
                 await self._kube.event(about, reason, message, type)
             case Together(actions):

@@ -8,7 +8,6 @@ from api import names
 from api.configuration import DeveloperConfiguration, KubeVirtConfiguration
 from api.k8s import Node
 from api.kubevirt import configuration_of as configuration_of
-from api.meta import parse_quantity
 
 DEFAULT_CPU_ALLOCATION_RATIO = 10
 DEFAULT_LAUNCHER_IMAGE = "hyperlet.local/launcher:dev"
@@ -22,7 +21,7 @@ class Settings:
     launcher_pull_policy: str | None = None
     configuration: KubeVirtConfiguration = field(default_factory=KubeVirtConfiguration)
     kvm_offered: bool = False
-    """Some schedulable node offers devices.kubevirt.io/kvm."""
+    """Some node that takes VMs has KVM."""
     image_volumes: bool = False
     """The API server keeps a pod's `volumes[].image`."""
 
@@ -61,9 +60,11 @@ def launcher_image() -> str:
 
 
 def offers_kvm(nodes: Iterable[Node]) -> bool:
-    """Whether a node that takes VMs has KVM to offer."""
+    """Whether a node that takes VMs has KVM, by its handler's word.
+
+    Not by `status.allocatable`: a kubelet that has just started counts the devices that do not work as well.
+    """
     return any(
-        (node.metadata.labels or {}).get(names.LABEL_SCHEDULABLE) == "true"
-        and parse_quantity((node.status.allocatable or {}).get(names.DEVICE_KVM, 0)) > 0
-        for node in nodes
+        labels.get(names.LABEL_SCHEDULABLE) == "true" and labels.get(names.LABEL_KVM) == "true"
+        for labels in (node.metadata.labels or {} for node in nodes)
     )

@@ -1,6 +1,7 @@
 """What a launcher pod asks the scheduler for: CPU, memory, devices."""
 
 from api import defaults, names
+from api.k8s import Pod
 from api.meta import format_bytes, format_millicores, format_quantity, quantity_bytes, quantity_millicores
 from api.vmi import VirtualMachineInstanceSpec
 from controller import overhead
@@ -47,6 +48,12 @@ def devices(spec: VirtualMachineInstanceSpec, settings: Settings) -> Amounts:
         if any(nic.model == "virtio" for nic in nics):
             wanted[names.DEVICE_VHOST_NET] = "1"
     return wanted
+
+
+def asks_for_kvm(pod: Pod) -> bool:
+    """Whether a pod goes only where KVM is."""
+    asked = [container.resources.limits or {} for container in pod.spec.containers if container.resources]
+    return any(names.DEVICE_KVM in limits for limits in asked)
 
 
 def _cpu_request(spec: VirtualMachineInstanceSpec, settings: Settings) -> str:

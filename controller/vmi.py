@@ -5,7 +5,7 @@ pod has ended, the handler has END_SECONDS to say how; then the controller says 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from api.errors import Fault
 from api.k8s import PersistentVolumeClaim, Pod
 from api.meta import format_time, parse_time
 from api.vmi import VirtualMachineInstance
-from controller import conditions, launcher, nics, pod_networks, vmi_status, volumes
+from controller import conditions, launcher, nics, pod_networks, resources, vmi_status, volumes
 from controller import pod as pods
 from controller.actions import Action, Create, Delete, Json, Patch, Say, Together
 from controller.config import Settings
@@ -31,6 +31,7 @@ WARNING_SECONDS = 5.0
 """A pod's Warning Events count when it has been on a node for that long: mounts often work at the second try."""
 OURS = frozenset({names.PHASE_UNSET, names.PHASE_PENDING, names.PHASE_SCHEDULING})
 REASON_INVALID = "InvalidSpec"
+REASON_EMULATED = "EmulationInsteadOfKVM"
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,9 @@ def refused(vmi: VirtualMachineInstance, reason: str, message: str, now: datetim
 
 
 def _progress(seen: Observed, pod: Pod) -> Iterator[Action | Again]:
+    if not pod.spec.nodeName and seen.settings.emulated and resources.asks_for_kvm(pod):
+        yield from _make_anew(seen.vmi, pod, format_time(seen.now))
+        return
     vmi, status, stamp = seen.vmi, status_of(seen.vmi), format_time(seen.now)
     running = launcher.is_running(pod)
     known = conditions.find(status.conditions, names.CONDITION_SYNCHRONIZED)
@@ -152,6 +156,20 @@ def _progress(seen: Observed, pod: Pod) -> Iterator[Action | Again]:
         yield from pod_networks.catch_up(seen.defaulted, pod)
     if seen.warning and not running and seen.bound_for < WARNING_SECONDS:
         yield Again(WARNING_SECONDS - seen.bound_for)
+
+
+def _make_anew(vmi: VirtualMachineInstance, pod: Pod, stamp: str) -> Iterator[Action]:
+    """The pod waits for KVM, which no node has (any more), and emulation is allowed (by now).
+
+    First the phase goes back: a VMI without pod in a later phase has lost its guest.
+    """
+    step = transition(vmi, names.PHASE_PENDING, stamp)
+    if step:
+        yield _patch(vmi, step, {"resourceVersion": vmi.metadata.resourceVersion})
+        yield Say(vmi, REASON_EMULATED, "No node has KVM: the launcher pod is made anew, for software emulation")
+    if not pod.metadata.deletionTimestamp:
+        # Only as it was seen: meanwhile it may have got a node, and a guest.
+        yield replace(_remove(pod, 0), version=pod.metadata.resourceVersion)
 
 
 def _is_news(known: Sequence[Any] | None, trouble: Json) -> bool:

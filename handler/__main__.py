@@ -21,7 +21,7 @@ from handler.bridges import Bridges
 from handler.bringing import Bringer
 from handler.certificate import NodeCertificate
 from handler.containerd import Containerd
-from handler.heartbeat import Heartbeat
+from handler.heartbeat import Heartbeat, State
 from handler.images import Images
 from handler.pod_networks import PodNetworks
 from handler.vmi import Machines
@@ -47,7 +47,11 @@ async def serve(node: str) -> None:
     bringer = Bringer(images, joining=attachments)
     machines = Machines(kube, node, bringer, lambda: kvm.verdict.sentence)
     networks = PodNetworks(kube, machines.pods, attachments)
-    heartbeat = Heartbeat(kube, node, lambda: tun.verdict.works)
+
+    def state() -> State | None:
+        return State(tun.verdict.works, kvm.verdict) if tun.checked and kvm.checked else None
+
+    heartbeat = Heartbeat(kube, node, state)
     endpoints = _health(kube, machines)
     await endpoints.serve(int(os.environ.get("HYPERLET_HEALTH_PORT") or HEALTH_PORT))
     machines.vmis.start()

@@ -164,6 +164,8 @@ class DevicePlugin(Plugin):
         recheck_seconds: float = 600,
         poll_seconds: float = 1,
     ) -> None:
+        self.checked = False
+        """Whether the verdict is one."""
         unknown = kvm.Verdict(False, f"{device} has not been checked yet")
         super().__init__(resource, resource.rpartition("/")[2], unknown, directory, count, poll_seconds)
         self._device = device
@@ -192,10 +194,10 @@ class DevicePlugin(Plugin):
             await asyncio.sleep(self._poll)
 
     async def _set(self, verdict: kvm.Verdict) -> None:
-        if verdict.works != self.verdict.works or self.verdict.sentence.endswith("yet"):
+        if verdict.works != self.verdict.works or not self.checked:
             self._log.info("Checked the node's device", works=verdict.works, why=verdict.sentence)
         async with self._changed:
-            self.verdict = verdict
+            self.verdict, self.checked = verdict, True
             self._changed.notify_all()
 
 

@@ -1,33 +1,47 @@
 """The node's sign of life: one small patch a minute.
 
-`kubevirt.io/schedulable` lets launcher pods come here, `kubevirt.io/heartbeat` tells when the handler was last well.
+`kubevirt.io/schedulable` lets launcher pods come here, `kubevirt.io/heartbeat` tells when the handler was last well,
+`hyperlet/kvm` whether guests have KVM here (label) and why (annotation): the controller goes by that, since a kubelet
+that has just started reports devices that do not work as allocatable (measured, Kubernetes 1.20: for two seconds).
 Both stay when the handler stops: an update of the DaemonSet must not chase VMs away; the heartbeat's age tells enough.
 """
 
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from api import names
 from api.errors import HyperletError
 from api.k8s import Node
 from api.meta import format_time
+from handler.kvm import Verdict
 from kit import log
 from kit.kube import Kube
 
 PERIOD_SECONDS = 60.0
 _RETRY_SECONDS = 3.0
+_CHECKING_SECONDS = 0.2
 
 _log = log.logger(component="heartbeat")
 
 
-class Heartbeat:
-    """Patches the node once a period, and at once when `fine` has changed."""
+class State(NamedTuple):
+    """What a node can do for VMs."""
 
-    def __init__(self, kube: Kube, node: str, fine: Callable[[], bool], period: float = PERIOD_SECONDS) -> None:
+    takes_vms: bool
+    kvm: Verdict
+
+
+class Heartbeat:
+    """Patches the node once a period, and at once when the state has changed; never before there is one."""
+
+    def __init__(
+        self, kube: Kube, node: str, state: Callable[[], State | None], period: float = PERIOD_SECONDS
+    ) -> None:
         self._kube = kube
         self._node = node
-        self._fine = fine
+        self._state = state
         self._period = period
         self.beat_at = 0.0
         """The loop's time of the last beat."""
@@ -35,26 +49,29 @@ class Heartbeat:
     async def run(self) -> None:
         """Beats until cancelled; failures are logged and tried again."""
         loop = asyncio.get_running_loop()
-        said: bool | None = None
+        said: State | None = None
         due = 0.0
         while True:
-            fine = self._fine()
-            if fine != said or loop.time() >= due:
+            state = self._state()
+            if state is not None and (state != said or loop.time() >= due):
                 try:
-                    await self._kube.patch(Node, None, self._node, patch(fine, datetime.now(UTC)))
-                    said, due, self.beat_at = fine, loop.time() + self._period, loop.time()
+                    await self._kube.patch(Node, None, self._node, patch(state, datetime.now(UTC)))
+                    said, due, self.beat_at = state, loop.time() + self._period, loop.time()
                 except HyperletError as error:
                     _log.warning(
                         "The node's heartbeat could not be written", why=error.message, again_in=_RETRY_SECONDS
                     )
-            await asyncio.sleep(_RETRY_SECONDS)
+            await asyncio.sleep(_RETRY_SECONDS if state is not None else _CHECKING_SECONDS)
 
 
-def patch(fine: bool, now: datetime) -> dict[str, object]:
+def patch(state: State, now: datetime) -> dict[str, object]:
     """The merge patch of a node."""
     return {
         "metadata": {
-            "labels": {names.LABEL_SCHEDULABLE: "true" if fine else "false"},
-            "annotations": {names.ANNOTATION_HEARTBEAT: format_time(now)},
+            "labels": {
+                names.LABEL_SCHEDULABLE: "true" if state.takes_vms else "false",
+                names.LABEL_KVM: "true" if state.kvm.works else "false",
+            },
+            "annotations": {names.ANNOTATION_HEARTBEAT: format_time(now), names.ANNOTATION_KVM: state.kvm.sentence},
         }
     }

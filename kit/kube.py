@@ -295,14 +295,17 @@ class Kube:
         uid: str | None = None,
         grace_seconds: int | None = None,
         propagation: Propagation | None = None,
+        resource_version: str | None = None,
     ) -> T | None:
-        """Deletes an object; one that is not there is as good as deleted. `uid` must match: Conflict.
+        """Deletes an object; one that is not there is as good as deleted. `uid` and version must match: Conflict.
 
         Returns the object when it stays for a while (a grace period, finalizers), else None.
         """
         place = resource_of(kind)
         options = _params(
-            gracePeriodSeconds=grace_seconds, propagationPolicy=propagation, preconditions={"uid": uid} if uid else None
+            gracePeriodSeconds=grace_seconds,
+            propagationPolicy=propagation,
+            preconditions=_params(uid=uid, resourceVersion=resource_version) or None,
         )
         body: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", **options}
         try:

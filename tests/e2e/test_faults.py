@@ -214,6 +214,27 @@ def test_killing_a_daemon_of_the_node_harms_nothing(space: Space, survivor: Mach
     probe.delete()
 
 
+def test_kubelets_that_start_again_make_nobody_believe_in_kvm(space: Space) -> None:
+    """For some seconds they report devices that do not work as allocatable, and a pod made then would wait for ever."""
+    nodes = {node["metadata"]["name"]: node["metadata"]["labels"] for node in space.kubectl.items("nodes")}
+    assert {labels["hyperlet/kvm"] for labels in nodes.values()} == {"false"}
+
+    def offered() -> int:
+        told = (node["status"]["allocatable"] for node in space.kubectl.items("nodes"))
+        return sum(amounts.get("devices.kubevirt.io/kvm", "0") != "0" for amounts in told)
+
+    for node in nodes:
+        kill_daemon(node, "kubelet")
+    deadline = time.monotonic() + 20
+    while not offered() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    newcomer = space.machine(idle("in-between"))
+    pod = wait_for(newcomer.pods, "its pod is there", explain=newcomer.story)[0]
+    assert "devices.kubevirt.io/kvm" not in pod["spec"]["containers"][0]["resources"]["limits"]
+    newcomer.until_status("Running").discard()
+    wait_for(lambda: all(ready(space.kubectl, node) for node in nodes), "the nodes are Ready", seconds=60)
+
+
 # ---- the API server
 
 

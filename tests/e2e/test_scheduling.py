@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+
 from tests.e2e.manifests import idle
-from tests.e2e.support import Json, Space, conditions, new_space, wait_for
+from tests.e2e.support import SYSTEM, Json, Space, conditions, new_space, wait_for
 
 UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "k": 10**3, "M": 10**6, "G": 10**9, "m": 1e-3}
 
@@ -49,6 +53,28 @@ def test_a_selector_nothing_matches_is_told_in_the_schedulers_words(space: Space
     finally:
         space.kubectl("label", "node", "node1", "e2e.test/no-such-label-")
     lost.discard()
+
+
+@pytest.mark.alone
+def test_a_machine_that_waits_for_kvm_starts_when_emulation_is_allowed(space: Space) -> None:
+    """Alone: meanwhile no other machine could start."""
+    if "true" in (node["metadata"]["labels"].get("hyperlet/kvm") for node in space.kubectl.items("nodes")):
+        pytest.skip("a node has KVM")
+
+    def allow(yes: bool) -> None:
+        patch = {"spec": {"configuration": {"developerConfiguration": {"useEmulation": yes}}}}
+        space.kubectl.within(SYSTEM)("patch", "kubevirt", "kubevirt", "--type=merge", f"--patch={json.dumps(patch)}")
+
+    allow(False)
+    try:
+        patient = space.machine(idle("patient"))
+        patient.until_status("ErrorUnschedulable")
+        assert "devices.kubevirt.io/kvm" in patient.until_told("nodes are available")
+    finally:
+        allow(True)
+    patient.until_status("Running")
+    assert len(patient.pods()) == 1, patient.story()
+    patient.discard()
 
 
 def test_an_exceeded_quota_is_told_and_a_raised_one_is_noticed(space: Space) -> None:

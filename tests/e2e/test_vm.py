@@ -227,6 +227,8 @@ def test_the_nodes_say_that_they_take_machines(space: Space) -> None:
     for node in space.kubectl.items("nodes"):
         assert node["metadata"]["labels"]["kubevirt.io/schedulable"] == "true"
         assert node["metadata"]["annotations"]["kubevirt.io/heartbeat"]
+        assert node["metadata"]["labels"]["hyperlet/kvm"] in ("true", "false")
+        assert "/dev/kvm" in node["metadata"]["annotations"]["hyperlet/kvm"], "and why"
         assert int(node["status"]["allocatable"]["devices.kubevirt.io/tun"].replace("k", "000")) == 1000
 
 

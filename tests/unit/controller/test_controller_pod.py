@@ -105,21 +105,26 @@ def test_a_long_name_still_makes_a_pods_name_and_labels() -> None:
 # ---- settings
 
 
-def node(schedulable: str, amount: str | int | None) -> Node:
-    allocatable = {} if amount is None else {"devices.kubevirt.io/kvm": amount}
+def node(schedulable: str, kvm: str | None, allocatable: str = "1k") -> Node:
+    labels = {"kubevirt.io/schedulable": schedulable} | ({} if kvm is None else {"hyperlet/kvm": kvm})
     return msgspec.convert(
         {
-            "metadata": {"name": "n", "labels": {"kubevirt.io/schedulable": schedulable}},
-            "status": {"allocatable": allocatable},
+            "metadata": {"name": "n", "labels": labels},
+            "status": {"allocatable": {"devices.kubevirt.io/kvm": allocatable}},
         },
         Node,
     )
 
 
-def test_kvm_is_there_when_a_node_that_takes_vms_offers_it() -> None:
-    assert offers_kvm([node("true", None), node("true", "1k")])
-    assert not offers_kvm([node("false", "1k"), node("true", "0"), node("true", None)])
+def test_kvm_is_there_when_a_node_that_takes_vms_has_it() -> None:
+    assert offers_kvm([node("true", None), node("true", "true")])
+    assert not offers_kvm([node("false", "true"), node("true", "false"), node("true", None)])
     assert not offers_kvm([])
+
+
+def test_what_a_kubelet_says_that_has_just_started_does_not_count() -> None:
+    assert not offers_kvm([node("true", "false", allocatable="1k")])
+    assert offers_kvm([node("true", "true", allocatable="0")])
 
 
 def test_emulation_needs_both_the_permission_and_the_want_of_kvm() -> None:

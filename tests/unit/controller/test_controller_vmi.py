@@ -1,12 +1,13 @@
 """The plan for a VMI, on whole snapshots."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 
 from api import names
-from api.configuration import KubeVirtConfiguration, NetworkConfiguration
+from api.configuration import DeveloperConfiguration, KubeVirtConfiguration, NetworkConfiguration
 from api.errors import Fault
 from api.k8s import Pod
 from api.vmi import VirtualMachineInstance
@@ -86,6 +87,43 @@ def test_a_missing_claim_is_named_and_waited_for() -> None:
 
 
 # ---- until the hand-over
+
+
+EMULATING = Settings(
+    configuration=KubeVirtConfiguration(developerConfiguration=DeveloperConfiguration(useEmulation=True))
+)
+FOR_KVM = {"devices.kubevirt.io/kvm": "1", "devices.kubevirt.io/tun": "1"}
+
+
+def test_a_pod_that_waits_for_kvm_in_vain_is_made_anew() -> None:
+    """Such as one made before somebody allowed emulation."""
+    waiting = vmi("Scheduling", stamps=SCHEDULING)
+    back, told, gone = see(waiting, pod=pod(limits=FOR_KVM), settings=EMULATING)
+    assert status_of(back)["phase"] == "Pending", "without a pod, a VMI in a later phase has lost its guest"
+    assert isinstance(told, Say) and told.type == "Normal"
+    assert isinstance(gone, Delete) and gone.uid == "pod-uid"
+    assert gone.version == "9", "it may have got a node meanwhile"
+    # The first answer comes back before the second has been given.
+    assert see(vmi("Pending"), pod=pod(limits=FOR_KVM), settings=EMULATING) == [gone]
+    assert see(vmi("Pending"), pod=pod(limits=FOR_KVM, deleting=True), settings=EMULATING) == []
+    (made,) = see(vmi("Pending"), settings=EMULATING)
+    assert isinstance(made, Create)
+    assert "devices.kubevirt.io/kvm" not in made.obj["spec"]["containers"][0]["resources"]["limits"]
+
+
+@pytest.mark.parametrize(
+    ("state", "limits", "settings"),
+    [
+        ("bound", FOR_KVM, EMULATING),
+        ("running", FOR_KVM, EMULATING),
+        ("pending", {"devices.kubevirt.io/tun": "1"}, EMULATING),
+        ("pending", FOR_KVM, Settings()),
+        ("pending", FOR_KVM, replace(EMULATING, kvm_offered=True)),
+    ],
+)
+def test_no_other_pod_is_made_anew(state: str, limits: dict[str, str], settings: Settings) -> None:
+    planned = see(vmi("Scheduling", stamps=SCHEDULING), pod=pod(state, limits=limits), settings=settings)
+    assert not [action for action in planned if isinstance(action, Delete | Say)]
 
 
 def test_a_pod_makes_the_phase_scheduling_in_one_write() -> None:

@@ -104,6 +104,7 @@ def pod(
     exit_code: int = 0,
     waiting: Json | None = None,
     unschedulable: str | None = None,
+    limits: Json | None = None,
     **status: Any,
 ) -> Pod:
     """state: pending (on no node), bound, running, ended."""
@@ -131,7 +132,7 @@ def pod(
             "spec": {
                 "nodeName": None if state == "pending" else "node1",
                 "terminationGracePeriodSeconds": 35,
-                "containers": [{"name": "compute", "image": "launcher:1"}],
+                "containers": [{"name": "compute", "image": "launcher:1", "resources": {"limits": limits or {}}}],
             },
             "status": {
                 "phase": phases.get(state, "Pending"),

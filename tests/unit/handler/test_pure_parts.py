@@ -1,5 +1,6 @@
 """The handler's small pure parts: names of images, DNS settings, NAT rules, router advertisements, the heartbeat."""
 
+import asyncio
 import hashlib
 import ipaddress
 from datetime import UTC, datetime
@@ -111,13 +112,38 @@ def test_router_advertisement():
 
 
 def test_heartbeat():
-    patch = heartbeat.patch(True, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+    state = heartbeat.State(True, kvm.Verdict(False, "/dev/kvm is missing"))
+    patch = heartbeat.patch(state, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
     assert patch == {
         "metadata": {
-            "labels": {"kubevirt.io/schedulable": "true"},
-            "annotations": {"kubevirt.io/heartbeat": "2026-01-02T03:04:05Z"},
+            "labels": {"kubevirt.io/schedulable": "true", "hyperlet/kvm": "false"},
+            "annotations": {
+                "kubevirt.io/heartbeat": "2026-01-02T03:04:05Z",
+                "hyperlet/kvm": "/dev/kvm is missing",
+            },
         }
     }
+
+
+async def test_the_heart_does_not_beat_before_the_devices_are_checked():
+    """A handler that starts again must not say that its node takes no VMs, or that it has no KVM."""
+    written, states = [], [None, None, heartbeat.State(True, kvm.Verdict(True, "quick"))]
+
+    class Nodes:
+        async def patch(self, _kind, _namespace, name, patch):
+            written.append((name, patch["metadata"]["labels"]))
+
+    def state():
+        return states.pop(0) if len(states) > 1 else states[0]
+
+    task = asyncio.create_task(heartbeat.Heartbeat(Nodes(), "node1", state).run())
+    try:
+        async with asyncio.timeout(10):
+            while not written:
+                await asyncio.sleep(0.02)
+    finally:
+        task.cancel()
+    assert written == [("node1", {"kubevirt.io/schedulable": "true", "hyperlet/kvm": "true"})]
 
 
 def test_kvm_program_and_structures():

@@ -367,9 +367,10 @@ class FakeApi:
     async def _delete(self, key: Key, options: Json) -> Json:
         obj = copy.deepcopy(self.objects[key])
         meta = obj["metadata"]
-        wanted = (options.get("preconditions") or {}).get("uid")
-        if wanted not in (None, meta["uid"]):
-            raise Refusal(409, "Conflict", "the UID in the precondition does not match")
+        preconditions = options.get("preconditions") or {}
+        for field in ("uid", "resourceVersion"):
+            if preconditions.get(field) not in (None, meta[field]):
+                raise Refusal(409, "Conflict", f"the {field} in the precondition does not match")
         grace = options.get("gracePeriodSeconds", obj.get("spec", {}).get("terminationGracePeriodSeconds", 30))
         graceful = key[0] == "pods" and grace and obj.get("spec", {}).get("nodeName")
         ended = obj.get("status", {}).get("phase") in ("Succeeded", "Failed")

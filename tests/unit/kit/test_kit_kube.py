@@ -100,6 +100,8 @@ async def test_a_preconditions_conflict_is_told(api: FakeApi, kube: Kube) -> Non
         await kube.patch(ConfigMap, "default", "a", {"metadata": {"resourceVersion": "1"}, "data": {"x": "1"}})
     with pytest.raises(errors.Conflict):
         await kube.delete(ConfigMap, "default", "a", uid="another")
+    with pytest.raises(errors.Conflict):
+        await kube.delete(ConfigMap, "default", "a", resource_version="1")
 
 
 async def test_a_token_that_was_renewed_in_its_file_is_read_again(api: FakeApi, tmp_path: Path) -> None:
