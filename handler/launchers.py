@@ -19,12 +19,14 @@ from api import names
 from api.errors import HyperletError, LauncherUnavailable
 from handler import reports
 from handler.reports import State
+from handler.turns import Turn, Turns
 from kit import log, proc, rpc
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc as services
 
 PODS = pathlib.Path("/var/lib/kubelet/pods")
 SOCKET = "volumes/kubernetes.io~empty-dir/hyperlet/launcher.sock"
+WAKE = "volumes/kubernetes.io~empty-dir/hyperlet/wake.fifo"
 SYNC_SECONDS = 90.0
 ANSWER_SECONDS = 10.0
 HEARTBEAT_SECONDS = 30.0
@@ -60,6 +62,7 @@ class Launcher:
         self,
         pod_uid: str,
         changed: Callable[[], None],
+        turns: Turns,
         pods: pathlib.Path = PODS,
         uid: int = names.LAUNCHER_UID,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
@@ -77,6 +80,10 @@ class Launcher:
         """When the conversation began; 0: there has been none since the last try."""
         self._since = time.monotonic()
         self._changed = changed
+        self._turns = turns
+        self._turn: Turn | None = None
+        """For its start; it has no more than one."""
+        self._queues = False
         self._pods = pods
         self._uid = uid
         self._heartbeat_seconds = heartbeat_seconds
@@ -88,8 +95,8 @@ class Launcher:
 
     @property
     def silent_seconds(self) -> float:
-        """How long there has been no conversation; 0 while there is one."""
-        return 0.0 if self._stub else time.monotonic() - self._since
+        """How long there has been no conversation; 0 while there is one, or while it waits for its turn to start."""
+        return 0.0 if self._stub or self._queues else time.monotonic() - self._since
 
     @property
     def process(self) -> proc.Process:
@@ -117,6 +124,8 @@ class Launcher:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
+        if self._turn is not None:
+            self._turn.end()
 
     async def sync(self, vmi: bytes, nics: list[pb.Nic]) -> State:
         """Has the launcher make the VM what the VMI asks for. Raises SyncRefused, LauncherUnavailable."""
@@ -163,7 +172,25 @@ class Launcher:
                 return  # there is nothing more to learn
             await asyncio.sleep(pause(self._short, self.silent_seconds))
 
+    async def _wake(self) -> None:
+        """Has the launcher start, when its turn has come, if it waits for that."""
+        if self._turn is None:
+            if not os.path.lexists(self._pods / self.pod_uid / WAKE):
+                return
+            self._queues = True
+            try:
+                self._turn = await self._turns.turn()
+            finally:
+                self._queues, self._since = False, time.monotonic()
+            self._changed()
+        with self._directory() as base:
+            try:
+                proc.write_fifo(base, f"{self.pod_uid}/{WAKE}", b"!")
+            except OSError as error:
+                raise LauncherUnavailable(f"{WAKE}: {error.strerror}") from error
+
     async def _converse(self) -> None:
+        await self._wake()
         with contextlib.ExitStack() as stack:
             fd, process = await asyncio.to_thread(self._find)
             stack.callback(os.close, fd)
@@ -173,6 +200,8 @@ class Launcher:
                 stub = services.LauncherStub(channel)
                 self._take(await self._answer(stub))
                 self._process, self._stub, self._began = process, stub, time.monotonic()
+                if self._turn is not None:
+                    self._turn.end()
                 if self.trouble:
                     self._log.info("The launcher answers")
                 self.trouble = ""
@@ -182,12 +211,14 @@ class Launcher:
                 finally:
                     self._process = self._stub = None
 
-    def _find(self) -> tuple[int, proc.Process]:
+    def _directory(self) -> contextlib.AbstractContextManager[int]:
         try:
-            base = os.open(self._pods, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            return proc.closing(os.open(self._pods, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError as error:
             raise LauncherUnavailable(f"{self._pods}: {error.strerror}") from error
-        with proc.closing(base):
+
+    def _find(self) -> tuple[int, proc.Process]:
+        with self._directory() as base:
             fd = rpc.open_socket(base, f"{self.pod_uid}/{SOCKET}")
         try:
             return fd, rpc.verified_process(fd, self.pod_uid, self._uid)

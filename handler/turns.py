@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -11,34 +12,66 @@ COUNT = max(2, os.cpu_count() or 2)
 SECONDS = 3.0
 
 
+class Turn:
+    """Somebody's turn, until `end` or until its time is over."""
+
+    def __init__(self, turns: "Turns", seconds: float) -> None:
+        self._turns: Turns | None = turns
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.end)
+
+    def end(self) -> None:
+        """Gives the turn to the next. It may have ended already."""
+        turns, self._turns = self._turns, None
+        if turns is not None:
+            self._timer.cancel()
+            turns._give_back()
+
+
 class Turns:
-    """Lets `count` works go at a time, in the order they came.
+    """Lets `count` works go at a time, in the order they came, those that are urgent before the others.
 
     A work that takes longer than `seconds` goes on, but its turn is over: a launcher that never answers must not hold
     up the others.
     """
 
     def __init__(self, count: int = COUNT, seconds: float = SECONDS) -> None:
-        self._free = asyncio.Semaphore(count)
+        self._free = count
         self._seconds = seconds
+        self._urgent: deque[asyncio.Future[None]] = deque()
+        self._patient: deque[asyncio.Future[None]] = deque()
+
+    async def turn(self, urgent: bool = False) -> Turn:
+        """Waits for a turn, which the caller ends."""
+        if self._free:
+            self._free -= 1
+        else:
+            called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            (self._urgent if urgent else self._patient).append(called)
+            try:
+                await called
+            except BaseException:
+                if called.done() and not called.cancelled():
+                    self._give_back()
+                raise
+        return Turn(self, self._seconds)
 
     async def take(self, work: Coroutine[Any, Any, T]) -> T:
-        """The work's result, after waiting for a turn. Cancelling the caller cancels the work."""
+        """The work's result, after waiting for an urgent turn. Cancelling the caller cancels the work."""
         try:
-            await self._free.acquire()
+            turn = await self.turn(urgent=True)
         except BaseException:
             work.close()
             raise
-        task = asyncio.create_task(work)
         try:
-            await asyncio.wait({task}, timeout=self._seconds)
-        except BaseException:
-            task.cancel()
-            raise
+            return await work
         finally:
-            self._free.release()
-        try:
-            return await task
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
+            turn.end()
+
+    def _give_back(self) -> None:
+        for waiting in (self._urgent, self._patient):
+            while waiting:
+                called = waiting.popleft()
+                if not called.done():
+                    called.set_result(None)
+                    return
+        self._free += 1

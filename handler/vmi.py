@@ -1,6 +1,7 @@
 """The VMIs of this node, brought to what `handler.plan` says they should be."""
 
 import asyncio
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,9 +14,10 @@ from api import codec, defaults, names
 from api.errors import ApiUnavailable, Conflict, HyperletError, LauncherUnavailable, NotFound
 from api.k8s import Pod
 from api.vmi import VirtualMachineInstance
+from handler.arrivals import Arrivals
 from handler.bringing import Bringer
 from handler.containerd import PullRefused
-from handler.launchers import Launcher, SyncRefused
+from handler.launchers import PODS, WAKE, Launcher, SyncRefused
 from handler.machine import Machine
 from handler.network import nic
 from handler.network.setup import InterfaceMissing
@@ -65,7 +67,8 @@ class Machines(Reconciler[Key, Observed]):
         node: str,
         bringer: Bringer,
         kvm: Callable[[], str],
-        launcher: Callable[[str, Callable[[], None]], Launcher] = Launcher,
+        launcher: Callable[[str, Callable[[], None], Turns], Launcher] = Launcher,
+        pods: pathlib.Path = PODS,
     ) -> None:
         super().__init__()
         self._kube = kube
@@ -75,6 +78,7 @@ class Machines(Reconciler[Key, Observed]):
         self._launcher = launcher
         self._turns = Turns()
         self._machines: dict[str, Machine] = {}
+        self._arrivals = Arrivals(self._meet, pods, WAKE)
         self.vmis: Store[VirtualMachineInstance] = Store(
             kube, VirtualMachineInstance, labels={names.LABEL_NODE_NAME: node}
         )
@@ -89,6 +93,12 @@ class Machines(Reconciler[Key, Observed]):
     def living(self) -> set[str]:
         """UIDs of the launcher pods that are on this node."""
         return {pod.metadata.uid or "" for pod in self.pods.all() if owner_uid(pod)}
+
+    async def run(self, workers: int = 8) -> None:
+        """Works until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(super().run(workers))
+            group.create_task(self._arrivals.run())
 
     # ---- watching --------------------------------------------------------------------------------------------------
 
@@ -106,10 +116,18 @@ class Machines(Reconciler[Key, Observed]):
             self._forget(uid)
         elif new.status.phase in ENDED:
             self._retire(uid)
-        elif has_started(new) and uid not in self._machines:
-            # Found before its VMI is handed over: the conversation stands when the first request is due.
-            self._machines[uid] = Machine(self._launcher(uid, lambda: self._touch(uid)))
+        elif has_started(new):
+            self._meet(uid)
+        elif uid not in self._machines:
+            self._arrivals.expect(uid)
         self._touch_pod(pod)
+
+    def _meet(self, pod_uid: str) -> None:
+        """A launcher is there, its VMI not handed over yet: the conversation stands when the first request is due."""
+        self._arrivals.forget(pod_uid)
+        if pod_uid not in self._machines:
+            launcher = self._launcher(pod_uid, lambda: self._touch(pod_uid), self._turns)
+            self._machines[pod_uid] = Machine(launcher)
 
     def _touch(self, pod_uid: str) -> None:
         for pod in self.pods.all():
@@ -124,6 +142,7 @@ class Machines(Reconciler[Key, Observed]):
 
     def _retire(self, pod_uid: str) -> None:
         """The pod has ended, and may stay for long: only what its launcher said last is kept."""
+        self._arrivals.forget(pod_uid)
         machine = self._machines.get(pod_uid)
         if machine is None or machine.retired:
             return

@@ -77,6 +77,24 @@ def open_regular(directory: int, path: str, flags: int) -> int:
         return os.open(f"/proc/self/fd/{named}", flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
 
 
+def write_fifo(directory: int, path: str, data: bytes) -> bool:
+    """Writes to a FIFO below the directory descriptor. False if there is none, nobody reads it, or it is full.
+
+    Raises OSError for anything else that has the name, which is never opened.
+    """
+    try:
+        with closing(open_beneath(directory, path, os.O_PATH)) as named:
+            if not stat.S_ISFIFO(os.fstat(named).st_mode):
+                raise OSError(errno.EINVAL, f"{path} is not a FIFO")
+            # The descriptor is a FIFO's, never a link's, so this magic link leads to that inode and nowhere else.
+            with closing(os.open(f"/proc/self/fd/{named}", os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as fd:
+                return os.write(fd, data) == len(data)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENXIO, errno.EAGAIN, errno.EPIPE):
+            return False
+        raise
+
+
 def read_beneath(directory: int, path: str, limit: int) -> bytes:
     """The first `limit` bytes of a regular file, opened as `open_regular` does. Raises OSError."""
     with closing(open_regular(directory, path, os.O_RDONLY)) as fd:

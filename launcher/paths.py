@@ -20,6 +20,7 @@ class Paths:
         self.block_volumes = os.path.join(root, "dev/volumes")  # noqa: PTH118
         self.cloudinit = os.path.join(root, "cloudinit")  # noqa: PTH118
         self.termination_log = os.path.join(root, "dev/termination-log")  # noqa: PTH118
+        self.wake = f"{self.run}/wake.fifo"
         self.socket = f"{self.run}/launcher.sock"
         self.serial_fifo = f"{self.run}/serial.fifo"
         self.serial_tail = f"{self.run}/serial.tail"

@@ -1,6 +1,7 @@
 """PID 1 of the launcher's pod: `python3 -I -S -E /opt/hyperlet/launcher/supervisor.py`.
 
-Starts the gRPC server and the libvirt daemon and restarts whichever dies; QEMU is nobody's child but ours, so it goes
+Waits for the handler's word (a byte in wake.fifo), so that of many launchers one starts after the other; then starts
+the gRPC server and the libvirt daemon and restarts whichever dies; QEMU is nobody's child but ours, so it goes
 on meanwhile. Passes the guest's console to standard output. On SIGTERM the guest is asked to shut down, and QEMU is
 ended after HYPERLET_GRACE_SECONDS. When QEMU has ended, the termination message is written, and the exit status is 0
 if the guest shut down or was told to, else 1.
@@ -24,6 +25,8 @@ from launcher.log import log
 from launcher.paths import Paths, from_environment
 from launcher.tail import Tail
 
+WAKE_SECONDS = 20.0
+"""Without the handler's word, it starts after this (HYPERLET_WAKE_SECONDS)."""
 EXPLAIN_SECONDS = 3.0
 """How long the server may take to learn from libvirt how QEMU ended."""
 DELIVERY_SECONDS = 1.0
@@ -38,7 +41,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 class Supervisor:
     """The main loop. All times are monotonic seconds."""
 
-    def __init__(self, paths: Paths, grace: float) -> None:
+    def __init__(self, paths: Paths, grace: float, wake: float = WAKE_SECONDS) -> None:
         self.paths = paths
         self.grace = grace
         libvirt = daemon.find()
@@ -46,6 +49,9 @@ class Supervisor:
         self.libvirt = Child("libvirt", daemon.command(libvirt, paths), daemon.environment(paths), paths.libvirt_output)
         self.server = Child("server", [sys.executable, "-s", "-m", "launcher"], server_environment(paths))
         self.console = Console(paths.serial_fifo, 1, Tail(paths.serial_tail))
+        self.bed = os.open(paths.wake, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        """Readable when the handler wakes us; -1: we are awake."""
+        self.wake_at = time.monotonic() + wake
         self.ends: dict[int, int] = {}
         """How processes that we did not start ended; QEMU is one of them."""
         self.trim_at = 0.0
@@ -65,8 +71,10 @@ class Supervisor:
         poll = select.poll()
         poll.register(wakeup, select.POLLIN)
         poll.register(self.console.source, select.POLLIN)
+        poll.register(self.bed, select.POLLIN)
         while True:
             now = time.monotonic()
+            self._wake(now, poll)
             self._trim(now)
             self._reap(now)
             self._start(now)
@@ -114,14 +122,31 @@ class Supervisor:
             pass
 
     def _timeout(self, now: float) -> float:
-        moments = [child.start_at for child in (self.libvirt, self.server) if not child.pid]
+        children = (self.libvirt, self.server)
+        moments = [child.start_at for child in children if not child.pid] if self.bed < 0 else [self.wake_at]
         if self.stopping:
             moments.append(self.deadline)
         return min([_TICK_MS, *(max(0.0, moment - now) * 1000 + 1 for moment in moments)])
 
     # -- children
 
+    def _wake(self, now: float, poll: select.poll) -> None:
+        """Gets up if it is time. The FIFO's name goes first: who finds it finds somebody asleep."""
+        if self.bed < 0:
+            return
+        try:
+            called = bool(os.read(self.bed, 1))
+        except BlockingIOError:
+            called = False
+        if called or now >= self.wake_at:
+            os.unlink(self.paths.wake)  # noqa: PTH108
+            poll.unregister(self.bed)
+            os.close(self.bed)
+            self.bed = -1
+
     def _start(self, now: float) -> None:
+        if self.bed >= 0:
+            return
         for child in (self.libvirt, self.server):
             if not child.pid and now >= child.start_at:
                 child.start()
@@ -290,12 +315,13 @@ def prepare(paths: Paths) -> None:
     os.umask(0o077)
     for directory in (paths.run, paths.disks, paths.media):
         os.makedirs(directory, exist_ok=True)  # noqa: PTH103
-    for leftover in (paths.socket, paths.state, paths.request, paths.serial_fifo, paths.serial_tail):
+    for leftover in (paths.wake, paths.socket, paths.state, paths.request, paths.serial_fifo, paths.serial_tail):
         try:  # noqa: SIM105
             os.unlink(leftover)  # noqa: PTH108
         except FileNotFoundError:
             pass
     os.mkfifo(paths.serial_fifo, 0o600)
+    os.mkfifo(paths.wake, 0o600)
 
 
 def adopt_orphans() -> None:
@@ -311,7 +337,8 @@ def main() -> int:
     prepare(paths)
     if os.getpid() != 1:
         adopt_orphans()
-    return Supervisor(paths, float(os.environ.get("HYPERLET_GRACE_SECONDS", "30"))).run()
+    grace = float(os.environ.get("HYPERLET_GRACE_SECONDS", "30"))
+    return Supervisor(paths, grace, float(os.environ.get("HYPERLET_WAKE_SECONDS", WAKE_SECONDS))).run()
 
 
 if __name__ == "__main__":

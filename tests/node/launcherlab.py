@@ -88,7 +88,7 @@ class Pod:
         path.write_bytes(data)
         return path
 
-    def start(self, network: int = 0, **environment: str) -> "Pod":
+    def start(self, network: int = 0, wake: bool = True, **environment: str) -> "Pod":
         """Starts the supervisor, in the network namespace of the process `network` if that is given."""
         baked = self.root / "baked"
         if CACHE.is_dir():
@@ -111,7 +111,23 @@ class Pod:
                 [*enter, "unshare", "--mount", "sh", "-c", _PREPARE, "sh", str(self.root), *command],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=env, cwd="/",
             )  # fmt: skip
+        if wake:
+            self.wake()
         return self
+
+    def wake(self) -> None:
+        """Has it start, as the handler does when the launcher's turn has come."""
+
+        def woken() -> bool:
+            try:
+                fd = os.open(self.run / "wake.fifo", os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                return False
+            os.write(fd, b"!")
+            os.close(fd)
+            return True
+
+        wait_for(woken, "the supervisor waits to be woken")
 
     # -- talking to it
 
@@ -207,6 +223,14 @@ def children(pid: int) -> list[int]:
 def descendants(pid: int) -> list[int]:
     """Children, their children, and so on."""
     return [found for child in children(pid) for found in (child, *descendants(child))]
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
 
 
 def wait_for(test: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:

@@ -59,8 +59,8 @@ def kube():
 async def handler(kube: FakeKube, pods: Path, joining=None):
     """A handler until the end of the block: every one starts with nothing in its memory."""
 
-    def launcher(uid: str, changed) -> Launcher:
-        return Launcher(uid, changed, pods, heartbeat_seconds=0.3, answer_seconds=0.5)
+    def launcher(uid: str, changed, turns) -> Launcher:
+        return Launcher(uid, changed, turns, pods, heartbeat_seconds=0.3, answer_seconds=0.5)
 
     client = Containerd("/nonexistent/containerd.sock")
     machines = Machines(
@@ -69,6 +69,7 @@ async def handler(kube: FakeKube, pods: Path, joining=None):
         Bringer(Images(client), "/proc/self/ns/net", joining, pods / "nics"),
         lambda: "there is no /dev/kvm",
         launcher,
+        pods,
     )
     machines.vmis.start()
     machines.pods.start()

@@ -1,7 +1,9 @@
 """A launcher with real libvirt and QEMU: starting, ending, errors. The faults are in test_launcher_faults.py."""
 
 import pathlib
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
@@ -12,7 +14,7 @@ import pytest
 from launcher.domain import pci
 from protos import launcher_pb2 as pb
 from tests.node import bootsector, launcherlab
-from tests.node.launcherlab import Pod, all_of, disk_vmi, follow, wait_for
+from tests.node.launcherlab import Pod, all_of, catches, children, disk_vmi, follow, wait_for
 
 pytestmark = pytest.mark.node
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/domain"
@@ -122,6 +124,32 @@ def test_the_handler_can_ask_for_the_shutdown(pod: Pod) -> None:
 def test_sigterm_before_any_sync_ends_at_once(pod: Pod) -> None:
     pod.start()
     assert pod.report().state == pb.DOMAIN_STATE_NONE
+    pod.terminate()
+    assert pod.wait() == 0
+    assert pod.termination()["reason"] == "NeverStarted"
+
+
+def test_nothing_starts_before_the_handler_says_so(pod: Pod) -> None:
+    pod.start(wake=False)
+    wait_for((pod.run / "wake.fifo").exists, "the supervisor")
+    time.sleep(1)
+    assert children(pod.pid) == []
+    pod.wake()
+    assert pod.report().state == pb.DOMAIN_STATE_NONE
+    assert not (pod.run / "wake.fifo").exists()
+
+
+def test_without_anybodys_word_it_starts_in_the_end(pod: Pod) -> None:
+    """A handler of before an update does not know that it is waited for."""
+    pod.start(wake=False, HYPERLET_WAKE_SECONDS="1")
+    assert pod.report().state == pb.DOMAIN_STATE_NONE
+
+
+def test_sigterm_while_it_waits_to_be_woken(pod: Pod) -> None:
+    pod.start(wake=False)
+    wait_for((pod.run / "wake.fifo").exists, "the supervisor")
+    # The FIFO is made before signals are caught.
+    wait_for(lambda: catches(pod.pid, signal.SIGTERM), "the supervisor listens")
     pod.terminate()
     assert pod.wait() == 0
     assert pod.termination()["reason"] == "NeverStarted"

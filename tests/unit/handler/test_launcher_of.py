@@ -14,7 +14,7 @@ from handler.vmi import Machines
 class Conversation:
     """Stands for a launcher's conversation."""
 
-    def __init__(self, pod_uid: str, changed: object) -> None:
+    def __init__(self, pod_uid: str, changed: object, turns: object) -> None:
         self.pod_uid = pod_uid
 
 

@@ -127,20 +127,19 @@ def test_heartbeat():
 
 async def test_the_heart_does_not_beat_before_the_devices_are_checked():
     """A handler that starts again must not say that its node takes no VMs, or that it has no KVM."""
-    written, states = [], [None, None, heartbeat.State(True, kvm.Verdict(True, "quick"))]
+    written, beaten, states = [], asyncio.Event(), [None, None, heartbeat.State(True, kvm.Verdict(True, "quick"))]
 
     class Nodes:
         async def patch(self, _kind, _namespace, name, patch):
             written.append((name, patch["metadata"]["labels"]))
+            beaten.set()
 
     def state():
         return states.pop(0) if len(states) > 1 else states[0]
 
     task = asyncio.create_task(heartbeat.Heartbeat(Nodes(), "node1", state).run())
     try:
-        async with asyncio.timeout(10):
-            while not written:
-                await asyncio.sleep(0.02)
+        await asyncio.wait_for(beaten.wait(), 10)
     finally:
         task.cancel()
     assert written == [("node1", {"kubevirt.io/schedulable": "true", "hyperlet/kvm": "true"})]

@@ -66,3 +66,49 @@ async def test_cancelling_cancels_the_work_and_frees_its_turn():
     await asyncio.gather(running, waiting, return_exceptions=True)
     await asyncio.wait_for(cancelled.wait(), 1)
     assert await turns.take(asyncio.sleep(0, "free")) == "free"
+
+
+async def test_who_is_urgent_goes_first():
+    turns, order = Turns(1), []
+    first = await turns.turn()
+
+    async def come(name: str, urgent: bool) -> None:
+        turn = await turns.turn(urgent)
+        order.append(name)
+        turn.end()
+
+    waiting = [asyncio.create_task(come(name, name.isupper())) for name in ("a", "b", "C", "D")]
+    await asyncio.sleep(0)
+    first.end()
+    await asyncio.gather(*waiting)
+    assert order == ["C", "D", "a", "b"]
+
+
+async def test_a_turn_ends_once_however_often_it_is_told():
+    turns = Turns(1)
+    turn = await turns.turn()
+    turn.end()
+    turn.end()
+    await turns.turn()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(turns.turn(), 0.05)
+
+
+async def test_a_turn_whose_time_is_over_goes_to_the_next():
+    turns = Turns(1, seconds=0.01)
+    kept = await turns.turn()
+    await asyncio.wait_for(turns.turn(), 5)
+    kept.end()
+    assert turns._free == 0, "what was over is not given back again"
+
+
+async def test_who_is_called_and_leaves_gives_the_turn_back():
+    turns = Turns(1)
+    turn = await turns.turn()
+    leaver = asyncio.create_task(turns.turn())
+    await asyncio.sleep(0)
+    turn.end()
+    leaver.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaver
+    await asyncio.wait_for(turns.turn(), 5)

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import os
 import socket
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from handler import containerd, images, launchers
 from handler.images import Images
 from handler.launchers import Launcher
 from handler.network import advertiser
+from handler.turns import Turns
 from kit import log, proc, rpc
 from protos import launcher_pb2 as pb
 
@@ -32,8 +34,6 @@ class Known(Launcher):
 
 
 def rpc_directory(path: Path) -> int:
-    import os
-
     return os.open(path, os.O_PATH)
 
 
@@ -104,11 +104,82 @@ async def test_a_launcher_that_answers_and_hangs_up_is_met_less_and_less_often(
 
     monkeypatch.setattr(launchers.asyncio, "sleep", quick)
     async with Liar(tmp_path, once) as liar:
-        launcher = Known("uid", lambda: None, tmp_path)
+        launcher = Known("uid", lambda: None, Turns(), tmp_path)
         await until(lambda: slept[-1:] == [5.0])
         await launcher.close()
     assert slept[-1] == 5.0 and slept == sorted(slept)
     assert len(lines()) <= liar.calls
+
+
+def asleep(pods: Path, uid: str) -> int:
+    """A launcher that waits to be woken: the end of its FIFO that it reads."""
+    path = pods / uid / launchers.WAKE
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK)
+
+
+def is_woken(fifo: int) -> bool:
+    try:
+        return os.read(fifo, 64) != b""
+    except BlockingIOError:
+        return False
+
+
+async def test_a_launcher_that_never_comes_up_holds_the_next_one_up_for_a_moment_only(tmp_path: Path) -> None:
+    turns = Turns(1, seconds=0.2)
+    fifos = [asleep(tmp_path, uid) for uid in ("a", "b")]
+    both = [Launcher(uid, lambda: None, turns, tmp_path) for uid in ("a", "b")]
+    await until(lambda: is_woken(fifos[0]))
+    assert not is_woken(fifos[1]) and both[1].silent_seconds == 0, "who waits for its turn is not blamed for silence"
+    await until(lambda: is_woken(fifos[1]))
+    assert both[0].silent_seconds > 0 and both[0].trouble
+    # The first one cannot have another turn by waiting anew: it is woken without one.
+    turn = await turns.turn()
+    await until(lambda: is_woken(fifos[0]))
+    turn.end()
+    await asyncio.gather(*(each.close() for each in both))
+    for fifo in fifos:
+        os.close(fifo)
+
+
+async def test_a_launcher_that_answers_lets_the_next_one_start(tmp_path: Path) -> None:
+    async def steady(_context: Any) -> Any:
+        yield pb.Report(state=pb.DOMAIN_STATE_RUNNING).SerializeToString()
+        await asyncio.sleep(60)
+
+    turns = Turns(1, seconds=60)
+    fifos = [asleep(tmp_path, uid) for uid in ("a", "b")]
+    async with Liar(tmp_path, steady):
+        both = [Known("a", lambda: None, turns, tmp_path), Launcher("b", lambda: None, turns, tmp_path)]
+        for fifo in fifos:
+            await until(lambda fifo=fifo: is_woken(fifo))
+        assert both[0].state is not None
+        await asyncio.gather(*(each.close() for each in both))
+    assert await asyncio.wait_for(turns.turn(), 5), "who is closed has no turn any more"
+    for fifo in fifos:
+        os.close(fifo)
+
+
+@pytest.mark.parametrize("trap", ["link", "file", "folder"])
+async def test_what_only_looks_like_a_sleeping_launcher_is_not_written_to(tmp_path: Path, trap: str) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "uid" / launchers.WAKE
+    path.parent.mkdir(parents=True)
+    os.mkfifo(victim)
+    reader = os.open(victim, os.O_RDWR | os.O_NONBLOCK)
+    if trap == "link":
+        path.symlink_to(victim)
+    elif trap == "file":
+        path.write_text("")
+    else:
+        path.mkdir()
+    launcher = Launcher("uid", lambda: None, Turns(), tmp_path)
+    await until(lambda: "wake.fifo" in launcher.trouble)
+    await launcher.close()
+    assert not is_woken(reader)
+    if trap == "file":
+        assert path.read_text() == ""
+    os.close(reader)
 
 
 async def test_an_answer_that_is_no_report_is_told_without_a_traceback(tmp_path: Path, lines: Any) -> None:
@@ -116,7 +187,7 @@ async def test_an_answer_that_is_no_report_is_told_without_a_traceback(tmp_path:
         yield b"\xff" * 100
 
     async with Liar(tmp_path, garbage) as liar:
-        launcher = Known("uid", lambda: None, tmp_path)
+        launcher = Known("uid", lambda: None, Turns(), tmp_path)
         await until(lambda: liar.calls >= 3)
         await until(lambda: "cannot be read" in launcher.trouble)
         assert launcher._short >= 2
@@ -130,7 +201,7 @@ async def test_words_of_a_refusal_are_bounded_and_clean(tmp_path: Path) -> None:
         yield b""
 
     async with Liar(tmp_path, refuse):
-        launcher = Known("uid", lambda: None, tmp_path)
+        launcher = Known("uid", lambda: None, Turns(), tmp_path)
         await until(lambda: "xxx" in launcher.trouble)
         await launcher.close()
     assert len(launcher.trouble) < 400 and launcher.trouble.isprintable()
@@ -141,7 +212,7 @@ async def test_reports_beyond_the_size_limit_are_not_read(tmp_path: Path) -> Non
         yield pb.Report(state=pb.DOMAIN_STATE_RUNNING, message="x" * (2 << 20)).SerializeToString()
 
     async with Liar(tmp_path, huge):
-        launcher = Known("uid", lambda: None, tmp_path)
+        launcher = Known("uid", lambda: None, Turns(), tmp_path)
         await until(lambda: "larger than max" in launcher.trouble)
         await launcher.close()
     assert launcher.state is None
@@ -153,7 +224,7 @@ async def test_a_launcher_that_says_nothing_is_given_up_in_time(tmp_path: Path) 
         yield b""
 
     async with Liar(tmp_path, silent):
-        launcher = Known("uid", lambda: None, tmp_path, answer_seconds=0.1)
+        launcher = Known("uid", lambda: None, Turns(), tmp_path, answer_seconds=0.1)
         await until(lambda: "hangs" in launcher.trouble)
         await launcher.close()
     assert launcher.state is None
