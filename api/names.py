@@ -223,6 +223,7 @@ REASON_FAILED_PVC_NOT_FOUND: Final = "FailedPvcNotFound"
 REASON_NETWORK_NOT_FOUND: Final = "NetworkAttachmentDefinitionNotFound"
 REASON_SYNC_FAILED: Final = "SyncFailed"
 REASON_INVALID: Final = "InvalidObject"
+REASON_NODE_NOT_READY: Final = "NodeNotReady"
 
 # Reasons of a Fault in api.validate; the first five are those of Kubernetes' own field errors
 FAULT_INVALID: Final = "FieldValueInvalid"

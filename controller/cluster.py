@@ -13,6 +13,7 @@ from api.vmi import VirtualMachineInstance
 from controller import pod_networks, volumes
 from controller.config import Settings, configuration_of, launcher_image, offers_kvm
 from controller.definitions import Definitions, NetworkAttachmentDefinition
+from controller.node_health import NodeHealth
 from controller.pod import pod_name
 from kit.cache import Store, key_of
 from kit.kube import Kube
@@ -47,18 +48,21 @@ class Cluster:
     kubevirts: Store[KubeVirt]
     warnings: Store[Event]
     definitions: Definitions
+    health: NodeHealth
     image_volumes: bool = False
     _settings: Settings | None = None
 
     @classmethod
     def of(cls, kube: Kube) -> "Cluster":
         """Caches of all namespaces."""
+        nodes = Store(kube, Node)
         made = cls(
             vms=Store(kube, VirtualMachine),
             vmis=Store(kube, VirtualMachineInstance),
             pods=Store(kube, Pod, labels={names.LABEL_APP: names.APP_LAUNCHER}),
             claims=Store(kube, PersistentVolumeClaim),
-            nodes=Store(kube, Node),
+            nodes=nodes,
+            health=NodeHealth(nodes),
             kubevirts=Store(kube, KubeVirt),
             warnings=Store(kube, Event, fields=_WARNINGS, keep=_is_launcher_warning),
             definitions=Definitions(kube),
@@ -68,6 +72,7 @@ class Cluster:
             "claim", lambda vmi: [f"{vmi.metadata.namespace}/{name}" for name in volumes.claim_names(vmi.spec)]
         )
         made.vmis.index("definition", lambda vmi: pod_networks.references(vmi.spec, vmi.metadata.namespace or ""))
+        made.vmis.index("node", lambda vmi: filter(None, [vmi.status.nodeName if vmi.status else None]))
         made.warnings.index("pod", lambda event: filter(None, [event.involvedObject.uid]))
         made.nodes.on_change(lambda _old, _new: made._forget())
         made.kubevirts.on_change(lambda _old, _new: made._forget())
@@ -136,7 +141,7 @@ class Cluster:
 
     def on_vmi_news(self, tell: Callable[[tuple[str, str]], None]) -> None:
         """Has `tell` called with the key of every VMI that something concerns: itself, its pod, a claim, a network, a
-        warning."""
+        warning, its node."""
 
         def of_pod(_old: Pod | None, new: Pod | None) -> None:
             pod = new or _old
@@ -158,6 +163,11 @@ class Cluster:
             pod = self.pods.get(new.involvedObject.namespace, new.involvedObject.name or "") if new else None
             of_pod(None, pod)
 
+        def of_node(name: str) -> None:
+            for vmi in self.vmis.by("node", name):
+                tell(key_of(vmi))
+
+        self.health.on_turn(of_node)
         self.vmis.on_change(lambda old, new: tell(key_of(new or old)))
         self.pods.on_change(of_pod)
         self.claims.on_change(of_claim)

@@ -106,6 +106,7 @@ class VmiLoop(Reconciler[Key, vmi.Observed]):
             settings=self._cluster.settings,
             faults=self._faults.of(obj, self._cluster.settings.configuration) if pod is None else (),
             warning=self._cluster.warning_about(pod) if pod and phase_of(obj) in vmi.OURS else None,
+            node_silent_for=self._cluster.health.silent_for(obj.status.nodeName if obj.status else None),
             bound_for=_since(self._bound, uid, bool(pod and pod.spec.nodeName)),
             ended_for=_since(self._ended, uid, over),
         )

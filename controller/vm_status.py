@@ -45,6 +45,7 @@ def printable_status(
         (names.STATUS_STOPPING, lambda: _deleting(vmi)),
         (names.STATUS_MIGRATING, lambda: bool(migration and not migration.completed and migration.startTimestamp)),
         (names.STATUS_PAUSED, lambda: bool(status and conditions.holds(status.conditions, names.CONDITION_PAUSED))),
+        (names.STATUS_UNKNOWN, lambda: live and _reason(vmi, names.CONDITION_READY) == names.REASON_NODE_NOT_READY),
         (names.STATUS_RUNNING, lambda: phase == names.PHASE_RUNNING),
         (names.STATUS_PVC_NOT_FOUND, lambda: trouble == names.REASON_FAILED_PVC_NOT_FOUND),
         (names.STATUS_WAITING_FOR_VOLUME, lambda: scheduled == launcher.REASON_WAITING_FOR_VOLUME),
@@ -112,7 +113,8 @@ def _ready(vmi: VirtualMachineInstance | None) -> Json:
             else "The guest is being stopped",
         )
     found = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
-    if phase != names.PHASE_RUNNING or found is None:
+    lost = found is not None and found.reason == names.REASON_NODE_NOT_READY
+    if (phase != names.PHASE_RUNNING and not lost) or found is None:
         return conditions.make(
             names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, "The guest is not running yet"
         )

@@ -1,7 +1,7 @@
 """A VMI and its launcher pod, until the hand-over to the handler and again from its end (docs/architecture.md).
 
 One writer at a time: the phases up to Scheduling are the controller's, Scheduled and Running the handler's. When the
-pod has ended, the handler has END_SECONDS to say how; then the controller says it.
+pod has ended, the handler has END_SECONDS to say how; then the controller says it, and likewise when a node is silent.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ from controller import conditions, launcher, nics, pod_networks, resources, vmi_
 from controller import pod as pods
 from controller.actions import Action, Create, Delete, Json, Patch, Say, Together
 from controller.config import Settings
+from controller.node_health import LOST_SECONDS
 from controller.pod_networks import Definitions
 from controller.vmi_status import phase_of, status_of, transition
 from kit.reconcile import Again
@@ -50,6 +51,8 @@ class Observed:
     faults: Sequence[Fault] = ()
     warning: tuple[str, str] | None = None
     """Reason and message of the latest Warning Event about the pod."""
+    node_silent_for: float | None = None
+    """Seconds since the last sign of life from its node, if that is not Ready."""
     bound_for: float = 0.0
     """Seconds since the pod was first seen on a node."""
     ended_for: float = 0.0
@@ -82,6 +85,7 @@ def _plan(seen: Observed) -> Iterator[Action | Again]:
     else:
         yield from _gate(seen, pod)
         yield from pod_networks.catch_up(seen.defaulted, pod)
+        yield from _watch_node(seen)
 
 
 # ---- before there is a pod ------------------------------------------------------------------------------------------
@@ -212,6 +216,35 @@ def _gate(seen: Observed, pod: Pod) -> Iterator[Action]:
 def _is_paused(vmi: VirtualMachineInstance) -> bool:
     starts_paused = vmi.spec.startStrategy == "Paused" and phase_of(vmi) != names.PHASE_RUNNING
     return starts_paused or conditions.holds(status_of(vmi).conditions, names.CONDITION_PAUSED)
+
+
+# ---- while the handler owns it -------------------------------------------------------------------------------------
+
+
+def _watch_node(seen: Observed) -> Iterator[Action | Again]:
+    """Says that nobody knows how the guest is, when its node and handler are silent. They say it when they are back.
+
+    No more than that: a node that is silent may well run the guest, and a second one would ruin its disks. Whoever
+    knows that the node is off says so to Kubernetes, which then removes the pod (docs/nodes.md).
+    """
+    vmi, name = seen.vmi, status_of(seen.vmi).nodeName
+    known = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
+    marked = known is not None and known.reason == names.REASON_NODE_NOT_READY
+    if seen.node_silent_for is None:
+        if marked and phase_of(vmi) == names.PHASE_SCHEDULED:
+            yield _ready_patch(seen, _not_ready("The guest is not running yet"))
+    elif seen.node_silent_for < LOST_SECONDS:
+        yield Again(LOST_SECONDS - seen.node_silent_for)
+    elif not marked:
+        words = f"Node {name} is silent: whether the guest runs is not known. It is not started elsewhere meanwhile"
+        yield _ready_patch(seen, conditions.make(names.CONDITION_READY, False, names.REASON_NODE_NOT_READY, words))
+        yield Say(vmi, names.REASON_NODE_NOT_READY, words, "Warning")
+
+
+def _ready_patch(seen: Observed, ready: Json) -> Patch:
+    """Replaces the condition Ready, in this version: the list is written whole."""
+    merged = conditions.merged(status_of(seen.vmi).conditions, [ready], (), format_time(seen.now))
+    return _patch(seen.vmi, {"conditions": merged}, {"resourceVersion": seen.vmi.metadata.resourceVersion})
 
 
 # ---- the end --------------------------------------------------------------------------------------------------------

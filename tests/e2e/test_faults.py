@@ -265,13 +265,27 @@ def ready(kubectl: Kubectl, node: str) -> bool:
     return bool(conditions(kubectl.get("node", node))["Ready"]["status"] == "True")
 
 
+def rather_on(node: str) -> Json:
+    """Affinity that gives way."""
+    rule = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
+    return {
+        "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": {"matchExpressions": [rule]}}]
+    }
+
+
 def test_a_node_without_power_never_makes_a_machine_run_twice(space: Space) -> None:
-    """Nobody can know whether a silent node still runs the guest: so nobody starts it elsewhere."""
+    """Nobody can know whether a silent node still runs the guest: that is told, and nobody starts it elsewhere.
+
+    Until somebody who does know says so by removing the pod.
+    """
     kubectl = space.kubectl
     unlucky = space.machine(booting("unlucky", nodeSelector={"kubernetes.io/hostname": "node2"}))
     free = space.machine(idle("free")).until_status("Running")
+    mover = space.machine(booting("mover", affinity={"nodeAffinity": rather_on("node2")}))
     unlucky.until_status("Running")
+    assert mover.until_status("Running").node() == "node2"
     first, pod = unlucky.answer(), unlucky.pod()
+    moved = mover.answer()
     project("cluster", "off", "node2")
     try:
         wait_for(lambda: not ready(kubectl, "node2"), "the node is noticed to be gone", seconds=90)
@@ -279,12 +293,22 @@ def test_a_node_without_power_never_makes_a_machine_run_twice(space: Space) -> N
         while time.monotonic() < deadline:
             assert [each["metadata"]["uid"] for each in unlucky.pods()] == [pod["metadata"]["uid"]], unlucky.story()
             time.sleep(1)
+        for machine in (unlucky, mover):
+            machine.until_status("Unknown", seconds=120)
+            told = conditions(machine.vmi())["Ready"]
+            assert (told["status"], told["reason"]) == ("False", "NodeNotReady") and "node2" in told["message"]
+        assert unlucky.phase() == "Running" and len(unlucky.pods()) == 1, unlucky.story()
+        kubectl("delete", "pod", mover.pod()["metadata"]["name"], "--force", "--grace-period=0")
+        assert mover.answer(other_than=moved["bootId"], seconds=120)["bootId"] != moved["bootId"]
+        assert mover.until_status("Running").node() == "node1"
     finally:
         project("cluster", "on", "node2")
     wait_for(lambda: ready(kubectl, "node2"), "the node is back", seconds=60)
     assert unlucky.answer(other_than=first["bootId"], seconds=180)["bootId"] != first["bootId"]
     unlucky.until_status("Running")
     unlucky.discard()
+    assert mover.until_status("Running").node() == "node1" and len(mover.living()) == 1, mover.story()
+    mover.discard()
     free.until_status("Running", seconds=120).discard()
 
 

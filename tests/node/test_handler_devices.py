@@ -5,6 +5,7 @@ import contextlib
 import os
 import pathlib
 import stat
+import tempfile
 import time
 
 import grpc.aio
@@ -83,13 +84,13 @@ def plugin_of(device: pathlib.Path, directory: pathlib.Path) -> deviceplugin.Dev
 
 
 @pytest.fixture
-async def kubelet(tmp_path):
-    directory = tmp_path / "plugins"
-    directory.mkdir()
-    found = Kubelet(directory)
-    await found.start()
-    yield found
-    await found.stop()
+async def kubelet():
+    # Not pytest's folder: with several workers its path is longer than a socket's name may be (107 bytes).
+    with tempfile.TemporaryDirectory(prefix="hl-") as directory:
+        found = Kubelet(pathlib.Path(directory))
+        await found.start()
+        yield found
+        await found.stop()
 
 
 def make_device(path: pathlib.Path) -> None:

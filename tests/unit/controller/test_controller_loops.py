@@ -472,6 +472,32 @@ async def test_a_pods_silent_node_keeps_the_vm_from_starting_elsewhere(world: Wo
     await until(lambda: world.shown() == "Running" and world.api.of("pods")[0]["metadata"]["uid"] != uid)
 
 
+async def test_a_dead_nodes_vms_are_unknown_until_it_is_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.vmi.LOST_SECONDS", 0.3)
+    node: Json = {"kind": "Node", "apiVersion": "v1", "metadata": {"name": "node1"}}
+    await world.api.put("nodes", {**node, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    world.nodes.silent = True
+    await world.quiet()
+    world.writes()
+    silent = {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
+    await world.api.patch("nodes", "node1", silent, namespace="")
+    await until(lambda: world.shown() == "Unknown")
+    await world.quiet()
+    spent = {what: count for what, count in world.writes().items() if "events" not in what}
+    assert spent == {"patch virtualmachineinstances": 1, "patch virtualmachines/status": 1}
+    assert len(world.api.of("pods")) == 1 and world.status("virtualmachineinstances")["phase"] == "Running"
+    # The node was off for good: somebody tells Kubernetes so, and the pod goes.
+    monkeypatch.setattr("controller.vmi.END_SECONDS", 0.05)
+    (pod,) = world.api.of("pods")
+    world.nodes.silent = False
+    await world.api.remove("pods", pod["metadata"]["name"])
+    old = pod["metadata"]["uid"]
+    await until(lambda: [each for each in world.api.of("pods") if each["metadata"]["uid"] != old])
+
+
 async def test_a_pod_that_lost_its_label_is_not_taken_for_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.vmi.END_SECONDS", 0.05)
     monkeypatch.setattr("controller.loops.HIDDEN_SECONDS", 0.05)

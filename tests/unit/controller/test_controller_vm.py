@@ -261,6 +261,17 @@ def test_a_refused_vmi_is_told_once() -> None:
     assert not list(refused(msgspec.structs.replace(vm(), status=status), "exceeded quota: q", NOW))
 
 
+def test_a_vm_on_a_silent_node_is_unknown_and_stays_where_it_is() -> None:
+    lost = {"type": "Ready", "status": "False", "reason": "NodeNotReady", "message": "Node node1 is silent"}
+    for phase in ("Scheduled", "Running"):
+        actions = see(vm(), mine(phase, conditions=[lost]))
+        status = told(actions)
+        assert status["printableStatus"] == "Unknown" and kinds(actions) == []
+        ready = next(c for c in status["conditions"] if c["type"] == "Ready")
+        assert (ready["status"], ready["reason"], ready["message"]) == ("False", "NodeNotReady", "Node node1 is silent")
+    assert told(see(vm(), mine("Failed", conditions=[lost])))["printableStatus"] != "Unknown"
+
+
 # ---- the VM's end
 
 

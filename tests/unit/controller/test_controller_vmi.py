@@ -412,3 +412,47 @@ def test_others_finalizers_stay() -> None:
     (patch,) = see(instance)
     assert patch.patch["metadata"]["finalizers"] == ["example.com/backup"]
     assert see(vmi("Failed", deleting=True, finalizer=False)) == []
+
+
+# ---- a node that is silent
+
+
+LOST = {"type": "Ready", "status": "False", "reason": "NodeNotReady", "message": "x", "lastTransitionTime": STAMP}
+AGENT = {"type": "AgentConnected", "status": "True", "lastTransitionTime": LONG_AGO}
+UP = {"type": "Ready", "status": "True", "lastTransitionTime": LONG_AGO}
+
+
+def on_a_node(phase: str, silent: float | None, *conditions: dict[str, Any], **more: Any) -> list[Any]:
+    instance = vmi(phase, stamps=RUNNING, nodeName="node1", conditions=list(conditions), **more)
+    return see(instance, pod=pod("running", gate="True"), node_silent_for=silent)
+
+
+@pytest.mark.parametrize("phase", ["Scheduled", "Running"])
+def test_a_guest_on_a_silent_node_is_not_called_ready_and_nothing_else_is_done(phase: str) -> None:
+    patch, event = on_a_node(phase, 75.0, UP, AGENT)
+    ready = condition(status_of(patch), "Ready")
+    assert (ready["status"], ready["reason"], ready["lastTransitionTime"]) == ("False", "NodeNotReady", STAMP)
+    assert "node1" in ready["message"] and "not known" in ready["message"]
+    assert condition(status_of(patch), "AgentConnected") == AGENT, "a list is written whole"
+    assert patch.patch["metadata"]["resourceVersion"] == "7"
+    assert set(patch.patch["status"]) == {"conditions"}, "no phase: it may well run"
+    assert isinstance(event, Say) and event.type == "Warning"
+
+
+def test_a_silent_node_is_told_once_and_only_when_it_has_been_silent_for_long() -> None:
+    assert on_a_node("Running", 75.0, LOST) == []
+    (later,) = on_a_node("Running", 70.0, UP)
+    assert isinstance(later, Again) and later.seconds == 5
+    assert on_a_node("Running", None, UP) == []
+
+
+def test_a_node_that_is_back_speaks_for_its_guests_itself() -> None:
+    assert on_a_node("Running", None, LOST) == []
+    (patch,) = on_a_node("Scheduled", None, LOST)
+    assert condition(status_of(patch), "Ready")["reason"] == "GuestNotRunning"
+
+
+def test_a_vmi_that_is_deleted_waits_for_a_silent_node() -> None:
+    assert on_a_node("Running", 500.0, UP, deleting=True) != []
+    gone = vmi("Running", stamps=RUNNING, nodeName="node1", conditions=[UP], deleting=True)
+    assert see(gone, pod=pod("running", gate="True", deleting=True), node_silent_for=500.0) == []
