@@ -25,6 +25,8 @@ STILL_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 REASON_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9]{0,62}")
 REASON_WAITING_FOR_VOLUME = "WaitingForVolumeBinding"
 MESSAGE_LIMIT = 1024
+_LOST = frozenset({"Unknown", "ContainerStatusUnknown"})
+"""What the runtime, and kubelet, say of a container that they find gone."""
 
 
 class End(NamedTuple):
@@ -90,6 +92,8 @@ def _end_of_container(pod: Pod, terminated: ContainerStateTerminated) -> End:
         return said
     phase = names.PHASE_SUCCEEDED if terminated.exitCode == 0 else names.PHASE_FAILED
     words = f"The launcher ended with exit code {terminated.exitCode}"
+    if terminated.reason in _LOST:
+        words = "How the launcher ended is not known: its node was restarted or lost its power"
     if pod.status.reason:
         words += f"; {pod.status.reason}: {pod.status.message or ''}"
     reason = _reason(pod.status.reason) or _reason(terminated.reason) or "LauncherEnded"

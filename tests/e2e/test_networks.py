@@ -431,7 +431,7 @@ def test_after_a_power_cut_pods_join_again_and_what_was_is_gone(space: Space) ->
     )
     machine.until_status("Running")
     uid = space.kubectl.items("pods", "--field-selector=metadata.name=stays")[0]["metadata"]["uid"]
-    before = machine.pod()["metadata"]["uid"]
+    before, instance = machine.pod()["metadata"]["uid"], machine.uid()
     wait_for(lambda: len(left_over(uid)) == 2 and len(left_over(before)) == 2, "both are joined, and on record")
     project("cluster", "off", "node2")
     project("cluster", "on", "node2")
@@ -441,7 +441,7 @@ def test_after_a_power_cut_pods_join_again_and_what_was_is_gone(space: Space) ->
         seconds=120,
         explain=lambda: "\n".join([*left_over(), *space.events("stays"), machine.story()]),
     )
-    machine.until_status("Running")
+    machine.until_replaced(instance)
     wait_for(lambda: left_over(machine.pod()["metadata"]["uid"]), "the machine's new pod has joined")
     assert len(inside("node2", "ls /var/lib/cni/networks/kept | grep ^192").split()) == 1
     machine.delete()

@@ -414,6 +414,15 @@ def test_others_finalizers_stay() -> None:
     assert see(vmi("Failed", deleting=True, finalizer=False)) == []
 
 
+@pytest.mark.parametrize("reason", ["Unknown", "ContainerStatusUnknown"])
+def test_after_a_power_cut_nobody_pretends_to_know_an_exit_code(reason: str) -> None:
+    status = {"name": "compute", "state": {"terminated": {"exitCode": 255, "reason": reason}}}
+    cut = pod("ended", exit_code=255, containerStatuses=[status])
+    patch, event = see(vmi("Running", stamps=RUNNING), pod=cut, ended_for=5.0)
+    assert status_of(patch)["phase"] == "Failed" and status_of(patch)["reason"] == reason
+    assert isinstance(event, Say) and "node was restarted or lost its power" in event.message
+
+
 # ---- a node that is silent
 
 
