@@ -108,6 +108,27 @@ async def test_device_comes_and_goes(kubelet, tmp_path):
         await until(lambda: kubelet.healthy["devices.kubevirt.io/tun"] == 0, "unhealthy once it is gone")
 
 
+async def test_one_failed_check_of_a_busy_node_takes_no_device_away(kubelet, tmp_path):
+    asked, third = 0, asyncio.Event()
+
+    async def check(_device: str) -> kvm.Verdict:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            await third.wait()
+        return kvm.Verdict(asked in (1, 3), "as the test has it")
+
+    resource, device = "devices.kubevirt.io/kvm", str(tmp_path / "dev")
+    plugin = deviceplugin.DevicePlugin(
+        resource, device, check, kubelet.directory, recheck_seconds=0.01, poll_seconds=0.02
+    )
+    async with running(plugin):
+        await until(lambda: asked == 3, "asked again after a check that failed")
+        assert plugin.verdict.works
+        third.set()
+        await until(lambda: asked >= 5 and kubelet.healthy.get(resource) == 0, "two in a row count")
+
+
 async def test_a_file_in_the_devices_place_is_unhealthy(kubelet, tmp_path):
     device = tmp_path / "dev"
     device.write_text("")
