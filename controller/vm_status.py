@@ -43,9 +43,9 @@ def printable_status(
     rules: Sequence[tuple[str, Callable[[], bool]]] = (
         (names.STATUS_TERMINATING, lambda: vm.metadata.deletionTimestamp is not None),
         (names.STATUS_STOPPING, lambda: _deleting(vmi)),
+        (names.STATUS_UNKNOWN, lambda: live and _reason(vmi, names.CONDITION_READY) == names.REASON_NODE_NOT_READY),
         (names.STATUS_MIGRATING, lambda: bool(migration and not migration.completed and migration.startTimestamp)),
         (names.STATUS_PAUSED, lambda: bool(status and conditions.holds(status.conditions, names.CONDITION_PAUSED))),
-        (names.STATUS_UNKNOWN, lambda: live and _reason(vmi, names.CONDITION_READY) == names.REASON_NODE_NOT_READY),
         (names.STATUS_RUNNING, lambda: phase == names.PHASE_RUNNING),
         (names.STATUS_PVC_NOT_FOUND, lambda: trouble == names.REASON_FAILED_PVC_NOT_FOUND),
         (names.STATUS_WAITING_FOR_VOLUME, lambda: scheduled == launcher.REASON_WAITING_FOR_VOLUME),

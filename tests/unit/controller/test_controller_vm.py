@@ -269,6 +269,8 @@ def test_a_vm_on_a_silent_node_is_unknown_and_stays_where_it_is() -> None:
         assert status["printableStatus"] == "Unknown" and kinds(actions) == []
         ready = next(c for c in status["conditions"] if c["type"] == "Ready")
         assert (ready["status"], ready["reason"], ready["message"]) == ("False", "NodeNotReady", "Node node1 is silent")
+    paused = {"type": "Paused", "status": "True", "reason": "PausedByUser"}
+    assert told(see(vm(), mine(conditions=[lost, paused])))["printableStatus"] == "Unknown", "it was paused"
     assert told(see(vm(), mine("Failed", conditions=[lost])))["printableStatus"] != "Unknown"
 
 
