@@ -212,12 +212,13 @@ def apply(console: Console, kubectl: Kubectl, folder: Path, emulation: bool) -> 
 NEXT = """
 Next:
   export KUBECONFIG={kubeconfig}
-  kubectl get vm,vmi                     # what runs, where, with which address
+{first}  kubectl get vm,vmi                     # what runs, where, with which address
   kubectl describe vmi hello             # its conditions and events
   .venv/bin/hyperctl console hello       # log in as tiny, password hyperlet; ctrl-] leaves
   .venv/bin/hyperctl stop hello          # shut it down; start brings it back
   {down}
 """
+FIRST = "  kubectl apply -f examples/vm.yaml      # a first virtual machine; its nodes need the image\n"
 
 
 def up(console: Console) -> None:
@@ -244,7 +245,8 @@ def up(console: Console) -> None:
     console.say("Hyperlet")
     kubectl = Kubectl(kubeconfig)
     apply(console, kubectl, overlay(images, registry), emulation=not existing)
-    if not existing or registry:
+    with_example = not existing or bool(registry)
+    if with_example:
         example(console, kubectl, curl=not existing)
     console.summary("up")
     down = (
@@ -252,7 +254,8 @@ def up(console: Console) -> None:
         if not existing
         else f"kubectl delete -k {ROOT / 'manifests'}"
     )
-    console.say(NEXT.format(kubeconfig=os.path.relpath(kubeconfig), down=down))
+    first = "" if with_example else FIRST
+    console.say(NEXT.format(kubeconfig=os.path.relpath(kubeconfig), first=first, down=down))
 
 
 def down(console: Console) -> None:
