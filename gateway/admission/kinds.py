@@ -42,7 +42,9 @@ RULES: dict[str, Rules] = {
 OPERATIONS = ("CREATE", "UPDATE")
 
 
-def mutate(request: Request, configuration: KubeVirtConfiguration, namespace: str) -> Verdict:
+def mutate(
+    request: Request, configuration: KubeVirtConfiguration, namespace: str, more: Sequence[Fault] = ()
+) -> Verdict:
     """The defaults of an object. Refuses what `validate` would refuse.
 
     The API server looks at types and values after this and before `validate`: only here every fault is told at once.
@@ -59,12 +61,14 @@ def mutate(request: Request, configuration: KubeVirtConfiguration, namespace: st
         dropped = [{"op": "remove", "path": "/status"}]
         bare = {key: value for key, value in (request.object or {}).items() if key != "status"}
         request = msgspec.structs.replace(request, object=bare)
-    faults = _faults(rules, request, configuration)
+    faults = [*_faults(rules, request, configuration), *more]
     return Verdict(faults=faults, patch=[] if faults else [*rules.mutate(request, configuration), *dropped])
 
 
-def validate(request: Request, configuration: KubeVirtConfiguration, namespace: str) -> Verdict:
-    """Every fault of an object. `namespace` is where hyperlet runs.
+def validate(
+    request: Request, configuration: KubeVirtConfiguration, namespace: str, more: Sequence[Fault] = ()
+) -> Verdict:
+    """Every fault of an object. `namespace` is where hyperlet runs, `more` what is known from elsewhere.
 
     What controller and gateway write passes: they must be able to finish what an older version began, and the
     controller has validated what it makes. A handler may report.
@@ -76,7 +80,7 @@ def validate(request: Request, configuration: KubeVirtConfiguration, namespace: 
         return Verdict(faults=list(ownership.handler_faults(request)))
     if ownership.is_component(request, namespace):
         return Verdict()
-    faults = _faults(rules, request, configuration)
+    faults = [*_faults(rules, request, configuration), *more]
     return Verdict(faults=faults, warnings=() if faults else rules.warn(request))
 
 

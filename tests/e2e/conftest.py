@@ -19,6 +19,7 @@ ORDER = [
     "networks",
     "bad_manifests",
     "security",
+    "pod_security",
     "admission",
     "subresources",
     "faults",

@@ -41,6 +41,7 @@ RIGHTS = {
         ("kubevirt.io", "virtualmachines/status"): {"patch"},
         ("kubevirt.io", "virtualmachineinstances"): {"get", "patch"},
         ("kubevirt.io", "kubevirts"): {"list", "watch"},
+        ("", "namespaces"): {"get"},
         ("", "pods"): {"list"},
         ("admissionregistration.k8s.io", "mutatingwebhookconfigurations=hyperlet-gateway"): {"list", "watch", "patch"},
         ("admissionregistration.k8s.io", "validatingwebhookconfigurations=hyperlet-gateway"): {
