@@ -18,7 +18,8 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     packages = verbs.add_parser("deps", help="install the Debian packages that are missing")
     packages.add_argument("--tests", action="store_true", help="those of the tests, too")
-    verbs.add_parser("build", help="build the Kubernetes binaries into the cache")
+    build = verbs.add_parser("build", help="build the cluster's programs into the cache")
+    build.add_argument("group", nargs="*", help="kubernetes, core, extras, runc, or all; without: what `up` needs")
     verbs.add_parser("up", help="start what does not run; writes .run/kubeconfig")
     verbs.add_parser("down", help="stop everything, leave nothing")
     verbs.add_parser("status", help="what runs, and how much memory it takes")
@@ -60,11 +61,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         # Before the packages are there, nothing else of this package is imported.
         deps.ensure(console, tests=arguments.tests)
         return 0
-    from cluster import bridges, kubernetes_build, lifecycle, verbs
+    from cluster import binaries, bridges, lifecycle, verbs
 
     match verb:
         case "build":
-            console.summary(f"Kubernetes is in {kubernetes_build.build(console)}")
+            binaries.build_all(console, binaries.choose(arguments.group))
+            console.summary("built")
         case "up":
             lifecycle.up(console)
         case "down":

@@ -58,10 +58,10 @@ def api_names(plan: Plan) -> list[str]:
     return [*service, "localhost", "127.0.0.1", plan.api, plan.kubernetes_service]
 
 
-def etcd(data: Path) -> list[str]:
+def etcd(binary: Path, data: Path) -> list[str]:
     """etcd speaks plain HTTP on the loopback of the fabric, where only root of this machine can come."""
     return [
-        "etcd", "--name=local", f"--data-dir={data}",
+        str(binary), "--name=local", f"--data-dir={data}",
         f"--listen-client-urls={ETCD}", f"--advertise-client-urls={ETCD}",
         "--listen-peer-urls=http://127.0.0.1:2380", "--initial-advertise-peer-urls=http://127.0.0.1:2380",
         "--initial-cluster=local=http://127.0.0.1:2380", "--logger=zap", "--log-level=warn",
@@ -117,7 +117,6 @@ def controller_manager(binary: Path, pki: Path) -> list[str]:
     options: dict[str, object] = {
         "kubeconfig": config,
         "leader-elect": "false",
-        "port": 0,
         "bind-address": "127.0.0.1",
         "use-service-account-credentials": "true",
         "service-account-private-key-file": pki / "service-account.key",
@@ -126,7 +125,6 @@ def controller_manager(binary: Path, pki: Path) -> list[str]:
         "cluster-signing-key-file": pki / "ca.key",
         "allocate-node-cidrs": "false",
         "node-monitor-grace-period": "16s",
-        "pod-eviction-timeout": "20s",
         "v": 1,
     }
     return [str(binary), *flags(options)]
@@ -134,7 +132,7 @@ def controller_manager(binary: Path, pki: Path) -> list[str]:
 
 def scheduler(binary: Path, pki: Path) -> list[str]:
     """kube-scheduler."""
-    options = {"kubeconfig": pki / "scheduler.kubeconfig", "leader-elect": "false", "port": 0}
+    options = {"kubeconfig": pki / "scheduler.kubeconfig", "leader-elect": "false"}
     return [str(binary), *flags({**options, "bind-address": "127.0.0.1", "v": 1})]
 
 
@@ -163,37 +161,36 @@ def audit_policy() -> str:
 
 
 def containerd_config() -> str:
-    """containerd's configuration file, version 2."""
+    """containerd's configuration file, version 3 (containerd 2)."""
     return f"""\
-version = 2
+version = 3
 root = "/var/lib/containerd"
 state = "/run/containerd"
-disabled_plugins = [
-  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing",
-]
 
 [grpc]
   address = "/run/containerd/containerd.sock"
 
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{PAUSE_IMAGE}"
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "overlayfs"
+
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "{PAUSE_IMAGE}"
+
+[plugins."io.containerd.cri.v1.runtime"]
   # A root without CAP_SYS_RESOURCE cannot lower oom_score_adj; without this every sandbox would fail there.
   restrict_oom_score_adj = true
 
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "overlayfs"
+  [plugins."io.containerd.cri.v1.runtime".containerd]
     default_runtime_name = "runc"
 
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
 
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
         SystemdCgroup = false
 
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["/usr/lib/cni"]
     conf_dir = "/etc/cni/net.d"
 """
 
@@ -232,6 +229,9 @@ def kubelet_config(plan: Plan, memory: int, cpus: int, node_count: int) -> str:
         "clusterDNS": [plan.dns],
         "resolvConf": "/etc/resolv.conf",
         "cgroupDriver": "cgroupfs",
+        # Machines with version 1 are still about, this one may be one; the kubelet refuses to start there otherwise.
+        "failCgroupV1": False,
+        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
         "failSwapOn": False,
         "maxPods": 110,
         "serializeImagePulls": False,

@@ -1,4 +1,8 @@
-"""What a person sees: one aligned line per step with its time, and a failure that says what to do next."""
+"""What a person sees: one aligned line per step with its time, and a failure that says what to do next.
+
+Steps may run side by side. On a terminal those under way stand below the finished ones and move; elsewhere a line now
+and then says how far they are.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 LABEL_WIDTH = 46
 LOG_TAIL_LINES = 12
+REDRAW_SECONDS = 0.2
+"""On a terminal: the pause between two pictures of a step that says how far it is."""
+
+REPEAT_SECONDS = 20.0
+"""Elsewhere: the pause between two lines about one step."""
 
 
 class Problem(Exception):
@@ -48,12 +58,22 @@ def tail(path: Path, count: int) -> list[str]:
     return text.splitlines()[-count:]
 
 
-@dataclass
+@dataclass(eq=False)
 class Step:
     """One running step; `note` is what its line says beside the label once it is done."""
 
     label: str
     note: str = ""
+    console: Console | None = None
+    begun: float = field(default_factory=time.monotonic)
+    far: str = ""
+    said: float = field(default_factory=time.monotonic)
+
+    def progress(self, far: str) -> None:
+        """Say how far the step is: `812 of 2113 packages`."""
+        self.far = far
+        if self.console is not None:
+            self.console.moved(self)
 
 
 @dataclass
@@ -62,29 +82,83 @@ class Console:
 
     quiet: bool = False
     started: float = field(default_factory=time.monotonic)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    stream: TextIO | None = None
+    """Where lines go; standard output by default."""
+
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _moving: list[Step] = field(default_factory=list)
+    _drawn: int = 0
+    _last: float = 0.0
+
+    @property
+    def _out(self) -> TextIO:
+        return self.stream or sys.stdout
 
     def say(self, text: str) -> None:
         """A line of its own, without a time."""
         if not self.quiet:
             with self._lock:
-                print(text, flush=True)
+                self._erase()
+                print(text, file=self._out, flush=True)
+                self._draw()
 
     @contextmanager
     def step(self, label: str) -> Iterator[Step]:
         """Time the body and print `label`, its note and the seconds it took."""
-        step = Step(label)
-        begun = time.monotonic()
+        step = Step(label, console=self)
         try:
             yield step
         except BaseException:
-            self._line("✗", step, time.monotonic() - begun)
+            self._end("✗", step)
             raise
-        self._line("✓", step, time.monotonic() - begun)
+        self._end("✓", step)
 
-    def _line(self, mark: str, step: Step, seconds: float) -> None:
-        text = f"{step.label}  {step.note}" if step.note else step.label
-        self.say(f"  {mark} {text:<{LABEL_WIDTH + 22}} {seconds:7.2f} s")
+    def moved(self, step: Step) -> None:
+        """Show how far a step is."""
+        if self.quiet:
+            return
+        now = time.monotonic()
+        with self._lock:
+            if step not in self._moving:
+                self._moving.append(step)
+            if self._out.isatty():
+                if now - self._last >= REDRAW_SECONDS:
+                    self._erase()
+                    self._draw()
+            elif now - step.said >= REPEAT_SECONDS:
+                step.said = now
+                print(f"  … {self._text(step, step.far):<{LABEL_WIDTH + 22}} {now - step.begun:7.0f} s",
+                      file=self._out, flush=True)  # fmt: skip
+
+    def _end(self, mark: str, step: Step) -> None:
+        with self._lock:
+            if step in self._moving:
+                self._erase()
+                self._moving.remove(step)
+            self.say(
+                f"  {mark} {self._text(step, step.note):<{LABEL_WIDTH + 22}} {time.monotonic() - step.begun:7.2f} s"
+            )
+
+    @staticmethod
+    def _text(step: Step, note: str) -> str:
+        return f"{step.label}  {note}" if note else step.label
+
+    def _erase(self) -> None:
+        if self._drawn:
+            # Up to the first of the moving lines, and clear from there to the end of the screen (ECMA-48 CPL, ED).
+            self._out.write(f"\x1b[{self._drawn}F\x1b[J")
+            self._drawn = 0
+
+    def _draw(self) -> None:
+        if not self._moving or not self._out.isatty():
+            return
+        now = time.monotonic()
+        for step in self._moving:
+            print(
+                f"  … {self._text(step, step.far):<{LABEL_WIDTH + 22}} {now - step.begun:7.0f} s"[:78], file=self._out
+            )
+        self._out.flush()
+        self._drawn, self._last = len(self._moving), now
 
     def summary(self, text: str) -> None:
         """The closing line, with the time since the command began."""

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from cluster import components, kubernetes_build, machine, network, paths, processes, state
+from cluster import binaries, components, machine, network, paths, processes, state
 from cluster.api import Api
 from cluster.console import Problem
 from cluster.processes import Record
@@ -68,9 +68,9 @@ def start_fabric(plan: network.Plan, node_count: int) -> Record:
 
 def command(name: str, plan: network.Plan) -> list[str]:
     """The whole command line of one of NAMES."""
-    binary = kubernetes_build.bin_dir() / name
+    binary = binaries.program(name)
     if name == ETCD:
-        return components.etcd(state.etcd_data())
+        return components.etcd(binary, state.etcd_data())
     if name == APISERVER:
         policy = paths.RUN / "audit-policy.json"
         policy.write_text(components.audit_policy())

@@ -15,18 +15,17 @@ from cluster.paths import LOGS, private_dir
 
 PACKAGES = (
     # the cluster itself
-    "etcd-server", "containerd", "runc", "containernetworking-plugins", "iproute2", "iptables", "nftables",
+    "runc", "containernetworking-plugins", "iproute2", "iptables", "nftables",
     "conntrack", "busybox-static", "util-linux", "procps", "curl", "openssl",
-    # building Kubernetes and the pause image
-    "golang-go", "golang-github-modern-go-reflect2-dev", "dpkg-dev", "gcc", "libc6-dev", "musl-tools",
-    "debian-archive-keyring",
+    # building the pause image
+    "gcc", "libc6-dev", "musl-tools",
     # building images, guests and disks
     *images.deps.PACKAGES,
 )  # fmt: skip
 
 TEST_PACKAGES = (
     "libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86", "seabios", "libxml2-utils",
-    "dnsmasq-base",
+    "dnsmasq-base", "containerd",
     # a person's terminal, SSH client and VNC viewer
     "tmux", "openssh-client", "vncsnapshot",
 )  # fmt: skip

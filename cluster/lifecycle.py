@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster import (
+    binaries,
     components,
     controlplane,
     deps,
     images,
-    kubernetes_build,
     machine,
     network,
     node,
@@ -74,7 +74,7 @@ def up(console: Console) -> None:
             console.summary(f"The cluster is running. KUBECONFIG={paths.KUBECONFIG}")
             return
         deps.ensure(console)
-        kubernetes_build.build(console)
+        binaries.build_all(console, binaries.NEEDED)
         if known is None:
             _clean(console)
             known = _lay(console)

@@ -7,7 +7,7 @@
 # Environment, set by cluster/node.py:
 #   NODE ADDRESS PREFIX_LENGTH GATEWAY   name and addresses;  PEERS "podrange=address ..."
 #   NODE_DIR     this node's folder: etc/ (configuration), disk/ (what outlives a power cut), root/ (mount point)
-#   BIN_DIR      the Kubernetes binaries
+#   KUBERNETES_DIR CORE_DIR   folders with the programs of Kubernetes, and with containerd's
 #   HIDE         a folder of the machine that the node must not see (all keys lie there)
 #   UNIFIED      not empty where control groups are of version 2
 #   CGROUPS      directories to join, one per hierarchy;  HIERARCHIES "options=directory ..." to mount again
@@ -98,9 +98,11 @@ make_root() {
     done
     mkdir -p "$NODE_DIR/disk/log" var/log/pods
     mount --bind "$NODE_DIR/disk/log" var/log
-    mkdir -p opt/kubernetes opt/cni/bin usr/lib/cni
-    mount --bind "$BIN_DIR" opt/kubernetes
+    mkdir -p opt/kubernetes opt/containerd opt/cni/bin usr/lib/cni
+    mount --bind "$KUBERNETES_DIR" opt/kubernetes
     mount -o remount,bind,ro opt/kubernetes
+    mount --bind "$CORE_DIR" opt/containerd
+    mount -o remount,bind,ro opt/containerd
     # Whoever installs a plugin at the place most clusters have it, finds it used here too.
     mount --bind usr/lib/cni opt/cni/bin
 
@@ -172,10 +174,11 @@ start_daemon() {
     local name=$1 log=$2
     case $name in
     containerd)
-        containerd --config /etc/containerd/config.toml --log-level warn >&"$log" 2>&1 < /dev/null & ;;
+        # Its own folder first: Debian's package may have an older shim.
+        PATH=/opt/containerd:$PATH /opt/containerd/containerd --config /etc/containerd/config.toml --log-level warn \
+            >&"$log" 2>&1 < /dev/null & ;;
     kubelet)
         /opt/kubernetes/kubelet --config=/etc/kubernetes/kubelet.json --kubeconfig=/etc/kubernetes/kubelet.kubeconfig \
-            --container-runtime=remote --container-runtime-endpoint=unix:///run/containerd/containerd.sock \
             --hostname-override="$NODE" --node-ip="$ADDRESS" --v=1 >&"$log" 2>&1 < /dev/null & ;;
     kube-proxy)
         /opt/kubernetes/kube-proxy --kubeconfig=/etc/kubernetes/kube-proxy.kubeconfig --proxy-mode=iptables \

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cluster import components, controlplane, kubernetes_build, machine, network, paths, processes, state
+from cluster import binaries, components, controlplane, machine, network, paths, processes, state
 from cluster.components import Node
 from cluster.console import Problem
 from cluster.network import Plan
 
 INIT = Path(__file__).with_name("node-init.sh")
 SOCKET = "run/containerd/containerd.sock"
-SHELL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/kubernetes"
+SHELL_PATH = "/opt/kubernetes:/opt/containerd:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def folder(name: str) -> Path:
@@ -80,7 +80,8 @@ def environment(plan: Plan, node: Node, cgroups: Sequence[Path]) -> dict[str, st
         "GATEWAY": plan.api,
         "PEERS": " ".join(f"{pods}={address}" for pods, address in node.peers),
         "NODE_DIR": str(folder(node.name)),
-        "BIN_DIR": str(kubernetes_build.bin_dir()),
+        "KUBERNETES_DIR": str(binaries.folder(binaries.KUBERNETES)),
+        "CORE_DIR": str(binaries.folder(binaries.CORE)),
         "HIDE": str(paths.RUN),
         "CGROUPS": " ".join(map(str, cgroups)),
         "UNIFIED": "1" if machine.is_unified() else "",

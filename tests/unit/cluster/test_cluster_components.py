@@ -75,10 +75,11 @@ def test_a_small_machine_still_offers_its_nodes_half_of_it() -> None:
 
 def test_containerd_knows_the_pause_image_and_the_plugins() -> None:
     config = tomllib.loads(components.containerd_config())
-    cri = config["plugins"]["io.containerd.grpc.v1.cri"]
-    assert cri["sandbox_image"] == components.PAUSE_IMAGE
-    assert cri["restrict_oom_score_adj"] is True
-    assert cri["cni"]["bin_dir"] == "/usr/lib/cni"
+    assert config["version"] == 3
+    runtime = config["plugins"]["io.containerd.cri.v1.runtime"]
+    assert config["plugins"]["io.containerd.cri.v1.images"]["pinned_images"]["sandbox"] == components.PAUSE_IMAGE
+    assert runtime["restrict_oom_score_adj"] is True
+    assert runtime["cni"]["bin_dirs"] == ["/usr/lib/cni"]
     assert config["grpc"]["address"] == "/run/containerd/containerd.sock"
 
 
