@@ -142,6 +142,8 @@ CONDITION_RESTART_REQUIRED: Final = "RestartRequired"
 CONDITION_POD_SCHEDULED: Final = "PodScheduled"
 # Not KubeVirt's: says that software emulation is in use, because the node's KVM does not work.
 CONDITION_EMULATED: Final = "SoftwareEmulation"
+# Not KubeVirt's, on the KubeVirt CR: whether the API server holds each handler to its own node.
+CONDITION_NODE_RESTRICTION: Final = "NodeRestriction"
 TRUE: Final = "True"
 FALSE: Final = "False"
 UNKNOWN: Final = "Unknown"

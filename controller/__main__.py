@@ -18,6 +18,7 @@ from api.version import VERSION
 from controller import image_volumes
 from controller.cluster import Cluster
 from controller.loops import InstallationLoop, VmiLoop, VmLoop
+from controller.policies import Policies
 from kit import health, log, memory
 from kit.kube import Kube
 from kit.leader import Leader, LeadershipLost
@@ -37,7 +38,8 @@ async def serve(kube: Kube) -> None:
     namespace = os.environ.get("POD_NAMESPACE") or kube.namespace
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{uuid4().hex[:8]}"
     cluster = Cluster.of(kube)
-    installation = InstallationLoop(kube, cluster, f"v{VERSION}")
+    policies = Policies(kube)
+    installation = InstallationLoop(kube, cluster, f"v{VERSION}", policies)
     loops: list[Loop] = [VmLoop(kube, cluster), VmiLoop(kube, cluster), installation]
     leader = Leader(kube, namespace, names.CONTROLLER_LEASE, identity)
     endpoints = _endpoints(kube, cluster, leader)
@@ -46,6 +48,7 @@ async def serve(kube: Kube) -> None:
         store.start()
     await asyncio.gather(*(store.synced() for store in cluster.all_stores()))
     cluster.image_volumes = await image_volumes.supported(kube, namespace)
+    await policies.refresh()
     _log.info(
         "Caches are filled",
         vms=len(cluster.vms),
@@ -57,7 +60,7 @@ async def serve(kube: Kube) -> None:
     asyncio.get_running_loop().call_later(SETTLED_SECONDS, memory.settle)
     while True:
         try:
-            await leader.lead(_work(loops))
+            await leader.lead(_work(loops, policies))
         except LeadershipLost as error:
             _log.error("Lost the leadership: nothing is done until it is won again", why=str(error))
 
@@ -71,13 +74,14 @@ def _endpoints(kube: Kube, cluster: Cluster, leader: Leader) -> health.Health:
     return endpoints
 
 
-async def _work(loops: list[Loop]) -> None:
+async def _work(loops: list[Loop], policies: Policies) -> None:
     """Looks at every object once, and then at those that something happens to."""
     for loop in loops:
         loop.add_all()
     async with asyncio.TaskGroup() as group:
         for loop in loops:
             group.create_task(loop.run(WORKERS))
+        group.create_task(policies.run())
 
 
 async def main() -> int:

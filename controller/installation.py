@@ -3,22 +3,27 @@
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from api import defaults
+from api import defaults, names
 from api.errors import Fault
 from api.kubevirt import KubeVirt, KubeVirtStatus
 from api.meta import format_time
 from controller import conditions
 from controller.actions import Action, Json, Patch
+from controller.policies import Verdict
 
 DEPLOYED = "Deployed"
 
 
-def plan(kubevirt: KubeVirt, version: str, faults: Sequence[Fault], now: datetime) -> list[Action]:
-    """The status patch, if anything in it is new."""
-    return list(_plan(kubevirt, version, faults, now))
+def plan(
+    kubevirt: KubeVirt, version: str, faults: Sequence[Fault], policies: Verdict | None, now: datetime
+) -> list[Action]:
+    """The status patch, if anything in it is new. `policies`: None while the server was not asked yet."""
+    return list(_plan(kubevirt, version, faults, policies, now))
 
 
-def _plan(kubevirt: KubeVirt, version: str, faults: Sequence[Fault], now: datetime) -> Iterator[Action]:
+def _plan(
+    kubevirt: KubeVirt, version: str, faults: Sequence[Fault], policies: Verdict | None, now: datetime
+) -> Iterator[Action]:
     old = kubevirt.status or KubeVirtStatus()
     if kubevirt.metadata.deletionTimestamp:
         return
@@ -28,6 +33,8 @@ def _plan(kubevirt: KubeVirt, version: str, faults: Sequence[Fault], now: dateti
         _degraded(faults),
         conditions.make("Created", True, "AllResourcesCreated", "All resources were created"),
     ]
+    if policies is not None:
+        wanted.append(conditions.make(names.CONDITION_NODE_RESTRICTION, *policies))
     merged = conditions.merged(old.conditions, wanted, (), format_time(now))
     status: Json = {
         "phase": DEPLOYED,

@@ -17,6 +17,7 @@ from controller import pod as pods
 from controller.actions import Action, Create, Hands
 from controller.cluster import Cluster, owner_uid
 from controller.odd import Odd
+from controller.policies import Policies
 from controller.vmi_status import phase_of
 from kit.cache import Key, key_of
 from kit.kube import Kube
@@ -249,9 +250,11 @@ class InstallationLoop(Reconciler[Key, KubeVirt]):
 
     name = "kubevirt"
 
-    def __init__(self, kube: Kube, cluster: Cluster, version: str) -> None:
+    def __init__(self, kube: Kube, cluster: Cluster, version: str, policies: Policies) -> None:
         super().__init__()
         self._cluster, self._version, self._hands = cluster, version, Hands(kube, cluster.stores())
+        self._policies = policies
+        policies.on_change(self.add_all)
         cluster.kubevirts.on_change(lambda old, new: self.queue.add(key_of(new or old)))
 
     def add_all(self) -> None:
@@ -265,7 +268,8 @@ class InstallationLoop(Reconciler[Key, KubeVirt]):
 
     def plan(self, observed: KubeVirt) -> Sequence[Any]:
         """See controller.installation."""
-        return installation.plan(observed, self._version, validate.validate_kubevirt(observed), now())
+        faults = validate.validate_kubevirt(observed)
+        return installation.plan(observed, self._version, faults, self._policies.verdict, now())
 
     async def apply(self, observed: KubeVirt, action: Action) -> None:
         """One action."""

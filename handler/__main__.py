@@ -38,7 +38,7 @@ async def serve(node: str) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    kube = Kube.connect("handler")
+    kube = Kube.connect("handler", host=node)
     client = Containerd(os.environ.get("HYPERLET_CONTAINERD") or None)
     images = Images(client)
     plugins = deviceplugin.standard()

@@ -21,6 +21,20 @@ from handler.reports import State
 from protos import launcher_pb2 as pb
 
 Json = dict[str, Any]
+FIELDS = frozenset(
+    {
+        "conditions",
+        "guestOSInfo",
+        "interfaces",
+        "machine",
+        "phase",
+        "phaseTransitionTimestamps",
+        "reason",
+        "volumeStatus",
+    }
+)
+"""The fields of a VMI's status that a handler writes. The API server refuses it every other one: a new one belongs into
+manifests/policies-handler.yaml too."""
 _MESSAGE_LIMIT = 1500
 _NOT_MIGRATABLE = ("LiveMigrationNotSupported", "this version of hyperlet does not migrate virtual machines")
 # Conditions whose change people and other programs wait for; the rest may wait to be written with something else.
@@ -199,6 +213,8 @@ def _patch(vmi: VirtualMachineInstance, status: Json, wanted: Mapping[str, Any],
             *(item for item in stamps if item.get("phase") != wanted["phase"]),
             stamp,
         ]
+    if foreign := changed.keys() - FIELDS:
+        raise ValueError(f"status fields that a handler may not write: {', '.join(sorted(foreign))}")
     body = {"metadata": {"resourceVersion": vmi.metadata.resourceVersion}, "status": changed}
     return Patch(
         body,

@@ -76,11 +76,12 @@ class _Recent(OrderedDict[str, V]):
 
 
 class Recorder:
-    """Writes Events with `kube`; `component` is their source."""
+    """Writes Events with `kube`; their source is `component`, on the node `host` if that is given."""
 
-    def __init__(self, kube: "Kube", component: str) -> None:
+    def __init__(self, kube: "Kube", component: str, host: str = "") -> None:
         self._kube = kube
         self._component = component
+        self._host = host
         self._said: _Recent[_Said] = _Recent()
         self._buckets: _Recent[_Bucket] = _Recent()
 
@@ -142,7 +143,7 @@ class Recorder:
             "count": 1,
             "firstTimestamp": stamp,
             "lastTimestamp": stamp,
-            "source": {"component": self._component},
+            "source": {"component": self._component} | ({"host": self._host} if self._host else {}),
             "reportingComponent": self._component,
         }
 

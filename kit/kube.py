@@ -132,7 +132,7 @@ class _Decoders:
 class Kube:
     """A client of one API server. All methods raise `api.errors`; every request has a time limit."""
 
-    def __init__(self, where: connection.Connection, user_agent: str) -> None:
+    def __init__(self, where: connection.Connection, user_agent: str, host: str = "") -> None:
         self._where = where
         self._user_agent = user_agent if "/" in user_agent else f"hyperlet-{user_agent}/{VERSION}"
         self._session: aiohttp.ClientSession | None = None
@@ -141,16 +141,17 @@ class Kube:
         self._served: dict[str, tuple[float, frozenset[str]]] = {}
         self.calls: Counter[tuple[str, str, int]] = Counter()
         """How many requests were sent, by verb, resource (with its subresource) and HTTP status (0: no answer)."""
-        self._recorder = Recorder(self, self._user_agent.split("/", maxsplit=1)[0])
+        self._recorder = Recorder(self, self._user_agent.split("/", maxsplit=1)[0], host)
 
     @classmethod
-    def connect(cls, user_agent: str, kubeconfig: str | None = None) -> "Kube":
+    def connect(cls, user_agent: str, kubeconfig: str | None = None, host: str = "") -> "Kube":
         """A client for `kubeconfig`, else $KUBECONFIG, else the pod's service account.
 
         `user_agent` is a role (`controller` becomes `hyperlet-controller/<version>`) or a complete User-Agent.
-        Nothing is sent before the first request.
+        `host` is the node that its Events come from, for a client that speaks for one. Nothing is sent before the first
+        request.
         """
-        return cls(connection.load(kubeconfig), user_agent)
+        return cls(connection.load(kubeconfig), user_agent, host)
 
     @property
     def role(self) -> str:

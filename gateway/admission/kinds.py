@@ -62,7 +62,10 @@ def mutate(
         bare = {key: value for key, value in (request.object or {}).items() if key != "status"}
         request = msgspec.structs.replace(request, object=bare)
     faults = [*_faults(rules, request, configuration), *more]
-    return Verdict(faults=faults, patch=[] if faults else [*rules.mutate(request, configuration), *dropped])
+    if faults:
+        return Verdict(faults=faults)
+    kept = [] if ownership.is_administrator(request) else mutation.restored(request, ownership.FINALIZERS)
+    return Verdict(faults=faults, patch=[*rules.mutate(request, configuration), *dropped, *kept])
 
 
 def validate(

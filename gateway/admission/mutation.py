@@ -48,6 +48,20 @@ def _guarded(document: Json, finalizer: str) -> Iterator[Operation]:
         yield {"op": "add", "path": "/metadata/finalizers", "value": [*present, finalizer]}
 
 
+def restored(request: Request, finalizers: frozenset[str]) -> list[Operation]:
+    """Those of the finalizers that an update leaves out of an object which nobody is deleting, put in again.
+
+    A manifest that replaces the object need not name them, and the API server refuses to lose them
+    (manifests/policies-ownership.yaml).
+    """
+    new, old = (request.object or {}).get("metadata"), (request.oldObject or {}).get("metadata")
+    if not isinstance(new, dict) or not isinstance(old, dict) or old.get("deletionTimestamp"):
+        return []
+    present = new.get("finalizers") or []
+    missing = [each for each in old.get("finalizers") or () if each in finalizers and each not in present]
+    return [{"op": "add", "path": "/metadata/finalizers", "value": [*present, *missing]}] if missing else []
+
+
 def _machine(spec: VirtualMachineInstanceSpec, configuration: KubeVirtConfiguration) -> Json:
     whole = to_dict(defaults.default_vmi_spec(spec, ObjectMeta(), config=configuration))
     domain: Json = {"machine": {"type": whole["domain"]["machine"]["type"]}}

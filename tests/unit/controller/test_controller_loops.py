@@ -18,6 +18,7 @@ from api import names
 from controller import image_volumes
 from controller.cluster import Cluster
 from controller.loops import InstallationLoop, VmiLoop, VmLoop
+from controller.policies import Policies
 from kit.kube import Kube
 from tests.unit.controller.worlds import SPEC, claim
 from tests.unit.kit.fakeapi import FakeApi, Json, Refusal
@@ -93,7 +94,8 @@ class World:
     async def _controller(self, ready: asyncio.Event) -> None:
         async with Kube.connect("controller", self.config) as kube:
             cluster = self.cluster = Cluster.of(kube)
-            loops = [VmLoop(kube, cluster), VmiLoop(kube, cluster), InstallationLoop(kube, cluster, "v1")]
+            installation = InstallationLoop(kube, cluster, "v1", Policies(kube))
+            loops = [VmLoop(kube, cluster), VmiLoop(kube, cluster), installation]
             async with asyncio.TaskGroup() as group:
                 for store in cluster.all_stores():
                     group.create_task(store.run())

@@ -303,6 +303,18 @@ def test_the_components_labels_are_theirs(label: str) -> None:
         assert not validated(asked(marked, user=ROOT)).faults
 
 
+def test_a_replaced_manifest_keeps_the_finalizers_it_does_not_name() -> None:
+    for document, finalizer in ((vmi(), names.FINALIZER_VMI), (machine(), names.FINALIZER_VM)):
+        held = changed(document, "metadata/finalizers", ["other", finalizer])
+        assert mutated(asked(document, held))["metadata"]["finalizers"] == [finalizer]
+        mine = changed(document, "metadata/finalizers", ["mine"])
+        assert mutated(asked(mine, held))["metadata"]["finalizers"] == ["mine", finalizer]
+        assert mutated(asked(held, held))["metadata"]["finalizers"] == ["other", finalizer]
+        # Repairs: what an administrator and the controller take off stays off.
+        for user in (ROOT, CONTROLLER):
+            assert "finalizers" not in mutated(asked(document, held, user))["metadata"]
+
+
 def test_the_components_annotations_and_finalizers_are_theirs() -> None:
     for annotation in ownership.ANNOTATIONS:
         assert refused(asked(changed(vmi(), "metadata/annotations", {annotation: "7"})))
