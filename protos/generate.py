@@ -1,4 +1,4 @@
-"""Generates the Python beside each .proto: `python -m protos.generate`.
+"""Generates the Python beside each .proto, here and in cluster/csi: `python -m protos.generate`.
 
 Run it after every change of a .proto and commit the result: images and users need no compiler.
 """
@@ -8,31 +8,43 @@ import pathlib
 import re
 import sys
 
+import grpc_tools
 from grpc_tools import protoc
 
 HERE = pathlib.Path(__file__).parent
+PACKAGES = {"protos": HERE, "cluster.csi": HERE.parent / "cluster" / "csi"}
+"""The packages with a .proto, and their folders."""
 
 
 def main() -> int:
-    """Compiles every .proto of this folder; returns protoc's exit status."""
+    """Compiles every .proto; returns protoc's exit status."""
     # protoc looks for its mypy plugin on PATH; it is installed beside this interpreter.
     os.environ["PATH"] = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
-    for source in sorted(HERE.glob("*.proto")):
+    return next(filter(None, (generate(package, folder) for package, folder in PACKAGES.items())), 0)
+
+
+def generate(package: str, folder: pathlib.Path) -> int:
+    """Compiles every .proto of one folder; returns protoc's exit status."""
+    # The well-known types (google/protobuf/*.proto) lie beside the compiler.
+    known = pathlib.Path(grpc_tools.__file__).parent / "_proto"
+    for source in sorted(folder.glob("*.proto")):
         status = protoc.main(
             [
                 "protoc",
-                f"-I{HERE}",
-                f"--python_out={HERE}",
-                f"--grpc_python_out={HERE}",
-                f"--mypy_out={HERE}",
+                f"-I{folder}",
+                f"-I{known}",
+                f"--python_out={folder}",
+                f"--grpc_python_out={folder}",
+                f"--mypy_out={folder}",
                 str(source),
             ]
         )
         if status:
             return int(status)
-    for generated in (*HERE.glob("*_pb2*.py"), *HERE.glob("*_pb2.pyi")):
+    for generated in (*folder.glob("*_pb2*.py"), *folder.glob("*_pb2.pyi")):
         # protoc writes top-level imports; the modules live in this package.
-        text = re.sub(r"^import (\w+_pb2) as", r"from protos import \1 as", generated.read_text(), flags=re.M)
+        text = generated.read_text()
+        text = re.sub(r"^import (\w+_pb2) as", rf"from {package} import \1 as", text, flags=re.M)
         generated.write_text(text)
     return 0
 

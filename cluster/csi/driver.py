@@ -1,0 +1,115 @@
+"""What a driver is: its name, its rules, and how a call is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from cluster.csi import csi_pb2 as csi
+from cluster.csi import host
+from cluster.csi.errors import StorageError, required
+from cluster.csi.pools import Volume
+
+MODES = csi.VolumeCapability.AccessMode
+ONE_NODE = frozenset(
+    {
+        MODES.SINGLE_NODE_WRITER,
+        MODES.SINGLE_NODE_READER_ONLY,
+        MODES.SINGLE_NODE_SINGLE_WRITER,
+        MODES.SINGLE_NODE_MULTI_WRITER,
+    }
+)
+MANY_NODES = frozenset({MODES.MULTI_NODE_READER_ONLY, MODES.MULTI_NODE_SINGLE_WRITER, MODES.MULTI_NODE_MULTI_WRITER})
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the two kinds of storage.
+
+    `local`: a node's own disks. A volume is reachable from one node; a file system is made on a device, as a volume
+    manager does. `shared`: a storage array and file server that every node reaches; a file system is a directory of the
+    server's, and a volume has to be attached to a node first.
+    """
+
+    name: str
+    driver: str
+    """The name of the CSIDriver object."""
+    shared: bool
+
+    @property
+    def topology_key(self) -> str:
+        """The key of the nodes' topology, with the node's name as its value."""
+        return f"{self.driver}/node"
+
+    @property
+    def modes(self) -> frozenset[Any]:
+        """The access modes that a volume can have."""
+        return ONE_NODE | MANY_NODES if self.shared else ONE_NODE
+
+    def is_image(self, *, block: bool) -> bool:
+        """Whether a volume's data is a file: a device, or a file system on one."""
+        return block or not self.shared
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("local", "local.csi.hyperlet.local", shared=False),
+        Kind("shared", "shared.csi.hyperlet.local", shared=True),
+    )
+}
+
+
+def is_block(capability: csi.VolumeCapability) -> bool:
+    """Whether a capability asks for a device. Raises StorageError when it asks for neither device nor file system."""
+    kind = capability.WhichOneof("access_type")
+    required(kind, "volume_capability.access_type")
+    return kind == "block"
+
+
+def unsupported(kind: Kind, capabilities: Iterable[csi.VolumeCapability]) -> str:
+    """Why these capabilities cannot be had; empty when they can. Raises StorageError for those that are incomplete."""
+    for capability in capabilities:
+        mode = capability.access_mode.mode
+        required(mode, "volume_capability.access_mode")
+        if mode not in kind.modes:
+            return f"access mode {MODES.Mode.Name(mode)}: a {kind.name} volume is reachable from one node only"
+        file_system = "" if is_block(capability) else capability.mount.fs_type
+        if file_system not in ("", host.FILE_SYSTEM) and not kind.shared:
+            return f"fsType {file_system}: {kind.name} volumes have {host.FILE_SYSTEM}"
+    return ""
+
+
+def check_capability(volume: Volume, capability: csi.VolumeCapability) -> None:
+    """Raises StorageError when a volume was not made for that access type."""
+    if is_block(capability) != volume.block:
+        made = "a device" if volume.block else "a file system"
+        raise StorageError("INVALID_ARGUMENT", f"volume_capability: volume {volume.id} is {made}")
+
+
+class Refusals(grpc.ServerInterceptor):
+    """Turns StorageError, and whatever else a method raises, into the call's status."""
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        """The handler of a call, wrapped. All methods of CSI are unary."""
+        handler = continuation(details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+        method = details.method.rsplit("/", 1)[-1]
+
+        def call(request: Any, context: Any) -> Any:
+            try:
+                return handler.unary_unary(request, context)
+            except StorageError as error:
+                code, words = error.code, str(error)
+            except Exception as error:  # a fault of the driver's: the caller shows it, and tries again
+                code, words = "INTERNAL", f"{type(error).__name__}: {error}"
+            print(f"{method}: {code}: {words}", flush=True)
+            return context.abort(grpc.StatusCode[code], words)
+
+        return grpc.unary_unary_rpc_method_handler(
+            call, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+        )

@@ -1,0 +1,67 @@
+"""CSI's Identity service, and the kubelet's Registration service, by which it learns of the driver."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.wrappers_pb2 import BoolValue
+
+from api.version import VERSION
+from cluster.csi import csi_pb2 as csi
+from cluster.csi import csi_pb2_grpc as services
+from cluster.csi import registration_pb2 as registration
+from cluster.csi import registration_pb2_grpc as registration_services
+from cluster.csi.driver import Kind
+
+CSI_VERSIONS = ("1.0.0", "1.13.0")
+"""What the driver speaks: everything that is compatible with the first version."""
+
+
+class Identity(services.IdentityServicer):
+    """Who we are and what we can do."""
+
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
+
+    def GetPluginInfo(self, request: csi.GetPluginInfoRequest, context: Any) -> csi.GetPluginInfoResponse:
+        """Name and version."""
+        return csi.GetPluginInfoResponse(name=self._kind.driver, vendor_version=VERSION)
+
+    def GetPluginCapabilities(
+        self, request: csi.GetPluginCapabilitiesRequest, context: Any
+    ) -> csi.GetPluginCapabilitiesResponse:
+        """A controller; volumes grow in use; those of one node have a topology."""
+        capability, service = csi.PluginCapability, csi.PluginCapability.Service
+        found = [
+            capability(service=service(type=service.CONTROLLER_SERVICE)),
+            capability(volume_expansion=capability.VolumeExpansion(type=capability.VolumeExpansion.ONLINE)),
+        ]
+        if not self._kind.shared:
+            found.append(capability(service=service(type=service.VOLUME_ACCESSIBILITY_CONSTRAINTS)))
+        return csi.GetPluginCapabilitiesResponse(capabilities=found)
+
+    def Probe(self, request: csi.ProbeRequest, context: Any) -> csi.ProbeResponse:
+        """Ready as soon as it answers."""
+        return csi.ProbeResponse(ready=BoolValue(value=True))
+
+
+class Registration(registration_services.RegistrationServicer):
+    """Answers the kubelet."""
+
+    def __init__(self, kind: Kind, endpoint: str) -> None:
+        self._kind = kind
+        self._endpoint = endpoint
+
+    def GetInfo(self, request: registration.InfoRequest, context: Any) -> registration.PluginInfo:
+        """The driver's name and socket."""
+        return registration.PluginInfo(
+            type="CSIPlugin", name=self._kind.driver, endpoint=self._endpoint, supported_versions=CSI_VERSIONS
+        )
+
+    def NotifyRegistrationStatus(
+        self, request: registration.RegistrationStatus, context: Any
+    ) -> registration.RegistrationStatusResponse:
+        """The kubelet tries again by itself; what it minded is in the log."""
+        words = "registered with the kubelet" if request.plugin_registered else f"kubelet: {request.error}"
+        print(f"{self._kind.driver}: {words}", flush=True)
+        return registration.RegistrationStatusResponse()
