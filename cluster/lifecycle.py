@@ -15,6 +15,7 @@ from cluster import (
     controlplane,
     deps,
     images,
+    loops,
     machine,
     network,
     node,
@@ -194,6 +195,8 @@ def _clean(console: Console) -> None:
     known = state.load()
     with console.step("Processes ended") as step:
         step.note = str(machine.kill_members(state.group()) + _kill_recorded())
+    with console.step("Loop devices detached") as step:
+        step.note = str(loops.detach_files(loops.STORAGE))
     with console.step("Links, routes, control groups removed"):
         network.remove_from_machine(known.plan if known is not None else None, state.link())
         machine.remove([state.group()])

@@ -8,6 +8,7 @@
 #   NODE ADDRESS PREFIX_LENGTH GATEWAY   name and addresses;  PEERS "podrange=address ..."
 #   NODE_DIR     this node's folder: etc/ (configuration), disk/ (what outlives a power cut), root/ (mount point)
 #   KUBERNETES_DIR CORE_DIR   folders with the programs of Kubernetes, and with containerd's
+#   STORAGE_DIR  what is behind the volumes of the CSI driver, the same for every node
 #   HIDE         a folder of the machine that the node must not see (all keys lie there)
 #   UNIFIED      not empty where control groups are of version 2
 #   CGROUPS      directories to join, one per hierarchy;  HIERARCHIES "options=directory ..." to mount again
@@ -27,13 +28,17 @@ make_devices() {
     mount -t tmpfs -o mode=755,size=64k,nosuid devices dev
     # Curated: with the machine's whole /dev a privileged pod would hold the machine's disk in its hands.
     local name number
-    for name in null zero full random urandom tty kmsg fuse kvm net/tun vhost-net vhost-vsock userfaultfd; do
+    for name in null zero full random urandom tty kmsg fuse kvm net/tun vhost-net vhost-vsock userfaultfd loop-control; do
         [ -c "/dev/$name" ] || continue
         mkdir -p "dev/$(dirname "$name")"
         number=$(stat -c '0x%t 0x%T' "/dev/$name")
         # shellcheck disable=SC2086
         mknod -m "$(stat -c %a "/dev/$name")" "dev/$name" c $number
     done
+    # Volumes in Block mode. Which of them are on something, the kernel decides for the whole machine.
+    if [ -c dev/loop-control ]; then
+        for number in {0..63}; do mknod -m 660 "dev/loop$number" b 7 "$number"; done
+    fi
     mkdir dev/pts dev/shm dev/mqueue
     mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts dev/pts
     mount -t tmpfs -o mode=1777,nosuid,nodev shm dev/shm
@@ -96,6 +101,8 @@ make_root() {
         mkdir -p "$NODE_DIR/disk/$name" "var/lib/$name"
         mount --bind "$NODE_DIR/disk/$name" "var/lib/$name"
     done
+    mkdir -p var/lib/storage
+    mount --bind "$STORAGE_DIR" var/lib/storage
     mkdir -p "$NODE_DIR/disk/log" var/log/pods
     mount --bind "$NODE_DIR/disk/log" var/log
     mkdir -p opt/kubernetes opt/containerd opt/cni/bin usr/lib/cni

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cluster import binaries, components, controlplane, machine, network, paths, processes, state
+from cluster import binaries, components, controlplane, loops, machine, network, paths, processes, state
 from cluster.components import Node
 from cluster.console import Problem
 from cluster.network import Plan
@@ -55,6 +56,7 @@ def prepare(plan: Plan, node: Node, node_count: int) -> None:
     shutil.rmtree(etc, ignore_errors=True)
     (base / "root").mkdir(parents=True, exist_ok=True)
     (base / "disk").mkdir(exist_ok=True)
+    loops.STORAGE.mkdir(exist_ok=True)
     shutil.copytree(paths.PKI / node.name, etc / "kubernetes")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     kubelet = components.kubelet_config(plan, memory, os.cpu_count() or 1, node_count)
@@ -82,6 +84,7 @@ def environment(plan: Plan, node: Node, cgroups: Sequence[Path]) -> dict[str, st
         "NODE_DIR": str(folder(node.name)),
         "KUBERNETES_DIR": str(binaries.folder(binaries.KUBERNETES)),
         "CORE_DIR": str(binaries.folder(binaries.CORE)),
+        "STORAGE_DIR": str(loops.STORAGE),
         "HIDE": str(paths.RUN),
         "CGROUPS": " ".join(map(str, cgroups)),
         "UNIFIED": "1" if machine.is_unified() else "",
@@ -127,9 +130,16 @@ def _clear(name: str) -> None:
 def power_off(name: str) -> bool:
     """Pull the plug: SIGKILL for PID 1, with which the kernel ends everything in the node. Whether it was on."""
     rec = init_record(name)
+    devices = None
     if rec is not None:
+        with contextlib.suppress(OSError):
+            devices = Path(f"/proc/{rec.pid}/root/dev").stat().st_dev
         processes.kill([rec])
     _clear(name)
+    # The kernel is the machine's and keeps its loop devices: those that the kubelet held (on device nodes of the node's
+    # own /dev), and those on the node's own volumes.
+    loops.detach(lambda loop: loop.device == devices)
+    loops.detach_files(loops.STORAGE / "local" / "pools" / name)
     state.records().drop(name)
     return rec is not None
 

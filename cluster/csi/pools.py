@@ -35,7 +35,7 @@ Frozen = Callable[[Path], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Volume:
-    """One volume. `capacity` in bytes; `image`: its data is a file, else a directory; `block`: given out as a device."""
+    """One volume. `capacity` in bytes; `image`: its data is a file, else a directory; `block`: given out as device."""
 
     id: str
     name: str
