@@ -8,7 +8,7 @@ from api import names, syntax
 from api.defaults import vcpus
 from api.domain import CPU, DomainSpec, ResourceRequirements
 from api.errors import Fault
-from api.meta import Quantity, parse_quantity
+from api.meta import Quantity, format_bytes, parse_quantity
 from api.platform import Clock, Firmware, KernelBoot
 from api.vmi import VirtualMachineInstanceSpec
 
@@ -16,6 +16,11 @@ from api.vmi import VirtualMachineInstanceSpec
 MAX_VCPUS = 255
 # Less boots nothing; catches `128m`, which is an eighth of a byte.
 MIN_GUEST_BYTES = 1 << 20
+# More than any machine has; QEMU itself stops at 52 bits of address.
+MAX_GUEST_BYTES = 64 << 40
+# A machine of today has some hundreds. Kubernetes counts other resources in a signed 64-bit number.
+MAX_CPUS = 4096
+MAX_AMOUNT = 1 << 60
 MAX_KERNEL_ARGS = 2048
 
 _MACHINE = re.compile(r"q35|pc-q35-[0-9]+\.[0-9]+", re.ASCII)
@@ -50,8 +55,8 @@ def check(problem: str | None, path: str) -> Iterator[Fault]:
         yield Fault(path, names.FAULT_INVALID, problem)
 
 
-def quantity(value: Quantity | None, path: str, faults: list[Fault]) -> Fraction | None:
-    """The number of a quantity; a Fault is added when it is none or negative."""
+def quantity(value: Quantity | None, path: str, faults: list[Fault], most: int = MAX_GUEST_BYTES) -> Fraction | None:
+    """The number of a quantity; a Fault is added when it is none, negative or more than `most`."""
     if value is None:
         return None
     try:
@@ -61,6 +66,9 @@ def quantity(value: Quantity | None, path: str, faults: list[Fault]) -> Fraction
         return None
     if number < 0:
         faults.append(Fault(path, names.FAULT_INVALID, f"{value!r} is negative"))
+        return None
+    if number > most:
+        faults.append(Fault(path, names.FAULT_INVALID, f"{value!r} is more than the {format_bytes(most)} possible"))
         return None
     return number
 
@@ -95,6 +103,8 @@ def _memory(domain: DomainSpec, path: str) -> Iterator[Fault]:
         yield Fault(f"{path}.memory.guest", names.FAULT_INVALID, "is more than resources.limits.memory")
     if request is not None and limit is not None and request > limit:
         yield Fault(request_path, names.FAULT_INVALID, "is more than resources.limits.memory")
+    overhead = domain.memory.reservedOverhead if domain.memory else None
+    quantity(overhead.addedOverhead if overhead else None, f"{path}.memory.reservedOverhead.addedOverhead", faults)
     yield from faults
 
 
@@ -102,8 +112,16 @@ def _resources(resources: ResourceRequirements | None, path: str) -> Iterator[Fa
     if resources is None:
         return
     faults: list[Fault] = []
-    request = quantity((resources.requests or {}).get("cpu"), f"{path}.requests.cpu", faults)
-    limit = quantity((resources.limits or {}).get("cpu"), f"{path}.limits.cpu", faults)
+    request = quantity((resources.requests or {}).get("cpu"), f"{path}.requests.cpu", faults, MAX_CPUS)
+    limit = quantity((resources.limits or {}).get("cpu"), f"{path}.limits.cpu", faults, MAX_CPUS)
+    for field, amounts in (("requests", resources.requests), ("limits", resources.limits)):
+        for name, value in (amounts or {}).items():
+            if name not in ("cpu", "memory"):
+                quantity(value, f"{path}.{field}.{name[:80]}", faults, MAX_AMOUNT)
+    asked, most = ((amounts or {}).get("ephemeral-storage") for amounts in (resources.requests, resources.limits))
+    if not faults and asked is not None and most is not None and parse_quantity(asked) > parse_quantity(most):
+        message = "is more than resources.limits.ephemeral-storage"
+        faults.append(Fault(f"{path}.requests.ephemeral-storage", names.FAULT_INVALID, message))
     if request is not None and limit is not None and request > limit:
         faults.append(Fault(f"{path}.requests.cpu", names.FAULT_INVALID, "is more than resources.limits.cpu"))
     yield from faults

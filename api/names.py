@@ -103,6 +103,7 @@ COMPUTE_CONTAINER: Final = "compute"
 READINESS_GATE: Final = "kubevirt.io/virtual-machine-unpaused"
 LAUNCHER_UID: Final = 107
 GRACE_MARGIN_SECONDS: Final = 30
+MAX_GRACE_SECONDS: Final = 86400
 DEVICE_KVM: Final = "devices.kubevirt.io/kvm"
 DEVICE_TUN: Final = "devices.kubevirt.io/tun"
 DEVICE_VHOST_NET: Final = "devices.kubevirt.io/vhost-net"
@@ -224,6 +225,7 @@ REASON_IMAGE_PULL_BACKOFF: Final = "ImagePullBackOff"
 REASON_FAILED_PVC_NOT_FOUND: Final = "FailedPvcNotFound"
 REASON_NETWORK_NOT_FOUND: Final = "NetworkAttachmentDefinitionNotFound"
 REASON_SYNC_FAILED: Final = "SyncFailed"
+REASON_NO_PROGRESS: Final = "NoProgress"
 REASON_INVALID: Final = "InvalidObject"
 REASON_NODE_NOT_READY: Final = "NodeNotReady"
 

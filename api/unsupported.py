@@ -34,7 +34,8 @@ def _below(prefix: str, fields: str) -> list[str]:
 SUPPORTED_SPEC = [
     *_below("domain.cpu", "sockets cores threads model features"),
     *_below("domain.memory", "guest"),
-    *_below("domain.resources", "requests.cpu requests.memory limits.cpu limits.memory overcommitGuestOverhead"),
+    *_below("domain.resources", "requests.cpu requests.memory requests.ephemeral-storage overcommitGuestOverhead"),
+    *_below("domain.resources", "limits.cpu limits.memory limits.ephemeral-storage"),
     "domain.machine.type",
     *_below("domain.firmware", "uuid serial kernelBoot bootloader.bios"),
     "domain.chassis",

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MAX_NAME = 63
 # The API server's limit for all annotations of an object together.
 MAX_ANNOTATION_BYTES = 256 * 1024
+# Seconds, or probes in a row: a day.
+MAX_PROBE = 86400
 KINDS: dict[str, type[Struct]] = {
     names.KIND_VM: VirtualMachine,
     names.KIND_VMI: VirtualMachineInstance,
@@ -156,6 +158,13 @@ def _spec_faults(
     for field, probe in (("livenessProbe", spec.livenessProbe), ("readinessProbe", spec.readinessProbe)):
         if probe is not None:
             yield from _probe(probe, f"{path}.{field}")
+    grace = spec.terminationGracePeriodSeconds
+    if grace is not None and grace > names.MAX_GRACE_SECONDS:
+        yield Fault(
+            f"{path}.terminationGracePeriodSeconds",
+            names.FAULT_INVALID,
+            f"{grace} is more than a day ({names.MAX_GRACE_SECONDS}), the longest that a guest may take to shut down",
+        )
     if spec.startStrategy is not None and spec.livenessProbe is not None:
         yield Fault(f"{path}.startStrategy", names.FAULT_INVALID, "a guest that starts paused fails its livenessProbe")
 
@@ -242,6 +251,10 @@ def _dns(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
 
 
 def _probe(probe: Probe, path: str) -> Iterator[Fault]:
+    for field in ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"):
+        number = getattr(probe, field)
+        if number is not None and number > MAX_PROBE:
+            yield Fault(f"{path}.{field}", names.FAULT_INVALID, f"{number} is more than the {MAX_PROBE} possible")
     actions = (probe.httpGet, probe.tcpSocket, probe.exec, probe.guestAgentPing)
     if sum(action is not None for action in actions) != 1:
         yield Fault(path, names.FAULT_INVALID, "set one of httpGet and tcpSocket")

@@ -70,7 +70,9 @@ def launcher_pod(
 
 def grace_seconds(spec: VirtualMachineInstanceSpec) -> int:
     """Seconds that the guest has for powering off."""
-    return 30 if spec.terminationGracePeriodSeconds is None else spec.terminationGracePeriodSeconds
+    # Capped here too: an object that was stored while no gateway answered has not been through admission.
+    asked = 30 if spec.terminationGracePeriodSeconds is None else spec.terminationGracePeriodSeconds
+    return min(asked, names.MAX_GRACE_SECONDS)
 
 
 def pod_grace_seconds(spec: VirtualMachineInstanceSpec) -> int:

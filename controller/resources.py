@@ -4,7 +4,7 @@ from api import defaults, names
 from api.k8s import Pod
 from api.meta import format_bytes, format_millicores, format_quantity, quantity_bytes, quantity_millicores
 from api.vmi import VirtualMachineInstanceSpec
-from controller import overhead
+from controller import ephemeral_storage, overhead
 from controller.config import Settings
 
 Amounts = dict[str, str]
@@ -29,6 +29,11 @@ def requirements(
     requests = {key: format_quantity(value) for key, value in wished.items() if key not in _COMPUTED}
     limits = {key: format_quantity(value) for key, value in capped.items() if key not in _COMPUTED}
     requests |= {"cpu": _cpu_request(spec, settings), "memory": _memory_request(spec, settings, extra)}
+    storage = ephemeral_storage.NAME
+    asked, most = wished.get(storage), capped.get(storage)
+    requests[storage] = format_bytes(ephemeral_storage.request(spec, asked, most))
+    if most is not None:
+        limits[storage] = format_bytes(quantity_bytes(most) + ephemeral_storage.own_bytes(spec))
     if "cpu" in capped:
         limits["cpu"] = format_millicores(quantity_millicores(capped["cpu"]))
     if "memory" in capped:
@@ -36,7 +41,9 @@ def requirements(
     return {"requests": requests, "limits": {**limits, **(networks or {}), **devices(spec, settings)}}
 
 
-_COMPUTED = frozenset({"cpu", "memory", names.DEVICE_KVM, names.DEVICE_TUN, names.DEVICE_VHOST_NET})
+_COMPUTED = frozenset(
+    {"cpu", "memory", ephemeral_storage.NAME, names.DEVICE_KVM, names.DEVICE_TUN, names.DEVICE_VHOST_NET}
+)
 
 
 def devices(spec: VirtualMachineInstanceSpec, settings: Settings) -> Amounts:

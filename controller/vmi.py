@@ -308,7 +308,7 @@ def _grace(vmi: VirtualMachineInstance, pod: Pod) -> int | None:
         return None
     # Somebody shortened the VMI's after the launcher was told how long to wait for its guest, so it is the kubelet that
     # ends both. Not 0: that takes the pod's object away while the pod still runs.
-    return wanted if wanted > made_with else max(1, vmi.spec.terminationGracePeriodSeconds or 0)
+    return wanted if wanted > made_with else max(1, pods.grace_seconds(vmi.spec))
 
 
 def _remove(pod: Pod, grace: int | None) -> Delete:

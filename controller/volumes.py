@@ -11,8 +11,10 @@ from typing import Any
 
 from api.errors import Fault, InvalidObject
 from api.k8s import PersistentVolumeClaim
+from api.meta import format_bytes
 from api.vmi import VirtualMachineInstanceSpec
 from api.volumes import CloudInitConfigDriveSource, CloudInitNoCloudSource, Volume
+from controller import ephemeral_storage
 
 Json = dict[str, Any]
 Claims = Mapping[str, PersistentVolumeClaim]
@@ -60,7 +62,7 @@ def claim_names(spec: VirtualMachineInstanceSpec) -> list[str]:
 
 def parts(spec: VirtualMachineInstanceSpec, claims: Claims, image_volumes: bool) -> list[Part]:
     """A Part for every volume that needs one. Raises InvalidObject for a name that is no path component."""
-    made = [_run_part()]
+    made = [_run_part(spec)]
     for index, volume in enumerate(spec.volumes or ()):
         if not _NAME.fullmatch(volume.name) or ".." in volume.name or volume.name == KERNEL_BOOT:
             message = f"{volume.name[:100]!r} cannot be a volume's name"
@@ -70,8 +72,10 @@ def parts(spec: VirtualMachineInstanceSpec, claims: Claims, image_volumes: bool)
     return made
 
 
-def _run_part() -> Part:
-    return Part(({"name": RUN_VOLUME, "emptyDir": {}},), ({"name": RUN_VOLUME, "mountPath": RUN_PATH},))
+def _run_part(spec: VirtualMachineInstanceSpec) -> Part:
+    limit = ephemeral_storage.size_limit(spec)
+    source = {} if limit is None else {"sizeLimit": format_bytes(limit)}
+    return Part(({"name": RUN_VOLUME, "emptyDir": source},), ({"name": RUN_VOLUME, "mountPath": RUN_PATH},))
 
 
 def _part(volume: Volume, claims: Claims, image_volumes: bool) -> Part:

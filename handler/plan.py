@@ -165,7 +165,9 @@ def _drive(seen: Observed, state: State) -> Iterator[Action]:
             yield Again(seen.retry_at - seen.clock + 0.01)
     if seen.brought is not None and seen.brought.made.going:
         yield Again(UNPLUG_SECONDS)
-    if seen.trouble is not None:
+    # Without progress means that it did not run: it does now.
+    is_over = state.runs and seen.trouble is not None and seen.trouble.reason == names.REASON_NO_PROGRESS
+    if seen.trouble is not None and not is_over:
         yield from _say(seen, seen.trouble)
     elif state.runs and seen.brought is not None:
         yield from _run(seen, state, seen.pod, seen.brought)

@@ -56,6 +56,16 @@ BROUGHT = Histogram(
 FAILURES = Counter("hyperlet_handler_bring_failures_total", "VMs that could not be brought up, by reason", ["reason"])
 
 
+class Unchanged(HyperletError):
+    """All went well, and nothing is different: the launcher says Yes and does nothing."""
+
+    reason = names.REASON_NO_PROGRESS
+
+    def __init__(self, sync: bool) -> None:
+        what = "said that it made the virtual machine, which does not run" if sync else "still uses what it let go of"
+        super().__init__(f"the launcher {what}: see the log of the launcher pod")
+
+
 class Machines(Reconciler[Key, Observed]):
     """Drives every VMI of this node."""
 
@@ -274,6 +284,8 @@ class Machines(Reconciler[Key, Observed]):
                 await self._turns.take(machine.launcher.sync(codec.encode(vmi), nics))
                 machine.synced_at = time.monotonic()
             machine.synced = digest(observed.vmi, observed.pod)
+            if await self._is_repeated(observed):
+                raise Unchanged(sync)
             machine.trouble, machine.failures, machine.retry_at = None, 0, 0.0
             BROUGHT.observe(time.monotonic() - began)
             self.log.info(
@@ -291,6 +303,14 @@ class Machines(Reconciler[Key, Observed]):
             machine.task = None
             self.queue.add((observed.vmi.metadata.namespace or "", observed.vmi.metadata.name or ""))
 
+    async def _is_repeated(self, observed: Observed) -> bool:
+        """Whether what was just done would be done again at once, for the same reason: it has changed nothing."""
+        assert observed.pod is not None
+        now = await self.observe((observed.vmi.metadata.namespace or "", observed.vmi.metadata.name or ""))
+        if now is None or now.pod is None or occasion(now.vmi, now.pod) != occasion(observed.vmi, observed.pod):
+            return False
+        return any(isinstance(action, Bring) for action in plan(replace(now, busy=False, retry_at=0.0, trouble=None)))
+
     def _note(self, observed: Observed, machine: Machine, error: HyperletError) -> None:
         machine.failures += 1
         pause = min(LONGEST_PAUSE, 0.1 * 2 ** min(machine.failures, 20))
@@ -305,7 +325,7 @@ class Machines(Reconciler[Key, Observed]):
             machine.tried = occasion(observed.vmi, observed.pod)
         permanent = isinstance(error, SyncRefused) and error.permanent
         # A launcher that is starting, or starts again, is no news; nor is a network that is being joined.
-        if not isinstance(error, LauncherUnavailable | InterfaceMissing) or machine.failures > 5:
+        if not isinstance(error, LauncherUnavailable | InterfaceMissing | Unchanged) or machine.failures > 5:
             machine.trouble = Trouble(reason, error.message, permanent)
         self.log.warning(
             "Could not bring up the VM",

@@ -33,6 +33,8 @@ DELIVERY_SECONDS = 1.0
 """And then to tell the handler."""
 TERM_SECONDS = 3.0
 """What QEMU has from SIGTERM to SIGKILL."""
+MAX_GRACE_SECONDS = 86400.0
+"""A day (api.names has the same number): whatever the pod says, QEMU is ended after this."""
 TRIM_SECONDS = 10.0
 _TICK_MS = 10_000
 _PR_SET_CHILD_SUBREAPER = 36
@@ -337,7 +339,7 @@ def main() -> int:
     prepare(paths)
     if os.getpid() != 1:
         adopt_orphans()
-    grace = float(os.environ.get("HYPERLET_GRACE_SECONDS", "30"))
+    grace = min(float(os.environ.get("HYPERLET_GRACE_SECONDS", "30")), MAX_GRACE_SECONDS)
     return Supervisor(paths, grace, float(os.environ.get("HYPERLET_WAKE_SECONDS", WAKE_SECONDS))).run()
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from api import names
 from api.meta import Duration, Int64
 
 
@@ -25,7 +26,7 @@ class StartOptions(_Options, frozen=True, gc=False):
 class StopOptions(_Options, frozen=True, gc=False):
     """Of stop."""
 
-    gracePeriod: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    gracePeriod: Annotated[int, Meta(ge=0, le=names.MAX_GRACE_SECONDS)] | None = None
     """Seconds until the guest is ended; 0 ends it at once."""
 
 

@@ -88,7 +88,7 @@ class Fake:
 
     def tell(self, **order: Any) -> None:
         """`report={...}` publishes a report, `refuse=[CODE, words]` refuses the next Syncs, `refuse=None` no more,
-        `plugs=False` leaves the NICs of the domain as they are."""
+        `plugs=False` leaves the NICs of the domain as they are, `starts=False` answers Sync and starts nothing."""
         assert self.process.stdin
         self.process.stdin.write(json.dumps(order) + "\n")
         if "start" not in order:
@@ -138,6 +138,7 @@ async def _serve(socket: str, uid: int) -> None:
             self.refuse: list[str] | None = None
             self.syncs: list[pb.SyncRequest] = []
             self.plugs = True
+            self.starts = True
             self.nics: list[dict[str, Any]] = []
 
         def plug(self, request: pb.SyncRequest) -> None:
@@ -166,7 +167,7 @@ async def _serve(socket: str, uid: int) -> None:
                 self.plug(request)
             if self.refuse:
                 await context.abort(grpc.StatusCode[self.refuse[0]], self.refuse[1])
-            if self.report.state == pb.DOMAIN_STATE_NONE:
+            if self.report.state == pb.DOMAIN_STATE_NONE and self.starts:
                 document = json.loads(request.vmi)
                 await self.publish(
                     nics=self.nics,
@@ -220,6 +221,8 @@ async def _serve(socket: str, uid: int) -> None:
             await service.publish(**order["report"])
         if "refuse" in order:
             service.refuse = order["refuse"]
+        if "starts" in order:
+            service.starts = order["starts"]
         if "plugs" in order:
             service.plugs = order["plugs"]
         print("done", flush=True)

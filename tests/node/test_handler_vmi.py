@@ -390,6 +390,22 @@ async def test_flapping_launcher_does_not_flood_the_api(kube, lab, pods):
         await until(lambda: kube.status()["phase"] == "Succeeded")
 
 
+async def test_launcher_that_says_yes_and_starts_nothing_is_asked_less_and_less_often(kube, lab, pods):
+    launcher = lab.launcher()
+    launcher.tell(starts=False)
+    given(kube, lab)
+    async with handler(kube, pods):
+        await until(lambda: "does not run" in kube.condition("Synchronized").get("message", ""), seconds=60)
+        # Told after the sixth round in vain; pauses of 0.2, 0.4, ... 6.4 s came before: no more rounds than that.
+        assert 6 <= len(launcher.syncs()) <= 8
+        assert kube.condition("Synchronized")["reason"] == "NoProgress"
+        launcher.tell(starts=True)
+        launcher.tell(report={"state": "DOMAIN_STATE_RUNNING"})
+        await until(lambda: kube.status()["phase"] == "Running")
+    assert kube.condition("Synchronized")["status"] == "True"
+    assert [reason for _, reason, _ in kube.events] == ["NoProgress", "Started"]
+
+
 async def test_api_server_away_for_a_while(kube, lab, pods):
     launcher = lab.launcher()
     given(kube, lab)

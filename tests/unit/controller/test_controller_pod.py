@@ -144,3 +144,48 @@ def test_overhead_grows_with_what_the_vm_has() -> None:
     assert of(memory={"guest": "3Gi"}) == small + 4
     assert of(devices={"autoattachGraphicsDevice": False}) == small - (overhead.GRAPHICS >> 20)
     assert of(memory={"guest": "1Gi", "reservedOverhead": {"addedOverhead": "10Mi"}}) == small + 10
+
+
+def _pod_with(**spec: Any) -> dict[str, Any]:
+    document = yaml.safe_load((GOLDEN / "minimal" / "vmi.yaml").read_text())
+    document["spec"] |= spec
+    instance = defaults.default_vmi(msgspec.convert(document, VirtualMachineInstance))
+    made: dict[str, Any] = pod.launcher_pod(instance, Settings(), CLAIMS, NETWORKS)["spec"]
+    return made
+
+
+def test_pod_waits_a_day_at_most_for_its_guest() -> None:
+    made = _pod_with(terminationGracePeriodSeconds=10_000_000_000_000)
+    assert made["terminationGracePeriodSeconds"] == 86430
+    assert {"name": "HYPERLET_GRACE_SECONDS", "value": "86400"} in made["containers"][0]["env"]
+
+
+EMPTY_DISK = {"name": "scratch", "emptyDisk": {"capacity": "1Gi"}}
+IMAGE = {"name": "root", "containerDisk": {"image": "registry.local/disk:1"}}
+SEED = {"name": "seed", "cloudInitNoCloud": {"userData": "#cloud-config"}}
+
+
+@pytest.mark.parametrize(
+    ("volumes", "resources", "limit", "requests", "limits"),
+    [
+        ([], {}, "128Mi", "48Mi", None),
+        ([SEED], {}, "136Mi", "56Mi", None),
+        # Capacity, a 4096th of it for qcow2's tables and 2 MiB, and the pod's own.
+        ([EMPTY_DISK], {}, "1181952Ki", "1100032Ki", None),
+        # What a guest writes over an image has no limit but the one that the VM's author sets.
+        ([IMAGE], {}, None, "112Mi", None),
+        ([IMAGE], {"limits": {"ephemeral-storage": "1Gi"}}, None, "112Mi", "1072Mi"),
+        ([IMAGE], {"limits": {"ephemeral-storage": "8Mi"}}, None, "56Mi", "56Mi"),
+        ([IMAGE, EMPTY_DISK], {"requests": {"ephemeral-storage": "10Gi"}}, None, "10288Mi", None),
+    ],
+)
+def test_ephemeral_storage(
+    volumes: list[Any], resources: dict[str, Any], limit: str | None, requests: str, limits: str | None
+) -> None:
+    domain = {"devices": {}, "memory": {"guest": "1Gi"}, "resources": resources}
+    made = _pod_with(domain=domain, volumes=volumes)
+    (run,) = [volume for volume in made["volumes"] if volume["name"] == "hyperlet"]
+    assert run["emptyDir"].get("sizeLimit") == limit
+    amounts = made["containers"][0]["resources"]
+    assert amounts["requests"]["ephemeral-storage"] == requests
+    assert amounts["limits"].get("ephemeral-storage") == limits

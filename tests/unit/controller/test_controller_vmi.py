@@ -358,6 +358,20 @@ def test_a_grace_period_that_was_changed_since_is_honoured() -> None:
     assert action.grace_seconds == 90
 
 
+def test_a_grace_period_longer_than_a_day_ends_after_a_day() -> None:
+    made = pod("running")
+    made = msgspec.structs.replace(
+        made, spec=msgspec.structs.replace(made.spec, terminationGracePeriodSeconds=10_000_000_000_030)
+    )
+    absurd = {**SPEC, "terminationGracePeriodSeconds": 10_000_000_000_000}
+    (action,) = see(vmi("Running", stamps=RUNNING, deleting=True, spec=absurd), pod=made)
+    assert action.grace_seconds == 86400
+    # And the forced stop of such a one: at once.
+    hurried = {**SPEC, "terminationGracePeriodSeconds": 0}
+    (action,) = see(vmi("Running", stamps=RUNNING, deleting=True, spec=hurried), pod=made)
+    assert action.grace_seconds == 1
+
+
 def test_a_grace_period_that_is_shortened_during_the_end_hurries_it() -> None:
     ending = pod("running", deleting=True)
     ending = msgspec.structs.replace(
