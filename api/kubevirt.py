@@ -219,7 +219,12 @@ class KubeVirt(Object):
     """What there is."""
 
 
-def configuration_of(objects: Iterable[KubeVirt]) -> KubeVirtConfiguration:
-    """The configuration of the KubeVirt CR (the oldest, if somebody made two); defaults when there is none."""
+def spec_of(objects: Iterable[KubeVirt]) -> KubeVirtSpec:
+    """The spec of the KubeVirt CR (the oldest, if somebody made two); an empty one when there is none."""
     by_age = sorted(objects, key=lambda kv: (kv.metadata.creationTimestamp or "", kv.metadata.name or ""))
-    return (by_age[0].spec.configuration if by_age else None) or KubeVirtConfiguration()
+    return by_age[0].spec if by_age else KubeVirtSpec()
+
+
+def configuration_of(objects: Iterable[KubeVirt]) -> KubeVirtConfiguration:
+    """The configuration of the KubeVirt CR; defaults when there is none."""
+    return spec_of(objects).configuration or KubeVirtConfiguration()

@@ -222,6 +222,19 @@ REASON_VMI_NOT_EXISTS: Final = "VMINotExists"
 REASON_UNSCHEDULABLE: Final = "Unschedulable"
 REASON_ERR_IMAGE_PULL: Final = "ErrImagePull"
 REASON_IMAGE_PULL_BACKOFF: Final = "ImagePullBackOff"
+# What the kubelet says of a container whose image, or an image volume of it, it cannot bring (and ImagePullBackOff
+# between two tries); the last is our own, where no kubelet looked.
+REASONS_NO_IMAGE: Final = frozenset(
+    {
+        REASON_ERR_IMAGE_PULL,
+        "ErrImageNeverPull",
+        "InvalidImageName",
+        "ImageInspectError",
+        "RegistryUnavailable",
+        "SignatureValidationFailed",
+        "ImagePullFailed",
+    }
+)
 REASON_FAILED_PVC_NOT_FOUND: Final = "FailedPvcNotFound"
 REASON_NETWORK_NOT_FOUND: Final = "NetworkAttachmentDefinitionNotFound"
 REASON_SYNC_FAILED: Final = "SyncFailed"

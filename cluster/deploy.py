@@ -72,8 +72,24 @@ def built_images() -> dict[str, dict[str, str]]:
     return images
 
 
-def overlay(images: dict[str, dict[str, str]], registry: str) -> Path:
-    """A kustomization in `.run/deploy` that puts the built images' names into `manifests/`."""
+def has_image_volumes(kubectl: Kubectl) -> bool:
+    """Whether the API server keeps a pod's `volumes[].image`: tried with a pod that is not made."""
+    container = {"name": "trial", "image": "hyperlet.local/trial:1"}
+    volume = {"name": "trial", "image": {"reference": "hyperlet.local/trial:1"}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "hyperlet-trial", "namespace": "default"},
+        "spec": {"containers": [container], "volumes": [volume]},
+    }
+    said = kubectl(
+        "create", "--dry-run=server", "--validate=false", "-o", "json", "-f", "-", stdin=json.dumps(pod), check=False
+    )
+    return bool(said) and any("image" in each for each in json.loads(said)["spec"]["volumes"])
+
+
+def overlay(images: dict[str, dict[str, str]], registry: str, components: Sequence[str] = ()) -> Path:
+    """A kustomization in `.run/deploy` that puts the built images' names into `manifests/`, with these components."""
     folder = RUN / "deploy"
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
@@ -86,6 +102,7 @@ def overlay(images: dict[str, dict[str, str]], registry: str) -> Path:
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [os.path.relpath(ROOT / "manifests", folder)],
+        "components": [os.path.relpath(ROOT / "manifests" / "components" / name, folder) for name in components],
         # Said again here: an overlay does not inherit where image names stand.
         "configurations": ["image-references.yaml"],
         "images": entries,
@@ -244,7 +261,8 @@ def up(console: Console) -> None:
         run(console, "Images onto the nodes", ["-m", "cluster", "load", *(i["archive"] for i in images.values())])
     console.say("Hyperlet")
     kubectl = Kubectl(kubeconfig)
-    apply(console, kubectl, overlay(images, registry), emulation=not existing)
+    components = [] if has_image_volumes(kubectl) else ["containerd-socket"]
+    apply(console, kubectl, overlay(images, registry, components), emulation=not existing)
     with_example = not existing or bool(registry)
     if with_example:
         example(console, kubectl, curl=not existing)

@@ -58,11 +58,24 @@ async def serve(kube: Kube) -> None:
         kvm=cluster.settings.kvm_offered,
     )
     asyncio.get_running_loop().call_later(SETTLED_SECONDS, memory.settle)
+    async with asyncio.TaskGroup() as group:
+        if not cluster.image_volumes:
+            group.create_task(_await_image_volumes(kube, namespace, cluster))
+        group.create_task(_lead(leader, loops))
+
+
+async def _lead(leader: Leader, loops: list[Loop]) -> None:
     while True:
         try:
             await leader.lead(_work(loops, policies))
         except LeadershipLost as error:
             _log.error("Lost the leadership: nothing is done until it is won again", why=str(error))
+
+
+async def _await_image_volumes(kube: Kube, namespace: str, cluster: Cluster) -> None:
+    await image_volumes.appear(kube, namespace)
+    _log.info("The API server has image volumes by now: new launcher pods use them")
+    cluster.use_image_volumes()
 
 
 def _endpoints(kube: Kube, cluster: Cluster, leader: Leader) -> health.Health:

@@ -1,17 +1,17 @@
 """All that the controller knows of the cluster: its caches, what they are indexed by, and the settings in force."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from api import names
+from api.configuration import KubeVirtConfiguration
 from api.k8s import Event, Node, PersistentVolumeClaim, Pod
 from api.kubevirt import KubeVirt
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
 from controller import pod_networks, volumes
-from controller.config import Settings, configuration_of, launcher_image, offers_kvm
+from controller.config import Settings, launcher_image, launcher_pull_policy, offers_kvm, pull_secrets, spec_of
 from controller.definitions import Definitions, NetworkAttachmentDefinition
 from controller.node_health import NodeHealth
 from controller.pod import pod_name
@@ -81,14 +81,21 @@ class Cluster:
     def _forget(self) -> None:
         self._settings = None
 
+    def use_image_volumes(self) -> None:
+        """From now on launcher pods have their images as image volumes."""
+        self.image_volumes = True
+        self._forget()
+
     @property
     def settings(self) -> Settings:
         """The settings in force, worked out again after a change of a node or of the KubeVirt CR."""
         if self._settings is None:
+            spec = spec_of(self.kubevirts.all())
             self._settings = Settings(
                 launcher_image=launcher_image(),
-                launcher_pull_policy=os.environ.get("HYPERLET_LAUNCHER_PULL_POLICY") or None,
-                configuration=configuration_of(self.kubevirts.all()),
+                launcher_pull_policy=launcher_pull_policy(spec),
+                pull_secrets=pull_secrets(spec),
+                configuration=spec.configuration or KubeVirtConfiguration(),
                 kvm_offered=offers_kvm(self.nodes.all()),
                 image_volumes=self.image_volumes,
             )

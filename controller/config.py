@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from api import names
 from api.configuration import DeveloperConfiguration, KubeVirtConfiguration
 from api.k8s import Node
+from api.kubevirt import KubeVirtSpec
 from api.kubevirt import configuration_of as configuration_of
+from api.kubevirt import spec_of as spec_of
 
 DEFAULT_CPU_ALLOCATION_RATIO = 10
 DEFAULT_LAUNCHER_IMAGE = "hyperlet.local/launcher:dev"
@@ -19,6 +21,8 @@ class Settings:
 
     launcher_image: str = DEFAULT_LAUNCHER_IMAGE
     launcher_pull_policy: str | None = None
+    pull_secrets: tuple[str, ...] = ()
+    """Secrets of the VM's namespace with which the kubelet pulls the launcher's image."""
     configuration: KubeVirtConfiguration = field(default_factory=KubeVirtConfiguration)
     kvm_offered: bool = False
     """Some node that takes VMs has KVM."""
@@ -57,6 +61,17 @@ class Settings:
 def launcher_image() -> str:
     """The launcher's image, of HYPERLET_LAUNCHER_IMAGE."""
     return os.environ.get("HYPERLET_LAUNCHER_IMAGE") or DEFAULT_LAUNCHER_IMAGE
+
+
+def launcher_pull_policy(spec: KubeVirtSpec) -> str | None:
+    """When the launcher's image is pulled: HYPERLET_LAUNCHER_PULL_POLICY, else the KubeVirt CR's; None: by its tag."""
+    configured = spec.configuration.imagePullPolicy if spec.configuration else None
+    return os.environ.get("HYPERLET_LAUNCHER_PULL_POLICY") or configured or spec.imagePullPolicy
+
+
+def pull_secrets(spec: KubeVirtSpec) -> tuple[str, ...]:
+    """The KubeVirt CR's imagePullSecrets, each once."""
+    return tuple(dict.fromkeys(secret.name for secret in spec.imagePullSecrets or () if secret.name))
 
 
 def offers_kvm(nodes: Iterable[Node]) -> bool:

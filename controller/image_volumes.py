@@ -1,13 +1,19 @@
 """Whether the API server keeps image volumes in pods: asked once, by a pod that is created on trial only."""
 
+import asyncio
 import os
 from typing import Any
 
 import msgspec
 
-from api.errors import HyperletError
+from api.errors import Forbidden, HyperletError, InvalidObject
 from kit import kinds, log
 from kit.kube import Kube
+
+AGAIN_SECONDS = 2.0
+"""Until the next try, when the API server gave no answer to go by."""
+UPDATE_SECONDS = 600.0
+"""Between two looks whether a server without image volumes has them by now."""
 
 _log = log.logger(component="image-volumes")
 
@@ -25,32 +31,52 @@ class TrialPod(msgspec.Struct, gc=False):
 kinds.register(TrialPod, kinds.Resource("", "v1", "Pod", "pods"))
 
 
+_TRIAL = {
+    "metadata": {"generateName": "hyperlet-trial-"},
+    "spec": {
+        "containers": [
+            {
+                "name": "trial",
+                "image": "hyperlet.local/trial:1",
+                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                "volumeMounts": [{"name": "trial", "mountPath": "/trial"}],
+            }
+        ],
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "volumes": [{"name": "trial", "image": {"reference": "hyperlet.local/trial:1"}}],
+    },
+}
+
+
 async def supported(kube: Kube, namespace: str) -> bool:
     """Whether a pod's `volumes[].image` survives a dry-run create; `HYPERLET_IMAGE_VOLUMES=always|never` overrules.
 
-    Where the server refuses the trial or does not know the field, the answer is no: the handler brings the images.
+    A server where image volumes are switched off refuses the volume as one without a source; one that does not know
+    them drops the field. Where a quota or a policy refuses the trial pod, they are taken to be there: of the supported
+    versions only the oldest has none. A server that is away is asked again.
     """
     forced = os.environ.get("HYPERLET_IMAGE_VOLUMES", "auto")
     if forced in ("always", "never"):
         return forced == "always"
-    pod = {
-        "metadata": {"generateName": "hyperlet-trial-"},
-        "spec": {
-            "containers": [
-                {
-                    "name": "trial",
-                    "image": "hyperlet.local/trial:1",
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                    "volumeMounts": [{"name": "trial", "mountPath": "/trial"}],
-                }
-            ],
-            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-            "volumes": [{"name": "trial", "image": {"reference": "hyperlet.local/trial:1"}}],
-        },
-    }
-    try:
-        kept = await kube.create(TrialPod, pod, namespace, dry_run=True)
-    except HyperletError as error:
-        _log.info("The API server refuses image volumes", why=error.message)
-        return False
-    return any("image" in volume for volume in kept.spec.volumes)
+    while True:
+        try:
+            kept = await kube.create(TrialPod, _TRIAL, namespace, dry_run=True)
+        except (InvalidObject, Forbidden) as error:
+            if isinstance(error, InvalidObject) and any(
+                fault.path.startswith("spec.volumes") for fault in error.faults
+            ):
+                _log.info("The API server has no image volumes", why=error.message)
+                return False
+            _log.warning("The API server refuses the trial of image volumes: taken to be there", why=error.message)
+            return True
+        except HyperletError as error:
+            _log.warning("Cannot ask whether there are image volumes: asked again", why=error.message)
+            await asyncio.sleep(AGAIN_SECONDS)
+        else:
+            return any("image" in volume for volume in kept.spec.volumes)
+
+
+async def appear(kube: Kube, namespace: str) -> None:
+    """Returns when a server that had none has image volumes: it was updated meanwhile."""
+    while not await supported(kube, namespace):  # noqa: ASYNC110 - it is another process that changes
+        await asyncio.sleep(UPDATE_SECONDS)

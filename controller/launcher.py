@@ -18,7 +18,9 @@ from api.k8s import (
     PersistentVolumeClaim,
     Pod,
 )
-from controller import conditions
+from api.vmi import VirtualMachineInstanceSpec
+from controller import conditions, image_troubles
+from controller.image_troubles import IMAGE_REASONS
 
 END_PHASES = frozenset({"Succeeded", "Failed"})
 STILL_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
@@ -121,13 +123,16 @@ def _reason(text: str | None) -> str | None:
 
 def troubles(
     pod: Pod,
+    spec: VirtualMachineInstanceSpec,
     claims: Mapping[str, PersistentVolumeClaim],
     warning: tuple[str, str] | None,
+    lasting: bool,
     known: Any,
 ) -> list[dict[str, Any]]:
     """The conditions that say why the pod does not run yet.
 
-    `warning` is the latest Warning Event about the pod (reason, message), `known` the VMI's Synchronized condition.
+    `warning` is the latest Warning Event about the pod (reason, message), `lasting` whether the pod has been on its
+    node for so long that the Event counts by itself, `known` the VMI's Synchronized condition.
     """
     scheduled = conditions.find(pod.status.conditions, names.CONDITION_POD_SCHEDULED)
     if scheduled is not None and scheduled.status == names.FALSE:
@@ -135,8 +140,11 @@ def troubles(
     status = compute(pod)
     waiting = status.state.waiting if status and status.state else None
     if waiting is not None and (waiting.reason or "") not in STILL_STARTING:
-        return [_not_running(waiting, known)]
-    if warning is not None:
+        if waiting.reason in IMAGE_REASONS:
+            return [_no_image(waiting, known, spec, image(pod) or "", warning)]
+        reason = _reason(waiting.reason) or "ContainerWaiting"
+        return [conditions.make(names.CONDITION_SYNCHRONIZED, False, reason, waiting.message or "")]
+    if warning is not None and lasting:
         return [conditions.make(names.CONDITION_SYNCHRONIZED, False, _reason(warning[0]) or "PodWarning", warning[1])]
     return []
 
@@ -150,12 +158,20 @@ def _unscheduled(scheduled: Any, claims: Mapping[str, PersistentVolumeClaim]) ->
     return conditions.make(names.CONDITION_POD_SCHEDULED, False, reason, message)
 
 
-def _not_running(waiting: ContainerStateWaiting, known: Any) -> dict[str, Any]:
-    """The kubelet swings between ErrImagePull (with the cause) and ImagePullBackOff (without): keep the cause."""
+def _no_image(
+    waiting: ContainerStateWaiting,
+    known: Any,
+    spec: VirtualMachineInstanceSpec,
+    launcher_image: str,
+    warning: tuple[str, str] | None,
+) -> dict[str, Any]:
+    """The kubelet swings between ErrImagePull and ImagePullBackOff, which may come without the cause: keep both."""
     reason, message = waiting.reason or "", waiting.message or ""
     pulling = (names.REASON_ERR_IMAGE_PULL, names.REASON_IMAGE_PULL_BACKOFF)
+    sentence = image_troubles.told(reason, message, spec, launcher_image, warning)
     if known is not None and known.reason in pulling and reason in pulling:
         if known.reason == names.REASON_IMAGE_PULL_BACKOFF:
             reason = known.reason
-        message = known.message or message
-    return conditions.make(names.CONDITION_SYNCHRONIZED, False, _reason(reason) or "ContainerWaiting", message)
+        if not image_troubles.cause(message):
+            sentence = known.message or sentence
+    return conditions.make(names.CONDITION_SYNCHRONIZED, False, reason, sentence)

@@ -122,7 +122,8 @@ def _owner(vmi: VirtualMachineInstance) -> Json:
 def _spec(vmi: VirtualMachineInstance, settings: Settings, claims: Claims, definitions: Definitions) -> Json:
     spec = vmi.spec
     parts = volumes.parts(spec, claims, settings.image_volumes)
-    pull_secrets = dict.fromkeys(secret for part in parts for secret in part.pull_secrets)
+    # Named ones keep the admission plugin from adding those of the service account, so all must be here.
+    pull_secrets = dict.fromkeys([*(secret for part in parts for secret in part.pull_secrets), *settings.pull_secrets])
     return _present(
         {
             "restartPolicy": "Never",

@@ -50,12 +50,7 @@ def printable_status(
         (names.STATUS_PVC_NOT_FOUND, lambda: trouble == names.REASON_FAILED_PVC_NOT_FOUND),
         (names.STATUS_WAITING_FOR_VOLUME, lambda: scheduled == launcher.REASON_WAITING_FOR_VOLUME),
         (names.STATUS_UNSCHEDULABLE, lambda: scheduled is not None),
-        (
-            names.STATUS_ERR_IMAGE_PULL,
-            lambda: (
-                trouble in (names.REASON_ERR_IMAGE_PULL, "ErrImageNeverPull", "InvalidImageName", "ImagePullFailed")
-            ),
-        ),
+        (names.STATUS_ERR_IMAGE_PULL, lambda: trouble in names.REASONS_NO_IMAGE),
         (names.STATUS_IMAGE_PULL_BACKOFF, lambda: trouble == names.REASON_IMAGE_PULL_BACKOFF),
         (names.STATUS_STARTING, lambda: live or (decision is not None and decision.want is Want.START)),
         (names.STATUS_CRASH_LOOP, lambda: decision is not None and decision.want is Want.WAIT),

@@ -130,8 +130,8 @@ def _progress(seen: Observed, pod: Pod) -> Iterator[Action | Again]:
     vmi, status, stamp = seen.vmi, status_of(seen.vmi), format_time(seen.now)
     running = launcher.is_running(pod)
     known = conditions.find(status.conditions, names.CONDITION_SYNCHRONIZED)
-    warning = seen.warning if seen.bound_for >= WARNING_SECONDS else None
-    troubles = [] if running else launcher.troubles(pod, seen.claims, warning, known)
+    lasting = seen.bound_for >= WARNING_SECONDS
+    troubles = [] if running else launcher.troubles(pod, vmi.spec, seen.claims, seen.warning, lasting, known)
     merged = conditions.merged(
         status.conditions,
         [_not_ready("The guest is not running yet"), *troubles],

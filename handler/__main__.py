@@ -1,8 +1,9 @@
 """The handler: `python -m handler` on every node, as root, in the host's pid namespace.
 
 Environment: NODE_NAME (required), POD_IP (where the gateway is served; without it it is not), HYPERLET_CONTAINERD
-(socket), HYPERLET_HEALTH_PORT (default 8080), HYPERLET_LOG, HYPERLET_CNI_BIN and HYPERLET_CNI_CONF
-(where the node's CNI plugins and configurations are, if not at the usual places; folders, separated by colons).
+(socket, if not at the usual places; needed only where the API server has no image volumes), HYPERLET_HEALTH_PORT
+(default 8080), HYPERLET_LOG, HYPERLET_CNI_BIN and HYPERLET_CNI_CONF (where the node's CNI plugins and configurations
+are, if not at the usual places; folders, separated by colons).
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from handler.attachments import Attachments
 from handler.bridges import Bridges
 from handler.bringing import Bringer
 from handler.certificate import NodeCertificate
-from handler.containerd import Containerd
+from handler.containerd import Containerd, find_socket
 from handler.heartbeat import Heartbeat, State
 from handler.images import Images
 from handler.pod_networks import PodNetworks
@@ -39,7 +40,8 @@ async def serve(node: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     kube = Kube.connect("handler", host=node)
-    client = Containerd(os.environ.get("HYPERLET_CONTAINERD") or None)
+    socket = find_socket()
+    client = Containerd(socket) if socket else None
     images = Images(client)
     plugins = deviceplugin.standard()
     kvm, tun, _ = plugins
@@ -58,7 +60,8 @@ async def serve(node: str) -> None:
     machines.pods.start()
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(kube.close)
-        stack.push_async_callback(client.close)
+        if client is not None:
+            stack.push_async_callback(client.close)
         stack.push_async_callback(endpoints.close)
         stack.push_async_callback(attachments.close)
         stack.push_async_callback(machines.close)

@@ -75,11 +75,18 @@ def chain_id(diff_ids: Sequence[str]) -> str:
     return chain
 
 
+def find_socket() -> str | None:
+    """containerd's socket, if the handler has one: HYPERLET_CONTAINERD, else the usual places."""
+    return os.environ.get("HYPERLET_CONTAINERD") or next(
+        (path for path in SOCKETS if pathlib.Path(path).exists()), None
+    )
+
+
 class Containerd:
     """A client of one containerd. Close it."""
 
-    def __init__(self, socket: str | None = None, namespace: str = NAMESPACE) -> None:
-        self.socket = socket or next((path for path in SOCKETS if pathlib.Path(path).exists()), SOCKETS[0])
+    def __init__(self, socket: str, namespace: str = NAMESPACE) -> None:
+        self.socket = socket
         self._metadata = (("containerd-namespace", namespace),)
         self._channel = grpc.aio.insecure_channel(
             f"unix:{self.socket}",

@@ -1,7 +1,8 @@
 """containerDisk and kernelBoot images, shown to a launcher without a container of their own.
 
-Needed only where the API server has no image volumes. The image comes from the node's containerd, pulled if need be; a
-view of its snapshot becomes a detached mount, which is moved to /images/<volume> in the launcher's mount namespace.
+Needed only where the API server has no image volumes, and possible only where the handler has containerd's socket
+(manifests/components/containerd-socket). The image comes from the node's containerd, pulled if need be; a view of its
+snapshot becomes a detached mount, which is moved to /images/<volume> in the launcher's mount namespace.
 Nothing in the image is looked at here: that is the unprivileged launcher's business.
 """
 
@@ -28,6 +29,11 @@ _BACKOFF_SECONDS = (5.0, 300.0)
 _REMEMBERED = 1000
 """Images that could not be pulled: anybody may ask for as many as they can think of."""
 
+_NO_WAY = (
+    "image {image} cannot come to the launcher: this Kubernetes has no image volumes (they are on by "
+    "default since 1.35), and the handler has no containerd socket; deploy with manifests/components/containerd-socket"
+)
+
 _log = log.logger(component="images")
 
 
@@ -39,6 +45,11 @@ class Wanted:
     image: str
     policy: str | None
     secret: str | None
+
+    @property
+    def what(self) -> str:
+        """The field that names it, for messages."""
+        return "firmware.kernelBoot.container" if self.volume == KERNEL_BOOT else f"volume {self.volume}"
 
 
 def wanted_by(vmi: VirtualMachineInstance) -> list[Wanted]:
@@ -64,9 +75,9 @@ def key_of(pod_uid: str, volume: str) -> str:
 
 
 class Images:
-    """The images of this node's launchers."""
+    """The images of this node's launchers. `client` is None where the handler has no socket of a container runtime."""
 
-    def __init__(self, client: containerd.Containerd, host_mounts: str = "/proc/1/ns/mnt") -> None:
+    def __init__(self, client: containerd.Containerd | None, host_mounts: str = "/proc/1/ns/mnt") -> None:
         self._client = client
         self._host_mounts = host_mounts
         self._failures: OrderedDict[str, tuple[int, float, str]] = OrderedDict()
@@ -83,41 +94,47 @@ class Images:
         try:
             if await proc.isolated(lambda: _has(process, item.volume)):
                 return False
-            chain = await self._snapshot(item)
-            views = await self._client.view(key_of(pod_uid, item.volume), chain, pod_uid)
+            client = self._client
+            if client is None:
+                raise ImagePullFailed(_NO_WAY.format(image=item.image))
+            chain = await self._snapshot(client, item)
+            views = await client.view(key_of(pod_uid, item.volume), chain, pod_uid)
             await proc.isolated(lambda: self._show(process, item.volume, views))
+        except ImagePullFailed as error:
+            error.message = f"{item.what}: {error.message}"
+            raise
         except OSError as error:
             raise ImagePullFailed(
-                f"image {item.image} cannot be shown to the launcher: {error.strerror or error}"
+                f"{item.what}: image {item.image} cannot be shown to the launcher: {error.strerror or error}"
             ) from error
         return True
 
-    async def _snapshot(self, item: Wanted) -> str:
+    async def _snapshot(self, client: containerd.Containerd, item: Wanted) -> str:
         policy = containerd.pull_policy(item.image, item.policy)
         if policy != "Always":
             try:
-                return await self._client.top_snapshot(item.image)
+                return await client.top_snapshot(item.image)
             except containerd.ImageMissing:
                 if policy == "Never":
                     raise
         if item.secret:
             try:
-                return await self._client.top_snapshot(item.image)
+                return await client.top_snapshot(item.image)
             except containerd.ImageMissing as error:
                 raise ImagePullFailed(
                     f"image {item.image} is not on the node, and pulling it with imagePullSecret "
                     f"{item.secret} needs a Kubernetes with image volumes"
                 ) from error
-        await self._pull(item.image)
-        return await self._client.top_snapshot(item.image)
+        await self._pull(client, item.image)
+        return await client.top_snapshot(item.image)
 
-    async def _pull(self, image: str) -> None:
+    async def _pull(self, client: containerd.Containerd, image: str) -> None:
         """Pulls, or says again what went wrong when the next try is not due yet: many VMs may want one image."""
         count, due, words = self._failures.get(image, (0, 0.0, ""))
         if (left := due - time.monotonic()) > 0:
             raise PullRefused(words, left)
         try:
-            await self._client.pull(image)
+            await client.pull(image)
         except PullRefused as error:
             first, longest = _BACKOFF_SECONDS
             pause = min(longest, first * 2**count)
@@ -142,13 +159,17 @@ class Images:
 
     async def forget(self, pod_uid: str) -> None:
         """Lets go of a pod's images. Raises ImagePullFailed."""
+        if self._client is None:
+            return
         for key, owner in (await self._client.leases()).items():
             if owner == pod_uid:
                 await self._client.drop(key)
 
     async def sweep(self, living: Collection[str]) -> list[str]:
         """Lets go of the images of every pod that is not among the living; returns what was dropped."""
-        dropped = []
+        dropped: list[str] = []
+        if self._client is None:
+            return dropped
         for key, owner in (await self._client.leases()).items():
             if owner not in living:
                 await self._client.drop(key)

@@ -258,9 +258,9 @@ def test_an_image_that_cannot_be_pulled_is_told_twice_at_most() -> None:
     writes = 0
     for reason, message in [
         ("ErrImagePull", "no such image x:1"),
-        ("ImagePullBackOff", "Back-off"),
+        ("ImagePullBackOff", 'Back-off pulling image "x:1": ErrImagePull: no such image x:1'),
         ("ErrImagePull", "no such image x:1"),
-        ("ImagePullBackOff", "Back-off"),
+        ("ImagePullBackOff", 'Back-off pulling image "x:1"'),
     ]:
         for action in see(instance, pod=pod("bound", gate="True", waiting={"reason": reason, "message": message})):
             if isinstance(action, Patch):
