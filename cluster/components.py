@@ -176,6 +176,9 @@ state = "/run/containerd"
   [plugins."io.containerd.cri.v1.images".pinned_images]
     sandbox = "{PAUSE_IMAGE}"
 
+  [plugins."io.containerd.cri.v1.images".registry]
+    config_path = "/etc/containerd/certs.d"
+
 [plugins."io.containerd.cri.v1.runtime"]
   # A root without CAP_SYS_RESOURCE cannot lower oom_score_adj; without this every sandbox would fail there.
   restrict_oom_score_adj = true

@@ -102,6 +102,7 @@ class Images:
             await proc.isolated(lambda: self._show(process, item.volume, views))
         except ImagePullFailed as error:
             error.message = f"{item.what}: {error.message}"
+            error.args = (error.message,)
             raise
         except OSError as error:
             raise ImagePullFailed(

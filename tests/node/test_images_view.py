@@ -240,6 +240,19 @@ async def test_failed_pull_backs_off_in_words(provider, container):
         assert 0 < second.value.again_in <= first.value.again_in <= 5
 
 
+async def test_without_a_socket_the_component_that_brings_it_is_named(container, provider):
+    without = images.Images(None, host_mounts="/proc/self/ns/mnt")
+    with pytest.raises(
+        ImagePullFailed, match=r"volume disk0: image registry.test/one:1 .*components/containerd-socket"
+    ):
+        await without.provide(container.process, POD, [wanted("registry.test/one:1")])
+    # What is there already, as from the kubelet, needs nobody's socket.
+    await provider.provide(container.process, POD, [wanted("registry.test/one:1")])
+    assert await without.provide(container.process, POD, [wanted("registry.test/one:1")]) == []
+    await without.forget(POD)
+    assert await without.sweep([]) == []
+
+
 async def test_no_containerd_is_said(container):
     client = containerd.Containerd("/nonexistent/containerd.sock")
     provider = images.Images(client, host_mounts="/proc/self/ns/mnt")

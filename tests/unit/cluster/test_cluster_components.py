@@ -80,6 +80,8 @@ def test_containerd_knows_the_pause_image_and_the_plugins() -> None:
     assert config["plugins"]["io.containerd.cri.v1.images"]["pinned_images"]["sandbox"] == components.PAUSE_IMAGE
     assert runtime["restrict_oom_score_adj"] is True
     assert runtime["cni"]["bin_dirs"] == ["/usr/lib/cni"]
+    # Where a node looks for the certificate authority, or plain HTTP address, of a registry.
+    assert config["plugins"]["io.containerd.cri.v1.images"]["registry"]["config_path"] == "/etc/containerd/certs.d"
     assert config["grpc"]["address"] == "/run/containerd/containerd.sock"
 
 

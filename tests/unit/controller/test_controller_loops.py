@@ -587,3 +587,46 @@ async def test_image_volumes_are_found_out_without_making_a_pod(world: World, ke
     async with Kube.connect("controller", world.config) as kube:
         assert await image_volumes.supported(kube, "default") is keeps
     assert not world.api.of("pods")
+
+
+NO_SOURCE = {"reason": "FieldValueRequired", "field": "spec.volumes[0]", "message": "must specify a volume type"}
+POLICY = {"reason": "FieldValueForbidden", "field": "spec.containers[0].image", "message": "not from our registry"}
+
+
+@pytest.mark.parametrize(
+    "refusals, answer",
+    [
+        ([Refusal(422, "Invalid", "spec.volumes[0]: must specify a volume type", [NO_SOURCE])], False),
+        ([Refusal(422, "Invalid", "refused by a policy", [POLICY])], True),
+        ([Refusal(403, "Forbidden", "exceeded quota")], True),
+        ([Refusal(503, "ServiceUnavailable", "no etcd leader"), Refusal(500, "InternalError", "no webhook")], True),
+    ],
+)
+async def test_what_is_no_answer_about_image_volumes_is_not_taken_for_no(
+    world: World, monkeypatch: pytest.MonkeyPatch, refusals: list[Refusal], answer: bool
+) -> None:
+    monkeypatch.setattr(image_volumes, "AGAIN_SECONDS", 0.01)
+    world.api.keeps_image_volumes = True
+    waiting = list(refusals)
+    world.api.refuse = lambda verb, plural, body: waiting.pop(0) if plural == "pods" and waiting else None
+    async with Kube.connect("controller", world.config) as kube:
+        assert await image_volumes.supported(kube, "default") is answer
+    assert not waiting and not world.api.of("pods")
+
+
+async def test_a_server_that_is_updated_gets_image_volumes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_volumes, "UPDATE_SECONDS", 0.01)
+    async with Kube.connect("controller", world.config) as kube:
+        waiting = asyncio.create_task(image_volumes.appear(kube, "default"))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        world.api.keeps_image_volumes = True
+        await asyncio.wait_for(waiting, 30)
+
+
+async def test_pods_made_after_the_servers_update_use_image_volumes(world: World) -> None:
+    await world.start()
+    assert world.cluster is not None
+    assert world.cluster.settings.image_volumes is False
+    world.cluster.use_image_volumes()
+    assert world.cluster.settings.image_volumes is True

@@ -12,9 +12,10 @@ from api import defaults
 from api.configuration import DeveloperConfiguration, KubeVirtConfiguration
 from api.errors import InvalidObject
 from api.k8s import Node
+from api.kubevirt import KubeVirtSpec
 from api.vmi import VirtualMachineInstance
 from controller import overhead, pod, volumes
-from controller.config import Settings, configuration_of, offers_kvm
+from controller.config import Settings, configuration_of, launcher_pull_policy, offers_kvm, pull_secrets
 from tests.unit.controller.worlds import claim, definition, definitions, vmi
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "pod"
@@ -132,6 +133,26 @@ def test_emulation_needs_both_the_permission_and_the_want_of_kvm() -> None:
     assert not Settings(configuration=EMULATED, kvm_offered=True).emulated
     assert not Settings().emulated
     assert configuration_of([]) == KubeVirtConfiguration()
+
+
+def test_pull_secrets_are_those_of_the_disks_and_of_the_installation_each_once() -> None:
+    disk = {"image": "r.x/disk:1", "imagePullSecret": "disks"}
+    spec = {
+        "domain": {"devices": {}, "memory": {"guest": "64Mi"}},
+        "volumes": [{"name": "a", "containerDisk": disk}, {"name": "b", "containerDisk": disk}],
+    }
+    installed = msgspec.convert(
+        {"imagePullSecrets": [{"name": "ours"}, {"name": "disks"}, {}], "imagePullPolicy": "Always"}, KubeVirtSpec
+    )
+    settings = Settings(
+        pull_secrets=pull_secrets(installed), launcher_pull_policy=launcher_pull_policy(installed), image_volumes=True
+    )
+    made = pod.launcher_pod(vmi(spec=spec), settings, {})["spec"]
+    assert made["imagePullSecrets"] == [{"name": "disks"}, {"name": "ours"}]
+    assert made["containers"][0]["imagePullPolicy"] == "Always"
+    nearer = msgspec.convert({"configuration": {"imagePullPolicy": "Never"}, "imagePullPolicy": "Always"}, KubeVirtSpec)
+    assert launcher_pull_policy(nearer) == "Never"
+    assert pull_secrets(KubeVirtSpec()) == () and launcher_pull_policy(KubeVirtSpec()) is None
 
 
 def test_overhead_grows_with_what_the_vm_has() -> None:

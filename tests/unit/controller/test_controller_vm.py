@@ -311,6 +311,10 @@ SHOWN = [
     ("ErrImagePull", {}, mine("Scheduling", conditions=[sick("Synchronized", "ErrImagePull")])),
     ("ErrImagePull", {}, mine("Scheduled", conditions=[sick("Synchronized", "ErrImagePull")])),
     ("ImagePullBackOff", {}, mine("Scheduling", conditions=[sick("Synchronized", "ImagePullBackOff")])),
+    *(
+        ("ErrImagePull", {}, mine("Scheduling", conditions=[sick("Synchronized", reason)]))
+        for reason in sorted(names.REASONS_NO_IMAGE)
+    ),
     ("Starting", {}, mine("Scheduled")),
     ("Starting", {}, mine("Pending", stamps={})),
     ("Stopped", {"run": "Halted"}, None),

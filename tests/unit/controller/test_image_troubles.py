@@ -64,7 +64,7 @@ def test_the_kernels_image_has_the_name_of_its_field() -> None:
 
 
 def test_a_secret_that_is_not_there_is_told_with_what_came_of_it() -> None:
-    words = 'Unable to retrieve some image pull secrets (mine); attempting to pull the image may not succeed.'
+    words = "Unable to retrieve some image pull secrets (mine); attempting to pull the image may not succeed."
     warning = (image_troubles.REASON_SECRET, words)
     told = image_troubles.told("ErrImagePull", DENIED.format(DATA[1]), spec(DATA), LAUNCHER, warning)
     assert "401 Unauthorized" in told and told.endswith(words)

@@ -1,6 +1,7 @@
 """What each account may do, all of it. A right that is added has to be added here, with a reason in the manifest."""
 
 import itertools
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,6 @@ def test_the_handlers_pod_shares_with_the_node_what_it_needs_and_no_more() -> No
     assert paths == {
         "/var/lib/kubelet/pods",
         "/var/lib/kubelet/device-plugins",
-        "/run/containerd",
         "/dev",
         "/run/hyperlet",
         "/var/lib/hyperlet",
@@ -254,6 +254,20 @@ def test_the_handlers_pod_shares_with_the_node_what_it_needs_and_no_more() -> No
     (mount,) = [each for each in spec["containers"][0]["volumeMounts"] if each["name"] == "pods"]
     # Nothing that the handler mounts may come out on the node.
     assert mount["mountPropagation"] == "HostToContainer"
+
+
+def test_only_the_component_for_old_servers_brings_a_container_runtimes_socket() -> None:
+    socket = re.compile(r"path: .*(containerd|crio|docker)", re.I)
+    assert [path for path in MANIFESTS.glob("*.yaml") if socket.search(path.read_text())] == []
+    (component,) = documents(MANIFESTS / "components/containerd-socket/kustomization.yaml")
+    (patch,) = [yaml.safe_load(each["patch"]) for each in component["patches"]]
+    assert (patch["kind"], patch["metadata"]["name"]) == ("DaemonSet", "hyperlet-handler")
+    spec = patch["spec"]["template"]["spec"]
+    assert spec["volumes"] == [{"name": "containerd", "hostPath": {"path": "/run/containerd"}}]
+    mount = {"name": "containerd", "mountPath": "/run/containerd"}
+    assert spec["containers"] == [{"name": "handler", "volumeMounts": [mount]}]
+    (resources,) = documents(MANIFESTS / "kustomization.yaml")
+    assert not resources.get("components"), "the socket is in the standard manifests again"
 
 
 def test_the_controller_has_no_privilege_on_its_node() -> None:
