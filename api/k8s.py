@@ -40,6 +40,8 @@ class StatusCondition(Struct):
     message: str | None = None
     lastTransitionTime: str | None = None
     lastHeartbeatTime: str | None = None
+    observedGeneration: int | None = None
+    """The generation of the pod that the condition is about."""
 
 
 class ContainerResources(Struct):
@@ -114,6 +116,8 @@ class ContainerStatus(Struct):
     containerID: str | None = None
     state: ContainerState | None = None
     lastState: ContainerState | None = None
+    resources: ContainerResources | None = None
+    """What the container has; its spec is what it is to have."""
 
 
 class PodIP(Struct):
@@ -129,6 +133,7 @@ class PodStatus(Struct):
     reason: str | None = None
     message: str | None = None
     qosClass: str | None = None
+    observedGeneration: int | None = None
     startTime: str | None = None
     hostIP: str | None = None
     podIP: str | None = None

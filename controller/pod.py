@@ -9,7 +9,7 @@ from api import names
 from api.meta import ObjectMeta
 from api.nad import ANNOTATION_NETWORKS
 from api.vmi import Probe, VirtualMachineInstance, VirtualMachineInstanceSpec
-from controller import pod_networks, resources, volumes
+from controller import pod_networks, resize, resources, volumes
 from controller.config import Settings
 from controller.pod_networks import Definitions
 from controller.volumes import Claims, Json
@@ -192,6 +192,7 @@ def _compute(
             "imagePullPolicy": settings.launcher_pull_policy,
             "env": [{"name": name, "value": value} for name, value in environment.items()],
             "resources": resources.requirements(vmi.spec, settings, pod_networks.amounts(vmi, definitions)),
+            "resizePolicy": list(resize.POLICY),
             "securityContext": {
                 "allowPrivilegeEscalation": False,
                 "privileged": False,

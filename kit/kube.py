@@ -9,7 +9,7 @@ import contextlib
 import random
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -230,7 +230,7 @@ class Kube:
         labels: Selector = None,
         fields: Selector = None,
         bad: Bad | None = None,
-    ) -> AsyncIterator[tuple[str, T | str]]:
+    ) -> AsyncGenerator[tuple[str, T | str], None]:
         """Changes after `resource_version`: ADDED, MODIFIED and DELETED with the object, BOOKMARK with a version.
 
         Ends when the server ends the watch; raises Expired when it no longer knows the resourceVersion (list again),

@@ -72,6 +72,20 @@ def strategic(target: Json, patch: Json) -> Json:
     return result
 
 
+def resized(pod: Json, patch: Json) -> Json:
+    """What the subresource `resize` of a pod takes of a strategic patch: CPU and memory of its containers, by name."""
+    wanted = {each["name"]: each.get("resources", {}) for each in patch.get("spec", {}).get("containers", ())}
+    containers = [
+        {**each, "resources": merge(each.get("resources"), wanted.get(each["name"], {}))}
+        for each in pod["spec"]["containers"]
+    ]
+    for before, after in zip(pod["spec"]["containers"], containers, strict=True):
+        for kind, amounts in before.get("resources", {}).items():
+            if {**amounts, **after["resources"][kind]}.keys() - amounts.keys() - {"cpu", "memory"}:
+                raise Refusal(422, "Invalid", "only cpu and memory resources are mutable")
+    return {"spec": {"containers": containers}}
+
+
 def json_patched(target: Json, operations: list[Json]) -> Json:
     """RFC 6902: test, add, replace, remove. A test that fails is a 422, as on a real server."""
     new = copy.deepcopy(target)
@@ -263,6 +277,9 @@ class FakeApi:
         meta = obj["metadata"]
         if namespace and meta.get("namespace") != namespace:
             return False
+        field, _, value = request.query.get("fieldSelector", "").partition("=")
+        if field == "metadata.name" and meta["name"] != value:
+            return False
         wanted = [pair.split("=", 1) for pair in (request.query.get("labelSelector") or "").split(",") if "=" in pair]
         return all(meta.get("labels", {}).get(key) == value for key, value in wanted)
 
@@ -350,6 +367,8 @@ class FakeApi:
             # A pod's status subresource takes annotations and labels as well: CNI plugins live by it.
             kept = {"status", "metadata"} if key[0] == "pods" else {"status"}
             patch = {field: value for field, value in patch.items() if field in kept}
+        elif sub == "resize":
+            patch = {"metadata": sent, **resized(old, patch)}
         elif key[0] in STATUS_KINDS:
             patch = {field: value for field, value in patch.items() if field != "status"}
         new = strategic(old, patch) if "strategic" in content else merge(old, patch)

@@ -22,6 +22,7 @@ RIGHTS = {
         ("kubevirt.io", "kubevirts/status"): {"patch"},
         ("", "pods"): {"list", "watch", "get", "create", "delete"},
         ("", "pods/status"): {"patch"},
+        ("", "pods/resize"): {"patch"},
         ("", "persistentvolumeclaims"): {"list", "watch"},
         ("k8s.cni.cncf.io", "network-attachment-definitions"): {"list", "watch"},
         ("", "nodes"): {"list", "watch"},
