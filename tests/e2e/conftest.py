@@ -13,6 +13,7 @@ ORDER = [
     "cluster",
     "vm",
     "lifecycle",
+    "resize",
     "ownership",
     "storage",
     "scheduling",
