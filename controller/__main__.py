@@ -61,10 +61,10 @@ async def serve(kube: Kube) -> None:
     async with asyncio.TaskGroup() as group:
         if not cluster.image_volumes:
             group.create_task(_await_image_volumes(kube, namespace, cluster))
-        group.create_task(_lead(leader, loops))
+        group.create_task(_lead(leader, loops, policies))
 
 
-async def _lead(leader: Leader, loops: list[Loop]) -> None:
+async def _lead(leader: Leader, loops: list[Loop], policies: Policies) -> None:
     while True:
         try:
             await leader.lead(_work(loops, policies))
