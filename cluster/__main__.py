@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     volume.add_argument("node")
     volume.add_argument("size", help="as in Kubernetes: 1Gi")
     volume.add_argument("--storage-class", default="local")
+    verbs.add_parser("storage", help="install CSI storage: classes local and shared, with snapshots (docs/cluster.md)")
     bridge = verbs.add_parser("bridge", help="make a bridge on the nodes, which they keep over a power cycle")
     bridge.add_argument("name")
     bridge.add_argument("--port", default="", help="a device of the node's that becomes its port: eth1 joins the nodes")
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         # Before the packages are there, nothing else of this package is imported.
         deps.ensure(console, tests=arguments.tests)
         return 0
-    from cluster import binaries, bridges, lifecycle, verbs
+    from cluster import binaries, bridges, lifecycle, storage, verbs
 
     match verb:
         case "build":
@@ -85,6 +86,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             verbs.load(console, arguments.archive)
         case "pv":
             verbs.volume(console, arguments.name, arguments.node, arguments.size, arguments.storage_class)
+        case "storage":
+            storage.install(console)
         case "bridge":
             bridges.change(console, arguments.name, arguments.port, arguments.node, remove=arguments.remove)
         case "exec":

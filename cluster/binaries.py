@@ -292,6 +292,17 @@ def _go(go: Toolchain, group: Group, words: Sequence[str], module: Path, log: Pa
     return done.stdout
 
 
+def module_source(console: Console, group: Group, module: str) -> Path:
+    """The folder with the source of a module that a group is built from, in the version of the group's go.mod.
+
+    Errors: Problem when it cannot be fetched.
+    """
+    go = toolchain.ensure(console, needed_go(group))
+    log = private_dir(CACHE / "binaries") / f"{group.name}.log"
+    told = _go(go, group, ["mod", "download", "-json", module], module_dir(group), log, f"fetch the module {module}")
+    return Path(json.loads(told)["Dir"])
+
+
 def _compile(go: Toolchain, group: Group, module: Path, out: Path, log: Path, step: Step) -> None:
     """`go build`, package by package in sight. Errors: Problem when it fails."""
     packages = list(group.programs.values())

@@ -141,9 +141,9 @@ def wait(
             time.sleep(0.2)
 
 
-def workloads_ready(kubectl: Kubectl) -> str | None:
-    """None when controller, gateway and handlers run their newest version everywhere, else what is missing."""
-    listing = kubectl.json("get", "deployments,daemonsets", f"--namespace={NAMESPACE}")
+def workloads_ready(kubectl: Kubectl, namespace: str = NAMESPACE) -> str | None:
+    """None when the workloads of a namespace run their newest version everywhere, else what is missing."""
+    listing = kubectl.json("get", "deployments,daemonsets", f"--namespace={namespace}")
     items: list[dict[str, dict[str, object]]] = listing["items"] if listing else []  # type: ignore[assignment]
     if not items:
         return "no workloads yet"

@@ -19,6 +19,7 @@ from cluster.console import Console, Problem
 from cluster.paths import CACHE
 
 PAUSE_SOURCE = Path(__file__).with_name("pause.c")
+LAYER = "layer.tar"
 NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 
 
@@ -142,27 +143,68 @@ def pause_archive() -> Path:
 def single_file_archive(reference: str, name: str, content: bytes, *, user: str = "65535:65535") -> bytes:
     """A docker-archive of an image that is one executable and runs it. The same input gives the same bytes."""
     layer = _tar({name: (content, 0o755)})
-    config = json.dumps(
+    digest = hashlib.sha256(layer).hexdigest()
+    config, config_name = _config({"Entrypoint": [f"/{name}"], "User": user}, digest, f"one file: {name}")
+    manifest = _manifest(reference, config_name)
+    return _tar({"manifest.json": (manifest, 0o644), config_name: (config, 0o644), LAYER: (layer, 0o644)})
+
+
+def programs_archive(reference: str, programs: Sequence[Path], target: Path) -> None:
+    """Write the docker-archive of an image that is these programs, in its root. The same input gives the same bytes.
+
+    They may be large, so nothing of them is held in memory.
+    """
+    layer, draft = target.with_suffix(".layer"), target.with_suffix(".new")
+    with tarfile.open(layer, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for program in programs:
+            _add_file(tar, program, program.name, 0o755)
+    with layer.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    config, name = _config({}, digest, f"programs: {', '.join(program.name for program in programs)}")
+    with tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for member, content in (("manifest.json", _manifest(reference, name)), (name, config)):
+            _add_bytes(tar, member, content, 0o644)
+        _add_file(tar, layer, LAYER, 0o644)
+    layer.unlink()
+    draft.rename(target)
+
+
+def _config(config: dict[str, Any], layer: str, created_by: str) -> tuple[bytes, str]:
+    """An image's configuration for one layer of that SHA-256, and the name of its file."""
+    text = json.dumps(
         {
             "architecture": _architecture(),
             "os": "linux",
-            "config": {"Entrypoint": [f"/{name}"], "User": user},
-            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
-            "history": [{"created_by": f"one file: {name}"}],
+            "config": config,
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer}"]},
+            "history": [{"created_by": created_by}],
         }
     ).encode()
-    config_name = f"{hashlib.sha256(config).hexdigest()}.json"
-    manifest = json.dumps([{"Config": config_name, "RepoTags": [reference], "Layers": ["layer.tar"]}]).encode()
-    return _tar({"manifest.json": (manifest, 0o644), config_name: (config, 0o644), "layer.tar": (layer, 0o644)})
+    return text, f"{hashlib.sha256(text).hexdigest()}.json"
+
+
+def _manifest(reference: str, config_name: str) -> bytes:
+    return json.dumps([{"Config": config_name, "RepoTags": [reference], "Layers": [LAYER]}]).encode()
+
+
+def _add_file(tar: tarfile.TarFile, path: Path, name: str, mode: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = path.stat().st_size, mode
+    with path.open("rb") as stream:
+        tar.addfile(info, stream)
+
+
+def _add_bytes(tar: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(content), mode
+    tar.addfile(info, io.BytesIO(content))
 
 
 def _tar(files: dict[str, tuple[bytes, int]]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, (content, mode) in files.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(content), mode
-            tar.addfile(info, io.BytesIO(content))
+            _add_bytes(tar, name, content, mode)
     return buffer.getvalue()
 
 

@@ -14,9 +14,10 @@ import grpc
 from cluster.csi import csi_pb2_grpc as services
 from cluster.csi import registration_pb2_grpc as registration_services
 from cluster.csi.controller import Controller
-from cluster.csi.driver import KINDS, Kind, Refusals
+from cluster.csi.driver import Refusals
 from cluster.csi.host import Host
 from cluster.csi.identity import Identity, Registration
+from cluster.csi.kinds import KINDS, Kind
 from cluster.csi.node import Node
 from cluster.csi.pools import Pools
 

@@ -12,9 +12,10 @@ from google.protobuf.wrappers_pb2 import Int64Value
 from cluster.csi import csi_pb2 as csi
 from cluster.csi import csi_pb2_grpc as services
 from cluster.csi import host
-from cluster.csi.driver import MANY_NODES, Kind, check_capability, is_block, unsupported
+from cluster.csi.driver import MANY_NODES, check_capability, is_block, unsupported
 from cluster.csi.errors import StorageError, required
 from cluster.csi.host import Host
+from cluster.csi.kinds import Kind
 from cluster.csi.pools import Pools, Snapshot, Volume, grow, identifier
 
 MEBIBYTE = 1 << 20

@@ -1,9 +1,8 @@
-"""What a driver is: its name, its rules, and how a call is refused."""
+"""What a volume of a kind can be asked for, and how a call is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -11,6 +10,7 @@ import grpc
 from cluster.csi import csi_pb2 as csi
 from cluster.csi import host
 from cluster.csi.errors import StorageError, required
+from cluster.csi.kinds import Kind
 from cluster.csi.pools import Volume
 
 MODES = csi.VolumeCapability.AccessMode
@@ -25,42 +25,9 @@ ONE_NODE = frozenset(
 MANY_NODES = frozenset({MODES.MULTI_NODE_READER_ONLY, MODES.MULTI_NODE_SINGLE_WRITER, MODES.MULTI_NODE_MULTI_WRITER})
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One of the two kinds of storage.
-
-    `local`: a node's own disks. A volume is reachable from one node; a file system is made on a device, as a volume
-    manager does. `shared`: a storage array and file server that every node reaches; a file system is a directory of the
-    server's, and a volume has to be attached to a node first.
-    """
-
-    name: str
-    driver: str
-    """The name of the CSIDriver object."""
-    shared: bool
-
-    @property
-    def topology_key(self) -> str:
-        """The key of the nodes' topology, with the node's name as its value."""
-        return f"{self.driver}/node"
-
-    @property
-    def modes(self) -> frozenset[Any]:
-        """The access modes that a volume can have."""
-        return ONE_NODE | MANY_NODES if self.shared else ONE_NODE
-
-    def is_image(self, *, block: bool) -> bool:
-        """Whether a volume's data is a file: a device, or a file system on one."""
-        return block or not self.shared
-
-
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("local", "local.csi.hyperlet.local", shared=False),
-        Kind("shared", "shared.csi.hyperlet.local", shared=True),
-    )
-}
+def modes(kind: Kind) -> frozenset[Any]:
+    """The access modes that a volume can have."""
+    return ONE_NODE | MANY_NODES if kind.shared else ONE_NODE
 
 
 def is_block(capability: csi.VolumeCapability) -> bool:
@@ -75,7 +42,7 @@ def unsupported(kind: Kind, capabilities: Iterable[csi.VolumeCapability]) -> str
     for capability in capabilities:
         mode = capability.access_mode.mode
         required(mode, "volume_capability.access_mode")
-        if mode not in kind.modes:
+        if mode not in modes(kind):
             return f"access mode {MODES.Mode.Name(mode)}: a {kind.name} volume is reachable from one node only"
         file_system = "" if is_block(capability) else capability.mount.fs_type
         if file_system not in ("", host.FILE_SYSTEM) and not kind.shared:

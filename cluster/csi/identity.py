@@ -11,7 +11,7 @@ from cluster.csi import csi_pb2 as csi
 from cluster.csi import csi_pb2_grpc as services
 from cluster.csi import registration_pb2 as registration
 from cluster.csi import registration_pb2_grpc as registration_services
-from cluster.csi.driver import Kind
+from cluster.csi.kinds import Kind
 
 CSI_VERSIONS = ("1.0.0", "1.13.0")
 """What the driver speaks: everything that is compatible with the first version."""

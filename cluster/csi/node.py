@@ -15,9 +15,10 @@ from typing import Any
 
 from cluster.csi import csi_pb2 as csi
 from cluster.csi import csi_pb2_grpc as services
-from cluster.csi.driver import Kind, check_capability, is_block
+from cluster.csi.driver import check_capability, is_block
 from cluster.csi.errors import StorageError, required
 from cluster.csi.host import Host
+from cluster.csi.kinds import Kind
 from cluster.csi.pools import Pools, Volume
 
 MAX_VOLUMES = 100

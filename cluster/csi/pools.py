@@ -140,8 +140,6 @@ class Pools:
                 self._copy(source, data, frozen)
             elif not volume.image:
                 data.mkdir()
-                # Until somebody owns it: as an export of a file server that all its clients may write.
-                data.chmod(0o777)
             if volume.image:
                 grow(data, volume.capacity)
 

@@ -1,0 +1,112 @@
+"""Storage for the test cluster: the CSI sidecars, the snapshots' CRDs and our driver, installed on first use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from cluster import binaries, deploy, images, lifecycle, node, paths, state
+from cluster import storage_manifests as manifests
+from cluster.console import Console, Problem
+from cluster.csi.kinds import KINDS
+from cluster.deploy import Kubectl
+
+SIDECARS = ("csi-provisioner", "csi-attacher", "csi-resizer", "csi-snapshotter", "snapshot-controller")
+CRD_MODULE = "github.com/kubernetes-csi/external-snapshotter/client/v8"
+CRDS = ("volumesnapshotclasses", "volumesnapshotcontents", "volumesnapshots")
+LOOP_CONTROL = Path("/dev/loop-control")
+
+
+def install(console: Console) -> None:
+    """Give the running cluster its storage, or bring it up to date. Errors: Problem."""
+    lifecycle.require_root()
+    known = lifecycle.required()
+    if not LOOP_CONTROL.exists():
+        raise Problem(
+            "this machine has no loop devices, on which the volumes of the test cluster stand",
+            remedy="load the module: modprobe loop",
+        )
+    kubectl = Kubectl(paths.KUBECONFIG)
+    binaries.build(console, binaries.EXTRAS)
+    reference, archive = sidecars_image(console)
+    with state.locked():
+        running = [each.name for each in known.nodes if node.init_record(each.name) is not None]
+        images.load(console, [archive], running)
+        with console.step("CRDs of volume snapshots"):
+            for path in crds(console):
+                kubectl("apply", "-f", str(path))
+            kubectl("wait", "--for=condition=Established", "--timeout=60s", *(f"crd/{name}" for name in crd_names()))
+        with console.step("CSI driver, sidecars, classes"):
+            items = manifests.manifests(driver_image(kubectl), reference)
+            kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+        deploy.wait(
+            console,
+            "storage ready",
+            lambda: unready(kubectl, running),
+            "kubectl --namespace=storage describe pods",
+        )
+    console.summary("StorageClasses local and shared are there")
+
+
+def driver_image(kubectl: Kubectl) -> str:
+    """The image that the driver's Python runs in: the handler's, which is on every node. Errors: Problem."""
+    template = "{.spec.template.spec.containers[0].image}"
+    image = kubectl(
+        "get", "daemonset", "hyperlet-handler", f"--namespace={deploy.NAMESPACE}", f"--output=jsonpath={template}",
+        "--ignore-not-found",
+    )  # fmt: skip
+    if not image:
+        raise Problem(
+            "the storage driver needs the image of the handler, which is not there", remedy="run 'make up' first"
+        )
+    return image
+
+
+def sidecars_image(console: Console) -> tuple[str, Path]:
+    """The reference and the archive of the image with the sidecars, made into the cache unless it is there."""
+    folder = binaries.extras_dir()
+    digest = hashlib.sha256()
+    for name in SIDECARS:
+        with (folder / name).open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    tag = digest.hexdigest()[:12]
+    reference = f"hyperlet.local/csi-sidecars:{tag}"
+    path = paths.CACHE / f"csi-sidecars-{tag}.tar"
+    with console.step("Image of the CSI sidecars") as step:
+        step.note = "in the cache"
+        if not path.exists():
+            images.programs_archive(reference, [folder / name for name in SIDECARS], path)
+            step.note = f"{path.stat().st_size >> 20} MiB"
+    return reference, path
+
+
+def crd_names() -> list[str]:
+    """Names of the snapshots' CRDs."""
+    return [f"{plural}.snapshot.storage.k8s.io" for plural in CRDS]
+
+
+def crds(console: Console) -> list[Path]:
+    """The files of the snapshots' CRDs, out of the module that the snapshotter is built from."""
+    versions = (binaries.module_dir(binaries.EXTRAS) / "go.mod").read_bytes()
+    folder = paths.CACHE / f"snapshot-crds-{hashlib.sha256(versions).hexdigest()[:10]}"
+    found = [folder / f"snapshot.storage.k8s.io_{plural}.yaml" for plural in CRDS]
+    if not all(path.exists() for path in found):
+        source = binaries.module_source(console, binaries.EXTRAS, CRD_MODULE) / "config" / "crd"
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in found:
+            shutil.copyfile(source / path.name, path)
+    return found
+
+
+def unready(kubectl: Kubectl, nodes: list[str]) -> str | None:
+    """None when every node has the drivers registered and the controller runs, else what is missing."""
+    listing = kubectl.json("get", "csinodes")
+    items: list[dict[str, dict[str, object]]] = listing["items"] if listing else []  # type: ignore[assignment]
+    registered = {str(item["metadata"]["name"]): json.dumps(item["spec"]) for item in items}
+    for name in nodes:
+        for kind in KINDS.values():
+            if kind.driver not in registered.get(name, ""):
+                return f"{kind.driver} is not registered on {name}"
+    return deploy.workloads_ready(kubectl, manifests.NAMESPACE)
