@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from api import names
-from api.devices import CDRomTarget, Devices, Disk, DiskTarget
+from api.devices import CDRomTarget, Devices, Disk, DiskTarget, I6300ESBWatchdog, Watchdog
 from api.domain import CPU, DomainSpec, Machine, Memory
+from api.machine_types import machine_type
 from api.meta import ObjectMeta, format_quantity, parse_quantity
 from api.networks import Interface, InterfaceBridge, InterfaceMasquerade, Network, PodNetwork
 from api.platform import Firmware
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MACHINE = "q35"
 DEFAULT_ARCHITECTURE = "amd64"
+DEFAULT_CPU_MODEL = "host-model"
 DEFAULT_GRACE_SECONDS = 30
 DEFAULT_NETWORK = "default"
 DEFAULT_MODEL = "virtio"
@@ -48,6 +50,7 @@ def default_vmi_spec(
     devices = replace(
         domain.devices,
         disks=_disks(spec),
+        watchdog=_watchdog(domain.devices.watchdog),
         interfaces=[_interface(interface, networks, metadata, config) for interface in interfaces] or None,
     )
     return replace(
@@ -131,7 +134,7 @@ def _domain(
         domain,
         cpu=_cpu(domain, config),
         memory=_memory(domain),
-        machine=replace(machine, type=machine.type or _machine(config)),
+        machine=replace(machine, type=machine_type(machine.type or _machine(config))),
         firmware=replace(firmware, uuid=firmware.uuid or firmware_uuid(metadata)),
         devices=devices,
     )
@@ -146,7 +149,7 @@ def _cpu(domain: DomainSpec, config: "KubeVirtConfiguration | None") -> CPU:
         cores=cpu.cores or 1,
         sockets=cpu.sockets or 1,
         threads=cpu.threads or 1,
-        model=cpu.model or (config.cpuModel if config else None),
+        model=cpu.model or (config.cpuModel if config else None) or DEFAULT_CPU_MODEL,
     )
 
 
@@ -197,6 +200,13 @@ def _disk(disk: Disk) -> Disk:
 def _cdrom(target: CDRomTarget) -> CDRomTarget:
     read_only = True if target.readonly is None else target.readonly
     return replace(target, bus=target.bus or "sata", readonly=read_only)
+
+
+def _watchdog(watchdog: Watchdog | None) -> Watchdog | None:
+    if watchdog is None or watchdog.diag288 is not None:
+        return watchdog
+    device = watchdog.i6300esb or I6300ESBWatchdog()
+    return replace(watchdog, i6300esb=replace(device, action=device.action or "reset"))
 
 
 def _joined(

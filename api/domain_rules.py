@@ -1,16 +1,20 @@
 """Rules for CPU, memory, machine, firmware and clock of a VM's domain."""
 
-import re
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from api import names, syntax
 from api.defaults import vcpus
 from api.domain import CPU, DomainSpec, ResourceRequirements
 from api.errors import Fault
+from api.machine_types import machine_problem
 from api.meta import Quantity, format_bytes, parse_quantity
 from api.platform import Clock, Firmware, KernelBoot
 from api.vmi import VirtualMachineInstanceSpec
+
+if TYPE_CHECKING:
+    from api.configuration import KubeVirtConfiguration
 
 # More than 255 need an IOMMU that remaps interrupts (x2APIC), which the launcher does not build.
 MAX_VCPUS = 255
@@ -23,10 +27,10 @@ MAX_CPUS = 4096
 MAX_AMOUNT = 1 << 60
 MAX_KERNEL_ARGS = 2048
 
-_MACHINE = re.compile(r"q35|pc-q35-[0-9]+\.[0-9]+", re.ASCII)
 
-
-def domain_faults(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
+def domain_faults(
+    spec: VirtualMachineInstanceSpec, path: str, config: "KubeVirtConfiguration | None" = None
+) -> Iterator[Fault]:
     """Faults of everything in `domain` except its devices. `path` is the path of the VMI's spec."""
     domain, here = spec.domain, f"{path}.domain"
     yield from _memory(domain, here)
@@ -35,12 +39,9 @@ def domain_faults(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault
         yield from _cpu(domain.cpu, f"{here}.cpu")
     if vcpus(spec) > MAX_VCPUS:
         yield Fault(f"{here}.cpu", names.FAULT_INVALID, f"{vcpus(spec)} vCPUs are more than the {MAX_VCPUS} possible")
-    if domain.machine and domain.machine.type and not _MACHINE.fullmatch(domain.machine.type):
-        yield Fault(
-            f"{here}.machine.type",
-            names.FAULT_NOT_SUPPORTED,
-            f"{domain.machine.type[:60]!r} is not supported: use q35 or pc-q35-<version>",
-        )
+    problem = machine_problem(domain.machine.type, config) if domain.machine and domain.machine.type else None
+    if problem is not None:
+        yield Fault(f"{here}.machine.type", names.FAULT_NOT_SUPPORTED, problem)
     if domain.firmware:
         yield from _firmware(domain.firmware, f"{here}.firmware")
     if domain.clock:

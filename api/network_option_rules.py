@@ -34,7 +34,7 @@ def _ports(interface: Interface, path: str) -> Iterator[Fault]:
     for index, port in enumerate(interface.ports or ()):
         if port.name:
             here = f"{path}.ports[{index}].name"
-            yield from check(syntax.dns_label(port.name), here)
+            yield from check(syntax.port_name(port.name), here)
             if port.name in named:
                 yield Fault(here, names.FAULT_DUPLICATE, f"two ports are named {port.name[:63]!r}")
             named.add(port.name)

@@ -62,7 +62,7 @@ def network_faults(
 def _interface(
     interface: Interface, network: Network | None, path: str, config: "KubeVirtConfiguration | None"
 ) -> Iterator[Fault]:
-    yield from check(syntax.dns_label(interface.name), f"{path}.name")
+    yield from check(syntax.device_name(interface.name), f"{path}.name")
     if network is None:
         yield Fault(
             f"{path}.name", names.FAULT_INVALID, f"interface {interface.name[:63]!r} has no network of that name"
@@ -132,7 +132,7 @@ def _state(interface: Interface, network: Network | None, path: str) -> Iterator
 
 
 def _network(network: Network, path: str, namespace: str | None) -> Iterator[Fault]:
-    yield from check(syntax.dns_label(network.name), f"{path}.name")
+    yield from check(syntax.device_name(network.name), f"{path}.name")
     sources = [source for source in _SOURCES if getattr(network, source) is not None]
     if len(sources) > 1:
         yield Fault(path, names.FAULT_INVALID, f"{' and '.join(sources)} exclude each other")

@@ -90,6 +90,7 @@ def _volume(volume: Volume, path: str) -> Iterator[Fault]:
         yield from _cloud_init(volume.cloudInitNoCloud, f"{path}.cloudInitNoCloud")
     if volume.cloudInitConfigDrive:
         yield from _cloud_init(volume.cloudInitConfigDrive, f"{path}.cloudInitConfigDrive")
+        yield from _network_json(volume.cloudInitConfigDrive, f"{path}.cloudInitConfigDrive")
 
 
 def _image_volume(volume: Volume, path: str) -> Iterator[Fault]:
@@ -162,6 +163,15 @@ def _cloud_init(source: CloudInitNoCloudSource | CloudInitConfigDriveSource, pat
         yield from _required_name(source.secretRef.name, f"{path}.secretRef.name")
     if source.networkDataSecretRef is not None:
         yield from _required_name(source.networkDataSecretRef.name, f"{path}.networkDataSecretRef.name")
+
+
+def _network_json(source: CloudInitConfigDriveSource, path: str) -> Iterator[Fault]:
+    """A config drive holds openstack/latest/network_data.json: cloud-init reads no YAML there."""
+    if source.networkData and not syntax.is_json_object(source.networkData.encode("utf-8", "surrogatepass")):
+        yield Fault(f"{path}.networkData", names.FAULT_INVALID, syntax.NETWORK_DATA)
+    encoded = syntax.from_base64(source.networkDataBase64 or "")
+    if encoded and not syntax.is_json_object(encoded):
+        yield Fault(f"{path}.networkDataBase64", names.FAULT_INVALID, syntax.NETWORK_DATA)
 
 
 def _cloud_data(plain: str | None, encoded: str | None, secret: bool) -> list[bool]:

@@ -3,9 +3,18 @@
 import base64
 import binascii
 import ipaddress
+import json
 import re
 
+NETWORK_DATA = (
+    "is no JSON object: a config drive needs OpenStack's network_data.json; cloud-init's own YAML goes into "
+    "cloudInitNoCloud"
+)
+"""What is wrong with a config drive's network data that `is_json_object` refuses."""
+
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+# KubeVirt's own rule for interfaces, with a bound: the name becomes part of an identifier in QEMU.
+_DEVICE = re.compile(r"[A-Za-z0-9_-]{1,63}", re.ASCII)
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
 _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", re.ASCII)
 _WORD = re.compile(r"[A-Za-z0-9_.+-]+", re.ASCII)
@@ -30,10 +39,24 @@ def _shown(value: str) -> str:
 
 
 def dns_label(value: str) -> str | None:
-    """RFC 1123 label: names of volumes and networks, hostname, subdomain."""
+    """RFC 1123 label: names of volumes and disks, hostname, subdomain."""
     if _LABEL.fullmatch(value):
         return None
     return f"{_shown(value)} must be 1 to 63 lower case letters, digits or '-', beginning and ending with no '-'"
+
+
+def device_name(value: str) -> str | None:
+    """Name of a network, interface, input device or watchdog, as the published API takes them."""
+    if _DEVICE.fullmatch(value):
+        return None
+    return f"{_shown(value)} must be 1 to 63 letters, digits, '-' or '_'"
+
+
+def port_name(value: str) -> str | None:
+    """IANA service name, as Kubernetes wants for a container's port (RFC 6335, section 5.1)."""
+    if len(value) <= 15 and _LABEL.fullmatch(value) and "--" not in value and not value.replace("-", "").isdigit():
+        return None
+    return f"{_shown(value)} must be 1 to 15 lower case letters, digits or single '-', with at least one letter"
 
 
 def object_name(value: str) -> str | None:
@@ -166,9 +189,23 @@ def ipv4_address(value: str) -> str | None:
     return None
 
 
-def base64_size(value: str) -> int | None:
-    """Bytes that a base64 text stands for, or None when it is none."""
+def from_base64(value: str) -> bytes | None:
+    """The bytes that a base64 text stands for, or None when it is none."""
     try:
-        return len(base64.b64decode(value.translate({10: None, 13: None}), validate=True))
+        return base64.b64decode(value.translate({10: None, 13: None}), validate=True)
     except (binascii.Error, ValueError):
         return None
+
+
+def base64_size(value: str) -> int | None:
+    """Bytes that a base64 text stands for, or None when it is none."""
+    data = from_base64(value)
+    return None if data is None else len(data)
+
+
+def is_json_object(data: bytes) -> bool:
+    """Whether the data is a JSON object."""
+    try:
+        return isinstance(json.loads(data), dict)
+    except (ValueError, RecursionError):
+        return False

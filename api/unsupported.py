@@ -132,6 +132,9 @@ HINTS = {
 # An absent field and an explicit `false` mean the same for every flag but these.
 _FALSE_ASKS = {"domain.devices.logSerialConsole"}
 
+# Where the other value is what always happens.
+_TRUE_IS_SO = {"domain.devices.logSerialConsole"}
+
 # What no XML document, file name or log line may carry. Cloud-init data and annotations may hold newlines.
 _CONTROL = re.compile("[\x00-\x1f\x7f\ufffe\uffff\ud800-\udfff]")
 _CONTROL_IN_TEXT = re.compile("[\x00\ud800-\udfff]")
@@ -159,7 +162,25 @@ _VM, _SPEC, _KUBEVIRT = map(_compile, (SUPPORTED_VM, SUPPORTED_SPEC, SUPPORTED_K
 
 def unsupported_vm(spec: Any, path: str = "spec") -> Iterator[Fault]:
     """A Fault for every field of a VM's spec (a plain document) that asks for what is not there yet."""
-    return _walk(_VM, spec, path, "")
+    skipped = ignorable_matchers(spec)
+    return _walk(_VM, {key: spec[key] for key in spec if key not in skipped} if skipped else spec, path, "")
+
+
+def ignorable_matchers(spec: Any) -> list[str]:
+    """Instance type and preference, if they are to be inferred from a volume and may be left out where that fails.
+
+    Nothing can be inferred yet. `virtctl create vm` adds them so to every VM.
+    """
+    if not isinstance(spec, dict):
+        return []
+    return [
+        field
+        for field in ("instancetype", "preference")
+        if isinstance(matcher := spec.get(field), dict)
+        and matcher.get("inferFromVolume")
+        and matcher.get("inferFromVolumeFailurePolicy") == "Ignore"
+        and not matcher.get("name")
+    ]
 
 
 def unsupported_vmi(spec: Any, path: str = "spec") -> Iterator[Fault]:
@@ -201,6 +222,8 @@ def _walk(node: Any, value: Any, path: str, plain: str) -> Iterator[Fault]:
 
 def _asks(value: Any, plain: str) -> bool:
     """Whether the value asks for anything at all."""
+    if value is True and _bare(plain) in _TRUE_IS_SO:
+        return False
     return value is not None and value != [] and (value is not False or _bare(plain) in _FALSE_ASKS)
 
 

@@ -9,15 +9,18 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from api import names, syntax
+from api.annotations import annotation_faults, annotation_warnings
 from api.codec import decode, to_dict
 from api.devices import Disk
 from api.domain_rules import check, domain_faults
 from api.errors import Fault, InvalidObject
 from api.kubevirt import KubeVirt
+from api.machine_types import machine_warning
 from api.meta import ObjectMeta, Struct
 from api.migration import VirtualMachineInstanceMigration
 from api.network_rules import network_faults
 from api.networks import Interface
+from api.scheduling_rules import scheduling_faults
 from api.shape import knows, salvaged, shape_faults, struct_shape, unknown_fields
 from api.storage_rules import storage_faults
 from api.unsupported import unsupported_kubevirt, unsupported_vm, unsupported_vmi
@@ -117,7 +120,8 @@ def validate_vm(vm: VirtualMachine, config: "KubeVirtConfiguration | None" = Non
 
 def validate_vmi(vmi: VirtualMachineInstance, config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
     """Every fault of a VirtualMachineInstance; `config` is the installation's."""
-    return [*_name(vmi.metadata), *validate_vmi_spec(vmi.spec, "spec", vmi.metadata.namespace, config)]
+    annotations = annotation_faults(vmi.metadata.annotations, "metadata.annotations")
+    return [*_name(vmi.metadata), *annotations, *validate_vmi_spec(vmi.spec, "spec", vmi.metadata.namespace, config)]
 
 
 def validate_vmi_spec(
@@ -148,16 +152,14 @@ def warnings(vm: VirtualMachine) -> list[str]:
 def _spec_faults(
     spec: VirtualMachineInstanceSpec, path: str, namespace: str | None, config: "KubeVirtConfiguration | None"
 ) -> Iterator[Fault]:
-    yield from domain_faults(spec, path)
+    yield from domain_faults(spec, path, config)
     yield from storage_faults(spec, path)
     yield from network_faults(spec, path, namespace, config)
     yield from _boot_order(spec, path)
     yield from _devices(spec, path)
-    yield from _scheduling(spec, path)
+    yield from scheduling_faults(spec, path)
     yield from _dns(spec, path)
-    for field, probe in (("livenessProbe", spec.livenessProbe), ("readinessProbe", spec.readinessProbe)):
-        if probe is not None:
-            yield from _probe(probe, f"{path}.{field}")
+    yield from _probes(spec, path)
     grace = spec.terminationGracePeriodSeconds
     if grace is not None and grace > names.MAX_GRACE_SECONDS:
         yield Fault(
@@ -165,8 +167,6 @@ def _spec_faults(
             names.FAULT_INVALID,
             f"{grace} is more than a day ({names.MAX_GRACE_SECONDS}), the longest that a guest may take to shut down",
         )
-    if spec.startStrategy is not None and spec.livenessProbe is not None:
-        yield Fault(f"{path}.startStrategy", names.FAULT_INVALID, "a guest that starts paused fails its livenessProbe")
 
 
 def _name(metadata: ObjectMeta) -> Iterator[Fault]:
@@ -183,6 +183,7 @@ def _metadata(metadata: ObjectMeta, path: str) -> Iterator[Fault]:
         yield from check(syntax.label_key(key), f"{path}.annotations")
     if sum(len(key) + len(value) for key, value in (metadata.annotations or {}).items()) > MAX_ANNOTATION_BYTES:
         yield Fault(f"{path}.annotations", names.FAULT_INVALID, f"more than {MAX_ANNOTATION_BYTES} bytes together")
+    yield from annotation_faults(metadata.annotations, f"{path}.annotations")
 
 
 def _boot_order(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
@@ -210,7 +211,7 @@ def _devices(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
     devices, here = spec.domain.devices, f"{path}.domain.devices"
     seen: set[str] = set()
     for index, entry in enumerate(devices.inputs or ()):
-        yield from check(syntax.dns_label(entry.name), f"{here}.inputs[{index}].name")
+        yield from check(syntax.device_name(entry.name), f"{here}.inputs[{index}].name")
         if entry.name in seen:
             yield Fault(
                 f"{here}.inputs[{index}].name", names.FAULT_DUPLICATE, f"two inputs are named {entry.name[:63]!r}"
@@ -218,19 +219,7 @@ def _devices(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
         seen.add(entry.name)
     watchdog = devices.watchdog
     if watchdog is not None:
-        yield from check(syntax.dns_label(watchdog.name), f"{here}.watchdog.name")
-        if watchdog.i6300esb is None and watchdog.diag288 is None:
-            yield Fault(f"{here}.watchdog", names.FAULT_REQUIRED, "says not what it is: set i6300esb")
-
-
-def _scheduling(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
-    for key, value in (spec.nodeSelector or {}).items():
-        yield from check(syntax.label_key(key), f"{path}.nodeSelector")
-        yield from check(syntax.label_value(value), f"{path}.nodeSelector.{key[:80]}")
-    for field in ("priorityClassName", "schedulerName"):
-        value = getattr(spec, field)
-        if value is not None:
-            yield from check(syntax.object_name(value), f"{path}.{field}")
+        yield from check(syntax.device_name(watchdog.name), f"{here}.watchdog.name")
 
 
 def _dns(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
@@ -250,7 +239,19 @@ def _dns(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
         yield from check(syntax.object_name(search.removesuffix(".")), f"{path}.dnsConfig.searches[{index}]")
 
 
-def _probe(probe: Probe, path: str) -> Iterator[Fault]:
+def _probes(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
+    named = {port.name for nic in spec.domain.devices.interfaces or () for port in nic.ports or () if port.name}
+    for field, probe in (("livenessProbe", spec.livenessProbe), ("readinessProbe", spec.readinessProbe)):
+        if probe is not None:
+            yield from _probe(probe, named, f"{path}.{field}")
+    threshold = spec.livenessProbe.successThreshold if spec.livenessProbe else None
+    if threshold is not None and threshold > 1:
+        yield Fault(f"{path}.livenessProbe.successThreshold", names.FAULT_INVALID, "must be 1 for a liveness probe")
+    if spec.startStrategy is not None and spec.livenessProbe is not None:
+        yield Fault(f"{path}.startStrategy", names.FAULT_INVALID, "a guest that starts paused fails its livenessProbe")
+
+
+def _probe(probe: Probe, named: set[str], path: str) -> Iterator[Fault]:
     for field in ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"):
         number = getattr(probe, field)
         if number is not None and number > MAX_PROBE:
@@ -258,10 +259,11 @@ def _probe(probe: Probe, path: str) -> Iterator[Fault]:
     actions = (probe.httpGet, probe.tcpSocket, probe.exec, probe.guestAgentPing)
     if sum(action is not None for action in actions) != 1:
         yield Fault(path, names.FAULT_INVALID, "set one of httpGet and tcpSocket")
-    for action in (probe.httpGet, probe.tcpSocket):
-        if action is not None and not (isinstance(action.port, int) and 1 <= action.port <= 65535):
-            field = "httpGet" if action is probe.httpGet else "tcpSocket"
-            yield Fault(f"{path}.{field}.port", names.FAULT_INVALID, f"{str(action.port)[:63]!r} is no port number")
+    for field, action in (("httpGet", probe.httpGet), ("tcpSocket", probe.tcpSocket)):
+        port = action.port if action is not None else 1
+        if port not in named if isinstance(port, str) else not 1 <= port <= 65535:
+            words = f"{str(port)[:63]!r} is no port number, and no interface has a port of that name"
+            yield Fault(f"{path}.{field}.port", names.FAULT_INVALID, words)
 
 
 def _warnings(vm: VirtualMachine) -> Iterator[str]:
@@ -269,9 +271,16 @@ def _warnings(vm: VirtualMachine) -> Iterator[str]:
         yield "neither spec.running nor spec.runStrategy is set: the VM stays halted"
     if vm.spec.running is not None:
         yield "spec.running is deprecated: use spec.runStrategy"
-    spec = vm.spec.template.spec
+    template = vm.spec.template
+    if template.metadata is not None:
+        yield from annotation_warnings(template.metadata.annotations, "spec.template.metadata.annotations")
+    spec = template.spec
     if spec is None:
         return
+    written = spec.domain.machine.type if spec.domain.machine else None
+    renamed = machine_warning(written) if written else None
+    if renamed:
+        yield f"spec.template.spec.domain.machine.type: {renamed}"
     resources = spec.domain.resources
     amounts = {
         "memory.guest": spec.domain.memory.guest if spec.domain.memory else None,

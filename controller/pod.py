@@ -103,9 +103,14 @@ def _annotations(vmi: VirtualMachineInstance) -> dict[str, str]:
     theirs = {
         key: value for key, value in (metadata.annotations or {}).items() if not key.startswith(WITHHELD_ANNOTATIONS)
     }
-    ours = {names.ANNOTATION_DOMAIN: metadata.name or "", names.ANNOTATION_DEFAULT_CONTAINER: names.COMPUTE_CONTAINER}
     networks = pod_networks.annotation(vmi)
-    return {**theirs, **ours, **({ANNOTATION_NETWORKS: networks} if networks else {})}
+    return {
+        # Their choice where they made one: other containers may be put into the pod on its way.
+        names.ANNOTATION_DEFAULT_CONTAINER: names.COMPUTE_CONTAINER,
+        **theirs,
+        names.ANNOTATION_DOMAIN: metadata.name or "",
+        **({ANNOTATION_NETWORKS: networks} if networks else {}),
+    }
 
 
 def _owner(vmi: VirtualMachineInstance) -> Json:
@@ -175,6 +180,15 @@ def _node_selector(spec: VirtualMachineInstanceSpec, settings: Settings) -> dict
     return {**selector, names.LABEL_SCHEDULABLE: "true"}
 
 
+def _ports(spec: VirtualMachineInstanceSpec) -> list[Json]:
+    """The ports that interfaces name, for Services and probes that go by name: nothing is opened or closed by them."""
+    return [
+        _present({"name": port.name, "containerPort": port.port, "protocol": port.protocol or "TCP"})
+        for interface in spec.domain.devices.interfaces or ()
+        for port in interface.ports or ()
+    ]
+
+
 def _compute(
     vmi: VirtualMachineInstance, settings: Settings, parts: list[volumes.Part], definitions: Definitions
 ) -> Json:
@@ -190,6 +204,7 @@ def _compute(
             "name": names.COMPUTE_CONTAINER,
             "image": settings.launcher_image,
             "imagePullPolicy": settings.launcher_pull_policy,
+            "ports": _ports(vmi.spec),
             "env": [{"name": name, "value": value} for name, value in environment.items()],
             "resources": resources.requirements(vmi.spec, settings, pod_networks.amounts(vmi, definitions)),
             "resizePolicy": list(resize.POLICY),

@@ -218,8 +218,9 @@ def _status(seen: Observed, decision: Verdict) -> Json:
         for c in vm_status.wanted_conditions(vm, own, (), False)
     )
     return {
-        "created": own is not None,
-        "ready": ready,
+        # Absent when false, as published: clients wait for the fields to vanish.
+        "created": own is not None or None,
+        "ready": ready or None,
         "printableStatus": vm_status.printable_status(vm, own, shown),
         "desiredGeneration": vm.metadata.generation,
         "observedGeneration": vm_status.observed_generation(vm, own),

@@ -22,7 +22,7 @@ _WORD = re.compile(r"[A-Z][A-Za-z0-9]{0,63}")
 _MACHINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TARGET = re.compile(r"[a-z][a-z0-9]{0,15}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-_NIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_NIC = re.compile(r"[A-Za-z0-9_-]{1,63}", re.ASCII)
 _VOLUME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 

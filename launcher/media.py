@@ -9,6 +9,7 @@ import json
 from io import BytesIO
 from pathlib import Path
 
+from api.syntax import NETWORK_DATA, is_json_object
 from api.vmi import VirtualMachineInstance
 from api.volumes import CloudInitConfigDriveSource, CloudInitNoCloudSource, Volume
 from launcher.domain.facts import InvalidVmi
@@ -67,6 +68,9 @@ def _config_drive(vmi: VirtualMachineInstance, name: str, source: CloudInit, pat
     if user is not None:
         files["openstack/latest/user_data"] = user
     if network is not None:
+        # Admission sees what stands in the VM; this one may come from a Secret.
+        if not is_json_object(network):
+            raise InvalidVmi(f"volume {name}: cloudInitConfigDrive's network data {NETWORK_DATA}")
         files["openstack/latest/network_data.json"] = network
     return files
 

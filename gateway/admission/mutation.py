@@ -15,6 +15,7 @@ from api.codec import decode, to_dict
 from api.configuration import KubeVirtConfiguration
 from api.errors import InvalidObject
 from api.meta import ObjectMeta
+from api.unsupported import ignorable_matchers
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
 from gateway.admission.patches import Operation, additions
@@ -38,6 +39,7 @@ def vm(request: Request, configuration: KubeVirtConfiguration) -> list[Operation
     if spec.template.spec is not None:
         wanted["template"] = {"spec": _machine(spec.template.spec, configuration)}
     operations = list(additions(document["spec"], wanted, "/spec"))
+    operations += [{"op": "remove", "path": f"/spec/{field}"} for field in ignorable_matchers(document["spec"])]
     return operations if old is not None else [*operations, *_guarded(document, names.FINALIZER_VM)]
 
 
@@ -64,10 +66,11 @@ def restored(request: Request, finalizers: frozenset[str]) -> list[Operation]:
 
 def _machine(spec: VirtualMachineInstanceSpec, configuration: KubeVirtConfiguration) -> Json:
     whole = to_dict(defaults.default_vmi_spec(spec, ObjectMeta(), config=configuration))
-    domain: Json = {"machine": {"type": whole["domain"]["machine"]["type"]}}
-    model = whole["domain"]["cpu"].get("model")
-    if model is not None:
-        domain["cpu"] = {"model": model}
+    # What is written stays: the VMI gets what stands here for another distribution's machine type.
+    written = spec.domain.machine.type if spec.domain.machine else None
+    domain: Json = {"machine": {"type": written or whole["domain"]["machine"]["type"]}}
+    if configuration.cpuModel is not None:
+        domain["cpu"] = {"model": whole["domain"]["cpu"]["model"]}
     wanted: Json = {"architecture": whole["architecture"], "domain": domain}
     if not spec.networks and not spec.domain.devices.interfaces and whole.get("networks"):
         interfaces = whole["domain"]["devices"]["interfaces"]

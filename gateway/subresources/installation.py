@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from api.errors import HyperletError
-from api.version import VERSION
+from api.version import API_LEVEL, VERSION
 from kit.kube import Kube
 
 FRESH_SECONDS = 2.0
@@ -16,9 +16,12 @@ FRESH_SECONDS = 2.0
 
 
 def version_info() -> dict[str, Any]:
-    """Which hyperlet this is, in the fields that clients of the published API know."""
+    """Which API this is, and by its build metadata which hyperlet, in the fields that published clients know.
+
+    `virtctl` tells its user after every failed call that the versions differ, unless major and minor are its own.
+    """
     return {
-        "gitVersion": f"v{VERSION}",
+        "gitVersion": f"v{API_LEVEL}+hyperlet.{VERSION}",
         "gitCommit": "",
         "gitTreeState": "clean",
         "buildDate": "1970-01-01T00:00:00Z",

@@ -101,7 +101,9 @@ def _document(body: dict[str, Any]) -> Answer:
 
 
 async def _guestfs(_request: web.Request) -> web.StreamResponse:
-    raise status.not_implemented("guestfs tools are not implemented yet")
+    """501 as text: its published client reads no Status here, and shows what a body of type text/* says."""
+    message = "guestfs tools are not implemented yet: mount the claim in a pod of your own"
+    return web.Response(status=501, text=message)
 
 
 # ---- for those who may ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from launcher.domain.pci import CONVENTIONAL_NICS, address
 from launcher.domain.xml import Node
 
 ALIAS = "ua-nic_"
-"""Before the interface's name. Names have no underscore, so no disk's alias (`ua-<disk>`) is the same."""
+"""Before the interface's name. A disk's name has no underscore, so no disk's alias (`ua-<disk>`) is the same."""
 _VIRTIO = "virtio"
 
 

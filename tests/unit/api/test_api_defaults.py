@@ -48,9 +48,35 @@ def test_the_machine() -> None:
     domain = vmi.spec.domain
     assert domain.machine is not None and domain.machine.type == "q35"
     assert domain.cpu is not None and (domain.cpu.sockets, domain.cpu.cores, domain.cpu.threads) == (1, 1, 1)
-    assert domain.cpu.model is None
+    assert domain.cpu.model == "host-model"
     assert vmi.spec.terminationGracePeriodSeconds == 30
     assert vmi.spec.architecture == "amd64"
+
+
+@pytest.mark.parametrize(
+    ("written", "given"),
+    [
+        ("pc-q35-rhel9.4.0", "pc-q35-8.2"),
+        ("pc-q35-rhel9.5.0", "pc-q35-8.2"),
+        ("pc-q35-rhel8.6.0", "pc-q35-6.2"),
+        ("pc-q35-rhel7.6.0", "pc-q35-2.12"),
+        ("pc-q35-rhel10.0.0", "pc-q35-9.1"),
+        ("pc-q35-jammy-hpb", "pc-q35-6.2"),
+        ("pc-q35-9.2", "pc-q35-9.2"),
+    ],
+)
+def test_another_distributions_machine_is_the_nearest_upstream_one(written: str, given: str) -> None:
+    machine = filled({"domain.machine": {"type": written}}).spec.domain.machine
+    assert machine is not None and machine.type == given
+
+
+@pytest.mark.parametrize(
+    ("watchdog", "action"),
+    [({}, "reset"), ({"i6300esb": {}}, "reset"), ({"i6300esb": {"action": "poweroff"}}, "poweroff")],
+)
+def test_a_watchdog_is_an_i6300esb_that_resets(watchdog: dict[str, Any], action: str) -> None:
+    found = filled({"domain.devices.watchdog": {"name": "w", **watchdog}}).spec.domain.devices.watchdog
+    assert found is not None and found.i6300esb is not None and found.i6300esb.action == action
 
 
 def test_zero_seconds_of_grace_are_kept() -> None:

@@ -12,7 +12,12 @@ from machines import DELETE, SPEC, decoded, machine
 
 from api import names
 from api.codec import decode, to_dict
-from api.configuration import KubeVirtConfiguration, NetworkConfiguration
+from api.configuration import (
+    ArchConfiguration,
+    ArchSpecificConfiguration,
+    KubeVirtConfiguration,
+    NetworkConfiguration,
+)
 from api.defaults import default_vmi
 from api.errors import InvalidObject
 from api.validate import KINDS, validate_document, validate_vm, validate_vmi_spec, warnings
@@ -41,6 +46,29 @@ def test_the_machine_itself_is_accepted() -> None:
 
 
 # (what is changed, path of the only fault below spec.template.spec, part of its message)
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+NODE = f"affinity.nodeAffinity.{REQUIRED}.nodeSelectorTerms"
+IGNORED = {"inferFromVolume": "root", "inferFromVolumeFailurePolicy": "Ignore"}
+
+
+def _terms(term: dict[str, Any]) -> dict[str, Any]:
+    return {"affinity": {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [term]}}}}
+
+
+def _node(requirements: list[dict[str, Any]]) -> dict[str, Any]:
+    return _terms({"matchExpressions": requirements})
+
+
+def _field(key: str, operator: str, values: list[str]) -> dict[str, Any]:
+    return _terms({"matchFields": [{"key": key, "operator": operator, "values": values}]})
+
+
+def _spread(*constraints: dict[str, Any]) -> dict[str, Any]:
+    usual = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+    return {"topologySpreadConstraints": [usual | constraint for constraint in constraints]}
+
+
 RULES: list[tuple[dict[str, Any], str, str]] = [
     # memory and CPU
     ({"domain.memory": DELETE}, "domain.memory.guest", "no memory"),
@@ -60,7 +88,9 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
     ({"domain.cpu": {"features": [{"name": "pcid", "policy": "maybe"}]}}, "domain.cpu.features[0].policy",
      "'maybe' is not one of: force, require"),
     ({"domain.cpu": {"cores": -1}}, "domain.cpu.cores", "-1"),
-    ({"domain.machine": {"type": "pc"}}, "domain.machine.type", "use q35"),
+    ({"domain.machine": {"type": "pc"}}, "domain.machine.type", "is not allowed here: emulatedMachines"),
+    ({"domain.machine": {"type": "pc-q35-99.9"}}, "domain.machine.type", "is not supported: use q35, pc-q35-2.4"),
+    ({"domain.machine": {"type": "pc-q35-rhel5.1.0"}}, "domain.machine.type", "is not supported: use q35"),
     # firmware and clock
     ({"domain.firmware": {"uuid": "1234"}}, "domain.firmware.uuid", "is no UUID"),
     ({"domain.firmware": {"serial": "a\u00e9"}}, "domain.firmware.serial", "printable ASCII"),
@@ -204,9 +234,56 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
     ({"readinessProbe": {"tcpSocket": {"port": 0}}}, "readinessProbe.tcpSocket.port", "no port number"),
     ({"readinessProbe": {"httpGet": {"port": "http"}}}, "readinessProbe.httpGet.port", "no port number"),
     ({"startStrategy": "Paused", "livenessProbe": {"tcpSocket": {"port": 1}}}, "startStrategy", "starts paused"),
-    ({"domain.devices.watchdog": {"name": "w"}}, "domain.devices.watchdog", "says not what it is"),
+    ({"domain.devices.watchdog": {"name": "w.1"}}, "domain.devices.watchdog.name", "letters, digits, '-' or '_'"),
     ({"domain.devices.inputs": [{"name": "t", "type": "mouse"}]}, "domain.devices.inputs[0].type", "one of: tablet"),
-    ({"tolerations": [{"key": "a\nb"}]}, "tolerations[0].key", "control character U+000A"),
+    ({"dnsConfig": {"options": [{"name": "a\nb"}]}}, "dnsConfig.options[0].name", "control character U+000A"),
+    ({"livenessProbe": {"tcpSocket": {"port": 80}, "successThreshold": 3}}, "livenessProbe.successThreshold",
+     "must be 1"),
+    ({f"{NIC}.ports": [{"port": 80, "name": "a-name-too-long0"}]}, f"{N}.ports[0].name", "1 to 15 lower case"),
+    ({f"{NIC}.ports": [{"port": 80, "name": "8080"}]}, f"{N}.ports[0].name", "at least one letter"),
+    ({f"{NIC}.ports": [{"port": 80, "name": "a--b"}]}, f"{N}.ports[0].name", "single '-'"),
+    ({**NO_IMAGE, f"{VOLUME}.cloudInitConfigDrive": {"networkData": "version: 2\nethernets: {}"}},
+     f"{V}.cloudInitConfigDrive.networkData", "needs OpenStack's network_data.json"),
+    ({**NO_IMAGE, f"{VOLUME}.cloudInitConfigDrive": {"networkDataBase64": "W10="}},
+     f"{V}.cloudInitConfigDrive.networkDataBase64", "is no JSON object"),
+    # where it may run
+    ({"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}, "tolerations[0].value", "must be absent"),
+    ({"tolerations": [{"key": "a b"}]}, "tolerations[0].key", "no key for a label"),
+    ({"tolerations": [{"value": "b"}]}, "tolerations[0].operator", "must be Exists"),
+    ({"tolerations": [{"key": "a", "value": "b c"}]}, "tolerations[0].value", "no label value"),
+    ({"tolerations": [{"key": "a", "operator": "Gt", "value": "x"}]}, "tolerations[0].value", "whole number"),
+    ({"tolerations": [{"key": "a", "tolerationSeconds": 5, "effect": "NoSchedule"}]}, "tolerations[0].effect",
+     "must be NoExecute"),
+    (_node([{"key": "a", "operator": "In"}]), f"{NODE}[0].matchExpressions[0].values", "at least one value"),
+    (_node([{"key": "a", "operator": "Exists", "values": ["b"]}]), f"{NODE}[0].matchExpressions[0].values",
+     "must be absent"),
+    (_node([{"key": "a", "operator": "Gt", "values": []}]), f"{NODE}[0].matchExpressions[0].values", "exactly one"),
+    (_node([{"key": "a b", "operator": "Exists"}]), f"{NODE}[0].matchExpressions[0].key", "no key for a label"),
+    (_node([{"key": "a", "operator": "In", "values": ["b c"]}]), f"{NODE}[0].matchExpressions[0].values[0]",
+     "no label value"),
+    ({"affinity": {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": []}}}}, NODE, "at least one term"),
+    (_field("metadata.uid", "In", ["a"]), f"{NODE}[0].matchFields[0].key", "only metadata.name"),
+    (_field("metadata.name", "Exists", []), f"{NODE}[0].matchFields[0].operator", "In or NotIn"),
+    (_field("metadata.name", "In", ["a", "b"]), f"{NODE}[0].matchFields[0].values", "exactly one"),
+    ({"affinity": {"podAffinity": {REQUIRED: [{"topologyKey": ""}]}}},
+     f"affinity.podAffinity.{REQUIRED}[0].topologyKey", "must not be empty"),
+    ({"affinity": {"podAntiAffinity": {PREFERRED: [{"weight": 1, "podAffinityTerm": {"topologyKey": "zone",
+      "labelSelector": {"matchExpressions": [{"key": "a", "operator": "NotIn"}]}}}]}}},
+     f"affinity.podAntiAffinity.{PREFERRED}[0].podAffinityTerm.labelSelector.matchExpressions[0].values",
+     "at least one value"),
+    ({"affinity": {"podAffinity": {REQUIRED: [{"topologyKey": "zone", "namespaces": ["A"]}]}}},
+     f"affinity.podAffinity.{REQUIRED}[0].namespaces[0]", "lower case"),
+    ({"affinity": {"podAffinity": {REQUIRED: [{"topologyKey": "zone", "matchLabelKeys": ["a"]}]}}},
+     f"affinity.podAffinity.{REQUIRED}[0].matchLabelKeys", "needs labelSelector"),
+    (_spread({"minDomains": 2}), "topologySpreadConstraints[0].minDomains", "needs whenUnsatisfiable DoNotSchedule"),
+    (_spread({"labelSelector": {"matchLabels": {"a": "b c"}}}),
+     "topologySpreadConstraints[0].labelSelector.matchLabels.a", "no label value"),
+    (_spread({}, {}), "topologySpreadConstraints[1].topologyKey", "is named by another constraint"),
+    # annotations that mean something elsewhere
+    ({"/spec.template.metadata.annotations": {"hooks.kubevirt.io/hookSidecars": "[]"}},
+     "/spec.template.metadata.annotations.hooks.kubevirt.io/hookSidecars", "no hook sidecars here"),
+    ({"/spec.template.metadata.annotations": {"kubevirt.io/ignitiondata": "{}"}},
+     "/spec.template.metadata.annotations.kubevirt.io/ignitiondata", "cloudInitConfigDrive"),
 ]  # fmt: skip
 
 
@@ -214,7 +291,8 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
 def test_a_rule(changes: dict[str, Any], path: str, words: str) -> None:
     faults = validate_document(machine(changes))
     known = [(fault.path, fault.message) for fault in faults]
-    assert [(fault_path, words in message) for fault_path, message in known] == [(f"{SPEC}.{path}", True)], known
+    where = path[1:] if path.startswith("/") else f"{SPEC}.{path}"
+    assert [(fault_path, words in message) for fault_path, message in known] == [(where, True)], known
 
 
 @pytest.mark.parametrize(
@@ -237,6 +315,13 @@ def test_a_rule(changes: dict[str, Any], path: str, words: str) -> None:
 def test_a_rule_of_the_whole_object(changes: dict[str, Any], path: str, words: str) -> None:
     faults = validate_document(machine(changes))
     assert [(fault.path, words in fault.message) for fault in faults] == [(path, True)], faults
+
+
+@pytest.mark.parametrize("name", ["net.1", "é", "", "x" * 64, "a b"])
+def test_a_network_that_has_no_name(name: str) -> None:
+    faults = validate_document(machine({f"{NIC}.name": name, f"{NETWORK}.name": name}))
+    assert {fault.path.removeprefix(f"{SPEC}.") for fault in faults} == {f"{N}.name", "networks[0].name"}
+    assert all("must be 1 to 63 letters, digits, '-' or '_'" in fault.message for fault in faults)
 
 
 def test_two_networks_of_one_name() -> None:
@@ -284,6 +369,23 @@ def test_every_fault_is_reported_at_once() -> None:
         {"/spec.template.metadata.annotations": {"example.com/notes": "<a>\n$(b)"}},
         {"domain.machine": {"type": "pc-q35-9.2"}},
         {"readinessProbe": {"httpGet": {"port": 80, "path": "/"}, "periodSeconds": 5}},
+        {"livenessProbe": {"tcpSocket": {"port": "web"}, "successThreshold": 1},
+         f"{NIC}.ports": [{"port": 80, "name": "web"}]},
+        *({f"{NIC}.name": name, f"{NETWORK}.name": name} for name in ("my_net", "Net-1", "-", "_x")),
+        {"domain.devices.inputs": [{"name": "My_Tablet", "type": "tablet"}]},
+        {"domain.devices.watchdog": {"name": "my_dog"}},
+        {"domain.devices.logSerialConsole": True},
+        {**NO_IMAGE, f"{VOLUME}.cloudInitConfigDrive": {"networkData": '{"links": []}'}},
+        {"domain.machine": {"type": "pc-q35-rhel9.4.0"}},
+        {"domain.machine": {"type": "pc-q35-noble"}},
+        {"tolerations": [{"operator": "Exists"}, {"key": "a", "operator": "Lt", "value": "-5"},
+                         {"key": "a", "effect": "NoExecute", "tolerationSeconds": 5}]},
+        _node([{"key": "a", "operator": "In", "values": ["b"]}, {"key": "c", "operator": "Lt", "values": ["5"]}]),
+        _field("metadata.name", "In", ["node1"]),
+        _spread({"whenUnsatisfiable": "DoNotSchedule", "minDomains": 2}, {"topologyKey": "kubernetes.io/hostname"}),
+        {"/spec.template.metadata.annotations": {"kubevirt.io/memfd": "false", "kubevirt.io/nonroot": "",
+         "vm.kubevirt.io/os": "linux", "kubectl.kubernetes.io/default-container": "istio-proxy"}},
+        {"/spec.instancetype": IGNORED, "/spec.preference": IGNORED},
         MULTUS,
         MULTUS | {f"{NIC}.state": "absent"},
         MULTUS | {NIC: {"name": "default", "state": "absent"}},
@@ -352,6 +454,32 @@ def test_warnings() -> None:
     for words in ("stays halted", "first 20 characters", "not moved by a drain", "1GiB is read as 1Gi"):
         assert words in text
     assert "deprecated" in "\n".join(warnings(decoded({"/spec.runStrategy": DELETE, "/spec.running": True})))
+
+
+def test_what_is_accepted_without_its_effect_is_told() -> None:
+    vm = decoded({"domain.machine": {"type": "pc-q35-rhel9.4.0"},
+                  "/spec.template.metadata.annotations": {"kubevirt.io/pci-topology-version": "v3"}})  # fmt: skip
+    assert warnings(vm) == [
+        "spec.template.metadata.annotations.kubevirt.io/pci-topology-version: PCI addresses are chosen here, so it has "
+        "no effect",
+        "spec.template.spec.domain.machine.type: pc-q35-rhel9.4.0 is not built here: the VM gets pc-q35-8.2, the "
+        "nearest there is",
+    ]
+
+
+def test_the_installation_says_which_machine_types_may_be_used() -> None:
+    def faults(written: str, **settings: Any) -> list[str]:
+        found = validate_document(machine({"domain.machine": {"type": written}}), KubeVirtConfiguration(**settings))
+        return [fault.message for fault in found]
+
+    amd64 = ArchConfiguration(amd64=ArchSpecificConfiguration(emulatedMachines=["pc-q35-9.*"]))
+    assert faults("pc-q35-9.2", emulatedMachines=["pc-q35-9.*"]) == []
+    assert faults("pc-q35-9.2", architectureConfiguration=amd64) == []
+    assert faults("q35", architectureConfiguration=amd64) == [
+        "'q35' is not allowed here: emulatedMachines of the KubeVirt object is pc-q35-9.*"
+    ]
+    (message,) = faults("pc-q35-rhel9.4.0", emulatedMachines=["q35"])
+    assert "is not allowed here" in message
 
 
 def test_a_migration_is_refused() -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import yaml
 
-from api import defaults
+from api import defaults, names
 from api.configuration import DeveloperConfiguration, KubeVirtConfiguration
 from api.errors import InvalidObject
 from api.k8s import Node
@@ -210,3 +210,26 @@ def test_ephemeral_storage(
     amounts = made["containers"][0]["resources"]
     assert amounts["requests"]["ephemeral-storage"] == requests
     assert amounts["limits"].get("ephemeral-storage") == limits
+
+
+def test_the_container_names_the_ports_of_the_interfaces() -> None:
+    ports = [{"name": "web", "port": 80}, {"port": 53, "protocol": "UDP"}]
+    nic = {"name": "default", "masquerade": {}, "ports": ports}
+    spec = {"domain": {"devices": {"interfaces": [nic]}, "memory": {"guest": "64Mi"}}}
+    spec |= {"networks": [{"name": "default", "pod": {}}], "livenessProbe": {"tcpSocket": {"port": "web"}}}
+    (compute,) = pod.launcher_pod(vmi(spec=spec), Settings(), {})["spec"]["containers"]
+    assert compute["ports"] == [
+        {"name": "web", "containerPort": 80, "protocol": "TCP"},
+        {"containerPort": 53, "protocol": "UDP"},
+    ]
+    assert compute["livenessProbe"]["tcpSocket"]["port"] == "web"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "shown"), [({}, "compute"), ({names.ANNOTATION_DEFAULT_CONTAINER: "proxy"}, "proxy")]
+)
+def test_the_default_container_is_ours_unless_the_user_names_another(theirs: dict[str, str], shown: str) -> None:
+    annotations = pod.launcher_pod(vmi(annotations=theirs), Settings(), {})["metadata"]["annotations"]
+    assert annotations[names.ANNOTATION_DEFAULT_CONTAINER] == shown
+    forged = pod.launcher_pod(vmi(annotations={names.ANNOTATION_DOMAIN: "other"}), Settings(), {})
+    assert forged["metadata"]["annotations"][names.ANNOTATION_DOMAIN] == "web"

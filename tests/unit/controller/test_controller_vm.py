@@ -333,7 +333,12 @@ def test_a_vm_is_ready_when_its_vmi_is_and_not_while_it_is_being_stopped() -> No
     assert told(see(vm(), instance))["ready"] is True
     stopping = mine(deleting=True, conditions=[{"type": "Ready", "status": "True"}])
     status = told(see(vm(run="Halted"), stopping))
-    assert status["ready"] is False and status["created"] is True
+    assert "ready" not in status and status["created"] is True
+    # null takes the field away: as published there is no `false`, and clients wait for it to vanish.
+    running = after(vm(), instance)
+    assert running.status and running.status.ready
+    gone = told(see(msgspec.structs.replace(running, spec=vm(run="Halted").spec), None))
+    assert gone["ready"] is None and gone["created"] is None
 
 
 def test_the_guests_end_is_no_news_for_a_vm_that_is_stopping() -> None:

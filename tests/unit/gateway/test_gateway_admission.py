@@ -153,10 +153,35 @@ def test_a_vm_whose_spec_is_not_changed_is_left_alone() -> None:
     assert mutated(asked(stopped, old))["spec"]["template"]["spec"]["architecture"] == "amd64"
 
 
+@pytest.mark.parametrize("field", ["instancetype", "preference"])
+def test_what_cannot_be_inferred_and_may_be_ignored_is_dropped(field: str) -> None:
+    """As `virtctl create vm` adds them. With the policy Reject, or by name, they are refused."""
+    matcher = {"inferFromVolume": "root", "inferFromVolumeFailurePolicy": "Ignore"}
+    seen = mutated(asked(changed(machine(), f"spec/{field}", matcher)))
+    assert field not in seen["spec"]
+    assert not validated(asked(seen)).faults
+    again = asked(changed(seen, f"spec/{field}", matcher), seen)
+    assert mutated(again)["spec"] == seen["spec"], "and applied once more, it is dropped once more"
+    for asking in ({"inferFromVolume": "root"}, {"name": "small"}, {**matcher, "name": "small"}):
+        assert f"spec.{field}" in refused(asked(changed(machine(), f"spec/{field}", asking)))
+
+
+def test_a_vm_keeps_the_machine_type_that_is_written_and_its_instance_gets_ours() -> None:
+    written = machine({"domain.machine": {"type": "pc-q35-rhel9.4.0"}})
+    assert mutated(asked(written))["spec"]["template"]["spec"]["domain"]["machine"] == {"type": "pc-q35-rhel9.4.0"}
+    instance = changed(vmi(), "spec/domain/machine", {"type": "pc-q35-rhel9.4.0"})
+    assert mutated(asked(instance))["spec"]["domain"]["machine"] == {"type": "pc-q35-8.2"}
+
+
+@pytest.mark.parametrize("name", ["hooks.kubevirt.io/hookSidecars", "kubevirt.io/ignitiondata"])
+def test_an_instance_with_an_annotation_that_means_something_elsewhere_is_refused(name: str) -> None:
+    assert f"metadata.annotations.{name}" in refused(asked(vmi(annotations={name: "x"})))
+
+
 def test_an_instance_gets_every_default() -> None:
     spec = mutated(asked(vmi()))["spec"]
     assert spec["terminationGracePeriodSeconds"] == 30 and spec["architecture"] == "amd64"
-    assert spec["domain"]["cpu"] == {"cores": 1, "sockets": 1, "threads": 1}
+    assert spec["domain"]["cpu"] == {"cores": 1, "sockets": 1, "threads": 1, "model": "host-model"}
     assert spec["domain"]["firmware"]["uuid"]
     interface = spec["domain"]["devices"]["interfaces"][0]
     assert interface["model"] == "virtio" and interface["macAddress"].startswith("02:")

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
-from api.version import VERSION
+from api.version import API_LEVEL, VERSION
 from gateway.subresources import discovery, openapi
 from gateway.subresources.endpoints import ENDPOINTS
 from tests.unit.gateway.lab import World, vm, vmi, world
@@ -69,9 +69,20 @@ async def test_the_group_prefers_v1(gate: World) -> None:
 
 async def test_version_and_health(gate: World) -> None:
     _, found = await gate.ask("GET", f"{GROUP}/v1/version")
-    assert found["gitVersion"] == f"v{VERSION}"
+    assert found["gitVersion"] == f"v{API_LEVEL}+hyperlet.{VERSION}"
+    # As the published client's semantic version: it warns unless major and minor are its own.
+    assert re.fullmatch(r"v\d+\.\d+\.\d+\+[0-9A-Za-z.-]+", found["gitVersion"])
     assert set(found) >= {"gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform"}
-    assert (await gate.ask("GET", f"{GROUP}/v1/guestfs"))[0] == 501
+
+
+async def test_what_is_not_there_yet_is_told_as_its_client_reads_it(gate: World) -> None:
+    """The client of guestfs reads no Status, and quotes what is text; the others print the Status' message."""
+    async with gate.proxy.get(f"https://127.0.0.1:{gate.port}{GROUP}/v1/guestfs") as response:
+        assert (response.status, response.content_type) == (501, "text/plain")
+        assert (await response.text()).startswith("guestfs tools are not implemented yet")
+    code, found = await gate.ask("PUT", f"{GROUP}/v1/namespaces/default/virtualmachines/web/addvolume")
+    assert (code, found["kind"], found["reason"]) == (501, "Status", "NotImplemented")
+    assert "not implemented yet" in found["message"]
 
 
 async def test_health_asks_the_api_server_once_in_a_while(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:

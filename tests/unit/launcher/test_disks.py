@@ -216,6 +216,14 @@ def test_config_drive_from_secrets_and_base64(paths: Paths) -> None:
     assert json.loads(read_iso(found.path, "/openstack/latest/meta_data.json"))["hostname"] == "vm"
 
 
+def test_a_config_drive_takes_no_yaml_from_a_secret(paths: Paths) -> None:
+    folder = pathlib.Path(paths.cloudinit, "v")
+    folder.mkdir()
+    (folder / "networkdata").write_text("version: 2")
+    with pytest.raises(InvalidVmi, match="volume v: cloudInitConfigDrive's network data is no JSON object: a config"):
+        find(paths, {"cloudInitConfigDrive": {"networkDataSecretRef": {"name": "s"}}})
+
+
 def test_secrets_without_the_key(paths: Paths) -> None:
     with pytest.raises(Missing, match="volume v: Secret s has no key userdata"):
         find(paths, {"cloudInitNoCloud": {"secretRef": {"name": "s"}}})
