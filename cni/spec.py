@@ -116,6 +116,7 @@ class TuningConf(Common, kw_only=True):
     allmulti: bool | None = None
     txQLen: Annotated[int, Meta(ge=0, le=0xFFFFFFFF)] | None = None
     dataDir: Name | None = None
+    allowedArgs: list[Name] | None = None
     runtimeConfig: Mac | None = None
     args: TuningArgs | None = None
 

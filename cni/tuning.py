@@ -17,6 +17,9 @@ from cni.state import Folder, Saved
 from cni.undo import quietly
 from kit import proc
 
+FREE_ARGS = frozenset({"mac"})
+"""What a pod may set by `args.cni` of any network; the rest is the network's author's to allow (`allowedArgs`)."""
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -40,6 +43,7 @@ def of(conf: TuningConf, call: Call) -> Wish:
     if conf.runtimeConfig and conf.runtimeConfig.mac:
         mac, where = conf.runtimeConfig.mac, "$.runtimeConfig.mac"
     over = (conf.args.cni if conf.args else None) or spec.Tunables()
+    _permit(over, conf)
     if over.mac:
         mac, where = over.mac, "$.args.cni.mac"
     mtu = over.mtu if over.mtu is not None else conf.mtu
@@ -56,6 +60,19 @@ def of(conf: TuningConf, call: Call) -> Wish:
         txqlen=over.txQLen if over.txQLen is not None else conf.txQLen,
         data_dir=conf.dataDir or state.DATA_DIR,
     )
+
+
+def _permit(over: spec.Tunables, conf: TuningConf) -> None:
+    """Raises CniError (7) for what the pod asks for in `args.cni` and the network does not allow: `args.cni` comes from
+    the pod's annotation (`cni-args`), the configuration from who made the network."""
+    allowed = FREE_ARGS | set(conf.allowedArgs or ())
+    refused = [name for name in over.__struct_fields__ if getattr(over, name) is not None and name not in allowed]
+    if refused:
+        raise CniError(
+            errors.CONFIG,
+            f"$.args.cni.{refused[0]}: a pod may not set it on the network {conf.name}; it may where the network's "
+            f'configuration has "allowedArgs": ["{refused[0]}"]',
+        )
 
 
 def add(call: Call, hands: Host) -> bytes:

@@ -26,6 +26,10 @@ PLUGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*(\.[A-Za-z0-9_\-]+)*")
 """A plugin's file name: no slash, nothing hidden, no two dots in a row."""
 
 
+FREE_ARGS = frozenset({"mac", "ips", "interface"})
+"""What a pod's author may say to plugins by `cni-args`; for the rest a plugin's configuration needs `allowedArgs`."""
+
+
 @dataclass(frozen=True)
 class Network:
     """A checked configuration. `source` says in messages where it comes from."""
@@ -87,6 +91,9 @@ def _plugin(source: str, place: int, plugin: Any) -> Json:
     arguments = plugin.get("args")
     if arguments is not None and not isinstance(arguments, dict):
         raise NetworkError(f"{source}: args of plugin {place} ({kind}) must be an object")
+    allowed = plugin.get("allowedArgs")
+    if allowed is not None and not (isinstance(allowed, list) and all(isinstance(each, str) for each in allowed)):
+        raise NetworkError(f"{source}: allowedArgs of plugin {place} ({kind}) must be a list of names")
     return dict(plugin)
 
 
@@ -107,13 +114,17 @@ def _input(network: Network, place: int, selection: Selection, previous: Json | 
     given |= {"cniVersion": network.version, "name": network.name}
     if runtime := _runtime(plugin.get("capabilities") or {}, selection):
         given["runtimeConfig"] = runtime
-    if selection.cniArgs:
+    if asked := {key: value for key, value in (selection.cniArgs or {}).items() if key in _allowed(plugin)}:
         arguments = given.get("args") or {}
         theirs = arguments.get("cni")
-        given["args"] = arguments | {"cni": (theirs if isinstance(theirs, dict) else {}) | selection.cniArgs}
+        given["args"] = arguments | {"cni": (theirs if isinstance(theirs, dict) else {}) | asked}
     if previous is not None:
         given["prevResult"] = previous
     return msgspec.json.encode(given)
+
+
+def _allowed(plugin: Json) -> frozenset[str]:
+    return FREE_ARGS | frozenset(plugin.get("allowedArgs") or ())
 
 
 def _runtime(capabilities: Json, selection: Selection) -> Json:
@@ -132,6 +143,12 @@ def faults(network: Network, selection: Selection, for_guest: bool) -> str:
     """
     if selection.ips and not any((each.get("capabilities") or {}).get("ips") is True for each in network.plugins):
         return f'{network.source}: the pod asks for addresses (ips), but no plugin declares the capability "ips"'
+    allowed = frozenset[str]().union(*(_allowed(each) for each in network.plugins))
+    if refused := sorted(set(selection.cniArgs or ()) - allowed):
+        return (
+            f"{network.source}: the pod's cni-args set {refused[0][:80]!r}, which the network does not allow; whoever "
+            "may change the network allows it by allowedArgs of a plugin in spec.config"
+        )
     if for_guest and any(_ipam(each) == "dhcp" for each in network.plugins):
         # Its daemon could not renew through a port of a bridge, and sets the interface down when the lease ends.
         return (

@@ -76,7 +76,7 @@ def test_bridge_gives_the_same_result_and_network(lab: Lab, name: str, version: 
         {"promisc": True, "allmulti": True},
         {"mac": "02:00:00:00:00:07", "runtimeConfig": {"mac": "02:00:00:00:00:08"}},
         {"runtimeConfig": {"mac": "02:00:00:00:00:08"}, "args": {"cni": {"mac": "02:00:00:00:00:09"}}},
-        {"mtu": 1400, "args": {"cni": {"mtu": 1300, "promisc": True}}},
+        {"mtu": 1400, "args": {"cni": {"mtu": 1300, "promisc": True}}, "allowedArgs": ["mtu", "promisc"]},
         {"sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", "net/ipv4/conf/IFNAME/proxy_arp": "1"}},
     ],
 )

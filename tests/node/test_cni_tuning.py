@@ -82,13 +82,29 @@ def test_args_override_every_other_field(lab: Lab, where: Space) -> None:
         "txQLen": 9,
         "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"},
     }
-    conf = tuning_conf(lab, where, mtu=1400, txQLen=5, sysctl={"net.core.somaxconn": "99"}, args={"cni": over})
+    sysctl = {"net.core.somaxconn": "99"}
+    conf = tuning_conf(lab, where, mtu=1400, txQLen=5, sysctl=sysctl, args={"cni": over}, allowedArgs=[*over])
     untouched = state(where)["sysctl"][1]
     lab.call("cnv-tuning", "ADD", conf, where)
     after = state(where)
     assert {**after, "sysctl": after["sysctl"]} == {
         "mac": after["mac"], "mtu": 1300, "promisc": True, "allmulti": True, "txQLen": 9, "sysctl": ["1", untouched],
     }  # fmt: skip
+
+
+def test_a_pod_sets_what_the_network_allows_and_nothing_else(lab: Lab, where: Space) -> None:
+    """What a pod's `cni-args` say comes in `args.cni`, from Multus unread."""
+    before = state(where)
+    for over in ({"sysctl": {"net.ipv4.ip_forward": "1"}}, {"promisc": True}, {"allmulti": True}, {"mtu": 1300}):
+        conf = tuning_conf(lab, where, txQLen=5, args={"cni": over}, allowedArgs=["txQLen"])
+        refused = lab.refusal("cnv-tuning", "ADD", conf, where)
+        assert refused["code"] == 7 and f"$.args.cni.{next(iter(over))}" in refused["msg"]
+        # The runtime's DEL after it goes through.
+        lab.call("cnv-tuning", "DEL", conf, where)
+    assert state(where) == before
+    allowed = tuning_conf(lab, where, args={"cni": {"txQLen": 9}}, allowedArgs=["txQLen"])
+    lab.call("cnv-tuning", "ADD", allowed, where)
+    assert state(where) == before | {"txQLen": 9}
 
 
 def test_an_add_after_one_that_was_cut_short_keeps_what_was_there_first(lab: Lab, where: Space) -> None:

@@ -112,8 +112,29 @@ def test_tuning_takes_the_last_mac_of_four() -> None:
 
 
 def test_args_replace_sysctls_as_a_whole() -> None:
-    found = tune(sysctl={"net.core.somaxconn": "1"}, args={"cni": {"sysctl": {"net.ipv4.ip_forward": "1"}}})
+    over = {"cni": {"sysctl": {"net.ipv4.ip_forward": "1"}}}
+    found = tune(sysctl={"net.core.somaxconn": "1"}, args=over, allowedArgs=["sysctl"])
     assert [each.path for each in found.sysctls] == ["ipv4/ip_forward"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sysctl", {"net.ipv4.ip_forward": "1"}),
+        ("promisc", True),
+        ("promisc", False),
+        ("allmulti", True),
+        ("mtu", 9000),
+        ("txQLen", 0),
+    ],
+)
+def test_args_of_a_pod_reach_tuning_only_where_the_network_allows_them(name: str, value: object) -> None:
+    others = [each for each in ("sysctl", "promisc", "allmulti", "mtu", "txQLen") if each != name]
+    for allowed in (None, [], others):
+        with pytest.raises(CniError, match=rf"\$\.args\.cni\.{name}: .* network net.*allowedArgs") as caught:
+            tune(args={"cni": {name: value, "mac": "02:00:00:00:00:04"}}, allowedArgs=allowed)
+        assert caught.value.code == 7
+    tune(args={"cni": {name: value}}, allowedArgs=[name])
 
 
 def test_version_answers_with_the_inputs_version_if_it_is_known() -> None:

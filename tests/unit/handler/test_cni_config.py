@@ -93,8 +93,24 @@ def test_a_lease_that_the_node_would_hold_for_a_guest_is_refused() -> None:
 
 
 def test_arguments_of_the_pod_go_before_those_of_the_definition() -> None:
-    network = cni_config.parse(nad({"type": "a", "args": {"cni": {"vlan": 1, "x": 2}, "other": 3}}))
+    definition = {"type": "a", "args": {"cni": {"vlan": 1, "x": 2}, "other": 3}, "allowedArgs": ["vlan"]}
+    network = cni_config.parse(nad(definition))
     assert given(network, cniArgs={"vlan": 7})["args"] == {"cni": {"vlan": 7, "x": 2}, "other": 3}
+
+
+def test_cni_args_that_the_network_does_not_allow_are_refused() -> None:
+    plugins = [{"type": "cnv-bridge"}, {"type": "cnv-tuning", "mtu": 1400, "allowedArgs": ["mtu"]}]
+    network = cni_config.parse(nad({"plugins": plugins}))
+    free = {"mac": "02:00:00:00:00:07", "ips": ["10.0.0.7/24"], "interface": "net1"}
+    assert cni_config.faults(network, selection(cniArgs={**free, "mtu": 1300}), for_guest=False) == ""
+    for key in ("sysctl", "promisc", "allmulti", "txQLen", "vlan", "bridge", "ipam"):
+        said = cni_config.faults(network, selection(cniArgs={key: "x"}), for_guest=False)
+        assert "network web/dmz" in said and f"'{key}'" in said and "allowedArgs" in said
+    # An earlier version's record may still have them: they reach no plugin. What is allowed reaches that plugin alone.
+    asked = {**free, "mtu": 1300, "sysctl": {"net.ipv4.ip_forward": "1"}, "promisc": True}
+    assert given(network, 0, cniArgs=asked)["args"] == {"cni": free}
+    assert given(network, 1, cniArgs=asked)["args"] == {"cni": {**free, "mtu": 1300}}
+    assert "args" not in given(network, 0, cniArgs={"promisc": True})
 
 
 @pytest.mark.parametrize(("version", "with_result"), [("0.3.1", False), ("0.4.0", True), ("1.1.0", True)])
@@ -130,6 +146,8 @@ def test_a_del_has_the_result_where_the_version_knows_it(version: str, with_resu
         ({"type": "ok", "cniVersion": ["1.0.0"]}, "cniVersion in spec.config"),
         ({"type": "ok", "capabilities": ["mac"]}, "capabilities of plugin 0 (ok) must be an object"),
         ({"type": "ok", "args": 3}, "args of plugin 0 (ok) must be an object"),
+        ({"type": "ok", "allowedArgs": "mtu"}, "allowedArgs of plugin 0 (ok) must be a list of names"),
+        ({"type": "ok", "allowedArgs": [3]}, "allowedArgs of plugin 0 (ok) must be a list of names"),
         ({"type": "ok", "x": "y" * 70000}, "more than 64 KiB"),
     ],
 )
