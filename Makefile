@@ -1,5 +1,7 @@
 # Everything a person types. Each target installs what it needs and says so.
 PYTHON  := .venv/bin/python
+# What makes the environment needs nothing but the standard library.
+ANY_PYTHON := python3
 PYTEST  := .venv/bin/pytest
 # What boots guests and clusters spends most of its time waiting, so SIDE_BY_SIDE files of it run at a time (a file's tests
 # share guests, and stay together).
@@ -18,11 +20,11 @@ export HYPERLET_CACHE ?= $(HOME)/.cache/hyperlet
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-up: .venv/ready  ## from nothing to a two-node cluster with an example VM that answers
-	@$(PYTHON) -m cluster.deploy up
+up:              ## from nothing to a two-node cluster with an example VM that answers
+	@$(ANY_PYTHON) -m cluster.deploy up
 
 down:            ## stop all of it and leave nothing behind
-	@if [ -x $(PYTHON) ]; then $(PYTHON) -m cluster.deploy down; else echo "nothing is running: there is no .venv yet"; fi
+	@$(ANY_PYTHON) -m cluster.deploy down
 
 status: .venv/ready ## what is running
 	@$(PYTHON) -m cluster status
@@ -31,7 +33,7 @@ status: .venv/ready ## what is running
 # leave. Whatever goes wrong there comes up again in e2e, which builds what is missing and says so.
 test: check ## everything there is to test
 	@mkdir -p $(HYPERLET_CACHE); echo "building for e2e meanwhile ($(HYPERLET_CACHE)/ahead.log)"; \
-	  nice -n 19 sh -c '$(PYTHON) -m cluster build && $(PYTHON) -m images build' >$(HYPERLET_CACHE)/ahead.log 2>&1 & ahead=$$!; \
+	  nice -n 19 sh -c '$(PYTHON) -m cluster build && $(PYTHON) -m images build && $(PYTHON) -m cluster build extras' >$(HYPERLET_CACHE)/ahead.log 2>&1 & ahead=$$!; \
 	  $(MAKE) --no-print-directory node-test; status=$$?; wait $$ahead || true; exit $$status
 	@$(MAKE) --no-print-directory e2e
 
@@ -57,6 +59,7 @@ node-test: .venv/ready ## on real libvirt, QEMU and network namespaces of this m
 e2e: .venv/ready ## on the real cluster (brings it up if it is not)
 	@$(PYTHON) -m cluster deps --tests
 	@$(PYTHON) -m cluster.deploy up
+	@$(PYTHON) -m cluster dns
 	$(call steady,tests/e2e -m "not alone",$(side_by_side))
 	$(call steady,tests/e2e -m alone)
 
@@ -76,16 +79,8 @@ manifests: .venv/ready ## regenerate the CRDs from api/
 protos: .venv/ready ## regenerate the Python beside each .proto
 	$(PYTHON) -m protos.generate
 
-# libvirt-python is compiled against the machine's libvirt, so its headers come first.
-.venv/ready: pyproject.toml Makefile
-	@if ! pkg-config --exists libvirt 2>/dev/null || ! python3 -c 'import ensurepip' 2>/dev/null; then \
-	  echo "installing python3-venv python3-dev gcc pkg-config libvirt-dev (apt)"; \
-	  apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-	    python3-venv python3-dev gcc libc6-dev pkg-config libvirt-dev >/dev/null; fi
-	@echo "installing Python packages into .venv (pip)"
-	@[ -x .venv/bin/python ] || python3 -m venv .venv
-	@.venv/bin/pip install -q --disable-pip-version-check -e '.[dev]' $(if $(wildcard images/constraints.txt),-c images/constraints.txt) 2>&1 | grep -v WARNING || true
-	@.venv/bin/python -c 'import grpc, libvirt, lightkube, msgspec'
+.venv/ready: pyproject.toml images/constraints.txt
+	@$(ANY_PYTHON) -m cluster venv
 	@touch $@
 
 clean: down      ## down, and forget the builds

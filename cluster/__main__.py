@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster import deps
+from cluster import deps, venv
 from cluster.console import Console, Problem, complain
 
 
@@ -18,6 +18,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     packages = verbs.add_parser("deps", help="install the Debian packages that are missing")
     packages.add_argument("--tests", action="store_true", help="those of the tests, too")
+    verbs.add_parser("venv", help="make the virtual environment, or bring it up to date")
     build = verbs.add_parser("build", help="build the cluster's programs into the cache")
     build.add_argument("group", nargs="*", help="kubernetes, core, extras, runc, or all; without: what `up` needs")
     verbs.add_parser("up", help="start what does not run; writes .run/kubeconfig")
@@ -40,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     volume.add_argument("size", help="as in Kubernetes: 1Gi")
     volume.add_argument("--storage-class", default="local")
     verbs.add_parser("storage", help="install CSI storage: classes local and shared, with snapshots (docs/cluster.md)")
+    verbs.add_parser("dns", help="deploy CoreDNS (built at its first use)")
     bridge = verbs.add_parser("bridge", help="make a bridge on the nodes, which they keep over a power cycle")
     bridge.add_argument("name")
     bridge.add_argument("--port", default="", help="a device of the node's that becomes its port: eth1 joins the nodes")
@@ -61,6 +63,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if verb == "deps":
         # Before the packages are there, nothing else of this package is imported.
         deps.ensure(console, tests=arguments.tests)
+        return 0
+    if verb == "venv":
+        deps.ensure(console)
+        venv.ensure(console)
         return 0
     from cluster import binaries, bridges, lifecycle, storage, verbs
 
@@ -88,6 +94,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             verbs.volume(console, arguments.name, arguments.node, arguments.size, arguments.storage_class)
         case "storage":
             storage.install(console)
+        case "dns":
+            verbs.dns(console)
         case "bridge":
             bridges.change(console, arguments.name, arguments.port, arguments.node, remove=arguments.remove)
         case "exec":

@@ -16,38 +16,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cluster import binaries, setup
 from cluster.console import Console, Problem, complain
+from cluster.kubectl import Kubectl
 from cluster.paths import KUBECONFIG, LOGS, ROOT, RUN
 
 NAMESPACE = "hyperlet"
 ROLES = ("launcher", "node", "cluster")
 EXAMPLE = ROOT / "examples" / "vm.yaml"
 WAIT_SECONDS = 300
-
-
-class Kubectl:
-    """kubectl against one kubeconfig."""
-
-    def __init__(self, kubeconfig: Path) -> None:
-        self.kubeconfig = kubeconfig
-
-    def __call__(self, *args: str, check: bool = True, stdin: str | None = None) -> str:
-        """Run and return standard output. Raises Problem with kubectl's own words when it fails and `check` is set."""
-        done = subprocess.run(
-            ["kubectl", f"--kubeconfig={self.kubeconfig}", *args],
-            input=stdin,
-            text=True,
-            capture_output=True,
-            check=False,
-        )
-        if check and done.returncode:
-            raise Problem(f"kubectl {' '.join(args)}: {done.stderr.strip() or done.stdout.strip()}")
-        return done.stdout
-
-    def json(self, *args: str) -> dict[str, object] | None:
-        """`get … -o json`; None if there is no such object."""
-        text = self(*args, "-o", "json", "--ignore-not-found")
-        return json.loads(text) if text.strip() else None
 
 
 def run(console: Console, label: str, command: Sequence[str]) -> None:
@@ -248,12 +225,16 @@ def up(console: Console) -> None:
             raise Problem("HYPERLET_CLUSTER=existing needs a cluster", remedy="set KUBECONFIG to its kubeconfig")
     else:
         kubeconfig = KUBECONFIG
-        run(console, "Tools", ["-m", "cluster", "deps"])
-        run(console, "Kubernetes", ["-m", "cluster", "build"])
+    console.say("What it needs")
+    setup.prepare(console, cluster=not existing)
+    if not existing:
         run(console, "Cluster", ["-m", "cluster", "up"])
+        if binaries.find(binaries.EXTRAS) is not None:
+            run(console, "DNS", ["-m", "cluster", "dns"])
+        else:
+            console.say("  · no DNS in the cluster yet: 'python3 -m cluster dns' builds CoreDNS and deploys it")
         # For examples/vm-bridge.yaml: a network of the house, on both nodes.
         run(console, "Bridge", ["-m", "cluster", "bridge", "br1", "--port", "eth1"])
-    run(console, "Images", ["-m", "images", "build"])
     images = built_images()
     if registry:
         push(console, images, registry)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import images.deps
-from cluster.console import Console, Problem
+from cluster.console import Console, Problem, Step
 from cluster.paths import LOGS, private_dir
 
 PACKAGES = (
@@ -19,6 +20,8 @@ PACKAGES = (
     "conntrack", "busybox-static", "util-linux", "procps", "curl", "openssl",
     # building the pause image
     "gcc", "libc6-dev", "musl-tools",
+    # the virtual environment: libvirt-python is compiled against the machine's libvirt
+    "python3-venv", "python3-dev", "pkg-config", "libvirt-dev",
     # building images, guests and disks
     *images.deps.PACKAGES,
 )  # fmt: skip
@@ -59,16 +62,42 @@ def ensure(console: Console, *, tests: bool = False) -> None:
         console.say(f"  · installing {' '.join(absent)}")
         log = private_dir(LOGS) / "apt.log"
         with _no_services():
-            _apt(["update"], log)
-            _apt(["install", "--yes", "--no-install-recommends", *absent], log)
+            _apt(["update"], log, step)
+            _apt(["install", "--yes", "--no-install-recommends", *absent], log, step)
 
 
-def _apt(arguments: list[str], log: Path) -> None:
+def _apt(arguments: list[str], log: Path, step: Step) -> None:
+    """Run apt-get, which says on a descriptor of its own how far it is (apt's README.progress-reporting)."""
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    read, write = os.pipe()
+    options = ["-o", f"APT::Status-Fd={write}", "-o", "DPkg::Lock::Timeout=120"]
     with log.open("ab") as stream:
-        done = subprocess.run(["apt-get", *arguments], env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
-    if done.returncode != 0:
-        raise Problem(f"apt-get {arguments[0]} failed", log=log, remedy="mend what apt complains about, run this again")
+        process = subprocess.Popen(
+            ["apt-get", *options, *arguments],
+            env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, pass_fds=[write],
+        )  # fmt: skip
+        os.close(write)
+        follower = threading.Thread(target=_follow, args=(read, arguments[0], step), daemon=True)
+        follower.start()
+        status = process.wait()
+        follower.join(1)
+    if status != 0:
+        raise Problem(
+            f"apt-get {arguments[0]} failed",
+            log=log,
+            remedy="see whether this machine reaches its Debian archive; mend what apt complains about, run this again",
+        )
+
+
+def _follow(descriptor: int, verb: str, step: Step) -> None:
+    """Turn lines `pmstatus:PACKAGE:PERCENT:WORDS` and `dlstatus:NUMBER:PERCENT:WORDS` into progress."""
+    with os.fdopen(descriptor, errors="replace") as lines:
+        for line in lines:
+            kind, _, rest = line.partition(":")
+            words = rest.split(":", 2)
+            if kind in ("pmstatus", "dlstatus") and len(words) == 3:
+                what = "downloading" if kind == "dlstatus" else verb
+                step.progress(f"{what} {words[1].split('.')[0]} %")
 
 
 @contextmanager

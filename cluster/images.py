@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster import node
+from cluster import binaries, node
 from cluster.components import PAUSE_IMAGE
 from cluster.console import Console, Problem
 from cluster.paths import CACHE
@@ -138,6 +138,25 @@ def pause_archive() -> Path:
     temporary.rename(path)
     binary.unlink()
     return path
+
+
+def program_archive(name: str) -> tuple[str, Path]:
+    """The reference and the archive of an image that is one of the cluster's own programs and runs it.
+
+    Errors: Problem when the program is not built.
+    """
+    program = binaries.program(name)
+    # The folder's name ends with the hash of what the program was made from; the archive follows this file as well.
+    recipe = f"{program.resolve().parent.name} {Path(__file__).read_text()}"
+    tag = hashlib.sha256(recipe.encode()).hexdigest()[:10]
+    reference = f"hyperlet.local/{name}:{tag}"
+    archive = CACHE / "images" / f"cluster-{name}-{tag}.tar"
+    if not archive.exists():
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        draft = archive.with_suffix(".new")
+        draft.write_bytes(single_file_archive(reference, name, program.read_bytes()))
+        draft.rename(archive)
+    return reference, archive
 
 
 def single_file_archive(reference: str, name: str, content: bytes, *, user: str = "65535:65535") -> bytes:

@@ -15,6 +15,7 @@ from cluster import (
     controlplane,
     deps,
     images,
+    kubectl,
     loops,
     machine,
     network,
@@ -80,6 +81,7 @@ def up(console: Console) -> None:
             _clean(console)
             known = _lay(console)
         _start(console, known)
+        kubectl.link()
     console.summary(f"The cluster is running. KUBECONFIG={paths.KUBECONFIG}")
 
 

@@ -14,6 +14,9 @@ RUN = Path(os.environ.get("HYPERLET_RUN", str(ROOT / ".run")))
 CACHE = Path(os.environ.get("HYPERLET_CACHE", str(Path.home() / ".cache" / "hyperlet")))
 """Things that take long to make; safe to delete while nothing runs."""
 
+VENV = ROOT / ".venv"
+"""The virtual environment; `make` puts it there."""
+
 KUBECONFIG = RUN / "kubeconfig"
 LOGS = RUN / "logs"
 PKI = RUN / "pki"

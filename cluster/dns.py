@@ -1,0 +1,34 @@
+"""Cluster DNS: CoreDNS, built with the other extras, as a Deployment on the nodes."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+from cluster import binaries, components, images, paths
+from cluster.console import Console
+from cluster.kubectl import Kubectl
+from cluster.state import State
+
+MANIFEST = Path(__file__).with_name("dns.yaml")
+
+
+def manifest(image: str, address: str) -> str:
+    """The objects, with the image's reference and the Service's address."""
+    return string.Template(MANIFEST.read_text()).substitute(IMAGE=image, ADDRESS=address, DOMAIN=components.DOMAIN)
+
+
+def deploy(console: Console, known: State, names: list[str]) -> None:
+    """Build what is missing, load it into the nodes of these names, apply, wait. Errors: Problem."""
+    binaries.build(console, binaries.EXTRAS)
+    reference, archive = images.program_archive("coredns")
+    images.load(console, [archive], names)
+    kubectl = Kubectl(paths.KUBECONFIG)
+    with console.step("CoreDNS"):
+        kubectl("apply", "-f", "-", stdin=manifest(reference, known.plan.dns))
+        kubectl("rollout", "status", "deployment/coredns", "--namespace=kube-system", "--timeout=120s")
+
+
+def is_deployed() -> bool:
+    """Whether the cluster has a DNS server."""
+    return Kubectl(paths.KUBECONFIG).json("get", "deployment", "coredns", "--namespace=kube-system") is not None
