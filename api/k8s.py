@@ -51,11 +51,19 @@ class ContainerResources(Struct):
     limits: dict[str, Quantity] | None = None
 
 
+class EnvVar(Struct):
+    """A variable of a container's environment, where its value stands in the pod."""
+
+    name: str = ""
+    value: str | None = None
+
+
 class Container(Struct):
     """A container of a pod."""
 
     name: str = ""
     image: str | None = None
+    env: list[EnvVar] | None = None
     resources: ContainerResources | None = None
 
 

@@ -91,6 +91,7 @@ ANNOTATION_STORAGE_OBSERVED_API: Final = "kubevirt.io/storage-observed-api-versi
 ANNOTATION_DEFAULT_CONTAINER: Final = "kubectl.kubernetes.io/default-container"
 ANNOTATION_GENERATION: Final = "kubevirt.io/vm-generation"
 ANNOTATION_TEMPLATE: Final = "hyperlet/template-hash"
+ANNOTATION_FENCED: Final = "hyperlet/fenced"
 
 # Finalizers
 FINALIZER_VM: Final = "kubevirt.io/virtualMachineControllerFinalize"
@@ -241,6 +242,7 @@ REASON_SYNC_FAILED: Final = "SyncFailed"
 REASON_NO_PROGRESS: Final = "NoProgress"
 REASON_INVALID: Final = "InvalidObject"
 REASON_NODE_NOT_READY: Final = "NodeNotReady"
+REASON_LAUNCHER_NOT_ENDED: Final = "LauncherNotEnded"
 
 # Reasons of a Fault in api.validate; the first five are those of Kubernetes' own field errors
 FAULT_INVALID: Final = "FieldValueInvalid"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from api import names
+from api import launchers, names
 from api.configuration import KubeVirtConfiguration
 from api.k8s import Event, Node, PersistentVolumeClaim, Pod
 from api.kubevirt import KubeVirt
@@ -24,12 +24,12 @@ _WARNINGS = (
 )
 
 
-def owner_uid(pod: Pod) -> str | None:
-    """The UID of the VMI that a pod belongs to, by its controlling owner reference; labels prove nothing."""
-    for owner in pod.metadata.ownerReferences or ():
-        if owner.controller and owner.kind == names.KIND_VMI and owner.apiVersion.startswith(f"{names.GROUP}/"):
-            return owner.uid
-    return None
+def _is_launcher(pod: Pod) -> bool:
+    return launchers.origin(pod) is not None
+
+
+def _origin(pod: Pod) -> launchers.Origin:
+    return launchers.origin(pod) or launchers.Origin("", "")
 
 
 def _is_launcher_warning(event: Event) -> bool:
@@ -59,7 +59,8 @@ class Cluster:
         made = cls(
             vms=Store(kube, VirtualMachine),
             vmis=Store(kube, VirtualMachineInstance),
-            pods=Store(kube, Pod, labels={names.LABEL_APP: names.APP_LAUNCHER}),
+            # Not by label: anybody can take that away, and a pod that is not seen would be believed gone.
+            pods=Store(kube, Pod, fields={"spec.restartPolicy": launchers.RESTART_POLICY}, keep=_is_launcher),
             claims=Store(kube, PersistentVolumeClaim),
             nodes=nodes,
             health=NodeHealth(nodes),
@@ -67,7 +68,7 @@ class Cluster:
             warnings=Store(kube, Event, fields=_WARNINGS, keep=_is_launcher_warning),
             definitions=Definitions(kube),
         )
-        made.pods.index("owner", lambda pod: filter(None, [owner_uid(pod)]))
+        made.pods.index("name", lambda pod: [f"{pod.metadata.namespace}/{_origin(pod).name}"])
         made.vmis.index(
             "claim", lambda vmi: [f"{vmi.metadata.namespace}/{name}" for name in volumes.claim_names(vmi.spec)]
         )
@@ -115,15 +116,21 @@ class Cluster:
         late = [store.plural for store in self.all_stores() if not store.is_synced]
         return f"not listed yet: {', '.join(late)}" if late else None
 
-    def pod_of(self, vmi: VirtualMachineInstance) -> Pod | None:
-        """The VMI's launcher pod: the one of the derived name, else the first that it owns.
+    def made_for(self, vmi: VirtualMachineInstance) -> list[Pod]:
+        """The launcher pods made for a VMI of this name, earlier ones' too."""
+        return self.pods.by("name", f"{vmi.metadata.namespace}/{vmi.metadata.name}")
 
-        An owner is in its pods' namespace: a pod elsewhere that names the UID is somebody's forgery.
-        """
-        owned = self.pods.by("owner", vmi.metadata.uid or "")
-        found = [pod for pod in owned if pod.metadata.namespace == vmi.metadata.namespace]
-        name = pod_name(vmi)
-        return next((pod for pod in found if pod.metadata.name == name), found[0] if found else None)
+    def pod_of(self, vmi: VirtualMachineInstance) -> Pod | None:
+        """The VMI's launcher pod: the one it was handed over to, else that of the derived name, else the first of its
+        UID."""
+        found = [pod for pod in self.made_for(vmi) if _origin(pod).uid == vmi.metadata.uid]
+        known, name = launchers.may_run(vmi), pod_name(vmi)
+        found.sort(key=lambda pod: (pod.metadata.uid not in known, pod.metadata.name != name))
+        return found[0] if found else None
+
+    def strays_of(self, vmi: VirtualMachineInstance) -> list[Pod]:
+        """The launcher pods of earlier VMIs of this name."""
+        return [pod for pod in self.made_for(vmi) if _origin(pod).uid != vmi.metadata.uid]
 
     def claims_of(self, vmi: VirtualMachineInstance) -> dict[str, PersistentVolumeClaim]:
         """The claims that exist of those that the VMI's volumes name."""
@@ -152,9 +159,8 @@ class Cluster:
 
         def of_pod(_old: Pod | None, new: Pod | None) -> None:
             pod = new or _old
-            for owner in pod.metadata.ownerReferences or () if pod else ():
-                if owner.controller and owner.kind == names.KIND_VMI:
-                    tell((pod.metadata.namespace or "" if pod else "", owner.name))
+            if pod is not None and (origin := launchers.origin(pod)) is not None:
+                tell((pod.metadata.namespace or "", origin.name))
 
         def of_claim(old: PersistentVolumeClaim | None, new: PersistentVolumeClaim | None) -> None:
             claim = new or old

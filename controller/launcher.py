@@ -10,19 +10,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from api import names
-from api.k8s import (
-    Container,
-    ContainerStateTerminated,
-    ContainerStateWaiting,
-    ContainerStatus,
-    PersistentVolumeClaim,
-    Pod,
-)
+from api.k8s import Container, ContainerStateTerminated, ContainerStateWaiting, PersistentVolumeClaim, Pod
+from api.launchers import END_PHASES, compute
 from api.vmi import VirtualMachineInstanceSpec
 from controller import conditions, image_troubles
 from controller.image_troubles import IMAGE_REASONS
 
-END_PHASES = frozenset({"Succeeded", "Failed"})
 STILL_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 REASON_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9]{0,62}")
 REASON_WAITING_FOR_VOLUME = "WaitingForVolumeBinding"
@@ -45,26 +38,6 @@ class _Words(msgspec.Struct, gc=False):
     phase: str = ""
     reason: str = ""
     message: str = ""
-
-
-def compute(pod: Pod) -> ContainerStatus | None:
-    """The status of the container that the VM runs in."""
-    statuses = pod.status.containerStatuses or ()
-    return next((status for status in statuses if status.name == names.COMPUTE_CONTAINER), None)
-
-
-def is_running(pod: Pod) -> bool:
-    """Whether the launcher runs on a node. Readiness would be too late: a readiness probe waits for the guest."""
-    status = compute(pod)
-    return bool(pod.spec.nodeName and status and status.state and status.state.running)
-
-
-def has_ended(pod: Pod) -> bool:
-    """Whether no process of the pod is left, by the kubelet's word.
-
-    A pod that is merely marked for deletion may well run on, on a node that nobody hears of: it has not ended.
-    """
-    return pod.status.phase in END_PHASES and not is_running(pod)
 
 
 def image(pod: Pod) -> str | None:

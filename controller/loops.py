@@ -10,12 +10,14 @@ from api.configuration import KubeVirtConfiguration
 from api.errors import AlreadyExists, Conflict, Fault, Forbidden, InvalidObject, NotFound
 from api.k8s import Pod
 from api.kubevirt import KubeVirt
+from api.launchers import END_PHASES, has_ended, may_run, origin
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
-from controller import installation, launcher, vm, vmi
+from controller import installation, vm, vmi
 from controller import pod as pods
 from controller.actions import Action, Create, Hands
-from controller.cluster import Cluster, owner_uid
+from controller.cluster import Cluster
+from controller.evidence import Evidence
 from controller.odd import Odd
 from controller.policies import Policies
 from controller.vmi_status import phase_of
@@ -24,8 +26,6 @@ from kit.kube import Kube
 from kit.reconcile import Reconciler
 
 Faults = tuple[Fault, ...]
-HIDDEN_SECONDS = 5.0
-"""How often a launcher pod is looked at that has lost its label."""
 
 
 def now() -> datetime:
@@ -74,8 +74,9 @@ class VmiLoop(Reconciler[Key, vmi.Observed]):
         self._faults = _Verdicts()
         self._bound: dict[str, float] = {}
         self._ended: dict[str, float] = {}
-        self._gone: set[str] = set()
-        """UIDs of VMIs whose pod was seen to go: it had ended or was being deleted."""
+        self._heard: set[str] = set()
+        """UIDs of pods that had ended, by the kubelet's word, when their objects went."""
+        self._vanished: dict[str, float] = {}
         cluster.pods.on_change(self._pod_changed)
         synchronized = (names.CONDITION_SYNCHRONIZED, False)
         self._odd = Odd(cluster.vmis, VirtualMachineInstance, synchronized, None, self.queue.add)
@@ -95,8 +96,9 @@ class VmiLoop(Reconciler[Key, vmi.Observed]):
             self._prune()
             await self._odd.tell(key, self._hands, now())
             return None
-        pod, uid = self._cluster.pod_of(obj) or await self._hidden(obj), obj.metadata.uid or ""
-        over = pod is None or launcher.has_ended(pod)
+        pod, uid = self._cluster.pod_of(obj) or await self._unseen(obj), obj.metadata.uid or ""
+        over = pod is None or pod.status.phase in END_PHASES
+        strays = self._cluster.strays_of(obj)
         return vmi.Observed(
             vmi=obj,
             now=now(),
@@ -110,6 +112,18 @@ class VmiLoop(Reconciler[Key, vmi.Observed]):
             node_silent_for=self._cluster.health.silent_for(obj.status.nodeName if obj.status else None),
             bound_for=_since(self._bound, uid, bool(pod and pod.spec.nodeName)),
             ended_for=_since(self._ended, uid, over),
+            strays=strays,
+            evidence=self._evidence(obj, pod, strays),
+        )
+
+    def _evidence(self, obj: VirtualMachineInstance, pod: Pod | None, strays: Sequence[Pod]) -> Evidence:
+        listed = may_run(obj)
+        there = {each.metadata.uid or "": each.spec.nodeName or "" for each in (pod, *strays) if each is not None}
+        nodes = filter(None, {*listed.values(), *there.values()})
+        return Evidence(
+            ended=frozenset(self._heard & (listed.keys() | there.keys())),
+            fences={node: fence for node in nodes if (fence := self._cluster.health.fence(node)) is not None},
+            vanished={uid: _since(self._vanished, uid, uid not in there) for uid in listed},
         )
 
     def plan(self, observed: vmi.Observed) -> Sequence[Any]:
@@ -136,44 +150,43 @@ class VmiLoop(Reconciler[Key, vmi.Observed]):
             await self._kube.event(obj, names.REASON_SYNC_FAILED, words, "Warning")
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
-        if old is not None and new is None and (old.metadata.deletionTimestamp or launcher.has_ended(old)):
-            self._gone.add(owner_uid(old) or "")
+        if old is not None and new is None and has_ended(old):
+            self._heard.add(old.metadata.uid or "")
 
-    async def _hidden(self, obj: VirtualMachineInstance) -> Pod | None:
-        """The pod of a VMI that seems to have lost it, if it is only out of sight: somebody took its label away.
-
-        Believing that it is gone would start a second copy of the VM on the same disks.
-        """
-        phase, deleting = phase_of(obj), bool(obj.metadata.deletionTimestamp)
-        made_none_yet = phase in (names.PHASE_UNSET, names.PHASE_PENDING)
-        if made_none_yet or obj.metadata.uid in self._gone or (phase in names.FINAL_PHASES and not deleting):
+    async def _unseen(self, obj: VirtualMachineInstance) -> Pod | None:
+        """The pod of a VMI that seems to have lost it: the cache of pods may be behind that of VMIs."""
+        phase, name = phase_of(obj), pods.pod_name(obj)
+        if phase in (names.PHASE_UNSET, names.PHASE_PENDING, *names.FINAL_PHASES) or may_run(obj).keys() & self._heard:
             return None
         try:
-            found = await self._kube.get(Pod, obj.metadata.namespace, pods.pod_name(obj))
+            found = await self._kube.get(Pod, obj.metadata.namespace, name)
         except NotFound:
             return None
-        if owner_uid(found) != obj.metadata.uid:
-            return None
-        # No watch tells of it any more.
-        self.queue.add_after(key_of(obj), HIDDEN_SECONDS)
-        return found
+        return found if _made_for(found, obj) else None
 
     async def _adopt(self, obj: VirtualMachineInstance) -> None:
         """The pod's name is taken: by the pod of an earlier try whose answer got lost, or by a stranger."""
         found = await self._kube.get(Pod, obj.metadata.namespace, pods.pod_name(obj))
-        if owner_uid(found) != obj.metadata.uid:
+        if not _made_for(found, obj):
             raise Conflict(f"Pod {found.metadata.name} exists and does not belong to this VirtualMachineInstance")
         self._cluster.pods.learn(found)
 
     def _prune(self) -> None:
         """Forgets the clocks of VMIs that are gone, now and then."""
-        if len(self._ended) + len(self._bound) + len(self._gone) <= 4 * len(self._cluster.vmis) + 64:
+        clocks = (self._ended, self._bound, self._vanished)
+        if sum(map(len, clocks)) + len(self._heard) <= 5 * len(self._cluster.vmis) + 64:
             return
         alive = {obj.metadata.uid or "" for obj in self._cluster.vmis.all()}
-        self._gone &= alive
-        for clocks in (self._ended, self._bound):
-            for uid in [uid for uid in clocks if uid not in alive]:
-                del clocks[uid]
+        listed = {uid for obj in self._cluster.vmis.all() for uid in may_run(obj)}
+        self._heard &= listed
+        for known in clocks:
+            for uid in known.keys() - alive - listed:
+                del known[uid]
+
+
+def _made_for(pod: Pod, obj: VirtualMachineInstance) -> bool:
+    made_for = origin(pod)
+    return made_for is not None and (made_for.name, made_for.uid) == (obj.metadata.name, obj.metadata.uid)
 
 
 def _since(clocks: dict[str, float], uid: str, holds: bool) -> float:

@@ -18,6 +18,10 @@ NAMED_FIELDS = 10
 NO_SNAPSHOT = "snapshots are not there yet in this version"
 
 
+_UNKNOWN = frozenset({names.REASON_NODE_NOT_READY, names.REASON_LAUNCHER_NOT_ENDED})
+"""Reasons of a VMI that is not ready because it is not known whether its guest runs."""
+
+
 def _deleting(vmi: VirtualMachineInstance | None) -> bool:
     return vmi is not None and vmi.metadata.deletionTimestamp is not None
 
@@ -43,7 +47,7 @@ def printable_status(
     rules: Sequence[tuple[str, Callable[[], bool]]] = (
         (names.STATUS_TERMINATING, lambda: vm.metadata.deletionTimestamp is not None),
         (names.STATUS_STOPPING, lambda: _deleting(vmi)),
-        (names.STATUS_UNKNOWN, lambda: live and _reason(vmi, names.CONDITION_READY) == names.REASON_NODE_NOT_READY),
+        (names.STATUS_UNKNOWN, lambda: live and _reason(vmi, names.CONDITION_READY) in _UNKNOWN),
         (names.STATUS_MIGRATING, lambda: bool(migration and not migration.completed and migration.startTimestamp)),
         (names.STATUS_PAUSED, lambda: bool(status and conditions.holds(status.conditions, names.CONDITION_PAUSED))),
         (names.STATUS_RUNNING, lambda: phase == names.PHASE_RUNNING),
@@ -98,6 +102,9 @@ def _ready(vmi: VirtualMachineInstance | None) -> Json:
     if vmi is None:
         return conditions.make(names.CONDITION_READY, False, names.REASON_VMI_NOT_EXISTS, "The VM is not running")
     phase = phase_of(vmi)
+    found = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
+    if _deleting(vmi) and found is not None and found.reason == names.REASON_LAUNCHER_NOT_ENDED:
+        return conditions.make(names.CONDITION_READY, False, found.reason, found.message or "")
     if _deleting(vmi) or phase in names.FINAL_PHASES:
         return conditions.make(
             names.CONDITION_READY,
@@ -107,8 +114,7 @@ def _ready(vmi: VirtualMachineInstance | None) -> Json:
             if phase in names.FINAL_PHASES and not _deleting(vmi)
             else "The guest is being stopped",
         )
-    found = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
-    lost = found is not None and found.reason == names.REASON_NODE_NOT_READY
+    lost = found is not None and found.reason in _UNKNOWN
     if (phase != names.PHASE_RUNNING and not lost) or found is None:
         return conditions.make(
             names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, "The guest is not running yet"

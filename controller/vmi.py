@@ -13,12 +13,14 @@ from typing import Any
 from api import defaults, names
 from api.errors import Fault
 from api.k8s import PersistentVolumeClaim, Pod
+from api.launchers import END_PHASES, has_ended, is_running, may_run
 from api.meta import format_time, parse_time
 from api.vmi import VirtualMachineInstance
-from controller import conditions, launcher, nics, pod_networks, resources, vmi_status, volumes
+from controller import conditions, evidence, launcher, nics, pod_networks, resources, vmi_status, volumes
 from controller import pod as pods
 from controller.actions import Action, Create, Delete, Json, Patch, Say, Together
 from controller.config import Settings
+from controller.evidence import Evidence
 from controller.node_health import LOST_SECONDS
 from controller.pod_networks import Definitions
 from controller.vmi_status import phase_of, status_of, transition
@@ -30,6 +32,12 @@ IDLE_SECONDS = 15.0
 """How long a launcher may stay after its VMI's end: one that has run a guest ends by itself."""
 WARNING_SECONDS = 5.0
 """A pod's Warning Events count when it has been on a node for that long: mounts often work at the second try."""
+AWAIT_SECONDS = 3.0
+"""How long evidence of a pod's end may take before the VMI says that it waits: a handler that is well needs two."""
+OVERDUE_SECONDS = 30.0
+"""A pod that outlives its grace period by this much has a kubelet that does not answer."""
+FENCE_SECONDS = 10.0
+"""Between two looks at whether a deleted Node's pods have had their time."""
 OURS = frozenset({names.PHASE_UNSET, names.PHASE_PENDING, names.PHASE_SCHEDULING})
 REASON_INVALID = "InvalidSpec"
 REASON_EMULATED = "EmulationInsteadOfKVM"
@@ -57,6 +65,25 @@ class Observed:
     """Seconds since the pod was first seen on a node."""
     ended_for: float = 0.0
     """Seconds since the pod was first seen ended or gone."""
+    strays: Sequence[Pod] = ()
+    """Pods made for other VMIs of this name, earlier ones: whatever their labels and owners say now."""
+    evidence: Evidence = field(default_factory=Evidence)
+
+    @cached_property
+    def unproven(self) -> Mapping[str, str]:
+        """Nodes by UID of the pods that QEMU may still run in, though their objects may be gone or say Failed."""
+        found = {pod.metadata.uid or "": pod for pod in (self.pod, *self.strays) if pod is not None}
+        return evidence.unproven(self.vmi, found, self.evidence)
+
+    @cached_property
+    def is_over(self) -> bool:
+        """Whether no QEMU of this VMI runs any more, or ever has: a launcher starts none before the hand-over."""
+        if self.unproven:
+            return False
+        if self.pod is None or self.pod.status.phase in END_PHASES:
+            return True
+        # A pod that is there and has not ended, but a fence says that it has.
+        return self.pod.metadata.uid in may_run(self.vmi)
 
     @cached_property
     def defaulted(self) -> VirtualMachineInstance:
@@ -74,12 +101,16 @@ def _plan(seen: Observed) -> Iterator[Action | Again]:
     over = phase in names.FINAL_PHASES
     if seen.vmi.metadata.deletionTimestamp:
         yield from _delete(seen, over)
+    elif phase not in OURS and (lost := _lost(seen)):
+        yield lost
     elif over:
         yield from _dismiss(seen, phase)
     elif pod is None and phase in (names.PHASE_UNSET, names.PHASE_PENDING):
         yield from _create(seen)
-    elif pod is None or launcher.has_ended(pod):
+    elif seen.is_over:
         yield from _conclude(seen)
+    elif pod is None or pod.status.phase in END_PHASES:
+        yield from _await(seen)
     elif phase in OURS:
         yield from _progress(seen, pod)
     else:
@@ -88,10 +119,38 @@ def _plan(seen: Observed) -> Iterator[Action | Again]:
         yield from _watch_node(seen)
 
 
+def _lost(seen: Observed) -> Patch | None:
+    """Brings back what keeps a second copy from being made, if it was taken off: our finalizer, the pod's entry in
+    activePods, and the label by which the node's handler finds the VMI.
+
+    Before the hand-over nothing depends on them, and they come with the next write.
+    """
+    vmi, pod, node = seen.vmi, seen.pod, status_of(seen.vmi).nodeName
+    metadata, status, known = _with_finalizer(vmi), {}, may_run(vmi)
+    if (
+        pod is not None
+        and is_running(pod)
+        and phase_of(vmi) not in names.FINAL_PHASES
+        and pod.metadata.uid not in known
+    ):
+        status = {"activePods": {pod.metadata.uid: pod.spec.nodeName}}
+    if node and (known or status) and (vmi.metadata.labels or {}).get(names.LABEL_NODE_NAME) != node:
+        metadata["labels"] = {names.LABEL_NODE_NAME: node}
+    return (
+        _patch(vmi, status, {"resourceVersion": vmi.metadata.resourceVersion, **metadata})
+        if metadata or status
+        else None
+    )
+
+
 # ---- before there is a pod ------------------------------------------------------------------------------------------
 
 
 def _create(seen: Observed) -> Iterator[Action | Again]:
+    living = [pod for pod in seen.strays if evidence.may_still_run(pod, seen.evidence)]
+    if living or seen.unproven:
+        yield from _queue_up(seen, living)
+        return
     missing = [name for name in volumes.claim_names(seen.vmi.spec) if name not in seen.claims]
     networks = pod_networks.troubles(seen.vmi, seen.definitions, seen.knows_definitions)
     if seen.faults:
@@ -106,6 +165,52 @@ def _create(seen: Observed) -> Iterator[Action | Again]:
         yield Create(Pod, pods.launcher_pod(seen.defaulted, seen.settings, seen.claims, seen.definitions))
 
 
+def _queue_up(seen: Observed, living: Sequence[Pod]) -> Iterator[Action | Again]:
+    """Waits for the pods of earlier VMIs of this name, and ends those that are left without a VMI.
+
+    They are written down here, as this VMI's own are: a pod whose object vanishes meanwhile has not ended by that. The
+    node's handler is asked by the VMI's nodeName, one node at a time, first where no object is left to look at.
+    """
+    vmi, status = seen.vmi, status_of(seen.vmi)
+    there = {pod.metadata.uid or "": pod.spec.nodeName or "" for pod in living}
+    known = may_run(vmi)
+    node = next(iter(sorted(set(seen.unproven.values()) - set(there.values())) or sorted(there.values())), None)
+    awaited = {**seen.unproven, **there}
+    where = ", ".join(f"{_named(uid, living)} on node {at}" for uid, at in sorted(awaited.items()))
+    words = f"An earlier instance of this name may still run: {where}. {_advice(vmi)}"
+    wanted = [
+        _not_ready("There is no launcher pod yet"),
+        conditions.make(names.CONDITION_SYNCHRONIZED, False, names.REASON_LAUNCHER_NOT_ENDED, words),
+    ]
+    stamp = format_time(seen.now)
+    merged = conditions.merged(status.conditions, wanted, (), stamp)
+    news = {uid: at for uid, at in there.items() if known.get(uid) != at}
+    step, told = transition(vmi, names.PHASE_PENDING, stamp), conditions.differ(status.conditions, merged)
+    if step or news or told or status.nodeName != node:
+        metadata = {**_with_finalizer(vmi), "labels": {names.LABEL_NODE_NAME: node}}
+        metadata["resourceVersion"] = vmi.metadata.resourceVersion
+        changes = {**step, "conditions": merged, "activePods": {**known, **there}, "nodeName": node}
+        yield _patch(vmi, changes, metadata)
+        if told:
+            yield Say(vmi, names.REASON_LAUNCHER_NOT_ENDED, words, "Warning")
+    yield from (_remove(pod, None) for pod in seen.strays if not pod.metadata.deletionTimestamp)
+    if seen.evidence.fences:
+        yield Again(FENCE_SECONDS)
+
+
+def _named(uid: str, pods: Sequence[Pod]) -> str:
+    found = next((pod for pod in pods if pod.metadata.uid == uid), None)
+    return f"pod {found.metadata.name}" if found else f"the vanished pod of UID {uid}"
+
+
+def _advice(vmi: VirtualMachineInstance) -> str:
+    return (
+        "Waiting for the node's kubelet or handler to report that it has ended. If the node is off, taint it with "
+        "node.kubernetes.io/out-of-service or delete it; if you made sure that this VM's QEMU does not run there: "
+        f"hyperctl fence -n {vmi.metadata.namespace} {vmi.metadata.name}"
+    )
+
+
 def refused(vmi: VirtualMachineInstance, reason: str, message: str, now: datetime) -> Iterator[Action]:
     """Says once, in the VMI and as an Event, why there is no pod."""
     stamp, status = format_time(now), status_of(vmi)
@@ -114,9 +219,14 @@ def refused(vmi: VirtualMachineInstance, reason: str, message: str, now: datetim
         conditions.make(names.CONDITION_SYNCHRONIZED, False, reason, message),
     ]
     merged = conditions.merged(status.conditions, wanted, (), stamp)
-    step = transition(vmi, names.PHASE_PENDING, stamp)
-    if step or conditions.differ(status.conditions, merged):
-        yield _patch(vmi, {**step, "conditions": merged}, _with_finalizer(vmi))
+    step, metadata, told = (
+        transition(vmi, names.PHASE_PENDING, stamp),
+        _with_finalizer(vmi),
+        conditions.differ(status.conditions, merged),
+    )
+    if step or metadata or told:
+        yield _patch(vmi, {**step, "conditions": merged}, metadata)
+    if step or told:
         yield Say(vmi, reason, message, "Warning")
 
 
@@ -124,11 +234,14 @@ def refused(vmi: VirtualMachineInstance, reason: str, message: str, now: datetim
 
 
 def _progress(seen: Observed, pod: Pod) -> Iterator[Action | Again]:
+    if pod.metadata.deletionTimestamp and pod.spec.nodeName:
+        # It is about to end: handed over now, its guest would start only to be shut down.
+        return
     if not pod.spec.nodeName and seen.settings.emulated and resources.asks_for_kvm(pod):
         yield from _make_anew(seen.vmi, pod, format_time(seen.now))
         return
     vmi, status, stamp = seen.vmi, status_of(seen.vmi), format_time(seen.now)
-    running = launcher.is_running(pod)
+    running = is_running(pod)
     known = conditions.find(status.conditions, names.CONDITION_SYNCHRONIZED)
     lasting = seen.bound_for >= WARNING_SECONDS
     troubles = [] if running else launcher.troubles(pod, vmi.spec, seen.claims, seen.warning, lasting, known)
@@ -145,9 +258,11 @@ def _progress(seen: Observed, pod: Pod) -> Iterator[Action | Again]:
     if step or metadata or conditions.differ(status.conditions, merged):
         facts = vmi_status.facts(seen.defaulted, pod, seen.claims, seen.settings)
         changes: Json = {**facts, **step, "conditions": merged}
-        if running:
-            changes["nodeName"] = pod.spec.nodeName
-            metadata = {**metadata, "labels": {names.LABEL_NODE_NAME: pod.spec.nodeName}}
+        if running or status.nodeName:
+            # Before the hand-over it may name the node of an earlier instance, which was waited for.
+            node = pod.spec.nodeName if running else None
+            changes["nodeName"] = node
+            metadata = {**metadata, "labels": {names.LABEL_NODE_NAME: node}}
         yield Together((_patch(vmi, changes, metadata, spec), *_gate(seen, pod)))
         yield from pod_networks.catch_up(seen.defaulted, pod)
         yield from (
@@ -250,6 +365,34 @@ def _ready_patch(seen: Observed, ready: Json) -> Patch:
 # ---- the end --------------------------------------------------------------------------------------------------------
 
 
+def _await(seen: Observed) -> Iterator[Action | Again]:
+    """The pod is gone, or called Failed, but nothing proves that its QEMU has ended: says so, and what would."""
+    if seen.ended_for < AWAIT_SECONDS:
+        yield Again(AWAIT_SECONDS - seen.ended_for)
+        return
+    yield from _say_awaited(seen)
+    if seen.evidence.fences:
+        yield Again(FENCE_SECONDS)
+
+
+def _say_awaited(seen: Observed) -> Iterator[Action]:
+    vmi, pod = seen.vmi, seen.pod
+    if pod is None or (seen.unproven and pod.metadata.uid not in seen.unproven):
+        where = ", ".join(sorted(set(seen.unproven.values())))
+        what = f"The launcher pod is gone, but whether its QEMU on node {where} has ended is not known"
+    elif pod.status.phase in END_PHASES:
+        why = f" ({pod.status.reason})" if pod.status.reason else ""
+        what = f"Pod {pod.metadata.name} is {pod.status.phase}{why}, but node {pod.spec.nodeName} has not reported that"
+        what += " its containers have ended"
+    else:
+        what = f"Pod {pod.metadata.name} on node {pod.spec.nodeName} is being ended"
+    ready = conditions.make(names.CONDITION_READY, False, names.REASON_LAUNCHER_NOT_ENDED, f"{what}. {_advice(vmi)}")
+    known = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
+    if known is None or (known.reason, known.message) != (ready["reason"], ready["message"]):
+        yield _ready_patch(seen, ready)
+        yield Say(vmi, ready["reason"], ready["message"], "Warning")
+
+
 def _conclude(seen: Observed) -> Iterator[Action | Again]:
     """The pod has ended or is gone, and nobody has said how."""
     if phase_of(seen.vmi) not in OURS and seen.ended_for < END_SECONDS:
@@ -264,7 +407,7 @@ def _conclude(seen: Observed) -> Iterator[Action | Again]:
 def _dismiss(seen: Observed, phase: str) -> Iterator[Action | Again]:
     """A VMI that failed before its guest ran leaves a launcher that waits for nothing. Ended pods keep their log."""
     pod = seen.pod
-    if pod is None or launcher.has_ended(pod) or pod.metadata.deletionTimestamp:
+    if pod is None or has_ended(pod) or pod.metadata.deletionTimestamp:
         return
     at = vmi_status.reached_at(seen.vmi, phase)
     left = IDLE_SECONDS - (seen.now - parse_time(at)).total_seconds() if at else 0.0
@@ -276,20 +419,28 @@ def _ended(seen: Observed, end: launcher.End) -> Json:
     ready = conditions.make(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, end.message)
     gone = (names.CONDITION_AGENT_CONNECTED, names.CONDITION_PAUSED, names.CONDITION_POD_SCHEDULED)
     merged = conditions.merged(status_of(seen.vmi).conditions, [ready], gone, stamp)
-    return {**transition(seen.vmi, end.phase, stamp), "reason": end.reason, "conditions": merged}
+    ended: Json = {**transition(seen.vmi, end.phase, stamp), "reason": end.reason, "conditions": merged}
+    # Only with evidence for each of them this is written.
+    return {**ended, "activePods": dict.fromkeys(listed)} if (listed := may_run(seen.vmi)) else ended
 
 
 def _delete(seen: Observed, over: bool) -> Iterator[Action | Again]:
     vmi, pod = seen.vmi, seen.pod
-    if pod is not None and not launcher.has_ended(pod):
-        grace, left = _grace(vmi, pod), pod.metadata.deletionGracePeriodSeconds
-        if not pod.metadata.deletionTimestamp or (grace is not None and left is not None and grace < left):
-            yield _remove(pod, grace)
+    if not seen.is_over:
+        if pod is not None and not has_ended(pod):
+            grace, left = _grace(vmi, pod), pod.metadata.deletionGracePeriodSeconds
+            if not pod.metadata.deletionTimestamp or (grace is not None and left is not None and grace < left):
+                yield _remove(pod, grace)
+        yield from _explain(seen)
         return
     if names.FINALIZER_VMI not in (vmi.metadata.finalizers or ()):
         return
     if pod is None:
         yield _patch(vmi, None, _without_finalizer(vmi))
+    elif not has_ended(pod):
+        # It is not the kubelet that vouches for its end. Its object goes first: the next instance would wait for it.
+        yield _remove(pod, 0)
+        yield _patch(vmi, None if over else _ended(seen, launcher.end_of(pod)), _without_finalizer(vmi))
     elif over:
         yield _patch(vmi, None, _without_finalizer(vmi))
         if not pod.metadata.deletionTimestamp:
@@ -299,6 +450,21 @@ def _delete(seen: Observed, over: bool) -> Iterator[Action | Again]:
         # may go too; kubelets before 1.22 take up to ten seconds for that.
         last = _patch(vmi, _ended(seen, launcher.end_of(pod)), _without_finalizer(vmi))
         yield Together((last, _remove(pod, 0)))
+
+
+def _explain(seen: Observed) -> Iterator[Action | Again]:
+    """Says what the deletion waits for, where it is more than a guest that shuts down."""
+    vmi, pod = seen.vmi, seen.pod
+    if pod is None or pod.status.phase in END_PHASES:
+        yield from _await(seen)
+        return
+    ends = parse_time(pod.metadata.deletionTimestamp) if pod.metadata.deletionTimestamp else None
+    late = (seen.now - ends).total_seconds() - OVERDUE_SECONDS if ends else None
+    orphaned = all(owner.uid != vmi.metadata.uid for owner in pod.metadata.ownerReferences or ())
+    if orphaned or (late is not None and late >= 0):
+        yield from _say_awaited(seen)
+    elif late is not None:
+        yield Again(-late)
 
 
 def _grace(vmi: VirtualMachineInstance, pod: Pod) -> int | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from api import defaults, names
 from api.k8s import PersistentVolumeClaim, Pod
+from api.launchers import is_running
 from api.meta import format_bytes
 from api.vmi import VirtualMachineInstance
 from api.vmi_status import VirtualMachineInstanceStatus
@@ -60,8 +61,10 @@ def facts(
         if cpu
         else {"cores": 1, "sockets": defaults.vcpus(vmi.spec), "threads": 1}
     )
+    # Those of earlier instances, which have been waited for, and of pods that were made anew go with this.
+    others = dict.fromkeys(uid for uid in status_of(vmi).activePods or () if uid != pod.metadata.uid)
     return {
-        "activePods": {pod.metadata.uid: pod.spec.nodeName or "" if launcher.is_running(pod) else ""},
+        "activePods": {**others, pod.metadata.uid: pod.spec.nodeName or "" if is_running(pod) else ""},
         "qosClass": pod.status.qosClass,
         "launcherContainerImageVersion": launcher.image(pod),
         "runtimeUser": names.LAUNCHER_UID,

@@ -16,11 +16,11 @@ import msgspec
 from api import nad
 from api.errors import HyperletError, NetworkError, NotFound
 from api.k8s import Pod
+from api.launchers import origin
 from api.nad import NetworkAttachmentDefinition, Selection
 from handler import cni, cni_config, network_status, pod_processes
 from handler.attachment_records import Joined, Record, Records
 from handler.cni_host import Host, Node
-from handler.plan import owner_uid
 from kit import log, proc
 from kit.kube import Kube
 from kit.netlink import Link, Netlink
@@ -174,7 +174,7 @@ class Attachments:
                 f"{network.source}: name {network.name!r} in spec.config is that of a network of the node's own; "
                 "choose another"
             )
-        if fault := cni_config.faults(network, selection, bool(owner_uid(pod))):
+        if fault := cni_config.faults(network, selection, origin(pod) is not None):
             raise NetworkError(fault)
         await cni.require(self._host, network)
         home = _home(pod, namespace)

@@ -1,8 +1,8 @@
 """What to do next for one VMI of this node: pure.
 
 The controller hands a VMI over by phase Scheduled with this node's name; from there until its pod has ended everything
-about it is said here. A VMI is driven only through the pod that it owns by UID: labels, which anybody can set, prove
-nothing.
+about it is said here. A VMI is driven only through the pod that the controller names by UID: labels and owners, which
+people can set, prove nothing.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from datetime import datetime
 from api import codec, nad, names
 from api.errors import LauncherUnavailable
 from api.k8s import Pod
+from api.launchers import END_PHASES, may_run
 from api.vmi import VirtualMachineInstance
 from handler import status
 from handler.bringing import Brought
@@ -21,8 +22,8 @@ from handler.status import Facts, Patch, Trouble
 from kit.reconcile import Again
 from protos import launcher_pb2 as pb
 
-ENDED = frozenset({"Succeeded", "Failed"})
-"""Phases of a pod whose containers have all ended."""
+CONFIRM_SECONDS = 1.0
+"""Between two looks for processes of a pod: one that forks and ends may hide its child from one of them."""
 COALESCE_SECONDS = 2.0
 """How long a change that nobody waits for may wait for others to be written with."""
 SILENCE_SECONDS = 20.0
@@ -56,6 +57,11 @@ class Observed:
     """What the last try that failed was made for: whatever else comes is tried at once."""
     minor_since: float = 0.0
     kvm: str = ""
+    unreported: frozenset[str] = frozenset()
+    """UIDs of pods of this node that the VMI was handed over to and whose end no kubelet will report: their objects are
+    gone, or say Failed and nothing of the containers' end."""
+    empty: frozenset[str] = frozenset()
+    """Those that were found without any process, twice in a row."""
 
     @property
     def phase(self) -> str:
@@ -101,13 +107,15 @@ def plan(seen: Observed) -> list[Action]:
 
 
 def _plan(seen: Observed) -> Iterator[Action]:
+    if seen.unreported:
+        yield from _confirm(seen)
     state = seen.state
     # A pod that is gone is the controller's business again, and so is a VMI that is not handed over yet.
     if seen.pod is None or seen.phase not in (names.PHASE_SCHEDULED, names.PHASE_RUNNING):
         return
     if state is not None and state.ended:
         yield from _end(seen, state)
-    elif seen.pod.status.phase in ENDED:
+    elif seen.pod.status.phase in END_PHASES:
         return  # the launcher had no time to tell: the controller reads its last words from the pod
     elif seen.vmi.metadata.deletionTimestamp or seen.pod.metadata.deletionTimestamp:
         return  # the guest is shutting down; what it says on the way out is not worth a write
@@ -115,6 +123,15 @@ def _plan(seen: Observed) -> Iterator[Action]:
         yield from _silent(seen)
     elif state is not None:
         yield from _drive(seen, state)
+
+
+def _confirm(seen: Observed) -> Iterator[Action]:
+    """Tells the controller that nothing is left of a pod, which it cannot know: the VM may be started again then."""
+    if ended := sorted(seen.unreported & seen.empty):
+        body = {"metadata": {"uid": seen.vmi.metadata.uid}, "status": {"activePods": dict.fromkeys(ended)}}
+        yield Write(Patch(body, urgent=True))
+    else:
+        yield Again(CONFIRM_SECONDS)
 
 
 def _end(seen: Observed, state: State) -> Iterator[Action]:
@@ -253,18 +270,13 @@ def occasion(vmi: VirtualMachineInstance, pod: Pod) -> str:
     return f"{digest(vmi, pod)}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
-def owner_uid(pod: Pod) -> str:
-    """The UID of the VMI that a pod belongs to by its controlling owner reference; empty if it is nobody's launcher."""
-    for owner in pod.metadata.ownerReferences or ():
-        if owner.controller and owner.kind == names.KIND_VMI and owner.apiVersion.startswith(f"{names.GROUP}/"):
-            return owner.uid
-    return ""
-
-
 def is_active(vmi: VirtualMachineInstance, pod: Pod) -> bool:
-    """Whether the controller knows the pod, too: anybody who may make pods can write an owner reference into one."""
-    known = vmi.status.activePods if vmi.status else None
-    return not known or pod.metadata.uid in known
+    """Whether the controller has handed the VMI over to this pod, on this node.
+
+    Nobody else writes that, while anybody who may make pods can make one that looks like the VMI's. And it is written
+    down before QEMU starts, so that the controller knows where to ask whether it has ended.
+    """
+    return bool(pod.spec.nodeName) and may_run(vmi).get(pod.metadata.uid or "") == pod.spec.nodeName
 
 
 def has_started(pod: Pod) -> bool:

@@ -13,10 +13,10 @@ from typing import Any
 from api import nad
 from api.errors import NetworkError
 from api.k8s import Pod
+from api.launchers import END_PHASES, origin
 from handler import network_status, pod_processes
 from handler.attachment_records import Record
 from handler.attachments import Attachments
-from handler.plan import ENDED, owner_uid
 from kit.cache import Store
 from kit.kube import Kube
 from kit.reconcile import Again, Reconciler
@@ -51,13 +51,13 @@ class Leave:
 def plan(seen: Observed) -> list[Join | Leave | Again]:
     """What to do for one pod. Pure."""
     pod = seen.pod
-    if pod is None or pod.status.phase in ENDED:
+    if pod is None or pod.status.phase in END_PHASES:
         if seen.record is None:
             return []
         return [Again(AGAIN_SECONDS)] if seen.alive else [Leave()]
     if pod.metadata.deletionTimestamp or pod.spec.hostNetwork or (seen.multus and seen.record is None):
         return []
-    if owner_uid(pod):
+    if origin(pod) is not None:
         return [Join(pod)] if seen.record is not None and not _settled(pod, seen.record) else []
     return [Join(pod)] if _runs(pod) else []
 
@@ -145,10 +145,10 @@ class PodNetworks(Reconciler[str, Observed]):
             try:
                 await self._attachments.ensure(pod, process)
             except NetworkError as error:
-                if not owner_uid(pod):
+                if origin(pod) is None:
                     await self._kube.event(pod, REASON_NOT_JOINED, error.message, "Warning")
                 raise
-        if not owner_uid(pod):
+        if origin(pod) is None:
             await self._celebrate(pod, before)
 
     async def _celebrate(self, pod: Pod, before: Record | None) -> None:
@@ -169,6 +169,6 @@ class PodNetworks(Reconciler[str, Observed]):
     async def report(self, key: str, error: str, failures: int) -> None:
         """Tells a pod, though it may be gone, that a network of it could not be left."""
         record = self._attachments.record(key)
-        living = [pod for pod in self._pods.by("uid", key) if pod.status.phase not in ENDED]
+        living = [pod for pod in self._pods.by("uid", key) if pod.status.phase not in END_PHASES]
         if record is not None and not living:
             await self._kube.event(record.pod, REASON_NOT_LEFT, error, "Warning")

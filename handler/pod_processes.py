@@ -27,6 +27,26 @@ def members(pod_uid: str) -> Iterator[proc.Process]:
             yield found
 
 
+def any_alive(pod_uid: str) -> bool:
+    """Whether a process of a pod is left: its sandbox's counts, one that has ended and was not reaped does not."""
+    alive = False
+    for process in members(pod_uid):
+        with process:
+            alive = alive or process.alive or _has_living_thread(process.pid)
+    return alive
+
+
+def _has_living_thread(pid: int) -> bool:
+    """A process whose first thread has ended looks like a zombie while the others run on, or still end their I/O."""
+    for stat in (_PROC / str(pid) / "task").glob("*/stat"):
+        try:
+            if stat.read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X"):
+                return True
+        except (OSError, IndexError):
+            continue
+    return False
+
+
 def _member(pid: int, pod_uid: str, forms: tuple[bytes, bytes]) -> proc.Process | None:
     try:
         # Most processes are nobody's: a look at one file says so.

@@ -13,7 +13,9 @@ from prometheus_client import Counter, Histogram
 from api import codec, defaults, names
 from api.errors import ApiUnavailable, Conflict, HyperletError, LauncherUnavailable, NotFound
 from api.k8s import Pod
+from api.launchers import END_PHASES, has_ended, may_run, origin
 from api.vmi import VirtualMachineInstance
+from handler import pod_processes
 from handler.arrivals import Arrivals
 from handler.bringing import Bringer
 from handler.containerd import PullRefused
@@ -22,7 +24,7 @@ from handler.machine import Machine
 from handler.network import nic
 from handler.network.setup import InterfaceMissing
 from handler.plan import (
-    ENDED,
+    CONFIRM_SECONDS,
     Bring,
     Observed,
     Tell,
@@ -32,7 +34,6 @@ from handler.plan import (
     has_started,
     is_active,
     occasion,
-    owner_uid,
     plan,
 )
 from handler.status import Trouble
@@ -79,7 +80,9 @@ class Machines(Reconciler[Key, Observed]):
         kvm: Callable[[], str],
         launcher: Callable[[str, Callable[[], None], Turns], Launcher] = Launcher,
         pods: pathlib.Path = PODS,
+        any_alive: Callable[[str], bool] = pod_processes.any_alive,
     ) -> None:
+        """`any_alive` tells of a pod's UID whether a process of it is left on this node. It may block."""
         super().__init__()
         self._kube = kube
         self._node = node
@@ -89,11 +92,15 @@ class Machines(Reconciler[Key, Observed]):
         self._turns = Turns()
         self._machines: dict[str, Machine] = {}
         self._arrivals = Arrivals(self._meet, pods, WAKE)
+        self._any_alive = any_alive
+        self._empty: dict[Key, dict[str, float]] = {}
+        """When pods were first found without a process, by VMI and UID."""
         self.vmis: Store[VirtualMachineInstance] = Store(
             kube, VirtualMachineInstance, labels={names.LABEL_NODE_NAME: node}
         )
         self.pods: Store[Pod] = Store(kube, Pod, fields={"spec.nodeName": node})
-        self.pods.index("owner", lambda pod: [owner_uid(pod)])
+        self.pods.index("vmi", lambda pod: [made_for.uid] if (made_for := origin(pod)) else [])
+        self.pods.index("uid", lambda pod: [pod.metadata.uid or ""] if origin(pod) else [])
         self.vmis.on_change(self._vmi_changed)
         self.pods.on_change(self._pod_changed)
 
@@ -102,7 +109,7 @@ class Machines(Reconciler[Key, Observed]):
 
     def living(self) -> set[str]:
         """UIDs of the launcher pods that are on this node."""
-        return {pod.metadata.uid or "" for pod in self.pods.all() if owner_uid(pod)}
+        return {pod.metadata.uid or "" for pod in self.pods.all() if origin(pod)}
 
     async def run(self, workers: int = 8) -> None:
         """Works until cancelled."""
@@ -119,15 +126,17 @@ class Machines(Reconciler[Key, Observed]):
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         pod = new or old
-        if pod is None or not owner_uid(pod):
+        if pod is None or origin(pod) is None:
             return
         uid = pod.metadata.uid or ""
         if new is None:
             self._forget(uid)
-        elif new.status.phase in ENDED:
+        elif has_ended(new):
             self._retire(uid)
         elif has_started(new):
             self._meet(uid)
+        elif new.status.phase in END_PHASES:
+            self._arrivals.forget(uid)  # refused by the kubelet before anything of it started
         elif uid not in self._machines:
             self._arrivals.expect(uid)
         self._touch_pod(pod)
@@ -140,15 +149,12 @@ class Machines(Reconciler[Key, Observed]):
             self._machines[pod_uid] = Machine(launcher)
 
     def _touch(self, pod_uid: str) -> None:
-        for pod in self.pods.all():
-            if pod.metadata.uid == pod_uid:
-                self._touch_pod(pod)
-                return
+        for pod in self.pods.by("uid", pod_uid):
+            self._touch_pod(pod)
 
     def _touch_pod(self, pod: Pod) -> None:
-        for owner in pod.metadata.ownerReferences or ():
-            if owner.controller:
-                self.queue.add((pod.metadata.namespace or "", owner.name))
+        if made_for := origin(pod):
+            self.queue.add((pod.metadata.namespace or "", made_for.name))
 
     def _retire(self, pod_uid: str) -> None:
         """The pod has ended, and may stay for long: only what its launcher said last is kept."""
@@ -177,12 +183,12 @@ class Machines(Reconciler[Key, Observed]):
         """The VMI's pod on this node; the one that still runs if there is more than one."""
         own = [
             pod
-            for pod in self.pods.by("owner", vmi.metadata.uid or "-")
+            for pod in self.pods.by("vmi", vmi.metadata.uid or "-")
             if pod.metadata.namespace == vmi.metadata.namespace
             and pod.spec.nodeName == self._node
             and is_active(vmi, pod)
         ]
-        return min(own, key=lambda pod: pod.status.phase in ENDED, default=None)
+        return min(own, key=lambda pod: pod.status.phase in END_PHASES, default=None)
 
     def launcher_of(self, namespace: str, name: str, uid: str) -> Launcher:
         """The launcher of this very VMI. Raises NotFound if it is not here."""
@@ -197,10 +203,14 @@ class Machines(Reconciler[Key, Observed]):
         """What the caches and the launcher say."""
         vmi = self.vmis.get(*key)
         if vmi is None or vmi.status is None or vmi.status.nodeName != self._node:
+            self._empty.pop(key, None)
             return None
+        unreported = self._unreported(vmi)
+        empty = await self._without_processes(key, unreported)
         pod = self._pod_of(vmi)
         machine = self._machines.get(pod.metadata.uid or "") if pod else None
-        seen = Observed(vmi, pod, datetime.now(UTC), time.monotonic(), kvm=self._kvm())
+        now = datetime.now(UTC), time.monotonic()
+        seen = Observed(vmi, pod, *now, kvm=self._kvm(), unreported=unreported, empty=empty)
         if machine is None:
             return seen
         launcher = machine.launcher
@@ -219,6 +229,26 @@ class Machines(Reconciler[Key, Observed]):
             tried=machine.tried,
             minor_since=machine.minor_since,
         )
+
+    def _unreported(self, vmi: VirtualMachineInstance) -> frozenset[str]:
+        """See `Observed`. Nothing is known before the pods of this node are."""
+        here = [uid for uid, node in may_run(vmi).items() if node == self._node] if self.pods.is_synced else []
+        found = {uid: next(iter(self.pods.by("uid", uid)), None) for uid in here}
+        return frozenset(
+            uid for uid, pod in found.items() if pod is None or (pod.status.phase in END_PHASES and not has_ended(pod))
+        )
+
+    async def _without_processes(self, key: Key, uids: frozenset[str]) -> frozenset[str]:
+        """Those of the pods that no process is left of, now and a moment ago."""
+        before = self._empty.pop(key, {})
+        if not uids:
+            return frozenset()
+        now, since = time.monotonic(), {}
+        for uid in uids:
+            if not await asyncio.to_thread(self._any_alive, uid):
+                since[uid] = before.get(uid, now)
+        self._empty[key] = since
+        return frozenset(uid for uid, at in since.items() if now - at >= CONFIRM_SECONDS)
 
     def plan(self, observed: Observed) -> Sequence[Any]:
         """See the function of this name."""

@@ -138,15 +138,16 @@ class Node:
     async def pod(self, name: str, networks: str, owner: str = "") -> PodHere:
         """Makes a pod that runs."""
         metadata: Json = {"name": name, "namespace": NAMESPACE, "annotations": {nad.ANNOTATION_NETWORKS: networks}}
+        containers: list[Json] = []
         if owner:
-            reference = {"kind": "VirtualMachineInstance", "name": owner, "uid": "1", "controller": True}
-            metadata["ownerReferences"] = [{"apiVersion": "kubevirt.io/v1", **reference}]
+            given = {"HYPERLET_NAMESPACE": NAMESPACE, "HYPERLET_NAME": owner, "HYPERLET_UID": "1"}
+            containers = [{"name": "compute", "env": [{"name": key, "value": value} for key, value in given.items()]}]
         status = {
             "phase": "Running",
             "podIP": "10.1.0.5",
             "containerStatuses": [{"name": "app", "state": {"running": {}}}],
         }
-        made = await self.api.put("pods", {"metadata": metadata, "spec": {"containers": []}, "status": status})
+        made = await self.api.put("pods", {"metadata": metadata, "spec": {"containers": containers}, "status": status})
         self.pods.append(PodHere(made["metadata"]["uid"]))
         return self.pods[-1]
 

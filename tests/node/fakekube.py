@@ -112,9 +112,14 @@ def merge(document: Any, patch: Any) -> Any:
 
 
 def vmi(
-    name: str = "vm", uid: str = "vmi-uid", node: str = "node1", phase: str = "Scheduled", **spec: Any
+    name: str = "vm",
+    uid: str = "vmi-uid",
+    node: str = "node1",
+    phase: str = "Scheduled",
+    pod: str = "pod-uid",
+    **spec: Any,
 ) -> dict[str, Any]:
-    """A VMI as the controller hands it over."""
+    """A VMI as the controller hands it over to the pod of that UID."""
     then = "2026-01-01T00:00:00Z"
     ready = {"type": "Ready", "status": "False", "reason": "GuestNotRunning", "lastTransitionTime": then}
     return {
@@ -125,6 +130,7 @@ def vmi(
         "status": {
             "phase": phase,
             "nodeName": node,
+            "activePods": {pod: node},
             "conditions": [ready],
             "phaseTransitionTimestamps": [{"phase": "Scheduled", "phaseTransitionTimestamp": then}],
         },
@@ -136,6 +142,8 @@ def pod(
 ) -> dict[str, Any]:
     """A launcher pod that runs."""
     reference = {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "name": vm, "uid": owner}
+    given = {"HYPERLET_NAMESPACE": "test", "HYPERLET_NAME": vm, "HYPERLET_UID": owner}
+    compute = {"name": "compute", "env": [{"name": name, "value": value} for name, value in given.items()]}
     return {
         "metadata": {
             "namespace": "test",
@@ -144,7 +152,7 @@ def pod(
             "labels": {"kubevirt.io": "virt-launcher"},
             "ownerReferences": [{**reference, "controller": True}],
         },
-        "spec": {"nodeName": node, "containers": [{"name": "compute"}]},
+        "spec": {"nodeName": node, "containers": [compute]},
         "status": {
             "phase": "Running",
             "conditions": [{"type": "ContainersReady", "status": "True"}],

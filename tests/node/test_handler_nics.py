@@ -96,7 +96,7 @@ ASKED = msgspec.json.encode([{"name": "blue", "namespace": "test", "interface": 
 def given(kube: FakeKube, made: podlab.Pod, *nics: dict, networks: str = "[]") -> None:
     kube.put(Pod, pod(made.uid))
     annotate(kube, networks)
-    kube.put(VirtualMachineInstance, vmi(**spec(*nics)))
+    kube.put(VirtualMachineInstance, vmi(pod=made.uid, **spec(*nics)))
 
 
 def shown(kube: FakeKube) -> list[str]:

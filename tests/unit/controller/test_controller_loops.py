@@ -58,7 +58,7 @@ class Nodes:
 
     async def _pod(self, pod: Json) -> None:
         meta, name = pod["metadata"], pod["metadata"]["name"]
-        owner = meta["ownerReferences"][0]["name"]
+        owner = next(each["value"] for each in pod["spec"]["containers"][0]["env"] if each["name"] == "HYPERLET_NAME")
         if meta.get("deletionTimestamp"):
             if self.handler and self.tells_deletions and self.api.find("virtualmachineinstances", owner):
                 await self._phase(owner, "Succeeded", False)
@@ -491,18 +491,92 @@ async def test_a_dead_nodes_vms_are_unknown_until_it_is_back(world: World, monke
     spent = {what: count for what, count in world.writes().items() if "events" not in what}
     assert spent == {"patch virtualmachineinstances": 1, "patch virtualmachines/status": 1}
     assert len(world.api.of("pods")) == 1 and world.status("virtualmachineinstances")["phase"] == "Running"
-    # The node was off for good: somebody tells Kubernetes so, and the pod goes.
+    # Its pod's going proves nothing ...
     monkeypatch.setattr("controller.vmi.END_SECONDS", 0.05)
     (pod,) = world.api.of("pods")
     world.nodes.silent = False
     await world.api.remove("pods", pod["metadata"]["name"])
+    await world.quiet()
+    assert not world.api.of("pods") and world.status("virtualmachineinstances")["phase"] == "Running"
+    # ... but the word of somebody who knows that the node is off does.
+    taint = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
+    await world.api.patch("nodes", "node1", {"spec": {"taints": [taint]}}, namespace="")
     old = pod["metadata"]["uid"]
     await until(lambda: [each for each in world.api.of("pods") if each["metadata"]["uid"] != old])
 
 
+async def test_a_pod_deleted_by_force_is_started_elsewhere_only_when_its_node_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.vmi.AWAIT_SECONDS", 0.05)
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    world.nodes.silent = True
+    (pod,) = world.api.of("pods")
+    await world.api.remove("pods", pod["metadata"]["name"])
+    await until(lambda: world.shown() == "Unknown")
+    # A controller that starts anew has not forgotten it.
+    await world.kill()
+    await world.start()
+    await world.quiet()
+    assert not world.api.of("pods")
+    assert world.status("virtualmachineinstances")["activePods"] == {pod["metadata"]["uid"]: "node1"}
+    # Nor does a deletion make it go.
+    await world.api.delete("virtualmachineinstances", "web")
+    await world.quiet()
+    assert world.api.of("virtualmachineinstances") and not world.api.of("pods")
+    world.nodes.silent = False
+    gone = {"status": {"activePods": {pod["metadata"]["uid"]: None}}}
+    await world.api.patch("virtualmachineinstances", "web", gone)
+    await until(lambda: world.shown() == "Running")
+
+
+async def test_a_kubelet_that_says_failed_before_it_has_ended_the_pod_is_not_believed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.vmi.END_SECONDS", 0.05)
+    monkeypatch.setattr("controller.vmi.AWAIT_SECONDS", 0.05)
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    (pod,) = world.api.of("pods")
+    name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+    early = {**pod["status"], "phase": "Failed", "reason": "Preempting", "containerStatuses": None}
+    await world.api.put("pods", {**pod, "status": {key: value for key, value in early.items() if value is not None}})
+    await until(lambda: world.shown() == "Unknown")
+    await world.quiet()
+    assert [each["metadata"]["uid"] for each in world.api.of("pods")] == [uid]
+    await world.nodes.end(name, "Failed")
+    await until(lambda: world.shown() == "Running" and world.api.of("pods")[-1]["metadata"]["uid"] != uid)
+
+
+async def test_a_vmi_made_after_another_was_torn_away_waits_for_its_pod(world: World) -> None:
+    """Finalizer and owner reference were taken off: the pod of the earlier instance runs on."""
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    await world.quiet()
+    world.nodes.silent = True
+    (pod,) = world.api.of("pods")
+    await world.api.patch("pods", pod["metadata"]["name"], {"metadata": {"ownerReferences": [], "labels": None}})
+    await world.api.remove("virtualmachineinstances", "web")
+    await until(lambda: "earlier instance" in complaint(world))
+    await world.quiet()
+    (still,) = world.api.of("pods")
+    assert still["metadata"]["uid"] == pod["metadata"]["uid"] and still["metadata"]["deletionTimestamp"]
+    # Its object goes, by force: its node has not said that it has ended.
+    await world.api.remove("pods", pod["metadata"]["name"])
+    await world.quiet()
+    assert not world.api.of("pods")
+    gone = {"status": {"activePods": {pod["metadata"]["uid"]: None}}}
+    await world.api.patch("virtualmachineinstances", "web", gone)
+    world.nodes.silent = False
+    await until(lambda: world.shown() == "Running")
+
+
 async def test_a_pod_that_lost_its_label_is_not_taken_for_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.vmi.END_SECONDS", 0.05)
-    monkeypatch.setattr("controller.loops.HIDDEN_SECONDS", 0.05)
     await world.vm()
     await world.start()
     await until(lambda: world.shown() == "Running")

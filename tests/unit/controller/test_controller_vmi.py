@@ -1,6 +1,8 @@
 """The plan for a VMI, on whole snapshots."""
 
 from dataclasses import replace
+from datetime import timedelta
+from math import inf
 from typing import Any
 
 import msgspec
@@ -14,6 +16,7 @@ from api.vmi import VirtualMachineInstance
 from controller import pod as pods
 from controller.actions import Create, Delete, Patch, Say, Together
 from controller.config import Settings
+from controller.evidence import Evidence, Fence
 from controller.vmi import Observed, plan
 from kit.reconcile import Again
 from tests.unit.controller.worlds import LONG_AGO, NOW, SPEC, STAMP, claim, pod, vmi
@@ -36,6 +39,11 @@ def see(instance: VirtualMachineInstance, **more: Any) -> list[Any]:
     for action in plan(Observed(vmi=instance, now=NOW, **more)):
         flat += action.actions if isinstance(action, Together) else [action]
     return flat
+
+
+def waits(planned: list[Any]) -> bool:
+    """Nothing is done, at most looked at later."""
+    return all(isinstance(action, Again) for action in planned)
 
 
 def status_of(action: Any) -> dict[str, Any]:
@@ -304,12 +312,16 @@ def test_the_handler_has_two_seconds_to_tell_the_end() -> None:
         (pod("ended", message="no json", exit_code=137), "Failed", "LauncherEnded"),
         (pod("ended", message='{"phase":"Failed","reason":"<b>; rm -rf"}'), "Failed", "LauncherEnded"),
         (None, "Failed", "PodNotExists"),
+        (pod("ended", exit_code=1, containerStatuses=[], reason="Evicted"), "Failed", "Evicted"),
     ],
 )
 def test_without_the_handler_the_termination_message_tells(launcher: Pod | None, phase: str, reason: str) -> None:
-    actions = see(vmi("Running", stamps=RUNNING), pod=launcher, ended_for=2)
+    # Where the kubelet says nothing of the containers, the handler has found no process and taken the pod off.
+    listed = {"pod-uid": "node1"} if launcher and launcher.status.containerStatuses else {}
+    actions = see(vmi("Running", stamps=RUNNING, activePods=listed), pod=launcher, ended_for=2)
     status = status_of(actions[0])
     assert (status["phase"], status["reason"]) == (phase, reason)
+    assert status.get("activePods", {}) == dict.fromkeys(listed)
     assert actions[0].patch["metadata"]["resourceVersion"] == "7", "the handler may have told it meanwhile"
     assert [type(action) for action in actions[1:]] == ([Say] if phase == "Failed" else [])
 
@@ -346,7 +358,7 @@ def test_a_launcher_that_outlives_its_vmi_is_dismissed_after_a_while() -> None:
 def test_deletion_deletes_the_pod_with_its_own_grace_period_and_waits() -> None:
     (action,) = see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("running"))
     assert action == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", None)
-    assert see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("running", deleting=True)) == []
+    assert waits(see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("running", deleting=True)))
 
 
 def test_a_grace_period_that_was_changed_since_is_honoured() -> None:
@@ -377,19 +389,19 @@ def test_a_grace_period_that_is_shortened_during_the_end_hurries_it() -> None:
     ending = msgspec.structs.replace(
         ending, metadata=msgspec.structs.replace(ending.metadata, deletionGracePeriodSeconds=35)
     )
-    assert see(vmi("Running", stamps=RUNNING, deleting=True), pod=ending) == []
+    assert waits(see(vmi("Running", stamps=RUNNING, deleting=True), pod=ending))
     spec = {**SPEC, "terminationGracePeriodSeconds": 2}
-    (action,) = see(vmi("Running", stamps=RUNNING, deleting=True, spec=spec), pod=ending)
+    action, _later = see(vmi("Running", stamps=RUNNING, deleting=True, spec=spec), pod=ending)
     assert action == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", 2)
 
 
 def test_a_pod_on_a_silent_node_keeps_the_vmi_whatever_happens() -> None:
     silent = pod("running", deleting=True, reason="NodeLost")
-    assert see(vmi("Running", stamps=RUNNING, deleting=True), pod=silent, ended_for=0) == []
+    assert waits(see(vmi("Running", stamps=RUNNING, deleting=True), pod=silent, ended_for=0))
     # Even when somebody has already written a final phase, or marked the pod as failed without the kubelet's word.
-    assert see(vmi("Failed", stamps=RUNNING, deleting=True), pod=silent) == []
+    assert waits(see(vmi("Failed", stamps=RUNNING, deleting=True), pod=silent))
     marked = pod("running", deleting=True, phase="Failed")
-    assert see(vmi("Running", stamps=RUNNING, deleting=True), pod=marked) == []
+    assert waits(see(vmi("Running", stamps=RUNNING, deleting=True), pod=marked))
 
 
 def test_the_finalizer_goes_when_the_pod_has_ended_and_the_end_is_told() -> None:
@@ -409,8 +421,11 @@ def test_a_finished_vmi_takes_its_pod_along() -> None:
     assert removal == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", None)
 
 
-def test_a_vmi_whose_pod_is_gone_goes_too() -> None:
-    (patch,) = see(vmi("Running", stamps=RUNNING, deleting=True))
+def test_a_vmi_whose_pod_is_known_to_have_ended_before_it_went_goes_too() -> None:
+    heard = Evidence(ended=frozenset({"pod-uid"}))
+    (patch,) = see(vmi("Running", stamps=RUNNING, deleting=True), evidence=heard)
+    assert patch.patch == {"metadata": {"uid": "vmi-uid", "finalizers": None, "resourceVersion": "7"}}
+    (patch,) = see(vmi("Running", stamps=RUNNING, deleting=True, activePods={}))
     assert patch.patch == {"metadata": {"uid": "vmi-uid", "finalizers": None, "resourceVersion": "7"}}
 
 
@@ -421,11 +436,11 @@ def test_a_vmi_that_never_ran_goes_at_once(phase: str) -> None:
 
 
 def test_others_finalizers_stay() -> None:
-    instance = vmi("Failed", deleting=True)
+    instance = vmi("Failed", deleting=True, activePods={})
     instance.metadata.finalizers.append("example.com/backup")  # type: ignore[union-attr]
     (patch,) = see(instance)
     assert patch.patch["metadata"]["finalizers"] == ["example.com/backup"]
-    assert see(vmi("Failed", deleting=True, finalizer=False)) == []
+    assert see(vmi("Failed", deleting=True, finalizer=False, activePods={})) == []
 
 
 @pytest.mark.parametrize("reason", ["Unknown", "ContainerStatusUnknown"])
@@ -478,4 +493,217 @@ def test_a_node_that_is_back_speaks_for_its_guests_itself() -> None:
 def test_a_vmi_that_is_deleted_waits_for_a_silent_node() -> None:
     assert on_a_node("Running", 500.0, UP, deleting=True) != []
     gone = vmi("Running", stamps=RUNNING, nodeName="node1", conditions=[UP], deleting=True)
-    assert see(gone, pod=pod("running", gate="True", deleting=True), node_silent_for=500.0) == []
+    assert waits(see(gone, pod=pod("running", gate="True", deleting=True), node_silent_for=500.0))
+
+
+# ---- evidence that a pod has ended: never two copies
+
+PREEMPTED = pod("running", phase="Failed", reason="Preempting", containerStatuses=[])
+STALE = pod("running", phase="Failed", reason="NodeLost")
+OTHER_STATUS = {"name": "sidecar", "state": {"running": {}}}
+LEFT = {"name": "compute", "state": {"terminated": {"exitCode": 0}}}
+HALF = pod("running", phase="Failed", containerStatuses=[LEFT, OTHER_STATUS])
+
+
+@pytest.mark.parametrize("deleting", [True, False])
+@pytest.mark.parametrize("launcher", [None, PREEMPTED, STALE, HALF], ids=["vanished", "preempted", "stale", "half"])
+def test_without_evidence_nothing_is_concluded_and_what_is_awaited_is_said_once(
+    launcher: Pod | None, deleting: bool
+) -> None:
+    instance = vmi("Running", stamps=RUNNING, conditions=[UP, AGENT], deleting=deleting)
+    early = see(instance, pod=launcher, ended_for=1)
+    assert all(isinstance(action, Again | Delete) for action in early)
+    planned = see(instance, pod=launcher, ended_for=3)
+    (patch,) = [action for action in planned if isinstance(action, Patch)]
+    status = status_of(patch)
+    assert set(status) == {"conditions"} and "finalizers" not in patch.patch["metadata"]
+    ready = condition(status, "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", names.REASON_LAUNCHER_NOT_ENDED)
+    assert "node1" in ready["message"] and "hyperctl fence -n default web" in ready["message"]
+    (event,) = [action for action in planned if isinstance(action, Say)]
+    assert event.type == "Warning" and event.message == ready["message"]
+    told = vmi("Running", stamps=RUNNING, conditions=status["conditions"], deleting=deleting)
+    again = see(told, pod=launcher, ended_for=300)
+    assert [action for action in again if not isinstance(action, Again | Delete)] == []
+
+
+@pytest.mark.parametrize("launcher", [PREEMPTED, STALE, HALF])
+def test_a_pod_called_failed_is_ended_when_its_vmi_is_deleted(launcher: Pod) -> None:
+    removal = see(vmi("Running", stamps=RUNNING, deleting=True), pod=launcher)[0]
+    assert removal == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", None)
+
+
+OUT = Evidence(fences={"node1": Fence("out of service")})
+
+
+def test_a_fence_ends_a_pod_that_still_stands_there_and_takes_its_object_along_first() -> None:
+    """Its object would keep the next instance waiting."""
+    removal, patch = see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("running", deleting=True), evidence=OUT)
+    assert removal == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", 0)
+    assert status_of(patch)["phase"] == "Failed" and patch.patch["metadata"]["finalizers"] is None
+    (end, _event) = see(vmi("Running", stamps=RUNNING), pod=pod("running"), evidence=OUT, ended_for=9)
+    assert status_of(end)["phase"] == "Failed" and status_of(end)["activePods"] == {"pod-uid": None}
+
+
+def test_an_administrators_word_is_for_one_pod_only() -> None:
+    for uid, believed in (("pod-uid", True), ("another", False), ("another,pod-uid", True)):
+        fenced = vmi("Running", stamps=RUNNING, annotations={names.ANNOTATION_FENCED: uid})
+        planned = see(fenced, pod=None, ended_for=9)
+        assert ("phase" in status_of(planned[0])) is believed
+
+
+@pytest.mark.parametrize(
+    ("deleted", "vanished", "believed"), [(100, 36, True), (100, 34, False), (34, 100, False), (100, None, False)]
+)
+def test_a_deleted_nodes_kubelet_has_the_time_to_end_its_pods(
+    deleted: float, vanished: float | None, believed: bool
+) -> None:
+    """It may run on, and hears only by the pod's going that it is to be ended, within its grace period (35 s here)."""
+    gone = Evidence(
+        fences={"node1": Fence("deleted", deleted)}, vanished={} if vanished is None else {"pod-uid": vanished}
+    )
+    launcher = pod("running", gate="True") if vanished is None else None
+    planned = see(vmi("Running", stamps=RUNNING), pod=launcher, evidence=gone, ended_for=9)
+    assert any("phase" in status_of(action) for action in planned if isinstance(action, Patch)) is believed
+    if launcher is None and not believed:
+        assert any(isinstance(action, Again) for action in planned), "no news come when the time is over"
+
+
+def test_a_fence_of_another_node_says_nothing() -> None:
+    elsewhere = Evidence(fences={"node2": Fence("out of service")}, vanished={"pod-uid": inf})
+    planned = see(vmi("Running", stamps=RUNNING), evidence=elsewhere, ended_for=9)
+    assert "phase" not in status_of(planned[0])
+
+
+def test_a_pod_that_was_never_handed_over_has_run_no_guest() -> None:
+    for launcher in (None, pod("bound", phase="Failed", reason="OutOfcpu", containerStatuses=[]), PREEMPTED):
+        planned = see(vmi("Scheduling", stamps=SCHEDULING), pod=launcher)
+        assert status_of(planned[0])["phase"] == "Failed"
+
+
+def test_a_pod_that_is_being_deleted_is_not_handed_over() -> None:
+    assert see(vmi("Scheduling", stamps=SCHEDULING), pod=pod("running", deleting=True)) == []
+
+
+@pytest.mark.parametrize("phase", ["Scheduled", "Running", "Succeeded", "Failed"])
+def test_what_protects_from_a_second_copy_is_put_back_in_every_phase(phase: str) -> None:
+    bare = vmi(phase, stamps=RUNNING, finalizer=False)
+    bare.metadata.labels.clear()  # type: ignore[union-attr]
+    (patch,) = see(bare, pod=pod("running", gate="True"))
+    assert patch.patch == {
+        "metadata": {
+            "uid": "vmi-uid",
+            "resourceVersion": "7",
+            "finalizers": [names.FINALIZER_VMI],
+            "labels": {names.LABEL_NODE_NAME: "node1"},
+        }
+    }
+
+
+def test_a_finalizer_is_put_back_while_something_else_keeps_the_vmi_from_starting() -> None:
+    (patch, _event) = see(vmi("Pending", spec=WITH_CLAIM))
+    told = vmi("Pending", spec=WITH_CLAIM, conditions=status_of(patch)["conditions"], finalizer=False)
+    (patch,) = see(told)
+    assert patch.patch["metadata"]["finalizers"] == [names.FINALIZER_VMI]
+
+
+def test_a_pod_that_runs_is_put_back_into_active_pods() -> None:
+    (patch,) = see(vmi("Running", stamps=RUNNING, activePods={}), pod=pod("running", gate="True"))
+    assert status_of(patch) == {"activePods": {"pod-uid": "node1"}}
+
+
+def test_a_vmi_in_deletion_gets_no_finalizer() -> None:
+    """The API server refuses that."""
+    bare = vmi("Running", stamps=RUNNING, finalizer=False, deleting=True)
+    planned = see(bare, pod=pod("running", deleting=True))
+    assert waits(planned)
+
+
+# ---- pods of earlier instances of the name
+
+EARLIER = ("web", "earlier-uid")
+
+
+def stray(state: str = "running", **more: Any) -> Pod:
+    return pod(state, uid="old-uid", made_for=EARLIER, owner=None, **more)
+
+
+@pytest.mark.parametrize("phase", ["", "Pending"])
+def test_a_pod_of_an_earlier_instance_is_ended_and_waited_for(phase: str) -> None:
+    patch, event, removal = see(vmi(phase), strays=[stray()])
+    status = status_of(patch)
+    assert status.get("phase", phase) == "Pending"
+    assert status["activePods"] == {"old-uid": "node1"} and status["nodeName"] == "node1"
+    assert patch.patch["metadata"]["labels"] == {names.LABEL_NODE_NAME: "node1"}
+    told = condition(status, "Synchronized")
+    assert told["reason"] == names.REASON_LAUNCHER_NOT_ENDED
+    assert "virt-launcher-web-x on node node1" in told["message"] and "hyperctl fence" in told["message"]
+    assert isinstance(event, Say) and event.type == "Warning"
+    assert removal == Delete(Pod, "default", "virt-launcher-web-x", "old-uid", None)
+    waiting = vmi("Pending", conditions=status["conditions"], activePods={"old-uid": "node1"}, nodeName="node1")
+    assert see(waiting, strays=[stray(deleting=True)]) == []
+
+
+@pytest.mark.parametrize("gone", [[], [stray(phase="Failed", containerStatuses=[])]], ids=["vanished", "failed"])
+def test_an_earlier_instances_pod_that_vanishes_has_not_ended_by_that(gone: list[Pod]) -> None:
+    waiting = vmi("Pending", activePods={"old-uid": "node1"}, nodeName="node1")
+    planned = see(waiting, strays=gone)
+    assert not any(isinstance(action, Create) for action in planned)
+    # Not even when this instance is deleted: the next one would know nothing of it.
+    ending = vmi("Pending", activePods={"old-uid": "node1"}, nodeName="node1", deleting=True)
+    assert not any(
+        "finalizers" in action.patch["metadata"]
+        for action in see(ending, strays=gone, ended_for=9)
+        if isinstance(action, Patch)
+    )
+
+
+def test_the_node_of_a_pod_that_has_vanished_is_asked_first() -> None:
+    waiting = vmi("Pending", activePods={"old-uid": "node1", "older-uid": "node0"}, nodeName="node1")
+    patch = see(waiting, strays=[stray()])[0]
+    assert status_of(patch)["nodeName"] == "node0"
+    assert "the vanished pod of UID older-uid on node node0" in condition(status_of(patch), "Synchronized")["message"]
+
+
+@pytest.mark.parametrize(
+    "strays, evidence",
+    [
+        ([stray("ended")], Evidence()),
+        ([stray("pending")], Evidence()),
+        ([stray()], OUT),
+        ([], Evidence(ended=frozenset({"old-uid"}))),
+    ],
+)
+def test_a_pod_is_made_when_the_earlier_ones_have_ended(strays: list[Pod], evidence: Evidence) -> None:
+    waiting = vmi("Pending", activePods={"old-uid": "node1"} if not strays else {}, nodeName="node1")
+    (made,) = see(waiting, strays=strays, evidence=evidence)
+    assert isinstance(made, Create)
+
+
+def test_what_was_waited_for_leaves_the_status_with_the_next_write() -> None:
+    waited = vmi("Pending", activePods={"old-uid": "node1"}, nodeName="node1")
+    (patch,) = see(waited, pod=pod(), evidence=Evidence(ended=frozenset({"old-uid"})))
+    status = status_of(patch)
+    assert status["phase"] == "Scheduling" and status["activePods"] == {"old-uid": None, "pod-uid": ""}
+    assert status["nodeName"] is None and patch.patch["metadata"]["labels"] == {names.LABEL_NODE_NAME: None}
+
+
+# ---- what a deletion waits for
+
+
+def test_a_deletion_that_takes_its_time_says_nothing_until_it_is_overdue() -> None:
+    ending = pod("running", deleting=True)
+    instance = vmi("Running", stamps=RUNNING, deleting=True)
+    assert see(instance, pod=ending) == [Again(30.0)]
+    late = plan(Observed(vmi=instance, now=NOW + timedelta(seconds=31), pod=ending))
+    assert condition(status_of(late[0]), "Ready")["message"].startswith(
+        "Pod virt-launcher-web-x on node node1 is being"
+    )
+
+
+def test_a_pod_without_its_owner_is_ended_and_the_deletion_says_what_it_waits_for() -> None:
+    """As after `kubectl delete vmi --cascade=orphan`."""
+    removal, patch, event = see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("running", owner=None))
+    assert removal == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", None)
+    assert condition(status_of(patch), "Ready")["reason"] == names.REASON_LAUNCHER_NOT_ENDED
+    assert isinstance(event, Say)

@@ -49,6 +49,10 @@ def vmi(
         meta["ownerReferences"] = [
             {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "name": "web", "uid": owner, "controller": True}
         ]
+    if phase in ("Scheduled", "Running", "Succeeded", "Failed"):
+        # As the hand-over left it.
+        status = {"activePods": {"pod-uid": "node1"}, "nodeName": "node1", **status}
+        meta["labels"] = {names.LABEL_NODE_NAME: status["nodeName"]}
     transitions = [{"phase": name, "phaseTransitionTimestamp": at} for name, at in (stamps or {}).items()]
     return msgspec.convert(
         {
@@ -105,6 +109,9 @@ def pod(
     waiting: Json | None = None,
     unschedulable: str | None = None,
     limits: Json | None = None,
+    uid: str = "pod-uid",
+    made_for: tuple[str, str] = ("web", "vmi-uid"),
+    owner: str | None = "vmi-uid",
     **status: Any,
 ) -> Pod:
     """state: pending (on no node), bound, running, ended."""
@@ -123,16 +130,26 @@ def pod(
     elif state == "ended":
         container["state"] = {"terminated": {"exitCode": exit_code, "message": message}}
     phases = {"running": "Running", "ended": "Succeeded" if exit_code == 0 else "Failed"}
-    meta: Json = {"name": "virt-launcher-web-x", "namespace": "default", "uid": "pod-uid", "resourceVersion": "9"}
+    meta: Json = {"name": "virt-launcher-web-x", "namespace": "default", "uid": uid, "resourceVersion": "9"}
+    if owner:
+        reference = {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "name": made_for[0]}
+        meta["ownerReferences"] = [{**reference, "uid": owner, "controller": True}]
     if deleting:
         meta["deletionTimestamp"] = STAMP
+    environment = {"HYPERLET_NAMESPACE": "default", "HYPERLET_NAME": made_for[0], "HYPERLET_UID": made_for[1]}
+    compute = {
+        "name": "compute",
+        "image": "launcher:1",
+        "resources": {"limits": limits or {}},
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
+    }
     return msgspec.convert(
         {
             "metadata": meta,
             "spec": {
                 "nodeName": None if state == "pending" else "node1",
                 "terminationGracePeriodSeconds": 35,
-                "containers": [{"name": "compute", "image": "launcher:1", "resources": {"limits": limits or {}}}],
+                "containers": [compute],
             },
             "status": {
                 "phase": phases.get(state, "Pending"),

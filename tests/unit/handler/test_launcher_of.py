@@ -1,4 +1,4 @@
-"""Which launcher the gateway is led to: that of the very VMI it names, on this node, by owner references and UIDs."""
+"""Which launcher the gateway is led to: that of the very VMI it names, on this node, by UIDs and activePods."""
 
 from typing import Any
 
@@ -31,11 +31,9 @@ def vmi(uid: str = "uid-1", node: str = "node1", active: tuple[str, ...] = ("pod
     )
 
 
-def pod(uid: str = "pod-1", namespace: str = "ns", node: str = "node1", **owner: Any) -> Pod:
-    reference = {
-        "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "name": "vm", "uid": "uid-1",
-        "controller": True, **owner,
-    }  # fmt: skip
+def pod(uid: str = "pod-1", namespace: str = "ns", node: str = "node1", **given: Any) -> Pod:
+    environment = {"HYPERLET_NAMESPACE": "ns", "HYPERLET_NAME": "vm", "HYPERLET_UID": "uid-1", **given}
+    variables = [{"name": name, "value": value} for name, value in environment.items()]
     return msgspec.convert(
         {
             "apiVersion": "v1",
@@ -43,9 +41,8 @@ def pod(uid: str = "pod-1", namespace: str = "ns", node: str = "node1", **owner:
             "metadata": {
                 "namespace": namespace, "name": uid, "uid": uid, "resourceVersion": "1",
                 "labels": {"kubevirt.io": "virt-launcher", "kubevirt.io/created-by": "uid-1"},
-                "ownerReferences": [reference],
             },
-            "spec": {"nodeName": node, "containers": []},
+            "spec": {"nodeName": node, "containers": [{"name": "compute", "env": variables}]},
             "status": {
                 "phase": "Running",
                 "containerStatuses": [{"name": "compute", "state": {"running": {}}}],
@@ -78,10 +75,9 @@ async def test_the_very_vmi_of_this_node() -> None:
         (vmi(), []),
         (vmi(), [pod(node="node2")]),
         (vmi(), [pod(namespace="other")]),  # somebody else's pod that says it is ours
-        (vmi(), [pod(controller=False)]),
         (vmi(), [pod(uid="pod-9")]),  # one that the controller does not know
-        (vmi(), [pod(kind="ReplicaSet")]),
-        (vmi(), [pod(apiVersion="evil.example/v1")]),
+        (vmi(), [pod(HYPERLET_UID="uid-0")]),  # made for an earlier VMI of this name
+        (vmi(), [pod(HYPERLET_NAMESPACE="other")]),
     ],
 )
 async def test_no_other(found: VirtualMachineInstance | None, pods: list[Pod]) -> None:

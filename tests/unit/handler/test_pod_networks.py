@@ -13,12 +13,14 @@ from handler.pod_networks import Join, Leave, Observed, plan
 from kit.reconcile import Again
 
 RUNNING = [{"name": "app", "state": {"running": {}}}]
-OWNER = [
-    {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "name": "vm", "uid": "1", "controller": True}
-]
+GIVEN = {"HYPERLET_NAMESPACE": "web", "HYPERLET_NAME": "vm", "HYPERLET_UID": "1"}
+MACHINE = {
+    "containers": [{"name": "compute", "env": [{"name": name, "value": value} for name, value in GIVEN.items()]}]
+}
+"""The spec of a launcher pod."""
 
 
-def pod(networks: str = "dmz", phase: str = "Running", containers: Any = RUNNING, **fields: Any) -> Pod:
+def pod(networks: str = "dmz", phase: str = "Running", statuses: Any = RUNNING, **fields: Any) -> Pod:
     annotations = {ANNOTATION_NETWORKS: networks} if networks else {}
     if told := fields.pop("told", ()):
         annotations[ANNOTATION_STATUS] = json.dumps(
@@ -26,7 +28,7 @@ def pod(networks: str = "dmz", phase: str = "Running", containers: Any = RUNNING
         )
     metadata = {"name": "app", "namespace": "web", "uid": "u", "annotations": annotations, **fields.pop("metadata", {})}
     return msgspec.convert(
-        {"metadata": metadata, "spec": fields, "status": {"phase": phase, "containerStatuses": containers}}, Pod
+        {"metadata": metadata, "spec": fields, "status": {"phase": phase, "containerStatuses": statuses}}, Pod
     )
 
 
@@ -53,8 +55,8 @@ def record(*interfaces: str, whole: bool = True) -> Record:
 
 def test_an_ordinary_pod_joins_when_a_container_runs() -> None:
     assert plan(Observed("u", running := pod(), None)) == [Join(running)]
-    assert plan(Observed("u", pod(containers=[{"name": "app", "state": {"waiting": {}}}]), None)) == []
-    assert plan(Observed("u", pod(containers=[]), None)) == []
+    assert plan(Observed("u", pod(statuses=[{"name": "app", "state": {"waiting": {}}}]), None)) == []
+    assert plan(Observed("u", pod(statuses=[]), None)) == []
 
 
 def test_an_init_container_is_enough() -> None:
@@ -69,7 +71,7 @@ def test_an_init_container_is_enough() -> None:
     [
         {"hostNetwork": True},
         {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}},
-        {"metadata": {"ownerReferences": OWNER}},
+        MACHINE,
     ],
 )
 def test_pods_that_are_not_joined_here(changes: dict[str, Any]) -> None:
@@ -94,7 +96,7 @@ def test_a_pod_that_is_gone_leaves_once_the_node_has_none_of_it() -> None:
 
 
 def test_a_machines_pod_is_looked_at_only_when_something_differs() -> None:
-    machine: dict[str, Any] = {"metadata": {"ownerReferences": OWNER}}
+    machine: dict[str, Any] = MACHINE
     assert plan(Observed("u", pod(told=["net1"], **machine), record("net1"))) == []
     for differs in (
         pod("", told=["net1"], **machine),  # unplugged

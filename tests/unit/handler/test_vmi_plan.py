@@ -15,6 +15,7 @@ from handler.network.lease import Attachment
 from handler.network.request import Request
 from handler.network.setup import Made
 from handler.plan import (
+    CONFIRM_SECONDS,
     LOST_SECONDS,
     SILENCE_SECONDS,
     UNPLUG_SECONDS,
@@ -24,8 +25,8 @@ from handler.plan import (
     Wait,
     Write,
     digest,
+    is_active,
     occasion,
-    owner_uid,
     plan,
 )
 from handler.reports import Disk, GuestInterface, NicInfo, State
@@ -275,9 +276,56 @@ def test_condition_keeps_its_time_until_its_status_changes():
     assert status.merged(foreign, [], (), NOW) == foreign
 
 
-def test_owner_is_the_controlling_vmi():
-    assert owner_uid(pod()) == "vmi-uid"
-    assert owner_uid(pod(metadata={"ownerReferences": []})) == ""
+# ---- evidence that a pod has ended
+
+
+def test_a_pod_without_processes_is_taken_off_the_vmi_in_one_patch() -> None:
+    lost = seen(pod=None, state=None, unreported=frozenset({"pod-uid"}))
+    assert plan(lost) == [Again(CONFIRM_SECONDS)]
+    [write] = plan(replace(lost, empty=frozenset({"pod-uid"})))
+    assert isinstance(write, Write)
+    assert write.patch.body == {"metadata": {"uid": "vmi-uid"}, "status": {"activePods": {"pod-uid": None}}}
+    assert write.events == ()
+
+
+@pytest.mark.parametrize("phase", ["", "Pending", "Scheduled", "Running", "Succeeded", "Failed"])
+def test_evidence_is_given_in_every_phase(phase: str) -> None:
+    """A VMI that waits for an earlier one is Pending, one whose guest has ended may still wait for its pod."""
+    both = frozenset({"pod-uid"})
+    assert [type(action) for action in plan(seen(phase=phase, pod=None, unreported=both, empty=both))] == [Write]
+
+
+def test_no_other_pod_is_taken_off() -> None:
+    found = seen(pod=None, state=None, unreported=frozenset({"pod-uid", "other"}), empty=frozenset({"other"}))
+    [write] = plan(found)
+    assert isinstance(write, Write) and write.patch.body["status"] == {"activePods": {"other": None}}
+    assert plan(replace(found, unreported=frozenset())) == []
+
+
+def test_a_pod_that_is_called_failed_before_it_has_ended_is_still_heard() -> None:
+    """The kubelet says so when it preempts: the guest shuts down, and its launcher tells how it ended."""
+    preempted = pod(status={"phase": "Failed", "reason": "Preempting", "containerStatuses": []})
+    assert plan(seen(pod=preempted, phase="Running")) == []
+    [write] = written(plan(seen(State(state=pb.DOMAIN_STATE_SHUTOFF), phase="Running", pod=preempted)))
+    assert write.patch.body["status"]["phase"] == "Succeeded"
+
+
+@pytest.mark.parametrize(
+    ("active", "node", "known"),
+    [
+        ({"pod-uid": "node1"}, "node1", True),
+        ({"pod-uid": ""}, "node1", False),
+        ({"pod-uid": "node2"}, "node1", False),
+        ({"other": "node1"}, "node1", False),
+        ({}, "node1", False),
+        (None, "node1", False),
+    ],
+)
+def test_a_guest_is_started_only_in_a_pod_that_the_controller_has_written_down(
+    active: dict[str, str] | None, node: str, known: bool
+) -> None:
+    document = fakekube.pod("pod-uid", node=node)
+    assert is_active(vmi(activePods=active), msgspec.convert(document, Pod)) is known
 
 
 # ---- NICs that come and go -------------------------------------------------------------------------------------------

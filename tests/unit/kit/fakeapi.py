@@ -281,7 +281,11 @@ class FakeApi:
         if field == "metadata.name" and meta["name"] != value:
             return False
         wanted = [pair.split("=", 1) for pair in (request.query.get("labelSelector") or "").split(",") if "=" in pair]
-        return all(meta.get("labels", {}).get(key) == value for key, value in wanted)
+        chosen = [pair.split("=", 1) for pair in (request.query.get("fieldSelector") or "").split(",") if "=" in pair]
+        fields = [pair for pair in chosen if pair[0] == "spec.restartPolicy"]
+        return all(meta.get("labels", {}).get(key) == value for key, value in wanted) and all(
+            obj.get("spec", {}).get(key.partition(".")[2]) == value for key, value in fields
+        )
 
     async def _watch(self, request: web.Request, plural: str, namespace: str) -> web.StreamResponse:
         response = web.StreamResponse()

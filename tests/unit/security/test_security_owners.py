@@ -1,4 +1,4 @@
-"""Whose pod, whose Event: by owner reference, UID and namespace, all three; labels and names prove nothing."""
+"""Whose pod, whose Event: by what the pod was made for, which cannot be edited; labels, owners, names prove nothing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from api.k8s import Event, Pod
+from api.launchers import origin
 from controller import pod as pods
-from controller.cluster import Cluster, owner_uid
+from controller.cluster import Cluster
 from tests.unit.controller.worlds import vmi
 
 
@@ -24,17 +25,12 @@ def cluster(*objects: Any) -> Cluster:
     return made
 
 
-def pod(namespace: str, name: str, uid: str, **owner: Any) -> Pod:
-    reference = {
-        "apiVersion": "kubevirt.io/v1",
-        "kind": "VirtualMachineInstance",
-        "name": "web",
-        "uid": "vmi-uid",
-        "controller": True,
-        **owner,
-    }
-    meta = {"namespace": namespace, "name": name, "uid": uid, "resourceVersion": "9", "ownerReferences": [reference]}
-    return msgspec.convert({"metadata": meta, "spec": {"containers": []}, "status": {"phase": "Failed"}}, Pod)
+def pod(namespace: str, name: str, uid: str, **given: str) -> Pod:
+    environment = {"HYPERLET_NAMESPACE": namespace, "HYPERLET_NAME": "web", "HYPERLET_UID": "vmi-uid", **given}
+    variables = [{"name": key, "value": value} for key, value in environment.items()]
+    meta = {"namespace": namespace, "name": name, "uid": uid, "resourceVersion": "9"}
+    spec = {"containers": [{"name": "compute", "env": variables}]}
+    return msgspec.convert({"metadata": meta, "spec": spec, "status": {"phase": "Failed"}}, Pod)
 
 
 def test_a_pod_of_another_namespace_is_not_the_vmis_whatever_it_is_called() -> None:
@@ -47,17 +43,42 @@ def test_a_pod_of_another_namespace_is_not_the_vmis_whatever_it_is_called() -> N
     assert found is not None and found.metadata.uid == "true"
 
 
-def test_the_pod_of_the_derived_name_wins_over_others_that_claim_the_owner() -> None:
+def test_the_pod_of_the_derived_name_wins_over_others_that_claim_to_be_made_for_it() -> None:
     name = pods.pod_name(vmi())
     found = cluster(pod("default", "a-forgery", "forged"), pod("default", name, "true")).pod_of(vmi())
     assert found is not None and found.metadata.uid == "true"
 
 
+def test_the_pod_that_the_vmi_was_handed_over_to_wins_over_all() -> None:
+    later = pod("default", pods.pod_name(vmi()), "forged")
+    found = cluster(later, pod("default", "odd-name", "pod-uid")).pod_of(vmi("Running"))
+    assert found is not None and found.metadata.uid == "pod-uid"
+
+
 @pytest.mark.parametrize(
-    "owner", [{"controller": False}, {"kind": "Job"}, {"apiVersion": "example.org/v1"}, {"apiVersion": "v1"}]
+    "given",
+    [
+        {"HYPERLET_NAMESPACE": "elsewhere"},
+        {"HYPERLET_NAME": ""},
+        {"HYPERLET_UID": ""},
+    ],
 )
-def test_only_a_controlling_reference_to_our_kind_and_group_counts(owner: dict[str, Any]) -> None:
-    assert owner_uid(pod("default", "x", "y", **owner)) is None
+def test_a_pod_that_does_not_say_what_it_was_made_for_is_no_launcher(given: dict[str, str]) -> None:
+    assert origin(pod("default", "virt-launcher-web-x", "y", **given)) is None
+
+
+def test_a_launcher_is_known_without_its_label_and_owner() -> None:
+    """Both can be edited while it runs: a pod that is not seen would be believed gone, and a second copy started."""
+    bare = pod("default", "virt-launcher-web-x", "true")
+    assert bare.metadata.labels is None and bare.metadata.ownerReferences is None
+    found = cluster(bare).pod_of(vmi())
+    assert found is not None and found.metadata.uid == "true"
+
+
+def test_a_pod_of_an_earlier_vmi_of_the_name_is_a_stray_and_not_the_vmis() -> None:
+    world = cluster(pod("default", "virt-launcher-web-old", "old", HYPERLET_UID="earlier"))
+    assert world.pod_of(vmi()) is None
+    assert [stray.metadata.uid for stray in world.strays_of(vmi())] == ["old"]
 
 
 def warning(namespace: str, message: str) -> Event:
