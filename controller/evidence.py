@@ -65,8 +65,8 @@ def unproven(vmi: VirtualMachineInstance, pods: Mapping[str, Pod], known: Eviden
 
 def may_still_run(pod: Pod, known: Evidence) -> bool:
     """Whether a pod of an earlier VMI has to be waited for: it came to a node, and nothing proves that it has ended."""
-    node, uid = pod.spec.nodeName, pod.metadata.uid or ""
-    return bool(node) and not (has_ended(pod) or uid in known.ended or _is_fenced(known.fences.get(node), None, inf))
+    node, uid = pod.spec.nodeName or "", pod.metadata.uid or ""
+    return node != "" and not (has_ended(pod) or uid in known.ended or _is_fenced(known.fences.get(node), None, inf))
 
 
 def _is_fenced(fence: Fence | None, vanished: float | None, grace: float) -> bool:

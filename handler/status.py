@@ -23,6 +23,7 @@ from protos import launcher_pb2 as pb
 Json = dict[str, Any]
 FIELDS = frozenset(
     {
+        "activePods",
         "conditions",
         "guestOSInfo",
         "interfaces",

@@ -27,7 +27,14 @@ LABELS = frozenset(
         names.LABEL_VMI_ID,
     }
 )
-ANNOTATIONS = frozenset({names.ANNOTATION_GENERATION, names.ANNOTATION_MIGRATION_JOB, names.ANNOTATION_TEMPLATE})
+ANNOTATIONS = frozenset(
+    {
+        names.ANNOTATION_FENCED,
+        names.ANNOTATION_GENERATION,
+        names.ANNOTATION_MIGRATION_JOB,
+        names.ANNOTATION_TEMPLATE,
+    }
+)
 FINALIZERS = frozenset({names.FINALIZER_VM, names.FINALIZER_VMI, names.FINALIZER_MIGRATION})
 NODE_NAME = "authentication.kubernetes.io/node-name"
 """What the API server knows of a token's node (Kubernetes 1.30), in the user's extra values."""
@@ -61,13 +68,21 @@ def handler_faults(request: Request) -> Iterator[Fault]:
     for field in _REPORTED:
         if _field(new, "metadata", field) != _field(old, "metadata", field):
             yield Fault(f"metadata.{field}", names.FAULT_FORBIDDEN, "a handler reports, and changes no instance")
-    if _field(new, "status", "activePods") != _field(old, "status", "activePods"):
-        yield Fault("status.activePods", names.FAULT_FORBIDDEN, "is the controller's to write")
     theirs = (request.userInfo.extra or {}).get(NODE_NAME)
+    yield from _active_pods_faults(_field(new, "status", "activePods"), _field(old, "status", "activePods"), theirs)
     for document in (old, new) if theirs else ():
         if [_field(document, "status", "nodeName")] != theirs:
             yield Fault("status.nodeName", names.FAULT_FORBIDDEN, "a handler writes to its own node's instances only")
             return
+
+
+def _active_pods_faults(new: Any, old: Any, nodes: list[str] | None) -> Iterator[Fault]:
+    """A handler takes off pods of its own node that it found no process of, and adds none."""
+    now, before = _map({"pods": new}, "pods"), _map({"pods": old}, "pods")
+    if any(before.get(uid) != node for uid, node in now.items()):
+        yield Fault("status.activePods", names.FAULT_FORBIDDEN, "is the controller's to write")
+    elif nodes and any([node] != nodes for uid, node in before.items() if uid not in now):
+        yield Fault("status.activePods", names.FAULT_FORBIDDEN, "a handler takes off its own node's pods only")
 
 
 def is_administrator(request: Request) -> bool:

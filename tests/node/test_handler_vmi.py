@@ -503,7 +503,7 @@ async def test_pod_that_ended_but_stays_keeps_nothing_alive(kube, pods):
             await until(lambda: kube.status()["phase"] == "Succeeded")
             stays = kube.document(Pod, "test", "virt-launcher-vm-abcde")
             ended = [{"name": "compute", "state": {"terminated": {"exitCode": 0}}}]
-                kube.put(Pod, {**stays, "status": {"phase": "Succeeded", "containerStatuses": ended}})
+            kube.put(Pod, {**stays, "status": {"phase": "Succeeded", "containerStatuses": ended}})
             await until(lambda: machines._machines[lab.uid].retired)
             await until(lambda: not held(lab))
             kube.remove(Pod, "test", "virt-launcher-vm-abcde")

@@ -402,6 +402,24 @@ def test_a_handler_reports_and_does_nothing_else() -> None:
         assert validated(asked(document, before, HANDLER)).faults
 
 
+@pytest.mark.parametrize(
+    ("left", "faults"),
+    [
+        ({"theirs": "node-2"}, []),
+        ({"u": "node-1"}, ["status.activePods"]),
+        ({}, ["status.activePods"]),
+        ({"u": "", "theirs": "node-2"}, ["status.activePods"]),
+        ({"u": "node-1", "theirs": "node-2", "more": "node-1"}, ["status.activePods"]),
+    ],
+)
+def test_a_handler_gives_evidence_of_its_own_nodes_pods_only(left: dict[str, str], faults: list[str]) -> None:
+    """That a pod has ended is leave to start its VM elsewhere: another node's word would make a second copy."""
+    old = {**vmi(), "status": {"nodeName": "node-1", "activePods": {"u": "node-1", "theirs": "node-2"}}}
+    user = UserInfo(username=HANDLER.username, extra={ownership.NODE_NAME: ["node-1"]})
+    verdict = validated(asked(changed(old, "status/activePods", left), old, user))
+    assert [fault.path for fault in verdict.faults] == faults
+
+
 def test_a_handlers_token_that_tells_its_node_is_good_for_that_node() -> None:
     old = {**vmi(), "status": {"nodeName": "node-1", "phase": "Scheduled"}}
     report = changed(old, "status/phase", "Running")

@@ -133,5 +133,5 @@ def test_a_status_field_that_no_policy_knows_is_never_sent() -> None:
         "spec": {"domain": {"devices": {}}},
     }
     machine = msgspec.convert(document, VirtualMachineInstance)
-    with pytest.raises(ValueError, match="activePods"):
-        status._patch(machine, {}, {"activePods": {}}, datetime.now(UTC))
+    with pytest.raises(ValueError, match="nodeName"):
+        status._patch(machine, {}, {"nodeName": "elsewhere"}, datetime.now(UTC))
