@@ -15,8 +15,9 @@ from typing import NamedTuple
 from api import names
 from api.errors import ApiUnavailable, Expired
 from api.k8s import ContainerResources, Pod, StatusCondition
+from api.launchers import END_PHASES, compute
 from api.meta import Quantity, format_bytes, format_millicores, quantity_bytes, quantity_millicores
-from controller import conditions, launcher
+from controller import conditions
 from controller.actions import Json, Patch
 from kit.kube import Kube
 
@@ -79,7 +80,7 @@ def asked(pod: Pod) -> Amounts:
 
 def given(pod: Pod) -> Amounts:
     """What the compute container has, as the kubelet has it from the container runtime."""
-    status = launcher.compute(pod)
+    status = compute(pod)
     return _amounts(status.resources if status else None)
 
 
@@ -112,7 +113,7 @@ def answer(pod: Pod, wanted: Amounts) -> Answer:
 
 
 def _over(pod: Pod) -> bool:
-    return bool(pod.metadata.deletionTimestamp) or launcher.has_ended(pod)
+    return bool(pod.metadata.deletionTimestamp) or pod.status.phase in END_PHASES
 
 
 def _condition(pod: Pod, kind: str) -> StatusCondition | None:
