@@ -33,7 +33,7 @@ status: .venv/ready ## what is running
 # leave. Whatever goes wrong there comes up again in e2e, which builds what is missing and says so.
 test: check ## everything there is to test
 	@mkdir -p $(HYPERLET_CACHE); echo "building for e2e meanwhile ($(HYPERLET_CACHE)/ahead.log)"; \
-	  nice -n 19 sh -c '$(PYTHON) -m cluster build && $(PYTHON) -m images build && $(PYTHON) -m cluster build extras' >$(HYPERLET_CACHE)/ahead.log 2>&1 & ahead=$$!; \
+	  nice -n 19 sh -c '$(PYTHON) -m cluster build && $(PYTHON) -m images build && $(PYTHON) -m cluster build dns extras runc' >$(HYPERLET_CACHE)/ahead.log 2>&1 & ahead=$$!; \
 	  $(MAKE) --no-print-directory node-test; status=$$?; wait $$ahead || true; exit $$status
 	@$(MAKE) --no-print-directory e2e
 

@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     packages.add_argument("--tests", action="store_true", help="those of the tests, too")
     verbs.add_parser("venv", help="make the virtual environment, or bring it up to date")
     build = verbs.add_parser("build", help="build the cluster's programs into the cache")
-    build.add_argument("group", nargs="*", help="kubernetes, core, extras, runc, or all; without: what `up` needs")
+    build.add_argument("group", nargs="*", help="kubernetes, core, dns, extras, runc, or all; without: what `up` needs")
     verbs.add_parser("up", help="start what does not run; writes .run/kubeconfig")
     verbs.add_parser("down", help="stop everything, leave nothing")
     verbs.add_parser("status", help="what runs, and how much memory it takes")

@@ -53,6 +53,9 @@ class Group:
         return (*self.programs, *self.links)
 
 
+MAIN_PROGRAM = "github.com/coredns/coredns"
+"""What the main program of the module `services` is made of."""
+
 _CONTAINERD = "github.com/containerd/containerd/v2/cmd"
 _CSI = "github.com/kubernetes-csi"
 
@@ -73,7 +76,6 @@ EXTRAS = Group(
     "extras",
     "services",
     {
-        "coredns": "github.com/coredns/coredns",
         "csi-provisioner": f"{_CSI}/external-provisioner/v6/cmd/csi-provisioner",
         "csi-attacher": f"{_CSI}/external-attacher/v4/cmd/csi-attacher",
         "csi-resizer": f"{_CSI}/external-resizer/v2/cmd/csi-resizer",
@@ -81,10 +83,11 @@ EXTRAS = Group(
         "snapshot-controller": f"{_CSI}/external-snapshotter/v8/cmd/snapshot-controller",
         "csi-sanity": f"{_CSI}/csi-test/v5/cmd/csi-sanity",
     },
-    what="CoreDNS, CSI sidecars",
+    what="CSI sidecars",
 )
+DNS = Group("dns", "services", {"coredns": "."}, what="CoreDNS")
 RUNC = Group("runc", "services", {"runc": "github.com/opencontainers/runc"}, tags="seccomp", cgo=True, what="runc")
-GROUPS = {group.name: group for group in (KUBERNETES, CORE, EXTRAS, RUNC)}
+GROUPS = {group.name: group for group in (KUBERNETES, CORE, DNS, EXTRAS, RUNC)}
 NEEDED = (KUBERNETES, CORE)
 """What an example VM needs; the rest is built when something asks for it."""
 
@@ -119,9 +122,11 @@ def release(group: Group) -> str:
     """What the group's folder is called after: the release of its module's main part."""
     if group is KUBERNETES:
         return version()
-    package = next(iter(group.programs.values()))
+    package = MAIN_PROGRAM if group is DNS else next(iter(group.programs.values()))
     text = _module_file(group)
-    requirements: list[tuple[str, str]] = re.findall(r"^\s+(\S+/\S+) v(\S+)(?: // indirect)?$", text, re.MULTILINE)
+    requirements: list[tuple[str, str]] = re.findall(
+        r"^(?:require\s+|\s+)(\S+/\S+) v(\S+)(?: // indirect)?$", text, re.MULTILINE
+    )
     return next(number for module, number in requirements if package.startswith(module))
 
 
@@ -208,7 +213,7 @@ def folder(group: Group) -> Path:
 
 
 def extras_dir() -> Path:
-    """The folder with CoreDNS, the CSI sidecars and csi-sanity. Errors: Problem when they are not built."""
+    """The folder with the CSI sidecars and csi-sanity. Errors: Problem when they are not built."""
     return folder(EXTRAS)
 
 

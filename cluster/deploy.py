@@ -229,7 +229,7 @@ def up(console: Console) -> None:
     setup.prepare(console, cluster=not existing)
     if not existing:
         run(console, "Cluster", ["-m", "cluster", "up"])
-        if binaries.find(binaries.EXTRAS) is not None:
+        if binaries.find(binaries.DNS) is not None:
             run(console, "DNS", ["-m", "cluster", "dns"])
         else:
             console.say("  · no DNS in the cluster yet: 'python3 -m cluster dns' builds CoreDNS and deploys it")

@@ -1,4 +1,4 @@
-"""Cluster DNS: CoreDNS, built with the other extras, as a Deployment on the nodes."""
+"""Cluster DNS: CoreDNS, as a Deployment on the nodes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def manifest(image: str, address: str) -> str:
 
 def deploy(console: Console, known: State, names: list[str]) -> None:
     """Build what is missing, load it into the nodes of these names, apply, wait. Errors: Problem."""
-    binaries.build(console, binaries.EXTRAS)
+    binaries.build(console, binaries.DNS)
     reference, archive = images.program_archive("coredns")
     images.load(console, [archive], names)
     kubectl = Kubectl(paths.KUBECONFIG)

@@ -11,7 +11,7 @@ from cluster import binaries, deploy, images, lifecycle, node, paths, state
 from cluster import storage_manifests as manifests
 from cluster.console import Console, Problem
 from cluster.csi.kinds import KINDS
-from cluster.deploy import Kubectl
+from cluster.kubectl import Kubectl
 
 SIDECARS = ("csi-provisioner", "csi-attacher", "csi-resizer", "csi-snapshotter", "snapshot-controller")
 CRD_MODULE = "github.com/kubernetes-csi/external-snapshotter/client/v8"
