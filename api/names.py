@@ -92,6 +92,23 @@ ANNOTATION_DEFAULT_CONTAINER: Final = "kubectl.kubernetes.io/default-container"
 ANNOTATION_GENERATION: Final = "kubevirt.io/vm-generation"
 ANNOTATION_TEMPLATE: Final = "hyperlet/template-hash"
 ANNOTATION_FENCED: Final = "hyperlet/fenced"
+ANNOTATION_CARRIED: Final = "hyperlet/carried"
+
+# What hyperlet writes itself on VMs, VMIs and pods, whoever has the right to write the object.
+OWNED_LABELS: Final = frozenset(
+    {
+        LABEL_NODE_NAME,
+        LABEL_CREATED_BY,
+        LABEL_MIGRATION_JOB,
+        LABEL_MIGRATION_TARGET_NODE,
+        LABEL_OUTDATED_LAUNCHER,
+        LABEL_SCHEDULABLE,
+        LABEL_VMI_ID,
+    }
+)
+OWNED_ANNOTATIONS: Final = frozenset(
+    {ANNOTATION_CARRIED, ANNOTATION_FENCED, ANNOTATION_GENERATION, ANNOTATION_MIGRATION_JOB, ANNOTATION_TEMPLATE}
+)
 
 # Finalizers
 FINALIZER_VM: Final = "kubevirt.io/virtualMachineControllerFinalize"

@@ -6,10 +6,9 @@ from typing import Any
 import msgspec
 
 from api import names
-from api.meta import ObjectMeta
 from api.nad import ANNOTATION_NETWORKS
 from api.vmi import Probe, VirtualMachineInstance, VirtualMachineInstanceSpec
-from controller import pod_networks, resize, resources, volumes
+from controller import carried, pod_networks, resize, resources, volumes
 from controller.config import Settings
 from controller.pod_networks import Definitions
 from controller.volumes import Claims, Json
@@ -19,19 +18,6 @@ HOSTNAME_LIMIT = 63
 LABEL_LIMIT = 63
 SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 """As Kubernetes' own random suffixes: no vowels, nothing that looks like something else."""
-
-# Annotations that would loosen the pod's confinement, give it networks, or pass it off as somebody else's. They are the
-# user's to write on a VMI but not to have on the pod that we create for them.
-WITHHELD_ANNOTATIONS = (
-    "container.apparmor.security.beta.kubernetes.io/",
-    "container.seccomp.security.alpha.kubernetes.io/",
-    "seccomp.security.alpha.kubernetes.io/",
-    "k8s.v1.cni.cncf.io/",
-    "io.kubernetes.cri",
-    "kubernetes.io/config.",
-    "kubectl.kubernetes.io/last-applied-configuration",
-    "hyperlet/",
-)
 
 
 def pod_name(vmi: VirtualMachineInstance) -> str:
@@ -89,8 +75,9 @@ def label_value(text: str) -> str:
 
 def _labels(vmi: VirtualMachineInstance) -> dict[str, str]:
     name = label_value(vmi.metadata.name or "")
+    theirs, _ = carried.for_pod(vmi)
     return {
-        **(vmi.metadata.labels or {}),
+        **theirs,
         names.LABEL_APP: names.APP_LAUNCHER,
         names.LABEL_CREATED_BY: vmi.metadata.uid or "",
         names.LABEL_VM_NAME: name,
@@ -99,16 +86,14 @@ def _labels(vmi: VirtualMachineInstance) -> dict[str, str]:
 
 
 def _annotations(vmi: VirtualMachineInstance) -> dict[str, str]:
-    metadata: ObjectMeta = vmi.metadata
-    theirs = {
-        key: value for key, value in (metadata.annotations or {}).items() if not key.startswith(WITHHELD_ANNOTATIONS)
-    }
+    labels, annotations = carried.for_pod(vmi)
     networks = pod_networks.annotation(vmi)
     return {
         # Their choice where they made one: other containers may be put into the pod on its way.
         names.ANNOTATION_DEFAULT_CONTAINER: names.COMPUTE_CONTAINER,
-        **theirs,
-        names.ANNOTATION_DOMAIN: metadata.name or "",
+        **annotations,
+        **carried.record(labels, annotations),
+        names.ANNOTATION_DOMAIN: vmi.metadata.name or "",
         **({ANNOTATION_NETWORKS: networks} if networks else {}),
     }
 

@@ -43,16 +43,37 @@ class Verdict:
     wait_seconds: float = 0.0
 
 
-def verdict(vm: VirtualMachine, vmi: VirtualMachineInstance | None, now: datetime) -> Verdict:
-    """The decision for a VM that is not being deleted. `vmi` is the VM's own, which may be on its way out."""
+def verdict(
+    vm: VirtualMachine, vmi: VirtualMachineInstance | None, now: datetime, is_outdated: bool = False
+) -> Verdict:
+    """The decision for a VM that is not being deleted. `vmi` is the VM's own, which may be on its way out.
+
+    `is_outdated`: its guest has not started, and the template has changed since it was made: it is made again.
+    """
     status = vm.status or VirtualMachineStatus()
     requests = tuple(request for request in status.stateChangeRequests or () if _is_current(request, vmi))
     stop = any(request.action == names.ACTION_STOP for request in requests)
     start = any(request.action == names.ACTION_START for request in requests)
     failure = failure_after(status.startFailure, vmi, now)
     if vmi is not None:
-        return _with_vmi(vm, vmi, requests, failure, stop, start)
+        found = _with_vmi(vm, vmi, requests, failure, stop, start)
+        outdated = is_outdated and found.want is Want.NOTHING and not vmi.metadata.deletionTimestamp
+        return _renewal(vm, vmi, found) if outdated else found
     return _without_vmi(vm, status, requests, failure, start, now)
+
+
+def _renewal(vm: VirtualMachine, vmi: VirtualMachineInstance, found: Verdict) -> Verdict:
+    """Stop, and start again: a strategy that does not start by itself has to be told, as a restart tells it."""
+    if defaults.run_strategy(vm) == names.RUN_ALWAYS:
+        return Verdict(Want.STOP, found.requests, found.failure)
+    template = vm.spec.template.spec
+    was_asked = template is None or template.startStrategy != vmi.spec.startStrategy
+    paused = {"paused": "true"} if vmi.spec.startStrategy == "Paused" and was_asked else None
+    requests = (
+        VirtualMachineStateChangeRequest(action=names.ACTION_STOP, uid=vmi.metadata.uid),
+        VirtualMachineStateChangeRequest(action=names.ACTION_START, data=paused),
+    )
+    return Verdict(Want.STOP, requests, found.failure)
 
 
 def starts_paused(vm: VirtualMachine) -> bool:

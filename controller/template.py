@@ -17,7 +17,7 @@ from api import defaults, names
 from api.configuration import KubeVirtConfiguration, NetworkConfiguration
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
-from controller import alike, nics
+from controller import alike, carried, nics
 from controller.vmi_status import phase_of
 
 _NICS = frozenset({"networks", "domain.devices.interfaces", "domain.devices.autoattachPodInterface"})
@@ -33,8 +33,20 @@ class Difference:
     """The VMI as it was compared: with its defaults."""
     nics: nics.Change
     """What becomes of its network cards now."""
+    metadata: carried.Change
+    """What becomes of its labels and annotations now."""
     waiting: tuple[str, ...]
     """Fields below spec.template.spec that take effect at the next start."""
+
+    @property
+    def late(self) -> tuple[str, ...]:
+        """All that takes effect at the next start, below spec.template."""
+        return (*(f"spec.{field}" for field in self.waiting), *(f"metadata.{key}" for key in self.metadata.waiting))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the VMI is all that the template asks for."""
+        return not self.late and not self.metadata.metadata and self.nics.spec == self.vmi.spec
 
 
 def difference(
@@ -49,7 +61,8 @@ def difference(
     cards = nics.change(defaulted, wanted, written)
     made_from = (vmi.metadata.annotations or {}).get(names.ANNOTATION_TEMPLATE)
     waiting = [*cards.waiting, *_sections(written, made_from, defaulted.spec, wanted)]
-    return Difference(defaulted, cards, tuple(dict.fromkeys(waiting)))
+    metadata = carried.to_vmi(vm.spec.template.metadata, vmi)
+    return Difference(defaulted, cards, metadata, tuple(dict.fromkeys(waiting)))
 
 
 def _as_started(spec: VirtualMachineInstanceSpec, config: KubeVirtConfiguration | None) -> KubeVirtConfiguration:

@@ -14,12 +14,15 @@ from api.errors import Fault
 from api.meta import ObjectMeta, format_time
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
-from controller import conditions, nics, template, vm_status
+from controller import carried, conditions, nics, template, vm_status
 from controller.actions import Action, Create, Delete, Json, Patch, Say
 from controller.pod import label_value
 from controller.run_strategy import Verdict, Want, stable_in, starts_paused, verdict
 from controller.vmi_status import phase_of
 from kit.reconcile import Again
+
+NOT_STARTED = frozenset({names.PHASE_UNSET, names.PHASE_PENDING, names.PHASE_SCHEDULING})
+"""Phases of a VMI without a launcher."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,23 @@ class Observed:
         """What the template asks of the VMI that runs; nothing while the template is faulty."""
         return None if self.faults else template.difference(self.vm, self.own, self.configuration)
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the VMI has never run a guest, and would not be made like this any more."""
+        return self.difference is not None and bool(self.difference.late) and _never_ran(self.difference.vmi)
+
 
 def owns(vm: VirtualMachine, vmi: VirtualMachineInstance) -> bool:
     """Whether the VMI was made by this VM, by UID: a name or a label proves nothing."""
     return any(owner.controller and owner.uid == vm.metadata.uid for owner in vmi.metadata.ownerReferences or ())
+
+
+def _never_ran(vmi: VirtualMachineInstance) -> bool:
+    """Whether no guest runs, nor is about to: there is no launcher yet, or the launcher cannot start the guest."""
+    phase = phase_of(vmi)
+    trouble = conditions.find((vmi.status.conditions if vmi.status else None), names.CONDITION_SYNCHRONIZED)
+    stuck = trouble is not None and trouble.status == names.FALSE
+    return phase in NOT_STARTED or (phase == names.PHASE_SCHEDULED and stuck)
 
 
 def plan(seen: Observed) -> list[Action | Again]:
@@ -62,26 +78,32 @@ def _plan(seen: Observed) -> Iterator[Action | Again]:
     if names.FINALIZER_VM not in (vm.metadata.finalizers or ()):
         finalizers = [*(vm.metadata.finalizers or ()), names.FINALIZER_VM]
         yield _patch(vm, {"metadata": {"finalizers": finalizers, "resourceVersion": vm.metadata.resourceVersion}})
-    decision = verdict(vm, own, seen.now)
+    decision = verdict(vm, own, seen.now, seen.is_outdated)
     blocked = bool(seen.faults) or (seen.vmi is not None and own is None)
     if decision.want is Want.START and not blocked:
         # The status is told by the next round, which follows at once: one write instead of two.
         yield Create(VirtualMachineInstance, instance(vm, seen.configuration, seen.now))
         yield Say(vm, names.REASON_CREATED, f"Created virtual machine instance {vm.metadata.name}")
     elif decision.want is Want.STOP and own is not None and not _must_note(vm, decision):
-        yield from _stop(vm, own)
+        yield from _stop(seen, own)
     else:
         yield from _tell(seen, decision)
         if decision.want is Want.STOP and own is not None:
-            yield from _stop(vm, own)
+            yield from _stop(seen, own)
         else:
             yield from _replug(seen)
     yield from _later(seen, decision)
 
 
-def _stop(vm: VirtualMachine, own: VirtualMachineInstance) -> Iterator[Action]:
-    yield Delete(VirtualMachineInstance, vm.metadata.namespace or "", own.metadata.name or "", own.metadata.uid or "")
-    yield Say(vm, names.REASON_DELETED, f"Deleted virtual machine instance {own.metadata.name}")
+def _stop(seen: Observed, own: VirtualMachineInstance) -> Iterator[Action]:
+    meta, words = own.metadata, f"Deleted virtual machine instance {own.metadata.name}"
+    version = None
+    if seen.is_outdated and seen.difference is not None:
+        # Only as it was seen: meanwhile its guest may have been started.
+        version = meta.resourceVersion
+        words += f", which has not started yet: {vm_status.listed(seen.difference.late)} in spec.template changed"
+    yield Delete(VirtualMachineInstance, meta.namespace or "", meta.name or "", meta.uid or "", version=version)
+    yield Say(seen.vm, names.REASON_DELETED, words)
 
 
 def _must_note(vm: VirtualMachine, decision: Verdict) -> bool:
@@ -113,16 +135,16 @@ def _delete(seen: Observed) -> Iterator[Action]:
 
 
 def _replug(seen: Observed) -> Iterator[Action]:
-    """Brings the network cards of the VMI to what the template wants, as far as that can be done while it runs."""
+    """Brings cards, labels and annotations of the VMI to what the template wants, as far as that can be done now."""
     found = seen.difference
     if found is None:
         return
-    if found.nics.spec != found.vmi.spec:
-        meta = found.vmi.metadata
-        body = {
-            "metadata": {"uid": meta.uid, "resourceVersion": meta.resourceVersion},
-            "spec": nics.merge_patch(found.nics.spec),
-        }
+    meta, moved = found.vmi.metadata, found.nics.spec != found.vmi.spec
+    if moved or found.metadata.metadata:
+        body: Json = {"metadata": {"uid": meta.uid, **found.metadata.metadata}}
+        if moved:
+            body["metadata"]["resourceVersion"] = meta.resourceVersion
+            body["spec"] = nics.merge_patch(found.nics.spec)
         yield Patch(VirtualMachineInstance, meta.namespace or "", meta.name or "", body)
     written = seen.vm.spec.template.spec
     if written is not None and (gone := found.nics.gone & nics.absent(written)):
@@ -142,14 +164,15 @@ def instance(vm: VirtualMachine, configuration: KubeVirtConfiguration | None, no
 
     Network cards that are to be absent are: they leave the template in the next round.
     """
-    theirs, spec = vm.spec.template.metadata or ObjectMeta(), vm.spec.template.spec
+    (labels, annotations), spec = carried.for_vmi(vm.spec.template.metadata), vm.spec.template.spec
     meta = ObjectMeta(
         name=vm.metadata.name,
         namespace=vm.metadata.namespace,
         finalizers=[names.FINALIZER_VMI],
-        labels={**(theirs.labels or {}), names.LABEL_VM_NAME: label_value(vm.metadata.name or "")},
+        labels={**labels, names.LABEL_VM_NAME: label_value(vm.metadata.name or "")},
         annotations={
-            **(theirs.annotations or {}),
+            **annotations,
+            **carried.record(labels, annotations),
             names.ANNOTATION_GENERATION: str(vm.metadata.generation or 0),
             **({names.ANNOTATION_TEMPLATE: template.hashes(spec)} if spec else {}),
         },
@@ -189,7 +212,7 @@ def _tell(seen: Observed, decision: Verdict) -> Iterator[Action]:
     vm, old = seen.vm, vm_status.current(seen.vm)
     foreign = _is_taken(seen) and decision.want is not Want.NOTHING
     faults = seen.faults if not vm.metadata.deletionTimestamp else ()
-    waiting = seen.difference.waiting if seen.difference else ()
+    waiting = seen.difference.late if seen.difference else ()
     wanted = vm_status.wanted_conditions(vm, seen.own, faults, foreign, waiting)
     drop = set(vm_status.OWNED)
     if decision.failure is not None and phase_of(seen.own) != names.PHASE_RUNNING:
@@ -223,12 +246,19 @@ def _status(seen: Observed, decision: Verdict) -> Json:
         "ready": ready or None,
         "printableStatus": vm_status.printable_status(vm, own, shown),
         "desiredGeneration": vm.metadata.generation,
-        "observedGeneration": vm_status.observed_generation(vm, own),
+        "observedGeneration": vm_status.observed_generation(vm, own, _is_settled(seen, decision)),
         "runStrategy": _acted_upon(seen, decision),
         "stateChangeRequests": [msgspec.to_builtins(request) for request in decision.requests] or None,
         "startFailure": _whole(decision.failure),
         "volumeSnapshotStatuses": vm_status.snapshot_statuses(vm),
     }
+
+
+def _is_settled(seen: Observed, decision: Verdict) -> bool:
+    """Whether nothing that the VM's spec says is still to take effect on its VMI."""
+    if seen.faults or decision.want is Want.STOP or (seen.own is not None and seen.own.metadata.deletionTimestamp):
+        return False
+    return seen.difference is None or seen.difference.is_settled
 
 
 def _acted_upon(seen: Observed, decision: Verdict) -> str | None:

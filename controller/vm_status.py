@@ -81,7 +81,7 @@ def wanted_conditions(
 ) -> list[Json]:
     """Every condition that the VM should have now; those of other types are left alone or dropped by the caller.
 
-    `waiting` are the changed fields of the template that take effect at the next start.
+    `waiting` are the changed fields below spec.template that take effect at the next start.
     """
     return [
         condition
@@ -152,16 +152,21 @@ def _paused(vmi: VirtualMachineInstance | None) -> Json | None:
 def _restart_required(waiting: Sequence[str]) -> Json | None:
     if not waiting:
         return None
-    fields = ", ".join(waiting[:NAMED_FIELDS]) + (
-        f" and {len(waiting) - NAMED_FIELDS} more" if len(waiting) > NAMED_FIELDS else ""
+    words = (
+        f"Changed in spec.template since the VM was started: {listed(waiting)}. Restart the VM for it to take effect"
     )
-    words = f"Changed in spec.template.spec since the VM was started: {fields}. Restart the VM for it to take effect"
     return conditions.make(names.CONDITION_RESTART_REQUIRED, True, "TemplateChanged", words)
 
 
-def observed_generation(vm: VirtualMachine, vmi: VirtualMachineInstance | None) -> int | None:
-    """The generation that the VMI was made from; the VM's own where there is no VMI."""
-    text = (vmi.metadata.annotations or {}).get(names.ANNOTATION_GENERATION, "") if vmi else ""
+def listed(fields: Sequence[str]) -> str:
+    """Names of fields in a sentence, not too many."""
+    more = f" and {len(fields) - NAMED_FIELDS} more" if len(fields) > NAMED_FIELDS else ""
+    return ", ".join(fields[:NAMED_FIELDS]) + more
+
+
+def observed_generation(vm: VirtualMachine, vmi: VirtualMachineInstance | None, is_settled: bool) -> int | None:
+    """The VM's own generation where nothing of it is still to take effect; else the one that the VMI was made from."""
+    text = (vmi.metadata.annotations or {}).get(names.ANNOTATION_GENERATION, "") if vmi and not is_settled else ""
     return int(text) if text.isdigit() else vm.metadata.generation
 
 

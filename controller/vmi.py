@@ -16,7 +16,7 @@ from api.k8s import PersistentVolumeClaim, Pod
 from api.launchers import END_PHASES, has_ended, is_running, may_run
 from api.meta import format_time, parse_time
 from api.vmi import VirtualMachineInstance
-from controller import conditions, evidence, launcher, nics, pod_networks, resources, vmi_status, volumes
+from controller import carried, conditions, evidence, launcher, nics, pod_networks, resources, vmi_status, volumes
 from controller import pod as pods
 from controller.actions import Action, Create, Delete, Json, Patch, Say, Together
 from controller.config import Settings
@@ -113,10 +113,12 @@ def _plan(seen: Observed) -> Iterator[Action | Again]:
         yield from _await(seen)
     elif phase in OURS:
         yield from _progress(seen, pod)
+        yield from carried.to_pod(seen.vmi, pod)
     else:
         yield from _gate(seen, pod)
         yield from pod_networks.catch_up(seen.defaulted, pod)
         yield from _watch_node(seen)
+        yield from carried.to_pod(seen.vmi, pod)
 
 
 def _lost(seen: Observed) -> Patch | None:

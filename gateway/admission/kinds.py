@@ -8,7 +8,7 @@ import msgspec
 from api import names
 from api.configuration import KubeVirtConfiguration
 from api.errors import Fault
-from gateway.admission import mutation, ownership, validation
+from gateway.admission import giving_way, mutation, ownership, validation
 from gateway.admission.patches import Operation
 from gateway.admission.review import Request, Verdict
 
@@ -61,11 +61,14 @@ def mutate(
         dropped = [{"op": "remove", "path": "/status"}]
         bare = {key: value for key, value in (request.object or {}).items() if key != "status"}
         request = msgspec.structs.replace(request, object=bare)
+    if request.kind.kind == names.KIND_VM and request.oldObject is not None:
+        dropped = giving_way.operations(request.object or {}, request.oldObject)
+        request = msgspec.structs.replace(request, object=giving_way.without(request.object or {}, dropped))
     faults = [*_faults(rules, request, configuration), *more]
     if faults:
         return Verdict(faults=faults)
     kept = [] if ownership.is_administrator(request) else mutation.restored(request, ownership.FINALIZERS)
-    return Verdict(faults=faults, patch=[*rules.mutate(request, configuration), *dropped, *kept])
+    return Verdict(faults=faults, patch=[*dropped, *rules.mutate(request, configuration), *kept])
 
 
 def validate(

@@ -16,25 +16,6 @@ COMPONENTS = ("hyperlet-controller", "hyperlet-gateway", HANDLER)
 ADMINISTRATORS = "system:masters"
 """May everything anyway, the removal of this webhook included: for repairs."""
 
-LABELS = frozenset(
-    {
-        names.LABEL_NODE_NAME,
-        names.LABEL_CREATED_BY,
-        names.LABEL_MIGRATION_JOB,
-        names.LABEL_MIGRATION_TARGET_NODE,
-        names.LABEL_OUTDATED_LAUNCHER,
-        names.LABEL_SCHEDULABLE,
-        names.LABEL_VMI_ID,
-    }
-)
-ANNOTATIONS = frozenset(
-    {
-        names.ANNOTATION_FENCED,
-        names.ANNOTATION_GENERATION,
-        names.ANNOTATION_MIGRATION_JOB,
-        names.ANNOTATION_TEMPLATE,
-    }
-)
 FINALIZERS = frozenset({names.FINALIZER_VM, names.FINALIZER_VMI, names.FINALIZER_MIGRATION})
 NODE_NAME = "authentication.kubernetes.io/node-name"
 """What the API server knows of a token's node (Kubernetes 1.30), in the user's extra values."""
@@ -95,7 +76,7 @@ def metadata_faults(new: Any, old: Any, path: str = "metadata") -> Iterator[Faul
 
     And for a finalizer of ours that is taken off an object that is being deleted.
     """
-    for field, owned in (("labels", LABELS), ("annotations", ANNOTATIONS)):
+    for field, owned in (("labels", names.OWNED_LABELS), ("annotations", names.OWNED_ANNOTATIONS)):
         ours, theirs = _map(new, field), _map(old, field)
         for key in sorted(owned & (ours.keys() | theirs.keys())):
             if ours.get(key) != theirs.get(key):

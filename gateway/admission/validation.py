@@ -74,9 +74,9 @@ def dropped_fields(request: Request) -> Iterator[Fault]:
     The API server has dropped them before anybody is asked (before 1.25 without a word); what `kubectl apply` and its
     like sent still stands in an annotation. `kubectl` and newer servers look themselves.
     """
-    text = _applied(request.object)
+    text = applied(request.object)
     cls = validate.KINDS.get(request.kind.kind)
-    if text is None or cls is None or text == _applied(request.oldObject):
+    if text is None or cls is None or text == applied(request.oldObject):
         return
     try:
         manifest = msgspec.json.decode(text)
@@ -87,7 +87,8 @@ def dropped_fields(request: Request) -> Iterator[Fault]:
         yield from unknown_fields(shape, manifest)
 
 
-def _applied(document: dict[str, Any] | None) -> str | None:
+def applied(document: dict[str, Any] | None) -> str | None:
+    """The manifest that `kubectl apply` and its like sent last, as JSON."""
     text = _at(document, "metadata.annotations")
     text = text.get(ANNOTATION_APPLIED) if isinstance(text, dict) else None
     return text if isinstance(text, str) else None

@@ -42,6 +42,13 @@ def kinds(actions: list[Any]) -> list[str]:
     return [type(action).__name__ for action in actions if isinstance(action, (Create, Delete))]
 
 
+def made(actions: list[Any]) -> dict[str, Any]:
+    """The spec of the one VMI that is made."""
+    (create,) = [action for action in actions if isinstance(action, Create)]
+    spec: dict[str, Any] = create.obj["spec"]
+    return spec
+
+
 def told(actions: list[Any]) -> dict[str, Any]:
     """The one status patch."""
     (patch,) = [action for action in actions if isinstance(action, Patch) and action.subresource == "status"]
@@ -368,21 +375,86 @@ def test_a_restart_is_required_when_the_template_changed_and_only_then() -> None
     assert "RestartRequired" in [c["type"] for c in told(see(changed, mine(annotations=hashed)))["conditions"]]
 
 
-def test_generations_tell_which_one_is_running() -> None:
-    status = told(see(vm(generation=4), mine(annotations={names.ANNOTATION_GENERATION: "2"})))
-    assert (status["desiredGeneration"], status["observedGeneration"]) == (4, 2)
+def hashed(spec: dict[str, Any] | None = None, generation: str = "2") -> dict[str, str]:
+    """The annotations of a VMI that was made from this template."""
+    made_from = template.hashes(vm(spec=spec).spec.template.spec)
+    return {names.ANNOTATION_GENERATION: generation, names.ANNOTATION_TEMPLATE: made_from}
+
+
+CHANGED = {**SPEC, "nodeSelector": {"disk": "ssd"}}
+GENERATIONS: list[tuple[str, VirtualMachine, VirtualMachineInstance | None, dict[str, Any], int]] = [
+    ("nothing changed", vm(generation=2), mine(annotations=hashed()), {}, 2),
+    ("no restart needed", vm(generation=4, run="Manual"), mine(annotations=hashed()), {}, 4),
+    ("a restart is needed", vm(generation=4, spec=CHANGED), mine(annotations=hashed()), {}, 2),
+    ("put back as it was", vm(generation=5), mine(annotations=hashed()), {}, 5),
+    ("faulty", vm(generation=4), mine(annotations=hashed()), {"faults": [Fault("spec.x", "Invalid", "y")]}, 2),
+    ("on its way out", vm(generation=4, run="Halted"), mine(annotations=hashed(), deleting=True), {}, 2),
+    ("ended", vm(generation=4, run="Manual", spec=CHANGED), mine("Succeeded", annotations=hashed()), {}, 4),
+    ("no instance", vm(generation=4, run="Halted"), None, {}, 4),
+]
+
+
+@pytest.mark.parametrize("what, machine, instance, more, expected", GENERATIONS, ids=[case[0] for case in GENERATIONS])
+def test_the_observed_generation_is_the_vms_own_as_soon_as_nothing_is_pending(
+    what: str, machine: VirtualMachine, instance: VirtualMachineInstance | None, more: dict[str, Any], expected: int
+) -> None:
+    status = told(see(machine, instance, **more))
+    assert (status["desiredGeneration"], status["observedGeneration"]) == (machine.metadata.generation, expected)
+
+
+# ---- a template that is mended before the guest has started
+
+STUCK = [sick("Synchronized", "FailedMount", "no secret s")]
+UNSTARTED: list[tuple[str, dict[str, Any], bool]] = [
+    ("", {}, True),
+    ("Pending", {}, True),
+    ("Scheduling", {}, True),
+    ("Scheduled", {"conditions": STUCK}, True),
+    ("Scheduled", {}, False),
+    ("Running", {}, False),
+    ("Running", {"conditions": STUCK}, False),
+]
+
+
+@pytest.mark.parametrize("phase, more, renewed", UNSTARTED)
+@pytest.mark.parametrize("strategy", ["Always", "Manual", "RerunOnFailure", "Once"])
+def test_a_vmi_that_never_ran_is_made_anew_from_a_mended_template(
+    strategy: str, phase: str, more: dict[str, Any], renewed: bool
+) -> None:
+    waiting = mine(phase, stamps={}, annotations=hashed(), **more)
+    machine = vm(run=strategy, runStrategy=strategy, generation=3, spec=CHANGED)
+    actions = see(machine, waiting)
+    assert kinds(actions) == (["Delete"] if renewed else [])
+    if not renewed:
+        return
+    (gone,) = [action for action in actions if isinstance(action, Delete)]
+    assert gone.version == waiting.metadata.resourceVersion
+    (said,) = [action for action in actions if isinstance(action, Say)]
+    assert "spec.nodeSelector" in said.message
+    stopping = after(machine, waiting)
+    assert kinds(see(stopping, mine(phase, stamps={}, annotations=hashed(), deleting=True, **more))) == []
+    stopping = after(stopping, mine(phase, stamps={}, annotations=hashed(), deleting=True, **more))
+    assert made(see(stopping))["nodeSelector"] == {"disk": "ssd"}
+    begun = after(stopping, mine("Pending", stamps={}, annotations=hashed(CHANGED, "3"), uid="second"))
+    assert kinds(see(begun, mine("Scheduling", stamps={}, annotations=hashed(CHANGED, "3"), uid="second"))) == []
+
+
+def test_a_vmi_that_never_ran_stays_where_its_template_means_the_same() -> None:
+    assert kinds(see(vm(generation=3), mine("Scheduling", stamps={}, annotations=hashed()))) == []
+    faulty = [Fault("spec.template.spec.nodeSelector", "Invalid", "no label")]
+    found = see(vm(generation=3, spec=CHANGED), mine("Scheduling", stamps={}, annotations=hashed()), faults=faulty)
+    assert kinds(found) == []
+
+
+def test_a_paused_start_stays_one_when_the_template_is_mended() -> None:
+    waiting = mine("Scheduling", stamps={}, annotations=hashed(), spec={**SPEC, "startStrategy": "Paused"})
+    machine = after(vm(run="Manual", runStrategy="Manual", spec=CHANGED), waiting)
+    assert made(see(machine))["startStrategy"] == "Paused"
 
 
 # ---- starting paused
 
 PAUSED_START = {"action": "Start", "data": {"paused": "true"}}
-
-
-def made(actions: list[Any]) -> dict[str, Any]:
-    """The spec of the one VMI that is made."""
-    (create,) = [action for action in actions if isinstance(action, Create)]
-    spec: dict[str, Any] = create.obj["spec"]
-    return spec
 
 
 @pytest.mark.parametrize("strategy", ["Manual", "RerunOnFailure", "Always"])

@@ -309,7 +309,7 @@ def test_a_status_is_written_by_components_only() -> None:
     assert validated(asked({**vmi(), "status": {"phase": "Running"}})).faults
 
 
-@pytest.mark.parametrize("label", sorted(ownership.LABELS))
+@pytest.mark.parametrize("label", sorted(names.OWNED_LABELS))
 def test_the_components_labels_are_theirs(label: str) -> None:
     """A handler finds its instances by label: who sets it would have another node's handler look after them."""
     for document, path in (
@@ -341,7 +341,7 @@ def test_a_replaced_manifest_keeps_the_finalizers_it_does_not_name() -> None:
 
 
 def test_the_components_annotations_and_finalizers_are_theirs() -> None:
-    for annotation in ownership.ANNOTATIONS:
+    for annotation in names.OWNED_ANNOTATIONS:
         assert refused(asked(changed(vmi(), "metadata/annotations", {annotation: "7"})))
     for document, finalizer in ((vmi(), names.FINALIZER_VMI), (machine(), names.FINALIZER_VM)):
         held = changed(document, "metadata/finalizers", ["other", finalizer])

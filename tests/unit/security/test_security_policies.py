@@ -68,8 +68,8 @@ def test_events_are_those_of_the_handler() -> None:
 
 def test_owned_keys_are_those_of_admission() -> None:
     assert listed("hyperlet-finalizers", "finalizers") == sorted(ownership.FINALIZERS)
-    assert listed("hyperlet-instances", "ownLabels") == sorted(ownership.LABELS)
-    assert listed("hyperlet-instances", "ownAnnotations") == sorted(ownership.ANNOTATIONS)
+    assert listed("hyperlet-instances", "ownLabels") == sorted(names.OWNED_LABELS)
+    assert listed("hyperlet-instances", "ownAnnotations") == sorted(names.OWNED_ANNOTATIONS)
     (condition, _) = policies()["hyperlet-instances"]["matchConditions"]
     exempt = ast.literal_eval(condition["expression"].partition(" in ")[2].removesuffix(")"))
     assert sorted(exempt) == sorted(ACCOUNT + name for name in ownership.COMPONENTS)
