@@ -70,11 +70,11 @@ class Bringer:
     async def bring(self, vmi: VirtualMachineInstance, pod: Pod, launcher: Launcher, before: Brought | None) -> Brought:
         """Makes what is missing; idempotent. `before` is what an earlier call made. Raises `api.errors`."""
         process = launcher.process
-        wanted, writable = images.wanted_by(vmi), volumes.written_by(vmi)
+        wanted, writable, devices = images.wanted_by(vmi), volumes.written_by(vmi), volumes.devices_of(vmi)
         outcomes = await asyncio.gather(
             self._join(vmi, pod, launcher, before),
             self._images.provide(process, launcher.pod_uid, wanted),
-            proc.isolated(lambda: volumes.prepare(process, writable)),
+            proc.isolated(lambda: volumes.prepare(process, writable, devices)),
             return_exceptions=True,
         )
         for outcome in outcomes:

@@ -40,14 +40,25 @@ def written_by(vmi: VirtualMachineInstance) -> list[str]:
     return found
 
 
-def prepare(process: proc.Process, volumes: Sequence[str], uid: int = names.LAUNCHER_UID) -> list[str]:
-    """Gives the launcher its device nodes and the disks of these volumes; returns what was changed. Idempotent.
+def devices_of(vmi: VirtualMachineInstance) -> list[str]:
+    """The volumes on claims that may be devices, of disks that the guest may not write, too."""
+    used = {disk.name for disk in vmi.spec.domain.devices.disks or []}
+    claims = [each.name for each in vmi.spec.volumes or [] if each.persistentVolumeClaim and each.name in used]
+    return [name for name in claims if _NAME.fullmatch(name) and ".." not in name]
 
-    Changes the calling thread's file system ids: call it through `kit.proc.isolated`. Raises VolumeError.
+
+def prepare(
+    process: proc.Process, volumes: Sequence[str], devices: Sequence[str] = (), uid: int = names.LAUNCHER_UID
+) -> list[str]:
+    """Gives the launcher its device nodes, also those of the volumes `devices`, and the disks of `volumes`.
+
+    Returns what was changed. Idempotent. Changes the calling thread's file system ids: call it through
+    `kit.proc.isolated`. Raises VolumeError.
     """
     changed = []
     with proc.closing(process.root()) as root:
         changed += [path for path in DEVICES if _claim_device(root, path, uid)]
+        changed += [name for name in devices if _claim_block_device(root, name, uid)]
         for volume in volumes:
             try:
                 if _claim_disk(root, volume, uid):
@@ -77,6 +88,26 @@ def _claim_device(root: int, path: str, uid: int) -> bool:
             or node.st_uid == uid
             or node.st_mode & 0o006 == 0o006
         ):
+            return False
+        proc.syscall(_SYS_FCHOWNAT[os.uname().machine], fd, b"", uid, uid, _AT_EMPTY_PATH)
+        return True
+
+
+def _claim_block_device(root: int, volume: str, uid: int) -> bool:
+    """Gives the device node of a claim in Block mode, which the runtime made for root, to the launcher's user.
+
+    What a claim may be read-only for, the container's device rules say: an owner does not get past them.
+    """
+    try:
+        fd = proc.open_beneath(root, f"dev/volumes/{volume}", os.O_PATH | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False  # a claim on a file system
+    except OSError as error:
+        raise VolumeError(f"volume {volume}: /dev/volumes/{volume}: {error.strerror or error}") from error
+    with proc.closing(fd), proc.closing(proc.open_beneath(root, "dev", os.O_PATH | os.O_DIRECTORY)) as directory:
+        node = os.fstat(fd)
+        # One of another file system is no node of the container's own: it is the host's, mounted there.
+        if not stat.S_ISBLK(node.st_mode) or node.st_dev != os.fstat(directory).st_dev or node.st_uid == uid:
             return False
         proc.syscall(_SYS_FCHOWNAT[os.uname().machine], fd, b"", uid, uid, _AT_EMPTY_PATH)
         return True

@@ -5,9 +5,11 @@ import pathlib
 import stat
 import subprocess
 
+import msgspec
 import pytest
 
 from api.errors import VolumeError
+from api.vmi import VirtualMachineInstance
 from handler import volumes
 from kit import proc
 
@@ -134,6 +136,93 @@ def test_set_user_id_file_is_refused(root):
 def test_block_volume_without_directory_is_fine(root):
     _, process = root
     assert prepare(process, "raw") == []
+
+
+@pytest.fixture
+def disk(root):
+    """The node of a block device where kubelet has the runtime make it: root's, and nobody else's."""
+    path, _ = root
+    (path / "dev/volumes").mkdir()
+    os.mknod(path / "dev/volumes/raw", stat.S_IFBLK | 0o660, os.makedev(7, 0))
+    (path / "dev/volumes/raw").chmod(0o660)
+    return path / "dev/volumes/raw"
+
+
+def prepare_devices(process, *names):
+    return proc.isolated_now(lambda: volumes.prepare(process, [], names))
+
+
+def test_a_claims_block_device_is_handed_over_once(root, disk):
+    _, process = root
+    assert prepare_devices(process, "raw", "on-a-file-system") == ["raw"]
+    assert (disk.stat().st_uid, disk.stat().st_gid, stat.S_IMODE(disk.stat().st_mode)) == (107, 107, 0o660)
+    assert prepare_devices(process, "raw") == []
+
+
+@pytest.mark.parametrize("mode", [stat.S_IFCHR, stat.S_IFREG, stat.S_IFIFO])
+def test_what_is_no_block_device_is_left_alone(root, disk, mode):
+    _, process = root
+    disk.unlink()
+    os.mknod(disk, mode | 0o600, os.makedev(1, 1))
+    assert prepare_devices(process, "raw") == []
+    assert disk.stat().st_uid == 0
+
+
+def test_link_to_a_block_device_is_left_alone(root, disk):
+    path, process = root
+    disk.rename(path / "target")
+    disk.symlink_to(path / "target")
+    assert prepare_devices(process, "raw") == []
+    assert (path / "target").stat().st_uid == 0
+
+
+def test_a_way_to_a_block_device_by_a_link_is_refused(root, disk):
+    path, process = root
+    (path / "dev/volumes").rename(path / "elsewhere")
+    (path / "dev/volumes").symlink_to(path / "elsewhere")
+    with pytest.raises(VolumeError, match="/dev/volumes/raw"):
+        prepare_devices(process, "raw")
+    assert (path / "elsewhere/raw").stat().st_uid == 0
+
+
+def test_the_hosts_own_device_node_is_left_alone(root, disk):
+    path, process = root
+    disk.unlink()
+    disk.touch()
+    # As a container would have it that mounts a node of the host's /dev.
+    own = path / "own"
+    own.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "own", own], check=True)
+    try:
+        os.mknod(own / "node", stat.S_IFBLK | 0o660, os.makedev(7, 0))
+        subprocess.run(["mount", "--bind", own / "node", disk], check=True)
+        assert prepare_devices(process, "raw") == []
+        assert (own / "node").stat().st_uid == 0
+        subprocess.run(["umount", disk], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", own], check=True)
+
+
+def test_a_volumes_name_is_never_a_path():
+    vmi = msgspec.convert(
+        {
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "VirtualMachineInstance",
+            "metadata": {"name": "vm"},
+            "spec": {
+                "domain": {"devices": {"disks": [{"name": name} for name in ("raw", "../../sda", "a..b", "iso")]}},
+                "volumes": [
+                    {"name": "raw", "persistentVolumeClaim": {"claimName": "c", "readOnly": True}},
+                    {"name": "../../sda", "persistentVolumeClaim": {"claimName": "c"}},
+                    {"name": "a..b", "persistentVolumeClaim": {"claimName": "c"}},
+                    {"name": "unused", "persistentVolumeClaim": {"claimName": "c"}},
+                    {"name": "iso", "emptyDisk": {"capacity": "1Mi"}},
+                ],
+            },
+        },
+        VirtualMachineInstance,
+    )
+    assert volumes.devices_of(vmi) == ["raw"]
 
 
 def test_device_node_of_the_container_is_handed_over(root):
