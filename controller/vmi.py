@@ -117,6 +117,7 @@ def _plan(seen: Observed) -> Iterator[Action | Again]:
     else:
         yield from _gate(seen, pod)
         yield from pod_networks.catch_up(seen.defaulted, pod)
+        yield from _watch_claims(seen)
         yield from _watch_node(seen)
         yield from carried.to_pod(seen.vmi, pod)
 
@@ -336,6 +337,14 @@ def _is_paused(vmi: VirtualMachineInstance) -> bool:
 
 
 # ---- while the handler owns it -------------------------------------------------------------------------------------
+
+
+def _watch_claims(seen: Observed) -> Iterator[Action]:
+    """Says how large the claims are, for handler and launcher: one that has grown is a larger disk of the guest's."""
+    entries = vmi_status.grown(seen.vmi, seen.claims)
+    if entries is not None:
+        # The list is written whole: only in this version.
+        yield _patch(seen.vmi, {"volumeStatus": entries}, {"resourceVersion": seen.vmi.metadata.resourceVersion})
 
 
 def _watch_node(seen: Observed) -> Iterator[Action | Again]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from api import defaults, names
 from api.k8s import PersistentVolumeClaim, Pod
 from api.launchers import is_running
@@ -77,6 +79,26 @@ def facts(
         "currentCPUTopology": topology,
         "volumeStatus": [volume_status(volume, claims) for volume in vmi.spec.volumes or ()] or None,
     }
+
+
+def grown(vmi: VirtualMachineInstance, claims: Mapping[str, PersistentVolumeClaim]) -> list[Json] | None:
+    """volumeStatus with what is now known of claims that got another capacity; None when none did.
+
+    Of these entries the handler writes only what the launcher says of the disk.
+    """
+    fresh = {volume.name: volume_status(volume, claims) for volume in vmi.spec.volumes or ()}
+    entries: list[Json] = msgspec.to_builtins(status_of(vmi).volumeStatus or [])
+    changed = False
+    for entry in entries:
+        info = fresh.get(entry["name"], {}).get("persistentVolumeClaimInfo")
+        if (
+            info
+            and info.get("capacity")
+            and info["capacity"] != (entry.get("persistentVolumeClaimInfo") or {}).get("capacity")
+        ):
+            entry["persistentVolumeClaimInfo"] = info
+            changed = True
+    return entries if changed else None
 
 
 def volume_status(volume: Any, claims: Mapping[str, PersistentVolumeClaim]) -> Json:

@@ -195,7 +195,7 @@ def _is_out_of_date(seen: Observed, state: State) -> bool:
     assert seen.pod is not None
     if seen.synced == "":
         # This process has told it nothing. Whoever did before may have ended between a change and telling it.
-        return state.runs and _nics_differ(seen.vmi, state)
+        return state.runs and (_nics_differ(seen.vmi, state) or _claims_differ(seen.vmi, state))
     if seen.synced != digest(seen.vmi, seen.pod):
         return True
     # A guest that is starting does not hear that it is to give back a NIC: it is asked again.
@@ -208,6 +208,21 @@ def _nics_differ(vmi: VirtualMachineInstance, state: State) -> bool:
     # A device of the host has no link that anybody could set.
     wanted = {nic.name: nic.state != "down" or nic.sriov is not None for nic in nics if nic.state != "absent"}
     return bool(state.nics) and wanted != {nic.name: nic.link_up for nic in state.nics}
+
+
+def _claims_differ(vmi: VirtualMachineInstance, state: State) -> bool:
+    known = capacities(vmi)
+    return any(known.get(disk.volume, "") != disk.capacity for disk in state.disks)
+
+
+def capacities(vmi: VirtualMachineInstance) -> dict[str, str]:
+    """How large the claims behind the VMI's volumes are, by volume."""
+    found = {}
+    for entry in (vmi.status.volumeStatus if vmi.status else None) or ():
+        info = entry.persistentVolumeClaimInfo
+        if info and info.capacity and (amount := info.capacity.get("storage")):
+            found[entry.name] = str(amount)
+    return found
 
 
 def _is_unplugged(brought: Brought, state: State) -> bool:
@@ -259,9 +274,10 @@ def _has(vmi: VirtualMachineInstance, type: str, reason: str) -> bool:
 
 
 def digest(vmi: VirtualMachineInstance, pod: Pod) -> str:
-    """Tells one spec from another, and one choice of networks of the pod from another."""
+    """Tells one spec from another, one choice of networks of the pod from another, and one size of its claims."""
     networks = (pod.metadata.annotations or {}).get(nad.ANNOTATION_NETWORKS) or ""
-    return hashlib.sha256(codec.encode(vmi.spec) + b"\0" + networks.encode()).hexdigest()[:16]
+    parts = (codec.encode(vmi.spec), networks.encode(), codec.encode(capacities(vmi)))
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def occasion(vmi: VirtualMachineInstance, pod: Pod) -> str:

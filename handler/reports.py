@@ -17,6 +17,7 @@ MAX_DISKS = 128
 MAX_NICS = 64
 MAX_QUEUES = 256
 MAX_STRING = 256
+MAX_CAPACITY = 32
 MAX_MESSAGE = 1024
 _WORD = re.compile(r"[A-Z][A-Za-z0-9]{0,63}")
 _MACHINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -37,11 +38,12 @@ class GuestInterface:
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk's name in the guest and its size in bytes."""
+    """A disk's name in the guest and its size in bytes. `capacity`: of its claim, as the launcher was told."""
 
     volume: str
     target: str
     size: int
+    capacity: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def _disks(items: Iterable[pb.DiskInfo]) -> Iterable[Disk]:
         if index >= MAX_DISKS:
             return
         if _VOLUME.fullmatch(item.volume) and _TARGET.fullmatch(item.target):
-            yield Disk(item.volume, item.target, min(item.size, 2**63 - 1))
+            yield Disk(item.volume, item.target, min(item.size, 2**63 - 1), text(item.capacity, MAX_CAPACITY))
 
 
 def _nics(items: Iterable[pb.NicInfo]) -> Iterable[NicInfo]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from api.meta import quantity_bytes
@@ -156,6 +156,11 @@ def claim(vmi: VirtualMachineInstance, volume: Volume, paths: Paths) -> DiskFact
             _create_sparse(image, _claim_size(vmi, volume.name, folder, what))
         with os.fdopen(open_regular(image, os.O_RDONLY if read_only else os.O_RDWR), "rb") as file:
             size = file.seek(0, os.SEEK_END)
+            if size and not read_only:
+                wanted = _claim_size(vmi, volume.name, folder, what, os.fstat(file.fileno()).st_blocks * SECTOR)
+                if wanted > size:
+                    os.truncate(file.fileno(), wanted)
+                    size = wanted
     except FileNotFoundError:
         raise Missing(f"{what} does not exist, and the claim is read-only") from None
     except (OSError, ValueError) as error:
@@ -174,19 +179,42 @@ def _block(name: str, device: Path, read_only: bool) -> DiskFacts:
     return DiskFacts(name, str(device), block=True, size=size, readonly=read_only, direct=True)
 
 
-def _claim_size(vmi: VirtualMachineInstance, name: str, folder: Path, what: str) -> int:
-    """The claim's capacity, but never more than the file system can hold with 5 % to spare."""
+def _claim_size(vmi: VirtualMachineInstance, name: str, folder: Path, what: str, used: int = 0) -> int:
+    """The claim's capacity, but never more than the file system can hold with 5 % to spare. `used`: bytes that the disk
+    has of it already."""
     system = os.statvfs(folder)
-    room = system.f_bavail * system.f_frsize * 95 // 100
+    room = (system.f_bavail * system.f_frsize + used) * 95 // 100
     capacity = room
     for status in (vmi.status.volumeStatus if vmi.status else None) or []:
         info = status.persistentVolumeClaimInfo
-        if status.name == name and info and info.capacity and "storage" in info.capacity:
-            capacity = quantity_bytes(info.capacity["storage"])
+        # A claim that was bound a moment ago may not say yet how much it got, only how much it asked for. Of a file
+        # server the room is no measure: it is that of all volumes together.
+        amounts = (info.capacity or info.requests or {}) if info else {}
+        if status.name == name and "storage" in amounts:
+            capacity = quantity_bytes(amounts["storage"])
     size = min(capacity, room) // _MIB * _MIB
-    if size <= 0:
+    if size <= 0 and not used:
         raise Missing(f"{what} does not exist, and there is no room to make it: {room} bytes")
     return size
+
+
+def grown(vmi: VirtualMachineInstance, known: Mapping[str, int], paths: Paths) -> dict[str, int]:
+    """The sizes that disks on claims can have by now, of those larger than `known` (bytes by volume). Changes nothing:
+    a disk in use is for QEMU to grow. Raises Missing, OSError."""
+    found = {}
+    for volume in vmi.spec.volumes or []:
+        source = volume.persistentVolumeClaim
+        if source is None or source.readOnly or volume.name not in known:
+            continue
+        device, folder = Path(paths.block_volumes, volume.name), Path(paths.volumes, volume.name)
+        if device.is_block_device():
+            size = _block(volume.name, device, False).size
+        else:
+            what = f"volume {volume.name}: disk.img of claim {source.claimName}"
+            size = _claim_size(vmi, volume.name, folder, what, (folder / "disk.img").lstat().st_blocks * SECTOR)
+        if size > known[volume.name]:
+            found[volume.name] = size
+    return found
 
 
 def _create_sparse(path: Path, size: int) -> None:

@@ -30,6 +30,7 @@ _OPEN_SECONDS = 5.0
 # Of libvirt's ABI; the module may not be loaded yet when they are needed.
 _START_PAUSED, _SHUTDOWN_BY_ACPI, _SHUTDOWN_BY_AGENT, _LIVE = 1, 1, 2, 1
 _REBOOT_BY_ACPI, _REBOOT_BY_AGENT = 1, 2
+_RESIZE_BYTES = 1
 _RETRY_SECONDS = 0.01
 _LONGEST_RETRY_SECONDS = 0.5
 
@@ -269,6 +270,10 @@ class Hypervisor:
     async def update_device(self, name: str, xml: str) -> None:
         """Changes what can be changed of a device of the running domain. Raises HypervisorError."""
         await self._call(lambda connection: connection.lookupByName(name).updateDeviceFlags(xml, _LIVE))
+
+    async def resize_disk(self, name: str, target: str, size: int) -> None:
+        """Tells QEMU and the guest that a disk has so many bytes; a file is made larger. Raises HypervisorError."""
+        await self._call(lambda connection: connection.lookupByName(name).blockResize(target, size, _RESIZE_BYTES))
 
     async def reset(self, name: str) -> None:
         """Presses the reset button. Raises HypervisorError."""

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+from launcher import growth
 from launcher.agent import Agent
 from launcher.builder import Builder, BuildError
 from launcher.cards import Cards, infos_of
@@ -27,6 +28,10 @@ EXPLAIN_SECONDS = 2.0
 
 Connect = Callable[[Paths, Callable[[], None], Callable[[], None], Callable[[Event], None]], Hypervisor]
 """Makes the hypervisor: what `Hypervisor` itself is called with."""
+
+
+def _plain(disk: pb.DiskInfo) -> dict[str, Any]:
+    return {"volume": disk.volume, "target": disk.target, "size": disk.size, "capacity": disk.capacity}
 
 
 class Machine:
@@ -90,6 +95,7 @@ class Machine:
     def _save(self) -> None:
         self._saved |= {
             "uid": self._report.vmi_uid,
+            "disks": [_plain(disk) for disk in self._report.disks],
             "domain": self._domain,
             "started": self._started,
             "qemu_pid": self._report.qemu_pid,
@@ -139,6 +145,7 @@ class Machine:
             self._saved = {"disks": plan["disks"], "dhcp_options": plan["dhcp_options"]}
             del self._report.disks[:]
             self._report.disks.extend(pb.DiskInfo(**disk) for disk in plan["disks"])
+            growth.note(self._report.disks, growth.capacities_of(request.vmi))
             self._record.save_request(request)
             self._save()
             self._cards.serve(request, plan["dhcp_options"])
@@ -159,16 +166,26 @@ class Machine:
             self._spawn(self._power.press(self._domain))
 
     async def _rewire(self, request: pb.SyncRequest) -> None:
-        """Network cards as they are wanted now. Raises BuildError, HypervisorError."""
+        """Network cards as they are wanted now, disks as large as their claims. Raises BuildError, HypervisorError."""
         self._unfinished = None
         self._record.save_request(request)
         try:
-            await self._cards.follow(self._domain, request, self._saved["dhcp_options"], self._refresh)
+            try:
+                await self._cards.follow(self._domain, request, self._saved["dhcp_options"], self._refresh)
+            finally:
+                disks = list(self._report.disks)
+                await growth.follow(self.hypervisor, self._builder, self._domain, request, disks, self._note_disk)
         except (BuildError, HypervisorError):
             if self.final is None:
                 raise
         finally:
             self._save()
+
+    def _note_disk(self, disk: pb.DiskInfo) -> None:
+        for known in self._report.disks:
+            if known.volume == disk.volume:
+                known.CopyFrom(disk)
+        self._reports.publish()
 
     async def _finish(self) -> None:
         """What the last server has left undone."""

@@ -1,7 +1,8 @@
 """The child that `launcher.builder` starts: one request on standard input, one answer on standard output, both JSON.
 
-Finds and makes the disks, and builds the domain; or, if the request has a list `plug` of interfaces, builds those for a
-domain that runs. Ends when its parent does: standard input closes.
+Finds and makes the disks, and builds the domain. For a domain that runs: if the request has a list `plug` of NICs,
+builds those; if it has the sizes of disks in `grow`, says how large they can be by now. Ends when its parent does:
+standard input closes.
 """
 
 import json
@@ -14,7 +15,7 @@ from api.errors import InvalidObject
 from api.networks import DHCPOptions
 from api.vmi import VirtualMachineInstance
 from launcher import dhcp_options, sriov
-from launcher.disks import find_disks, kernel_boot
+from launcher.disks import find_disks, grown, kernel_boot
 from launcher.domain.build import build
 from launcher.domain.facts import DiskFacts, Facts, InvalidVmi, NicFacts
 from launcher.domain.nics import pluggable
@@ -66,6 +67,12 @@ def plug(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
     return {"devices": devices, "errors": errors, "dhcp_options": _all_dhcp_options(vmi)}
 
 
+def grow(request: dict[str, Any], paths: Paths) -> dict[str, Any]:
+    """The sizes that disks can be grown to. Raises Missing, OSError."""
+    vmi = codec.decode(VirtualMachineInstance, request["vmi"])
+    return {"sizes": grown(vmi, request["grow"], paths)}
+
+
 def _can_use(device: str) -> bool:
     return os.access(device, os.R_OK | os.W_OK)
 
@@ -93,8 +100,10 @@ def _dhcp_options(options: DHCPOptions) -> list[list[Any]]:
 
 
 def answer(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
-    """Like `prepare` or `plug`, with errors as an answer of their own."""
+    """Like `prepare`, `plug` or `grow`, with errors as an answer of their own."""
     try:
+        if "grow" in request:
+            return grow(request, paths)
         return (plug if "plug" in request else prepare)(request, paths, kvm)
     except (InvalidVmi, InvalidObject, ValueError) as error:
         return _error("INVALID_ARGUMENT", str(error))

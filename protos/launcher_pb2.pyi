@@ -698,21 +698,25 @@ class DiskInfo(_message.Message):
     VOLUME_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     target: _builtins.str
     """vda, sda, ..."""
     size: _builtins.int
     """bytes, virtual"""
+    capacity: _builtins.str
+    """its claim's, as the last Sync told it; empty: none"""
     def __init__(
         self,
         *,
         volume: _builtins.str = ...,
         target: _builtins.str = ...,
         size: _builtins.int = ...,
+        capacity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["size", b"size", "target", b"target", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "size", b"size", "target", b"target", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

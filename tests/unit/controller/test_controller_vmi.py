@@ -163,6 +163,29 @@ def test_a_pod_makes_the_phase_scheduling_in_one_write() -> None:
     assert "resourceVersion" not in patch.patch["metadata"]
 
 
+def with_capacity(amount: str) -> dict[str, Any]:
+    info = {"claimName": "data", "volumeMode": "Filesystem", "capacity": {"storage": amount}}
+    return {"name": "data", "target": "vda", "size": 5, "persistentVolumeClaimInfo": info}
+
+
+def test_a_claim_that_has_grown_is_written_down_for_the_handler() -> None:
+    other = {"name": "root", "target": "vdb", "size": 9}
+    running = vmi("Running", spec=WITH_CLAIM, volumeStatus=[with_capacity("500Mi"), other])
+    (patch,) = see(running, pod=pod("running", gate="True"), claims={"data": claim("data")})
+    assert patch.patch["metadata"] == {"uid": "vmi-uid", "resourceVersion": "7"}, "a list is replaced whole"
+    entry, untouched = status_of(patch)["volumeStatus"]
+    assert entry["persistentVolumeClaimInfo"]["capacity"] == {"storage": "1Gi"}
+    assert (entry["target"], entry["size"]) == ("vda", 5), "what the handler wrote stays"
+    assert untouched["size"] == 9
+
+
+@pytest.mark.parametrize("phase", ["Bound", "Lost"])
+def test_a_claim_as_it_was_is_not_written_again(phase: str) -> None:
+    running = vmi("Running", spec=WITH_CLAIM, volumeStatus=[with_capacity("1Gi")])
+    assert see(running, pod=pod("running", gate="True"), claims={"data": claim("data", phase)}) == []
+    assert see(running, pod=pod("running", gate="True")) == [], "a claim that is gone is no smaller one"
+
+
 def test_the_installations_default_binding_is_written_down_before_the_hand_over() -> None:
     """The handler does not know the installation's settings: it would masquerade what was made as a bridge."""
     bridged = KubeVirtConfiguration(network=NetworkConfiguration(defaultNetworkInterface="bridge"))

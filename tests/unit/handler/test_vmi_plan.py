@@ -100,6 +100,25 @@ def test_nothing_new_writes_nothing():
     assert plan(seen(vmi=running_vmi(), now=later)) == []
 
 
+def claims(capacity):
+    info = {"claimName": "data", "capacity": {"storage": capacity}}
+    return {"volumeStatus": [{"name": "data", "target": "vda", "persistentVolumeClaimInfo": info}]}
+
+
+def test_a_claim_that_grows_is_told_to_the_launcher():
+    small, large = vmi("Running", **claims("1Gi")), vmi("Running", **claims("2Gi"))
+    synced = digest(small, pod())
+    assert Bring(sync=True) not in plan(seen(vmi=small, synced=synced))
+    assert Bring(sync=True) in plan(seen(vmi=large, synced=synced))
+
+
+def test_handler_that_starts_again_tells_of_a_claim_that_grew_meanwhile():
+    state = replace(RUNNING, disks=(Disk("data", "vda", 1 << 30, "1Gi"),))
+    for capacity, told in (("1Gi", False), ("2Gi", True)):
+        actions = plan(seen(state, vmi=vmi("Running", **claims(capacity)), brought=False))
+        assert Bring(sync=told) in actions
+
+
 def test_handler_that_starts_again_makes_its_side_and_does_not_start_the_vm_again():
     assert plan(seen(vmi=running_vmi(), brought=False)) == [Bring(sync=False)]
 

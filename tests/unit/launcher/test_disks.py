@@ -131,10 +131,39 @@ def test_a_claims_disk_is_made_once_and_kept(paths: Paths) -> None:
     folder = pathlib.Path(paths.volumes, "v")
     folder.mkdir()
     assert find(paths, CLAIM, status=claim_status("16Mi")).size == 16 << 20
-    (folder / "disk.img").write_bytes(b"mine".ljust(4096, b"\0"))
+    (folder / "disk.img").write_bytes(b"mine".ljust(17 << 20, b"\0"))
     found = find(paths, CLAIM, status=claim_status("16Mi"))
-    assert (found.size, found.ephemeral, found.format) == (4096, False, "raw")
+    assert (found.size, found.ephemeral, found.format) == (17 << 20, False, "raw"), "a disk never shrinks"
     assert (folder / "disk.img").read_bytes().startswith(b"mine")
+
+
+def test_a_claims_disk_grows_with_its_claim(paths: Paths) -> None:
+    folder = pathlib.Path(paths.volumes, "v")
+    folder.mkdir()
+    (folder / "disk.img").write_bytes(b"mine".ljust(4096, b"\0"))
+    assert find(paths, CLAIM, status=claim_status("16Mi")).size == 16 << 20
+    with (folder / "disk.img").open("rb") as file:
+        assert file.read(4) == b"mine" and file.seek(0, os.SEEK_END) == 16 << 20
+    read_only = {"persistentVolumeClaim": {"claimName": "data", "readOnly": True}}
+    assert find(paths, read_only, status=claim_status("32Mi")).size == 16 << 20, "not ours to change"
+
+
+def test_a_claim_that_does_not_say_yet_what_it_has_is_as_large_as_was_asked_for(paths: Paths) -> None:
+    pathlib.Path(paths.volumes, "v").mkdir()
+    info = {"requests": {"storage": "8Mi"}}
+    status = {"volumeStatus": [{"name": "v", "target": "", "persistentVolumeClaimInfo": info}]}
+    assert find(paths, CLAIM, status=status).size == 8 << 20
+
+
+def test_what_a_disk_in_use_can_grow_to(paths: Paths) -> None:
+    folder = pathlib.Path(paths.volumes, "v")
+    folder.mkdir()
+    (folder / "disk.img").write_bytes(bytes(4 << 20))
+    wanted = vmi(CLAIM, status=claim_status("16Mi"))
+    assert disks.grown(wanted, {"v": 4 << 20}, paths) == {"v": 16 << 20}
+    assert disks.grown(wanted, {"v": 16 << 20}, paths) == {}
+    assert disks.grown(wanted, {}, paths) == {}
+    assert (folder / "disk.img").stat().st_size == 4 << 20, "it is QEMU's to grow"
 
 
 def test_a_new_disk_fits_its_file_system(paths: Paths) -> None:

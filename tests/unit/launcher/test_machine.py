@@ -30,6 +30,10 @@ class Libvirt:
         self.looked = asyncio.Condition()
         self.is_connected = True
         self.while_creating: list[Event] = []
+        self.resized: list[tuple[str, str, int]] = []
+
+    async def resize_disk(self, domain: str, target: str, size: int) -> None:
+        self.resized.append((domain, target, size))
 
     async def create(self, xml: str, paused: bool) -> None:
         for event in self.while_creating:
@@ -55,11 +59,15 @@ class Builder:
         """Nothing waits here."""
 
     async def build(self, question: dict[str, Any]) -> dict[str, Any]:
-        return {"domain": "web_vm", "xml": "<domain/>", "paused": False, "disks": [], "dhcp_options": {}}
+        if "grow" in question:
+            return {"sizes": {name: size * 2 for name, size in question["grow"].items()}}
+        disks = [{"volume": "data", "target": "vda", "size": 1 << 30}]
+        return {"domain": "web_vm", "xml": "<domain/>", "paused": False, "disks": disks, "dhcp_options": {}}
 
 
-def request(uid: str = "uid-1") -> pb.SyncRequest:
-    vmi = {"metadata": {"uid": uid}, "spec": {"domain": {"devices": {}}}}
+def request(uid: str = "uid-1", capacity: str = "1Gi") -> pb.SyncRequest:
+    claims = [{"name": "data", "persistentVolumeClaimInfo": {"capacity": {"storage": capacity}}}]
+    vmi = {"metadata": {"uid": uid}, "spec": {"domain": {"devices": {}}}, "status": {"volumeStatus": claims}}
     return pb.SyncRequest(vmi=json.dumps(vmi).encode())
 
 
@@ -151,6 +159,22 @@ async def test_nothing_starts_while_the_pod_ends(world: tuple[Machine, Libvirt])
     with pytest.raises(Refused, match="the pod is being ended"):
         await machine.sync(request())
     assert not libvirt.looks
+
+
+async def test_a_disk_grows_and_the_next_server_knows(world: tuple[Machine, Libvirt], tmp_path: pathlib.Path) -> None:
+    machine, libvirt = world
+    sync = asyncio.create_task(machine.sync(request()))
+    await libvirt.asked(1)
+    libvirt.looks[0].set_result(RUNNING)
+    report = await asyncio.wait_for(sync, 10)
+    assert [(disk.size, disk.capacity) for disk in report.disks] == [(1 << 30, "1Gi")]
+    await asyncio.wait_for(machine.sync(request(capacity="2Gi")), 10)
+    assert libvirt.resized == [("web_vm", "vda", 2 << 30)]
+    assert [(disk.size, disk.capacity) for disk in (await reported(machine)).disks] == [(2 << 30, "2Gi")]
+    paths = Paths(str(tmp_path))
+    again = Machine(paths, Record(paths), Builder(), Libvirt)  # type: ignore[arg-type]
+    again.restore()
+    assert [(disk.size, disk.capacity) for disk in (await reported(again)).disks] == [(2 << 30, "2Gi")]
 
 
 async def test_only_one_vmi(world: tuple[Machine, Libvirt]) -> None:
