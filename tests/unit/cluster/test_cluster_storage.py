@@ -13,7 +13,7 @@ import pytest
 from cluster import binaries, images, storage
 from cluster import storage_manifests as manifests
 from cluster.csi.kinds import KINDS
-from cluster.deploy import Kubectl
+from cluster.kubectl import Kubectl
 
 ITEMS = manifests.manifests("x.local/node:1", "x.local/sidecars:1")
 
