@@ -223,6 +223,7 @@ EVICTION_EXTERNAL: Final = "External"
 
 # Reasons of conditions and Events
 REASON_CREATED: Final = "SuccessfulCreate"
+REASON_ADOPTED: Final = "AdoptedInstance"
 REASON_DELETED: Final = "SuccessfulDelete"
 REASON_FAILED_CREATE: Final = "FailedCreate"
 REASON_FAILED_DELETE: Final = "FailedDelete"

@@ -13,6 +13,10 @@ from controller.config import Settings
 from controller.pod_networks import Definitions
 from controller.volumes import Claims, Json
 
+CHANGING_LABELS = frozenset({names.LABEL_SCHEDULABLE, names.LABEL_KVM})
+"""Labels of a node that its handler changes while VMs run there. A pod must not require them: a kubelet that starts
+again admits its running pods anew, and ends those whose required labels are gone. The devices that the pod asks for
+keep it off a node without a handler, or without KVM."""
 NAME_LIMIT = 253
 HOSTNAME_LIMIT = 63
 LABEL_LIMIT = 63
@@ -127,7 +131,7 @@ def _spec(vmi: VirtualMachineInstance, settings: Settings, claims: Claims, defin
             "readinessGates": [{"conditionType": names.READINESS_GATE}],
             "securityContext": _pod_security(),
             "nodeSelector": _node_selector(spec, settings),
-            "affinity": _plain(spec.affinity),
+            "affinity": _affinity(spec),
             "tolerations": _plain(spec.tolerations),
             "topologySpreadConstraints": _plain(spec.topologySpreadConstraints),
             "schedulerName": spec.schedulerName,
@@ -162,7 +166,29 @@ def _node_selector(spec: VirtualMachineInstanceSpec, settings: Settings) -> dict
     selector = {**(settings.developer.nodeSelectors or {}), **(spec.nodeSelector or {})}
     if spec.architecture:
         selector["kubernetes.io/arch"] = spec.architecture
-    return {**selector, names.LABEL_SCHEDULABLE: "true"}
+    return {key: value for key, value in selector.items() if key not in CHANGING_LABELS}
+
+
+def _affinity(spec: VirtualMachineInstanceSpec) -> Json | None:
+    """The VMI's affinity without the labels that change. What was required of `hyperlet/kvm` is preferred instead."""
+    affinity: Json = _plain(spec.affinity) or {}
+    node = dict(affinity.get("nodeAffinity") or {})
+    required = node.pop("requiredDuringSchedulingIgnoredDuringExecution", None) or {}
+    terms, wishes = [], []
+    for term in required.get("nodeSelectorTerms") or ():
+        stays = [each for each in term.get("matchExpressions") or () if each["key"] not in CHANGING_LABELS]
+        wishes += [each for each in term.get("matchExpressions") or () if each["key"] == names.LABEL_KVM]
+        terms.append(_present({**term, "matchExpressions": stays}))
+    if (value := (spec.nodeSelector or {}).get(names.LABEL_KVM)) is not None:
+        wishes.append({"key": names.LABEL_KVM, "operator": "In", "values": [value]})
+    if all(terms) and terms:
+        # A term without anything in it matches no node: one that is left so was about changing labels alone.
+        node["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": terms}
+    wanted = [{"weight": 100, "preference": {"matchExpressions": [wish]}} for wish in wishes]
+    preferred = "preferredDuringSchedulingIgnoredDuringExecution"
+    if wanted or preferred in node:
+        node[preferred] = [*(node.get(preferred) or ()), *wanted]
+    return _present({**affinity, "nodeAffinity": node}) or None
 
 
 def _ports(spec: VirtualMachineInstanceSpec) -> list[Json]:

@@ -23,6 +23,8 @@ from kit.reconcile import Again
 
 NOT_STARTED = frozenset({names.PHASE_UNSET, names.PHASE_PENDING, names.PHASE_SCHEDULING})
 """Phases of a VMI without a launcher."""
+FINALIZER_ORPHAN = "orphan"
+"""Kubernetes' own, on an object that is deleted with `--cascade=orphan`, until its dependents have lost their owner."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,12 @@ def _never_ran(vmi: VirtualMachineInstance) -> bool:
     return phase in NOT_STARTED or (phase == names.PHASE_SCHEDULED and stuck)
 
 
+def is_ownerless(vmi: VirtualMachineInstance) -> bool:
+    """Whether a VMI is nobody's, and there to stay: a VM of its name takes it over, as KubeVirt's does."""
+    controlled = any(owner.controller for owner in vmi.metadata.ownerReferences or ())
+    return not controlled and not vmi.metadata.deletionTimestamp
+
+
 def plan(seen: Observed) -> list[Action | Again]:
     """What to do next for one VM."""
     return list(_plan(seen))
@@ -78,6 +86,9 @@ def _plan(seen: Observed) -> Iterator[Action | Again]:
     if names.FINALIZER_VM not in (vm.metadata.finalizers or ()):
         finalizers = [*(vm.metadata.finalizers or ()), names.FINALIZER_VM]
         yield _patch(vm, {"metadata": {"finalizers": finalizers, "resourceVersion": vm.metadata.resourceVersion}})
+    if seen.vmi is not None and is_ownerless(seen.vmi):
+        yield from _adopt(vm, seen.vmi)
+        return
     decision = verdict(vm, own, seen.now, seen.is_outdated)
     blocked = bool(seen.faults) or (seen.vmi is not None and own is None)
     if decision.want is Want.START and not blocked:
@@ -93,6 +104,18 @@ def _plan(seen: Observed) -> Iterator[Action | Again]:
         else:
             yield from _replug(seen)
     yield from _later(seen, decision)
+
+
+def _adopt(vm: VirtualMachine, vmi: VirtualMachineInstance) -> Iterator[Action]:
+    """Makes an instance without an owner the VM's: one whose VM was deleted with `--cascade=orphan`, or a person's.
+
+    In the version that was seen: an instance that is deleted or taken over meanwhile is looked at again.
+    """
+    meta = vmi.metadata
+    owners = [*msgspec.to_builtins(meta.ownerReferences or []), _owner(vm)]
+    body = {"metadata": {"uid": meta.uid, "resourceVersion": meta.resourceVersion, "ownerReferences": owners}}
+    yield Patch(VirtualMachineInstance, meta.namespace or "", meta.name or "", body)
+    yield Say(vm, names.REASON_ADOPTED, f"Took over virtual machine instance {meta.name}, which had no owner")
 
 
 def _stop(seen: Observed, own: VirtualMachineInstance) -> Iterator[Action]:
@@ -123,10 +146,16 @@ def _delete(seen: Observed) -> Iterator[Action]:
     vm, own = seen.vm, seen.own
     if names.FINALIZER_VM not in (vm.metadata.finalizers or ()):
         return
-    if own is not None:
+    if own is not None and FINALIZER_ORPHAN not in (vm.metadata.finalizers or ()):
         if not own.metadata.deletionTimestamp:
+            # In the version that was seen: the garbage collector may have made it an orphan meanwhile.
+            meta = own.metadata
             yield Delete(
-                VirtualMachineInstance, vm.metadata.namespace or "", own.metadata.name or "", own.metadata.uid or ""
+                VirtualMachineInstance,
+                meta.namespace or "",
+                meta.name or "",
+                meta.uid or "",
+                version=meta.resourceVersion,
             )
         yield from _tell(seen, Verdict(Want.NOTHING))
         return
@@ -177,21 +206,13 @@ def instance(vm: VirtualMachine, configuration: KubeVirtConfiguration | None, no
             **({names.ANNOTATION_TEMPLATE: template.hashes(spec)} if spec else {}),
         },
     )
-    owner = {
-        "apiVersion": names.API_VERSION,
-        "kind": names.KIND_VM,
-        "name": vm.metadata.name,
-        "uid": vm.metadata.uid,
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
     if spec is not None and starts_paused(vm):
         spec = msgspec.structs.replace(spec, startStrategy="Paused")
     # The owner first: the MAC addresses are derived from it.
     document = {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND_VMI,
-        "metadata": {**msgspec.to_builtins(meta), "ownerReferences": [owner]},
+        "metadata": {**msgspec.to_builtins(meta), "ownerReferences": [_owner(vm)]},
         "spec": msgspec.to_builtins(nics.without(spec, nics.absent(spec)) if spec else spec),
     }
     whole = defaults.default_vmi(msgspec.convert(document, VirtualMachineInstance), config=configuration)
@@ -202,6 +223,17 @@ def instance(vm: VirtualMachine, configuration: KubeVirtConfiguration | None, no
         "phaseTransitionTimestamps": [{"phase": names.PHASE_PENDING, "phaseTransitionTimestamp": stamp}],
     }
     return body
+
+
+def _owner(vm: VirtualMachine) -> Json:
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND_VM,
+        "name": vm.metadata.name,
+        "uid": vm.metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
 
 
 # ---- the status -----------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def _ready(vmi: VirtualMachineInstance | None) -> Json:
 def _failure(vmi: VirtualMachineInstance | None, faults: Sequence[Fault], foreign: bool) -> Json | None:
     """The Failure condition: only while something is wrong."""
     if foreign:
-        words = "A VirtualMachineInstance of this name exists and belongs to somebody else"
+        words = "A VirtualMachineInstance of this name exists and has another owner: delete it, or use another name"
         return conditions.make(names.CONDITION_FAILURE, True, "NameTaken", words)
     if faults:
         return conditions.make(names.CONDITION_FAILURE, True, "InvalidSpec", "; ".join(map(str, faults)))

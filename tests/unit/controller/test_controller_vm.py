@@ -244,6 +244,62 @@ def test_somebody_elses_vmi_of_the_name_is_left_alone_and_named() -> None:
     assert "Failure" not in [c["type"] for c in told(see(vm(), vmi("Running", owner="x", deleting=True)))["conditions"]]
 
 
+@pytest.mark.parametrize("run", ["Always", "Halted", "Manual"])
+def test_an_instance_without_an_owner_is_taken_over(run: str) -> None:
+    """As KubeVirt's VM controller does, whatever the strategy; what that asks for is done in the next round."""
+    adopt, event = see(vm(run=run), vmi("Running"))
+    assert isinstance(adopt, Patch) and adopt.kind is VirtualMachineInstance
+    assert adopt.patch == {
+        "metadata": {
+            "uid": "vmi-uid",
+            "resourceVersion": "7",
+            "ownerReferences": [
+                {
+                    "apiVersion": "kubevirt.io/v1",
+                    "kind": "VirtualMachine",
+                    "name": "web",
+                    "uid": "vm-uid",
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ],
+        }
+    }
+    assert isinstance(event, Say) and event.reason == names.REASON_ADOPTED
+
+
+def test_an_owner_that_is_no_controller_stays_beside_the_vm() -> None:
+    owned = vmi("Running", owner="somebody")
+    reference = msgspec.structs.replace(owned.metadata.ownerReferences[0], controller=None)  # type: ignore[index]
+    owned = msgspec.structs.replace(
+        owned, metadata=msgspec.structs.replace(owned.metadata, ownerReferences=[reference])
+    )
+    patch = see(vm(), owned)[0]
+    assert [each["uid"] for each in patch.patch["metadata"]["ownerReferences"]] == ["somebody", "vm-uid"]
+
+
+def test_an_instance_without_an_owner_is_not_taken_over_by_a_vm_that_goes_or_when_it_goes() -> None:
+    assert not [each for each in see(vm(deleting=True), vmi("Running")) if isinstance(each, Say)]
+    (patch,) = see(vm(deleting=True), vmi("Running"))
+    assert patch.patch["metadata"] == {"finalizers": None, "resourceVersion": "5"}
+    assert not [each for each in see(vm(), vmi("Running", deleting=True)) if isinstance(each, Say)]
+
+
+@pytest.mark.parametrize("owner", ["vm-uid", ""])
+def test_a_vm_deleted_with_orphan_leaves_its_instance_alone(owner: str) -> None:
+    """Whether the garbage collector has taken the owner reference away yet or not."""
+    orphaning = vm(deleting=True)
+    orphaning.metadata.finalizers.append("orphan")  # type: ignore[union-attr]
+    (patch,) = see(orphaning, vmi("Running", owner=owner))
+    assert patch.kind is VirtualMachine and patch.patch["metadata"]["finalizers"] == ["orphan"]
+
+
+def test_a_vm_deletes_its_instance_only_as_it_was_seen() -> None:
+    """The collector may have made it an orphan since: then the VM's mark is gone too, and only the version tells."""
+    delete = next(each for each in see(vm(deleting=True), mine()) if isinstance(each, Delete))
+    assert (delete.uid, delete.version) == ("vmi-uid", "7")
+
+
 def test_an_invalid_vm_starts_nothing_and_names_every_fault() -> None:
     faults = [Fault("spec.template.spec.a", "FieldValueInvalid", "bad"), Fault("spec.template.spec.b", "x", "worse")]
     actions = see(vm(run="RerunOnFailure"), faults=faults)
