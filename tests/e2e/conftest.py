@@ -24,6 +24,7 @@ ORDER = [
     "pod_security",
     "admission",
     "subresources",
+    "copies",
     "faults",
 ]
 

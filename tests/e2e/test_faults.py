@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.manifests import booting, idle
 from tests.e2e.processes import Process, processes, replaced, the
-from tests.e2e.support import SYSTEM, Json, Kubectl, Machine, Space, conditions, project, wait_for
+from tests.e2e.support import SYSTEM, Json, Kubectl, Machine, Space, conditions, project, stays, wait_for
 
 pytestmark = pytest.mark.alone
 
@@ -276,8 +276,9 @@ def rather_on(node: str) -> Json:
 def test_a_node_without_power_never_makes_a_machine_run_twice(space: Space) -> None:
     """Nobody can know whether a silent node still runs the guest: that is told, and nobody starts it elsewhere.
 
-    Until somebody who does know says so by removing the pod.
+    A pod that is removed by force proves nothing. An administrator who knows that the node is off says so by its taint.
     """
+    taint = "node.kubernetes.io/out-of-service"
     kubectl = space.kubectl
     unlucky = space.machine(booting("unlucky", nodeSelector={"kubernetes.io/hostname": "node2"}))
     free = space.machine(idle("free")).until_status("Running")
@@ -299,10 +300,13 @@ def test_a_node_without_power_never_makes_a_machine_run_twice(space: Space) -> N
             assert (told["status"], told["reason"]) == ("False", "NodeNotReady") and "node2" in told["message"]
         assert unlucky.phase() == "Running" and len(unlucky.pods()) == 1, unlucky.story()
         kubectl("delete", "pod", mover.pod()["metadata"]["name"], "--force", "--grace-period=0")
+        stays(lambda: not mover.pods(), "no other pod is made", seconds=10)
+        kubectl("taint", "node", "node2", f"{taint}=nodeshutdown:NoExecute")
         assert mover.answer(other_than=moved["bootId"], seconds=120)["bootId"] != moved["bootId"]
         assert mover.until_status("Running").node() == "node1"
     finally:
         project("cluster", "on", "node2")
+        kubectl("taint", "node", "node2", f"{taint}-", check=False)
     wait_for(lambda: ready(kubectl, "node2"), "the node is back", seconds=60)
     assert unlucky.answer(other_than=first["bootId"], seconds=180)["bootId"] != first["bootId"]
     unlucky.until_status("Running")

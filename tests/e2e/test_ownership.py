@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.e2e.manifests import halting, idle, instance, tiny
 from tests.e2e.processes import Process, the
 from tests.e2e.support import Space, stays, wait_for
@@ -26,14 +28,30 @@ def test_the_machine_takes_its_instance_along_while_it_still_starts(space: Space
     hasty.delete(seconds=150)
 
 
-def test_an_instance_of_the_same_name_is_left_alone(space: Space) -> None:
-    """Somebody has an instance of that name already: the machine says so, and starts when the name is free."""
+def test_an_instance_of_the_same_name_without_an_owner_is_taken_over(space: Space) -> None:
+    """A person's instance of that name runs already: the machine takes it over, as KubeVirt's does."""
     other = space.machine(instance("taken", halting(), memory="64Mi", network=False, grace=1)).until_phase("Running")
     uid = other.uid()
     machine = space.machine(idle("taken"))
-    machine.until_condition_tells("belongs to somebody else")
+    machine.until_status("Running")
     assert machine.uid() == uid
-    space.kubectl("delete", "vmi", "taken", "--timeout=60s")
+    machine.delete()
+
+
+def test_an_instance_of_another_owner_is_left_alone(space: Space) -> None:
+    """It says so, and starts when the name is free."""
+    other = space.machine(instance("owned", halting(), memory="64Mi", network=False, grace=1)).until_phase("Running")
+    uid = other.uid()
+    space.kubectl("create", "configmap", "owner")
+    owner = (space.kubectl.get("configmap", "owner") or {})["metadata"]["uid"]
+    reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner, "controller": True}
+    space.kubectl(
+        "patch", "vmi", "owned", "--type=merge", "-p", json.dumps({"metadata": {"ownerReferences": [reference]}})
+    )
+    machine = space.machine(idle("owned"))
+    machine.until_condition_tells("has another owner")
+    assert machine.uid() == uid
+    space.kubectl("delete", "vmi", "owned", "--timeout=60s")
     machine.until_replaced(uid)
     machine.discard()
 
