@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EXISTING = os.environ.get("HYPERLET_CLUSTER") == "existing"
 """The cluster is somebody else's: its nodes, their processes and their disks are out of reach."""
 # Only then does KUBECONFIG count: these tests pull plugs, and must not find a cluster that somebody merely has at hand.
-KUBECONFIG = Path(os.environ["KUBECONFIG"]) if EXISTING else ROOT / ".run" / "kubeconfig"
+RUN = Path(os.environ.get("HYPERLET_RUN") or ROOT / ".run")
+KUBECONFIG = Path(os.environ["KUBECONFIG"]) if EXISTING else RUN / "kubeconfig"
 SYSTEM = "hyperlet"
 """The namespace of controller and handler."""
 
