@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cluster import controlplane, images, lifecycle, machine, network, node, paths, processes, state, volumes
+from cluster import binaries, controlplane, images, lifecycle, machine, network, node, paths, processes, state, volumes
 from cluster import dns as cluster_dns
 from cluster.api import Api
 from cluster.components import Node
@@ -151,21 +151,52 @@ def status(console: Console) -> None:
     api = Api(paths.KUBECONFIG, timeout=2.0)
     ready = api.ready_nodes()
     console.say(f"{'NAME':<26}{'STATE':<16}{'ADDRESS':<15}{'PID':>8}{'PSS MiB':>10}{'UP':>12}")
-    total = 0
+    plane = services = everything = 0
     for name in (controlplane.FABRIC, *controlplane.NAMES):
         address = known.plan.api if name == controlplane.APISERVER else ""
         rec = state.records().alive(name)
-        total += _row(console, name, "running" if rec else "stopped", address, rec, [rec.pid] if rec else [])
+        plane += _row(console, name, "running" if rec else "stopped", address, rec, [rec.pid] if rec else [])
+    everything = plane
     for each in known.nodes:
         rec = node.init_record(each.name)
         condition = {True: "Ready", False: "NotReady", None: "unknown"}[ready.get(each.name)]
         pids = sorted(machine.members(node.group(each.name)))
-        total += _row(console, each.name, condition if rec else "off", each.address, rec, pids)
-        for daemon in ("containerd", "kubelet", "kube-proxy"):
-            for pid in (pid for pid in pids if _command(pid) == daemon):
-                _row(console, f"  {daemon}", "running", "", processes.record(daemon, pid), [pid])
-    console.say(f"{'':<65}{total / MEBIBYTE:>10.1f}  together")
+        everything += _row(console, each.name, condition if rec else "off", each.address, rec, pids)
+        plane += processes.pss([rec.pid] if rec else [])
+        for pid in pids:
+            kind = part(_words(pid))
+            if kind:
+                size = _row(console, f"  {kind}", "running", "", processes.record(kind, pid), [pid])
+                plane += size if kind in DAEMONS else 0
+                services += size if kind not in DAEMONS else 0
+    sums = {
+        "control plane and nodes": plane,
+        "with DNS and storage": plane + services,
+        "with every pod": everything,
+    }
+    for label, size in sums.items():
+        console.say(f"{label:<65}{size / MEBIBYTE:>10.1f}")
     console.say(f"pods {known.plan.pods}, services {known.plan.services}, KUBECONFIG={paths.KUBECONFIG}")
+
+
+DAEMONS = ("containerd", "kubelet", "kube-proxy")
+
+
+def part(words: Sequence[str]) -> str:
+    """Which part of the cluster a process on a node is, by its command line; empty for the pods of others."""
+    if not words:
+        return ""
+    name = Path(words[0]).name
+    if name in DAEMONS or name in (*binaries.DNS.files, *binaries.EXTRAS.files):
+        return name
+    return "csi-driver" if "cluster.csi" in words else ""
+
+
+def _words(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+    except OSError:
+        return []
 
 
 def _row(
@@ -185,10 +216,3 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes:02}m{rest:02}s"
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""

@@ -113,3 +113,18 @@ def test_a_failing_verb_says_why_and_returns_1(
     monkeypatch.setattr(lifecycle, "require_root", lambda: None)
     assert command.main(["off", "node1"]) == 1
     assert "no cluster is running" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (["/opt/kubernetes/kubelet", "--v=1"], "kubelet"),
+        (["/coredns", "-conf", "/etc/coredns/Corefile"], "coredns"),
+        (["/csi-snapshotter"], "csi-snapshotter"),
+        (["python3", "-m", "cluster.csi", "local"], "csi-driver"),
+        (["python3", "-m", "handler"], ""),
+        ([], ""),
+    ],
+)
+def test_status_tells_what_belongs_to_the_cluster_itself(words: list[str], kind: str) -> None:
+    assert verbs.part(words) == kind
