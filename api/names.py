@@ -109,6 +109,9 @@ OWNED_LABELS: Final = frozenset(
 OWNED_ANNOTATIONS: Final = frozenset(
     {ANNOTATION_CARRIED, ANNOTATION_FENCED, ANNOTATION_GENERATION, ANNOTATION_MIGRATION_JOB, ANNOTATION_TEMPLATE}
 )
+# On the KubeVirt object: names of bridges, with wildcards, separated by commas
+ANNOTATION_BRIDGES_ALLOWED: Final = "hyperlet/allowed-bridges"
+ANNOTATION_BRIDGES_DENIED: Final = "hyperlet/denied-bridges"
 
 # Finalizers
 FINALIZER_VM: Final = "kubevirt.io/virtualMachineControllerFinalize"

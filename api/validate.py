@@ -8,7 +8,7 @@ An empty list means: accepted.
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from api import names, syntax
+from api import bridges, names, syntax
 from api.annotations import annotation_faults, annotation_warnings
 from api.codec import decode, to_dict
 from api.devices import Disk
@@ -135,8 +135,8 @@ def validate_vmi_spec(
 
 
 def validate_kubevirt(kubevirt: KubeVirt) -> list[Fault]:
-    """Every setting of the KubeVirt object that has no effect yet."""
-    return list(unsupported_kubevirt(to_dict(kubevirt.spec)))
+    """Every setting of the KubeVirt object that has no effect, or cannot have one."""
+    return [*bridges.faults(kubevirt.metadata.annotations), *unsupported_kubevirt(to_dict(kubevirt.spec))]
 
 
 def validate_migration(migration: VirtualMachineInstanceMigration) -> list[Fault]:

@@ -14,19 +14,22 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
+from api.bridges import choice_of
 from api.errors import ImagePullFailed
 from handler import deviceplugin, node_service
 from handler.attachment_records import Records
 from handler.attachments import Attachments
-from handler.bridges import Bridges
+from handler.bridges import Bridges, KubeVirt, PodNetwork
 from handler.bringing import Bringer
 from handler.certificate import NodeCertificate
+from handler.cni_host import Host
 from handler.containerd import Containerd, find_socket
 from handler.heartbeat import Heartbeat, State
 from handler.images import Images
 from handler.pod_networks import PodNetworks
 from handler.vmi import Machines
 from kit import health, log, memory
+from kit.cache import Store
 from kit.kube import Kube
 
 HEALTH_PORT = 8080
@@ -53,11 +56,13 @@ async def serve(node: str) -> None:
     def state() -> State | None:
         return State(tun.verdict.works, kvm.verdict) if tun.checked and kvm.checked else None
 
+    kubevirts: Store[KubeVirt] = Store(kube, KubeVirt)
     heartbeat = Heartbeat(kube, node, state)
     endpoints = _health(kube, machines)
     await endpoints.serve(int(os.environ.get("HYPERLET_HEALTH_PORT") or HEALTH_PORT))
     machines.vmis.start()
     machines.pods.start()
+    kubevirts.start()
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(kube.close)
         if client is not None:
@@ -67,13 +72,17 @@ async def serve(node: str) -> None:
         stack.push_async_callback(machines.close)
         stack.push_async_callback(machines.pods.stop)
         stack.push_async_callback(machines.vmis.stop)
+        stack.push_async_callback(kubevirts.stop)
         works = [
             asyncio.create_task(work)
             for work in (
                 machines.run(),
                 networks.run(),
                 heartbeat.run(),
-                Bridges().run(),
+                Bridges(
+                    pod_network=PodNetwork(Host.configured()).bridges,
+                    choice=lambda: choice_of(kubevirts.all()) if kubevirts.is_synced else None,
+                ).run(),
                 _sweep(machines, images, bringer),
                 *(plugin.run() for plugin in plugins),
                 *_gateway_works(kube, node, machines),

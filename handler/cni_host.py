@@ -25,6 +25,9 @@ SECONDS = 100.0
 OUTPUT = 1 << 20
 _PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MULTUS = ("multus", "multus-shim")
+_BRIDGING = ("bridge", "cnv-bridge")
+_DEFAULT_BRIDGE = "cni0"
+"""What either plugin uses when its configuration names none."""
 _MAX_FILE = 1 << 20
 
 
@@ -49,6 +52,8 @@ class Node:
     default: str
     names: frozenset[str]
     multus: bool
+    bridges: frozenset[str] = frozenset()
+    """The bridges that the pod network's plugins put pods on."""
 
 
 @dataclass(frozen=True)
@@ -170,17 +175,31 @@ def _collect(process: subprocess.Popen[bytes], output: dict[int, bytearray], dea
 
 
 def _summary(folders: Sequence[str]) -> Node:
-    default, names, multus = "", set(), False
+    default, names, multus, bridges = "", set(), False, set()
     for folder in folders:
         for document in _documents(folder):
             name = document.get("name")
+            listed = document.get("plugins")
+            plugins = [
+                each for each in [document, *(listed if isinstance(listed, list) else [])] if isinstance(each, dict)
+            ]
+            multus = multus or any(plugin.get("type") in _MULTUS for plugin in plugins)
             if isinstance(name, str) and name:
                 names.add(name)
-                default = default or name
-            listed = document.get("plugins")
-            for plugin in [document, *(listed if isinstance(listed, list) else [])]:
-                multus = multus or (isinstance(plugin, dict) and plugin.get("type") in _MULTUS)
-    return Node(default, frozenset(names), multus)
+                if not default:
+                    default, bridges = name, {found for plugin in plugins if (found := _bridge(plugin))}
+    return Node(default, frozenset(names), multus, frozenset(bridges))
+
+
+def _bridge(plugin: dict[str, Any]) -> str:
+    """The bridge that a plugin puts pods on, empty for one that uses none."""
+    kind, delegate = plugin.get("type"), plugin.get("delegate")
+    if kind == "flannel":  # it has the plugin `bridge` do the work, unless `delegate` says another
+        plugin = {"type": "bridge"} | (delegate if isinstance(delegate, dict) else {})
+    if plugin.get("type") not in _BRIDGING:
+        return ""
+    name = plugin.get("bridge") or _DEFAULT_BRIDGE
+    return name if isinstance(name, str) else ""
 
 
 def _documents(folder: str) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from api import names, validate
+from api import bridges, names, validate
 from api.codec import decode
 from api.configuration import KubeVirtConfiguration
 from api.errors import Fault, InvalidObject
@@ -54,7 +54,16 @@ def migration(request: Request, configuration: KubeVirtConfiguration) -> Iterato
 
 def kubevirt(request: Request, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
     """The KubeVirt object."""
-    yield from _spec_faults(request.object or {}, request.oldObject, configuration)
+    new, old = request.object or {}, request.oldObject
+    told = list(_spec_faults(new, old, configuration))
+    yield from told
+    if not told and _annotations(new) != _annotations(old):
+        yield from bridges.faults(_annotations(new))
+
+
+def _annotations(document: dict[str, Any] | None) -> dict[str, str]:
+    found = _at(document, "metadata.annotations")
+    return {key: str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def vm_warnings(request: Request) -> list[str]:

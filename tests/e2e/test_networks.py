@@ -325,6 +325,34 @@ def test_a_machine_goes_where_its_bridge_is(space: Space) -> None:
         seeker.delete()
 
 
+def offered(space: Space, node: str) -> dict[str, str]:
+    """Bridge → how many of it the node has to give away; 0 for one that is withdrawn."""
+    found = (space.kubectl.get("node", node) or {})["status"]["allocatable"]
+    prefix = "bridge.network.kubevirt.io/"
+    return {name.removeprefix(prefix): count for name, count in found.items() if name.startswith(prefix)}
+
+
+def test_the_pod_networks_bridge_is_not_offered(space: Space) -> None:
+    for node in NODES:
+        project("cluster", "exec", node, "--", "test", "-d", "/sys/class/net/cni0/bridge")
+        assert offered(space, node).get("br1") == "1000"
+        assert offered(space, node).get("cni0", "0") == "0"
+
+
+def test_the_administrator_keeps_bridges_back(space: Space) -> None:
+    system = space.kubectl.within(SYSTEM)
+    said = system("annotate", "kubevirt", "kubevirt", "hyperlet/denied-bridges=br[1]", "--overwrite", check=False)
+    assert "hyperlet/denied-bridges" in said and "'br[1]'" in said, said
+    system("annotate", "kubevirt", "kubevirt", "hyperlet/denied-bridges=br?", "--overwrite")
+    try:
+        for node in NODES:
+            wait_for(lambda node=node: offered(space, node).get("br1", "0") == "0", f"{node}'s br1 is withdrawn")
+    finally:
+        system("annotate", "kubevirt", "kubevirt", "hyperlet/denied-bridges-")
+    for node in NODES:
+        wait_for(lambda node=node: offered(space, node).get("br1") == "1000", f"{node}'s br1 is offered again")
+
+
 def test_the_bridge_binding_gives_the_guest_the_pods_address(space: Space) -> None:
     machine = space.machine(booting("bare", **nics(pod={"bridge": {}}))).until_status("Running")
     told = machine.answer()

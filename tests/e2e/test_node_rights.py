@@ -149,7 +149,7 @@ def test_a_handler_writes_what_it_reports_of_its_own_vmis(machine: Machine, own:
         {"metadata": {"annotations": {"mine": "mine"}}},
         {"metadata": {"finalizers": []}},
         {"metadata": {"ownerReferences": []}},
-        {"status": {"activePods": None}},
+        {"status": {"activePods": {"00000000-1111-2222-3333-444444444444": "elsewhere"}}},
         {"status": {"nodeName": "elsewhere"}},
         {"status": {"nodeName": None}},
         {"status": {"launcherContainerImageVersion": "evil"}},
@@ -324,7 +324,7 @@ def test_finalizers_and_status_are_guarded_without_a_gateway(
         editor("annotate", kind, machine.name, "e2e.test/edited=yes", "--overwrite", *EDITOR)
     for forged in (
         {"status": {"phase": "Failed"}},
-        {"status": {"activePods": None}},
+        {"status": {"activePods": {"00000000-1111-2222-3333-444444444444": "elsewhere"}}},
         {"metadata": {"labels": {"kubevirt.io/nodeName": "elsewhere"}}},
         {"metadata": {"annotations": {"kubevirt.io/vm-generation": "7"}}},
     ):

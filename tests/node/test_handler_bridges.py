@@ -1,13 +1,18 @@
 """The node's bridges as resources: offered to a stand-in for kubelet as they come, withdrawn as they go."""
 
 import asyncio
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from handler.bridges import MOST, Bridges, bridges
+from api.bridges import Choice
+from handler.bridges import MOST, Bridges, PodNetwork, bridges
+from handler.cni_host import Host
 from protos import deviceplugin_pb2 as pb
 from tests.node.test_handler_devices import Kubelet, kubelet, running, until
 
@@ -17,8 +22,13 @@ BR1 = "bridge.network.kubevirt.io/br1"
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def offering(kubelet: Kubelet, there: set[str]) -> Bridges:
-    return Bridges(lambda: set(there), kubelet.directory, poll_seconds=0.05)
+def offering(
+    kubelet: Kubelet, there: set[str], pods: Iterable[str] = (), choice: Callable[[], Choice | None] = Choice
+) -> Bridges:
+    async def pod_network() -> frozenset[str]:
+        return frozenset(pods)
+
+    return Bridges(lambda: set(there), kubelet.directory, poll_seconds=0.05, pod_network=pod_network, choice=choice)
 
 
 async def test_a_bridge_comes_and_goes_and_comes_again(kubelet: Kubelet) -> None:
@@ -83,6 +93,107 @@ async def test_kubelet_that_starts_again_is_told_again(kubelet: Kubelet) -> None
         kubelet.server = again.server
         await until(lambda: again.healthy.get(BR1) == 1000, "offered to the new kubelet")
         await again.stop()
+
+
+async def test_the_pod_networks_bridge_is_never_offered(kubelet: Kubelet, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not even where the administrator allows it by name."""
+    made = offering(kubelet, {"cni0", "br1"}, pods={"cni0"}, choice=lambda: Choice(allowed=("cni0", "br1")))
+    async with running(made):
+        await until(lambda: made.offered == {"br1"}, "offered")
+        await until(lambda: kubelet.registered, "registered")
+    assert [each.resource_name for each in kubelet.registered] == [BR1]
+    assert capsys.readouterr().out.count("it is the pod network's") == 1
+
+
+async def test_a_bridge_that_pods_come_to_use_is_withdrawn(kubelet: Kubelet) -> None:
+    pods: set[str] = set()
+    made = offering(kubelet, {"br1", "br2"}, pods=pods)
+    async with running(made):
+        await until(lambda: made.offered == {"br1", "br2"}, "offered")
+        pods.add("br1")
+        await until(lambda: made.offered == {"br2"}, "withdrawn")
+
+
+async def test_the_administrator_chooses(kubelet: Kubelet) -> None:
+    chosen: list[Choice | None] = [None]
+    there = {"br1", "br2", "mgmt", "house"}
+    made = offering(kubelet, there, choice=lambda: chosen[0])
+    async with running(made):
+        await asyncio.sleep(0.2)  # several rounds
+        assert not made.offered, "nothing is offered before the choice is known"
+        for choice, expected in (
+            (Choice(), there),
+            (Choice(denied=("mgmt", "br?")), {"house"}),
+            (Choice(allowed=("br*",)), {"br1", "br2"}),
+            (Choice(allowed=("br*", "house"), denied=("br2",)), {"br1", "house"}),
+            (Choice(allowed=()), set()),
+        ):
+            chosen[0] = choice
+            await until(lambda expected=expected: made.offered == expected, f"{choice}")
+
+
+async def test_a_node_whose_configuration_cannot_be_read_offers_nothing_new(kubelet: Kubelet) -> None:
+    fails = True
+
+    async def pod_network() -> frozenset[str]:
+        if fails:
+            raise OSError(5, "Input/output error")
+        return frozenset()
+
+    made = Bridges(lambda: {"br1"}, kubelet.directory, poll_seconds=0.05, pod_network=pod_network)
+    async with running(made):
+        await asyncio.sleep(0.2)
+        assert not made.offered
+        fails = False
+        await until(lambda: made.offered == {"br1"}, "offered")
+
+
+def test_the_pods_own_interfaces_tell_the_pod_network() -> None:
+    """As the kernel shows it: a pod on one of two bridges, by a veth pair, with another card that has no bridge."""
+    script = f"""
+        mount -t tmpfs run /run; mount -t sysfs sysfs /sys; mkdir /run/pod
+        ip link add cni0 type bridge; ip link add br1 type bridge
+        ip link add v1 type veth peer name v1b; ip link set v1 master br1
+        unshare --net sh -c 'echo $$ > /run/pid; exec sleep 60' &
+        until [ -s /run/pid ]; do sleep 0.05; done
+        POD=$(cat /run/pid)
+        ip link add veth0 type veth peer name eth0 netns $POD; ip link set veth0 master cni0
+        ip link add veth9 type veth peer name net1 netns $POD
+        nsenter --net=/proc/$POD/ns/net mount -t sysfs sysfs /run/pod
+        {sys.executable} - <<END
+import pathlib
+from handler.bridges import pod_bridges
+node, pod = pathlib.Path("/sys/class/net"), pathlib.Path("/run/pod/class/net")
+print(sorted(pod_bridges(node, pod)))
+END
+        kill $POD
+    """
+    command = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-ec", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "['cni0']", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("plugins", "expected"),
+    [
+        ([{"type": "bridge"}], {"cni0"}),
+        ([{"type": "bridge", "bridge": "pods0"}, {"type": "portmap"}], {"pods0"}),
+        ([{"type": "cnv-bridge", "bridge": "pods0"}], {"pods0"}),
+        ([{"type": "flannel"}], {"cni0"}),
+        ([{"type": "flannel", "delegate": {"bridge": "fl0"}}], {"fl0"}),
+        ([{"type": "flannel", "delegate": {"type": "ipvlan"}}], set()),
+        ([{"type": "calico"}], set()),
+        ([{"type": "bridge", "bridge": 7}, "junk", None], set()),
+    ],
+)
+async def test_the_nodes_configuration_tells_the_pod_network(
+    tmp_path: Path, plugins: list[Any], expected: set[str]
+) -> None:
+    """The first file is the pod network's; others are networks that pods may join as well."""
+    (tmp_path / "10-pods.conflist").write_text(json.dumps({"name": "pods", "plugins": plugins}))
+    (tmp_path / "20-house.conf").write_text(json.dumps({"name": "house", "type": "bridge", "bridge": "br1"}))
+    host = Host("/proc/self/ns/mnt", "/proc/self/ns/net", configurations=(str(tmp_path),))
+    assert await PodNetwork(host).bridges() == expected
 
 
 def test_what_is_a_bridge() -> None:

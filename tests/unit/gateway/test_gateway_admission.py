@@ -505,3 +505,14 @@ def test_the_api_server_asks_about_every_kind_that_has_rules() -> None:
     assert asked_about[MUTATE] == {
         (operation, resource_of(KINDS[kind]).plural) for operation in kinds.OPERATIONS for kind in completed
     }
+
+
+def test_a_list_of_bridges_that_matches_none_is_refused() -> None:
+    """Also where the spec is as it was: the annotations are settings too."""
+    document: Json = {"apiVersion": "kubevirt.io/v1", "kind": "KubeVirt", "metadata": {"name": "kubevirt"}, "spec": {}}
+    wrong = changed(document, "metadata/annotations", {"hyperlet/denied-bridges": "br[1]"})
+    for old in (None, document):
+        assert set(refused(asked(wrong, old))) == {"metadata.annotations.hyperlet/denied-bridges"}
+    # What was stored before must not keep anything else from being changed.
+    assert refused(asked(changed(wrong, "metadata/labels", {"a": "b"}), wrong)) == {}
+    assert refused(asked(changed(document, "metadata/annotations", {"hyperlet/denied-bridges": "br1"}), document)) == {}

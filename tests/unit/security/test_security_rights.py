@@ -32,6 +32,7 @@ RIGHTS = {
     },
     "handler": {
         ("kubevirt.io", "virtualmachineinstances"): {"list", "watch", "patch"},
+        ("kubevirt.io", "kubevirts"): {"list", "watch"},
         ("", "pods"): {"list", "watch"},
         ("", "pods/status"): {"patch"},
         ("k8s.cni.cncf.io", "network-attachment-definitions"): {"get"},

@@ -1,0 +1,72 @@
+"""Which of a node's bridges VMs may ask for: the administrator's choice, in annotations of the KubeVirt object. Pure.
+
+The published configuration has no field for it, and a field of our own would be one that other tools drop.
+"""
+
+import fnmatch
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from api import names
+from api.errors import Fault
+from api.meta import ObjectMeta
+
+ANNOTATIONS = (names.ANNOTATION_BRIDGES_ALLOWED, names.ANNOTATION_BRIDGES_DENIED)
+_PATTERN = re.compile(r"[A-Za-z0-9_.*?\-]{1,15}")
+
+
+class _Object(Protocol):
+    @property
+    def metadata(self) -> ObjectMeta:
+        """Name, age and annotations."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Name patterns (`*`, `?`). `allowed`: None for every bridge."""
+
+    allowed: tuple[str, ...] | None = None
+    denied: tuple[str, ...] = ()
+
+    def permits(self, bridge: str) -> bool:
+        """Whether the bridge may be offered."""
+        if any(fnmatch.fnmatchcase(bridge, pattern) for pattern in self.denied):
+            return False
+        return self.allowed is None or any(fnmatch.fnmatchcase(bridge, pattern) for pattern in self.allowed)
+
+
+NONE = Choice(allowed=())
+
+
+def choice(annotations: Mapping[str, str] | None) -> Choice:
+    """What the annotations choose. A list that is not one chooses nothing: no bridge is offered by mistake."""
+    if list(faults(annotations)):
+        return NONE
+    allowed = (annotations or {}).get(names.ANNOTATION_BRIDGES_ALLOWED)
+    denied = (annotations or {}).get(names.ANNOTATION_BRIDGES_DENIED)
+    return Choice(_patterns(allowed) if allowed is not None else None, _patterns(denied or ""))
+
+
+def choice_of(objects: Iterable[_Object]) -> Choice:
+    """That of the KubeVirt object, the oldest if there are several; every bridge when there is none."""
+    by_age = sorted(objects, key=lambda obj: (obj.metadata.creationTimestamp or "", obj.metadata.name or ""))
+    return choice(by_age[0].metadata.annotations) if by_age else Choice()
+
+
+def faults(annotations: Mapping[str, str] | None) -> Iterator[Fault]:
+    """A Fault for every pattern that can match no bridge."""
+    for key in ANNOTATIONS:
+        for pattern in _patterns((annotations or {}).get(key) or ""):
+            if not _PATTERN.fullmatch(pattern):
+                yield Fault(
+                    f"metadata.annotations.{key}",
+                    names.FAULT_INVALID,
+                    f"{pattern[:40]!r} is no name of a bridge: 1 to 15 letters, digits, '_', '.' or '-', where '*' and "
+                    "'?' stand for others; separate names by commas",
+                )
+
+
+def _patterns(text: str) -> tuple[str, ...]:
+    return tuple(each.strip() for each in text.split(",") if each.strip())
