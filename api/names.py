@@ -260,6 +260,7 @@ REASONS_NO_IMAGE: Final = frozenset(
 REASON_FAILED_PVC_NOT_FOUND: Final = "FailedPvcNotFound"
 REASON_NETWORK_NOT_FOUND: Final = "NetworkAttachmentDefinitionNotFound"
 REASON_SYNC_FAILED: Final = "SyncFailed"
+REASON_LAUNCHER_CUT_OFF: Final = "LauncherCutOff"
 REASON_NO_PROGRESS: Final = "NoProgress"
 REASON_INVALID: Final = "InvalidObject"
 REASON_NODE_NOT_READY: Final = "NodeNotReady"

@@ -18,6 +18,8 @@ from google.protobuf.message import DecodeError
 from api import names
 from api.errors import HyperletError, LauncherUnavailable
 from handler import reports
+from handler.frame_budget import Budget, OverBudget
+from handler.relay import relay
 from handler.reports import State
 from handler.turns import Turn, Turns
 from kit import log, proc, rpc
@@ -34,6 +36,9 @@ HEARTBEAT_SECONDS = 30.0
 _EAGER_SECONDS, _EAGER_PAUSE, _PATIENT_PAUSE = 15.0, 0.05, 0.5
 _PACE_SECONDS = 0.02
 _STEADY_SECONDS, _LONGEST_PAUSE = 10.0, 5.0
+_SHORTEST_BANISHMENT, _LONGEST_BANISHMENT = 2.0, 600.0
+_FORGIVEN_SECONDS = 600.0
+"""After a conversation of this length a launcher's floods are forgotten."""
 
 
 class SyncRefused(HyperletError):
@@ -55,6 +60,11 @@ def pause(short: int, silent_seconds: float) -> float:
     return max(usual, min(_LONGEST_PAUSE, _EAGER_PAUSE * 2 ** min(short, 10))) if short else usual
 
 
+def banishment(floods: int) -> float:
+    """Seconds in which a launcher that was cut off so many times is left alone."""
+    return min(_LONGEST_BANISHMENT, _SHORTEST_BANISHMENT * 2 ** min(floods - 1, 20)) if floods else 0.0
+
+
 class Launcher:
     """One launcher. `state` is its last checked report; `changed` is called whenever that or `trouble` changes."""
 
@@ -74,6 +84,10 @@ class Launcher:
         """Why there is no conversation; empty while there is one."""
         self.since = time.monotonic()
         """When `state.state` last changed."""
+        self.cut_off = ""
+        """Why there is no conversation, if that is because it sent too much."""
+        self._budget = Budget()
+        self._floods = 0
         self._sequence = 0
         self._short = 0
         self._began = 0.0
@@ -153,6 +167,10 @@ class Launcher:
                 trouble = "the launcher ended the conversation"
             except LauncherUnavailable as error:
                 trouble = error.message
+            except OverBudget as error:
+                trouble = self.cut_off = error.message
+                self._floods += 1
+                self._log.error("A launcher was cut off", why=error.message, times=self._floods)
             except grpc.aio.AioRpcError as error:
                 trouble = f"the launcher does not answer: {reports.text(error.details() or error.code().name)}"
             except DecodeError:
@@ -164,13 +182,15 @@ class Launcher:
                 self._log.exception("The conversation failed in a way nobody foresaw")
                 trouble = str(error)
                 self._short += 1
+            if self._began and time.monotonic() - self._began >= _FORGIVEN_SECONDS:
+                self._floods = 0
             if self._began:
                 steady = time.monotonic() - self._began >= _STEADY_SECONDS
                 self._short = 0 if steady else self._short + 1
             self._silence(trouble)
             if self.state is not None and self.state.ended:
                 return  # there is nothing more to learn
-            await asyncio.sleep(pause(self._short, self.silent_seconds))
+            await asyncio.sleep(max(pause(self._short, self.silent_seconds), banishment(self._floods)))
 
     async def _wake(self) -> None:
         """Has the launcher start, when its turn has come, if it waits for that."""
@@ -195,21 +215,29 @@ class Launcher:
             fd, process = await asyncio.to_thread(self._find)
             stack.callback(os.close, fd)
             stack.callback(process.close)
-            async with rpc.channel(fd) as channel:
-                self._sequence = 0
-                stub = services.LauncherStub(channel)
-                self._take(await self._answer(stub))
-                self._process, self._stub, self._began = process, stub, time.monotonic()
-                if self._turn is not None:
-                    self._turn.end()
-                if self.trouble:
-                    self._log.info("The launcher answers")
-                self.trouble = ""
-                self._changed()
+            async with relay(fd, self._budget) as way:
                 try:
-                    await self._follow(stub)
+                    async with rpc.channel(way.fd) as channel:
+                        await self._talk(services.LauncherStub(channel), process)
                 finally:
-                    self._process = self._stub = None
+                    # Whatever gRPC made of it: this is why.
+                    if way.cut_off is not None:
+                        raise way.cut_off
+
+    async def _talk(self, stub: services.LauncherStub, process: proc.Process) -> None:
+        self._sequence = 0
+        self._take(await self._answer(stub))
+        self._process, self._stub, self._began = process, stub, time.monotonic()
+        if self._turn is not None:
+            self._turn.end()
+        if self.trouble:
+            self._log.info("The launcher answers")
+        self.trouble = self.cut_off = ""
+        self._changed()
+        try:
+            await self._follow(stub)
+        finally:
+            self._process = self._stub = None
 
     def _directory(self) -> contextlib.AbstractContextManager[int]:
         try:

@@ -47,6 +47,8 @@ class Observed:
     """How long the launcher has been in this state."""
     silent_seconds: float = 0.0
     silence: str = ""
+    cut_off: str = ""
+    """Why the launcher is silent, if that is because it sent too much."""
     brought: Brought | None = None
     synced: str = ""
     synced_at: float = 0.0
@@ -154,7 +156,9 @@ def _end(seen: Observed, state: State) -> Iterator[Action]:
 
 
 def _silent(seen: Observed) -> Iterator[Action]:
-    if seen.silent_seconds < SILENCE_SECONDS:
+    if seen.cut_off:
+        yield from _say(seen, Trouble(names.REASON_LAUNCHER_CUT_OFF, seen.cut_off))
+    elif seen.silent_seconds < SILENCE_SECONDS:
         yield Again(SILENCE_SECONDS - seen.silent_seconds + 0.1)
     else:
         trouble = Trouble(LauncherUnavailable.reason, seen.silence or "the launcher does not answer")

@@ -220,6 +220,7 @@ class Machines(Reconciler[Key, Observed]):
             state_seconds=seen.clock - launcher.since,
             silent_seconds=launcher.silent_seconds,
             silence=launcher.trouble,
+            cut_off=launcher.cut_off,
             brought=machine.brought,
             synced=machine.synced,
             synced_at=machine.synced_at,

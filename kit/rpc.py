@@ -106,6 +106,8 @@ def channel(fd: int) -> grpc.aio.Channel:
             ("grpc.max_metadata_size", 16384),
             # Without it a peer that sends all it can has the window, and so our memory, grow to several messages.
             ("grpc.http2.bdp_probe", 0),
+            # What handler/frame_budget.py takes; gRPC announces more by itself.
+            ("grpc.http2.max_frame_size", 16384),
             ("grpc.enable_http_proxy", 0),
             # The number of a closed descriptor is used again: a shared pool would hand out a connection to another pod.
             ("grpc.use_local_subchannel_pool", 1),

@@ -180,6 +180,15 @@ def test_silent_launcher_is_reported_after_a_while():
         "False", "LauncherUnavailable", "the launcher hangs")  # fmt: skip
 
 
+def test_launcher_that_was_cut_off_is_said_at_once_and_once():
+    why = "the launcher was cut off: more than 100 PING frames a second"
+    (write,) = plan(seen(silent_seconds=0.1, silence=why, cut_off=why))
+    (condition,) = [each for each in write.patch.body["status"]["conditions"] if each["type"] == "Synchronized"]
+    assert (condition["reason"], condition["status"]) == ("LauncherCutOff", "False")
+    assert condition["message"] == why
+    assert write.events == (("LauncherCutOff", why, "Warning"),)
+
+
 def test_lost_vm_is_never_started_again():
     young = plan(seen(State(), vmi=running_vmi(), state_seconds=1))
     assert len(young) == 1 and isinstance(young[0], Again)
