@@ -291,9 +291,9 @@ async def test_names_of_images_that_cannot_be_pulled_do_not_fill_the_memory() ->
     provider = Images(client)
     for number in range(1500):
         with pytest.raises(containerd.PullRefused):
-            await provider._pull(f"example.org/{number}")
+            await provider._pull(client, f"example.org/{number}")
     assert len(provider._failures) == images._REMEMBERED
     with pytest.raises(containerd.PullRefused) as again:
-        await provider._pull("example.org/1499")
+        await provider._pull(client, "example.org/1499")
     assert again.value.again_in > 0
     await client.close()
