@@ -16,6 +16,8 @@ ORDER = [
     "resize",
     "ownership",
     "storage",
+    "csi",
+    "csi_sanity",
     "scheduling",
     "networks",
     "dns",
