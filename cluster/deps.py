@@ -28,7 +28,7 @@ PACKAGES = (
 
 TEST_PACKAGES = (
     "libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86", "seabios", "libxml2-utils",
-    "dnsmasq-base", "containerd",
+    "dnsmasq-base", "xfsprogs", "containerd",
     # a person's terminal, SSH client and VNC viewer
     "tmux", "openssh-client", "vncsnapshot",
 )  # fmt: skip

@@ -28,6 +28,8 @@ def install(console: Console) -> None:
             "this machine has no loop devices, on which the volumes of the test cluster stand",
             remedy="load the module: modprobe loop",
         )
+    if shutil.which("mkfs.xfs") is None:
+        raise Problem("local volumes need xfsprogs", remedy="run 'python -m cluster deps --tests'")
     kubectl = Kubectl(paths.KUBECONFIG)
     binaries.build(console, binaries.EXTRAS)
     reference, archive = sidecars_image(console)
