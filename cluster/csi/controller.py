@@ -12,7 +12,7 @@ from google.protobuf.wrappers_pb2 import Int64Value
 from cluster.csi import csi_pb2 as csi
 from cluster.csi import csi_pb2_grpc as services
 from cluster.csi import host
-from cluster.csi.driver import MANY_NODES, check_capability, is_block, unsupported
+from cluster.csi.driver import MANY_NODES, MOST_VOLUMES, check_capability, is_block, unsupported
 from cluster.csi.errors import StorageError, required
 from cluster.csi.host import Host
 from cluster.csi.kinds import Kind
@@ -267,6 +267,9 @@ class Controller(services.ControllerServicer):
             one_node = request.volume_capability.access_mode.mode not in MANY_NODES
             if others and one_node:
                 raise StorageError("FAILED_PRECONDITION", f"{volume.id} is attached to {', '.join(others)}")
+            attached = sum(request.node_id in each.published for each in self._pools.volumes())
+            if read_only is None and attached >= MOST_VOLUMES:
+                raise StorageError("RESOURCE_EXHAUSTED", f"{request.node_id} has {attached} volumes, as many as it can")
             published = {**volume.published, request.node_id: request.readonly}
             self._pools.put(dataclasses.replace(volume, published=published))
         return csi.ControllerPublishVolumeResponse(publish_context={"attachedTo": request.node_id})
@@ -287,6 +290,7 @@ class Controller(services.ControllerServicer):
                     volume,
                     published={node: mode for node, mode in volume.published.items() if node not in gone},
                     staged=tuple(node for node in volume.staged if node not in gone),
+                    targets=tuple(target for target in volume.targets if target[0] not in gone),
                 )
             )
         return csi.ControllerUnpublishVolumeResponse()

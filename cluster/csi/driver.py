@@ -25,6 +25,10 @@ ONE_NODE = frozenset(
 MANY_NODES = frozenset({MODES.MULTI_NODE_READER_ONLY, MODES.MULTI_NODE_SINGLE_WRITER, MODES.MULTI_NODE_MULTI_WRITER})
 
 
+MOST_VOLUMES = 24
+"""On a node. All have 64 loop devices together (cluster/node-init.sh); the kubelet holds every device by one more."""
+
+
 def modes(kind: Kind) -> frozenset[Any]:
     """The access modes that a volume can have."""
     return ONE_NODE | MANY_NODES if kind.shared else ONE_NODE

@@ -15,14 +15,11 @@ from typing import Any
 
 from cluster.csi import csi_pb2 as csi
 from cluster.csi import csi_pb2_grpc as services
-from cluster.csi.driver import check_capability, is_block
+from cluster.csi.driver import MODES, MOST_VOLUMES, check_capability, is_block
 from cluster.csi.errors import StorageError, required
 from cluster.csi.host import Host
 from cluster.csi.kinds import Kind
 from cluster.csi.pools import Pools, Volume
-
-MAX_VOLUMES = 100
-"""A node has 256 loop devices (cluster/node-init.sh), and the kubelet holds every device by one of its own."""
 
 
 class Node(services.NodeServicer):
@@ -38,7 +35,7 @@ class Node(services.NodeServicer):
         """The node's name, which is its place in the topology, too."""
         topology = None if self._kind.shared else csi.Topology(segments={self._kind.topology_key: self._name})
         return csi.NodeGetInfoResponse(
-            node_id=self._name, max_volumes_per_node=MAX_VOLUMES, accessible_topology=topology
+            node_id=self._name, max_volumes_per_node=MOST_VOLUMES, accessible_topology=topology
         )
 
     def NodeGetCapabilities(
@@ -123,10 +120,18 @@ class Node(services.NodeServicer):
             check_capability(volume, request.volume_capability)
             required(request.staging_target_path, "staging_target_path")
             source = self._staged_source(volume, request.staging_target_path)
+            here = (self._name, target)
+            others = [path for _, path in volume.targets if path != target]
+            if others and request.volume_capability.access_mode.mode == MODES.SINGLE_NODE_SINGLE_WRITER:
+                raise StorageError(
+                    "FAILED_PRECONDITION", f"volume {volume.id} is for one pod, which has it at {others[0]}"
+                )
             if not self._host.is_mounted(target):
                 self._make_point(target, device=volume.block)
                 # A bind mount makes no device read-only; for a pod the runtime does, by its device rules.
                 self._host.bind(source, target, read_only=request.readonly and not volume.block)
+            if here not in volume.targets:
+                self._pools.put(dataclasses.replace(volume, targets=(*volume.targets, here)))
         return csi.NodePublishVolumeResponse()
 
     def _staged_source(self, volume: Volume, staging: str) -> str:
@@ -146,9 +151,11 @@ class Node(services.NodeServicer):
         """Undo NodePublishVolume."""
         required(request.volume_id, "volume_id")
         required(request.target_path, "target_path")
-        self._pools.volume(request.volume_id)
         with self._pools.locked():
+            volume = self._pools.volume(request.volume_id)
             self._host.unmount(request.target_path)
+            left = tuple(target for target in volume.targets if target != (self._name, request.target_path))
+            self._pools.put(dataclasses.replace(volume, targets=left))
             point = self._host.path(request.target_path)
             with contextlib.suppress(FileNotFoundError):
                 point.rmdir() if point.is_dir() else point.unlink()
@@ -209,4 +216,8 @@ def _has_capability(request: csi.NodeStageVolumeRequest | csi.NodePublishVolumeR
 
 
 def _without(volume: Volume, node: str) -> Volume:
-    return dataclasses.replace(volume, staged=tuple(name for name in volume.staged if name != node))
+    return dataclasses.replace(
+        volume,
+        staged=tuple(name for name in volume.staged if name != node),
+        targets=tuple(target for target in volume.targets if target[0] != node),
+    )

@@ -49,6 +49,8 @@ class Volume:
     """The nodes that it is attached to: whether read-only."""
     staged: tuple[str, ...] = ()
     """The nodes that have it staged."""
+    targets: tuple[tuple[str, str], ...] = ()
+    """Where pods have it: node and path."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,8 @@ class Pools:
 
 
 def _volume(record: dict[str, Any]) -> Volume:
-    return Volume(**{**record, "staged": tuple(record["staged"])})
+    targets = tuple((node, path) for node, path in record["targets"])
+    return Volume(**{**record, "staged": tuple(record["staged"]), "targets": targets})
 
 
 def grow(path: Path, size: int) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.csi import controller
 from cluster.csi import csi_pb2 as csi
+from cluster.csi.driver import MOST_VOLUMES
 from cluster.csi.errors import StorageError
 from cluster.csi.host import SMALLEST
 from tests.unit.cluster.csilab import GIB, MODES, Lab, capability, lab, on, size
@@ -269,6 +270,17 @@ def test_a_volume_for_many_nodes_is_attached_to_both(shared: Lab) -> None:
     assert sorted(shared.pools.volume(volume.volume_id).published) == ["node1", "node2"]
     with pytest.raises(StorageError, match="no node 'node3'"):
         shared.attach(volume, "node3", volume_capability=many)
+
+
+def test_a_node_takes_only_so_many_volumes(shared: Lab) -> None:
+    volumes = [shared.volume(f"disk-{number}") for number in range(MOST_VOLUMES + 1)]
+    for volume in volumes[:-1]:
+        shared.attach(volume, "node1")
+    shared.attach(volumes[0], "node1")
+    with pytest.raises(StorageError, match="as many as it can") as refused:
+        shared.attach(volumes[-1], "node1")
+    assert refused.value.code == "RESOURCE_EXHAUSTED"
+    shared.attach(volumes[-1], "node2")
 
 
 def test_detaching_takes_from_a_dead_node_what_it_had_staged(shared: Lab, tmp_path: Path) -> None:

@@ -106,6 +106,19 @@ def test_what_is_not_staged_is_not_published(local: Lab, tmp_path: Path) -> None
 BLOCK_1 = capability(block=True)
 
 
+def test_a_volume_for_one_pod_is_shown_to_one_pod(local: Lab, tmp_path: Path) -> None:
+    only = capability(MODES.SINGLE_NODE_SINGLE_WRITER)
+    volume = on_node1(local, volume_capabilities=[only])
+    local.stage(volume, "node1", tmp_path / "staging", only)
+    for _ in range(2):
+        local.publish(volume, "node1", tmp_path / "staging", tmp_path / "first", only)
+    with pytest.raises(StorageError, match="is for one pod, which has it at ") as refused:
+        local.publish(volume, "node1", tmp_path / "staging", tmp_path / "second", only)
+    assert refused.value.code == "FAILED_PRECONDITION"
+    unpublish(local, volume, "node1", tmp_path / "first")
+    local.publish(volume, "node1", tmp_path / "staging", tmp_path / "second", only)
+
+
 def test_a_device_is_not_mounted_and_a_file_system_is_no_device(local: Lab, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="is a file system"):
         local.stage(on_node1(local), "node1", tmp_path / "staging", BLOCK_1)
