@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser("status", help="what runs, and how much memory it takes")
     for name, text in (
         ("off", "pull a node's plug"),
+        ("shutdown", "shut a node down gracefully (its pods end first), then off"),
         ("on", "power a node on, wait until it is Ready"),
         ("cut", "pull a node's network cable"),
         ("mend", "plug a node's network cable in again"),
@@ -82,6 +83,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             verbs.status(console)
         case "off":
             verbs.off(console, arguments.node)
+        case "shutdown":
+            verbs.shutdown(console, arguments.node)
         case "on":
             verbs.on(console, arguments.node)
         case "cut" | "mend":

@@ -16,6 +16,9 @@ DOMAIN = "cluster.local"
 API_PORT = 6443
 ETCD = "http://127.0.0.1:2379"
 EVICTION_SIGNALS = ("memory.available", "nodefs.available", "nodefs.inodesFree", "imagefs.available")
+SHUTDOWN_SECONDS, SHUTDOWN_CRITICAL_SECONDS = 120, 20
+"""What pods have when their node is shut down: all but the last seconds for those that are not critical. More than the
+tests' VMs need with their grace period and its margin."""
 MACHINE_RESERVE = 2 << 30
 """Bytes of memory that no node advertises: the control plane, the machine itself, tests and builds."""
 
@@ -247,6 +250,8 @@ def kubelet_config(plan: Plan, memory: int, cpus: int, node_count: int) -> str:
         "nodeStatusUpdateFrequency": "2s",
         "nodeStatusReportFrequency": "1m",
         "nodeLeaseDurationSeconds": 12,
+        "shutdownGracePeriod": f"{SHUTDOWN_SECONDS}s",
+        "shutdownGracePeriodCriticalPods": f"{SHUTDOWN_CRITICAL_SECONDS}s",
         "systemReserved": {
             "memory": f"{(memory - share) >> 10}Ki",
             "cpu": f"{cpus * 1000 - cpus * 1000 // node_count}m",

@@ -17,7 +17,7 @@ from cluster.paths import LOGS, private_dir
 PACKAGES = (
     # the cluster itself
     "runc", "containernetworking-plugins", "iproute2", "iptables", "nftables",
-    "conntrack", "busybox-static", "util-linux", "procps", "curl", "openssl",
+    "conntrack", "dbus-daemon", "busybox-static", "util-linux", "procps", "curl", "openssl",
     # building the pause image
     "gcc", "libc6-dev", "musl-tools",
     # the virtual environment: libvirt-python is compiled against the machine's libvirt

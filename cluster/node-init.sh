@@ -126,6 +126,10 @@ make_root() {
     cp -r "$NODE_DIR/etc/kubernetes/." etc/kubernetes/
     cp "$NODE_DIR/etc/containerd.toml" etc/containerd/config.toml
     cp "$NODE_DIR/etc/cni.conflist" etc/cni/net.d/10-pods.conflist
+    # The double of logind, for graceful shutdowns. The machine's own drop-ins are not this node's.
+    cp "$NODE_DIR/etc/dbus.conf" "$NODE_DIR/etc/logind.py" etc/
+    rm -rf etc/systemd/logind.conf.d
+    mkdir -p run/dbus
     if [ -e "$NODE_DIR/bridges" ]; then cp "$NODE_DIR/bridges" etc/bridges; fi
     for name in hostname hosts resolv.conf machine-id; do
         # Remove first: on many machines these are links to somewhere else.
@@ -180,6 +184,10 @@ declare -A daemons
 start_daemon() {
     local name=$1 log=$2
     case $name in
+    dbus)
+        dbus-daemon --config-file=/etc/dbus.conf --nofork --nopidfile --nosyslog >&"$log" 2>&1 < /dev/null & ;;
+    logind)
+        /usr/bin/python3 -I -S -E /etc/logind.py >&"$log" 2>&1 < /dev/null & ;;
     containerd)
         # Its own folder first: Debian's package may have an older shim.
         PATH=/opt/containerd:$PATH /opt/containerd/containerd --config /etc/containerd/config.toml --log-level warn \
@@ -198,7 +206,10 @@ start_daemon() {
 
 supervise() {
     declare -A logs=([containerd]=$containerd_log [kubelet]=$kubelet_log [kube-proxy]=$proxy_log)
+    logs+=([dbus]=$logind_log [logind]=$logind_log)
     local pid name running
+    start_daemon dbus "${logs[dbus]}"
+    start_daemon logind "${logs[logind]}"
     start_daemon containerd "${logs[containerd]}"
     until [ -S /run/containerd/containerd.sock ]; do sleep 0.02; done
     start_daemon kubelet "${logs[kubelet]}"
@@ -223,12 +234,13 @@ inside() {
     exec {containerd_log}>> "$NODE_DIR/../../logs/$NODE-containerd.log"
     exec {kubelet_log}>> "$NODE_DIR/../../logs/$NODE-kubelet.log"
     exec {proxy_log}>> "$NODE_DIR/../../logs/$NODE-kube-proxy.log"
+    exec {logind_log}>> "$NODE_DIR/../../logs/$NODE-logind.log"
     hostname "$NODE"
     make_root
     make_network
     export AWS_EC2_METADATA_DISABLED=true
     ulimit -c 0
-    say "starting containerd, kubelet, kube-proxy"
+    say "starting D-Bus, logind, containerd, kubelet, kube-proxy"
     supervise
 }
 

@@ -17,6 +17,10 @@ from cluster.console import Problem
 from cluster.network import Plan
 
 INIT = Path(__file__).with_name("node-init.sh")
+LOGIND = Path(__file__).with_name("logind.py")
+OFF = "run/poweroff"
+"""Where the double of logind says that nothing delays a shutdown any more."""
+SHUTDOWN_SECONDS = components.SHUTDOWN_SECONDS + 30
 SOCKET = "run/containerd/containerd.sock"
 SHELL_PATH = "/opt/kubernetes:/opt/containerd:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -63,6 +67,8 @@ def prepare(plan: Plan, node: Node, node_count: int) -> None:
     (etc / "kubernetes" / "kubelet.json").write_text(kubelet)
     (etc / "containerd.toml").write_text(components.containerd_config())
     (etc / "cni.conflist").write_text(components.cni_config(node))
+    for program in (LOGIND, LOGIND.with_name("dbus.conf")):
+        shutil.copyfile(program, etc / program.name)
     (etc / "hostname").write_text(f"{node.name}\n")
     (etc / "machine-id").write_text(hashlib.sha256(f"{base}".encode()).hexdigest()[:32] + "\n")
     (etc / "resolv.conf").write_text(f"nameserver {plan.dns}\n")
@@ -142,6 +148,21 @@ def power_off(name: str) -> bool:
     loops.detach_files(loops.STORAGE / "local" / "pools" / name)
     state.records().drop(name)
     return rec is not None
+
+
+def shut_down(name: str) -> None:
+    """Have the node's logind announce a shutdown and wait until its kubelet has ended the pods; it stays on.
+
+    Errors: Problem when the node is off, has no logind, or that takes longer than logind may wait.
+    """
+    mark = Path(f"/proc/{init_pid(name)}/root") / OFF
+    asked = run(name, ["/usr/bin/python3", "-I", "-S", "-E", "/etc/logind.py", "power-off"])
+    own = paths.LOGS / f"{name}-logind.log"
+    if asked.returncode != 0:
+        words = (asked.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise Problem(f"{name} cannot be shut down: {words}", log=own, remedy=f"run 'python -m cluster off {name}'")
+    if not processes.wait_until(lambda: mark.exists() or init_record(name) is None, SHUTDOWN_SECONDS, pause=0.1):
+        raise Problem(f"{name} does not shut down", log=own, remedy=f"run 'python -m cluster off {name}'")
 
 
 def wait_runtime(name: str, *, seconds: float = 60.0) -> None:

@@ -42,6 +42,19 @@ def off(console: Console, name: str) -> None:
             _route_services(known)
 
 
+def shutdown(console: Console, name: str) -> None:
+    """Shut a node down as its administrator would: its kubelet ends the pods first, then the power goes."""
+    lifecycle.require_root()
+    with state.locked():
+        known = lifecycle.required()
+        _node(known, name)
+        with console.step(f"{name} shuts down"):
+            node.shut_down(name)
+        with console.step(f"{name} off"):
+            node.power_off(name)
+            _route_services(known)
+
+
 def on(console: Console, name: str) -> None:
     """Power a node on and wait until it is Ready (if there is an API server to say so)."""
     lifecycle.require_root()

@@ -66,6 +66,7 @@ def test_nodes_share_the_machine() -> None:
     assert config["cgroupDriver"] == "cgroupfs"
     assert config["maxPods"] == 110
     assert set(config["evictionHard"].values()) == {"0%"}
+    assert (config["shutdownGracePeriod"], config["shutdownGracePeriodCriticalPods"]) == ("120s", "20s")
 
 
 def test_a_small_machine_still_offers_its_nodes_half_of_it() -> None:
