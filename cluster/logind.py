@@ -253,9 +253,10 @@ class Logind:
                 self._off.touch()
                 self.deadline = None
             left = None if self.deadline is None else max(0.0, self.deadline - now)
-            ready, _, _ = select.select([self._bus.socket, *self.inhibitors], [], [], left)
+            bus = self._bus.socket.fileno()
+            ready, _, _ = select.select([bus, *self.inhibitors], [], [], left)
             for each in ready:
-                if each is self._bus.socket:
+                if each == bus:
                     for message in self._bus.received():
                         self._answer(message)
                 elif not os.read(each, 64):

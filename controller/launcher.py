@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from api import names
+from api import disruption, names
 from api.k8s import Container, ContainerStateTerminated, ContainerStateWaiting, PersistentVolumeClaim, Pod
 from api.launchers import END_PHASES, compute
-from api.vmi import VirtualMachineInstanceSpec
+from api.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
 from controller import conditions, image_troubles
 from controller.image_troubles import IMAGE_REASONS
 
@@ -22,6 +22,10 @@ REASON_WAITING_FOR_VOLUME = "WaitingForVolumeBinding"
 MESSAGE_LIMIT = 1024
 _LOST = frozenset({"Unknown", "ContainerStatusUnknown"})
 """What the runtime, and kubelet, say of a container that they find gone."""
+
+
+_OWN_FAULTS = frozenset({"OOMKilled", "Crashed", "Panicked", "Destroyed"})
+"""Ends that are the VM's own, whatever else was about to happen to its pod."""
 
 
 class End(NamedTuple):
@@ -57,6 +61,17 @@ def end_of(pod: Pod | None) -> End:
         phase = names.PHASE_SUCCEEDED if pod.status.phase == "Succeeded" else names.PHASE_FAILED
         return End(phase, _reason(pod.status.reason) or "PodEnded", words[:MESSAGE_LIMIT])
     return _end_of_container(pod, terminated)
+
+
+def blamed(end: End, vmi: VirtualMachineInstance, pod: Pod | None) -> End:
+    """The end of a VMI that was not to end: where its pod was told to end, it has failed, and the cause is told."""
+    if pod is None or end.reason in _OWN_FAULTS:
+        return end
+    told = end.reason in disruption.TOLD
+    if not told and (end.phase != names.PHASE_FAILED or disruption.cause(pod) is None):
+        return end  # the guest powered off of itself, or nothing but the launcher failed
+    why = disruption.last_cause(vmi, pod)
+    return End(names.PHASE_FAILED, why.reason, f"{why.message}; {end.message}"[:MESSAGE_LIMIT])
 
 
 def _end_of_container(pod: Pod, terminated: ContainerStateTerminated) -> End:

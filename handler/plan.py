@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from api import codec, nad, names
+from api import codec, disruption, nad, names
 from api.errors import LauncherUnavailable
 from api.k8s import Pod
 from api.launchers import END_PHASES, may_run
@@ -30,6 +30,8 @@ SILENCE_SECONDS = 20.0
 """A launcher may be silent for so long (it is starting, or its server starts again) before the VMI says so."""
 UNPLUG_SECONDS = 20.0
 """Between two requests to a guest to give back a NIC."""
+CAUSE_SECONDS = 10.0
+"""How long a kubelet may take to say why it has ended a pod."""
 LOST_SECONDS = 15.0
 """A launcher's server that starts again needs a moment until it knows its VM."""
 
@@ -119,8 +121,10 @@ def _plan(seen: Observed) -> Iterator[Action]:
         yield from _end(seen, state)
     elif seen.pod.status.phase in END_PHASES:
         return  # the launcher had no time to tell: the controller reads its last words from the pod
-    elif seen.vmi.metadata.deletionTimestamp or seen.pod.metadata.deletionTimestamp:
+    elif seen.vmi.metadata.deletionTimestamp:
         return  # the guest is shutting down; what it says on the way out is not worth a write
+    elif seen.pod.metadata.deletionTimestamp:
+        yield from _disrupted(seen, seen.pod)
     elif seen.silent_seconds > 0:
         yield from _silent(seen)
     elif state is not None:
@@ -136,11 +140,29 @@ def _confirm(seen: Observed) -> Iterator[Action]:
         yield Again(CONFIRM_SECONDS)
 
 
+def _disrupted(seen: Observed, pod: Pod) -> Iterator[Action]:
+    """The pod has to go and the VMI has not asked for it: says why, once, while the guest shuts down."""
+    cause = disruption.cause(pod)
+    patch = status.disrupted(seen.vmi, cause, seen.now) if cause is not None else None
+    if cause is not None and patch is not None:
+        yield Write(patch, ((cause.reason, f"{cause.message}; the guest is being shut down", "Warning"),))
+
+
 def _end(seen: Observed, state: State) -> Iterator[Action]:
-    patch = status.ended(seen.vmi, state, seen.now)
+    cause = None
+    if seen.pod is not None and state.reason in disruption.TOLD and not seen.vmi.metadata.deletionTimestamp:
+        # The kubelet says only after the containers' end why it has ended them.
+        cause = disruption.cause(seen.pod)
+        if cause is None and seen.pod.status.phase not in END_PHASES and seen.state_seconds < CAUSE_SECONDS:
+            yield Again(CAUSE_SECONDS - seen.state_seconds + 0.1)
+            return
+        cause = cause or disruption.last_cause(seen.vmi, seen.pod)
+    patch = status.ended(seen.vmi, state, seen.now, cause)
     if patch is None:
         return
-    if state.state == pb.DOMAIN_STATE_CRASHED:
+    if cause is not None:
+        event = (cause.reason, f"The virtual machine ended: {cause.message}", "Warning")
+    elif state.state == pb.DOMAIN_STATE_CRASHED:
         event = (
             names.REASON_CRASHED,
             f"The virtual machine ended: {state.message or state.reason or 'it crashed'}",

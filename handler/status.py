@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from api import names
+from api.disruption import Cause
 from api.k8s import Pod
 from api.meta import format_time
 from api.vmi import VirtualMachineInstance
@@ -104,19 +105,29 @@ def troubled(vmi: VirtualMachineInstance, trouble: Trouble | None, now: datetime
     return _patch(vmi, status, wanted, now)
 
 
-def ended(vmi: VirtualMachineInstance, state: State, now: datetime) -> Patch | None:
-    """The patch for a VMI whose domain is over."""
+def ended(vmi: VirtualMachineInstance, state: State, now: datetime, cause: Cause | None = None) -> Patch | None:
+    """The patch for a VMI whose domain is over. `cause`: why its pod was ended, though the VMI was not to end."""
     status = _status(vmi)
-    crashed = state.state == pb.DOMAIN_STATE_CRASHED
-    words = state.message or ("the virtual machine crashed" if crashed else "the guest shut down")
+    failed = state.state == pb.DOMAIN_STATE_CRASHED or cause is not None
+    words = state.message or ("the virtual machine crashed" if failed else "the guest shut down")
+    if cause is not None:
+        words = f"{cause.message}; {words}"
     conditions = [condition(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, words)]
     gone = (names.CONDITION_AGENT_CONNECTED, names.CONDITION_PAUSED)
     wanted: Json = {
-        "phase": names.PHASE_FAILED if crashed else names.PHASE_SUCCEEDED,
-        "reason": state.reason or None,
+        "phase": names.PHASE_FAILED if failed else names.PHASE_SUCCEEDED,
+        "reason": cause.reason if cause is not None else state.reason or None,
         "conditions": merged(status.get("conditions"), conditions, gone, now),
     }
     return _patch(vmi, status, wanted, now)
+
+
+def disrupted(vmi: VirtualMachineInstance, cause: Cause, now: datetime) -> Patch | None:
+    """The patch that says why a guest is being shut down that nobody asked to stop; None when the status says so."""
+    status = _status(vmi)
+    words = f"{cause.message}; the guest is being shut down"
+    wanted = [condition(names.CONDITION_READY, False, cause.reason, words)]
+    return _patch(vmi, status, {"conditions": merged(status.get("conditions"), wanted, (), now)}, now)
 
 
 def condition(type: str, status: bool, reason: str = "", message: str = "") -> Json:

@@ -13,6 +13,8 @@ _RUNNING, _BLOCKED, _PAUSED, _SHUTDOWN, _SHUTOFF, _CRASHED, _PMSUSPENDED = range
 _PAUSED_IO_ERROR, _PAUSED_SHUTTING_DOWN, _PAUSED_STARTING_UP = 5, 8, 11
 _EVENT_STOPPED, _EVENT_CRASHED = 5, 8
 _STOPPED_SHUTDOWN, _STOPPED_DESTROYED, _STOPPED_CRASHED, _STOPPED_MIGRATED, _STOPPED_SAVED, _STOPPED_FAILED = range(6)
+TERMINATED = "Terminated"
+"""The guest shut down because it was told to: the pod is being ended (api.disruption says why)."""
 _RUNNING_REASONS = {1: "Booted", 5: "Unpaused", 9: "Woken"}
 
 
@@ -39,7 +41,7 @@ class Final:
         if forced:
             return cls("Succeeded", "ForceOff", "the guest did not shut down within its grace period")
         if told:
-            return cls("Succeeded", "Shutdown", "the guest shut down")
+            return cls("Succeeded", TERMINATED, "the guest shut down")
         return cls("Failed", "Crashed", "QEMU is gone, and libvirt does not know why")
 
 
@@ -58,7 +60,7 @@ def final_of(event: int, detail: int, panicked: bool, told: bool, forced: bool) 
     if forced or (told and detail != _STOPPED_SHUTDOWN):
         return Final("Succeeded", "ForceOff", "the guest did not shut down within its grace period")
     if told or (detail == _STOPPED_SHUTDOWN and not panicked):
-        return Final("Succeeded", "Shutdown", "the guest shut down")
+        return Final("Succeeded", TERMINATED if told else "Shutdown", "the guest shut down")
     if panicked:
         return Final("Failed", "Panicked", "the guest's kernel panicked")
     if detail == _STOPPED_SAVED:

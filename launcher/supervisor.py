@@ -260,7 +260,7 @@ class Supervisor:
             message = f"QEMU ended with {describe(status)}" if status is not None else "QEMU is gone"
         if self.stopping:
             failed = False
-            reason = "ForceOff" if self.forced else "Shutdown"
+            reason = "ForceOff" if self.forced else "Terminated"
             message = "the guest did not shut down within its grace period" if self.forced else "the guest shut down"
         return self._leave("Failed" if failed else "Succeeded", reason, message)
 

@@ -60,9 +60,9 @@ def test_sigterm_shuts_the_guest_down(pod: Pod) -> None:
     pod.terminate()
     pod.terminate()  # a second one does no harm
     assert pod.wait() == 0
-    assert pod.termination() == {"phase": "Succeeded", "reason": "Shutdown", "message": "the guest shut down"}
+    assert pod.termination() == {"phase": "Succeeded", "reason": "Terminated", "message": "the guest shut down"}
     last = all_of(reports)[-1]
-    assert (last.state, last.reason) == (pb.DOMAIN_STATE_SHUTOFF, "Shutdown")
+    assert (last.state, last.reason) == (pb.DOMAIN_STATE_SHUTOFF, "Terminated")
 
 
 def test_a_deaf_guest_is_ended_after_the_grace_period(pod: Pod) -> None:

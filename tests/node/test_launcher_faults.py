@@ -64,7 +64,7 @@ def test_sigkill_of_the_server(pod: Pod) -> None:
     assert pod.sync(disk_vmi()).qemu_pid == before.qemu_pid
     pod.terminate()
     assert pod.wait() == 0
-    assert pod.termination()["reason"] == "Shutdown"
+    assert pod.termination()["reason"] == "Terminated"
 
 
 def test_sigkill_of_libvirt(pod: Pod) -> None:
@@ -75,7 +75,7 @@ def test_sigkill_of_libvirt(pod: Pod) -> None:
     assert pod.report().qemu_pid == before.qemu_pid
     pod.terminate()
     assert pod.wait() == 0
-    assert pod.termination()["reason"] == "Shutdown"
+    assert pod.termination()["reason"] == "Terminated"
     *running, last = all_of(reports)
     assert {report.state for report in running} <= {
         pb.DOMAIN_STATE_RUNNING, pb.DOMAIN_STATE_PAUSED, pb.DOMAIN_STATE_SHUTDOWN
@@ -142,7 +142,7 @@ def test_sigterm_is_remembered_by_a_server_that_starts_again(pod: Pod) -> None:
     pod.terminate()
     os.kill(pod.child(SERVER), signal.SIGKILL)
     assert pod.wait() == 0
-    assert pod.termination()["reason"] == "Shutdown"
+    assert pod.termination()["reason"] == "Terminated"
 
 
 def test_nothing_is_left_running(pod: Pod) -> None:

@@ -101,5 +101,5 @@ def test_the_guest_obeys_acpi(guest: Guest) -> None:
     pod, _, _ = guest
     pod.terminate()
     assert pod.wait(60) == 0
-    assert pod.termination()["reason"] == "Shutdown"
+    assert pod.termination()["reason"] == "Terminated"
     assert b"guest: shutting down (power button)" in pod.output.read_bytes()

@@ -349,6 +349,52 @@ def test_without_the_handler_the_termination_message_tells(launcher: Pod | None,
     assert [type(action) for action in actions[1:]] == ([Say] if phase == "Failed" else [])
 
 
+TOLD = '{"phase":"Succeeded","reason":"%s","message":"the guest shut down"}'
+
+
+def disrupted(reason: str) -> list[dict[str, str]]:
+    return [{"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "why"}]
+
+
+@pytest.mark.parametrize("said", ["Terminated", "ForceOff", "NeverStarted"])
+@pytest.mark.parametrize(
+    "more, phase, reason",
+    [
+        ({"deleting": True}, "Failed", "PodDeleted"),
+        ({"deleting": True, "conditions": disrupted("EvictionByEvictionAPI")}, "Failed", "EvictionByEvictionAPI"),
+        ({"conditions": disrupted("TerminationByKubelet"), "reason": "Terminated", "exit_code": 1}, "Failed",
+         "Terminated"),
+        ({"reason": "Evicted", "exit_code": 1}, "Failed", "Evicted"),
+        ({}, "Failed", "PodTerminated"),
+    ],
+)  # fmt: skip
+def test_a_vmi_whose_pod_had_to_go_has_failed_with_the_cause(
+    said: str, more: dict[str, Any], phase: str, reason: str
+) -> None:
+    more = dict(more)
+    conditions, made = more.pop("conditions", None), pod("ended", message=TOLD % said, **more)
+    if conditions:
+        made = msgspec.convert({**msgspec.to_builtins(made), "status": {**msgspec.to_builtins(made.status),
+                               "conditions": conditions}}, Pod)  # fmt: skip
+    running = vmi("Running", stamps=RUNNING, activePods={"pod-uid": "node1"})
+    patch, event = see(running, pod=made, ended_for=2)
+    assert (status_of(patch)["phase"], status_of(patch)["reason"]) == (phase, reason)
+    assert event.reason == reason and "the guest shut down" in event.message
+    # One that was to end has ended as it was told to.
+    going = vmi("Running", stamps=RUNNING, deleting=True, activePods={"pod-uid": "node1"})
+    last, *_ = see(going, pod=made, ended_for=2)
+    assert status_of(last.actions[0] if isinstance(last, Together) else last)["phase"] == "Succeeded"
+
+
+def test_a_liveness_probe_that_failed_is_named() -> None:
+    probed = {**SPEC, "livenessProbe": {"tcpSocket": {"port": 80}}}
+    running = vmi("Running", stamps=RUNNING, activePods={"pod-uid": "node1"}, spec=probed)
+    patch, event = see(running, pod=pod("ended", message=TOLD % "Terminated"), ended_for=2)
+    assert (status_of(patch)["phase"], event.reason) == ("Failed", "LivenessProbeFailed")
+    patch, *rest = see(running, pod=pod("ended", message=TOLD % "Shutdown"), ended_for=2)
+    assert (status_of(patch)["phase"], rest) == ("Succeeded", [])
+
+
 def test_a_launchers_last_words_are_bounded() -> None:
     words = '{"phase":"Failed","reason":"Crashed","message":"' + "x" * 4000 + '"}'
     status = status_of(see(vmi("Running", stamps=RUNNING), pod=pod("ended", message=words), ended_for=2)[0])

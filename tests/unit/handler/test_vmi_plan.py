@@ -144,10 +144,76 @@ def test_ended_pod_is_the_controllers_unless_its_launcher_told_the_end(pod_phase
 
 def test_going_vm_is_not_written_about_until_its_end():
     going = pod(metadata={"deletionTimestamp": "2026-03-01T12:00:00Z"})
+    leaving = changed(running_vmi(), {"metadata": {"deletionTimestamp": "2026-03-01T12:00:00Z"}})
     quiet = replace(RUNNING, state=pb.DOMAIN_STATE_SHUTDOWN)
-    assert plan(seen(quiet, vmi=running_vmi(), pod=going)) == []
-    [write] = written(plan(seen(State(state=pb.DOMAIN_STATE_SHUTOFF), vmi=running_vmi(), pod=going)))
-    assert write.patch.body["status"]["phase"] == "Succeeded"
+    assert plan(seen(quiet, vmi=leaving, pod=going)) == []
+    [tell] = plan(seen(State(state=pb.DOMAIN_STATE_SHUTOFF, reason="Terminated"), vmi=leaving, pod=going))
+    assert tell.event[0] == "Stopped"
+
+
+def changed(instance, patch):
+    return msgspec.convert(fakekube.merge(msgspec.to_builtins(instance), patch), VirtualMachineInstance)
+
+
+def target(reason, message="m"):
+    return {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message}
+
+
+GOING = {"deletionTimestamp": "2026-03-01T12:00:00Z"}
+CAUSES = [
+    ({"metadata": GOING}, "PodDeleted"),
+    ({"metadata": GOING, "status": {"conditions": [target("EvictionByEvictionAPI")]}}, "EvictionByEvictionAPI"),
+    ({"metadata": GOING, "status": {"conditions": [target("PreemptionByScheduler")]}}, "PreemptionByScheduler"),
+    ({"metadata": GOING, "status": {"conditions": [target("DeletionByTaintManager")]}}, "DeletionByTaintManager"),
+    ({"status": {"phase": "Failed", "reason": "Evicted", "conditions": [target("TerminationByKubelet")]}}, "Evicted"),
+    ({"status": {"phase": "Failed", "reason": "Preempting", "message": "x"}}, "Preempting"),
+    ({"status": {"phase": "Failed", "reason": "Terminated", "conditions": [target("TerminationByKubelet")]}},
+     "Terminated"),
+    ({"status": {"conditions": [target("\x1b[31mred")]}}, "DisruptionTarget"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("launcher", "reason"), CAUSES, ids=[reason for _, reason in CAUSES])
+@pytest.mark.parametrize("said", ["Terminated", "ForceOff", "NeverStarted"])
+def test_vm_whose_pod_had_to_go_has_failed_with_the_cause(launcher, reason, said):
+    over = State(state=pb.DOMAIN_STATE_SHUTOFF, reason=said, message="the guest shut down")
+    [write] = written(plan(seen(over, vmi=running_vmi(), pod=pod(**launcher))))
+    assert (write.patch.body["status"]["phase"], write.patch.body["status"]["reason"]) == ("Failed", reason)
+    [ready] = [each for each in write.patch.body["status"]["conditions"] if each["type"] == "Ready"]
+    assert ready["message"].endswith("; the guest shut down") and ready["message"].isprintable()
+    assert [event[0] for event in write.events] == [reason]
+
+
+@pytest.mark.parametrize(("launcher", "reason"), CAUSES[:4], ids=[reason for _, reason in CAUSES[:4]])
+def test_cause_is_told_once_while_the_guest_shuts_down(launcher, reason):
+    going = seen(replace(RUNNING, state=pb.DOMAIN_STATE_SHUTDOWN), vmi=running_vmi(), pod=pod(**launcher))
+    [write] = written(plan(going))
+    [ready] = [each for each in write.patch.body["status"]["conditions"] if each["type"] == "Ready"]
+    assert (ready["status"], ready["reason"]) == ("False", reason) and "phase" not in write.patch.body["status"]
+    assert [event[0] for event in write.events] == [reason]
+    told = changed(running_vmi(), {"status": write.patch.body["status"]})
+    assert plan(replace(going, vmi=told)) == []
+
+
+@pytest.mark.parametrize("launcher", [{}, *(launcher for launcher, _ in CAUSES)])
+def test_guest_that_powers_off_of_itself_has_succeeded(launcher):
+    over = State(state=pb.DOMAIN_STATE_SHUTOFF, reason="Shutdown", message="the guest shut down")
+    [write] = written(plan(seen(over, vmi=running_vmi(), pod=pod(**launcher))))
+    assert (write.patch.body["status"]["phase"], write.events[0][0]) == ("Succeeded", "Stopped")
+
+
+def test_kubelet_that_ended_the_pod_has_a_moment_to_say_why():
+    over = State(state=pb.DOMAIN_STATE_SHUTOFF, reason="Terminated")
+    fresh = seen(over, vmi=running_vmi(), state_seconds=1.0)
+    [again] = plan(fresh)
+    assert isinstance(again, Again) and again.seconds > 5
+    evicted = pod(status={"phase": "Failed", "reason": "Evicted"})
+    assert written(plan(replace(fresh, pod=evicted)))[0].patch.body["status"]["reason"] == "Evicted"
+    probed = changed(running_vmi(), {"spec": {"livenessProbe": {"tcpSocket": {"port": 80}}}})
+    for later in ({"state_seconds": 60.0}, {"pod": pod(status={"phase": "Succeeded"})}):
+        assert written(plan(replace(fresh, **later)))[0].patch.body["status"]["reason"] == "PodTerminated"
+        [write] = written(plan(replace(fresh, vmi=probed, **later)))
+        assert write.patch.body["status"]["reason"] == "LivenessProbeFailed"
 
 
 def test_the_end_of_a_deleted_vmi_is_told_and_left_to_the_controller_to_write():

@@ -10,7 +10,7 @@ STOPPED, CRASHED = 5, 8
     ("detail", "panicked", "told", "forced", "expected"),
     [
         (0, False, False, False, ("Succeeded", "Shutdown")),
-        (0, False, True, False, ("Succeeded", "Shutdown")),
+        (0, False, True, False, ("Succeeded", "Terminated")),
         (1, False, False, False, ("Failed", "Destroyed")),
         (1, False, True, True, ("Succeeded", "ForceOff")),
         (2, False, False, False, ("Failed", "Crashed")),
@@ -36,7 +36,7 @@ def test_other_events_are_not_the_end() -> None:
 
 def test_an_end_that_nobody_explains() -> None:
     assert Final.unknown(told=False, forced=False).phase == "Failed"
-    assert Final.unknown(told=True, forced=False).reason == "Shutdown"
+    assert Final.unknown(told=True, forced=False).reason == "Terminated"
     assert Final.unknown(told=True, forced=True).reason == "ForceOff"
 
 

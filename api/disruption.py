@@ -1,0 +1,74 @@
+"""Why a launcher pod was ended that its VMI did not ask to end: evicted, preempted, its node shut down, deleted. Pure.
+
+A guest that powers off of itself has done its work; one that was shut down because its pod had to go has not. By the
+launcher's word alone the two look alike, so that the cause is read from the pod. Handler and controller, either of
+which may write the end, decide by this.
+
+Source of the conditions: https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions
+"""
+
+import re
+from typing import NamedTuple
+
+from api import names
+from api.k8s import Pod
+from api.vmi import VirtualMachineInstance
+
+TOLD = frozenset({names.REASON_TERMINATED, "ForceOff", "NeverStarted"})
+"""Reasons that a launcher gives for its end when its pod was told to end (SIGTERM), not the guest."""
+REASON_POD_DELETED = "PodDeleted"
+REASON_LIVENESS = "LivenessProbeFailed"
+REASON_POD_TERMINATED = "PodTerminated"
+_BY_KUBELET = "TerminationByKubelet"
+_WORDS = {
+    "EvictionByEvictionAPI": "the launcher pod was evicted (a drain of its node, for instance)",
+    "PreemptionByScheduler": "the launcher pod was preempted by a pod of higher priority",
+    "DeletionByTaintManager": "the launcher pod does not tolerate a taint of its node",
+    "DeletionByPodGC": "the node of the launcher pod is gone",
+    _BY_KUBELET: "the node's kubelet ended the launcher pod",
+    REASON_POD_DELETED: "the launcher pod was deleted",
+}
+_REASON = re.compile(r"[A-Za-z][A-Za-z0-9]{0,62}")
+_LIMIT = 512
+
+
+class Cause(NamedTuple):
+    """Why a pod ended: a reason for conditions and Events, and half a sentence for people."""
+
+    reason: str
+    message: str
+
+
+def cause(pod: Pod) -> Cause | None:
+    """Why a pod is being ended or was; None while nothing but its launcher says that it is."""
+    status = pod.status
+    target = next((each for each in status.conditions or () if each.type == names.CONDITION_DISRUPTION_TARGET), None)
+    if target is not None and target.status == names.TRUE:
+        # What the kubelet does has its own reason in the status: Evicted, Preempting, Terminated.
+        own = _reason(status.reason) if target.reason == _BY_KUBELET else None
+        return _told(own or _reason(target.reason) or names.CONDITION_DISRUPTION_TARGET, target.reason, target.message)
+    if status.phase == "Failed" and _reason(status.reason):
+        return _told(status.reason or "", _BY_KUBELET, status.message)
+    if pod.metadata.deletionTimestamp:
+        return _told(REASON_POD_DELETED, REASON_POD_DELETED, None)
+    return None
+
+
+def last_cause(vmi: VirtualMachineInstance, pod: Pod) -> Cause:
+    """Why a pod was told to end, once its containers have ended: where nothing says so, the kubelet ended them."""
+    found = cause(pod)
+    if found is not None:
+        return found
+    if vmi.spec.livenessProbe is not None:
+        return Cause(REASON_LIVENESS, "the kubelet ended the launcher pod: its liveness probe failed")
+    return Cause(REASON_POD_TERMINATED, "the launcher pod was told to end, though neither it nor the VM was deleted")
+
+
+def _told(reason: str, kind: str | None, message: str | None) -> Cause:
+    words = _WORDS.get(kind or "", "the launcher pod was disrupted")
+    detail = "".join(each if each.isprintable() else " " for each in (message or "")[:_LIMIT]).strip()
+    return Cause(reason, f"{words}: {detail}" if detail else words)
+
+
+def _reason(text: str | None) -> str | None:
+    return text if text and _REASON.fullmatch(text) else None
