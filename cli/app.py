@@ -18,6 +18,7 @@ COMMANDS = {
     "create": Entry("cli.create", "create", "Print a manifest made from flags (create vm)."),
     "expand": Entry("cli.expand", "expand", "Show a VM with everything that it refers to written out."),
     "expose": Entry("cli.expose", "expose", "Make a Service for ports of a machine."),
+    "fence": Entry("cli.fence", "fence", "Vouch that a machine no longer runs on a node that is lost."),
     "fslist": Entry("cli.guest", "fslist", "List the file systems of a guest."),
     "guestosinfo": Entry("cli.guest", "guestosinfo", "Tell what runs in a guest."),
     "migrate": Entry("cli.migration", "migrate", "Move a running machine to another node."),

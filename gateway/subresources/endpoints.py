@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from api import names
-from gateway.subresources import consoles, expansion, instances, machines, options, portforward, status
+from gateway.subresources import consoles, expansion, fencing, instances, machines, options, portforward, status
 from gateway.subresources.calls import Call
 
 VERSIONS = (names.VERSION, names.OLD_VERSION)
@@ -117,6 +117,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _vmi("PUT", "unfreeze", instances.unfreeze, "Unfreeze the guest's file systems."),
     _vmi("PUT", "reset", instances.reset, "Press the reset button of a VirtualMachineInstance."),
     _vmi("PUT", "softreboot", instances.softreboot, "Ask the guest to reboot."),
+    _vmi("PUT", "fence", fencing.fence, "Vouch for the end of its pods.", body=options.FenceOptions),
     _vmi("GET", "guestosinfo", instances.guestosinfo, "What the guest agent tells of the system.", media=JSON),
     _vmi("GET", "userlist", instances.userlist, "Who is logged in to the guest.", media=JSON),
     _vmi("GET", "filesystemlist", instances.filesystemlist, "The file systems that the guest has mounted.", media=JSON),

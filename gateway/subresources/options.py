@@ -52,6 +52,13 @@ class UnpauseOptions(_Options, frozen=True, gc=False):
     """Of unpause."""
 
 
+class FenceOptions(_Options, frozen=True, gc=False):
+    """Of fence."""
+
+    pods: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=16)] = []
+    """UIDs of the pods that the word is given for: all that the instance's status.activePods lists with a node."""
+
+
 class FreezeUnfreezeTimeout(msgspec.Struct, frozen=True, gc=False):
     """Of freeze."""
 

@@ -52,6 +52,25 @@ def test_a_verb_is_one_put(
     assert (sent.path, sent.body) == (path, body)
 
 
+INSTANCE = {"status": {"activePods": {"pod-1": "node1", "old": ""}}}
+
+
+def test_fence_names_the_pods_that_were_looked_at(server: Published, hyperctl: Hyperctl) -> None:
+    server.answers["GET", f"{OBJ}/virtualmachineinstances/testvm"] = INSTANCE
+    server.answers["PUT", f"{VMI}/fence"] = b""
+    result = hyperctl("fence", "testvm", "--yes")
+    assert result == (0, "pod pod-1 on node node1\nVMI testvm was fenced\n", "")
+    (sent,) = server.calls("PUT")
+    assert sent.body == {"pods": ["pod-1"]}
+
+
+def test_fence_without_yes_only_tells_what_is_waited_for(server: Published, hyperctl: Hyperctl) -> None:
+    server.answers["GET", f"{OBJ}/virtualmachineinstances/testvm"] = INSTANCE
+    result = hyperctl("fence", "testvm")
+    assert result.code == 1 and "pod-1 on node node1" in result.out and "add --yes" in result.err
+    assert not server.calls("PUT")
+
+
 def test_pausing_a_vm_looks_at_the_vm_first(server: Published, hyperctl: Hyperctl) -> None:
     missing = status(404, "NotFound", 'virtualmachines.kubevirt.io "testvm" not found')
     server.answers["GET", f"{OBJ}/virtualmachines/testvm"] = missing

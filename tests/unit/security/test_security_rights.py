@@ -172,6 +172,13 @@ def test_no_other_roles_and_bindings_exist() -> None:
 
 
 @pytest.mark.parametrize("role", PEOPLE)
+def test_nobody_in_a_namespace_may_vouch_for_the_end_of_a_vm(role: str) -> None:
+    """Given wrongly, that word makes two copies: it belongs to those who may do everything in the cluster."""
+    named = {each for verbs in peoples(role, "subresources.kubevirt.io").values() for each in verbs}
+    assert not {"virtualmachineinstances/fence", "virtualmachineinstances/*", "*"} & named
+
+
+@pytest.mark.parametrize("role", PEOPLE)
 def test_people_may_have_this_done_and_nothing_else(role: str) -> None:
     assert peoples(role, "subresources.kubevirt.io") == PEOPLE[role]
 
