@@ -78,10 +78,17 @@ class ApiUnavailable(HyperletError):
 
 
 class Forbidden(HyperletError):
-    """Refused by a quota, by admission, or for want of a permission. Retried: an administrator may lift the refusal."""
+    """Refused by a quota, by admission, or for want of a permission. Retried: an administrator may lift the refusal.
+
+    `causes` are the reasons that the API server gives in one word each, if any, such as NodeCapacity.
+    """
 
     reason = "Forbidden"
     condition = "Failure"
+
+    def __init__(self, message: str, causes: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.causes = tuple(causes)
 
 
 class LauncherUnavailable(HyperletError):

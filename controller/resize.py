@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from api import names
-from api.errors import ApiUnavailable, Expired
+from api.errors import ApiUnavailable, Expired, Forbidden
 from api.k8s import ContainerResources, Pod, StatusCondition
 from api.launchers import END_PHASES, compute
 from api.meta import Quantity, format_bytes, format_millicores, quantity_bytes, quantity_millicores
@@ -24,6 +24,8 @@ from kit.kube import Kube
 ANSWER_SECONDS = 30.0
 """How long the kubelet may take; it does within a second what it can do."""
 PENDING, IN_PROGRESS = "PodResizePending", "PodResizeInProgress"
+REFUSED_AS_INFEASIBLE = frozenset({"NodeCapacity", "UnsupportedPlatform"})
+"""Causes for which the API server itself (from Kubernetes 1.36 on) refuses what the node can never do."""
 _RETRY_SECONDS = 1.0
 POLICY = tuple({"resourceName": resource, "restartPolicy": "NotRequired"} for resource in ("cpu", "memory"))
 """The container's resizePolicy: a guest never restarts for it."""
@@ -156,13 +158,24 @@ async def resize(kube: Kube, pod: Pod, wanted: Amounts, seconds: float = ANSWER_
     """Asks for it, if nobody has, and returns the kubelet's answer; WAITING or IN_PROGRESS if it takes longer.
 
     What was deferred goes on being wanted: the kubelet does it when there is room. Whoever does not want that asks for
-    the old amounts. Raises NotFound (no such pod), Forbidden (a quota, a limit range), InvalidObject (another quality
-    of service, or a node that cannot), ApiUnavailable.
+    the old amounts. What is infeasible some servers refuse, others store and leave to the kubelet.
+    Raises NotFound (no such pod), Forbidden (a quota, a limit range), InvalidObject (another quality of service, or a
+    node that cannot), ApiUnavailable.
     """
     for patch in plan(pod, wanted):
-        pod = await kube.patch(
-            Pod, patch.namespace, patch.name, patch.patch, subresource=patch.subresource, patch_kind=patch.patch_kind
-        )
+        try:
+            pod = await kube.patch(
+                Pod,
+                patch.namespace,
+                patch.name,
+                patch.patch,
+                subresource=patch.subresource,
+                patch_kind=patch.patch_kind,
+            )
+        except Forbidden as error:
+            if REFUSED_AS_INFEASIBLE.isdisjoint(error.causes):
+                raise
+            return Answer(State.INFEASIBLE, error.message)
     said = answer(pod, wanted)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds), contextlib.aclosing(_seen(kube, pod)) as states:

@@ -61,7 +61,8 @@ def error_of(status: Status) -> HyperletError:
         case 410:
             return errors.Expired(status.message)
         case 401 | 403:
-            return errors.Forbidden(status.message)
+            causes = (status.details and status.details.causes) or []
+            return errors.Forbidden(status.message, (cause.reason for cause in causes))
         case 400 | 405 | 406 | 413 | 415 | 422:
             return _invalid(status)
         case _:

@@ -71,7 +71,6 @@ def everything(space: Space, house: None) -> Machine:
     space.apply(
         network("lan"),
         volume_for(space, "data"),
-        volume_for(space, "base"),
         secret("keys", key="value"),
         secret("seed", userdata="#cloud-config\nhostname: restricted\n"),
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"a": "b"}},
@@ -80,7 +79,6 @@ def everything(space: Space, house: None) -> Machine:
         booting(
             "everything",
             claim("data", "data"),
-            drive("throwaway", {"ephemeral": {"persistentVolumeClaim": {"claimName": "base"}}}, serial="throwaway"),
             drive("scratch", {"emptyDisk": {"capacity": "16Mi"}}, serial="scratch"),
             drive("keys", {"secret": {"secretName": "keys"}}, serial="keys"),
             drive("settings", {"configMap": {"name": "settings"}}, serial="settings"),
@@ -93,7 +91,7 @@ def everything(space: Space, house: None) -> Machine:
 def test_a_machine_with_every_kind_of_volume_runs(everything: Machine) -> None:
     told = everything.answer()
     serials = {disk["serial"] for disk in told["disks"]}
-    assert {"data", "throwaway", "scratch", "keys", "settings"} <= serials
+    assert {"data", "scratch", "keys", "settings"} <= serials
     assert told["hostname"] == "restricted"
     everything.guest().write("data", "kept")
     assert everything.guest().read("data") == "kept"

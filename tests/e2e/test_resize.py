@@ -15,7 +15,7 @@ from controller import resize
 from controller.resize import Amounts, Answer, State
 from kit.kube import Kube
 from tests.e2e.manifests import idle
-from tests.e2e.support import SYSTEM, Kubectl, KubectlError, Machine, Space
+from tests.e2e.support import SYSTEM, Kubectl, Machine, Space
 
 MIB = 1 << 20
 
@@ -83,8 +83,10 @@ def test_what_no_node_of_its_size_has_is_infeasible(machine: Machine, controller
     before = resize.asked(pod)
     answer = ask(pod, Amounts(memory_request=allocatable(node) + 1024 * MIB), controller)
     assert answer.state is State.INFEASIBLE and "memory" in answer.message
-    assert resize.given(seen(machine, controller)[0]) == before, "it has what it had"
-    assert ask(seen(machine, controller)[0], before, controller) == Answer(State.ACTUATED)
+    after, _ = seen(machine, controller)
+    assert resize.given(after) == before, "it has what it had"
+    # Kubernetes 1.36 refuses it, older servers store it: then the old amounts are asked for.
+    assert ask(after, before, controller) == Answer(State.ACTUATED)
 
 
 @pytest.mark.alone  # the scheduler counts what is deferred as taken
@@ -123,12 +125,20 @@ def test_a_quota_counts_for_a_resize_too(machine: Machine, controller: str) -> N
         machine.kubectl("delete", "resourcequota", "small")
 
 
-def test_the_controller_may_change_nothing_but_amounts_there(machine: Machine, kubectl: Kubectl) -> None:
-    account = f"--as=system:serviceaccount:{SYSTEM}:hyperlet-controller"
-    inside = kubectl.within(machine.space.name)
-    name = machine.pod()["metadata"]["name"]
-    image = json.dumps({"spec": {"containers": [{"name": "compute", "image": "evil:1"}]}})
-    with pytest.raises(KubectlError, match="only cpu and memory resources are mutable"):
-        inside("patch", "pod", name, account, "--subresource=resize", "--type=strategic", "-p", image)
-    with pytest.raises(KubectlError, match="forbidden"):
-        inside("patch", "pod", name, account, "--type=strategic", "-p", image)
+def test_the_controller_may_change_nothing_but_amounts_there(machine: Machine, controller: str) -> None:
+    async def patch(subresource: str | None) -> None:
+        body = {"spec": {"containers": [{"name": "compute", "image": "evil:1"}]}}
+        async with Kube.connect("test", controller) as kube:
+            await kube.patch(
+                Pod,
+                machine.space.name,
+                machine.pod()["metadata"]["name"],
+                body,
+                subresource=subresource,
+                patch_kind="strategic",
+            )
+
+    with pytest.raises(InvalidObject, match="only cpu and memory resources are mutable"):
+        asyncio.run(patch("resize"))
+    with pytest.raises(Forbidden, match="cannot patch resource"):
+        asyncio.run(patch(None))

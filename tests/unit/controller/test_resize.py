@@ -220,6 +220,18 @@ async def test_the_waiting_survives_an_api_server_that_forgets(api: FakeApi, kub
     assert await asking == Answer(State.ACTUATED)
 
 
+@pytest.mark.parametrize("cause", ["NodeCapacity", "UnsupportedPlatform"])
+async def test_what_the_api_server_knows_to_be_infeasible_is_answered_as_that(
+    api: FakeApi, kube: Kube, cause: str
+) -> None:
+    before = await kube.get(Pod, "default", "virt-launcher-web")
+    refusal = Refusal(403, "Forbidden", "node didn't have enough allocatable resources", [{"reason": cause}])
+    api.refuse = lambda verb, what, body: refusal if what == "pods/resize" else None
+    assert await resize.resize(kube, before, WANTED) == Answer(
+        State.INFEASIBLE, "node didn't have enough allocatable resources"
+    )
+
+
 async def test_a_refusal_of_the_api_server_is_raised(api: FakeApi, kube: Kube) -> None:
     before = await kube.get(Pod, "default", "virt-launcher-web")
     api.refuse = lambda verb, what, body: Refusal(403, "Forbidden", "exceeded quota") if what == "pods/resize" else None
