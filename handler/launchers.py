@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from api import names
 from api.errors import HyperletError, LauncherUnavailable
-from handler import reports
+from handler import pod_processes, reports
 from handler.frame_budget import Budget, OverBudget
 from handler.relay import relay
 from handler.reports import State
@@ -77,6 +77,7 @@ class Launcher:
         uid: int = names.LAUNCHER_UID,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         answer_seconds: float = ANSWER_SECONDS,
+        sandbox: rpc.Sandbox = pod_processes.sandbox,
     ) -> None:
         self.pod_uid = pod_uid
         self.state: State | None = None
@@ -100,6 +101,7 @@ class Launcher:
         self._queues = False
         self._pods = pods
         self._uid = uid
+        self._sandbox = sandbox
         self._heartbeat_seconds = heartbeat_seconds
         self._answer_seconds = answer_seconds
         self._process: proc.Process | None = None
@@ -249,7 +251,7 @@ class Launcher:
         with self._directory() as base:
             fd = rpc.open_socket(base, f"{self.pod_uid}/{SOCKET}")
         try:
-            return fd, rpc.verified_process(fd, self.pod_uid, self._uid)
+            return fd, rpc.verified_process(fd, self.pod_uid, self._uid, self._sandbox)
         except BaseException:
             os.close(fd)
             raise

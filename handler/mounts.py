@@ -33,7 +33,7 @@ _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _FSMOUNT_CLOEXEC = 1
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV, _ATTR_NOEXEC = 0x01, 0x02, 0x04, 0x08
 _LOCKED_DOWN = _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV | _ATTR_NOEXEC
-_MS_RDONLY, _MS_REC, _MS_SLAVE = 1, 0x4000, 0x80000
+_MS_RDONLY, _MS_NOSUID, _MS_NOEXEC, _MS_REC, _MS_SLAVE = 1, 2, 8, 0x4000, 0x80000
 _AT_EMPTY_PATH = 0x1000
 
 
@@ -145,6 +145,33 @@ def mounted(parent: str, name: str) -> bool:
         return place(None, parent, name)
     except FileNotFoundError:
         return False
+
+
+def cover_device(process: proc.Process, path: str, device: int, user: int, group: int) -> None:
+    """Mounts a device node of this user's over the one at `path` (of /dev) in the process's mount namespace.
+
+    It lies on a tmpfs that nothing else is on and that ends with it, and opens what the cgroup of the pod lets it open.
+    Changes the calling thread's mount namespace: call it through `kit.proc.isolated`. Raises OSError.
+    """
+    with proc.closing(process.namespace("mnt")) as theirs:
+        if process.shares_namespace("user") or not proc.belongs_to_users_of(theirs, process):
+            raise OSError(errno.EPERM, "the launcher's mount namespace is not its own")
+        proc.unshare(proc.CLONE_NEWNS)
+        _mount(None, b"/", None, _MS_REC | _MS_SLAVE, None)
+        _mount(b"hyperlet", b"/tmp", b"tmpfs", _MS_NOSUID | _MS_NOEXEC, b"mode=0700,size=4k")
+        os.mknod("/tmp/device", stat.S_IFCHR | 0o600, device)
+        os.chown("/tmp/device", user, group)
+        tree = proc.syscall(_SYS_OPEN_TREE, -100, b"/tmp/device", _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC)
+        with proc.closing(tree):
+            proc.setns(theirs, proc.CLONE_NEWNS)
+            root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            with proc.closing(root), proc.closing(proc.open_beneath(root, path, os.O_PATH | os.O_NOFOLLOW)) as target:
+                node = os.fstat(target)
+                if not stat.S_ISCHR(node.st_mode) or node.st_rdev != device:
+                    raise OSError(errno.EINVAL, "another file has come there")
+                proc.syscall(
+                    _SYS_MOVE_MOUNT, tree, b"", target, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+                )
 
 
 def _directory(above: int, name: str, make: bool) -> int:

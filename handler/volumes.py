@@ -11,10 +11,12 @@ import pathlib
 import re
 import stat
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from api import names
 from api.errors import VolumeError
 from api.vmi import VirtualMachineInstance
+from handler import mounts
 from kit import proc
 
 DISK = "disk.img"
@@ -47,29 +49,52 @@ def devices_of(vmi: VirtualMachineInstance) -> list[str]:
     return [name for name in claims if _NAME.fullmatch(name) and ".." not in name]
 
 
+class _Owner(NamedTuple):
+    """Who is to have a file: the launcher's user and group, and the container's root, by the node's names for them."""
+
+    user: int
+    group: int
+    root: int
+
+
 def prepare(
     process: proc.Process, volumes: Sequence[str], devices: Sequence[str] = (), uid: int = names.LAUNCHER_UID
 ) -> list[str]:
     """Gives the launcher its device nodes, also those of the volumes `devices`, and the disks of `volumes`.
 
-    Returns what was changed. Idempotent. Changes the calling thread's file system ids: call it through
-    `kit.proc.isolated`. Raises VolumeError.
+    Returns what was changed. Idempotent.
+    In a pod with a user namespace the volumes are id-mapped mounts, through which a file of its user 107 is one of the
+    node's user that this stands for. Changes the calling thread's file system ids: call it through `kit.proc.isolated`.
+    Raises VolumeError.
     """
     changed = []
+    try:
+        owner = _Owner(process.host_user(uid), process.host_group(uid), process.host_user(0))
+    except OSError as error:
+        raise VolumeError(f"the launcher's user namespace cannot be used: {error.strerror or error}") from error
     with proc.closing(process.root()) as root:
-        changed += [path for path in DEVICES if _claim_device(root, path, uid)]
-        changed += [name for name in devices if _claim_block_device(root, name, uid)]
+        for path in DEVICES:
+            try:
+                if _claim_device(process, root, path, owner):
+                    changed.append(path)
+            except OSError as error:
+                raise VolumeError(f"/{path} cannot be given to the launcher: {error.strerror or error}") from error
+        changed += [name for name in devices if _claim_block_device(root, name, owner)]
         for volume in volumes:
             try:
-                if _claim_disk(root, volume, uid):
+                if _claim_disk(root, volume, owner):
                     changed.append(volume)
             except OSError as error:
                 raise VolumeError(f"volume {volume}: {error.strerror or error}") from error
     return changed
 
 
-def _claim_device(root: int, path: str, uid: int) -> bool:
-    """Gives a device node of the container's own /dev, which kubelet had made, to the launcher's user."""
+def _claim_device(process: proc.Process, root: int, path: str, owner: _Owner) -> bool:
+    """Gives a device node of the container's own /dev, which the container runtime made, to the launcher's user.
+
+    In a pod with a user namespace no node can be made: it is the node's own, mounted there. That is not the
+    container's to have; one that it can use is mounted over it.
+    """
     try:
         fd = proc.open_beneath(root, path, os.O_PATH | os.O_NOFOLLOW)
     except OSError:
@@ -82,18 +107,18 @@ def _claim_device(root: int, path: str, uid: int) -> bool:
             return False
         if not stat.S_ISCHR(node.st_mode) or node.st_rdev != ours.st_rdev:
             return False
-        # A node of the host itself (a bind mount of its /dev) is not the container's to have.
-        if (
-            (node.st_dev, node.st_ino) == (ours.st_dev, ours.st_ino)
-            or node.st_uid == uid
-            or node.st_mode & 0o006 == 0o006
-        ):
+        if node.st_uid == owner.user or node.st_mode & 0o006 == 0o006:
             return False
-        proc.syscall(_SYS_FCHOWNAT[os.uname().machine], fd, b"", uid, uid, _AT_EMPTY_PATH)
-        return True
+        if process.shares_namespace("user"):
+            if (node.st_dev, node.st_ino) == (ours.st_dev, ours.st_ino):
+                return False
+            proc.syscall(_SYS_FCHOWNAT[os.uname().machine], fd, b"", owner.user, owner.group, _AT_EMPTY_PATH)
+            return True
+    proc.isolated_now(lambda: mounts.cover_device(process, path, node.st_rdev, owner.user, owner.group))
+    return True
 
 
-def _claim_block_device(root: int, volume: str, uid: int) -> bool:
+def _claim_block_device(root: int, volume: str, owner: _Owner) -> bool:
     """Gives the device node of a claim in Block mode, which the runtime made for root, to the launcher's user.
 
     What a claim may be read-only for, the container's device rules say: an owner does not get past them.
@@ -107,30 +132,30 @@ def _claim_block_device(root: int, volume: str, uid: int) -> bool:
     with proc.closing(fd), proc.closing(proc.open_beneath(root, "dev", os.O_PATH | os.O_DIRECTORY)) as directory:
         node = os.fstat(fd)
         # One of another file system is no node of the container's own: it is the host's, mounted there.
-        if not stat.S_ISBLK(node.st_mode) or node.st_dev != os.fstat(directory).st_dev or node.st_uid == uid:
+        if not stat.S_ISBLK(node.st_mode) or node.st_dev != os.fstat(directory).st_dev or node.st_uid == owner.user:
             return False
-        proc.syscall(_SYS_FCHOWNAT[os.uname().machine], fd, b"", uid, uid, _AT_EMPTY_PATH)
+        proc.syscall(_SYS_FCHOWNAT[os.uname().machine], fd, b"", owner.user, owner.group, _AT_EMPTY_PATH)
         return True
 
 
-def _claim_disk(root: int, volume: str, uid: int) -> bool:
+def _claim_disk(root: int, volume: str, owner: _Owner) -> bool:
     try:
         directory = proc.open_beneath(root, f"volumes/{volume}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False  # a claim in Block mode has no directory
     with proc.closing(directory):
-        _become(uid)
+        _become(owner.user, owner.group)
         try:
             usable = _usable(directory)
         finally:
-            _become(0)
-        return False if usable else _hand_over(directory, volume, uid)
+            _become(0, 0)
+        return False if usable else _hand_over(directory, volume, owner)
 
 
-def _become(uid: int) -> None:
-    """File accesses of this thread are checked as `uid`'s, without root's privileges for them."""
+def _become(uid: int, gid: int) -> None:
+    """File accesses of this thread are checked as this user's, without root's privileges for them."""
     group, user = _SYS_SETFSUID[os.uname().machine][::-1]
-    proc.syscall(group, uid)
+    proc.syscall(group, gid)
     proc.syscall(user, uid)
 
 
@@ -160,30 +185,30 @@ def _can_create(directory: int) -> bool:
     return True
 
 
-def _hand_over(directory: int, volume: str, uid: int) -> bool:
+def _hand_over(directory: int, volume: str, owner: _Owner) -> bool:
     try:
         fd = proc.open_regular(directory, DISK, os.O_RDWR)
     except FileNotFoundError:
-        return _share(directory, volume, uid)
+        return _share(directory, volume, owner)
     with proc.closing(fd):
         status = os.fstat(fd)
         if status.st_nlink != 1:
             raise VolumeError(f"volume {volume}: {DISK} has {status.st_nlink} names; it is not given away")
         if status.st_mode & (stat.S_ISUID | stat.S_ISGID):
             raise VolumeError(f"volume {volume}: {DISK} is a set-user-ID file; it is not given away")
-        os.fchown(fd, uid, uid)
+        os.fchown(fd, owner.user, owner.group)
         with contextlib.suppress(OSError):
             os.fchmod(fd, 0o660)
     return True
 
 
-def _share(directory: int, volume: str, gid: int) -> bool:
+def _share(directory: int, volume: str, owner: _Owner) -> bool:
     """What kubelet does for fsGroup on volumes that it manages itself: the launcher may make its disk here."""
     status = os.fstat(directory)
-    if status.st_uid != 0:
+    if status.st_uid != owner.root:
         raise VolumeError(
             f"volume {volume}: its directory belongs to user {status.st_uid}, and the launcher may not write there"
         )
-    os.fchown(directory, -1, gid)
+    os.fchown(directory, -1, owner.group)
     os.fchmod(directory, stat.S_IMODE(status.st_mode) | stat.S_IRWXG | stat.S_ISGID)
     return True

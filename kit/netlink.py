@@ -292,14 +292,14 @@ def _mac(text: str) -> bytes:
     return raw
 
 
-def add_tap(name: str, uid: int, multi_queue: bool) -> None:
+def add_tap(name: str, uid: int, gid: int, multi_queue: bool) -> None:
     """A persistent tap device with virtio-net headers that `uid` may open. Raises OSError (EBUSY: exists, in use)."""
     flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if multi_queue else 0)
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
         fcntl.ioctl(fd, _TUNSETOWNER, uid)
-        fcntl.ioctl(fd, _TUNSETGROUP, uid)
+        fcntl.ioctl(fd, _TUNSETGROUP, gid)
         fcntl.ioctl(fd, _TUNSETPERSIST, 1)
     finally:
         os.close(fd)

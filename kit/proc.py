@@ -4,9 +4,11 @@ Everything here works on descriptors, never on names that another party can chan
 setns(2), unshare(2), proc(5), cgroups(7).
 """
 
+import array
 import asyncio
 import ctypes
 import errno
+import fcntl
 import os
 import pathlib
 import re
@@ -28,6 +30,9 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 # What every path that somebody else can write below gets: no link of any kind, and no way out of its directory.
 RESOLVE_SAFELY = RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH
+
+# ioctl requests of linux/nsfs.h.
+_NS_GET_USERNS, _NS_GET_PARENT, _NS_GET_OWNER_UID = 0xB701, 0xB702, 0xB704
 
 # Numbers from 424 on are the same on every architecture (include/uapi/asm-generic/unistd.h).
 _SYS_OPENAT2 = 437
@@ -148,6 +153,22 @@ class Process:
         """A new descriptor of the process's root directory. Resolve names below it with `open_beneath` only."""
         return os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
 
+    def host_user(self, user: int) -> int:
+        """Our name for a user of the process's user namespace. Raises OSError (EINVAL) where it has none such."""
+        return self._mapped("uid_map", user)
+
+    def host_group(self, group: int) -> int:
+        """Our name for a group of the process's user namespace. Raises OSError (EINVAL) where it has none such."""
+        return self._mapped("gid_map", group)
+
+    def _mapped(self, table: str, identity: int) -> int:
+        # user_namespaces(7): first here, first there, how many; the middle one as the reader's own namespace has it.
+        for line in self.read(table).splitlines():
+            first, theirs, count = map(int, line.split())
+            if first <= identity < first + count:
+                return theirs + identity - first
+        raise OSError(errno.EINVAL, f"{identity} is not in the {table} of process {self.pid}")
+
     @property
     def users(self) -> set[int]:
         """The process's user ids: real, effective, saved and of the file system. Raises OSError."""
@@ -178,6 +199,38 @@ class Process:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def same_namespace(one: Process, other: Process, kind: str) -> bool:
+    """Whether two processes are in the same namespace of a kind."""
+    with closing(one.namespace(kind)) as first, closing(other.namespace(kind)) as second:
+        return os.path.samestat(os.fstat(first), os.fstat(second))
+
+
+def belongs_to_users_of(namespace: int, process: Process) -> bool:
+    """Whether a namespace (a descriptor) was made in the process's user namespace. Raises OSError."""
+    with closing(fcntl.ioctl(namespace, _NS_GET_USERNS)) as owner, closing(process.namespace("user")) as theirs:
+        return os.path.samestat(os.fstat(owner), os.fstat(theirs))
+
+
+def made_by_root_of_ours(process: Process) -> bool:
+    """Whether the process's user namespace is a child of the caller's, and was made by the caller's root.
+
+    A container runtime makes such ones. Those that a pod makes are children of the pod's, or belong to its user.
+    """
+    with closing(process.namespace("user")) as namespace:
+        try:
+            parent = fcntl.ioctl(namespace, _NS_GET_PARENT)
+        except OSError as error:
+            if error.errno == errno.EPERM:  # it has none that we may see: it is the caller's own, or above
+                return False
+            raise
+        with closing(parent):
+            if not os.path.samestat(os.fstat(parent), pathlib.Path("/proc/self/ns/user").stat()):
+                return False
+        owner = array.array("I", [0xFFFFFFFF])
+        fcntl.ioctl(namespace, _NS_GET_OWNER_UID, owner)
+        return owner[0] == 0
 
 
 _POD_COMPONENT = re.compile(r"(?:kubepods(?:-[a-z]+)?-)?pod([0-9a-fA-F]{8}[-_0-9a-fA-F]*)(?:\.slice)?(?::.*)?")

@@ -4,10 +4,12 @@ The way to a launcher: open the socket's inode without following links, ask the 
 speak gRPC, to that very inode. A server that starts again binds a new inode, so the checks are made anew.
 """
 
+import errno
 import os
 import socket
 import stat
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 import grpc.aio
@@ -16,6 +18,9 @@ from api.errors import LauncherUnavailable
 from kit import proc
 
 MAX_MESSAGE = 1 << 20
+
+Sandbox = Callable[[str], proc.Process | None]
+"""The first process of a pod, which the container runtime made the pod's namespaces with; None if there is none."""
 
 _UCRED = struct.Struct("iii")  # struct ucred of linux/socket.h: pid, uid, gid
 
@@ -56,44 +61,69 @@ def listener(fd: int, timeout: float = 1.0) -> Peer:
     return Peer(*_UCRED.unpack(credentials))
 
 
-def verified_process(fd: int, pod_uid: str, uid: int) -> proc.Process:
+def verified_process(fd: int, pod_uid: str, uid: int, sandbox: Sandbox) -> proc.Process:
     """The process that listens on a socket, after checks; the caller closes it.
 
-    It must run as `uid`, in the cgroup of the pod `pod_uid` and in our own user namespace (somebody who made a user
-    namespace could also make mounts, and show us other directories than the container's). Raises LauncherUnavailable.
+    It must be in the cgroup of the pod `pod_uid`, in the user namespace that the container runtime gave the pod (the
+    node's own, or one that only the pod has), and run as what is `uid` there. Somebody who made a user namespace could
+    also make mounts, and show us other directories than the container's. `sandbox` finds the pod's first process.
+    Raises LauncherUnavailable.
     """
     peer = listener(fd)
     if peer.pid <= 0:
         raise LauncherUnavailable("the listener is in a pid namespace that cannot be seen from here")
-    if peer.uid != uid:
-        raise LauncherUnavailable(f"the listener runs as user {peer.uid}, not {uid}")
     try:
         process = proc.Process(peer.pid)
     except OSError as error:
         raise LauncherUnavailable("the listener has ended") from error
     try:
-        _check_home(process, pod_uid, uid)
+        _check_home(process, pod_uid, sandbox)
+        _check_user(process, peer, uid)
+    except OSError as error:
+        process.close()
+        raise LauncherUnavailable("the listener has ended") from error
     except BaseException:
         process.close()
         raise
     return process
 
 
-def _check_home(process: proc.Process, pod_uid: str, uid: int) -> None:
-    try:
-        # Of the process itself too: who called listen(2) may have ended since, and its pid be somebody else's by now:
-        # the container runtime's, say, which enters a pod's cgroup before it gives up what it may do.
-        users = process.users
-        owner = proc.pod_of_cgroups(process.read("cgroup").decode("utf-8", "replace"))
-        same_user_namespace = process.shares_namespace("user")
-    except OSError as error:
-        raise LauncherUnavailable("the listener has ended") from error
+def _check_home(process: proc.Process, pod_uid: str, sandbox: Sandbox) -> None:
+    owner = proc.pod_of_cgroups(process.read("cgroup").decode("utf-8", "replace"))
     if owner != pod_uid.lower():
         raise LauncherUnavailable(f"the listener (pid {process.pid}) is not in the pod's cgroup")
-    if users != {uid}:
-        raise LauncherUnavailable(f"the listener (pid {process.pid}) does not run as user {uid} alone")
-    if not same_user_namespace:
-        raise LauncherUnavailable(f"the listener (pid {process.pid}) is in a user namespace of its own")
+    try:
+        first = sandbox(pod_uid)
+    except OSError as error:
+        raise LauncherUnavailable(f"the pod's first process cannot be looked for: {error}") from error
+    if first is None:
+        raise LauncherUnavailable("the pod has no process in a network of its own")
+    with first:
+        if not proc.same_namespace(process, first, "user"):
+            raise LauncherUnavailable(
+                f"the listener (pid {process.pid}) is in another user namespace than its pod (pid {first.pid})"
+            )
+    # Of a pod without a process before its container's the comparison alone says nothing.
+    if not process.shares_namespace("user") and not proc.made_by_root_of_ours(process):
+        raise LauncherUnavailable(
+            f"the listener (pid {process.pid}) is in a user namespace that the container runtime did not make"
+        )
+
+
+def _check_user(process: proc.Process, peer: Peer, uid: int) -> None:
+    try:
+        wanted = process.host_user(uid)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise LauncherUnavailable(f"the pod's user namespace has no user {uid}") from error
+    as_told = f"{wanted} ({uid} in its pod)" if wanted != uid else str(uid)
+    if peer.uid != wanted:
+        raise LauncherUnavailable(f"the listener runs as user {peer.uid}, not {as_told}")
+    # Of the process itself too: who called listen(2) may have ended since, and its pid be somebody else's by now: the
+    # container runtime's, say, which enters a pod's cgroup before it gives up what it may do.
+    if process.users != {wanted}:
+        raise LauncherUnavailable(f"the listener (pid {process.pid}) does not run as user {as_told} alone")
 
 
 def channel(fd: int) -> grpc.aio.Channel:

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
+from api import names
 from api.errors import NetworkError
 from api.networks import pod_interface
 from handler.network import bridge, masquerade, nft, resolver
@@ -76,11 +77,12 @@ def attach(
     except OSError:
         settings = Resolver()  # a guest without DNS is better than none
     try:
+        owner = process.host_user(names.LAUNCHER_UID), process.host_group(names.LAUNCHER_UID)
         with proc.closing(process.namespace("net")) as namespace:
             _refuse_the_nodes(namespace, host)
             proc.setns(namespace, proc.CLONE_NEWNET)
         with Netlink() as route:
-            return _Attaching(route, requests, record, pod_uid, used, perform).run(settings)
+            return _Attaching(route, requests, record, pod_uid, used, perform, owner).run(settings)
     except OSError as error:
         raise NetworkError(f"the pod's networks cannot be set up: {error.strerror or error}") from error
 
@@ -103,6 +105,7 @@ class _Attaching:
         pod_uid: str,
         used: Collection[str] | None,
         perform: Perform,
+        owner: tuple[int, int],
     ) -> None:
         self._route = route
         self._requests = requests
@@ -110,12 +113,14 @@ class _Attaching:
         self._pod_uid = pod_uid
         self._used = used
         self._perform = perform
+        self._owner = owner
 
     def run(self, settings: Resolver) -> Made:
         current = observe(self._route)
         taken = self._taken(current)
         going = self._going(current)
         attachments, desired = compose(current, self._requests, taken, self._pod_uid, going)
+        desired = replace(desired, owner=self._owner)
         if self._used is None:
             desired = replace(desired, kept=frozenset(current.links))
         current = with_sysctls(current, desired)

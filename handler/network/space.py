@@ -96,6 +96,8 @@ class Desired:
     tables: tuple[nft.Table, ...] = ()
     kept: frozenset[str] = frozenset()
     """Devices of ours that nobody wants any more and somebody still uses."""
+    owner: tuple[int, int] = (names.LAUNCHER_UID, names.LAUNCHER_UID)
+    """User and group that may open the taps, by our names for them: a pod may have a user namespace."""
 
 
 class Step(NamedTuple):
@@ -231,7 +233,7 @@ def _bridge(route: Netlink, desired: Desired, step: Step) -> None:
 
 
 def _tap(route: Netlink, desired: Desired, step: Step) -> None:
-    netlink.add_tap(step.device, names.LAUNCHER_UID, _devices(desired, step.device).multi_queue)
+    netlink.add_tap(step.device, *desired.owner, _devices(desired, step.device).multi_queue)
 
 
 def _sysctl(route: Netlink, desired: Desired, step: Step) -> None:

@@ -40,6 +40,14 @@ class Process:
         """The launcher's gRPC server: the supervisor's Python child."""
         return not self.is_supervisor and "python" in self.command.split("\0")[0]
 
+    def outside(self, identity: int, table: str = "uid_map") -> int:
+        """The machine's name for a user (or group: `gid_map`) of the process's user namespace."""
+        for line in (Path("/proc") / str(self.pid) / table).read_text().splitlines():
+            first, there, count = map(int, line.split())
+            if first <= identity < first + count:
+                return there + identity - first
+        raise AssertionError(f"{self.name}: {identity} is not in its {table}")
+
     def lives(self) -> bool:
         """Whether this very process still runs."""
         return _read(self.pid) == self

@@ -34,9 +34,10 @@ def test_no_process_of_the_pod_has_any_privilege(machine: Machine) -> None:
     assert any(p.is_supervisor for p in found) and any(p.is_libvirt for p in found) and any(p.is_server for p in found)
     for process in found:
         what = f"{process.name} ({process.command!r})"
-        assert process.status["Uid"].split() == [QEMU_ID] * 4, what
-        assert process.status["Gid"].split() == [QEMU_ID] * 4, what
-        assert set(process.status["Groups"].split()) <= {QEMU_ID}, what
+        user, group = (str(process.outside(int(QEMU_ID), table)) for table in ("uid_map", "gid_map"))
+        assert process.status["Uid"].split() == [user] * 4, what
+        assert process.status["Gid"].split() == [group] * 4, what
+        assert set(process.status["Groups"].split()) <= {group}, what
         assert process.status["NoNewPrivs"] == "1", what
         for kind in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"):
             assert int(process.status[kind], 16) == 0, f"{what} has {kind} {process.status[kind]}"

@@ -13,10 +13,14 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from handler import pod_processes
+from kit import proc
 from tests.node import netlab
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 SOCKET = "volumes/kubernetes.io~empty-dir/hyperlet/launcher.sock"
+BASE = 7 << 16
+"""The node's user that a pod's root is, in a pod with a user namespace."""
 
 
 def _cgroups() -> pathlib.Path:
@@ -42,39 +46,96 @@ class Cgroup:
                 directory.rmdir()
 
 
-class Pod:
-    """A pod's directory and cgroup. `namespace`: a network namespace, or None for one of its own without links."""
+def sandbox(pod_uid: str) -> proc.Process | None:
+    """The first process of a pod, on a machine whose first process may not be looked at."""
+    return pod_processes.sandbox(pod_uid, "/proc/self/ns/net")
 
-    def __init__(self, pods: pathlib.Path, namespace: netlab.Namespace | None = None) -> None:
+
+class Sandbox:
+    """The process that a container runtime starts first in a pod, in network and user namespaces that it makes.
+
+    `users`: the pod has a user namespace of its own, whose 65536 users are the node's from BASE on.
+    """
+
+    SCRIPT = """
+import ctypes, os, sys, time
+assert ctypes.CDLL(None).unshare(int(sys.argv[1])) == 0
+print("up", flush=True)
+sys.stdin.readline()
+if sys.argv[2]:
+    os.chroot(sys.argv[2])
+print("in", flush=True)
+time.sleep(600)
+"""
+
+    def __init__(self, users: bool, namespace: netlab.Namespace | None = None, root: str = "") -> None:
+        enter = ["nsenter", f"--net=/proc/{namespace.pid}/ns/net"] if namespace else ["unshare", "--net"]
+        flags = 0x10000000 if users else 0  # CLONE_NEWUSER
+        if users and namespace is None:
+            # CLONE_NEWNET and CLONE_NEWNS: ones that the user namespace owns, as in a real pod
+            enter, flags = [], flags | 0x40000000 | 0x00020000
+        self._process = subprocess.Popen(
+            [*enter, sys.executable, "-c", self.SCRIPT, str(flags), root],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdin and self._process.stdout and self._process.stdout.readline() == "up\n"
+        self.pid = self._process.pid
+        if users:
+            for table in ("uid_map", "gid_map"):
+                pathlib.Path(f"/proc/{self.pid}/{table}").write_text(f"0 {BASE} 65536")
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "in\n"
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class Pod:
+    """A pod's directory, cgroup and sandbox. `namespace`: a network namespace, or None for one of its own without
+    links. `users`: the pod has a user namespace."""
+
+    def __init__(self, pods: pathlib.Path, namespace: netlab.Namespace | None = None, users: bool = False) -> None:
         self.uid = str(uuid.uuid4())
         self.pods = pods
         self.directory = pods / self.uid / SOCKET
         self.directory.parent.mkdir(parents=True)
-        os.chown(self.directory.parent, 107, 107)
+        base = BASE if users else 0
+        # In a real pod the volume is an id-mapped mount: on the disk it belongs to 107, and so it does here without.
+        os.chown(self.directory.parent, base + 107, base + 107)
         self.socket = self.directory
         self.cgroup = Cgroup(self.uid)
-        self._namespace = namespace
+        self.sandbox = Sandbox(users, namespace)
+        self.cgroup.add(self.sandbox.pid)
+        self.users = users
         self._launchers: list[Fake] = []
 
     def launcher(self, uid: int = 107, in_cgroup: bool = True, path: pathlib.Path | None = None) -> "Fake":
         """Starts a launcher that listens on the pod's socket."""
-        enter = ["nsenter", f"--net=/proc/{self._namespace.pid}/ns/net"] if self._namespace else ["unshare", "--net"]
-        started = Fake([*enter, "unshare", "--mount"], path or self.socket, uid, self.cgroup if in_cgroup else None)
+        enter = ["nsenter", f"--net=/proc/{self.sandbox.pid}/ns/net", "unshare", "--mount"]
+        joined = self.sandbox.pid if self.users else 0
+        started = Fake(enter, path or self.socket, uid, self.cgroup if in_cgroup else None, joined)
         self._launchers.append(started)
         return started
 
     def close(self) -> None:
         for launcher in self._launchers:
             launcher.kill()
+        self.sandbox.close()
         self.cgroup.close()
 
 
 class Fake:
     """A launcher in another process. `tell` gives it orders, `heard` are the Sync requests so far."""
 
-    def __init__(self, enter: list[str], socket: pathlib.Path, uid: int, cgroup: Cgroup | None) -> None:
+    def __init__(
+        self, enter: list[str], socket: pathlib.Path, uid: int, cgroup: Cgroup | None, users_of: int = 0
+    ) -> None:
         self.process = subprocess.Popen(
-            [*enter, sys.executable, "-m", "tests.node.podlab", str(socket), str(uid)],
+            [*enter, sys.executable, "-m", "tests.node.podlab", str(socket), str(uid), str(users_of)],
             cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
         if cgroup is not None:
@@ -112,9 +173,9 @@ class Fake:
 
 
 @contextlib.contextmanager
-def pod(pods: pathlib.Path, namespace: netlab.Namespace | None = None) -> Iterator[Pod]:
+def pod(pods: pathlib.Path, namespace: netlab.Namespace | None = None, users: bool = False) -> Iterator[Pod]:
     """A pod until the end of the block."""
-    made = Pod(pods, namespace)
+    made = Pod(pods, namespace, users)
     try:
         yield made
     finally:
@@ -231,4 +292,12 @@ async def _serve(socket: str, uid: int) -> None:
 if __name__ == "__main__":
     import asyncio
 
+    from google.protobuf import json_format as json_format
+
+    from protos import launcher_pb2_grpc as launcher_pb2_grpc
+
+    # Everything is imported: what is root's alone cannot be read in a user namespace, and threads cannot enter one.
+    if int(sys.argv[3]):
+        with proc.closing(os.open(f"/proc/{sys.argv[3]}/ns/user", os.O_RDONLY)) as users:
+            proc.setns(users, 0x10000000)
     asyncio.run(_serve(sys.argv[1], int(sys.argv[2])))

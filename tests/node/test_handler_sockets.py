@@ -1,5 +1,6 @@
 """Launchers' sockets with every trap that a pod could set, on real cgroups and real sockets."""
 
+import contextlib
 import os
 import pathlib
 import socket
@@ -40,7 +41,7 @@ def open_pod(pod: podlab.Pod) -> int:
 
 def verify(pod: podlab.Pod, uid: int = 107) -> int:
     """The verified listener's pid."""
-    with proc.closing(open_pod(pod)) as fd, rpc.verified_process(fd, pod.uid, uid) as process:
+    with proc.closing(open_pod(pod)) as fd, rpc.verified_process(fd, pod.uid, uid, podlab.sandbox) as process:
         return process.pid
 
 
@@ -100,7 +101,7 @@ def test_hard_link_to_the_hosts_socket(pod, pods):
         host.bind(str(pods / "host.sock"))
         host.listen()
         os.link(pods / "host.sock", pod.socket)
-        with pytest.raises(LauncherUnavailable, match="runs as user 0"):
+        with pytest.raises(LauncherUnavailable, match="not in the pod's cgroup"):
             verify(pod)
 
 
@@ -130,7 +131,7 @@ def test_swap_after_opening_changes_nothing(pod, pods):
         host.listen()
         pod.socket.unlink()
         pod.socket.symlink_to(pods / "host.sock")
-        with rpc.verified_process(fd, pod.uid, 107) as process:
+        with rpc.verified_process(fd, pod.uid, 107, podlab.sandbox) as process:
             assert process.pid == launcher.pid
 
 
@@ -155,35 +156,120 @@ def test_nobody_listens(pod):
         verify(pod)
 
 
-def test_listener_in_a_user_namespace_of_its_own(pod):
-    script = """
+# ---- user namespaces: the pod's own, and others
+
+LISTENER = """
 import ctypes, os, pathlib, socket, sys
+def enter(step):
+    if step == "unshare":
+        assert ctypes.CDLL(None).unshare(0x10000000) == 0  # CLONE_NEWUSER
+        for table, words in (("setgroups", "deny"), ("uid_map", "107 107 1"), ("gid_map", "107 107 1")):
+            pathlib.Path("/proc/self", table).write_text(words)
+    elif step.startswith("/"):
+        with open(step) as namespace:
+            assert ctypes.CDLL(None).setns(namespace.fileno(), 0x10000000) == 0
+    else:
+        os.setgroups([])
+        os.setresgid(*3 * [int(step)])
+        os.setresuid(*3 * [int(step)])
+        ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: else its /proc files are root's
 sys.stdin.readline()
-os.setgid(107)
-os.setuid(107)
 os.chdir(pathlib.Path(sys.argv[1]).parent)
-result = ctypes.CDLL(None).unshare(0x10000000)  # CLONE_NEWUSER
+for step in sys.argv[2:]:
+    enter(step)
 listener = socket.socket(socket.AF_UNIX)
 listener.bind("launcher.sock")
 listener.listen()
-print(result, flush=True)
+print("up", flush=True)
 sys.stdin.readline()
 """
+
+
+@contextlib.contextmanager
+def listening(pod, *steps: str):
+    """A listener in the pod's cgroup that takes these steps first: a path is a user namespace to enter, a number is a
+    user to become, `unshare` makes a user namespace in which it is user 107, too."""
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(pod.socket)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ["nsenter", f"--net=/proc/{pod.sandbox.pid}/ns/net", sys.executable, "-c", LISTENER, str(pod.socket), *steps],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdin and process.stdout
     try:
         pod.cgroup.add(process.pid)
         process.stdin.write("\n")
         process.stdin.flush()
-        if process.stdout.readline().strip() != "0":
-            pytest.skip("this kernel lets nobody make user namespaces")
-        with pytest.raises(LauncherUnavailable, match="user namespace"):
-            verify(pod)
+        assert process.stdout.readline() == "up\n"
+        yield process
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def walled(pods):
+    """A pod with a user namespace."""
+    with podlab.pod(pods, users=True) as made:
+        yield made
+
+
+async def test_launcher_in_its_pods_user_namespace_is_found_and_answers(walled):
+    launcher = walled.launcher()
+    assert verify(walled) == launcher.pid
+    with proc.closing(open_pod(walled)) as fd:
+        assert rpc.listener(fd).uid == podlab.BASE + 107
+        async with rpc.channel(fd) as channel:
+            report = await services.LauncherStub(channel).Sync(
+                pb.SyncRequest(vmi=b'{"metadata":{"uid":"u"}}'), timeout=5
+            )
+    assert report.vmi_uid == "u"
+
+
+def test_launcher_of_another_user_of_its_pod_is_refused(walled):
+    walled.launcher(uid=108)
+    with pytest.raises(LauncherUnavailable, match=rf"runs as user {podlab.BASE + 108}, not {podlab.BASE + 107} \(107"):
+        verify(walled)
+
+
+def test_listener_in_a_user_namespace_of_its_own(pod):
+    with listening(pod, "107", "unshare"), pytest.raises(LauncherUnavailable, match="another user name"):
+        verify(pod)
+
+
+def test_listener_in_a_user_namespace_made_inside_its_pods(walled):
+    steps = f"/proc/{walled.sandbox.pid}/ns/user", "107", "unshare"
+    with listening(walled, *steps), pytest.raises(LauncherUnavailable, match="another user na"):
+        verify(walled)
+
+
+def test_listener_in_the_nodes_user_namespace_though_its_pod_has_one(walled):
+    os.chown(walled.socket.parent, 107, 107)
+    with listening(walled, "107"), pytest.raises(LauncherUnavailable, match="another user namespace"):
+        verify(walled)
+
+
+def test_listener_in_the_user_namespace_of_another_pod(walled, pods):
+    with podlab.pod(pods, users=True) as other:
+        steps = f"/proc/{other.sandbox.pid}/ns/user", "107"
+        with listening(walled, *steps), pytest.raises(LauncherUnavailable, match="another user namespace"):
+            verify(walled)
+
+
+def test_listener_that_is_its_pods_first_process_in_a_namespace_of_its_own_making(pod):
+    """A runtime without sandbox processes: the namespace is the first process's, but not one that a runtime made."""
+    pod.sandbox.close()
+    pod.sandbox = podlab.Sandbox(False)  # not in the pod's cgroup
+    with listening(pod, "107", "unshare") as process:
+        with pytest.raises(LauncherUnavailable, match="the container runtime did not make"):
+            verify(pod)
+        assert process.poll() is None
+
+
+def test_pod_without_a_process_in_a_network_of_its_own(pod):
+    pod.launcher()
+    with proc.closing(open_pod(pod)) as fd, pytest.raises(LauncherUnavailable, match="network of its own"):
+        rpc.verified_process(fd, pod.uid, 107, lambda uid: None)
 
 
 async def test_answer_larger_than_the_limit_is_refused(pod):
@@ -198,7 +284,7 @@ async def test_answer_larger_than_the_limit_is_refused(pod):
 
 def test_ended_process_is_not_mistaken_for_its_successor(pod):
     launcher = pod.launcher()
-    with proc.closing(open_pod(pod)) as fd, rpc.verified_process(fd, pod.uid, 107) as process:
+    with proc.closing(open_pod(pod)) as fd, rpc.verified_process(fd, pod.uid, 107, podlab.sandbox) as process:
         assert process.alive
         launcher.kill()
         assert not process.alive

@@ -60,7 +60,7 @@ async def handler(kube: FakeKube, pods: Path, joining=None):
     """A handler until the end of the block: every one starts with nothing in its memory."""
 
     def launcher(uid: str, changed, turns) -> Launcher:
-        return Launcher(uid, changed, turns, pods, heartbeat_seconds=0.3, answer_seconds=0.5)
+        return Launcher(uid, changed, turns, pods, heartbeat_seconds=0.3, answer_seconds=0.5, sandbox=podlab.sandbox)
 
     client = Containerd("/nonexistent/containerd.sock")
     machines = Machines(
@@ -338,6 +338,7 @@ async def test_evidence_of_a_vanished_pods_end_is_given_when_no_process_is_left(
         await asyncio.sleep(2.5)
         assert kube.status()["activePods"] == {lab.uid: "node1"}
         launcher.kill()
+        lab.sandbox.close()
         await until(lambda: not kube.status()["activePods"])
     assert kube.patches[-1]["status"] == {"activePods": {lab.uid: None}}
 
@@ -352,6 +353,7 @@ async def test_evidence_for_a_failed_pod_needs_every_process_to_have_ended(kube,
         await asyncio.sleep(2.5)
         assert kube.status()["activePods"] == {lab.uid: "node1"}
         launcher.kill()
+        lab.sandbox.close()
         await until(lambda: not kube.status()["activePods"])
 
 

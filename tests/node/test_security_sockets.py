@@ -49,7 +49,7 @@ def test_process_that_is_still_roots_is_not_entered(tmp_path):
             with proc.closing(fd):
                 assert rpc.listener(fd).uid == 107
                 with pytest.raises(LauncherUnavailable, match="does not run as user 107 alone"):
-                    rpc.verified_process(fd, pod.uid, 107)
+                    rpc.verified_process(fd, pod.uid, 107, podlab.sandbox)
         finally:
             process.kill()
             process.wait()

@@ -30,7 +30,7 @@ def test_listener_outside_of_any_pod_is_refused(base):
         server.bind(str(path / "s"))
         server.listen()
         with proc.closing(rpc.open_socket(fd, "s")) as found, pytest.raises(LauncherUnavailable, match="cgroup"):
-            rpc.verified_process(found, "0b9e4c1e-6c58-4ad1-9a0a-3a1b2c3d4e5f", os.getuid())
+            rpc.verified_process(found, "0b9e4c1e-6c58-4ad1-9a0a-3a1b2c3d4e5f", os.getuid(), lambda _: None)
 
 
 def test_nothing_there(base):
