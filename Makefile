@@ -15,7 +15,7 @@ endef
 side_by_side = -n $(SIDE_BY_SIDE) --dist loadfile
 export HYPERLET_CACHE ?= $(HOME)/.cache/hyperlet
 
-.PHONY: help up down status test check unit node-test e2e bench bench-cni manifests protos lint types images clean
+.PHONY: help up down status test check unit node-test e2e bench bench-cni chaos manifests protos lint types images clean
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ e2e: .venv/ready ## on the real cluster (brings it up if it is not)
 bench: .venv/ready ## measure; prints tables, writes JSON to .run/bench/
 	@$(PYTHON) -m cluster.deploy up
 	$(PYTHON) -m bench all
+
+chaos: .venv/ready ## 200 deletions and faults of chance on one VM (SEED=N repeats one): never two QEMUs of it
+	@$(PYTHON) -m cluster.deploy up
+	$(PYTHON) -m bench.chaos $(if $(SEED),--seed $(SEED))
 
 bench-cni: .venv/ready ## the CNI plugins against Debian's containernetworking-plugins (root)
 	$(PYTHON) -m bench.cni
