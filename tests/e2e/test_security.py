@@ -144,18 +144,29 @@ def owner(machine: Machine, uid: str = "") -> Json:
     }
 
 
-@pytest.mark.parametrize("claims", ["labels", "owner-of-another-time", "owner"])
+def environment(machine: Machine) -> list[Json]:
+    """What a launcher of the machine is given: this is what controller and handlers know launchers by."""
+    given = {"NAMESPACE": machine.space.name, "NAME": machine.name, "UID": machine.uid()}
+    return [{"name": f"HYPERLET_{key}", "value": value} for key, value in given.items()]
+
+
+@pytest.mark.parametrize("claims", ["labels", "owner-of-another-time", "owner", "environment"])
 def test_a_forged_launcher_is_not_driven(space: Space, machine: Machine, claims: str) -> None:
     owners = {
         "labels": [],
         # The API server's garbage collector takes this one away by itself, sooner or later.
         "owner-of-another-time": [owner(machine, "00000000-1111-2222-3333-444444444444")],
         "owner": [owner(machine)],
+        "environment": [owner(machine)],
     }[claims]
     before = machine.vmi()
     assert before
     name = f"a-{claims}"  # before the real one in every list that is in order
-    space.apply(forged_pod(name, machine, owners))
+    forged = forged_pod(name, machine, owners)
+    if claims == "environment":
+        forged["spec"]["restartPolicy"] = "Never"
+        forged["spec"]["containers"][0] |= {"name": "compute", "env": environment(machine)}
+    space.apply(forged)
     if claims != "owner-of-another-time":
         wait_for(lambda: "listening" in space.kubectl("logs", name), "the forged launcher listens")
     space.kubectl("annotate", "vmi", machine.name, f"e2e.test/{claims}=seen", "--overwrite")
@@ -173,10 +184,11 @@ def test_a_forged_launcher_is_not_driven(space: Space, machine: Machine, claims:
 
 
 def test_a_forged_launcher_cannot_end_a_machine(space: Space, machine: Machine) -> None:
-    """A pod with the labels that fails must not look like the machine's own end."""
+    """A pod with the labels, and all else that a launcher is known by, must not look like the machine's own end."""
     before = machine.answer()["bootId"]
     pod = forged_pod(f"virt-launcher-{machine.name}-fails", machine, [])
     pod["spec"]["restartPolicy"] = "Never"
+    pod["spec"]["containers"][0] |= {"name": "compute", "env": environment(machine)}
     pod["spec"]["containers"][0]["command"] = ["python3", "-c", "raise SystemExit(1)"]
     space.apply(pod)
     wait_for(
