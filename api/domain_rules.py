@@ -1,16 +1,18 @@
 """Rules for CPU, memory, machine, firmware and clock of a VM's domain."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Collection, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from api import names, syntax
+from api import cpu_names, names, syntax
 from api.defaults import vcpus
 from api.domain import CPU, DomainSpec, ResourceRequirements
 from api.errors import Fault
 from api.machine_types import machine_problem
 from api.meta import Quantity, format_bytes, parse_quantity
 from api.platform import Clock, Firmware, KernelBoot
+from api.timezones import ZONES
 from api.vmi import VirtualMachineInstanceSpec
 
 if TYPE_CHECKING:
@@ -130,14 +132,22 @@ def _resources(resources: ResourceRequirements | None, path: str) -> Iterator[Fa
 
 def _cpu(cpu: CPU, path: str) -> Iterator[Fault]:
     if cpu.model is not None:
-        yield from check(syntax.word(cpu.model, 64), f"{path}.model")
+        yield from _known(cpu.model, cpu_names.MODELS | cpu_names.HOST, "CPU model", f"{path}.model")
     seen: set[str] = set()
     for index, feature in enumerate(cpu.features or ()):
         here = f"{path}.features[{index}].name"
-        yield from check(syntax.word(feature.name, 64), here)
+        yield from _known(feature.name, cpu_names.FEATURES, "CPU feature", here)
         if feature.name in seen:
             yield Fault(here, names.FAULT_DUPLICATE, f"feature {feature.name!r} is named twice")
         seen.add(feature.name)
+
+
+def _known(name: str, known: Collection[str], what: str, path: str) -> Iterator[Fault]:
+    """A Fault for a name that the launcher's libvirt would refuse when the VM starts."""
+    if name not in known:
+        near = difflib.get_close_matches(name[:64], known, n=3, cutoff=0.75)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        yield Fault(path, names.FAULT_NOT_SUPPORTED, f"{name[:64]!r} is no {what} that libvirt knows{hint}")
 
 
 def _firmware(firmware: Firmware, path: str) -> Iterator[Fault]:
@@ -175,7 +185,10 @@ def _clock(clock: Clock, path: str) -> Iterator[Fault]:
     if clock.utc is not None and clock.timezone is not None:
         yield Fault(path, names.FAULT_INVALID, "utc and timezone exclude each other")
     if clock.timezone is not None:
-        yield from check(syntax.timezone(clock.timezone), f"{path}.timezone")
+        problem = syntax.timezone(clock.timezone)
+        if problem is None and clock.timezone not in ZONES:
+            problem = f"{clock.timezone!r} is no time zone of the tz database, such as America/New_York"
+        yield from check(problem, f"{path}.timezone")
 
 
 def _chassis(domain: DomainSpec, path: str) -> Iterator[Fault]:

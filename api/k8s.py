@@ -276,6 +276,12 @@ class Event(K8sObject):
     action: str | None = None
 
 
+class ControllerRevision(K8sObject):
+    """A state of an object that is kept (apps/v1). Its data, which may be large, is skipped."""
+
+    revision: int | None = None
+
+
 class LeaseSpec(Struct):
     """Who holds a lease and for how long; times are RFC 3339 with microseconds."""
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from api import launchers, names
 from api.configuration import KubeVirtConfiguration
-from api.k8s import Event, Node, PersistentVolumeClaim, Pod
+from api.k8s import ControllerRevision, Event, Node, PersistentVolumeClaim, Pod
 from api.kubevirt import KubeVirt
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
-from controller import pod_networks, volumes
+from controller import pod_networks, revisions, volumes
 from controller.config import Settings, launcher_image, launcher_pull_policy, offers_kvm, pull_secrets, spec_of
 from controller.definitions import Definitions, NetworkAttachmentDefinition
 from controller.node_health import NodeHealth
@@ -47,6 +47,7 @@ class Cluster:
     nodes: Store[Node]
     kubevirts: Store[KubeVirt]
     warnings: Store[Event]
+    revisions: Store[ControllerRevision]
     definitions: Definitions
     health: NodeHealth
     image_volumes: bool = False
@@ -66,9 +67,11 @@ class Cluster:
             health=NodeHealth(nodes),
             kubevirts=Store(kube, KubeVirt),
             warnings=Store(kube, Event, fields=_WARNINGS, keep=_is_launcher_warning),
+            revisions=Store(kube, ControllerRevision, labels={names.LABEL_MANAGED_BY: names.FIELD_MANAGER}),
             definitions=Definitions(kube),
         )
         made.pods.index("name", lambda pod: [f"{pod.metadata.namespace}/{_origin(pod).name}"])
+        made.revisions.index("owner", lambda revision: filter(None, [revisions.owner_uid(revision)]))
         made.vmis.index(
             "claim", lambda vmi: [f"{vmi.metadata.namespace}/{name}" for name in volumes.claim_names(vmi.spec)]
         )
@@ -104,12 +107,18 @@ class Cluster:
 
     def stores(self) -> dict[type[Any], Store[Any]]:
         """The caches by kind, for whoever writes."""
-        return {VirtualMachine: self.vms, VirtualMachineInstance: self.vmis, Pod: self.pods, KubeVirt: self.kubevirts}
+        return {
+            VirtualMachine: self.vms,
+            VirtualMachineInstance: self.vmis,
+            Pod: self.pods,
+            KubeVirt: self.kubevirts,
+            ControllerRevision: self.revisions,
+        }
 
     def all_stores(self) -> Iterator[Store[Any]]:
         """Every cache."""
         yield from (self.vms, self.vmis, self.pods, self.claims, self.nodes, self.kubevirts, self.warnings)
-        yield self.definitions
+        yield from (self.revisions, self.definitions)
 
     def trouble(self) -> str | None:
         """Why the caches cannot be trusted yet, if so."""

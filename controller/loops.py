@@ -2,18 +2,19 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from api import names, validate
 from api.configuration import KubeVirtConfiguration
 from api.errors import AlreadyExists, Conflict, Fault, Forbidden, InvalidObject, NotFound
-from api.k8s import Pod
+from api.k8s import ControllerRevision, Pod
 from api.kubevirt import KubeVirt
 from api.launchers import END_PHASES, has_ended, may_run, origin
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
-from controller import installation, vm, vmi
+from controller import installation, refusals, vm, vmi
 from controller import pod as pods
 from controller.actions import Action, Create, Hands
 from controller.cluster import Cluster
@@ -133,14 +134,28 @@ class VmiLoop(Reconciler[Key, vmi.Observed]):
     async def apply(self, observed: vmi.Observed, action: Action) -> None:
         """One action; a pod that is refused is a matter for the VMI's status."""
         try:
-            await self._hands.do(action)
+            await self._do(observed, action)
         except AlreadyExists:
             await self._adopt(observed.vmi)
         except (Forbidden, InvalidObject) as error:
             if isinstance(action, Create):
-                for words in vmi.refused(observed.vmi, names.REASON_FAILED_CREATE, error.message, now()):
+                message = refusals.explained(error.message)
+                for words in vmi.refused(observed.vmi, names.REASON_FAILED_CREATE, message, now()):
                     await self._hands.do(words)
             raise
+
+    async def _do(self, observed: vmi.Observed, action: Action) -> None:
+        """A pod that the namespace's quota or LimitRange refuses for want of limits is made with them."""
+        try:
+            await self._hands.do(action)
+        except (Forbidden, InvalidObject) as error:
+            if not isinstance(action, Create) or action.kind is not Pod:
+                raise
+            settings = observed.settings
+            bounded = refusals.with_limits(action.obj, observed.defaulted.spec, settings, error.message)
+            if bounded is None:
+                raise
+            await self._hands.do(replace(action, obj=bounded))
 
     async def report(self, key: Key, error: str, failures: int) -> None:
         """A Warning Event on the VMI."""
@@ -232,6 +247,7 @@ class VmLoop(Reconciler[Key, vm.Observed]):
             vm=obj,
             now=now(),
             vmi=self._cluster.vmis.get(*key),
+            revisions=self._cluster.revisions.by("owner", obj.metadata.uid or ""),
             faults=self._faults.of(obj, self._cluster.settings.configuration),
             configuration=self._cluster.settings.configuration,
         )
@@ -244,6 +260,10 @@ class VmLoop(Reconciler[Key, vm.Observed]):
         """One action; a VMI that is refused is a matter for the VM's status."""
         try:
             await self._hands.do(action)
+        except AlreadyExists:
+            # A revision of this name holds this very generation: an earlier try made it, and its answer got lost.
+            if not isinstance(action, Create) or action.kind is not ControllerRevision:
+                raise
         except (Forbidden, InvalidObject) as error:
             if isinstance(action, Create):
                 for words in vm.refused(observed.vm, error.message, now()):

@@ -11,10 +11,11 @@ import msgspec
 from api import defaults, names
 from api.configuration import KubeVirtConfiguration
 from api.errors import Fault
+from api.k8s import ControllerRevision
 from api.meta import ObjectMeta, format_time
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
-from controller import carried, conditions, nics, template, vm_status
+from controller import carried, conditions, nics, revisions, template, vm_status
 from controller.actions import Action, Create, Delete, Json, Patch, Say
 from controller.pod import label_value
 from controller.run_strategy import Verdict, Want, stable_in, starts_paused, verdict
@@ -35,6 +36,8 @@ class Observed:
     now: datetime
     vmi: VirtualMachineInstance | None = None
     """The VMI of the VM's name, whoever owns it."""
+    revisions: Sequence[ControllerRevision] = ()
+    """The VM's own."""
     faults: Sequence[Fault] = ()
     configuration: KubeVirtConfiguration | None = None
 
@@ -93,7 +96,9 @@ def _plan(seen: Observed) -> Iterator[Action | Again]:
     blocked = bool(seen.faults) or (seen.vmi is not None and own is None)
     if decision.want is Want.START and not blocked:
         # The status is told by the next round, which follows at once: one write instead of two.
-        yield Create(VirtualMachineInstance, instance(vm, seen.configuration, seen.now))
+        yield from revisions.keep(vm, seen.revisions)
+        revision = revisions.name_of(vm, seen.revisions)
+        yield Create(VirtualMachineInstance, instance(vm, seen.configuration, seen.now, revision))
         yield Say(vm, names.REASON_CREATED, f"Created virtual machine instance {vm.metadata.name}")
     elif decision.want is Want.STOP and own is not None and not _must_note(vm, decision):
         yield from _stop(seen, own)
@@ -188,8 +193,12 @@ def _replug(seen: Observed) -> Iterator[Action]:
 # ---- the VMI --------------------------------------------------------------------------------------------------------
 
 
-def instance(vm: VirtualMachine, configuration: KubeVirtConfiguration | None, now: datetime) -> Json:
+def instance(
+    vm: VirtualMachine, configuration: KubeVirtConfiguration | None, now: datetime, revision: str | None = None
+) -> Json:
     """The VMI to create: the template with its defaults, the finalizer and the first phase in it.
+
+    `revision` is the name of the ControllerRevision that keeps the VM's spec.
 
     Network cards that are to be absent are: they leave the template in the next round.
     """
@@ -221,6 +230,7 @@ def instance(vm: VirtualMachine, configuration: KubeVirtConfiguration | None, no
     body["status"] = {
         "phase": names.PHASE_PENDING,
         "phaseTransitionTimestamps": [{"phase": names.PHASE_PENDING, "phaseTransitionTimestamp": stamp}],
+        **({"virtualMachineRevisionName": revision} if revision else {}),
     }
     return body
 

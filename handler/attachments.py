@@ -7,7 +7,7 @@ pod's network namespace, and taken back when the network goes from the annotatio
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -31,6 +31,17 @@ NODE_SECONDS = 10.0
 """How long the host's CNI configuration is remembered: Multus may be installed, or go, at any time."""
 
 _log = log.logger(component="attachments")
+
+
+class NotJoined(NetworkError):
+    """Some networks could not be joined, or left; all others of the pod are as they should be."""
+
+    def __init__(self, missing: Mapping[str, str], makers: Mapping[str, str]) -> None:
+        super().__init__("; ".join(missing.values()))
+        self.missing = dict(missing)
+        """What is wrong, by the interface's name in the pod."""
+        self.makers = dict(makers)
+        """Who made each of the others, as `Attachments.ensure` returns it."""
 
 
 class Attachments:
@@ -62,7 +73,8 @@ class Attachments:
         """Who made each interface that the pod's annotation asks for, by its name in the pod: "multus" or "hyperlet".
 
         Joins what is missing and leaves what is no longer asked for; idempotent. `process` is one in the pod's network
-        namespace. Raises NetworkError while an interface is missing, ApiUnavailable.
+        namespace. One that fails holds up none of the others. Raises NotJoined while an interface is missing,
+        NetworkError, ApiUnavailable.
         """
         uid = pod.metadata.uid or ""
         wanted = _wanted(pod)
@@ -124,25 +136,42 @@ class Attachments:
     async def _ensure(self, pod: Pod, wanted: list[Selection], namespace: int) -> dict[str, str]:
         with proc.closing(namespace):
             links = await _links(namespace, self._host.network)
-            await self._leave_unwanted(pod, wanted, links, namespace)
+            missing = await self._leave_unwanted(pod, wanted, links, namespace)
             makers: dict[str, str] = {}
             for each in wanted:
-                makers[each.interface] = await self._one(pod, each, links, namespace)
+                if each.interface in missing:
+                    continue
+                try:
+                    makers[each.interface] = await self._one(pod, each, links, namespace)
+                except NetworkError as error:
+                    missing[each.interface] = error.message
             own = links.get("eth0")
             await self._tell(pod, own.mac if own else "")
+            if missing:
+                raise NotJoined(missing, makers)
             return makers
 
-    async def _leave_unwanted(self, pod: Pod, wanted: list[Selection], links: dict[str, Link], namespace: int) -> None:
-        """Leaves what is not asked for any more, and what is half joined or went away with an earlier sandbox."""
-        uid = pod.metadata.uid or ""
+    async def _leave_unwanted(
+        self, pod: Pod, wanted: list[Selection], links: dict[str, Link], namespace: int
+    ) -> dict[str, str]:
+        """Leaves what is not asked for any more, and what is half joined or went away with an earlier sandbox.
+
+        Returns what could not be left, and why, by interface.
+        """
+        uid, failed = pod.metadata.uid or "", dict[str, str]()
         record = self._records.get(uid)
         keep = {(each.interface, each.network) for each in wanted}
         for joined in record.joined if record else []:
             selection = joined.selection
             whole = joined.result is not None and selection.interface in links
             if not whole or (selection.interface, selection.network) not in keep:
-                await self._leave(uid, selection.interface, namespace)
-                links.pop(selection.interface, None)
+                try:
+                    await self._leave(uid, selection.interface, namespace)
+                except NetworkError as error:
+                    failed[selection.interface] = error.message
+                else:
+                    links.pop(selection.interface, None)
+        return failed
 
     async def _one(self, pod: Pod, selection: Selection, links: dict[str, Link], namespace: int) -> str:
         record = self._records.get(pod.metadata.uid or "")

@@ -2,21 +2,23 @@
 
 import asyncio
 import pathlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from api.errors import HyperletError, ImagePullFailed, NetworkError
 from api.k8s import Pod
 from api.vmi import VirtualMachineInstance
 from handler import images, memlock, network_status, volumes
+from handler.attachments import NotJoined
 from handler.images import Images
 from handler.launchers import Launcher
 from handler.network import record, setup
 from handler.network.advertiser import Advertiser
 from handler.network.lease import Attachment
 from handler.network.record import Record
-from handler.network.request import is_mac, requests_of
+from handler.network.request import Request, is_mac, requests_of
 from kit import log, proc
 
 _log = log.logger(component="bringing")
@@ -39,6 +41,9 @@ class Brought:
     made: setup.Made = field(default_factory=setup.Made)
     told: frozenset[str] = frozenset()
     """The pod's interfaces that its network-status tells of."""
+    pending: Mapping[str, str] = field(default_factory=dict)
+    """What is missing for interfaces that are to be plugged into the running VM, by the interface's name. Everything
+    else goes on without them."""
     advertisers: dict[str, Advertiser] = field(default_factory=dict)
     """By bridge."""
 
@@ -85,33 +90,54 @@ class Bringer:
                 raise outcome
         joined = outcomes[0]
         assert not isinstance(joined, BaseException)
-        made, told = joined
+        made = joined.made
         changed = [str(item) for outcome in outcomes[1:] if isinstance(outcome, list) for item in outcome]
         changed += made.changed
         if changed:
             _log.debug("Made the node's side of the VM", changed=changed, **log.about(vmi))
-        return Brought(made, told, await self._advertise(process, made.attachments, before))
+        advertisers = await self._advertise(process, made.attachments, before)
+        return Brought(made, joined.told, joined.pending, advertisers)
 
-    async def _join(
-        self, vmi: VirtualMachineInstance, pod: Pod, launcher: Launcher, before: Brought | None
-    ) -> tuple[setup.Made, frozenset[str]]:
-        """Has the pod's interfaces made, and from them the taps of the VM."""
+    async def _join(self, vmi: VirtualMachineInstance, pod: Pod, launcher: Launcher, before: Brought | None) -> Brought:
+        """Has the pod's interfaces made, and from them the taps of the VM.
+
+        Of a VM that runs, an interface that it does not use yet is set aside while something is missing for it.
+        """
         process = launcher.process
-        requests = requests_of(vmi)
+        requests = list(requests_of(vmi))
         told: frozenset[str] = frozenset()
+        pending: dict[str, str] = {}
+        used = _used(launcher)
         if self._joining is not None:
-            told = frozenset(await self._joining.ensure(pod, process))
+            try:
+                told = frozenset(await self._joining.ensure(pod, process))
+            except NotJoined as error:
+                pending = _set_aside(error, requests, used)
+                told = frozenset(error.makers)
+        requests = [request for request in requests if request.name not in pending]
         if hardware := ", ".join(request.name for request in requests if request.hardware):
             amount = memlock.wanted(vmi)
             await proc.isolated(lambda: self._allow(launcher.pod_uid, hardware, amount))
-        used = _used(launcher)
         if not (requests or used or (before and (before.made.attachments or before.made.going))):
-            return setup.Made(), told  # a VM without a NIC may have any namespace
+            return Brought(told=told, pending=pending)  # a VM without a NIC may have any namespace
+        made = await self._attach(launcher, requests, used, pending)
+        made = replace(made, attachments=tuple(_with_mac(each, pod) for each in made.attachments))
+        return Brought(made, told, pending)
+
+    async def _attach(
+        self, launcher: Launcher, requests: list[Request], used: Collection[str] | None, pending: dict[str, str]
+    ) -> setup.Made:
+        """The taps; an interface of a running VM that the pod does not have yet is added to `pending` instead."""
         record = Record(launcher.pod_uid, self._records)
-        made = await proc.isolated(
-            lambda: setup.attach(process, requests, record, launcher.pod_uid, used, self._host_network)
-        )
-        return replace(made, attachments=tuple(_with_mac(each, pod) for each in made.attachments)), told
+        while True:
+            asked = [request for request in requests if request.name not in pending]
+            work = partial(setup.attach, launcher.process, asked, record, launcher.pod_uid, used, self._host_network)
+            try:
+                return await proc.isolated(work)
+            except setup.InterfaceMissing as error:
+                if used is None or error.name in used:
+                    raise
+                pending[error.name] = error.message
 
     async def _advertise(
         self, process: proc.Process, attachments: Collection[Attachment], before: Brought | None
@@ -150,6 +176,14 @@ class Bringer:
     def sweep(self, living: Collection[str]) -> int:
         """Removes the records of pods that are gone; how many. Raises OSError."""
         return record.sweep(self._records, living)
+
+
+def _set_aside(error: NotJoined, requests: Collection[Request], used: Collection[str] | None) -> dict[str, str]:
+    """What is missing, by interface of the VM. Raises the error where the VM does not run yet, or uses one of them."""
+    names = {request.interface: request.name for request in requests if request.interface}
+    if used is None or any(names.get(interface) in used for interface in error.missing):
+        raise error
+    return {names.get(interface, interface): message for interface, message in error.missing.items()}
 
 
 def _with_mac(attachment: Attachment, pod: Pod) -> Attachment:

@@ -200,7 +200,8 @@ def _drive(seen: Observed, state: State) -> Iterator[Action]:
             yield from _say(seen, Trouble("Lost", "the launcher knows nothing of the virtual machine that it ran"))
         return
     needs_sync = (seen.phase == names.PHASE_SCHEDULED and not state.runs) or _is_out_of_date(seen, state)
-    if not seen.busy and (seen.brought is None or needs_sync or _is_unplugged(seen.brought, state)):
+    waits = seen.brought is not None and bool(seen.brought.pending)
+    if not seen.busy and (seen.brought is None or needs_sync or waits or _is_unplugged(seen.brought, state)):
         assert seen.pod is not None
         if seen.clock >= seen.retry_at or seen.tried != occasion(seen.vmi, seen.pod):
             yield Bring(needs_sync)
@@ -210,10 +211,12 @@ def _drive(seen: Observed, state: State) -> Iterator[Action]:
         yield Again(UNPLUG_SECONDS)
     # Without progress means that it did not run: it does now.
     is_over = state.runs and seen.trouble is not None and seen.trouble.reason == names.REASON_NO_PROGRESS
-    if seen.trouble is not None and not is_over:
-        yield from _say(seen, seen.trouble)
-    elif state.runs and seen.brought is not None:
-        yield from _run(seen, state, seen.pod, seen.brought)
+    trouble = None if is_over else seen.trouble
+    if state.runs and seen.brought is not None:
+        # What cannot be changed of a VM that runs keeps nothing else about it from being told.
+        yield from _run(seen, state, seen.pod, seen.brought, trouble)
+    elif trouble is not None:
+        yield from _say(seen, trouble)
 
 
 def _is_out_of_date(seen: Observed, state: State) -> bool:
@@ -256,16 +259,16 @@ def _is_unplugged(brought: Brought, state: State) -> bool:
     return state.runs and not set(brought.made.going) <= {nic.name for nic in state.nics}
 
 
-def _run(seen: Observed, state: State, pod: Pod | None, brought: Brought) -> Iterator[Action]:
+def _run(seen: Observed, state: State, pod: Pod | None, brought: Brought, trouble: Trouble | None) -> Iterator[Action]:
     assert pod is not None
     if any(item.state and item.state.terminated for item in pod.status.containerStatuses or ()):
         return  # the report of its end is on its way
-    patch = status.running(seen.vmi, Facts(state, pod, brought.made, seen.kvm, brought.told), seen.now)
+    patch = status.running(seen.vmi, Facts(state, pod, brought.made, seen.kvm, brought.told, trouble), seen.now)
     if patch is None:
         if seen.minor_since:
             yield Wait(0.0)
     elif patch.urgent or (seen.minor_since and seen.clock - seen.minor_since >= COALESCE_SECONDS):
-        yield Write(patch, tuple(_news(seen, state)))
+        yield Write(patch, tuple(_news(seen, state, trouble)))
         yield Wait(0.0)
     else:
         since = seen.minor_since or seen.clock
@@ -273,7 +276,9 @@ def _run(seen: Observed, state: State, pod: Pod | None, brought: Brought) -> Ite
         yield Again(since + COALESCE_SECONDS - seen.clock + 0.05)
 
 
-def _news(seen: Observed, state: State) -> Iterator[tuple[str, str, str]]:
+def _news(seen: Observed, state: State, trouble: Trouble | None) -> Iterator[tuple[str, str, str]]:
+    if trouble is not None and not _has(seen.vmi, names.CONDITION_SYNCHRONIZED, trouble.reason):
+        yield (trouble.reason, trouble.message, "Warning")
     if seen.phase == names.PHASE_SCHEDULED:
         yield (names.REASON_STARTED, "The virtual machine runs", "Normal")
     if state.state == pb.DOMAIN_STATE_IO_ERROR and not _has(

@@ -65,6 +65,8 @@ class Facts:
     """The sentence of the KVM probe."""
     told: frozenset[str] = frozenset()
     """The pod's interfaces that its network-status tells of."""
+    trouble: Trouble | None = None
+    """What keeps the VM from being all that it should be, though it runs."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def _conditions(facts: Facts, status: Json) -> list[Json]:
     found = [
         _ready(facts),
         condition(names.CONDITION_LIVE_MIGRATABLE, False, *_NOT_MIGRATABLE),
-        condition(names.CONDITION_SYNCHRONIZED, True),
+        _synchronized(facts.trouble),
     ]
     if state.state == pb.DOMAIN_STATE_PAUSED:
         found.append(
@@ -185,6 +187,12 @@ def _conditions(facts: Facts, status: Json) -> list[Json]:
         words = f"the processor is emulated in software, which is slow: {facts.kvm}"
         found.append(condition(names.CONDITION_EMULATED, True, "KVMNotUsable", words))
     return found
+
+
+def _synchronized(trouble: Trouble | None) -> Json:
+    if trouble is None:
+        return condition(names.CONDITION_SYNCHRONIZED, True)
+    return condition(names.CONDITION_SYNCHRONIZED, False, trouble.reason, trouble.message)
 
 
 def _gone(facts: Facts) -> tuple[str, ...]:

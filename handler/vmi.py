@@ -3,7 +3,7 @@
 import asyncio
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import Counter, Histogram
 
 from api import codec, defaults, names
-from api.errors import ApiUnavailable, Conflict, HyperletError, LauncherUnavailable, NotFound
+from api.errors import ApiUnavailable, Conflict, HyperletError, LauncherUnavailable, NetworkError, NotFound
 from api.k8s import Pod
 from api.launchers import END_PHASES, has_ended, may_run, origin
 from api.vmi import VirtualMachineInstance
@@ -65,6 +65,13 @@ class Unchanged(HyperletError):
     def __init__(self, sync: bool) -> None:
         what = "said that it made the virtual machine, which does not run" if sync else "still uses what it let go of"
         super().__init__(f"the launcher {what}: see the log of the launcher pod")
+
+
+class Pending(NetworkError):
+    """Interfaces wait for being plugged in; all else is done."""
+
+    def __init__(self, missing: Mapping[str, str]) -> None:
+        super().__init__("; ".join(f"interface {name} is not plugged in: {words}" for name, words in missing.items()))
 
 
 class Machines(Reconciler[Key, Observed]):
@@ -309,12 +316,16 @@ class Machines(Reconciler[Key, Observed]):
         vmi = defaults.default_vmi(observed.vmi)
         try:
             assert observed.pod is not None
+            before = machine.brought.pending if machine.brought is not None else {}
             machine.brought = await self._bringer.bring(vmi, observed.pod, machine.launcher, machine.brought)
-            if sync:
+            pending = machine.brought.pending
+            if sync or pending != before:
                 nics = nic.messages(vmi, machine.brought.made)
                 await self._turns.take(machine.launcher.sync(codec.encode(vmi), nics))
                 machine.synced_at = time.monotonic()
             machine.synced = digest(observed.vmi, observed.pod)
+            if pending:
+                raise Pending(pending)
             if await self._is_repeated(observed):
                 raise Unchanged(sync)
             machine.trouble, machine.failures, machine.retry_at = None, 0, 0.0
@@ -359,7 +370,7 @@ class Machines(Reconciler[Key, Observed]):
         if not isinstance(error, LauncherUnavailable | InterfaceMissing | Unchanged) or machine.failures > 5:
             machine.trouble = Trouble(reason, error.message, permanent)
         self.log.warning(
-            "Could not bring up the VM",
+            "The VM runs without all that it is to have" if isinstance(error, Pending) else "Could not bring up the VM",
             why=error.message,
             failures=machine.failures,
             again_in=None if permanent else round(pause, 1),

@@ -55,6 +55,7 @@ _KINDS: dict[str, Resource] = {
         _core("Service", "services"),
         _core("PersistentVolumeClaim", "persistentvolumeclaims"),
         _core("PersistentVolume", "persistentvolumes", namespaced=False),
+        Resource("apps", "v1", "ControllerRevision", "controllerrevisions"),
         Resource("coordination.k8s.io", "v1", "Lease", "leases"),
         Resource("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"),
         Resource("k8s.cni.cncf.io", "v1", "NetworkAttachmentDefinition", "network-attachment-definitions"),

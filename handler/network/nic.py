@@ -1,11 +1,13 @@
 """The protocol's messages about NICs and their entries in the VMI's status, from what the networks have become."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from api import names
 from api.vmi import VirtualMachineInstance
 from handler.network.lease import Attachment
+from handler.network.resolver import with_subdomain
 from handler.network.setup import Made
 from handler.reports import GuestInterface, NicInfo, State
 from protos import launcher_pb2 as pb
@@ -15,6 +17,8 @@ Json = dict[str, Any]
 
 def messages(vmi: VirtualMachineInstance, made: Made) -> list[pb.Nic]:
     """One message for each interface that the VMI asks for, in its order."""
+    settings = with_subdomain(made.resolver, vmi.spec.subdomain, vmi.metadata.namespace or "")
+    made = replace(made, resolver=settings)
     return [_message(vmi, made, attachment) for attachment in made.attachments]
 
 

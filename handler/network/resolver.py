@@ -48,6 +48,18 @@ def parse(text: str) -> Resolver:
     )
 
 
+def with_subdomain(settings: Resolver, subdomain: str | None, namespace: str) -> Resolver:
+    """The settings with the domain of a headless Service first, so that a guest finds its group by short names.
+
+    Its place in the cluster's domain is told by the pod's own search list: `<namespace>.svc.<domain>`.
+    """
+    own = next((name for name in settings.search if name.startswith(f"{namespace}.svc.")), None)
+    if not subdomain or own is None:
+        return settings
+    search = dict.fromkeys((f"{subdomain}.{own}", *settings.search))
+    return settings._replace(search=tuple(search)[:_MAX_SEARCH])
+
+
 def _reachable(word: str) -> IPv4Address | IPv6Address | None:
     try:
         address = ip_address(word)

@@ -40,6 +40,10 @@ _LOW_PORTS = {"net/ipv4/ip_unprivileged_port_start": "0"}
 class InterfaceMissing(NetworkError):
     """A network that was just asked for has no interface in the pod yet."""
 
+    def __init__(self, request: Request) -> None:
+        super().__init__(f"interface {request.name}: the pod has no interface {request.interface} for it yet")
+        self.name = request.name
+
 
 @dataclass(frozen=True)
 class Made:
@@ -200,7 +204,7 @@ def link_of(current: Current, request: Request, requests: Collection[Request], t
     if request.interface:
         link = current.links.get(request.interface)
         if link is None:
-            raise InterfaceMissing(f"interface {request.name}: the pod has no interface {request.interface} for it yet")
+            raise InterfaceMissing(request)
         return link
     others = {other.interface for other in requests if other.interface}
     # Once its address is taken, the pod's own interface is told by the record.

@@ -10,7 +10,7 @@ import pytest
 
 from api.errors import NetworkError
 from handler import pod_processes
-from handler.attachments import MULTUS, OURS
+from handler.attachments import MULTUS, OURS, NotJoined
 from handler.pod_networks import AGAIN_SECONDS, Leave
 from kit import proc
 from kit.reconcile import Again
@@ -220,6 +220,15 @@ async def test_multus_interfaces_are_only_waited_for(node: Node) -> None:
     assert await ensure(node, "vm", here) == {"net1": MULTUS}
     assert node.seen("vm").metadata.annotations["k8s.v1.cni.cncf.io/network-status"] == status
     assert not node.records()
+
+
+async def test_one_that_cannot_be_joined_holds_up_no_other(node: Node) -> None:
+    await node.network("good", bridge(node.lab))
+    here = await node.pod("vm", "absent@a,good@b", owner="vm")
+    with pytest.raises(NotJoined, match="no NetworkAttachmentDefinition of that name") as refused:
+        await ensure(node, "vm", here, node.attachments())
+    assert set(refused.value.missing) == {"a"} and refused.value.makers == {"b": OURS}
+    assert "b" in here.space.links() and [entry["interface"] for entry in node.told("vm")] == ["b"]
 
 
 async def test_a_status_that_somebody_made_up_convinces_nobody(node: Node) -> None:

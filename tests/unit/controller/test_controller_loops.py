@@ -199,7 +199,7 @@ async def test_an_end_that_the_handler_leaves_to_us_costs_a_call_more_and_takes_
     assert world.writes() == {"delete pods": 2, "patch virtualmachineinstances": 1}
 
 
-async def test_a_vm_costs_eight_calls_to_start_and_six_to_stop(world: World) -> None:
+async def test_a_vm_costs_eight_calls_to_start_one_more_with_a_new_template_and_six_to_stop(world: World) -> None:
     await world.vm("Halted")
     await world.start()
     await until(lambda: world.shown() == "Stopped")
@@ -208,13 +208,22 @@ async def test_a_vm_costs_eight_calls_to_start_and_six_to_stop(world: World) -> 
     await until(lambda: world.shown() == "Running")
     await world.quiet()
     started = world.writes()
-    assert sum(started.values()) == 8, started
+    assert sum(started.values()) == 9, started
     assert started["patch virtualmachines/status"] == 2 and started["create events"] == 1
+    assert started["create controllerrevisions"] == 1
     await world.api.patch("virtualmachines", "web", {"spec": {"runStrategy": "Halted"}})
     await until(lambda: world.shown() == "Stopped")
     await world.quiet()
     stopped = world.writes()
     assert sum(stopped.values()) == 6, stopped
+    await world.api.patch("virtualmachines", "web", {"spec": {"runStrategy": "Always"}})
+    await until(lambda: world.shown() == "Running")
+    await world.quiet()
+    again = world.writes()
+    assert sum(again.values()) == 8 and "create controllerrevisions" not in again, again
+    (revision,) = world.api.of("controllerrevisions")
+    told = world.status("virtualmachineinstances")["virtualMachineRevisionName"]
+    assert told == revision["metadata"]["name"] and revision["data"]["spec"]["template"]["spec"]["domain"]
 
 
 async def test_a_controller_that_starts_writes_nothing_when_all_is_well(world: World) -> None:
@@ -276,6 +285,31 @@ async def test_a_refused_pod_is_told_and_tried_again(world: World) -> None:
     world.api.refuse = lambda verb, plural, body: None
     await until(lambda: world.shown() == "Running")
     assert "Failure" not in [c["type"] for c in world.status()["conditions"]]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'pods "x" is forbidden: failed quota: q: must specify limits.cpu for: compute; limits.memory for: compute',
+        'pods "x" is forbidden: failed quota: q: must specify limits.cpu,limits.memory',
+    ],
+)
+async def test_a_quota_on_limits_gets_them(world: World, words: str) -> None:
+    quota = Refusal(403, "Forbidden", words)
+
+    def refuse(verb: str, plural: str, body: Json) -> Refusal | None:
+        if (verb, plural) != ("create", "pods"):
+            return None
+        limits = body["spec"]["containers"][0]["resources"]["limits"]
+        return None if {"cpu", "memory"} <= limits.keys() else quota
+
+    world.api.refuse = refuse
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    (pod,) = world.api.of("pods")
+    amounts = pod["spec"]["containers"][0]["resources"]
+    assert amounts["limits"]["cpu"] == "1" and amounts["limits"]["memory"] == amounts["requests"]["memory"]
 
 
 async def test_a_claim_that_comes_late_starts_the_vm(world: World) -> None:

@@ -66,6 +66,24 @@ def test_messages_in_the_order_of_the_vmi():
     assert list(blue.dhcp4.dns) == [] and blue.dhcp4.hostname == "a-b"
 
 
+def test_a_subdomain_is_searched_first():
+    in_cluster = ("ns.svc.cluster.local", "svc.cluster.local", "cluster.local")
+    made = replace(MADE, resolver=RESOLVER._replace(search=in_cluster))
+
+    def search(subdomain):
+        document = vmi()
+        spec = msgspec.structs.replace(document.spec, subdomain=subdomain)
+        _, default, _ = nic.messages(msgspec.structs.replace(document, spec=spec), made)
+        assert list(default.dhcp4.search) == list(default.dhcp6.search)
+        return tuple(default.dhcp4.search)
+
+    assert search("grp") == ("grp.ns.svc.cluster.local", *in_cluster)
+    assert search(None) == in_cluster
+    # With dnsPolicy None or Default there is no cluster domain to put it into.
+    made = MADE
+    assert search("grp") == ("cluster.local",)
+
+
 def test_the_pods_address_comes_first():
     entries = nic.status(vmi(), MADE, RUNNING, frozenset({BLUE_IF, VF_IF}))
     default, blue, vf = entries

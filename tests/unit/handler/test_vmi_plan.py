@@ -473,3 +473,39 @@ def test_unplugged_nic_leaves_the_status_at_once():
     document["status"]["interfaces"] = [*document["status"]["interfaces"], entry]
     [write] = written(plan(seen(vmi=msgspec.convert(document, VirtualMachineInstance))))
     assert write.patch.urgent and [item["name"] for item in write.patch.body["status"]["interfaces"]] == ["default"]
+
+
+# ---- what cannot be plugged in holds up nothing else ----------------------------------------------------------------
+
+MISSING = "network ns/blue: Multus runs on this node but has not made pod1 in the pod"
+WAITING = Brought(MADE, pending={"blue": MISSING})
+
+
+def test_a_card_that_waits_is_told_beside_everything_else_of_a_vm_that_runs():
+    observed = seen(brought=False, trouble=Trouble("NetworkError", MISSING), retry_at=2000.0)
+    observed = replace(observed, brought=WAITING, synced=digest(vmi(), pod()), tried=occasion(vmi(), pod()))
+    [write] = written(plan(observed))
+    status = write.patch.body["status"]
+    assert status["phase"] == "Running" and status["interfaces"][0]["ipAddresses"] == ["10.1.1.5", "fd00::5"]
+    synchronized = next(item for item in status["conditions"] if item["type"] == "Synchronized")
+    assert (synchronized["status"], synchronized["message"]) == ("False", MISSING)
+    assert [event[:2] for event in write.events] == [("NetworkError", MISSING), ("Started", "The virtual machine runs")]
+    assert Again(1000.01) in plan(observed), "and it is tried again when it is due"
+    assert Bring(sync=False) in plan(replace(observed, clock=2000.0))
+
+
+def test_another_change_is_made_at_once_while_a_card_waits():
+    observed = seen(trouble=Trouble("NetworkError", MISSING), retry_at=2000.0)
+    observed = replace(observed, brought=WAITING, synced="of the spec before", tried="and tried for that one")
+    assert Bring(sync=True) in plan(observed)
+
+
+def test_what_was_missing_and_has_come_is_told():
+    observed = seen(vmi=running_vmi(), trouble=Trouble("NetworkError", MISSING))
+    [write] = written(plan(replace(observed, brought=WAITING, tried=occasion(vmi(), pod()), retry_at=2000.0)))
+    document = fakekube.merge(msgspec.to_builtins(running_vmi()), {"status": write.patch.body["status"]})
+    told = msgspec.convert(document, VirtualMachineInstance)
+    [healed] = written(plan(seen(vmi=told)))
+    assert {item["type"]: item["status"] for item in healed.patch.body["status"]["conditions"]}[
+        "Synchronized"
+    ] == "True"

@@ -23,6 +23,7 @@ RIGHTS = {
         ("", "pods"): {"list", "watch", "get", "create", "delete"},
         ("", "pods/status"): {"patch"},
         ("", "pods/resize"): {"patch"},
+        ("apps", "controllerrevisions"): {"list", "watch", "create", "delete"},
         ("", "persistentvolumeclaims"): {"list", "watch"},
         ("k8s.cni.cncf.io", "network-attachment-definitions"): {"list", "watch"},
         ("", "nodes"): {"list", "watch"},
