@@ -30,7 +30,7 @@ def templated(metadata: Json, generation: int = 2, spec: Json | None = None) -> 
 
 def started(metadata: Json, phase: str = "Running", **more: Json) -> VirtualMachineInstance:
     """The VMI that the controller makes of a template, with what others have written on it meanwhile."""
-    (create,) = [each for each in plan(Observed(vm=templated(metadata, 1), now=NOW)) if isinstance(each, Create)]
+    *_, create = [each for each in plan(Observed(vm=templated(metadata, 1), now=NOW)) if isinstance(each, Create)]
     document = merge(msgspec.to_builtins(vmi(phase, owner="vm-uid")), {"metadata": more})
     for field in ("labels", "annotations"):
         given = create.obj["metadata"].get(field) or {}
@@ -87,7 +87,7 @@ def test_what_hyperlet_writes_itself_is_neither_carried_nor_taken_out() -> None:
     wanted = {"labels": {**BEFORE["labels"], names.LABEL_NODE_NAME: "node2", names.LABEL_VM_NAME: "another"},
               "annotations": {**BEFORE["annotations"], names.ANNOTATION_TEMPLATE: "x"}}  # fmt: skip
     assert carried(see(templated(wanted), running)) is None
-    (create,) = [each for each in plan(Observed(vm=templated(wanted), now=NOW)) if isinstance(each, Create)]
+    *_, create = [each for each in plan(Observed(vm=templated(wanted), now=NOW)) if isinstance(each, Create)]
     assert names.LABEL_NODE_NAME not in create.obj["metadata"]["labels"]
     assert create.obj["metadata"]["labels"][names.LABEL_VM_NAME] == "web"
 

@@ -38,7 +38,8 @@ def spec(*cards: Json, **more: Any) -> Json:
 
 def started(*cards: Json, phase: str = "Running", shows: tuple[str, ...] | None = None, **more: Any) -> Any:
     """The VMI of a VM with these cards; `shows` are the cards that the handler reports, else all of them."""
-    (create,) = [each for each in plan(Observed(vm=vm(spec=spec(*cards, **more)), now=NOW)) if isinstance(each, Create)]
+    found = plan(Observed(vm=vm(spec=spec(*cards, **more)), now=NOW))
+    *_, create = [each for each in found if isinstance(each, Create)]
     seen = [card["name"] for card in cards] if shows is None else shows
     return alive(create.obj, phase, seen)
 
@@ -136,7 +137,7 @@ def test_a_vm_without_hot_plug_gets_nothing_plugged_in() -> None:
     closed["domain"]["devices"]["disableHotplug"] = True
     wanted = spec(POD, RED)
     wanted["domain"]["devices"]["disableHotplug"] = True
-    (create,) = [each for each in plan(Observed(vm=vm(spec=closed), now=NOW)) if isinstance(each, Create)]
+    *_, create = [each for each in plan(Observed(vm=vm(spec=closed), now=NOW)) if isinstance(each, Create)]
     instance = alive(create.obj, shows=["default"])
     assert patches(vm(spec=wanted), instance) == []
     assert waiting(vm(spec=wanted), instance) == ["domain.devices.interfaces[red]"]
@@ -281,7 +282,7 @@ def test_defaults_order_and_spelling_of_cards_need_no_restart() -> None:
 def test_networks_in_another_order_than_their_cards_are_left_in_it() -> None:
     crossed = spec(POD, RED)
     crossed["networks"].reverse()
-    (create,) = [each for each in plan(Observed(vm=vm(spec=crossed), now=NOW)) if isinstance(each, Create)]
+    *_, create = [each for each in plan(Observed(vm=vm(spec=crossed), now=NOW)) if isinstance(each, Create)]
     instance = alive(create.obj, shows=["default", "red"])
     assert patches(vm(spec=crossed), instance) == [] and waiting(vm(spec=crossed), instance) == []
     more = {**spec(POD, RED, BLUE), "networks": [*crossed["networks"], spec(BLUE)["networks"][0]]}

@@ -37,7 +37,7 @@ RICH: Json = {
 
 def started(spec: Json, config: KubeVirtConfiguration | None = None, marked: bool = True) -> VirtualMachineInstance:
     found = plan(Observed(vm=vm(spec=spec), now=NOW, configuration=config))
-    (create,) = [each for each in found if isinstance(each, Create)]
+    *_, create = [each for each in found if isinstance(each, Create)]
     base = msgspec.to_builtins(vmi("Running", owner="vm-uid"))
     annotations = create.obj["metadata"]["annotations"] if marked else {}
     meta = {**base["metadata"], "annotations": annotations}
