@@ -147,7 +147,9 @@ def mounted(parent: str, name: str) -> bool:
         return False
 
 
-def cover_device(process: proc.Process, path: str, device: int, user: int, group: int) -> None:
+def cover_device(
+    process: proc.Process, path: str, device: int, user: int, group: int, kind: int = stat.S_IFCHR
+) -> None:
     """Mounts a device node of this user's over the one at `path` (of /dev) in the process's mount namespace.
 
     It lies on a tmpfs that nothing else is on and that ends with it, and opens what the cgroup of the pod lets it open.
@@ -159,7 +161,7 @@ def cover_device(process: proc.Process, path: str, device: int, user: int, group
         proc.unshare(proc.CLONE_NEWNS)
         _mount(None, b"/", None, _MS_REC | _MS_SLAVE, None)
         _mount(b"hyperlet", b"/tmp", b"tmpfs", _MS_NOSUID | _MS_NOEXEC, b"mode=0700,size=4k")
-        os.mknod("/tmp/device", stat.S_IFCHR | 0o600, device)
+        os.mknod("/tmp/device", kind | 0o600, device)
         os.chown("/tmp/device", user, group)
         tree = proc.syscall(_SYS_OPEN_TREE, -100, b"/tmp/device", _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC)
         with proc.closing(tree):
@@ -167,7 +169,7 @@ def cover_device(process: proc.Process, path: str, device: int, user: int, group
             root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             with proc.closing(root), proc.closing(proc.open_beneath(root, path, os.O_PATH | os.O_NOFOLLOW)) as target:
                 node = os.fstat(target)
-                if not stat.S_ISCHR(node.st_mode) or node.st_rdev != device:
+                if stat.S_IFMT(node.st_mode) != kind or node.st_rdev != device:
                     raise OSError(errno.EINVAL, "another file has come there")
                 proc.syscall(
                     _SYS_MOVE_MOUNT, tree, b"", target, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH

@@ -79,7 +79,7 @@ def prepare(
                     changed.append(path)
             except OSError as error:
                 raise VolumeError(f"/{path} cannot be given to the launcher: {error.strerror or error}") from error
-        changed += [name for name in devices if _claim_block_device(root, name, owner)]
+        changed += [name for name in devices if _claim_block_device(process, root, name, owner)]
         for volume in volumes:
             try:
                 if _claim_disk(root, volume, owner):
@@ -118,10 +118,11 @@ def _claim_device(process: proc.Process, root: int, path: str, owner: _Owner) ->
     return True
 
 
-def _claim_block_device(root: int, volume: str, owner: _Owner) -> bool:
+def _claim_block_device(process: proc.Process, root: int, volume: str, owner: _Owner) -> bool:
     """Gives the device node of a claim in Block mode, which the runtime made for root, to the launcher's user.
 
-    What a claim may be read-only for, the container's device rules say: an owner does not get past them.
+    In a pod with a user namespace it is the node's own, and is covered: see `_claim_device`. What a claim may be
+    read-only for, the container's device rules say: an owner does not get past them.
     """
     try:
         fd = proc.open_beneath(root, f"dev/volumes/{volume}", os.O_PATH | os.O_NOFOLLOW)
@@ -131,11 +132,24 @@ def _claim_block_device(root: int, volume: str, owner: _Owner) -> bool:
         raise VolumeError(f"volume {volume}: /dev/volumes/{volume}: {error.strerror or error}") from error
     with proc.closing(fd), proc.closing(proc.open_beneath(root, "dev", os.O_PATH | os.O_DIRECTORY)) as directory:
         node = os.fstat(fd)
-        # One of another file system is no node of the container's own: it is the host's, mounted there.
-        if not stat.S_ISBLK(node.st_mode) or node.st_dev != os.fstat(directory).st_dev or node.st_uid == owner.user:
+        if not stat.S_ISBLK(node.st_mode) or node.st_uid == owner.user:
             return False
-        proc.syscall(_SYS_FCHOWNAT[os.uname().machine], fd, b"", owner.user, owner.group, _AT_EMPTY_PATH)
-        return True
+        if process.shares_namespace("user"):
+            # One of another file system is no node of the container's own: it is the host's, mounted there.
+            if node.st_dev != os.fstat(directory).st_dev:
+                return False
+            proc.syscall(_SYS_FCHOWNAT[os.uname().machine], fd, b"", owner.user, owner.group, _AT_EMPTY_PATH)
+            return True
+    path = f"dev/volumes/{volume}"
+    try:
+        proc.isolated_now(
+            lambda: mounts.cover_device(process, path, node.st_rdev, owner.user, owner.group, stat.S_IFBLK)
+        )
+    except OSError as error:
+        raise VolumeError(
+            f"volume {volume}: /{path} cannot be given to the launcher: {error.strerror or error}"
+        ) from error
+    return True
 
 
 def _claim_disk(root: int, volume: str, owner: _Owner) -> bool:

@@ -102,6 +102,35 @@ def test_devices_are_the_launchers_and_stay_the_nodes(sandbox, devices):
     assert "hyperlet /tmp tmpfs" not in pathlib.Path("/proc/self/mounts").read_text()
 
 
+@pytest.fixture
+def disk(tmp_path):
+    """A claim's block device, as the runtime shows it to a pod with a user namespace: the node's own node of it."""
+    image, node = tmp_path / "image", pathlib.Path("/dev/volumes/tried")
+    image.write_bytes(bytes(1 << 20))
+    loop = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=True).stdout
+    node.parent.mkdir(exist_ok=True)
+    try:
+        os.mknod(node, stat.S_IFBLK | 0o600, pathlib.Path(loop.strip()).stat().st_rdev)
+        yield node
+    finally:
+        subprocess.run(["losetup", "--detach", loop.strip()], check=True)
+        node.unlink(missing_ok=True)
+        node.parent.rmdir()
+
+
+def test_a_claims_block_device_is_the_launchers_and_stays_the_nodes(disk, sandbox):
+    python, before = "/usr/bin/python3", disk.stat()
+    assert within(sandbox, 107, python, "-c", OPEN, str(disk)).returncode != 0
+    with proc.Process(sandbox.pid) as process:
+        # What a machine's own devices are is another test's.
+        prepared = [proc.isolated_now(lambda: volumes.prepare(process, [], ["tried"])) for _ in range(2)]
+    assert ["tried" in each for each in prepared] == [True, False]
+    opened = within(sandbox, 107, python, "-c", OPEN, str(disk))
+    assert opened.returncode == 0, opened.stderr
+    assert within(sandbox, 108, python, "-c", OPEN, str(disk)).returncode != 0
+    assert (disk.stat().st_uid, disk.stat().st_ino, disk.stat().st_mode) == (0, before.st_ino, before.st_mode)
+
+
 def test_another_device_under_the_name_is_not_covered(sandbox, devices):
     """The container may have put what it likes there, since the handler looked."""
     with proc.Process(sandbox.pid) as process, pytest.raises(OSError, match="another file"):
