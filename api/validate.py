@@ -144,9 +144,9 @@ def validate_migration(migration: VirtualMachineInstanceMigration) -> list[Fault
     return [Fault("spec", names.FAULT_NOT_SUPPORTED, "live migration is not supported by this version of hyperlet")]
 
 
-def warnings(vm: VirtualMachine) -> list[str]:
+def warnings(vm: VirtualMachine, config: "KubeVirtConfiguration | None" = None) -> list[str]:
     """What is accepted but probably not meant, one sentence each, for the admission response."""
-    return list(_warnings(vm))
+    return list(_warnings(vm, config))
 
 
 def _spec_faults(
@@ -266,7 +266,7 @@ def _probe(probe: Probe, named: set[str], path: str) -> Iterator[Fault]:
             yield Fault(f"{path}.{field}.port", names.FAULT_INVALID, words)
 
 
-def _warnings(vm: VirtualMachine) -> Iterator[str]:
+def _warnings(vm: VirtualMachine, config: "KubeVirtConfiguration | None") -> Iterator[str]:
     if vm.spec.running is None and vm.spec.runStrategy is None:
         yield "neither spec.running nor spec.runStrategy is set: the VM stays halted"
     if vm.spec.running is not None:
@@ -293,5 +293,24 @@ def _warnings(vm: VirtualMachine) -> Iterator[str]:
     for disk in spec.domain.devices.disks or ():
         if disk.serial and len(disk.serial) > 20 and (disk.disk is None or disk.disk.bus in (None, "virtio")):
             yield f"disk {disk.name}: a virtio disk shows only the first 20 characters of its serial"
-    if spec.evictionStrategy in (names.EVICTION_LIVE_MIGRATE, names.EVICTION_LIVE_MIGRATE_IF_POSSIBLE):
-        yield "spec.template.spec.evictionStrategy: live migration is not there yet, so the VM is not moved by a drain"
+    yield from _eviction_warnings(spec, config, "spec.template.spec")
+
+
+def vmi_warnings(vmi: VirtualMachineInstance, config: "KubeVirtConfiguration | None" = None) -> list[str]:
+    """What is accepted of an instance but probably not meant."""
+    return list(_eviction_warnings(vmi.spec, config, "spec"))
+
+
+def _eviction_warnings(
+    spec: VirtualMachineInstanceSpec, config: "KubeVirtConfiguration | None", path: str
+) -> Iterator[str]:
+    """LiveMigrate asks for protection, and what cannot be moved yet is protected by refusing the eviction."""
+    strategy, whose = spec.evictionStrategy, f"{path}.evictionStrategy"
+    if strategy is None and config is not None and config.evictionStrategy is not None:
+        strategy, whose = config.evictionStrategy, "the KubeVirt object's evictionStrategy"
+    if strategy == names.EVICTION_LIVE_MIGRATE:
+        yield f"{whose} is LiveMigrate, but VMs cannot migrate yet: a drain of the node waits until the VM is stopped"
+    elif strategy == names.EVICTION_LIVE_MIGRATE_IF_POSSIBLE:
+        yield f"{whose} is LiveMigrateIfPossible, but VMs cannot migrate yet: a drain of the node shuts the guest down"
+    elif strategy == names.EVICTION_EXTERNAL:
+        yield f"{whose} is External: a drain waits for the controller that acts on status.evacuationNodeName"

@@ -136,7 +136,8 @@ class VmiLoop(Reconciler[Key, vmi.Observed]):
         try:
             await self._do(observed, action)
         except AlreadyExists:
-            await self._adopt(observed.vmi)
+            if isinstance(action, Create) and action.kind is Pod:
+                await self._adopt(observed.vmi)
         except (Forbidden, InvalidObject) as error:
             if isinstance(action, Create):
                 message = refusals.explained(error.message)

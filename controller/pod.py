@@ -18,6 +18,7 @@ CHANGING_LABELS = frozenset({names.LABEL_SCHEDULABLE, names.LABEL_KVM})
 again admits its running pods anew, and ends those whose required labels are gone. The devices that the pod asks for
 keep it off a node without a handler, or without KVM."""
 NAME_LIMIT = 253
+BUDGET_PREFIX = "kubevirt-disruption-budget-"
 HOSTNAME_LIMIT = 63
 LABEL_LIMIT = 63
 SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
@@ -55,6 +56,25 @@ def launcher_pod(
             "ownerReferences": [_owner(vmi)],
         },
         "spec": _spec(vmi, settings, claims, definitions or {}),
+    }
+
+
+def disruption_budget(vmi: VirtualMachineInstance) -> Json | None:
+    """The PodDisruptionBudget of a VMI that asks for protection against evictions; None for others.
+
+    `vmi` has its defaults applied. The gateway refuses such evictions with a reason; this refuses them while no gateway
+    answers. Of an absolute minimum the disruption controller needs not know how many pods the owner wants.
+    """
+    if vmi.spec.evictionStrategy not in (names.EVICTION_LIVE_MIGRATE, names.EVICTION_EXTERNAL):
+        return None
+    return {
+        "metadata": {
+            "name": f"{BUDGET_PREFIX}{pod_name(vmi).removeprefix(names.LAUNCHER_PREFIX)}"[-NAME_LIMIT:].lstrip("-."),
+            "namespace": vmi.metadata.namespace,
+            "labels": {names.LABEL_CREATED_BY: vmi.metadata.uid or ""},
+            "ownerReferences": [_owner(vmi)],
+        },
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": {names.LABEL_CREATED_BY: vmi.metadata.uid or ""}}},
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from api import defaults, names
 from api.errors import Fault
-from api.k8s import PersistentVolumeClaim, Pod
+from api.k8s import PersistentVolumeClaim, Pod, PodDisruptionBudget
 from api.launchers import END_PHASES, has_ended, is_running, may_run
 from api.meta import format_time, parse_time
 from api.vmi import VirtualMachineInstance
@@ -165,6 +165,9 @@ def _create(seen: Observed) -> Iterator[Action | Again]:
     elif networks:
         yield from refused(seen.vmi, names.REASON_NETWORK_NOT_FOUND, "; ".join(networks), seen.now)
     else:
+        budget = pods.disruption_budget(seen.defaulted)
+        if budget is not None:
+            yield Create(PodDisruptionBudget, budget)
         yield Create(Pod, pods.launcher_pod(seen.defaulted, seen.settings, seen.claims, seen.definitions))
 
 

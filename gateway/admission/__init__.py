@@ -5,17 +5,18 @@ from collections.abc import Callable, Sequence
 from aiohttp import web
 
 from api.errors import Fault
-from gateway.admission import kinds, review
+from gateway.admission import eviction, kinds, review
 from gateway.admission.pod_security import PodSecurity
 from gateway.admission.review import BadReview, Request, Verdict
 from gateway.context import Gateway
 
 MUTATE = "/admission/mutate"
 VALIDATE = "/admission/validate"
+EVICT = "/admission/evict"
 
 
 def routes(app: web.Application, gateway: Gateway) -> None:
-    """Adds the two endpoints."""
+    """Adds the three endpoints."""
     namespaces = PodSecurity(gateway.kube)
 
     async def mutate(request: web.Request) -> web.Response:
@@ -32,6 +33,15 @@ def routes(app: web.Application, gateway: Gateway) -> None:
             lambda asked, more: kinds.validate(asked, gateway.configuration(), gateway.namespace, more),
         )
 
+    async def evict(request: web.Request) -> web.Response:
+        try:
+            asked = review.parse(await request.read())
+        except (BadReview, RecursionError) as error:
+            return web.Response(status=400, text=f"{error}\n")
+        found = await eviction.refusal(gateway.kube, gateway.configuration(), asked)
+        return web.Response(body=review.refused(asked, found), content_type="application/json")
+
+    app.router.add_post(EVICT, evict)
     app.router.add_post(MUTATE, mutate)
     app.router.add_post(VALIDATE, validate)
 

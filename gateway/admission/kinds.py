@@ -19,7 +19,7 @@ def _no_defaults(_request: Request, _configuration: KubeVirtConfiguration) -> li
     return []
 
 
-def _no_warnings(_request: Request) -> Sequence[str]:
+def _no_warnings(_request: Request, _configuration: KubeVirtConfiguration) -> Sequence[str]:
     return ()
 
 
@@ -28,14 +28,14 @@ class Rules(NamedTuple):
 
     validate: Callable[[Request, KubeVirtConfiguration], Iterable[Fault]]
     mutate: Mutate = _no_defaults
-    warn: Callable[[Request], Sequence[str]] = _no_warnings
+    warn: Callable[[Request, KubeVirtConfiguration], Sequence[str]] = _no_warnings
     has_status: bool = True
     """The kind has a status subresource, so that the API server itself takes a status out of what a person writes."""
 
 
 RULES: dict[str, Rules] = {
     names.KIND_VM: Rules(validation.vm, mutation.vm, validation.vm_warnings),
-    names.KIND_VMI: Rules(validation.vmi, mutation.vmi, has_status=False),
+    names.KIND_VMI: Rules(validation.vmi, mutation.vmi, validation.vmi_warnings, has_status=False),
     names.KIND_MIGRATION: Rules(validation.migration),
     names.KIND_KUBEVIRT: Rules(validation.kubevirt),
 }
@@ -87,7 +87,7 @@ def validate(
     if ownership.is_component(request, namespace):
         return Verdict()
     faults = [*_faults(rules, request, configuration), *more]
-    return Verdict(faults=faults, warnings=() if faults else rules.warn(request))
+    return Verdict(faults=faults, warnings=() if faults else rules.warn(request, configuration))
 
 
 def _faults(rules: Rules, request: Request, configuration: KubeVirtConfiguration) -> list[Fault]:

@@ -6,7 +6,7 @@ to the user as it is; kubectl prints each cause with its path.
 
 from base64 import b64encode
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -53,6 +53,7 @@ class Request(Struct):
     namespace: str | None = None
     subResource: str | None = None
     userInfo: UserInfo = UserInfo()
+    dryRun: bool = False
     object: dict[str, Any] | None = None
     oldObject: dict[str, Any] | None = None
 
@@ -69,6 +70,14 @@ class Verdict(Struct):
     faults: Sequence[Fault] = ()
     warnings: Sequence[str] = ()
     patch: Sequence[dict[str, Any]] = ()
+
+
+class Refusal(NamedTuple):
+    """An answer of its own code and reason, where nothing is wrong with the object."""
+
+    code: int
+    reason: str
+    message: str
 
 
 _decoder = msgspec.json.Decoder(_Review)
@@ -95,6 +104,20 @@ def answer(request: Request, verdict: Verdict) -> bytes:
         response["patch"] = b64encode(msgspec.json.encode(verdict.patch)).decode()
     if verdict.warnings:
         response["warnings"] = [text[:WARNING_LIMIT] for text in verdict.warnings]
+    review = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
+    return msgspec.json.encode(review)
+
+
+def refused(request: Request, refusal: Refusal | None) -> bytes:
+    """The AdmissionReview that allows a request, or refuses it with a code."""
+    response: dict[str, Any] = {"uid": request.uid, "allowed": refusal is None}
+    if refusal is not None:
+        response["status"] = {
+            "status": "Failure",
+            "code": refusal.code,
+            "reason": refusal.reason,
+            "message": refusal.message[:MESSAGE_LIMIT],
+        }
     review = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
     return msgspec.json.encode(review)
 

@@ -11,6 +11,7 @@ from api.configuration import KubeVirtConfiguration
 from api.errors import Fault, InvalidObject
 from api.shape import knows, struct_shape, unknown_fields
 from api.vm import VirtualMachine
+from api.vmi import VirtualMachineInstance
 from gateway.admission import ownership
 from gateway.admission.review import Request
 
@@ -66,13 +67,23 @@ def _annotations(document: dict[str, Any] | None) -> dict[str, str]:
     return {key: str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
-def vm_warnings(request: Request) -> list[str]:
+def vm_warnings(request: Request, configuration: KubeVirtConfiguration) -> list[str]:
     """What is accepted of a VirtualMachine but probably not meant."""
     new, old = request.object or {}, request.oldObject or {}
     if new.get("spec") == old.get("spec"):
         return []
     try:
-        return validate.warnings(decode(VirtualMachine, new))
+        return validate.warnings(decode(VirtualMachine, new), configuration)
+    except InvalidObject:
+        return []
+
+
+def vmi_warnings(request: Request, configuration: KubeVirtConfiguration) -> list[str]:
+    """What is accepted of a VirtualMachineInstance that is created but probably not meant."""
+    if request.oldObject is not None:
+        return []
+    try:
+        return validate.vmi_warnings(decode(VirtualMachineInstance, request.object or {}), configuration)
     except InvalidObject:
         return []
 

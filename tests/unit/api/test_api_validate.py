@@ -20,7 +20,7 @@ from api.configuration import (
 )
 from api.defaults import default_vmi
 from api.errors import InvalidObject
-from api.validate import KINDS, validate_document, validate_vm, validate_vmi_spec, warnings
+from api.validate import KINDS, validate_document, validate_vm, validate_vmi_spec, vmi_warnings, warnings
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
 
@@ -457,9 +457,25 @@ def test_warnings() -> None:
     vm = decoded({"/spec.runStrategy": DELETE, f"{DISK}.serial": "x" * 21, "evictionStrategy": "LiveMigrate",
                   "domain.memory.guest": "1GiB"})  # fmt: skip
     text = "\n".join(warnings(vm))
-    for words in ("stays halted", "first 20 characters", "not moved by a drain", "1GiB is read as 1Gi"):
+    for words in ("stays halted", "first 20 characters", "waits until the VM is stopped", "1GiB is read as 1Gi"):
         assert words in text
     assert "deprecated" in "\n".join(warnings(decoded({"/spec.runStrategy": DELETE, "/spec.running": True})))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [(None, ""), ("None", ""), ("LiveMigrate", "waits until the VM is stopped"),
+     ("LiveMigrateIfPossible", "shuts the guest down"), ("External", "status.evacuationNodeName")],
+)  # fmt: skip
+def test_what_a_drain_will_do_is_told_of_vms_and_instances(strategy: Any, words: str) -> None:
+    own, default = KubeVirtConfiguration(), KubeVirtConfiguration(evictionStrategy=strategy)
+    for config, changes in ((own, {"evictionStrategy": strategy} if strategy else {}), (default, {})):
+        vm = decoded(changes)
+        kind = {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance"}
+        vmi = msgspec.convert({**kind, "metadata": {}, "spec": to_dict(vm.spec.template.spec)}, VirtualMachineInstance)
+        for told in (warnings(vm, config), vmi_warnings(vmi, config)):
+            assert len(told) == bool(words) and words in "".join(told)
+    assert warnings(decoded({"evictionStrategy": "None"}), KubeVirtConfiguration(evictionStrategy="LiveMigrate")) == []
 
 
 def test_what_is_accepted_without_its_effect_is_told() -> None:

@@ -11,7 +11,7 @@ import pytest
 from api import names
 from api.configuration import DeveloperConfiguration, KubeVirtConfiguration, NetworkConfiguration
 from api.errors import Fault
-from api.k8s import Pod
+from api.k8s import Pod, PodDisruptionBudget
 from api.vmi import VirtualMachineInstance
 from controller import pod as pods
 from controller.actions import Create, Delete, Patch, Say, Together
@@ -312,6 +312,25 @@ def test_a_failed_mount_counts_when_it_lasts() -> None:
     patch, event = see(instance, pod=pod("bound", gate="True"), warning=warning, bound_for=5)
     assert condition(status_of(patch), "Synchronized")["message"] == 'secret "s" not found'
     assert isinstance(event, Say) and event.reason == "FailedMount"
+
+
+@pytest.mark.parametrize("strategy", [None, "None", "LiveMigrate", "LiveMigrateIfPossible", "External"])
+@pytest.mark.parametrize("whose", ["VMI", "cluster"])
+def test_a_vmi_that_asks_for_protection_has_a_disruption_budget(strategy: Any, whose: str) -> None:
+    spec = {**SPEC, "evictionStrategy": strategy} if whose == "VMI" and strategy else SPEC
+    config = KubeVirtConfiguration(evictionStrategy=strategy if whose == "cluster" else None)
+    made = see(vmi("Pending", spec=spec), settings=Settings(configuration=config))
+    budgets = [each.obj for each in made if isinstance(each, Create) and each.kind is PodDisruptionBudget]
+    assert [each.kind for each in made if isinstance(each, Create)][-1] is Pod
+    if strategy not in ("LiveMigrate", "External"):
+        assert budgets == []
+        return
+    (budget,) = budgets
+    launcher = made[-1].obj["metadata"]
+    selector = budget["spec"]["selector"]["matchLabels"]
+    assert selector.items() <= launcher["labels"].items() and budget["spec"]["minAvailable"] == 1
+    assert budget["metadata"]["ownerReferences"] == launcher["ownerReferences"]
+    assert budget["metadata"]["name"].startswith("kubevirt-disruption-budget-web-")
 
 
 # ---- the end

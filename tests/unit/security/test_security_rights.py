@@ -21,6 +21,7 @@ RIGHTS = {
         ("kubevirt.io", "kubevirts"): {"list", "watch"},
         ("kubevirt.io", "kubevirts/status"): {"patch"},
         ("", "pods"): {"list", "watch", "get", "create", "delete"},
+        ("policy", "poddisruptionbudgets"): {"create"},
         ("", "pods/status"): {"patch"},
         ("", "pods/resize"): {"patch"},
         ("apps", "controllerrevisions"): {"list", "watch", "create", "delete"},
@@ -48,7 +49,7 @@ RIGHTS = {
         ("kubevirt.io", "virtualmachineinstances"): {"get", "patch"},
         ("kubevirt.io", "kubevirts"): {"list", "watch"},
         ("", "namespaces"): {"get"},
-        ("", "pods"): {"list"},
+        ("", "pods"): {"get", "list"},
         ("admissionregistration.k8s.io", "mutatingwebhookconfigurations=hyperlet-gateway"): {"list", "watch", "patch"},
         ("admissionregistration.k8s.io", "validatingwebhookconfigurations=hyperlet-gateway"): {
             "list",
@@ -233,6 +234,14 @@ def test_nothing_that_hyperlet_itself_writes_waits_for_the_gateway() -> None:
     strict = [(rule["operations"], rule["resources"]) for rule in hooks["create"]["rules"]]
     assert strict == [(["CREATE"], ["virtualmachines", "virtualmachineinstancemigrations"])]
     assert hooks["create"]["failurePolicy"] == "Fail" and hooks["write"]["failurePolicy"] == "Ignore"
+    evict = hooks.pop("evict")
+    # Asked of no pod but launchers, and not missed where it is away: a PodDisruptionBudget stands behind it.
+    assert evict["failurePolicy"] == "Ignore" and evict["timeoutSeconds"] <= 5
+    assert [condition["expression"] for condition in evict["matchConditions"]] == [
+        "request.name.startsWith('virt-launcher-')"
+    ]
+    (rule,) = evict["rules"]
+    assert (rule["operations"], rule["resources"]) == (["CREATE"], ["pods/eviction"])
     for hook in (mutating, *hooks.values()):
         assert hook["sideEffects"] == "None" and hook["timeoutSeconds"] <= 5
         assert all(
