@@ -18,7 +18,7 @@ ADMINISTRATORS = "system:masters"
 
 FINALIZERS = frozenset({names.FINALIZER_VM, names.FINALIZER_VMI, names.FINALIZER_MIGRATION})
 NODE_NAME = "authentication.kubernetes.io/node-name"
-"""What the API server knows of a token's node (Kubernetes 1.30), in the user's extra values."""
+"""What the API server knows of a token's node, in the user's extra values."""
 _OWNED = "is set by hyperlet itself"
 _REPORTED = ("labels", "annotations", "finalizers", "ownerReferences")
 
@@ -38,7 +38,7 @@ def is_handler(request: Request, namespace: str) -> bool:
 def handler_faults(request: Request) -> Iterator[Fault]:
     """A Fault for what no handler has to write: all handlers share one account, and one node's token may be stolen.
 
-    They report on instances of their own node (as far as the token says which that is) and change nothing else of them.
+    They report on instances of their own node, which the token says, and change nothing else of them.
     """
     new, old = request.object or {}, request.oldObject
     if old is None or request.kind.kind != names.KIND_VMI:
@@ -49,20 +49,21 @@ def handler_faults(request: Request) -> Iterator[Fault]:
     for field in _REPORTED:
         if _field(new, "metadata", field) != _field(old, "metadata", field):
             yield Fault(f"metadata.{field}", names.FAULT_FORBIDDEN, "a handler reports, and changes no instance")
-    theirs = (request.userInfo.extra or {}).get(NODE_NAME)
+    theirs = (request.userInfo.extra or {}).get(NODE_NAME) or []
     yield from _active_pods_faults(_field(new, "status", "activePods"), _field(old, "status", "activePods"), theirs)
-    for document in (old, new) if theirs else ():
+    for document in (old, new):
+        # A token of no pod, so of no node, writes nothing.
         if [_field(document, "status", "nodeName")] != theirs:
             yield Fault("status.nodeName", names.FAULT_FORBIDDEN, "a handler writes to its own node's instances only")
             return
 
 
-def _active_pods_faults(new: Any, old: Any, nodes: list[str] | None) -> Iterator[Fault]:
+def _active_pods_faults(new: Any, old: Any, nodes: list[str]) -> Iterator[Fault]:
     """A handler takes off pods of its own node that it found no process of, and adds none."""
     now, before = _map({"pods": new}, "pods"), _map({"pods": old}, "pods")
     if any(before.get(uid) != node for uid, node in now.items()):
         yield Fault("status.activePods", names.FAULT_FORBIDDEN, "is the controller's to write")
-    elif nodes and any([node] != nodes for uid, node in before.items() if uid not in now):
+    elif any([node] != nodes for uid, node in before.items() if uid not in now):
         yield Fault("status.activePods", names.FAULT_FORBIDDEN, "a handler takes off its own node's pods only")
 
 

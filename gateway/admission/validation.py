@@ -91,8 +91,8 @@ def vmi_warnings(request: Request, configuration: KubeVirtConfiguration) -> list
 def dropped_fields(request: Request) -> Iterator[Fault]:
     """Fields that nobody knows, as the manifest had them.
 
-    The API server has dropped them before anybody is asked (before 1.25 without a word); what `kubectl apply` and its
-    like sent still stands in an annotation. `kubectl` and newer servers look themselves.
+    The API server has dropped them before any webhook is asked, with a warning where the client asks for no refusal;
+    what `kubectl apply` and its like sent still stands in an annotation.
     """
     text = applied(request.object)
     cls = validate.KINDS.get(request.kind.kind)

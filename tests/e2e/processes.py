@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import EXISTING, Json, wait_for
+from tests.e2e.support import EXISTING, Json, container_statuses, wait_for
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def processes(pod: Json, container: str = "") -> list[Process]:
     if EXISTING:
         pytest.skip("needs nodes of its own")
     uid = pod["metadata"]["uid"]
-    ids = {c["name"]: c.get("containerID", "").rpartition("/")[2] for c in pod["status"].get("containerStatuses", [])}
+    ids = {c["name"]: c.get("containerID", "").rpartition("/")[2] for c in container_statuses(pod)}
     wanted = [ids[container]] if container else [each for each in ids.values() if each]
     found = []
     for entry in Path("/proc").iterdir():

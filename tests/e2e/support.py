@@ -106,6 +106,12 @@ def deployed(kubectl: Kubectl, role: str) -> str:
     raise AssertionError(f"nothing in the namespace {SYSTEM} tells the image of {role}")
 
 
+def container_statuses(pod: Json) -> list[Json]:
+    """Those of a pod's containers, sidecars (and what ran before them) included."""
+    status = pod["status"]
+    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+
+
 def wait_for(
     ready: Callable[[], T | None], what: str, *, seconds: float = 60, explain: Callable[[], str] | None = None
 ) -> T:

@@ -13,7 +13,18 @@ import pytest
 
 from tests.e2e.manifests import booting, idle
 from tests.e2e.processes import Process, processes, replaced, the
-from tests.e2e.support import SYSTEM, Json, Kubectl, Machine, Space, conditions, project, stays, wait_for
+from tests.e2e.support import (
+    SYSTEM,
+    Json,
+    Kubectl,
+    Machine,
+    Space,
+    conditions,
+    container_statuses,
+    project,
+    stays,
+    wait_for,
+)
 
 pytestmark = pytest.mark.alone
 
@@ -57,7 +68,7 @@ def leader(kubectl: Kubectl) -> Json:
 
 
 def restarts(pod: Json) -> int:
-    return sum(container["restartCount"] for container in pod["status"].get("containerStatuses", []))
+    return sum(container["restartCount"] for container in container_statuses(pod))
 
 
 def unharmed(machine: Machine, before: Json) -> None:
@@ -427,6 +438,6 @@ def test_the_survivor_has_survived(survivor: Machine, first_words: Json) -> None
 
 def test_nothing_was_killed_for_memory(kubectl: Kubectl) -> None:
     for pod in kubectl.items("pods", "--all-namespaces"):
-        for container in pod["status"].get("containerStatuses", []):
+        for container in container_statuses(pod):
             for state in (container.get("state", {}), container.get("lastState", {})):
                 assert state.get("terminated", {}).get("reason") != "OOMKilled", pod["metadata"]["name"]

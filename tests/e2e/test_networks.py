@@ -11,7 +11,18 @@ import yaml
 
 from tests.e2e.manifests import booting, cloud_init, idle
 from tests.e2e.processes import processes, the
-from tests.e2e.support import EXISTING, ROOT, SYSTEM, Json, Machine, Space, conditions, project, wait_for
+from tests.e2e.support import (
+    EXISTING,
+    ROOT,
+    SYSTEM,
+    Json,
+    Machine,
+    Space,
+    conditions,
+    container_statuses,
+    project,
+    wait_for,
+)
 
 pytestmark = pytest.mark.alone  # handlers are killed, and a node loses its power
 
@@ -206,9 +217,7 @@ def test_handler_and_plugins_may_restart(left: Machine, right: Machine, space: S
     """Both containers of both handlers' pods are killed: the guests go on talking, and are still served."""
     system = space.kubectl.within(SYSTEM)
     pods = system.items("pods", HANDLERS)
-    counts = {
-        pod["metadata"]["name"]: sum(c["restartCount"] for c in pod["status"]["containerStatuses"]) for pod in pods
-    }
+    counts = {pod["metadata"]["name"]: sum(c["restartCount"] for c in container_statuses(pod)) for pod in pods}
     for pod in pods:
         for process in processes(pod):
             if process.command.split("\0")[1:3] in (["-m", "handler"], ["-m", "cni"]):
@@ -217,7 +226,7 @@ def test_handler_and_plugins_may_restart(left: Machine, right: Machine, space: S
     def back() -> bool:
         now = {pod["metadata"]["name"]: pod for pod in system.items("pods", HANDLERS)}
         return all(
-            sum(c["restartCount"] for c in now[name]["status"]["containerStatuses"]) >= count + 2
+            sum(c["restartCount"] for c in container_statuses(now[name])) >= count + 2
             and conditions(now[name])["Ready"]["status"] == "True"
             for name, count in counts.items()
         )

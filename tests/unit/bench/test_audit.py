@@ -23,7 +23,7 @@ def event(agent: str, verb: str, resource: str, namespace: str = "bench", **more
 def test_only_hyperlets_components_are_parsed() -> None:
     lines = [
         event(CONTROLLER, "create", "pods"),
-        event("kubelet/v1.20.2", "patch", "pods/status"),
+        event("kubelet/v1.36.3", "patch", "pods/status"),
         event("bench/1", "create", "virtualmachineinstances"),
         event(HANDLER, "create", "events"),
     ]

@@ -372,11 +372,13 @@ def test_nobody_else_is_a_component(username: str) -> None:
 
 @pytest.mark.parametrize("account", ["hyperlet-controller", "hyperlet-gateway", "hyperlet-handler"])
 def test_components_are_believed(account: str) -> None:
-    user = UserInfo(username=f"system:serviceaccount:hyperlet:{account}")
-    assert not validated(asked({**vmi(), "status": {"phase": "Succeeded"}}, vmi(), user)).faults
+    extra = {ownership.NODE_NAME: ["node-1"]}
+    user = UserInfo(username=f"system:serviceaccount:hyperlet:{account}", extra=extra)
+    old = {**vmi(), "status": {"nodeName": "node-1"}}
+    assert not validated(asked(changed(old, "status/phase", "Succeeded"), old, user)).faults
 
 
-HANDLER = UserInfo(username="system:serviceaccount:hyperlet:hyperlet-handler")
+HANDLER = UserInfo(username="system:serviceaccount:hyperlet:hyperlet-handler", extra={ownership.NODE_NAME: ["node-1"]})
 
 
 def test_a_handler_reports_and_does_nothing_else() -> None:
@@ -429,6 +431,15 @@ def test_a_handlers_token_that_tells_its_node_is_good_for_that_node() -> None:
         user = msgspec.structs.replace(HANDLER, extra=extra)
         faults = validated(asked(new, old, user)).faults
         assert [fault.path for fault in faults] == ([] if fine else ["status.nodeName"])
+
+
+@pytest.mark.parametrize("extra", [None, {}, {ownership.NODE_NAME: []}])
+def test_a_handlers_token_that_tells_no_node_writes_nothing(extra: dict[str, list[str]] | None) -> None:
+    for status in ({"nodeName": "node-1", "phase": "Scheduled"}, {"phase": "Scheduled"}):
+        old = {**vmi(), "status": status}
+        user = msgspec.structs.replace(HANDLER, extra=extra)
+        faults = validated(asked(changed(old, "status/phase", "Running"), old, user)).faults
+        assert [fault.path for fault in faults] == ["status.nodeName"]
 
 
 def test_other_resources_are_none_of_our_business() -> None:

@@ -269,6 +269,9 @@ def test_the_handlers_pod_shares_with_the_node_what_it_needs_and_no_more() -> No
     # The plugins' daemon sees nothing of the node but its socket's folder; only the installer sees the plugins' folder.
     assert mounts["cni"] == {"/run/hyperlet"} and mounts["install-cni"] == {"/host/cni-bin"}
     assert "/host/cni-bin" not in mounts["handler"]
+    # The plugins' daemon outlives the handler, which may still run plugins when it is told to stop.
+    sidecars = [each["name"] for each in spec["initContainers"] if each.get("restartPolicy") == "Always"]
+    assert sidecars == ["cni"] and [each["name"] for each in spec["containers"]] == ["handler"]
     assert "privileged" not in spec["initContainers"][0]["securityContext"]
     (mount,) = [each for each in spec["containers"][0]["volumeMounts"] if each["name"] == "pods"]
     # Nothing that the handler mounts may come out on the node.
