@@ -149,3 +149,27 @@ def test_every_resource_that_admission_looks_at_is_served() -> None:
                         f"{path}: {group} {resource}"
                     )
     assert looked > 10
+
+
+def test_what_the_server_fills_into_atomic_fields_is_written_out() -> None:
+    """Server-side apply compares such a field as a whole: with a default in it, it would be in conflict with itself."""
+    seen = {"fieldRef": 0, "rules": 0, "matchConstraints": 0}
+
+    def look(path: str, value: Any) -> None:
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if key == "fieldRef":
+                seen[key] += 1
+                assert set(inner) == {"apiVersion", "fieldPath"}, path
+            elif key == "matchConstraints":
+                seen[key] += 1
+                assert {"matchPolicy", "namespaceSelector", "objectSelector", "resourceRules"} <= set(inner), path
+            elif key in ("rules", "resourceRules") and "operations" in inner[0]:
+                seen["rules"] += 1
+                assert all("scope" in rule for rule in inner), path
+            if isinstance(inner, dict | list):
+                look(path, inner)
+
+    for path, document in manifests():
+        if document["kind"] != "CustomResourceDefinition":
+            look(path, document)
+    assert all(seen.values()), seen
