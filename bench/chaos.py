@@ -14,6 +14,7 @@ import json
 import os
 import random
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -35,6 +36,8 @@ GRACE = 4
 """Seconds that the guest is left running after it was asked to end."""
 RETURN_SECONDS = 180.0
 """Patience with the VM after the last action: a kubelet that was stopped has much to catch up with."""
+SETTLED = 0.35
+"""Share of the actions after which the VM is waited for."""
 CRITICAL = "hyperlet-chaos"
 """The priority class of the pods that preempt."""
 
@@ -424,6 +427,10 @@ def run(count: int, seed: int) -> tuple[Watcher, Counter[str], bool]:
     """Does it all. The watcher, how often each action was done, and whether the VM came back."""
     dice = random.Random(seed)
     done: Counter[str] = Counter()
+    interrupted: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # What was seen until then is told, and what was stopped goes on.
+        signal.signal(number, lambda caught, _frame: interrupted.append(caught))
     with space() as namespace:
         chaos = Chaos(namespace, dice)
         watcher = Watcher(f"guest={namespace}_{VM}".encode())
@@ -434,6 +441,9 @@ def run(count: int, seed: int) -> tuple[Watcher, Counter[str], bool]:
             if not chaos.settle(RETURN_SECONDS):
                 raise Failed("the VM does not start")
             for number, name in enumerate(chosen(dice, count), 1):
+                if interrupted:
+                    print(f"interrupted before action {number}", flush=True)
+                    break
                 watcher.doing = f"action {number}, {name}"
                 getattr(chaos, name)()
                 done[name] += 1
@@ -441,11 +451,11 @@ def run(count: int, seed: int) -> tuple[Watcher, Counter[str], bool]:
                     looks = sum(watcher.samples.values())
                     print(f"{time.strftime('%X')} {number} actions, {len(watcher.starts)} starts, {looks} looks, "
                           f"most at once {max(watcher.samples)}", flush=True)  # fmt: skip
-                # Half of them come while the one before is still being dealt with.
-                chaos.settle(30) if dice.random() < 0.5 else time.sleep(dice.uniform(0, 2))
+                # Most of them come while the one before is still being dealt with.
+                chaos.settle(20) if dice.random() < SETTLED else time.sleep(dice.uniform(0, 1.5))
                 chaos.go_on()
             chaos.go_on(everything=True)
-            back = chaos.settle(RETURN_SECONDS)
+            back = chaos.settle(RETURN_SECONDS if not interrupted else 20)
             if not back:
                 print(chaos.ask("get", "vm,vmi,pods", "-o", "yaml"), file=sys.stderr)
         finally:
