@@ -1,0 +1,258 @@
+"""The controller in a world of chance: whatever is deleted, stopped and forgotten, one VM never has two QEMUs.
+
+Kubelets and handlers are models of the real ones, as far as they start and end QEMU and say so; the API server is the
+fake one; the controller is the real one, and is killed and started again like everything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api import names
+from controller.cluster import Cluster
+from controller.loops import VmiLoop, VmLoop
+from kit.kube import Kube
+from tests.unit.controller.worlds import SPEC
+from tests.unit.kit.fakeapi import FakeApi, Json
+
+NODES = ("node1", "node2")
+TICK = 0.004
+GRACE = 12
+"""Ticks that a guest which ignores its power button is left running."""
+VMIS, VMS, PODS = "virtualmachineinstances", "virtualmachines", "pods"
+
+
+@dataclass
+class Container:
+    """A launcher on a node. It is there after its pod's object has gone, and after the kubelet has called it Failed."""
+
+    pod: Json
+    node: str
+    vmi: str
+    qemu: bool = False
+    ending: int | None = None
+    """Ticks until the kubelet kills it."""
+
+
+@dataclass
+class Reality:
+    """What runs, whatever the API server says."""
+
+    api: FakeApi
+    dice: random.Random
+    containers: dict[str, Container] = field(default_factory=dict)
+    kubelets: set[str] = field(default_factory=lambda: set(NODES))
+    handlers: set[str] = field(default_factory=lambda: set(NODES))
+    most: int = 0
+    starts: int = 0
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            await self.collect_garbage()
+            for node in NODES:
+                if node in self.kubelets:
+                    await self.kubelet(node)
+                if node in self.handlers:
+                    await self.handler(node)
+            running = sum(each.qemu for each in self.containers.values())
+            self.most = max(self.most, running)
+
+    async def comes_up(self, seconds: float) -> bool:
+        """Waits so long at most until a guest runs, and says whether one does."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < deadline:
+            phase = (self.api.find(VMIS, "web") or {}).get("status", {}).get("phase")
+            if phase == "Running" and any(each.qemu for each in self.containers.values()):
+                return True
+            await asyncio.sleep(0.02)
+        return False
+
+    async def collect_garbage(self) -> None:
+        """Pods whose owner has gone are deleted, as Kubernetes' collector does."""
+        alive = {vmi["metadata"]["uid"] for vmi in self.api.of(VMIS)}
+        for pod in self.api.of(PODS):
+            owners = [owner["uid"] for owner in pod["metadata"].get("ownerReferences") or ()]
+            if owners and not set(owners) & alive and not pod["metadata"].get("deletionTimestamp"):
+                await self.api.delete(PODS, pod["metadata"]["name"])
+
+    async def kubelet(self, node: str) -> None:
+        there = {pod["metadata"]["uid"]: pod for pod in self.api.of(PODS)}
+        for uid, pod in there.items():
+            at, meta = pod["spec"].get("nodeName"), pod["metadata"]
+            if at is None and not meta.get("deletionTimestamp") and node == self.dice.choice(NODES):
+                # The scheduler's part; the kubelet's follows when it looks again.
+                await self.api.patch(PODS, meta["name"], {"spec": {"nodeName": node}})
+            elif at == node and uid not in self.containers and pod["status"]["phase"] == "Pending":
+                given = {each["name"]: each["value"] for each in pod["spec"]["containers"][0]["env"]}
+                self.containers[uid] = Container(pod, node, given["HYPERLET_UID"])
+                await self.tell(pod, "Running", {"running": {}})
+        for uid, container in [(u, c) for u, c in self.containers.items() if c.node == node]:
+            current: Json | None = there.get(uid)
+            failed = current is not None and current["status"]["phase"] in ("Failed", "Succeeded")
+            if current is None or failed or current["metadata"].get("deletionTimestamp"):
+                container.ending = GRACE if container.ending is None else container.ending - 1
+            if container.ending is not None and container.ending <= 0:
+                del self.containers[uid]
+                if current is not None and self.api.find(PODS, current["metadata"]["name"]):
+                    await self.tell(current, "Failed", {"running": None, "terminated": {"exitCode": 137}})
+                    if current["metadata"].get("deletionTimestamp"):
+                        await self.api.remove(PODS, current["metadata"]["name"])
+
+    async def tell(self, pod: Json, phase: str, state: Json) -> None:
+        status = {"phase": phase, "containerStatuses": [{"name": "compute", "state": state}]}
+        with contextlib.suppress(KeyError):
+            await self.api.patch(PODS, pod["metadata"]["name"], {"status": status})
+
+    async def handler(self, node: str) -> None:
+        """Starts QEMU where the VMI was handed over to; takes pods off of which nothing is left (handler/plan.py)."""
+        pods = {pod["metadata"]["uid"]: pod for pod in self.api.of(PODS)}
+        for vmi in self.api.of(VMIS):
+            status, meta = vmi.get("status", {}), vmi["metadata"]
+            if (meta.get("labels") or {}).get(names.LABEL_NODE_NAME) != node or status.get("nodeName") != node:
+                continue
+            for uid, at in list((status.get("activePods") or {}).items()):
+                container, pod = self.containers.get(uid), pods.get(uid)
+                unreported = pod is None or (pod["status"]["phase"] == "Failed" and not _terminated(pod))
+                if at == node and container is None and unreported:
+                    await self.api.patch(VMIS, meta["name"], {"status": {"activePods": {uid: None}}})
+                elif at == node and container is not None and pod is not None and not container.qemu:
+                    started = status["phase"] == "Scheduled" and container.vmi == meta["uid"]
+                    if started and not meta.get("deletionTimestamp") and container.ending is None:
+                        container.qemu = True
+                        self.starts += 1
+                        ready = [{"type": "Ready", "status": "True", "reason": "x"}]
+                        await self.api.patch(VMIS, meta["name"], {"status": {"phase": "Running", "conditions": ready}})
+
+
+def _terminated(pod: Json) -> bool:
+    return any(each["state"].get("terminated") for each in pod["status"].get("containerStatuses") or ())
+
+
+class Chance:
+    """What people, and Kubernetes, do to the objects."""
+
+    def __init__(self, reality: Reality) -> None:
+        self.reality, self.api, self.dice = reality, reality.api, reality.dice
+
+    def pod(self) -> Json | None:
+        pods = self.api.of(PODS)
+        return self.dice.choice(pods) if pods else None
+
+    async def delete_vmi(self) -> None:
+        if self.api.find(VMIS, "web"):
+            await self.api.delete(VMIS, "web")
+
+    async def delete_pod(self) -> None:
+        if pod := self.pod():
+            await self.api.delete(PODS, pod["metadata"]["name"])
+
+    async def force_pod(self) -> None:
+        if pod := self.pod():
+            await self.api.remove(PODS, pod["metadata"]["name"])
+
+    async def call_failed(self) -> None:
+        if pod := self.pod():
+            early = {"phase": "Failed", "reason": "Preempting", "qosClass": "Burstable"}
+            await self.api.put(PODS, {**pod, "status": early})
+
+    async def strip_pod(self) -> None:
+        if pod := self.pod():
+            meta = {key: value for key, value in pod["metadata"].items() if key not in ("labels", "ownerReferences")}
+            await self.api.put(PODS, {**pod, "metadata": meta})
+
+    async def strip_vmi(self) -> None:
+        """An editor's PUT without finalizer and label."""
+        if vmi := self.api.find(VMIS, "web"):
+            bare = {"finalizers": None, "labels": None} if not vmi["metadata"].get("deletionTimestamp") else {}
+            await self.api.patch(VMIS, "web", {"metadata": bare})
+
+    async def tear_away(self) -> None:
+        """An administrator removes the instance, while its pod is there to be seen."""
+        if self.api.of(PODS) and (vmi := self.api.find(VMIS, "web")):
+            active = set((vmi.get("status") or {}).get("activePods") or {})
+            if active <= {pod["metadata"]["uid"] for pod in self.api.of(PODS)}:
+                await self.api.remove(VMIS, "web")
+
+    async def orphan_vmi(self) -> None:
+        if vmi := self.api.find(VMIS, "web"):
+            await self.api.put(VMIS, {**vmi, "metadata": {**vmi["metadata"], "ownerReferences": []}})
+
+    async def stop_kubelet(self) -> None:
+        node = self.dice.choice(NODES)
+        self.reality.kubelets.discard(node)
+        asyncio.get_running_loop().call_later(0.15, self.reality.kubelets.add, node)
+
+    async def stop_handler(self) -> None:
+        node = self.dice.choice(NODES)
+        self.reality.handlers.discard(node)
+        asyncio.get_running_loop().call_later(0.15, self.reality.handlers.add, node)
+
+
+async def controller(config: str, ready: asyncio.Event) -> None:
+    async with Kube.connect("controller", config) as kube:
+        cluster = Cluster.of(kube)
+        loops: list[Any] = [VmLoop(kube, cluster), VmiLoop(kube, cluster)]
+        async with asyncio.TaskGroup() as group:
+            for store in cluster.all_stores():
+                group.create_task(store.run())
+            for store in cluster.all_stores():
+                await store.synced()
+            for loop in loops:
+                loop.add_all()
+                group.create_task(loop.run(4))
+            ready.set()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_happens_one_vm_has_one_qemu(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.run_strategy.FIRST_DELAY", 0)
+    monkeypatch.setattr("controller.vmi.END_SECONDS", 0.02)
+    monkeypatch.setattr("controller.vmi.AWAIT_SECONDS", 0.05)
+    dice = random.Random(seed)
+    async with FakeApi() as api:
+        for node in NODES:
+            ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+            await api.put("nodes", {"metadata": {"name": node}, "status": ready})
+        machine = {
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "VirtualMachine",
+            "metadata": {"name": "web", "namespace": "default", "generation": 1},
+            "spec": {"runStrategy": "Always", "template": {"spec": SPEC}},
+        }
+        await api.put(VMS, machine)
+        reality = Reality(api, dice)
+        chance = Chance(reality)
+        actions = [getattr(chance, name) for name in vars(Chance) if not name.startswith("_") and name != "pod"]
+        config = api.kubeconfig(tmp_path)
+        running = asyncio.create_task(reality.run())
+        for _ in range(4):
+            started = asyncio.Event()
+            work = asyncio.create_task(controller(config, started))
+            await started.wait()
+            for _ in range(6):
+                if dice.random() < 0.6:
+                    await reality.comes_up(3)
+                await asyncio.sleep(dice.uniform(0, 0.1))
+                with contextlib.suppress(KeyError):
+                    await dice.choice(actions)()
+                assert reality.most <= 1, "two QEMUs of one VM"
+            work.cancel()
+            with contextlib.suppress(BaseException):
+                await work
+        # And it is not by standing still that there was one only.
+        started = asyncio.Event()
+        work = asyncio.create_task(controller(config, started))
+        assert await reality.comes_up(60), "it does not come back"
+        assert reality.most == 1 and reality.starts >= 3
+        work.cancel()
+        running.cancel()
+        with contextlib.suppress(BaseException):
+            await asyncio.gather(work, running)
