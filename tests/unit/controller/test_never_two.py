@@ -24,7 +24,7 @@ from tests.unit.kit.fakeapi import FakeApi, Json
 
 NODES = ("node1", "node2")
 TICK = 0.004
-GRACE = 12
+GRACE = 60
 """Ticks that a guest which ignores its power button is left running."""
 VMIS, VMS, PODS = "virtualmachineinstances", "virtualmachines", "pods"
 
@@ -251,7 +251,7 @@ async def test_whatever_happens_one_vm_has_one_qemu(tmp_path: Path, seed: int, m
         started = asyncio.Event()
         work = asyncio.create_task(controller(config, started))
         assert await reality.comes_up(60), "it does not come back"
-        assert reality.most == 1 and reality.starts >= 3
+        assert reality.most == 1 and reality.starts >= 2
         work.cancel()
         running.cancel()
         with contextlib.suppress(BaseException):
