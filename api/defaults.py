@@ -16,7 +16,7 @@ from api.domain import CPU, DomainSpec, Machine, Memory
 from api.machine_types import machine_type
 from api.meta import ObjectMeta, format_quantity, parse_quantity
 from api.networks import Interface, InterfaceBridge, InterfaceMasquerade, Network, PodNetwork
-from api.platform import Firmware
+from api.platform import Features, FeatureState, Firmware, SyNICTimer, TLBFlush
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MACHINE = "q35"
 DEFAULT_ARCHITECTURE = "amd64"
+DEFAULT_BUS = "sata"
+"""Every guest that boots from a disk drives AHCI without further drivers, Windows' installer included."""
 DEFAULT_CPU_MODEL = "host-model"
 DEFAULT_GRACE_SECONDS = 30
 DEFAULT_NETWORK = "default"
@@ -51,6 +53,7 @@ def default_vmi_spec(
         domain.devices,
         disks=_disks(spec),
         watchdog=_watchdog(domain.devices.watchdog),
+        inputs=[replace(each, bus=each.bus or "usb") for each in domain.devices.inputs or ()] or domain.devices.inputs,
         interfaces=[_interface(interface, networks, metadata, config) for interface in interfaces] or None,
     )
     return replace(
@@ -136,6 +139,7 @@ def _domain(
         memory=_memory(domain),
         machine=replace(machine, type=machine_type(machine.type or _machine(config))),
         firmware=replace(firmware, uuid=firmware.uuid or firmware_uuid(metadata)),
+        features=_features(domain.features),
         devices=devices,
     )
 
@@ -194,12 +198,31 @@ def _disk(disk: Disk) -> Disk:
     if disk.lun is not None:
         return replace(disk, lun=replace(disk.lun, bus=disk.lun.bus or "scsi"))
     target = disk.disk or DiskTarget()
-    return replace(disk, disk=replace(target, bus=target.bus or "virtio"))
+    return replace(disk, disk=replace(target, bus=target.bus or DEFAULT_BUS))
 
 
 def _cdrom(target: CDRomTarget) -> CDRomTarget:
     read_only = True if target.readonly is None else target.readonly
-    return replace(target, bus=target.bus or "sata", readonly=read_only)
+    return replace(target, bus=target.bus or DEFAULT_BUS, readonly=read_only, tray=target.tray or "closed")
+
+
+def _features(features: Features | None) -> Features | None:
+    """Features with what those of Hyper-V need of each other, where the spec is silent: QEMU refuses one without."""
+    hyperv = features.hyperv if features else None
+    if features is None or hyperv is None:
+        return features
+    on = FeatureState(enabled=True)
+    if _is_on(hyperv.evmcs) and hyperv.vapic is None:
+        hyperv = replace(hyperv, vapic=on)
+    if _is_on(hyperv.synictimer) and hyperv.synic is None:
+        hyperv = replace(hyperv, synic=on)
+    if hyperv.vpindex is None and any(map(_is_on, (hyperv.ipi, hyperv.tlbflush, hyperv.synic))):
+        hyperv = replace(hyperv, vpindex=on)
+    return replace(features, hyperv=hyperv)
+
+
+def _is_on(feature: FeatureState | SyNICTimer | TLBFlush | None) -> bool:
+    return feature is not None and feature.enabled is not False
 
 
 def _watchdog(watchdog: Watchdog | None) -> Watchdog | None:

@@ -16,9 +16,15 @@ WANTED = (
     "virtio_balloon", "virtio_input", "virtio_mem", "virtiofs", "vmw_vsock_virtio_transport", "e1000", "e1000e",
     "8139cp", "pcnet32", "ne2k_pci", "ata_piix", "ahci", "sd_mod", "sr_mod", "isofs", "vfat", "nls_cp437", "nls_ascii",
     "nls_utf8", "ext4", "af_packet", "ipv6", "bridge", "8021q", "button", "evdev", "qemu_fw_cfg", "i6300esb", "softdog",
+    "xhci_pci", "usbhid", "hid_generic",
 )  # fmt: skip
-"""Those that the kernel has built in, or does not have at all (the cloud kernel has no drivers of emulated hardware),
-are left out without a word: the same list serves every kernel."""
+"""Those that the kernel has built in are left out, and those that a cloud kernel does not have at all: it has no driver
+of emulated hardware."""
+CLOUD = (
+    "virtio_pci", "virtio_net", "virtio_blk", "virtio_scsi", "virtio_console", "virtio_rng", "virtio_balloon",
+    "isofs", "ext4", "af_packet",
+)  # fmt: skip
+"""What the tests need of a cloud kernel; of any other they need all that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,16 @@ def choose(folder: Path, wanted: tuple[str, ...] = WANTED) -> list[Module]:
     for name in wanted:
         add(name)
     return list(chosen.values())
+
+
+def missing(folder: Path, wanted: tuple[str, ...]) -> list[str]:
+    """Those that the kernel whose modules are below `folder` has neither as a module nor built in.
+
+    What is built in stands in `modules.builtin` (Documentation/kbuild/kbuild.rst).
+    """
+    lists = folder.rglob("modules.builtin")
+    built_in = {Path(line).stem.replace("-", "_") for path in lists for line in path.read_text().split()}
+    return [name for name in wanted if name not in scan(folder) and name not in built_in]
 
 
 def index(modules: list[Module], place: str = "/lib/modules") -> str:

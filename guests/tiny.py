@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from guests import disk, initramfs, packages
+from guests import disk, initramfs, modules, packages
 from images.keys import text_key, tree_key
 from images.paths import GUESTS, ROOT
 
@@ -53,10 +53,13 @@ def _compress(root: Path, data: bytes, out: Path) -> None:
     plain.unlink()
 
 
-def _build(names: list[str], draft: Path) -> None:
+def _build(names: list[str], needed: tuple[str, ...], draft: Path) -> None:
     root = draft / "root"
     archives = packages.fetch(names + packages.libraries("qemu-guest-agent"), draft / "packages")
     packages.unpack(archives, root)
+    folder = root / "lib/modules" if (root / "lib/modules").exists() else root / "usr/lib/modules"
+    if lacking := modules.missing(folder, needed):
+        raise LookupError(f"the guest's kernel has no module {', '.join(lacking)}: a test needs it")
     guest = Guest(draft)
     (kernel,) = (root / "boot").glob("vmlinuz-*")
     shutil.copyfile(kernel, guest.kernel)
@@ -104,7 +107,7 @@ def build(meta: str = packages.KERNEL_META) -> Guest:
     GUESTS.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix="draft-", dir=GUESTS))
     try:
-        _build(names, draft)
+        _build(names, modules.CLOUD if meta == packages.KERNEL_META else modules.WANTED, draft)
         (draft / "done").write_text("\n".join([*names, text_key(*names)]) + "\n")
         draft.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from guests import disk, tiny
+from guests import disk, packages, tiny
 from images.archive import Entry, write_archive
 from images.keys import text_key
 from images.paths import ARCHIVES
@@ -28,6 +28,8 @@ class GuestImage:
     role: str
     reference: str
     entries: Callable[[tiny.Guest], list[Entry]]
+    kernel: str = packages.KERNEL_META
+    """The metapackage of the guest's kernel."""
 
     def plan(self) -> Plan:
         """The archive's name changes when the guest's sources or this recipe do; manifests write the reference."""
@@ -36,11 +38,18 @@ class GuestImage:
 
     def make(self, plan: Plan) -> None:
         """Build the guest if need be, and write the archive."""
-        write_archive(plan.reference, self.entries(tiny.build()), plan.archive)
+        write_archive(plan.reference, self.entries(tiny.build(self.kernel)), plan.archive)
 
 
 GUEST_IMAGES = (
     GuestImage("guest-tiny", f"{PREFIX}/tiny:1", lambda g: [_owned("disk/tiny.qcow2", g.qcow2)]),
+    # For what a cloud kernel cannot drive: SATA disks, USB, the watchdog.
+    GuestImage(
+        "guest-generic",
+        f"{PREFIX}/generic:1",
+        lambda g: [_owned("disk/generic.qcow2", g.qcow2)],
+        packages.GENERIC_META,
+    ),
     GuestImage(
         "guest-tiny-kernel",
         f"{PREFIX}/tiny-kernel:1",

@@ -21,6 +21,7 @@ ORDER = [
     "scheduling",
     "networks",
     "dns",
+    "habits",
     "bad_manifests",
     "security",
     "pod_security",

@@ -119,7 +119,7 @@ def test_a_volume_without_a_disk_gets_one() -> None:
     vmi = filled({"volumes.1": {"name": "data", "emptyDisk": {"capacity": "1Gi"}}})
     disks = vmi.spec.domain.devices.disks or []
     assert [disk.name for disk in disks] == ["root", "data"]
-    assert disks[1].disk is not None and disks[1].disk.bus == "virtio"
+    assert disks[1].disk is not None and disks[1].disk.bus == "sata"
 
 
 def test_a_cdrom_is_sata_and_read_only() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from guests.cpio import Archive
 from guests.disk import halting_disk, master_boot_record
-from guests.modules import choose, index, modinfo
+from guests.modules import choose, index, missing, modinfo
 
 
 def entries(data: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
@@ -83,6 +83,13 @@ def test_modules_come_after_what_they_need_and_absent_ones_are_left_out(tmp_path
     modules = choose(tmp_path, ("card_x", "built_in"))
     assert [m.name for m in modules] == ["bus_core", "helper", "card_x"]
     assert index(modules).splitlines()[2] == "card_x\t/lib/modules/card_x.ko\tbus_core,helper\tpci:v1d2*"
+
+
+def test_a_module_that_a_test_needs_is_there_built_in_or_missed(tmp_path: Path) -> None:
+    (tmp_path / "6.1/drivers").mkdir(parents=True)
+    (tmp_path / "6.1/drivers/card-x.ko").write_bytes(module_file("depends="))
+    (tmp_path / "6.1/modules.builtin").write_text("kernel/drivers/ata/libata-core.ko\nkernel/fs/ext4.ko\n")
+    assert missing(tmp_path, ("card_x", "libata_core", "ext4", "ahci")) == ["ahci"]
 
 
 def test_the_halting_disk_is_one_mebibyte_that_bios_boots() -> None:
