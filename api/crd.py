@@ -10,11 +10,12 @@ import ast
 import inspect
 import json
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from api import names
+from api import names, unsupported
 from api.kubevirt import KubeVirt
 from api.meta import ObjectMeta, Struct
 from api.migration import VirtualMachineInstanceMigration
@@ -140,9 +141,15 @@ def _version(kind: Kind, version: str, *, storage: bool, described: bool) -> dic
     return entry
 
 
+NOT_SUPPORTED = "Not supported by this version of hyperlet: refused when it is set. "
+"""Before the description of a field that is not there yet: `kubectl explain` must not promise it."""
+
+
 def root_schema(cls: type[Struct], *, described: bool = True, required: tuple[str, ...] = ("spec",)) -> Schema:
     """The schema of a whole object. The server brings its own schema for apiVersion, kind and metadata."""
     schema = struct_schema(cls, described=described)
+    if described and (refused := unsupported.refused_paths(cls.__name__)):
+        _mark(schema["properties"]["spec"], "", refused)
     for field in ("apiVersion", "kind"):
         schema["properties"][field] = {"type": "string"}
     schema["properties"]["metadata"] = {"type": "object"}
@@ -150,6 +157,16 @@ def root_schema(cls: type[Struct], *, described: bool = True, required: tuple[st
     if required:
         schema["required"] = list(required)
     return schema
+
+
+def _mark(schema: Schema, path: str, refused: Callable[[str], bool]) -> None:
+    """Says of every field that is refused that it is; what is below it goes without saying."""
+    for name, child in schema.get("items", schema).get("properties", {}).items():
+        here = f"{path}.{name}" if path else name
+        if refused(here):
+            child["description"] = NOT_SUPPORTED + child.get("description", "")
+        else:
+            _mark(child, here, refused)
 
 
 def struct_schema(cls: type[Struct], *, described: bool = True) -> Schema:

@@ -6,7 +6,7 @@ stands for the field and everything below it; the fields above it are implied. `
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from api import names
@@ -191,6 +191,25 @@ def unsupported_vmi(spec: Any, path: str = "spec") -> Iterator[Fault]:
 def unsupported_kubevirt(spec: Any, path: str = "spec") -> Iterator[Fault]:
     """Likewise for the spec of the KubeVirt object."""
     return _walk(_KUBEVIRT, spec, path, "")
+
+
+def refused_paths(kind: str) -> Callable[[str], bool] | None:
+    """Tells which fields below a kind's spec (`a.b`, without indexes) are refused; None for a kind that has no list."""
+    tree = {names.KIND_VM: _VM, names.KIND_VMI: _SPEC, names.KIND_KUBEVIRT: _KUBEVIRT}.get(kind)
+    if tree is None:
+        return None
+
+    def refused(path: str) -> bool:
+        node: Any = tree
+        for name in path.split("."):
+            if node is EVERYTHING or isinstance(node, frozenset):
+                return False
+            node = node.get(name)
+            if node is None:
+                return _bare(path) not in _TRUE_IS_SO
+        return False
+
+    return refused
 
 
 def _walk(node: Any, value: Any, path: str, plain: str) -> Iterator[Fault]:

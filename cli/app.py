@@ -37,6 +37,7 @@ COMMANDS = {
     "unpause": Entry("cli.verbs", "unpause", "Let a paused machine go on."),
     "userlist": Entry("cli.guest", "userlist", "List who is logged in to a guest."),
     "version": Entry("cli.version", "version", "Tell the versions of this program and of the server."),
+    "virsh": Entry("cli.virsh", "virsh", "Ask libvirt and QEMU about a running machine."),
     "vnc": Entry("cli.vnc", "vnc", "Open the screen of a machine, or take a picture of it (vnc screenshot)."),
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from api.meta import quantity_bytes
 from api.vmi import VirtualMachineInstance
 from api.volumes import ContainerDiskSource, Volume
-from launcher import media, qcow2
+from launcher import claims, media, qcow2
 from launcher.domain.facts import DiskFacts, InvalidVmi
 from launcher.paths import Paths
 from launcher.untrusted import Missing, open_regular, resolve
@@ -145,7 +145,7 @@ def claim(vmi: VirtualMachineInstance, volume: Volume, paths: Paths) -> DiskFact
     read_only = bool(source.readOnly)
     device = Path(paths.block_volumes, volume.name)
     if device.is_block_device():
-        return _block(volume.name, device, read_only)
+        return _block(volume.name, device, read_only, source.claimName)
     folder = Path(paths.volumes, volume.name)
     if not folder.is_dir():
         raise Missing(f"volume {volume.name}: claim {source.claimName} is mounted neither at {folder} nor at {device}")
@@ -155,6 +155,7 @@ def claim(vmi: VirtualMachineInstance, volume: Volume, paths: Paths) -> DiskFact
         if not read_only and not os.path.lexists(image):
             _create_sparse(image, _claim_size(vmi, volume.name, folder, what))
         with os.fdopen(open_regular(image, os.O_RDONLY if read_only else os.O_RDWR), "rb") as file:
+            claims.checked(file, what)
             size = file.seek(0, os.SEEK_END)
             if size and not read_only:
                 wanted = _claim_size(vmi, volume.name, folder, what, os.fstat(file.fileno()).st_blocks * SECTOR)
@@ -167,12 +168,14 @@ def claim(vmi: VirtualMachineInstance, volume: Volume, paths: Paths) -> DiskFact
         raise Missing(f"{what} cannot be used: {getattr(error, 'strerror', None) or error}") from None
     if size == 0:
         raise Missing(f"{what} is empty")
+    claims.whole_sectors(size, what)
     return DiskFacts(volume.name, str(image), size=size, readonly=read_only, direct=_takes_direct(image))
 
 
-def _block(name: str, device: Path, read_only: bool) -> DiskFacts:
+def _block(name: str, device: Path, read_only: bool, claim_name: str) -> DiskFacts:
     try:
         with device.open("rb") as file:
+            claims.checked(file, f"volume {name}: the device of claim {claim_name}")
             size = file.seek(0, os.SEEK_END)
     except OSError as error:
         raise Missing(f"volume {name}: {device} cannot be opened: {error.strerror}") from None
@@ -208,7 +211,7 @@ def grown(vmi: VirtualMachineInstance, known: Mapping[str, int], paths: Paths) -
             continue
         device, folder = Path(paths.block_volumes, volume.name), Path(paths.volumes, volume.name)
         if device.is_block_device():
-            size = _block(volume.name, device, False).size
+            size = _block(volume.name, device, False, source.claimName).size
         else:
             what = f"volume {volume.name}: disk.img of claim {source.claimName}"
             size = _claim_size(vmi, volume.name, folder, what, (folder / "disk.img").lstat().st_blocks * SECTOR)

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from launcher import growth
+from launcher import claims, growth
 from launcher.agent import Agent
 from launcher.builder import Builder, BuildError
 from launcher.cards import Cards, infos_of
@@ -151,7 +151,7 @@ class Machine:
             self._cards.serve(request, plan["dhcp_options"])
             self._power.refuse_when_stopping()
             self._early_ends.clear()
-            await self.hypervisor.create(plan["xml"], plan["paused"])
+            await self._create(plan, request.vmi)
         except (BuildError, DhcpError, HypervisorError, Refused) as error:
             self._dhcp.close()
             self._reports.set_state(pb.DOMAIN_STATE_NONE, "StartFailed", str(error))
@@ -164,6 +164,15 @@ class Machine:
             await self._refresh()
         if self._power.stopping:
             self._spawn(self._power.press(self._domain))
+
+    async def _create(self, plan: dict[str, Any], vmi: bytes) -> None:
+        """Starts the domain. Raises HypervisorError, which names volume and claim of a disk that is in use."""
+        try:
+            await self.hypervisor.create(plan["xml"], plan["paused"])
+        except HypervisorError as error:
+            if words := claims.in_use(str(error), vmi):
+                raise type(error)(words) from error
+            raise
 
     async def _rewire(self, request: pb.SyncRequest) -> None:
         """Network cards as they are wanted now, disks as large as their claims. Raises BuildError, HypervisorError."""

@@ -66,6 +66,13 @@ class FreezeUnfreezeTimeout(msgspec.Struct, frozen=True, gc=False):
     """After this the file systems thaw by themselves, whatever happens; 0: 5 minutes."""
 
 
+class MemoryDump(_Options, frozen=True, gc=False):
+    """Of memorydump."""
+
+    claimName: Annotated[str, Meta(pattern="^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")] | None = None
+    """Claim that takes the dump."""
+
+
 class MachineToExpand(msgspec.Struct, frozen=True, gc=False):
     """A VirtualMachine. The custom resource's schema says what its spec may be."""
 

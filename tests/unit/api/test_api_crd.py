@@ -185,3 +185,26 @@ def test_the_network_definition_is_as_multus_brings_it() -> None:
     assert "subresources" not in version
     schema = version["schema"]["openAPIV3Schema"]
     assert "required" not in schema and schema["properties"]["spec"]["properties"]["config"]["type"] == "string"
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "refused"),
+    [
+        ("virtualmachines", "spec.template.spec.domain.devices.tpm", True),
+        ("virtualmachines", "spec.template.spec.domain.devices.disks.items.lun", True),
+        ("virtualmachines", "spec.instancetype", True),
+        ("virtualmachines", "spec.template.spec.domain.devices.disks.items.disk", False),
+        ("virtualmachines", "spec.template.spec.domain.devices.logSerialConsole", False),
+        ("virtualmachineinstances", "spec.accessCredentials", True),
+        ("virtualmachineinstances", "spec.livenessProbe.exec", True),
+        ("virtualmachineinstances", "spec.livenessProbe.tcpSocket", False),
+        ("kubevirts", "spec.configuration.migrations", True),
+        ("kubevirts", "spec.configuration.cpuModel", False),
+    ],
+)
+def test_explain_promises_nothing_that_is_refused(kind: str, path: str, refused: bool) -> None:
+    (found,) = [each for each in crd.KINDS if each.plural == kind]
+    node = schemas(found)[0]
+    for step in path.split("."):
+        node = node["items"] if step == "items" else node["properties"][step]
+    assert node["description"].startswith(crd.NOT_SUPPORTED) == refused

@@ -85,6 +85,11 @@ async def test_what_is_not_there_yet_is_told_as_its_client_reads_it(gate: World)
     code, found = await gate.ask("PUT", f"{GROUP}/v1/namespaces/default/virtualmachines/web/addvolume")
     assert (code, found["kind"], found["reason"]) == (501, "Status", "NotImplemented")
     assert "not implemented yet" in found["message"]
+    path = f"{GROUP}/v1/namespaces/default/virtualmachines/web/memorydump"
+    code, found = await gate.ask("PUT", path, body={"claimName": "dump-1"})
+    assert code == 501 and found["message"].endswith("kubectl delete pvc dump-1"), "the client has made it already"
+    code, found = await gate.ask("PUT", f"{GROUP}/v1/namespaces/default/virtualmachines/hello%00/start")
+    assert (code, found["reason"]) == (400, "BadRequest")
 
 
 async def test_health_asks_the_api_server_once_in_a_while(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from api import codec
 from api.vmi import VirtualMachineInstance
-from launcher import disks, media
+from launcher import claims, disks, media
 from launcher.domain.facts import DiskFacts, InvalidVmi
 from launcher.paths import Paths
 from launcher.untrusted import Missing
@@ -189,6 +189,66 @@ def test_a_claim_that_cannot_be_used(paths: Paths, tmp_path: pathlib.Path) -> No
     (folder / "disk.img").write_bytes(b"")
     with pytest.raises(Missing, match="is empty"):
         find(paths, CLAIM)
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"QFI\xfb\0\0\0\3".ljust(16, b"\0"), "is a qcow2 image, and a claim holds a raw disk"),
+        (b"QFI\xfb\0\0\0\3\0\0\0\0\0\0\1\0", "is a qcow2 image with a backing file, and a claim"),
+        (b"KDMV", "is a VMDK image, and a claim"),
+    ],
+)
+def test_an_image_on_a_claim_is_named_and_left_as_it_is(paths: Paths, start: bytes, words: str) -> None:
+    folder = pathlib.Path(paths.volumes, "v")
+    folder.mkdir()
+    (folder / "disk.img").write_bytes(start.ljust(4096, b"\0"))
+    with pytest.raises(Missing, match=f"volume v: disk.img of claim data {words}"):
+        find(paths, CLAIM, status=claim_status("16Mi"))
+    assert (folder / "disk.img").stat().st_size == 4096, "not grown to the claim's size"
+
+
+@pytest.mark.parametrize("start", [b"LUKS\xba\xbe", b"\x1f\x8b"])
+def test_what_a_guest_may_well_have_written_is_a_disk(paths: Paths, start: bytes) -> None:
+    folder = pathlib.Path(paths.volumes, "v")
+    folder.mkdir()
+    (folder / "disk.img").write_bytes(start.ljust(4096, b"\0"))
+    assert find(paths, CLAIM, status=claim_status("16Mi")).size == 16 << 20
+
+
+def test_an_odd_size_is_told_with_the_size_that_is_needed(paths: Paths) -> None:
+    folder = pathlib.Path(paths.volumes, "v")
+    folder.mkdir()
+    (folder / "disk.img").write_bytes(bytes(1000))
+    read_only = {"persistentVolumeClaim": {"claimName": "data", "readOnly": True}}
+    with pytest.raises(Missing, match=r"claim data has 1000 bytes, which are no whole sectors of 512: make it 1024 "):
+        find(paths, read_only)
+    assert find(paths, CLAIM, status=claim_status("16Mi")).size == 16 << 20, "one that grows has none any more"
+
+
+LOCK = 'internal error: process exited: -blockdev {"filename":"/volumes/b/disk.img"}: Failed to get "write" lock'
+VMI = json.dumps(
+    {
+        "spec": {
+            "volumes": [
+                {"name": "a", "persistentVolumeClaim": {"claimName": "first"}},
+                {"name": "b", "persistentVolumeClaim": {"claimName": "second"}},
+                {"name": "c", "emptyDisk": {}},
+            ]
+        }
+    }
+).encode()
+
+
+def test_two_virtual_machines_on_one_claim_are_told_by_volume_and_claim() -> None:
+    assert claims.in_use(LOCK, VMI) == (
+        "volume b: claim second is in use by another virtual machine or pod, which holds QEMU's lock on it: stop that "
+        "one first, or give each its own claim"
+    )
+    vague = claims.in_use('Failed to get shared "write" lock', VMI)
+    assert vague is not None and vague.startswith("volume a: claim first or volume b: claim second is in use")
+    assert claims.in_use("Could not open '/volumes/b/disk.img': Permission denied", VMI) is None
+    assert claims.in_use(LOCK, b"no JSON") is not None
 
 
 def test_empty_disk_and_unknown_volume(paths: Paths) -> None:

@@ -1,0 +1,66 @@
+"""`virsh`: what libvirt and QEMU say of a machine, asked in its launcher pod by kubectl."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from api import names
+from cli.commands import command
+from cli.problem import Problem
+from cli.settings import Settings
+
+
+def pod_of(pods: dict[str, Any]) -> str | None:
+    """The name of the pod that runs, of a list of a machine's launcher pods."""
+    for pod in pods.get("items") or []:
+        if pod["metadata"]["name"].startswith(names.LAUNCHER_PREFIX) and pod["status"].get("phase") == "Running":
+            return str(pod["metadata"]["name"])
+    return None
+
+
+def words_of(settings: Settings, namespace: str, pod: str, words: Sequence[str]) -> list[str]:
+    """kubectl's command line; it knows the global flags by the same names."""
+    flags = [word for word in settings.words() if not word.startswith("--namespace")]
+    where = [f"--namespace={namespace}", "exec", pod, f"--container={names.COMPUTE_CONTAINER}"]
+    return ["kubectl", *flags, *where, "--", "virsh", *words]
+
+
+@command("virsh", short_help="Ask libvirt and QEMU about a running machine.")
+@click.argument("name", metavar="VMI")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="VERB [ARGUMENT]...")
+def virsh(settings: Settings, name: str, words: tuple[str, ...]) -> None:
+    """Ask libvirt and QEMU about a running machine, for diagnosis. Needs kubectl, and the right to exec in its pod.
+
+    \b
+    Examples:
+      hyperctl virsh myvmi domblklist
+      hyperctl virsh myvmi dumpxml
+      hyperctl virsh myvmi -- qemu-monitor-command --hmp info block
+    """
+    from cli.client import Client, Refused, run
+    from cli.paths import INSTANCES, core_path, object_path
+
+    if shutil.which("kubectl") is None:
+        raise Problem("there is no kubectl on this machine: it is what runs virsh in the machine's pod")
+
+    async def ask() -> tuple[str, str | None]:
+        async with Client(settings) as client:
+            try:
+                vmi = await client.get(object_path(INSTANCES, client.namespace, name))
+                selector = {"labelSelector": f"{names.LABEL_CREATED_BY}={vmi['metadata']['uid']}"}
+                pods = await client.get(core_path("pods", client.namespace), selector)
+            except Refused as refusal:
+                raise Problem(f"cannot find the pod of VirtualMachineInstance {name}: {refusal}") from refusal
+            return client.namespace, pod_of(pods)
+
+    namespace, pod = run(ask())
+    if pod is None:
+        raise Problem(f"VirtualMachineInstance {name} has no launcher pod that runs: see its Events")
+    code = subprocess.run(words_of(settings, namespace, pod, words or ("list",)), check=False).returncode
+    if code:
+        raise click.exceptions.Exit(code if code > 0 else 128 - code)
