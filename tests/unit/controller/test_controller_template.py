@@ -104,7 +104,7 @@ IS_NOTHING = [
     ("domain.resources.limits", {}),
     ("domain.machine", {"type": "q35"}),
     ("domain.machine", {}),
-    ("domain.devices.disks", [{"name": "b", "cdrom": {"readonly": True}}, {"name": "a", "disk": {"bus": "virtio"}}]),
+    ("domain.devices.disks", [{"name": "b", "cdrom": {"readonly": True}}, {"name": "a", "disk": {"bus": "sata"}}]),
     ("domain.devices.disks", [{"name": "b", "cdrom": {}}]),
     ("domain.devices.disks.0.disk.readonly", False),
     ("domain.devices.autoattachGraphicsDevice", True),
