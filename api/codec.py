@@ -5,12 +5,13 @@
 """
 
 from functools import cache
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
 
 from api import names
-from api.errors import Fault, InvalidObject
+from api.errors import MAX_FAULTS, Fault, InvalidObject
 from api.meta import Struct
 from api.shape import shape_faults, struct_shape, unknown_fields
 
@@ -48,7 +49,7 @@ def decode_strict(cls: type[T], document: Document) -> T:
         decoded = msgspec.convert(raw, cls)
     except msgspec.ValidationError as error:
         raise InvalidObject(_all_faults(cls, raw, error, strict=True)) from error
-    faults = list(unknown_fields(struct_shape(cls), raw))
+    faults = list(islice(unknown_fields(struct_shape(cls), raw), MAX_FAULTS))
     if faults:
         raise InvalidObject(faults)
     return decoded
@@ -68,10 +69,9 @@ def load(document: Document) -> dict[str, Any]:
 
 
 def _all_faults(cls: type[Struct], raw: dict[str, Any], error: Exception, *, strict: bool) -> list[Fault]:
-    faults = list(shape_faults(struct_shape(cls), raw))
-    if not strict:
-        faults = [fault for fault in faults if fault.reason != names.FAULT_UNKNOWN]
-    return faults or [Fault("", names.FAULT_TYPE, str(error))]
+    found = shape_faults(struct_shape(cls), raw)
+    wanted = (fault for fault in found if strict or fault.reason != names.FAULT_UNKNOWN)
+    return list(islice(wanted, MAX_FAULTS)) or [Fault("", names.FAULT_TYPE, str(error))]
 
 
 def encode(value: Struct | dict[str, Any]) -> bytes:

@@ -7,6 +7,9 @@ worked on, and whether trying again can help.
 from collections.abc import Iterable
 from typing import ClassVar, NamedTuple
 
+MAX_FAULTS = 101
+"""Faults of one document that are looked for: a person is told a hundred of them, and that there are more."""
+
 
 class Fault(NamedTuple):
     """One thing wrong with an object. `path` is the JSON path from the object's root, such as `spec.running`."""

@@ -19,8 +19,18 @@ from msgspec import Meta
 QUANTITY_PATTERN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[kKMGTPE]i?B|[eE][+-]?[0-9]{1,3})?$"
 DURATION_PATTERN = r"^[+-]?(0|([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h))+)$"
 
-Quantity = Annotated[str, Meta(pattern=QUANTITY_PATTERN, extra={"words": "a quantity such as 2Gi, 500M or 100m"})] | int
-Duration = Annotated[str, Meta(pattern=DURATION_PATTERN, extra={"words": "a duration such as 90s, 5m or 1h30m"})]
+# Longer is none that Kubernetes writes, and matching these patterns takes the square of the length.
+MAX_NUMBER = 64
+Quantity = (
+    Annotated[
+        str,
+        Meta(max_length=MAX_NUMBER, pattern=QUANTITY_PATTERN, extra={"words": "a quantity such as 2Gi, 500M or 100m"}),
+    ]
+    | int
+)
+Duration = Annotated[
+    str, Meta(max_length=MAX_NUMBER, pattern=DURATION_PATTERN, extra={"words": "a duration such as 90s, 5m or 1h30m"})
+]
 Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1, extra_json_schema={"format": "int32"})]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, extra_json_schema={"format": "int64"})]
@@ -138,10 +148,10 @@ def parse_quantity(value: str | int | float) -> Fraction:
         raise ValueError(f"{value!r} is not a quantity: expected a number or a string such as 2Gi")
     if not isinstance(value, str):
         return Fraction(value) if isinstance(value, int) else Fraction(str(value))
-    match = _QUANTITY.fullmatch(value)
+    match = _QUANTITY.fullmatch(value) if len(value) <= MAX_NUMBER else None
     if match is None:
         raise ValueError(
-            f"{value!r} is not a quantity: expected a number with one of the suffixes "
+            f"{value[:MAX_NUMBER]!r} is not a quantity: expected a number with one of the suffixes "
             "n u m k M G T P E, Ki Mi Gi Ti Pi Ei, or an exponent such as e3"
         )
     number, decimal, binary, lenient, exponent = match.groups()
@@ -214,8 +224,10 @@ _UNIT_SECONDS = {
 
 def parse_duration(value: str) -> float:
     """Seconds of a Go duration such as `1h30m`, `90s`, `0`. Raises ValueError, in words."""
-    if not re.fullmatch(DURATION_PATTERN[1:-1], value, re.ASCII):
-        raise ValueError(f"{value!r} is not a duration: expected numbers with units, such as 90s, 5m or 1h30m")
+    if len(value) > MAX_NUMBER or not re.fullmatch(DURATION_PATTERN[1:-1], value, re.ASCII):
+        raise ValueError(
+            f"{value[:MAX_NUMBER]!r} is not a duration: expected numbers with units, such as 90s, 5m or 1h30m"
+        )
     total = sum((Fraction(number) * _UNIT_SECONDS[unit] for number, unit in _DURATION_PART.findall(value)), Fraction(0))
     return float(-total if value.startswith("-") else total)
 

@@ -79,21 +79,33 @@ def struct_shape(cls: type[Struct]) -> Shape:
     return Shape("struct", cls, (), fields, required, None, False)
 
 
+HINTS = 5
+"""Unknown fields of one document for which a known one with a like name is looked for, which takes long."""
+LONGEST_CHOICE = 100
+SHOWN = 80
+"""Characters of a name that somebody else chose, in a path."""
+
+
 def unknown_fields(shape: Shape, value: Any, path: str = "") -> Iterator[Fault]:
     """A Fault for every field of a decoded document that its Struct does not have."""
+    for count, (owner, key, here) in enumerate(_unknown_keys(shape, value, path)):
+        yield _unknown(owner, key, here, hint=count < HINTS)
+
+
+def _unknown_keys(shape: Shape, value: Any, path: str) -> Iterator[tuple[Shape, str, str]]:
     if shape.kind == "struct" and isinstance(value, dict):
         for key, child in value.items():
             field = shape.fields.get(key)
             if field is None:
-                yield _unknown(shape, str(key), path)
+                yield shape, str(key), path
             elif field.kind != "leaf":
-                yield from unknown_fields(field, child, f"{path}.{key}" if path else key)
+                yield from _unknown_keys(field, child, f"{path}.{key}" if path else key)
     elif shape.kind == "list" and isinstance(value, list) and shape.item and shape.item.kind != "leaf":
         for index, child in enumerate(value):
-            yield from unknown_fields(shape.item, child, f"{path}[{index}]")
+            yield from _unknown_keys(shape.item, child, f"{path}[{index}]")
     elif shape.kind == "map" and isinstance(value, dict) and shape.item and shape.item.kind != "leaf":
         for key, child in value.items():
-            yield from unknown_fields(shape.item, child, f"{path}.{key}")
+            yield from _unknown_keys(shape.item, child, f"{path}.{key[:SHOWN]}")
 
 
 def knows(shape: Shape, value: Any) -> bool:
@@ -113,28 +125,33 @@ def knows(shape: Shape, value: Any) -> bool:
     return True
 
 
-def _unknown(shape: Shape, key: str, path: str) -> Fault:
-    near = difflib.get_close_matches(key, shape.fields, n=1, cutoff=0.75)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return Fault(f"{path}.{key}" if path else key, names.FAULT_UNKNOWN, f"unknown field {key!r}{hint}")
+def _unknown(shape: Shape, key: str, path: str, hint: bool) -> Fault:
+    near = difflib.get_close_matches(key, shape.fields, n=1, cutoff=0.75) if hint and len(key) <= SHOWN else []
+    words = f"; did you mean {near[0]}?" if near else ""
+    key = key[:SHOWN]
+    return Fault(f"{path}.{key}" if path else key, names.FAULT_UNKNOWN, f"unknown field {key!r}{words}")
 
 
 def shape_faults(shape: Shape, value: Any, path: str = "") -> Iterator[Fault]:
     """A Fault for every value that does not fit, every required field that is missing, every unknown field."""
+    return _shape_faults(shape, value, path, iter(range(HINTS)))
+
+
+def _shape_faults(shape: Shape, value: Any, path: str, hints: Iterator[int]) -> Iterator[Fault]:
     if shape.kind == "struct":
-        yield from _struct_faults(shape, value, path)
+        yield from _struct_faults(shape, value, path, hints)
     elif shape.kind == "list" and shape.item:
         if not isinstance(value, list):
             yield _wrong(path, "a list", value)
             return
         for index, child in enumerate(value):
-            yield from shape_faults(shape.item, child, f"{path}[{index}]")
+            yield from _shape_faults(shape.item, child, f"{path}[{index}]", hints)
     elif shape.kind == "map" and shape.item:
         if not isinstance(value, dict):
             yield _wrong(path, "an object of keys and values", value)
             return
         for key, child in value.items():
-            yield from shape_faults(shape.item, child, f"{path}.{key}")
+            yield from _shape_faults(shape.item, child, f"{path}.{key[:SHOWN]}", hints)
     else:
         yield from _leaf_faults(shape, value, path)
 
@@ -167,7 +184,7 @@ def _hopeless(shape: Shape, value: Any, *, optional: bool) -> bool:
     return value is None or next(_leaf_faults(shape, value, ""), None) is not None
 
 
-def _struct_faults(shape: Shape, value: Any, path: str) -> Iterator[Fault]:
+def _struct_faults(shape: Shape, value: Any, path: str, hints: Iterator[int]) -> Iterator[Fault]:
     if not isinstance(value, dict):
         yield _wrong(path, "an object", value)
         return
@@ -178,15 +195,17 @@ def _struct_faults(shape: Shape, value: Any, path: str) -> Iterator[Fault]:
     for key, child in value.items():
         field = shape.fields.get(key)
         if field is None:
-            yield _unknown(shape, str(key), path)
+            yield _unknown(shape, str(key), path, hint=next(hints, None) is not None)
         elif child is None and not field.nullable and key not in shape.required:
             yield _wrong(dot + key, "a value", child)
         elif child is not None:
-            yield from shape_faults(field, child, dot + key)
+            yield from _shape_faults(field, child, dot + key, hints)
 
 
 def _leaf_faults(shape: Shape, value: Any, path: str) -> Iterator[Fault]:
     hint = Annotated[(shape.hint, *shape.metas)] if shape.metas else shape.hint
+    if isinstance(value, str) and get_origin(shape.hint) is Literal:
+        value = value[:LONGEST_CHOICE]  # its error shows the whole of it
     try:
         msgspec.convert(value, hint)
     except msgspec.ValidationError as error:

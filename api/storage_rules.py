@@ -186,6 +186,9 @@ def _inline(text: str | None, path: str) -> Iterator[Fault]:
 def _inline64(text: str | None, path: str) -> Iterator[Fault]:
     if text is None:
         return
+    if len(text) > 2 * MAX_CLOUD_INIT_BYTES:  # a third is base64's own, and some may be line ends
+        yield _too_long(path)
+        return
     size = syntax.base64_size(text)
     if size is None:
         yield Fault(path, names.FAULT_INVALID, "is not base64")

@@ -6,6 +6,7 @@ An empty list means: accepted.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from api import bridges, names, syntax
@@ -13,7 +14,7 @@ from api.annotations import annotation_faults, annotation_warnings
 from api.codec import decode, to_dict
 from api.devices import Disk
 from api.domain_rules import check, domain_faults
-from api.errors import Fault, InvalidObject
+from api.errors import MAX_FAULTS, Fault, InvalidObject
 from api.kubevirt import KubeVirt
 from api.machine_types import machine_warning
 from api.meta import ObjectMeta, Struct
@@ -57,12 +58,12 @@ def validate_document(document: dict[str, Any], config: "KubeVirtConfiguration |
         more = _decoded_faults(decode(cls, document), config)
         # What decodes has no wrong type or value, so that only the fields' names are left to look at.
         shape = struct_shape(cls)
-        faults = [] if knows(shape, document) else list(unknown_fields(shape, document))
+        faults = [] if knows(shape, document) else list(islice(unknown_fields(shape, document), MAX_FAULTS))
     except InvalidObject as error:
-        faults = list(shape_faults(struct_shape(cls), document)) or error.faults
-        more = _remaining_faults(cls, document, config)
+        faults = list(islice(shape_faults(struct_shape(cls), document), MAX_FAULTS)) or error.faults
+        more = _remaining_faults(cls, document, config) if len(faults) < MAX_FAULTS else []
     known = {fault.path for fault in faults}
-    return faults + [fault for fault in more if fault.path not in known]
+    return (faults + [fault for fault in more if fault.path not in known])[:MAX_FAULTS]
 
 
 def _remaining_faults(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from aiohttp import web
 
 from api.errors import Fault
-from gateway.admission import eviction, kinds, review
+from gateway.admission import eviction, kinds, limits, ownership, review
 from gateway.admission.pod_security import PodSecurity
 from gateway.admission.review import BadReview, Request, Verdict
 from gateway.context import Gateway
@@ -23,6 +23,7 @@ def routes(app: web.Application, gateway: Gateway) -> None:
         return await _answer(
             request,
             namespaces,
+            gateway,
             lambda asked, more: kinds.mutate(asked, gateway.configuration(), gateway.namespace, more),
         )
 
@@ -30,6 +31,7 @@ def routes(app: web.Application, gateway: Gateway) -> None:
         return await _answer(
             request,
             namespaces,
+            gateway,
             lambda asked, more: kinds.validate(asked, gateway.configuration(), gateway.namespace, more),
         )
 
@@ -46,12 +48,22 @@ def routes(app: web.Application, gateway: Gateway) -> None:
     app.router.add_post(VALIDATE, validate)
 
 
+def first_look(body: bytes, namespace: str) -> tuple[Request, Verdict | None]:
+    """The request, and its refusal if it holds more than is looked at. Raises BadReview, RecursionError."""
+    asked = review.parse(body, lambda who: ownership.is_component(who, namespace))
+    found = [] if ownership.is_component(asked, namespace) else limits.faults(asked)
+    return asked, Verdict(faults=found) if found else None
+
+
 async def _answer(
-    request: web.Request, namespaces: PodSecurity, decide: Callable[[Request, Sequence[Fault]], Verdict]
+    request: web.Request,
+    namespaces: PodSecurity,
+    gateway: Gateway,
+    decide: Callable[[Request, Sequence[Fault]], Verdict],
 ) -> web.Response:
     try:
-        asked = review.parse(await request.read())
-        body = review.answer(asked, decide(asked, await namespaces.faults(asked)))
+        asked, verdict = first_look(await request.read(), gateway.namespace)
+        body = review.answer(asked, verdict or decide(asked, await namespaces.faults(asked)))
     except BadReview as error:
         return web.Response(status=400, text=f"{error}\n")
     except RecursionError:

@@ -4,8 +4,9 @@ Source: k8s.io/api/admission/v1. A refusal carries a Status with every fault as 
 to the user as it is; kubectl prints each cause with its path.
 """
 
+import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,6 +16,10 @@ from api.meta import Struct
 
 FAULT_LIMIT = 100
 """Faults told of one object."""
+VALUES = 50_000
+"""Values in one object, at most, of all but components: decoding takes their number's time, whatever else follows."""
+PATH_LIMIT = 512
+"""Characters of one fault's path, and of its message."""
 MESSAGE_LIMIT = 4096
 """Characters of the summary, which some clients show instead of the causes."""
 WARNING_LIMIT = 256
@@ -57,9 +62,17 @@ class Request(Struct):
     object: dict[str, Any] | None = None
     oldObject: dict[str, Any] | None = None
 
+    trouble: str = ""
+    """Why `object` and `oldObject` were not decoded, if they were not."""
+
+
+class _Undecoded(Request):
+    object: msgspec.Raw = msgspec.Raw(b"null")  # type: ignore[assignment]
+    oldObject: msgspec.Raw = msgspec.Raw(b"null")  # type: ignore[assignment]
+
 
 class _Review(Struct):
-    request: Request
+    request: _Undecoded
     apiVersion: str = ""
     kind: str = ""
 
@@ -81,17 +94,54 @@ class Refusal(NamedTuple):
 
 
 _decoder = msgspec.json.Decoder(_Review)
+# All bytes but those that stand before a value of an object or list; others of them stand in strings, so that the count
+# is never too small.
+_NO_VALUES = bytes(set(range(256)) - set(b",[{"))
 
 
-def parse(body: bytes) -> Request:
-    """The request in an AdmissionReview. Raises BadReview."""
+def parse(body: bytes, unbounded: Callable[[Request], bool] = lambda _: False) -> Request:
+    """The request in an AdmissionReview. Raises BadReview.
+
+    An object of more than VALUES values is decoded only for whom `unbounded` says so.
+    """
     try:
         review = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except RecursionError as error:
+        # Refused in due form: to many webhooks of an API server, an error means that anything may be stored.
+        uid = _UID.search(body[:1024])
+        if uid is None:
+            raise BadReview(f"this is no AdmissionReview: {_TOO_DEEP}") from error
+        return Request(uid=uid[1].decode(), object={}, trouble=_TOO_DEEP)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadReview(f"this is no AdmissionReview: {error}") from error
     if review.kind != "AdmissionReview" or review.apiVersion != "admission.k8s.io/v1":
         raise BadReview("this is no AdmissionReview of admission.k8s.io/v1")
-    return review.request
+    found = review.request
+    asked = Request(
+        **{name: getattr(found, name) for name in _ENVELOPE},
+    )
+    new, old = bytes(found.object), bytes(found.oldObject)
+    if not unbounded(asked) and max(_values(new), _values(old)) > VALUES:
+        asked = msgspec.structs.replace(asked, object={}, oldObject=None if old == b"null" else {})
+        return msgspec.structs.replace(asked, trouble=f"the object has more than {VALUES} values")
+    try:
+        return msgspec.structs.replace(asked, object=_documents.decode(new), oldObject=_documents.decode(old))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadReview(f"this is no AdmissionReview: {error}") from error
+    except RecursionError:
+        return msgspec.structs.replace(asked, object={}, trouble=_TOO_DEEP)
+
+
+_UID = re.compile(rb'"uid": ?"([0-9a-zA-Z-]{1,64})"')
+_TOO_DEEP = "the object is nested more deeply than any that is stored"
+_ENVELOPE = tuple(name for name in Request.__struct_fields__ if name not in ("object", "oldObject", "trouble"))
+
+
+def _values(raw: bytes) -> int:
+    return len(raw.translate(None, _NO_VALUES))
+
+
+_documents = msgspec.json.Decoder(dict[str, Any] | None)
 
 
 def answer(request: Request, verdict: Verdict) -> bytes:
@@ -122,10 +172,13 @@ def refused(request: Request, refusal: Refusal | None) -> bytes:
     return msgspec.json.encode(review)
 
 
+def _cut(text: str) -> str:
+    return text if len(text) <= PATH_LIMIT else text[: PATH_LIMIT - 1] + "…"
+
+
 def _status(request: Request, faults: Sequence[Fault]) -> dict[str, Any]:
-    told = faults[:FAULT_LIMIT]
-    left = len(faults) - len(told)
-    message = "; ".join(map(str, told)) + (f"; and {left} more" if left else "")
+    told = [Fault(_cut(fault.path), fault.reason, _cut(fault.message)) for fault in faults[:FAULT_LIMIT]]
+    message = "; ".join(map(str, told)) + ("; and more" if len(faults) > FAULT_LIMIT else "")
     return {
         "status": "Failure",
         "reason": "Invalid",

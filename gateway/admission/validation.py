@@ -1,6 +1,7 @@
 """What may be stored: every fault of an object in one answer."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ import msgspec
 from api import bridges, names, validate
 from api.codec import decode
 from api.configuration import KubeVirtConfiguration
-from api.errors import Fault, InvalidObject
+from api.errors import MAX_FAULTS, Fault, InvalidObject
 from api.shape import knows, struct_shape, unknown_fields
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
@@ -104,7 +105,7 @@ def dropped_fields(request: Request) -> Iterator[Fault]:
         return  # somebody else's annotation of that name: what it holds is not ours to judge
     shape = struct_shape(cls)
     if not knows(shape, manifest):
-        yield from unknown_fields(shape, manifest)
+        yield from islice(unknown_fields(shape, manifest), MAX_FAULTS)
 
 
 def applied(document: dict[str, Any] | None) -> str | None:
