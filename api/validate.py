@@ -299,7 +299,8 @@ def _warnings(vm: VirtualMachine, config: "KubeVirtConfiguration | None") -> Ite
 
 def vmi_warnings(vmi: VirtualMachineInstance, config: "KubeVirtConfiguration | None" = None) -> list[str]:
     """What is accepted of an instance but probably not meant."""
-    return list(_eviction_warnings(vmi.spec, config, "spec"))
+    told = annotation_warnings(vmi.metadata.annotations, "metadata.annotations")
+    return [*told, *_eviction_warnings(vmi.spec, config, "spec")]
 
 
 def _eviction_warnings(

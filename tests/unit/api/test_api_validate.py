@@ -20,6 +20,7 @@ from api.configuration import (
 )
 from api.defaults import default_vmi
 from api.errors import InvalidObject
+from api.meta import ObjectMeta
 from api.validate import KINDS, validate_document, validate_vm, validate_vmi_spec, vmi_warnings, warnings
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
@@ -486,6 +487,18 @@ def test_what_is_accepted_without_its_effect_is_told() -> None:
         "no effect",
         "spec.template.spec.domain.machine.type: pc-q35-rhel9.4.0 is not built here: the VM gets pc-q35-8.2, the "
         "nearest there is",
+    ]
+
+
+def test_an_instance_is_told_so_too() -> None:
+    spec = decoded().spec.template.spec
+    assert spec is not None
+    metadata = ObjectMeta(name="small", annotations={"kubevirt.io/pci-topology-version": "v3"})
+    vmi = VirtualMachineInstance(
+        apiVersion="kubevirt.io/v1", kind="VirtualMachineInstance", metadata=metadata, spec=spec
+    )
+    assert [text.partition(":")[0] for text in vmi_warnings(vmi)] == [
+        "metadata.annotations.kubevirt.io/pci-topology-version"
     ]
 
 
