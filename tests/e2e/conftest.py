@@ -28,6 +28,8 @@ ORDER = [
     "admission",
     "subresources",
     "copies",
+    "template_changes",
+    "disruptions",
     "faults",
 ]
 
