@@ -130,6 +130,9 @@ def _stop(seen: Observed, own: VirtualMachineInstance) -> Iterator[Action]:
         # Only as it was seen: meanwhile its guest may have been started.
         version = meta.resourceVersion
         words += f", which has not started yet: {vm_status.listed(seen.difference.late)} in spec.template changed"
+    elif phase_of(own) == names.PHASE_FAILED and own.status is not None:
+        ready = conditions.find(own.status.conditions, names.CONDITION_READY)
+        words += f", which has failed: {': '.join(filter(None, (own.status.reason, ready.message if ready else None)))}"
     yield Delete(VirtualMachineInstance, meta.namespace or "", meta.name or "", meta.uid or "", version=version)
     yield Say(seen.vm, names.REASON_DELETED, words)
 

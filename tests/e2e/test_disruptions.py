@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.manifests import booting, idle, instance, tiny
+from tests.e2e.manifests import booting, drive, idle, instance, tiny, virtual_machine
 from tests.e2e.support import SYSTEM, Json, Kubectl, KubectlError, Machine, Space, conditions, project, stays, wait_for
 from tests.e2e.test_faults import rather_on as preferring
 from tests.e2e.test_scheduling import number
@@ -177,7 +177,8 @@ def test_a_preempted_vm_says_so_and_starts_elsewhere(space: Space, urgent: str) 
 
 def test_a_pod_that_its_kubelet_evicts_is_named(space: Space) -> None:
     """A full emptyDir is what the kubelet evicts for on a node whose own disk has room; pressure takes the same way."""
-    machine = space.machine(idle("overfull", run="Manual"))
+    scratch = drive("scratch", {"emptyDisk": {"capacity": "8Mi"}})  # no overlay, so that the emptyDir has a limit
+    machine = space.machine(virtual_machine("overfull", scratch, run="Manual", memory="64Mi", network=False, grace=1))
     machine.ask("Start")
     pod, node = machine.until_status("Running").pod(), machine.node()
     (limit,) = [each["emptyDir"]["sizeLimit"] for each in pod["spec"]["volumes"] if each["name"] == "hyperlet"]

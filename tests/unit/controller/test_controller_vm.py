@@ -131,6 +131,14 @@ def test_a_failed_run_is_started_again_and_a_finished_one_is_not() -> None:
     assert kinds(see(finished)) == []
 
 
+def test_the_event_names_why_a_run_failed() -> None:
+    why = {"type": "Ready", "status": "False", "reason": "GuestNotRunning", "message": "the launcher pod was evicted"}
+    failed = mine("Failed", reason="EvictionByEvictionAPI", conditions=[why])
+    (said,) = [each for each in see(vm(run="RerunOnFailure", runStrategy="RerunOnFailure"), failed)
+               if isinstance(each, Say)]  # fmt: skip
+    assert said.message.endswith("which has failed: EvictionByEvictionAPI: the launcher pod was evicted")
+
+
 def test_a_start_request_is_dropped_once_it_is_honoured() -> None:
     started = after(vm(run="Manual", stateChangeRequests=[START]), mine("Pending", stamps={}))
     assert started.status and started.status.stateChangeRequests is None
