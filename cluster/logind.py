@@ -29,6 +29,8 @@ from typing import Any
 BUS = "/run/dbus/system_bus_socket"
 OFF = Path("/run/poweroff")
 """There when nothing delays the shutdown any more."""
+READY = Path("/run/logind.ready")
+"""There when it serves: a kubelet that finds no logind when it starts does not look for it again."""
 CONFIGURATION = Path("/etc/systemd/logind.conf.d")
 DEFAULT_DELAY_SECONDS = 5.0
 BUS_SECONDS = 20.0
@@ -307,7 +309,9 @@ def main(arguments: list[str]) -> int:
     if arguments == ["power-off"]:
         bus.call(LOGIN, LOGIN_PATH, MANAGER, "PowerOff", "b", False)
         return 0
-    Logind(bus).run()
+    served = Logind(bus)
+    READY.touch()
+    served.run()
     return 0
 
 

@@ -212,6 +212,11 @@ supervise() {
     start_daemon logind "${logs[logind]}"
     start_daemon containerd "${logs[containerd]}"
     until [ -S /run/containerd/containerd.sock ]; do sleep 0.02; done
+    # A kubelet that finds no logind when it starts does without graceful shutdown, and does not look again.
+    for _ in {1..1000}; do
+        if [ -e /run/logind.ready ]; then break; fi
+        sleep 0.02
+    done
     start_daemon kubelet "${logs[kubelet]}"
     start_daemon kube-proxy "${logs[kube-proxy]}"
     while :; do
