@@ -1,0 +1,64 @@
+"""Claims that cannot be used, by the real libvirt and QEMU: told by volume and claim."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import subprocess
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from protos import launcher_pb2 as pb
+from tests.node.launcherlab import Pod, vmi
+
+pytestmark = pytest.mark.node
+DATA = [{"name": "data", "persistentVolumeClaim": {"claimName": "shared"}}]
+
+
+@pytest.fixture
+def pods() -> Iterator[tuple[Pod, Pod]]:
+    with contextlib.ExitStack() as stack:
+        made = Pod(), Pod()
+        for pod in made:
+            stack.callback(pod.close)
+        yield made
+
+
+def disk_of(pod: Pod) -> pathlib.Path:
+    folder = pod.root / "volumes/data"
+    folder.mkdir()
+    os.chown(folder, 107, 107)
+    return folder / "disk.img"
+
+
+def refusal(pod: Pod, name: str, uid: str) -> str:
+    with pytest.raises(grpc.RpcError) as refused:
+        pod.sync(vmi(name, uid, volumes=DATA))
+    return str(refused.value.details())
+
+
+def test_a_second_virtual_machine_on_one_claim_is_told_which(pods: tuple[Pod, Pod]) -> None:
+    first, second = pods
+    disk = disk_of(first)
+    disk.write_bytes(bytes(1 << 20))
+    os.chown(disk, 107, 107)
+    os.link(disk, disk_of(second))
+    first.start()
+    second.start()
+    assert first.sync(vmi("one", "uid-1", volumes=DATA)).state == pb.DOMAIN_STATE_RUNNING
+    words = refusal(second, "two", "uid-2")
+    assert words.startswith("volume data: claim shared is in use by another virtual machine or pod"), words
+
+
+def test_a_qcow2_image_on_a_claim_is_told_and_not_opened(pods: tuple[Pod, Pod]) -> None:
+    pod, _ = pods
+    disk = disk_of(pod)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "8M"], check=True)
+    os.chown(disk, 107, 107)
+    size = disk.stat().st_size
+    words = refusal(pod.start(), "one", "uid-1")
+    assert "volume data: disk.img of claim shared is a qcow2 image, and a claim holds a raw disk" in words
+    assert disk.stat().st_size == size
