@@ -72,20 +72,20 @@ def test_a_deleted_pod_starts_a_rerun_on_failure_vm_again(space: Space) -> None:
     machine.discard()
 
 
-@pytest.mark.parametrize("strategy", PROTECTED)
-def test_a_protected_vm_is_not_evicted_with_and_without_gateway(space: Space, strategy: str) -> None:
-    machine = space.machine(idle(f"protected-{strategy.lower()}", evictionStrategy=strategy)).until_status("Running")
-    node, uid = machine.node(), machine.uid()
-    external = strategy == "External"
-    with pytest.raises(KubectlError, match=REFUSED):
-        evict(machine, "--dry-run")
-    assert "evacuationNodeName" not in (machine.vmi() or {})["status"]
-    with pytest.raises(KubectlError, match=REFUSED):
-        evict(machine)
-    assert (machine.vmi() or {})["status"].get("evacuationNodeName") == (node if external else None)
+def test_protected_vms_are_not_evicted_with_and_without_gateway(space: Space) -> None:
+    machines = {each: space.machine(idle(f"protected-{each.lower()}", evictionStrategy=each)) for each in PROTECTED}
+    uids = {strategy: machine.until_status("Running").uid() for strategy, machine in machines.items()}
+    for strategy, machine in machines.items():
+        for flags in (["--dry-run"], []):
+            assert "evacuationNodeName" not in (machine.vmi() or {})["status"]
+            with pytest.raises(KubectlError, match=REFUSED):
+                evict(machine, *flags)
+        marked = (machine.vmi() or {})["status"].get("evacuationNodeName")
+        assert marked == (machine.node() if strategy == "External" else None)
     # A drain takes 429 for "later": it tries until its time is over.
+    node = machines["LiveMigrate"].node()
     try:
-        selector = f"--pod-selector=vm.kubevirt.io/name={machine.name}"
+        selector = "--pod-selector=vm.kubevirt.io/name=protected-livemigrate"
         with pytest.raises(KubectlError, match=r"timeout|timed out"):
             space.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", selector, "--timeout=8s")
     finally:
@@ -94,14 +94,16 @@ def test_a_protected_vm_is_not_evicted_with_and_without_gateway(space: Space, st
     system("scale", "deployment/hyperlet-gateway", "--replicas=0")
     try:
         wait_for(lambda: not system.items("pods", "--selector=kubevirt.io=virt-api"), "no gateway is left")
-        with pytest.raises(KubectlError, match="disruption budget"):
-            evict(machine)
+        for machine in machines.values():
+            with pytest.raises(KubectlError, match="disruption budget"):
+                evict(machine)
     finally:
         system("scale", "deployment/hyperlet-gateway", "--replicas=2")
         system("rollout", "status", "deployment/hyperlet-gateway", "--timeout=120s")
-    assert (machine.uid(), machine.status()) == (uid, "Running")
-    machine.delete()
-    wait_for(lambda: not space.kubectl.items("poddisruptionbudgets"), "its budget goes with it")
+    for strategy, machine in machines.items():
+        assert (machine.uid(), machine.status()) == (uids[strategy], "Running")
+        machine.delete()
+    wait_for(lambda: not space.kubectl.items("poddisruptionbudgets"), "their budgets go with them")
 
 
 def test_what_a_drain_will_do_is_told_when_the_vm_is_made(space: Space) -> None:
