@@ -72,6 +72,8 @@ class PodSpec(Struct):
 
     nodeName: str | None = None
     hostNetwork: bool | None = None
+    hostUsers: bool | None = None
+    """False: the pod has a user namespace of its own."""
     containers: list[Container] = []
     initContainers: list[Container] | None = None
     priority: int | None = None
@@ -193,6 +195,19 @@ class NodeInfo(Struct):
     containerRuntimeVersion: str | None = None
 
 
+class RuntimeFeatures(Struct):
+    """What a container runtime can do."""
+
+    userNamespaces: bool | None = None
+
+
+class RuntimeHandler(Struct):
+    """A container runtime of a node; the default one has no name."""
+
+    name: str = ""
+    features: RuntimeFeatures | None = None
+
+
 class NodeStatus(Struct):
     """What the kubelet says of its node."""
 
@@ -201,6 +216,7 @@ class NodeStatus(Struct):
     conditions: list[StatusCondition] | None = None
     addresses: list[NodeAddress] | None = None
     nodeInfo: NodeInfo | None = None
+    runtimeHandlers: list[RuntimeHandler] | None = None
 
 
 class Node(K8sObject):

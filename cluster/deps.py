@@ -18,6 +18,8 @@ PACKAGES = (
     # the cluster itself
     "runc", "containernetworking-plugins", "iproute2", "iptables", "nftables",
     "conntrack", "dbus-daemon", "busybox-static", "util-linux", "procps", "curl", "openssl",
+    # a runc for pods with user namespaces
+    "libseccomp-dev",
     # building the pause image
     "gcc", "libc6-dev", "musl-tools",
     # the virtual environment: libvirt-python is compiled against the machine's libvirt

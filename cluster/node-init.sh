@@ -8,6 +8,7 @@
 #   NODE ADDRESS PREFIX_LENGTH GATEWAY   name and addresses;  PEERS "podrange=address ..."
 #   NODE_DIR     this node's folder: etc/ (configuration), disk/ (what outlives a power cut), root/ (mount point)
 #   KUBERNETES_DIR CORE_DIR   folders with the programs of Kubernetes, and with containerd's
+#   RUNC_DIR     a folder with a newer runc than the machine's, or empty
 #   STORAGE_DIR  what is behind the volumes of the CSI driver, the same for every node
 #   HIDE         a folder of the machine that the node must not see (all keys lie there)
 #   UNIFIED      not empty where control groups are of version 2
@@ -110,6 +111,11 @@ make_root() {
     mount -o remount,bind,ro opt/kubernetes
     mount --bind "$CORE_DIR" opt/containerd
     mount -o remount,bind,ro opt/containerd
+    if [ -n "$RUNC_DIR" ]; then
+        mkdir opt/runc
+        mount --bind "$RUNC_DIR" opt/runc
+        mount -o remount,bind,ro opt/runc
+    fi
     # Whoever installs a plugin at the place most clusters have it, finds it used here too.
     mount --bind usr/lib/cni opt/cni/bin
 
@@ -118,7 +124,11 @@ make_root() {
     make_cgroups
     mount -t tmpfs -o mode=755,nosuid,nodev run run
     mount -t tmpfs -o mode=1777,nosuid,nodev tmp tmp
-    mkdir -p run/lock
+    mkdir -p run/lock run/unmasked/proc run/unmasked/sys
+    # In a pod's user namespace the kernel mounts proc and sysfs only where the node has them with nothing over them, and
+    # over the node's own there is a boot id (below).
+    mount -t proc proc run/unmasked/proc
+    mount -t sysfs sysfs run/unmasked/sys
     make_devices
 
     rm -rf etc/cni/net.d etc/kubernetes var/lib/cni
@@ -190,7 +200,7 @@ start_daemon() {
         /usr/bin/python3 -I -S -E /etc/logind.py >&"$log" 2>&1 < /dev/null & ;;
     containerd)
         # Its own folder first: Debian's package may have an older shim.
-        PATH=/opt/containerd:$PATH /opt/containerd/containerd --config /etc/containerd/config.toml --log-level warn \
+        PATH=/opt/containerd:/opt/runc:$PATH /opt/containerd/containerd --config /etc/containerd/config.toml --log-level warn \
             >&"$log" 2>&1 < /dev/null & ;;
     kubelet)
         /opt/kubernetes/kubelet --config=/etc/kubernetes/kubelet.json --kubeconfig=/etc/kubernetes/kubelet.kubeconfig \

@@ -90,6 +90,7 @@ def environment(plan: Plan, node: Node, cgroups: Sequence[Path]) -> dict[str, st
         "NODE_DIR": str(folder(node.name)),
         "KUBERNETES_DIR": str(binaries.folder(binaries.KUBERNETES)),
         "CORE_DIR": str(binaries.folder(binaries.CORE)),
+        "RUNC_DIR": str(binaries.find(binaries.RUNC) or ""),
         "STORAGE_DIR": str(loops.STORAGE),
         "HIDE": str(paths.RUN),
         "CGROUPS": " ".join(map(str, cgroups)),

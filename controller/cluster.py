@@ -10,7 +10,7 @@ from api.k8s import ControllerRevision, Event, Node, PersistentVolumeClaim, Pod
 from api.kubevirt import KubeVirt
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
-from controller import pod_networks, revisions, volumes
+from controller import pod_networks, revisions, user_namespaces, volumes
 from controller.config import Settings, launcher_image, launcher_pull_policy, offers_kvm, pull_secrets, spec_of
 from controller.definitions import Definitions, NetworkAttachmentDefinition
 from controller.node_health import NodeHealth
@@ -102,6 +102,7 @@ class Cluster:
                 configuration=spec.configuration or KubeVirtConfiguration(),
                 kvm_offered=offers_kvm(self.nodes.all()),
                 image_volumes=self.image_volumes,
+                user_namespaces=user_namespaces.offered(self.nodes.all()),
             )
         return self._settings
 

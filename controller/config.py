@@ -28,6 +28,8 @@ class Settings:
     """Some node that takes VMs has KVM."""
     image_volumes: bool = False
     """The API server keeps a pod's `volumes[].image`."""
+    user_namespaces: bool = False
+    """Every node that takes VMs can give a pod a user namespace (controller.user_namespaces)."""
 
     @property
     def developer(self) -> DeveloperConfiguration:

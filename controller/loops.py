@@ -1,6 +1,7 @@
 """The loops: what a plan needs is observed from the caches, and its actions are carried out."""
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from api.kubevirt import KubeVirt
 from api.launchers import END_PHASES, has_ended, may_run, origin
 from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
-from controller import installation, refusals, vm, vmi
+from controller import installation, refusals, user_namespaces, vm, vmi
 from controller import pod as pods
 from controller.actions import Action, Create, Hands
 from controller.cluster import Cluster
@@ -32,6 +33,10 @@ Faults = tuple[Fault, ...]
 def now() -> datetime:
     """The time that goes into statuses."""
     return datetime.now(UTC)
+
+
+HOST_USERS_KEPT = 4096
+"""VMIs whose pods are remembered to have no user namespace. One that is forgotten fails and is told again."""
 
 
 class _Verdicts:
@@ -78,6 +83,8 @@ class VmiLoop(Reconciler[Key, vmi.Observed]):
         self._heard: set[str] = set()
         """UIDs of pods that had ended, by the kubelet's word, when their objects went."""
         self._vanished: dict[str, float] = {}
+        self._host_users: OrderedDict[Key, None] = OrderedDict()
+        """VMIs, by name, whose pods could not start in user namespaces: their successors would fail as well."""
         cluster.pods.on_change(self._pod_changed)
         synchronized = (names.CONDITION_SYNCHRONIZED, False)
         self._odd = Odd(cluster.vmis, VirtualMachineInstance, synchronized, None, self.queue.add)
@@ -100,6 +107,11 @@ class VmiLoop(Reconciler[Key, vmi.Observed]):
         pod, uid = self._cluster.pod_of(obj) or await self._unseen(obj), obj.metadata.uid or ""
         over = pod is None or pod.status.phase in END_PHASES
         strays = self._cluster.strays_of(obj)
+        warning = self._cluster.warning_about(pod) if pod and phase_of(obj) in vmi.OURS else None
+        if pod is not None and user_namespaces.failure(pod, warning):
+            self._host_users[key] = None
+            while len(self._host_users) > HOST_USERS_KEPT:
+                self._host_users.popitem(last=False)
         return vmi.Observed(
             vmi=obj,
             now=now(),
@@ -109,7 +121,8 @@ class VmiLoop(Reconciler[Key, vmi.Observed]):
             knows_definitions=self._cluster.definitions.served,
             settings=self._cluster.settings,
             faults=self._faults.of(obj, self._cluster.settings.configuration) if pod is None else (),
-            warning=self._cluster.warning_about(pod) if pod and phase_of(obj) in vmi.OURS else None,
+            warning=warning,
+            host_users=key in self._host_users,
             node_silent_for=self._cluster.health.silent_for(obj.status.nodeName if obj.status else None),
             bound_for=_since(self._bound, uid, bool(pod and pod.spec.nodeName)),
             ended_for=_since(self._ended, uid, over),

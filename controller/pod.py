@@ -8,7 +8,7 @@ import msgspec
 from api import names
 from api.nad import ANNOTATION_NETWORKS
 from api.vmi import Probe, VirtualMachineInstance, VirtualMachineInstanceSpec
-from controller import carried, pod_networks, resize, resources, volumes
+from controller import carried, pod_networks, resize, resources, user_namespaces, volumes
 from controller.config import Settings
 from controller.pod_networks import Definitions
 from controller.volumes import Claims, Json
@@ -40,13 +40,22 @@ def pod_name(vmi: VirtualMachineInstance) -> str:
 
 
 def launcher_pod(
-    vmi: VirtualMachineInstance, settings: Settings, claims: Claims, definitions: Definitions | None = None
+    vmi: VirtualMachineInstance,
+    settings: Settings,
+    claims: Claims,
+    definitions: Definitions | None = None,
+    host_users: bool = False,
 ) -> Json:
     """The pod to create. `vmi` has its defaults applied; `claims` holds the claims that its volumes name, `definitions`
-    the NetworkAttachmentDefinitions of its networks.
+    the NetworkAttachmentDefinitions of its networks. `host_users`: without a user namespace, though the nodes can.
 
     Raises InvalidObject for what would not be a pod.
     """
+    runtime_class = settings.configuration.defaultRuntimeClass
+    own_users = settings.user_namespaces and user_namespaces.possible(
+        vmi, claims, image_volumes=settings.image_volumes, runtime_class=runtime_class
+    )
+    namespace = {"hostUsers": False} if own_users else {}
     return {
         "metadata": {
             "name": pod_name(vmi),
@@ -55,7 +64,7 @@ def launcher_pod(
             "annotations": _annotations(vmi),
             "ownerReferences": [_owner(vmi)],
         },
-        "spec": _spec(vmi, settings, claims, definitions or {}),
+        "spec": {**_spec(vmi, settings, claims, definitions or {}), **({} if host_users else namespace)},
     }
 
 

@@ -16,7 +16,18 @@ from api.k8s import PersistentVolumeClaim, Pod, PodDisruptionBudget
 from api.launchers import END_PHASES, has_ended, is_running, may_run
 from api.meta import format_time, parse_time
 from api.vmi import VirtualMachineInstance
-from controller import carried, conditions, evidence, launcher, nics, pod_networks, resources, vmi_status, volumes
+from controller import (
+    carried,
+    conditions,
+    evidence,
+    launcher,
+    nics,
+    pod_networks,
+    resources,
+    user_namespaces,
+    vmi_status,
+    volumes,
+)
 from controller import pod as pods
 from controller.actions import Action, Create, Delete, Json, Patch, Say, Together
 from controller.config import Settings
@@ -41,6 +52,7 @@ FENCE_SECONDS = 10.0
 OURS = frozenset({names.PHASE_UNSET, names.PHASE_PENDING, names.PHASE_SCHEDULING})
 REASON_INVALID = "InvalidSpec"
 REASON_EMULATED = "EmulationInsteadOfKVM"
+REASON_HOST_USERS = "NoUserNamespace"
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,8 @@ class Observed:
     """Seconds since the pod was first seen on a node."""
     ended_for: float = 0.0
     """Seconds since the pod was first seen ended or gone."""
+    host_users: bool = False
+    """A pod of a VMI of this name could not start in a user namespace of its own: it gets none."""
     strays: Sequence[Pod] = ()
     """Pods made for other VMIs of this name, earlier ones: whatever their labels and owners say now."""
     evidence: Evidence = field(default_factory=Evidence)
@@ -107,6 +121,8 @@ def _plan(seen: Observed) -> Iterator[Action | Again]:
         yield from _dismiss(seen, phase)
     elif pod is None and phase in (names.PHASE_UNSET, names.PHASE_PENDING):
         yield from _create(seen)
+    elif phase in OURS and pod is not None and (why := user_namespaces.failure(pod, seen.warning)):
+        yield from _without_namespace(seen, pod, why)
     elif seen.is_over:
         yield from _conclude(seen)
     elif pod is None or pod.status.phase in END_PHASES:
@@ -168,7 +184,8 @@ def _create(seen: Observed) -> Iterator[Action | Again]:
         budget = pods.disruption_budget(seen.defaulted)
         if budget is not None:
             yield Create(PodDisruptionBudget, budget)
-        yield Create(Pod, pods.launcher_pod(seen.defaulted, seen.settings, seen.claims, seen.definitions))
+        made = pods.launcher_pod(seen.defaulted, seen.settings, seen.claims, seen.definitions, seen.host_users)
+        yield Create(Pod, made)
 
 
 def _queue_up(seen: Observed, living: Sequence[Pod]) -> Iterator[Action | Again]:
@@ -288,13 +305,28 @@ def _make_anew(vmi: VirtualMachineInstance, pod: Pod, stamp: str) -> Iterator[Ac
 
     First the phase goes back: a VMI without pod in a later phase has lost its guest.
     """
-    step = transition(vmi, names.PHASE_PENDING, stamp)
-    if step:
-        yield _patch(vmi, step, {"resourceVersion": vmi.metadata.resourceVersion})
+    yield from _back_to_pending(vmi, stamp)
+    if transition(vmi, names.PHASE_PENDING, stamp):
         yield Say(vmi, REASON_EMULATED, "No node has KVM: the launcher pod is made anew, for software emulation")
     if not pod.metadata.deletionTimestamp:
         # Only as it was seen: meanwhile it may have got a node, and a guest.
         yield replace(_remove(pod, 0), version=pod.metadata.resourceVersion)
+
+
+def _back_to_pending(vmi: VirtualMachineInstance, stamp: str) -> Iterator[Action]:
+    step = transition(vmi, names.PHASE_PENDING, stamp)
+    if step:
+        yield _patch(vmi, step, {"resourceVersion": vmi.metadata.resourceVersion})
+
+
+def _without_namespace(seen: Observed, pod: Pod, why: str) -> Iterator[Action]:
+    """The pod cannot start in a user namespace: it is made anew without one. Nothing of it has run."""
+    stamp = format_time(seen.now)
+    yield from _back_to_pending(seen.vmi, stamp)
+    if not pod.metadata.deletionTimestamp:
+        yield replace(_remove(pod, None), version=pod.metadata.resourceVersion)
+        words = f"The launcher pod cannot have a user namespace and is made anew without: {why}"
+        yield Say(seen.vmi, REASON_HOST_USERS, words, "Warning")
 
 
 def _is_news(known: Sequence[Any] | None, trouble: Json) -> bool:

@@ -25,6 +25,7 @@ ORDER = [
     "bad_manifests",
     "security",
     "pod_security",
+    "user_namespaces",
     "admission",
     "subresources",
     "copies",

@@ -30,6 +30,7 @@ EMULATED = KubeVirtConfiguration(developerConfiguration=DeveloperConfiguration(u
 SETTINGS = {
     "image-volumes": Settings(image_volumes=True),
     "emulated": Settings(configuration=EMULATED),
+    "user-namespace": Settings(image_volumes=True, user_namespaces=True),
 }
 
 
