@@ -1,9 +1,11 @@
 """The bridge binding on real namespaces: what moves into the guest, what stays out, what a killed handler leaves."""
 
 import contextlib
+import grp
 import ipaddress
 import json
 import pathlib
+import pwd
 import struct
 
 import pytest
@@ -55,6 +57,14 @@ def plug(node: Namespace, pod: Namespace, name: str, address: str = "", mtu: int
     pod.run(f"ip link set {name} mtu {mtu} up")
     if address:
         pod.run(f"ip addr add {address} dev {name}")
+
+
+def named(look_up, number: int) -> str:
+    """What `ip` calls a user or group: by its name, where this machine has one."""
+    try:
+        return look_up(number)[0]
+    except KeyError:
+        return str(number)
 
 
 def mac_of(pod: Namespace, device: str) -> str:
@@ -279,7 +289,8 @@ def test_several_interfaces_of_several_kinds(records):
         assert "multi_queue" not in pod.run(f"ip -d link show {red.tap}")
         assert len({each.tap for each in made.attachments}) == 4 and len({blue.mac, own.mac, red.mac}) == 3
         details = pod.run(f"ip -d link show {red.tap}; ip link show {red.bridge}")
-        assert "user 107 group 107" in details and details.count("mtu 1300") == 2
+        owner = f"user {named(pwd.getpwuid, 107)} group {named(grp.getgrgid, 107)}"
+        assert owner in details and details.count("mtu 1300") == 2
         with contextlib.ExitStack() as stack:
             first = stack.enter_context(netlab.guest_of(pod))
             second = stack.enter_context(
