@@ -82,7 +82,8 @@ def test_its_processes_are_users_that_nothing_else_on_the_node_is(walled: Machin
 
 
 def test_no_two_machines_share_users(walled: Machine, space: Space) -> None:
-    other = space.machine(idle("other")).until_status("Running")
+    beside = {"kubernetes.io/hostname": walled.node()}
+    other = space.machine(idle("other", nodeSelector=beside)).until_status("Running")
     users = {the(machine.pod(), lambda process: process.is_qemu).outside(107) for machine in (walled, other)}
     assert len(users) == 2
     other.discard()
