@@ -35,7 +35,10 @@ def document() -> dict[str, Any]:
         "guest",
         domain={
             "memory": {"guest": "128Mi"},
-            "devices": {"interfaces": [{"name": "default", "masquerade": {}, "macAddress": MAC}]},
+            "devices": {
+                "disks": [{"name": name, "disk": {"bus": "virtio"}} for name in ("seed", "data")],
+                "interfaces": [{"name": "default", "masquerade": {}, "macAddress": MAC}],
+            },
             "firmware": {"kernelBoot": {
                 "kernelArgs": KERNEL_ARGS,
                 "container": {"image": "tiny", "kernelPath": "/boot/kernel", "initrdPath": "/boot/initrd"},

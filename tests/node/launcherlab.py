@@ -46,13 +46,15 @@ exec setpriv --reuid=107 --regid=107 --clear-groups --no-new-privs --inh-caps=-a
 
 
 def vmi(name: str = "vm", uid: str = "uid-1", **spec: Any) -> dict[str, Any]:
-    """A VMI with 64 MiB and no NIC, with defaults, as the handler sends it. `spec` goes over the spec."""
+    """A VMI with 64 MiB and no NIC, with defaults, as the handler sends it. `spec` goes over the spec; its volumes are
+    virtio disks unless it has a domain of its own."""
+    disks = [{"name": volume["name"], "disk": {"bus": "virtio"}} for volume in spec.get("volumes", ())]
     document = {
         "apiVersion": "kubevirt.io/v1",
         "kind": "VirtualMachineInstance",
         "metadata": {"namespace": "test", "name": name, "uid": uid},
         "spec": {
-            "domain": {"devices": {"autoattachPodInterface": False}, "memory": {"guest": "64Mi"}},
+            "domain": {"devices": {"autoattachPodInterface": False, "disks": disks}, "memory": {"guest": "64Mi"}},
             **spec,
         },
     }
