@@ -254,6 +254,30 @@ def rewire(machine: Machine, change: Callable[[list[Json], list[Json]], None]) -
     )
 
 
+def plugged_in_and_out(machine: Machine, mac: str) -> None:
+    """Plug a card on a bridge into a running machine and out again: the guest sees it come and go, in the same pod."""
+    machine.space.apply(network("extra"))
+
+    def plug(interfaces: list[Json], networks: list[Json]) -> None:
+        interfaces.append({"name": "extra", "bridge": {}, "macAddress": mac})
+        networks.append({"name": "extra", "multus": {"networkName": "extra"}})
+
+    def unplug(interfaces: list[Json], networks: list[Json]) -> None:
+        interfaces[-1]["state"] = "absent"
+
+    pod = machine.pod()["metadata"]["uid"]
+    rewire(machine, plug)
+    wait_for(lambda: card(machine, mac), "the guest has the card", seconds=90, explain=machine.story)
+    rewire(machine, unplug)
+    wait_for(lambda: card(machine, mac) is None, "the guest gave it back", seconds=90, explain=machine.story)
+    wait_for(
+        lambda: "extra" not in [each["name"] for each in annotated(machine, "networks")],
+        "the pod has left the network",
+        explain=machine.story,
+    )
+    assert machine.pod()["metadata"]["uid"] == pod
+
+
 def test_a_card_is_plugged_into_a_running_machine_and_out_again(left: Machine, space: Space) -> None:
     space.apply(network("extra", ipam=addresses("192.168.94.0/24")))
     pod, boot = left.pod(), left.answer()["bootId"]

@@ -13,7 +13,7 @@ from api import pod_security
 from tests import podstandard
 from tests.e2e.manifests import booting, claim, cloud_init, drive, idle, instance, secret, tiny, virtual_machine
 from tests.e2e.support import EXISTING, ROOT, Json, KubectlError, Machine, Space, image, project, stays, wait_for
-from tests.e2e.test_networks import annotated, card, network, nics, rewire
+from tests.e2e.test_networks import network, nics, plugged_in_and_out
 from tests.e2e.test_storage import volume_for
 
 GOLDEN = sorted((ROOT / "tests" / "golden" / "pod").glob("*/pod.yaml"))
@@ -97,29 +97,8 @@ def test_a_machine_with_every_kind_of_volume_runs(everything: Machine) -> None:
     assert everything.guest().read("data") == "kept"
 
 
-def test_a_card_is_plugged_in_and_out(everything: Machine, space: Space) -> None:
-    space.apply(network("extra"))
-
-    def plug(interfaces: list[Json], networks: list[Json]) -> None:
-        interfaces.append({"name": "extra", "bridge": {}, "macAddress": EXTRA_MAC})
-        networks.append({"name": "extra", "multus": {"networkName": "extra"}})
-
-    def unplug(interfaces: list[Json], networks: list[Json]) -> None:
-        interfaces[-1]["state"] = "absent"
-
-    pod = everything.pod()["metadata"]["uid"]
-    rewire(everything, plug)
-    wait_for(lambda: card(everything, EXTRA_MAC), "the guest has the card", seconds=90, explain=everything.story)
-    rewire(everything, unplug)
-    wait_for(
-        lambda: card(everything, EXTRA_MAC) is None, "the guest gave it back", seconds=90, explain=everything.story
-    )
-    wait_for(
-        lambda: "extra" not in [each["name"] for each in annotated(everything, "networks")],
-        "the pod has left the network",
-        explain=everything.story,
-    )
-    assert everything.pod()["metadata"]["uid"] == pod
+def test_a_card_is_plugged_in_and_out(everything: Machine) -> None:
+    plugged_in_and_out(everything, EXTRA_MAC)
 
 
 def test_a_machine_with_the_bridge_binding_and_a_kernel_out_of_an_image_runs(space: Space) -> None:

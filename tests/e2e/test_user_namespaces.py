@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.manifests import booting, claim, cloud_init, drive, idle, persistent_claim, secret
 from tests.e2e.processes import processes, the
 from tests.e2e.support import EXISTING, Json, Kubectl, Machine, Space, project, wait_for
-from tests.e2e.test_networks import card, network, nics, rewire
+from tests.e2e.test_networks import network, nics, plugged_in_and_out
 from tests.e2e.test_storage import volume_for
 
 MAC = "02:00:00:00:96:0e"
@@ -105,22 +105,8 @@ def test_what_is_on_the_volume_belongs_to_the_same_user_as_ever(walled: Machine)
     assert "107 107" in listed.splitlines()
 
 
-def test_a_card_is_plugged_in_and_out(walled: Machine, space: Space) -> None:
-    space.apply(network("extra"))
-
-    def plug(interfaces: list[Json], networks: list[Json]) -> None:
-        interfaces.append({"name": "extra", "bridge": {}, "macAddress": MAC})
-        networks.append({"name": "extra", "multus": {"networkName": "extra"}})
-
-    def unplug(interfaces: list[Json], networks: list[Json]) -> None:
-        interfaces[-1]["state"] = "absent"
-
-    pod = walled.pod()["metadata"]["uid"]
-    rewire(walled, plug)
-    wait_for(lambda: card(walled, MAC), "the guest has the card", seconds=90, explain=walled.story)
-    rewire(walled, unplug)
-    wait_for(lambda: card(walled, MAC) is None, "the guest gave it back", seconds=90, explain=walled.story)
-    assert walled.pod()["metadata"]["uid"] == pod
+def test_a_card_is_plugged_in_and_out(walled: Machine) -> None:
+    plugged_in_and_out(walled, MAC)
 
 
 def test_a_server_and_a_handler_that_start_again_find_the_guest(walled: Machine) -> None:
