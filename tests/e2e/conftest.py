@@ -18,6 +18,7 @@ ORDER = [
     "storage",
     "csi",
     "csi_sanity",
+    "images",
     "scheduling",
     "networks",
     "dns",

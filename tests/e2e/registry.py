@@ -1,0 +1,242 @@
+"""Registries inside the cluster: distribution's program from Debian, in a pod, with its own name on every node.
+
+Kubelets pull from it, so it has a Service address, and each node's containerd is told in `certs.d` what lies behind the
+name: plain HTTP for an open one, HTTPS by an authority of its own for one that asks for a password.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import hashlib
+import ipaddress
+import json
+import os
+import re
+import secrets
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from images.archive import Entry, write_archive
+from tests.e2e.support import Json, Space, project, wait_for
+
+PROGRAM = Path("/usr/bin/docker-registry")
+NODES = ("node1", "node2")
+PORT = 5000
+USER, PASSWORD = "puller", "letmein"
+HTPASSWD = f"{USER}:$2b$04$dXGIpwCpnPoXy/ZSVh28QuOdEYFBSCtIaheKpePOxYoTsJhBCYtz.\n"
+CONFIG = """\
+version: 0.1
+log: {level: warn}
+storage: {filesystem: {rootdirectory: /var/lib/registry}, delete: {enabled: true}}
+"""
+
+
+@dataclass
+class Registry:
+    """A registry that serves. `name` is the host in its images' references, such as open-a1b2c3.example."""
+
+    space: Space
+    name: str
+    address: str
+    """Where it is reached, from the nodes and from this machine."""
+    folder: Path
+    """Of this machine: the authority's certificate, the client's configuration, images to push."""
+    authority: bytes = b""
+    """PEM; empty for one that speaks plain HTTP."""
+    pushed: list[str] = field(default_factory=list)
+
+    @property
+    def locked(self) -> bool:
+        """It asks for a password."""
+        return bool(self.authority)
+
+    def reference(self, path: str) -> str:
+        """`disks/a:1` → the whole reference."""
+        return f"{self.name}/{path}"
+
+    def environment(self) -> dict[str, str]:
+        """What podman and skopeo of a person find in their environment: where the name leads, and whom to trust."""
+        config = self.folder / "registries.conf"
+        config.write_text(
+            f'[[registry]]\nprefix = "{self.name}"\nlocation = "{self.address}"\n'
+            f"insecure = {'false' if self.locked else 'true'}\n"
+        )
+        trusted = self.folder / "authority.crt"
+        trusted.write_bytes(self.authority)
+        return {
+            **os.environ,
+            "CONTAINERS_REGISTRIES_CONF": str(config),
+            "REGISTRY_AUTH_FILE": str(self.login()),
+            **({"SSL_CERT_FILE": str(trusted)} if self.locked else {}),
+        }
+
+    def login(self) -> Path:
+        """The file that `podman login` writes."""
+        path = self.folder / "auth.json"
+        path.write_text(json.dumps(credentials(self.name, self.address) if self.locked else {"auths": {}}))
+        return path
+
+    def push(self, path: str, entries: Sequence[Entry]) -> str:
+        """Put an image of these files into the registry, over what has that name; the reference."""
+        archive = self.folder / "image.tar"
+        write_archive(f"hyperlet.local/{path}", list(entries), archive)
+        return self.push_archive(path, archive)
+
+    def push_archive(self, path: str, archive: Path) -> str:
+        """Put the image of an archive into the registry; the reference."""
+        reference = self.reference(path)
+        command = ["skopeo", "copy", "--quiet", f"docker-archive:{archive}", f"docker://{reference}"]
+        done = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+        self.pushed.append(reference)
+        return reference
+
+    def pull_secret(self, name: str, password: str = PASSWORD) -> Json:
+        """A Secret of the kind that `kubectl create secret docker-registry` makes."""
+        config = json.dumps(credentials(self.name, password=password))
+        return {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name},
+            "type": "kubernetes.io/dockerconfigjson",
+            "stringData": {".dockerconfigjson": config},
+        }
+
+    def trust(self) -> None:
+        """Tell the containerd of every node what lies behind the name, as an administrator does."""
+        scheme = "https" if self.locked else "http"
+        place = f"/etc/containerd/certs.d/{self.name}"
+        hosts = f'server = "{scheme}://{self.address}"\n'
+        if self.locked:
+            hosts += f'ca = "{place}/ca.crt"\n'
+        for node in NODES:
+            write(node, f"{place}/hosts.toml", hosts.encode())
+            write(node, f"{place}/ca.crt", self.authority)
+
+    def forget(self) -> None:
+        """Leave the nodes as they were: without its name and its images."""
+        for node in NODES:
+            listed = inside(node, "ctr -n k8s.io images list -q").split()
+            found = [each for each in listed if each.startswith(f"{self.name}/")]
+            if found:
+                inside(node, f"ctr -n k8s.io images rm {' '.join(found)}")
+            inside(node, f"rm -rf /etc/containerd/certs.d/{self.name}")
+
+
+def credentials(*hosts: str, password: str = PASSWORD) -> Json:
+    """The content of a Docker configuration file."""
+    auth = base64.b64encode(f"{USER}:{password}".encode()).decode()
+    return {"auths": {host: {"username": USER, "password": password, "auth": auth} for host in hosts}}
+
+
+def inside(node: str, command: str) -> str:
+    """What a shell command prints on a node."""
+    return project("cluster", "exec", node, "--", "sh", "-c", command)
+
+
+def write(node: str, path: str, content: bytes) -> None:
+    """Write a file on a node."""
+    text = base64.b64encode(content).decode()
+    inside(node, f"mkdir -p $(dirname {path}) && echo {text} | base64 -d > {path}")
+
+
+def program_image(folder: Path) -> str:
+    """Load an image of the registry's program and its libraries onto the nodes; the reference."""
+    listed = subprocess.run(["ldd", str(PROGRAM)], capture_output=True, text=True, check=True).stdout
+    files = [PROGRAM, *(Path(path) for path in re.findall(r"(?:=>\s+)?(/\S+)\s+\(0x", listed))]
+    entries = [Entry(str(path).lstrip("/"), path.resolve(), mode=0o755) for path in files]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    reference = f"hyperlet.local/test-registry:{digest}"
+    write_archive(reference, entries, folder / "registry.tar")
+    project("cluster", "load", str(folder / "registry.tar"))
+    return reference
+
+
+def certificate(address: str) -> tuple[bytes, bytes, bytes]:
+    """An authority's certificate, and a server's certificate and key for an address, as PEM."""
+    now = datetime.datetime.now(datetime.UTC)
+
+    def sign(name: str, key: ec.EllipticCurvePrivateKey, issuer: str, by: ec.EllipticCurvePrivateKey) -> bytes:
+        own = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
+        theirs = [x509.NameAttribute(NameOID.COMMON_NAME, issuer)]
+        builder = (
+            x509.CertificateBuilder(x509.Name(theirs), x509.Name(own), key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=name == issuer, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
+        )
+        return builder.sign(by, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    root, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    pem = serialization.PrivateFormat.PKCS8
+    key = own.private_bytes(serialization.Encoding.PEM, pem, serialization.NoEncryption())
+    return sign("test registry", root, "test registry", root), sign("registry", own, "test registry", root), key
+
+
+@contextlib.contextmanager
+def serving(space: Space, title: str, folder: Path, *, locked: bool = False) -> Iterator[Registry]:
+    """A registry in a namespace, known to the nodes; open, or asking for USER and PASSWORD."""
+    assert PROGRAM.is_file(), "docker-registry is not installed: run 'python -m cluster deps --tests'"
+    folder.mkdir(parents=True, exist_ok=True)
+    ports = [{"name": "registry", "protocol": "TCP", "port": PORT}]
+    service = {"selector": {"app": title}, "ports": ports}
+    space.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": title}, "spec": service})
+    address = space.kubectl("get", "service", title, "-o", "jsonpath={.spec.clusterIP}")
+    made = Registry(space, f"{title}-{secrets.token_hex(3)}.example", f"{address}:{PORT}", folder)
+    files = {"config.yml": CONFIG, "htpasswd": HTPASSWD}
+    settings = {"REGISTRY_HTTP_ADDR": f":{PORT}"}
+    if locked:
+        made.authority, served, key = certificate(address)
+        files |= {"tls.crt": served.decode(), "tls.key": key.decode()}
+        settings |= {
+            "REGISTRY_AUTH": "htpasswd",
+            "REGISTRY_AUTH_HTPASSWD_REALM": title,
+            "REGISTRY_AUTH_HTPASSWD_PATH": "/etc/registry/htpasswd",
+            "REGISTRY_HTTP_TLS_CERTIFICATE": "/etc/registry/tls.crt",
+            "REGISTRY_HTTP_TLS_KEY": "/etc/registry/tls.key",
+        }
+    container = {
+        "name": "registry",
+        "image": program_image(folder),
+        "command": [str(PROGRAM), "serve", "/etc/registry/config.yml"],
+        "env": [{"name": name, "value": value} for name, value in settings.items()],
+        "volumeMounts": [
+            {"name": "config", "mountPath": "/etc/registry"},
+            {"name": "data", "mountPath": "/var/lib/registry"},
+        ],
+        "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1},
+    }
+    pod = {
+        "terminationGracePeriodSeconds": 0,
+        "containers": [container],
+        "volumes": [{"name": "config", "secret": {"secretName": title}}, {"name": "data", "emptyDir": {}}],
+    }
+    space.apply(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": title}, "stringData": files},
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": title, "labels": {"app": title}}, "spec": pod},
+    )
+    try:
+        space.kubectl("wait", "--for=condition=Ready", "--timeout=60s", f"pod/{title}")
+        made.trust()
+        wait_for(lambda: reachable(made), f"the registry {title} answers at {made.address}")
+        yield made
+    finally:
+        made.forget()
+
+
+def reachable(registry: Registry) -> bool:
+    """Whether it answers on this machine, over the Service."""
+    scheme = "https" if registry.locked else "http"
+    command = ["curl", "-sk", "-m", "3", "-o", "/dev/null", "-w", "%{http_code}", f"{scheme}://{registry.address}/v2/"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout == ("401" if registry.locked else "200")
