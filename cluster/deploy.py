@@ -23,6 +23,7 @@ from cluster.paths import KUBECONFIG, LOGS, ROOT, RUN
 
 NAMESPACE = "hyperlet"
 ROLES = ("launcher", "node", "cluster")
+EXAMPLE_GUEST = "guest-tiny"
 EXAMPLE = ROOT / "examples" / "vm.yaml"
 WAIT_SECONDS = 300
 
@@ -71,9 +72,8 @@ def overlay(images: dict[str, dict[str, str]], registry: str, components: Sequen
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for role in ROLES:
-        name, tag = images[role]["ref"].rsplit(":", 1)
-        if registry:
-            name = f"{registry}/{role}"
+        reference = images[role]["ref"]
+        name, tag = (pushed_name(reference, registry) if registry else reference).rsplit(":", 1)
         entries.append({"name": f"hyperlet.local/{role}", "newName": name, "newTag": tag})
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -89,14 +89,18 @@ def overlay(images: dict[str, dict[str, str]], registry: str, components: Sequen
     return folder
 
 
+def pushed_name(reference: str, registry: str) -> str:
+    """`hyperlet.local/guests/tiny:1` → `registry.example/guests/tiny:1`."""
+    return f"{registry}/{reference.partition('/')[2]}"
+
+
 def push(console: Console, images: dict[str, dict[str, str]], registry: str) -> None:
-    """Push every image to a registry that the existing cluster pulls from."""
-    for name, image in images.items():
-        tag = image["ref"].rsplit(":", 1)[1]
-        target = f"{registry}/{name}:{tag}"
+    """Push what is deployed, and the example's disk, to a registry that the existing cluster pulls from."""
+    for name in (*ROLES, EXAMPLE_GUEST):
+        target = pushed_name(images[name]["ref"], registry)
         with console.step(f"push {target}"):
             done = subprocess.run(
-                ["skopeo", "copy", f"docker-archive:{image['archive']}", f"docker://{target}"],
+                ["skopeo", "copy", f"docker-archive:{images[name]['archive']}", f"docker://{target}"],
                 text=True, capture_output=True, check=False,
             )  # fmt: skip
             if done.returncode:
@@ -161,9 +165,9 @@ def answer(address: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def example(console: Console, kubectl: Kubectl, curl: bool) -> None:
-    """Apply examples/vm.yaml, wait until it runs and (on the cluster of this machine) answers."""
-    kubectl("apply", "-f", str(EXAMPLE))
+def example(console: Console, kubectl: Kubectl, guest: str, curl: bool) -> None:
+    """Apply examples/vm.yaml with this disk image, wait until it runs and (on the cluster of this machine) answers."""
+    kubectl("apply", "-f", "-", stdin=EXAMPLE.read_text().replace("hyperlet.local/guests/tiny:1", guest))
     wait(console, "virtual machine hello runs", lambda: vm_status(kubectl, "hello"), "kubectl describe vm,vmi hello")
     if not curl:
         return
@@ -223,6 +227,7 @@ def up(console: Console) -> None:
         kubeconfig = Path(os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config")
         if not kubeconfig.is_file():
             raise Problem("HYPERLET_CLUSTER=existing needs a cluster", remedy="set KUBECONFIG to its kubeconfig")
+        run(console, "Tools", ["-m", "cluster", "deps", "--images"])
     else:
         kubeconfig = KUBECONFIG
     console.say("What it needs")
@@ -246,7 +251,8 @@ def up(console: Console) -> None:
     apply(console, kubectl, overlay(images, registry, components), emulation=not existing)
     with_example = not existing or bool(registry)
     if with_example:
-        example(console, kubectl, curl=not existing)
+        guest = images[EXAMPLE_GUEST]["ref"]
+        example(console, kubectl, pushed_name(guest, registry) if registry else guest, curl=not existing)
     console.summary("up")
     down = (
         "make down                              # stop everything"

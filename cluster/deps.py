@@ -28,11 +28,16 @@ PACKAGES = (
     *images.deps.PACKAGES,
 )  # fmt: skip
 
+IMAGE_PACKAGES = (*images.deps.PACKAGES, "skopeo")
+"""Enough for building images and pushing them to a registry, for a cluster that is elsewhere."""
+
 TEST_PACKAGES = (
     "libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86", "seabios", "libxml2-utils",
     "dnsmasq-base", "xfsprogs", "containerd",
     # a person's terminal, SSH client and VNC viewer
     "tmux", "openssh-client", "vncsnapshot",
+    # a registry, and what else builds and pushes images
+    "docker-registry", "podman", "skopeo",
 )  # fmt: skip
 """What the tests need besides: on this machine itself (tests/node, tests/golden), and as a person's programs."""
 
@@ -40,9 +45,12 @@ KUBECTL_PACKAGE = "kubernetes-client"
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
-def missing(*, tests: bool = False) -> list[str]:
-    """Packages of PACKAGES, with `tests` of TEST_PACKAGES, that are not installed; one for kubectl if there is none."""
-    wanted = dict.fromkeys([*PACKAGES, *(TEST_PACKAGES if tests else ())])
+def missing(*, tests: bool = False, only_images: bool = False) -> list[str]:
+    """Packages of PACKAGES, with `tests` of TEST_PACKAGES, that are not installed; one for kubectl if there is none.
+
+    With `only_images` those of IMAGE_PACKAGES alone.
+    """
+    wanted = dict.fromkeys(IMAGE_PACKAGES if only_images else [*PACKAGES, *(TEST_PACKAGES if tests else ())])
     query = subprocess.run(
         ["dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\n", *wanted],
         capture_output=True, text=True, check=False,
@@ -52,9 +60,12 @@ def missing(*, tests: bool = False) -> list[str]:
     return absent if shutil.which("kubectl") else [*absent, KUBECTL_PACKAGE]
 
 
-def ensure(console: Console, *, tests: bool = False) -> None:
-    """Install what is missing and say so. Errors: Problem when apt-get fails or the user is not root."""
-    absent = missing(tests=tests)
+def ensure(console: Console, *, tests: bool = False, only_images: bool = False) -> None:
+    """Install what is missing and say so. Errors: Problem when apt-get fails or the user is not root.
+
+    Where there is no dpkg, images may be built all the same, with what is there.
+    """
+    absent = [] if only_images and not shutil.which("dpkg-query") else missing(tests=tests, only_images=only_images)
     with console.step("Debian packages") as step:
         step.note = "all there" if not absent else f"installing {len(absent)}"
         if not absent:

@@ -33,6 +33,7 @@ ORDER = [
     "template_changes",
     "disruptions",
     "faults",
+    "own_cluster",
 ]
 
 

@@ -1,7 +1,7 @@
-"""Registries inside the cluster: distribution's program from Debian, in a pod, with its own name on every node.
+"""Registries inside the cluster: distribution's program from Debian, in a pod, with a name on every node.
 
-Kubelets pull from it, so it has a Service address, and each node's containerd is told in `certs.d` what lies behind the
-name: plain HTTP for an open one, HTTPS by an authority of its own for one that asks for a password.
+Kubelets pull from it, so it has a Service address, which is in the nodes' /etc/hosts. Its certificate is signed by an
+authority of its own, which each node's containerd is told of in `certs.d`. It may ask for a password.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import base64
 import contextlib
 import datetime
 import hashlib
-import ipaddress
 import json
 import os
 import re
 import secrets
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -26,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from images.archive import Entry, write_archive
-from tests.e2e.support import Json, Space, project, wait_for
+from tests.e2e.support import ROOT, Json, Space, project, wait_for
 
 PROGRAM = Path("/usr/bin/docker-registry")
 NODES = ("node1", "node2")
@@ -44,45 +43,47 @@ storage: {filesystem: {rootdirectory: /var/lib/registry}, delete: {enabled: true
 class Registry:
     """A registry that serves. `name` is the host in its images' references, such as open-a1b2c3.example."""
 
-    space: Space
     name: str
     address: str
     """Where it is reached, from the nodes and from this machine."""
     folder: Path
     """Of this machine: the authority's certificate, the client's configuration, images to push."""
-    authority: bytes = b""
-    """PEM; empty for one that speaks plain HTTP."""
-    pushed: list[str] = field(default_factory=list)
-
-    @property
-    def locked(self) -> bool:
-        """It asks for a password."""
-        return bool(self.authority)
+    authority: bytes
+    """Its certificate, PEM."""
+    locked: bool
+    """It asks for USER and PASSWORD."""
 
     def reference(self, path: str) -> str:
         """`disks/a:1` → the whole reference."""
         return f"{self.name}/{path}"
 
     def environment(self) -> dict[str, str]:
-        """What podman and skopeo of a person find in their environment: where the name leads, and whom to trust."""
-        config = self.folder / "registries.conf"
-        config.write_text(
-            f'[[registry]]\nprefix = "{self.name}"\nlocation = "{self.address}"\n'
-            f"insecure = {'false' if self.locked else 'true'}\n"
-        )
+        """What podman and skopeo of a person find in their environment: whom to trust, and where they are logged in."""
         trusted = self.folder / "authority.crt"
         trusted.write_bytes(self.authority)
-        return {
-            **os.environ,
-            "CONTAINERS_REGISTRIES_CONF": str(config),
-            "REGISTRY_AUTH_FILE": str(self.login()),
-            **({"SSL_CERT_FILE": str(trusted)} if self.locked else {}),
-        }
+        return {**os.environ, "SSL_CERT_FILE": str(trusted), "REGISTRY_AUTH_FILE": str(self.login())}
+
+    def typed(self, *words: str, **environment: str) -> str:
+        """Output of a command on this machine, where the name leads to the registry. Raises AssertionError."""
+        hosts = self.folder / "hosts"
+        hosts.write_text(f"{Path('/etc/hosts').read_text()}\n{self.host_line}\n")
+        script = f'mount --bind {hosts} /etc/hosts && exec "$@"'
+        command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "sh", *words]
+        done = subprocess.run(
+            command, cwd=ROOT, env={**self.environment(), **environment}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
+        return done.stdout
+
+    @property
+    def host_line(self) -> str:
+        """Its line in /etc/hosts."""
+        return f"{self.address} {self.name}"
 
     def login(self) -> Path:
         """The file that `podman login` writes."""
         path = self.folder / "auth.json"
-        path.write_text(json.dumps(credentials(self.name, self.address) if self.locked else {"auths": {}}))
+        path.write_text(json.dumps(credentials(self.name) if self.locked else {"auths": {}}))
         return path
 
     def push(self, path: str, entries: Sequence[Entry]) -> str:
@@ -94,10 +95,7 @@ class Registry:
     def push_archive(self, path: str, archive: Path) -> str:
         """Put the image of an archive into the registry; the reference."""
         reference = self.reference(path)
-        command = ["skopeo", "copy", "--quiet", f"docker-archive:{archive}", f"docker://{reference}"]
-        done = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
-        self.pushed.append(reference)
+        self.typed("skopeo", "copy", "--quiet", f"docker-archive:{archive}", f"docker://{reference}")
         return reference
 
     def pull_secret(self, name: str, password: str = PASSWORD) -> Json:
@@ -113,14 +111,12 @@ class Registry:
 
     def trust(self) -> None:
         """Tell the containerd of every node what lies behind the name, as an administrator does."""
-        scheme = "https" if self.locked else "http"
         place = f"/etc/containerd/certs.d/{self.name}"
-        hosts = f'server = "{scheme}://{self.address}"\n'
-        if self.locked:
-            hosts += f'ca = "{place}/ca.crt"\n'
+        hosts = f'server = "https://{self.name}"\nca = "{place}/ca.crt"\n'
         for node in NODES:
             write(node, f"{place}/hosts.toml", hosts.encode())
             write(node, f"{place}/ca.crt", self.authority)
+            inside(node, f"echo '{self.host_line}' >> /etc/hosts")
 
     def forget(self) -> None:
         """Leave the nodes as they were: without its name and its images."""
@@ -129,7 +125,7 @@ class Registry:
             found = [each for each in listed if each.startswith(f"{self.name}/")]
             if found:
                 inside(node, f"ctr -n k8s.io images rm {' '.join(found)}")
-            inside(node, f"rm -rf /etc/containerd/certs.d/{self.name}")
+            inside(node, f"rm -rf /etc/containerd/certs.d/{self.name}; sed -i '/ {self.name}$/d' /etc/hosts")
 
 
 def credentials(*hosts: str, password: str = PASSWORD) -> Json:
@@ -161,8 +157,8 @@ def program_image(folder: Path) -> str:
     return reference
 
 
-def certificate(address: str) -> tuple[bytes, bytes, bytes]:
-    """An authority's certificate, and a server's certificate and key for an address, as PEM."""
+def certificate(host: str) -> tuple[bytes, bytes, bytes]:
+    """An authority's certificate, and a server's certificate and key for its name, as PEM."""
     now = datetime.datetime.now(datetime.UTC)
 
     def sign(name: str, key: ec.EllipticCurvePrivateKey, issuer: str, by: ec.EllipticCurvePrivateKey) -> bytes:
@@ -173,7 +169,7 @@ def certificate(address: str) -> tuple[bytes, bytes, bytes]:
             .not_valid_before(now - datetime.timedelta(hours=1))
             .not_valid_after(now + datetime.timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=name == issuer, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         )
         return builder.sign(by, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
@@ -188,22 +184,25 @@ def serving(space: Space, title: str, folder: Path, *, locked: bool = False) -> 
     """A registry in a namespace, known to the nodes; open, or asking for USER and PASSWORD."""
     assert PROGRAM.is_file(), "docker-registry is not installed: run 'python -m cluster deps --tests'"
     folder.mkdir(parents=True, exist_ok=True)
-    ports = [{"name": "registry", "protocol": "TCP", "port": PORT}]
+    # The port that a reference without one stands for.
+    ports = [{"name": "registry", "protocol": "TCP", "port": 443, "targetPort": PORT}]
     service = {"selector": {"app": title}, "ports": ports}
     space.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": title}, "spec": service})
     address = space.kubectl("get", "service", title, "-o", "jsonpath={.spec.clusterIP}")
-    made = Registry(space, f"{title}-{secrets.token_hex(3)}.example", f"{address}:{PORT}", folder)
-    files = {"config.yml": CONFIG, "htpasswd": HTPASSWD}
-    settings = {"REGISTRY_HTTP_ADDR": f":{PORT}"}
+    name = f"{title}-{secrets.token_hex(3)}.example"
+    authority, served, key = certificate(name)
+    made = Registry(name, address, folder, authority, locked)
+    files = {"config.yml": CONFIG, "htpasswd": HTPASSWD, "tls.crt": served.decode(), "tls.key": key.decode()}
+    settings = {
+        "REGISTRY_HTTP_ADDR": f":{PORT}",
+        "REGISTRY_HTTP_TLS_CERTIFICATE": "/etc/registry/tls.crt",
+        "REGISTRY_HTTP_TLS_KEY": "/etc/registry/tls.key",
+    }
     if locked:
-        made.authority, served, key = certificate(address)
-        files |= {"tls.crt": served.decode(), "tls.key": key.decode()}
         settings |= {
             "REGISTRY_AUTH": "htpasswd",
             "REGISTRY_AUTH_HTPASSWD_REALM": title,
             "REGISTRY_AUTH_HTPASSWD_PATH": "/etc/registry/htpasswd",
-            "REGISTRY_HTTP_TLS_CERTIFICATE": "/etc/registry/tls.crt",
-            "REGISTRY_HTTP_TLS_KEY": "/etc/registry/tls.key",
         }
     container = {
         "name": "registry",
@@ -236,7 +235,6 @@ def serving(space: Space, title: str, folder: Path, *, locked: bool = False) -> 
 
 def reachable(registry: Registry) -> bool:
     """Whether it answers on this machine, over the Service."""
-    scheme = "https" if registry.locked else "http"
-    command = ["curl", "-sk", "-m", "3", "-o", "/dev/null", "-w", "%{http_code}", f"{scheme}://{registry.address}/v2/"]
+    command = ["curl", "-sk", "-m", "3", "-o", "/dev/null", "-w", "%{http_code}", f"https://{registry.address}/v2/"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout == ("401" if registry.locked else "200")

@@ -30,7 +30,7 @@ LATER = 120.0
 
 @pytest.fixture(scope="module")
 def open_registry(space: Space, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    """A registry that gives everything to everybody, over plain HTTP."""
+    """A registry that gives everything to everybody."""
     if EXISTING:
         pytest.skip("needs nodes of its own")
     with serving(space, "open", tmp_path_factory.mktemp("open")) as registry:
@@ -39,7 +39,7 @@ def open_registry(space: Space, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="module")
 def locked_registry(space: Space, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    """A registry that asks for a password, over HTTPS with an authority of its own."""
+    """A registry that asks for a password."""
     if EXISTING:
         pytest.skip("needs nodes of its own")
     with serving(space, "locked", tmp_path_factory.mktemp("locked"), locked=True) as registry:

@@ -1,0 +1,52 @@
+"""The overlay that `make up` applies, and the names of pushed images."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster import deploy
+
+IMAGES = {
+    "launcher": {"ref": "hyperlet.local/launcher:1a", "archive": "/a"},
+    "node": {"ref": "hyperlet.local/node:2b", "archive": "/b"},
+    "cluster": {"ref": "hyperlet.local/cluster:3c", "archive": "/c"},
+    "guest-tiny": {"ref": "hyperlet.local/guests/tiny:1", "archive": "/d"},
+}
+
+
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: str, *components: str) -> dict[str, object]:
+    monkeypatch.setattr(deploy, "RUN", tmp_path)
+    folder = deploy.overlay(IMAGES, registry, components)
+    read: dict[str, object] = json.loads((folder / "kustomization.yaml").read_text())
+    listed = [*read["resources"], *read["components"], *read["configurations"]]  # type: ignore[misc]
+    assert all((folder / each).exists() for each in listed), "kustomize would not find it"
+    return read
+
+
+def test_every_role_has_its_image_here_and_in_a_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = written(tmp_path, monkeypatch, "")
+    assert here["images"] == [
+        {"name": "hyperlet.local/launcher", "newName": "hyperlet.local/launcher", "newTag": "1a"},
+        {"name": "hyperlet.local/node", "newName": "hyperlet.local/node", "newTag": "2b"},
+        {"name": "hyperlet.local/cluster", "newName": "hyperlet.local/cluster", "newTag": "3c"},
+    ]
+    there = written(tmp_path, monkeypatch, "registry.example:5000/team")
+    assert [each["newName"] for each in there["images"]] == [  # type: ignore[attr-defined]
+        f"registry.example:5000/team/{role}" for role in deploy.ROLES
+    ]
+
+
+def test_only_a_server_without_image_volumes_gets_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert written(tmp_path, monkeypatch, "")["components"] == []
+    (component,) = written(tmp_path, monkeypatch, "", "containerd-socket")["components"]  # type: ignore[misc]
+    assert component.endswith("manifests/components/containerd-socket")
+
+
+def test_pushed_images_keep_their_path() -> None:
+    assert deploy.pushed_name("hyperlet.local/guests/tiny:1", "registry.example") == "registry.example/guests/tiny:1"
+
+
+def test_the_examples_disk_is_the_one_that_is_pushed() -> None:
+    assert "image: hyperlet.local/guests/tiny:1\n" in deploy.EXAMPLE.read_text()
+    assert deploy.EXAMPLE_GUEST == "guest-tiny"
