@@ -50,8 +50,12 @@ def built_images() -> dict[str, dict[str, str]]:
     return images
 
 
-def has_image_volumes(kubectl: Kubectl) -> bool:
-    """Whether the API server keeps a pod's `volumes[].image`: tried with a pod that is not made."""
+def has_image_volumes(kubectl: Kubectl, seconds: float = 30) -> bool:
+    """Whether the API server keeps a pod's `volumes[].image`: tried with a pod that is not made.
+
+    Where image volumes are switched off, it drops or refuses the volume. Any other refusal (a namespace
+    that has no service account yet, a policy) tells nothing: after `seconds` they are taken to be there.
+    """
     container = {"name": "trial", "image": "hyperlet.local/trial:1"}
     volume = {"name": "trial", "image": {"reference": "hyperlet.local/trial:1"}}
     pod = {
@@ -60,10 +64,19 @@ def has_image_volumes(kubectl: Kubectl) -> bool:
         "metadata": {"name": "hyperlet-trial", "namespace": "default"},
         "spec": {"containers": [container], "volumes": [volume]},
     }
-    said = kubectl(
-        "create", "--dry-run=server", "--validate=false", "-o", "json", "-f", "-", stdin=json.dumps(pod), check=False
-    )
-    return bool(said) and any("image" in each for each in json.loads(said)["spec"]["volumes"])
+    trial = ("create", "--dry-run=server", "--validate=false", "-o", "json", "-f", "-")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            kept = json.loads(kubectl(*trial, stdin=json.dumps(pod)))
+        except Problem as refusal:
+            if "spec.volumes" in str(refusal):
+                return False
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(0.5)
+        else:
+            return any("image" in each for each in kept["spec"].get("volumes", []))
 
 
 def overlay(images: dict[str, dict[str, str]], registry: str, components: Sequence[str] = ()) -> Path:

@@ -48,7 +48,7 @@ def locked_registry(space: Space, tmp_path_factory: pytest.TempPathFactory) -> I
 
 def text_disk(text: str, path: str = "disk/text.img") -> list[Entry]:
     """A raw disk with a text at its start; the guest reads it."""
-    return [Entry(path, text.encode().ljust(4096, b"\0"), mode=0o444)]
+    return [Entry(path, b"HLMARK1\n" + text.encode().ljust(8184, b"\0"), mode=0o444)]
 
 
 def pulled(name: str, reference: str, **source: object) -> Json:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster import deploy
+from cluster.console import Problem
 
 IMAGES = {
     "launcher": {"ref": "hyperlet.local/launcher:1a", "archive": "/a"},
@@ -50,3 +51,41 @@ def test_pushed_images_keep_their_path() -> None:
 def test_the_examples_disk_is_the_one_that_is_pushed() -> None:
     assert "image: hyperlet.local/guests/tiny:1\n" in deploy.EXAMPLE.read_text()
     assert deploy.EXAMPLE_GUEST == "guest-tiny"
+
+
+class Server:
+    """kubectl against an API server that answers the trial so, one answer after the other."""
+
+    def __init__(self, *answers: object) -> None:
+        self.answers = list(answers)
+
+    def __call__(self, *args: str, stdin: str = "") -> str:
+        assert "--dry-run=server" in args, "a pod would be made"
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return json.dumps({"spec": answer})
+
+
+NO_ACCOUNT = Problem('error: pods "hyperlet-trial" is forbidden: error looking up service account default/default')
+NO_SOURCE = Problem("error: Pod is invalid: spec.volumes[0]: Required value: must specify a volume type")
+
+
+@pytest.mark.parametrize(
+    "answers, found",
+    [
+        ([{"volumes": [{"name": "trial", "image": {"reference": "x"}}]}], True),
+        ([{"volumes": [{"name": "token"}]}], False),
+        ([{}], False),
+        ([NO_SOURCE], False),
+        ([NO_ACCOUNT, NO_ACCOUNT, {"volumes": []}], False),
+    ],
+)
+def test_a_server_is_asked_for_image_volumes_until_it_can_tell(answers: list[object], found: bool) -> None:
+    server = Server(*answers)
+    assert deploy.has_image_volumes(server) is found  # type: ignore[arg-type]
+    assert not server.answers
+
+
+def test_a_server_that_cannot_tell_is_taken_to_have_image_volumes() -> None:
+    assert deploy.has_image_volumes(Server(NO_ACCOUNT, NO_ACCOUNT), seconds=0) is True  # type: ignore[arg-type]
