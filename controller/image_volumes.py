@@ -51,8 +51,9 @@ _TRIAL = {
 async def supported(kube: Kube, namespace: str) -> bool:
     """Whether a pod's `volumes[].image` survives a dry-run create; `HYPERLET_IMAGE_VOLUMES=always|never` overrules.
 
-    A server where image volumes are switched off drops the volume, or refuses it as one without a source. Where a quota or a policy refuses the trial pod, they are taken to be there: of the supported
-    versions only the oldest has none. A server that is away is asked again.
+    A server where image volumes are switched off drops the volume, or refuses it as one without a source. Where a quota
+    or a policy refuses the trial pod, they are taken to be there: of the supported versions only the oldest has none. A
+    server that is away is asked again.
     """
     forced = os.environ.get("HYPERLET_IMAGE_VOLUMES", "auto")
     if forced in ("always", "never"):
