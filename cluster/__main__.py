@@ -18,7 +18,6 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     packages = verbs.add_parser("deps", help="install the Debian packages that are missing")
     packages.add_argument("--tests", action="store_true", help="those of the tests, too")
-    packages.add_argument("--images", action="store_true", help="only what builds and pushes images")
     verbs.add_parser("venv", help="make the virtual environment, or bring it up to date")
     build = verbs.add_parser("build", help="build the cluster's programs into the cache")
     build.add_argument("group", nargs="*", help="kubernetes, core, dns, extras, runc, or all; without: what `up` needs")
@@ -64,7 +63,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     verb: str = arguments.verb
     if verb == "deps":
         # Before the packages are there, nothing else of this package is imported.
-        deps.ensure(console, tests=arguments.tests, only_images=arguments.images)
+        deps.ensure(console, tests=arguments.tests)
         return 0
     if verb == "venv":
         deps.ensure(console)

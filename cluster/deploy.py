@@ -240,7 +240,6 @@ def up(console: Console) -> None:
         kubeconfig = Path(os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config")
         if not kubeconfig.is_file():
             raise Problem("HYPERLET_CLUSTER=existing needs a cluster", remedy="set KUBECONFIG to its kubeconfig")
-        run(console, "Tools", ["-m", "cluster", "deps", "--images"])
     else:
         kubeconfig = KUBECONFIG
     console.say("What it needs")

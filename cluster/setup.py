@@ -68,7 +68,7 @@ def run(lanes: Sequence[Lane]) -> None:
 
 def prepare(console: Console, *, cluster: bool) -> None:
     """Make everything that is missing; with `cluster` the programs of one, too. Errors: Problem."""
-    packages = Lane("packages", lambda: deps.ensure(console))
+    packages = Lane("packages", lambda: deps.ensure(console, only_images=not cluster))
 
     def environment() -> None:
         packages.needed()
