@@ -1,8 +1,11 @@
-"""`make up` on a cluster that is there: images pushed to a registry, nodes that pull them, the example VM."""
+"""README's section "On a cluster of your own", as typed: images by podman, a registry, an overlay, pulls, a VM."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,13 +13,30 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.registry import serving
-from tests.e2e.support import EXISTING, ROOT, SYSTEM, Json, Kubectl, new_space
+from cluster import deploy
+from guests import tiny
+from images import base, builder
+from images.paths import CACHE
+from tests.e2e.manifests import idle
+from tests.e2e.registry import PASSWORD, USER, serving
+from tests.e2e.support import EXISTING, ROOT, SYSTEM, Json, Kubectl, Space, conditions, image, new_space
 
 pytestmark = [
     pytest.mark.alone,  # its images take the place of those that the others test
     pytest.mark.skipif(EXISTING, reason="needs nodes of its own"),
 ]
+
+CHECKOUT = (
+    *("api", "kit", "protos", "controller", "gateway", "handler", "launcher", "cni", "images", "manifests", "examples"),
+    *("cluster", "guests", "Containerfile", ".containerignore", "README.md"),
+)
+STORE = CACHE / "podman"
+
+
+def typed_blocks() -> list[str]:
+    """The commands of README's section, block by block."""
+    section = (ROOT / "README.md").read_text().partition("## On a cluster of your own\n")[2].partition("\n## ")[0]
+    return re.findall(r"^```\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
 def workloads(kubectl: Kubectl) -> list[Json]:
@@ -34,6 +54,105 @@ def restored(kubectl: Kubectl) -> Iterator[None]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     kubectl.within(SYSTEM)("delete", "secret", "registry", "--ignore-not-found")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout of its own, in which the commands make their files."""
+    for name in CHECKOUT:
+        source, target = ROOT / name, tmp_path / "checkout" / name
+        target.parent.mkdir(exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, target)
+    return tmp_path / "checkout"
+
+
+@pytest.fixture
+def podman(tmp_path: Path) -> dict[str, str]:
+    """The environment of podman: a store of its own in the cache, with a Debian in it as from a registry."""
+    STORE.mkdir(parents=True, exist_ok=True)
+    storage = STORE / "storage.conf"
+    storage.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{STORE}/root"\nrunroot = "{STORE}/run"\n')
+    environment = {"CONTAINERS_STORAGE_CONF": str(storage), "BUILDAH_ISOLATION": "chroot"}
+    own = builder.Builder()
+    archive, name = tmp_path / "base.tar", base.build(own)
+    own.export(name, archive)
+    for command in (["load", "--quiet", "--input", str(archive)], ["tag", name, "localhost/debian:trixie-slim"]):
+        done = subprocess.run(
+            ["podman", *command], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    archive.unlink()
+    return environment
+
+
+def guest_disk(folder: Path) -> Path:
+    """The tiny guest's disk, as a person has a disk of their own."""
+    return Path(shutil.copy2(tiny.build().qcow2, folder / "mine.qcow2"))
+
+
+def test_what_readme_says_is_typed_and_a_vm_runs(
+    kubectl: Kubectl, restored: None, checkout: Path, podman: dict[str, str], tmp_path: Path
+) -> None:
+    blocks = typed_blocks()
+    assert [block.split()[0] for block in blocks] == ["export", "mkdir", "cat", "kubectl", "kubectl", "printf"]
+    build, overlay, secret, deployment, launchers, machine = blocks
+    space = new_space(kubectl, "own-cluster")
+    kubeconfig = tmp_path / "kubeconfig"
+    shutil.copy(kubectl.kubeconfig, kubeconfig)
+    # The VM's namespace is the person's own.
+    subprocess.run(
+        ["kubectl", f"--kubeconfig={kubeconfig}", "config", "set-context", "--current", f"--namespace={space.name}"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    authorities = os.environ.get("PIP_CERT")
+    environment = {
+        **podman,
+        "KUBECONFIG": str(kubeconfig),
+        "OPTIONS": f"--secret id=pip-ca,src={authorities}" if authorities else "",
+        "LOGIN": USER,
+        "PASSWORD": PASSWORD,
+        "DISK": str(guest_disk(tmp_path)),
+    }
+    try:
+        with serving(space, "own", tmp_path / "registry", locked=True) as registry:
+
+            def type_in(block: str) -> str:
+                # The one word that is each reader's own.
+                words = block.replace("registry.example", registry.name)
+                return registry.typed(
+                    "bash", "-ec", f"export REGISTRY={registry.name}; cd {checkout}; {words}", **environment
+                )
+
+            for block in (build, overlay, secret, deployment):
+                type_in(block)
+            names = {
+                container["image"]
+                for workload in workloads(kubectl)
+                for container in workload["spec"]["template"]["spec"]["containers"]
+            }
+            assert names == {f"{registry.name}/node:0.1.0", f"{registry.name}/cluster:0.1.0"}
+            # Without the next step, a VM says what its pod lacks.
+            waiting = space.machine(idle("waiting")).until_status("ErrImagePull", "ImagePullBackOff")
+            waiting.until_condition_tells(
+                f"the launcher: image {registry.name}/launcher:0.1.0: ", "spec.imagePullSecrets of the KubeVirt object"
+            )
+            waiting.delete()
+            type_in(launchers)
+            # Its disk's image asks for the password, too; the pod's secrets serve all its images.
+            type_in(machine)
+            hello = space.known("hello").until_status("Running")
+            assert hello.answer()["hostname"] == "hello"
+            pod = hello.pod()["spec"]
+            assert pod["containers"][0]["image"] == f"{registry.name}/launcher:0.1.0"
+            assert [volume["image"]["reference"] for volume in pod["volumes"] if "image" in volume] == [
+                f"{registry.name}/disk:1"
+            ]
+            hello.delete()
+    finally:
+        space.clear()
 
 
 def test_make_up_on_an_existing_cluster_pushes_and_runs_the_example(
@@ -57,3 +176,38 @@ def test_make_up_on_an_existing_cluster_pushes_and_runs_the_example(
             assert volumes[0]["containerDisk"]["image"] == f"{registry.name}/guests/tiny:1"
     finally:
         space.clear()
+
+
+# ---- servers without image volumes
+
+
+def deploy_with(kubectl: Kubectl, *components: str) -> None:
+    """Deploy the built images with these components, and wait until the handlers run so."""
+    kubectl("apply", "-k", str(deploy.overlay(deploy.built_images(), "", components)))
+    kubectl.within(SYSTEM)("rollout", "status", "daemonset/hyperlet-handler", "--timeout=180s")
+
+
+@pytest.fixture
+def without_image_volumes(kubectl: Kubectl, restored: None) -> Iterator[None]:
+    """The controller is told that the server has none, and the handlers have no socket."""
+    inside = kubectl.within(SYSTEM)
+    deploy_with(kubectl)
+    inside("set", "env", "deployment/hyperlet-controller", "HYPERLET_IMAGE_VOLUMES=never")
+    inside("rollout", "status", "deployment/hyperlet-controller", "--timeout=120s")
+    yield
+    inside("set", "env", "deployment/hyperlet-controller", "HYPERLET_IMAGE_VOLUMES-")
+    inside("rollout", "status", "deployment/hyperlet-controller", "--timeout=120s")
+
+
+def test_without_image_volumes_a_vm_names_the_component_and_runs_once_it_is_there(
+    kubectl: Kubectl, without_image_volumes: None, space: Space
+) -> None:
+    if not deploy.has_image_volumes(deploy.Kubectl(kubectl.kubeconfig)):
+        pytest.skip("this server has none: all the other tests are about that")
+    machine = space.machine(idle("imageless")).until_status("ErrImagePull")
+    told = machine.until_condition_tells("volume root", image("guest-halt"), "manifests/components/containerd-socket")
+    assert conditions(machine.vm())["Failure"]["reason"] == "ImagePullFailed", told
+    assert not [volume for volume in machine.pod()["spec"]["volumes"] if "image" in volume]
+    deploy_with(kubectl, "containerd-socket")
+    machine.until_status("Running", seconds=120)
+    machine.delete()
