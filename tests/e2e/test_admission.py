@@ -67,7 +67,7 @@ def test_defaults_stand_in_the_stored_object(space: Space) -> None:
 
 
 def test_an_instance_is_stored_with_a_stable_address(space: Space) -> None:
-    # Some kubelets take a minute over a pod that is deleted before its container is there.
+    # A kubelet takes all of the grace period over a pod that is deleted before its container is there.
     space.machine(instance("alone", halting(), memory="64Mi", grace=1)).until_phase("Running")
     first = mac_of(space, "alone")
     space.kubectl("delete", "vmi", "alone")

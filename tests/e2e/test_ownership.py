@@ -24,7 +24,7 @@ def test_an_instance_of_its_own_runs_and_ends_with_its_guest(space: Space) -> No
 def test_the_machine_takes_its_instance_along_while_it_still_starts(space: Space) -> None:
     hasty = space.machine(idle("hasty"))
     wait_for(hasty.vmi, "the instance is there", explain=hasty.story)
-    # Some kubelets take a minute over any pod that is deleted before its container is there.
+    # A kubelet takes all of the grace period over a pod that is deleted before its container is there.
     hasty.delete(seconds=150)
 
 

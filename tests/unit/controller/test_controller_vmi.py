@@ -497,10 +497,12 @@ def test_the_finalizer_goes_when_the_pod_has_ended_and_the_end_is_told() -> None
     assert patch.patch == {"metadata": {"uid": "vmi-uid", "finalizers": None, "resourceVersion": "7"}}
 
 
-def test_an_end_that_nobody_told_goes_into_the_last_write_and_the_dead_pod_with_it() -> None:
-    patch, removal = see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("ended", deleting=True))
+def test_unreported_end_goes_into_the_last_write_and_the_kubelet_removes_the_pod() -> None:
+    (patch,) = see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("ended", deleting=True))
     assert status_of(patch)["phase"] == "Succeeded" and patch.patch["metadata"]["finalizers"] is None
-    assert removal == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", 0)
+    patch, removal = see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("ended"))
+    assert status_of(patch)["phase"] == "Succeeded" and patch.patch["metadata"]["finalizers"] is None
+    assert removal == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", None)
 
 
 def test_a_finished_vmi_takes_its_pod_along() -> None:
