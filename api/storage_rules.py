@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from api import names, syntax
-from api.devices import Disk
+from api.devices import Disk, DiskTarget
 from api.domain_rules import check, quantity
 from api.errors import Fault
 from api.vmi import VirtualMachineInstanceSpec
@@ -12,6 +12,7 @@ from api.volumes import CloudInitConfigDriveSource, CloudInitNoCloudSource, Volu
 # KubeVirt allows 2 KiB inline, for which there is no reason but etcd's limit of 1.5 MiB for the whole object.
 MAX_CLOUD_INIT_BYTES = 64 * 1024
 MAX_DISKS = 256
+_WRITABLE = "a disk on SATA, which is the default, cannot be read-only: use bus virtio or scsi, or cdrom"
 _SOURCES = tuple(field for field in Volume.__struct_fields__ if field != "name")
 _TARGETS = ("disk", "cdrom", "lun")
 
@@ -33,6 +34,7 @@ def storage_faults(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Faul
             yield Fault(f"{here}.name", names.FAULT_INVALID, f"disk {disk.name[:63]!r} has no volume of that name")
     for index, volume in enumerate(volumes):
         yield from _volume(volume, f"{volumes_path}[{index}]")
+    yield from _locked(disks, volumes, path)
     yield from _shared_claims(volumes, volumes_path)
     clouds = [volume for volume in volumes if volume.cloudInitNoCloud or volume.cloudInitConfigDrive]
     if len(clouds) > 1:
@@ -69,6 +71,21 @@ def _disk(disk: Disk, path: str) -> Iterator[Fault]:
             yield Fault(f"{path}.disk.pciAddress", names.FAULT_INVALID, "only a virtio disk is a PCI device")
     if disk.io == "native" and disk.cache in ("writethrough", "writeback"):
         yield Fault(f"{path}.io", names.FAULT_INVALID, f"native needs cache none, not {disk.cache}")
+
+
+def _locked(disks: list[Disk], volumes: list[Volume], path: str) -> Iterator[Fault]:
+    """libvirt has no read-only SATA disks, and SATA is where a disk is that names no bus."""
+    claims = {volume.name for volume in volumes if (claim := volume.persistentVolumeClaim) and claim.readOnly}
+    for index, disk in enumerate(disks):
+        target = disk.disk or DiskTarget()
+        if disk.cdrom or disk.lun or target.bus not in (None, "sata"):
+            claims.discard(disk.name)
+        elif target.readonly or disk.name in claims:
+            claims.discard(disk.name)
+            yield Fault(f"{path}.domain.devices.disks[{index}].disk.bus", names.FAULT_INVALID, _WRITABLE)
+    for index, volume in enumerate(volumes):
+        if volume.name in claims:
+            yield Fault(f"{path}.volumes[{index}].persistentVolumeClaim.readOnly", names.FAULT_INVALID, _WRITABLE)
 
 
 def _volume(volume: Volume, path: str) -> Iterator[Fault]:

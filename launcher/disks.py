@@ -253,7 +253,7 @@ def _iso(vmi: VirtualMachineInstance, volume: Volume, paths: Paths) -> DiskFacts
     path.unlink(missing_ok=True)
     media.create(path, vmi, volume, paths)
     # Read-only even where the VMI has it as a disk: what would a guest write there?
-    return DiskFacts(volume.name, str(path), size=path.stat().st_size, readonly=True)
+    return DiskFacts(volume.name, str(path), size=path.stat().st_size, readonly=True, ephemeral=True)
 
 
 _FINDERS: dict[str, Callable[[VirtualMachineInstance, Volume, Paths], DiskFacts]] = {

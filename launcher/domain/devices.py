@@ -52,19 +52,21 @@ def _disk(disk: given.Disk, index: int, source: DiskFacts, targets: dict[str, It
     cdrom = disk.cdrom is not None
     target = disk.cdrom or disk.disk or given.DiskTarget()
     bus = target.bus or ("sata" if cdrom else "virtio")
+    # libvirt has no read-only SATA disks. What the launcher made itself is the guest's to spoil: it goes with the pod.
+    locked = cdrom or bool(target.readonly) or (source.readonly and not (bus == "sata" and source.ephemeral))
     cache = disk.cache or ("unsafe" if source.ephemeral else "none" if source.direct else "writeback")
     node = types.Disk(
         type="block" if source.block else "file",
         device="cdrom" if cdrom else "disk",
         format=source.format,
-        cache=None if source.readonly else cache,
+        cache=None if locked else cache,
         io=disk.io if disk.io != "default" else None,
-        discard=None if source.readonly else "unmap",
+        discard=None if locked else "unmap",
         error_policy=disk.errorPolicy,
         target=next(targets[_PREFIX[bus]]),
         bus=bus,
         tray="open" if disk.cdrom and disk.cdrom.tray == "open" else None,
-        readonly=cdrom or source.readonly or bool(target.readonly),
+        readonly=locked,
         shareable=bool(disk.shareable),
         serial=disk.serial,
         boot_order=disk.bootOrder,

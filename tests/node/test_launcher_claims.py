@@ -1,4 +1,4 @@
-"""Claims that cannot be used, by the real libvirt and QEMU: told by volume and claim."""
+"""Disks by the real libvirt and QEMU: claims that cannot be used are told by volume and claim, seeds are on any bus."""
 
 from __future__ import annotations
 
@@ -62,3 +62,14 @@ def test_a_qcow2_image_on_a_claim_is_told_and_not_opened(pods: tuple[Pod, Pod]) 
     words = refusal(pod.start(), "one", "uid-1")
     assert "volume data: disk.img of claim shared is a qcow2 image, and a claim holds a raw disk" in words
     assert disk.stat().st_size == size
+
+
+@pytest.mark.parametrize("bus", ["sata", "virtio", "scsi", "usb"])
+def test_a_seed_is_a_disk_on_any_bus(pods: tuple[Pod, Pod], bus: str) -> None:
+    """libvirt has no read-only disks on SATA, which is where a disk is that names no bus."""
+    devices = {"autoattachPodInterface": False, "disks": [{"name": "seed", "disk": {"bus": bus}}]}
+    document = vmi(
+        domain={"devices": devices, "memory": {"guest": "64Mi"}},
+        volumes=[{"name": "seed", "cloudInitNoCloud": {"userData": "#cloud-config"}}],
+    )
+    assert pods[0].start().sync(document).state == pb.DOMAIN_STATE_RUNNING

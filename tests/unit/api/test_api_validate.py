@@ -50,6 +50,7 @@ def test_the_machine_itself_is_accepted() -> None:
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 NODE = f"affinity.nodeAffinity.{REQUIRED}.nodeSelectorTerms"
+READ_ONLY_CLAIM = {"name": "root", "persistentVolumeClaim": {"claimName": "data", "readOnly": True}}
 IGNORED = {"inferFromVolume": "root", "inferFromVolumeFailurePolicy": "Ignore"}
 
 
@@ -119,6 +120,9 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
     ({f"{DISK}.bootOrder": 0}, f"{D}.bootOrder", "0"),
     ({f"{DISK}.bootOrder": 1, f"{NIC}.bootOrder": 1}, f"{N}.bootOrder", "boot order of 'root'"),
     ({f"{DISK}.serial": "a b"}, f"{D}.serial", "must be"),
+    ({f"{DISK}.disk": {"readonly": True}}, f"{D}.disk.bus", "on SATA, which is the default, cannot be read-only"),
+    ({f"{DISK}.disk": {"bus": "sata"}, VOLUME: READ_ONLY_CLAIM}, f"{D}.disk.bus", "use bus virtio or scsi, or cdrom"),
+    ({"domain.devices.disks": [], VOLUME: READ_ONLY_CLAIM}, f"{V}.persistentVolumeClaim.readOnly", "on SATA"),
     ({f"{DISK}.disk": {"bus": "ide"}}, f"{D}.disk.bus", "'ide' is not one of: virtio"),
     ({f"{DISK}.disk": {"pciAddress": "x"}}, f"{D}.disk.pciAddress", "no PCI address"),
     ({f"{DISK}.disk": {"bus": "sata", "pciAddress": "0000:05:00.0"}}, f"{D}.disk.pciAddress",
@@ -379,6 +383,9 @@ def test_every_fault_is_reported_at_once() -> None:
         {"domain.devices.inputs": [{"name": "My_Tablet", "type": "tablet"}]},
         {"domain.devices.watchdog": {"name": "my_dog"}},
         {"domain.devices.logSerialConsole": True},
+        {f"{DISK}.disk": {"bus": "scsi", "readonly": True}},
+        {DISK: {"name": "root", "cdrom": {}}, VOLUME: READ_ONLY_CLAIM},
+        {f"{DISK}.disk": {"bus": "virtio"}, VOLUME: READ_ONLY_CLAIM},
         {**NO_IMAGE, f"{VOLUME}.cloudInitConfigDrive": {"networkData": '{"links": []}'}},
         {"domain.machine": {"type": "pc-q35-rhel9.4.0"}},
         {"domain.machine": {"type": "pc-q35-noble"}},
