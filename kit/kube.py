@@ -261,7 +261,8 @@ class Kube:
     async def create(self, kind: type[T], obj: Any, namespace: str | None = None, dry_run: bool = False) -> T:
         """Creates an object (a Struct or a dict). Raises AlreadyExists, Forbidden (quota, admission), InvalidObject."""
         place = resource_of(kind)
-        body = msgspec.to_builtins(obj)
+        # A dict is sent as it is: parts of it may be JSON already (msgspec.Raw).
+        body = dict(obj) if isinstance(obj, dict) else msgspec.to_builtins(obj)
         body.setdefault("apiVersion", place.api_version)
         body.setdefault("kind", place.kind)
         params = _params(dryRun="All" if dry_run else None)

@@ -1,5 +1,6 @@
 """ControllerRevisions: one for each template that a VM was started with."""
 
+import json
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ from api.k8s import ControllerRevision
 from api.vm import VirtualMachine
 from controller import revisions
 from controller.actions import Create, Delete
-from tests.unit.controller.worlds import vm
+from tests.unit.controller.worlds import SPEC, vm
 
 
 def kept(actions: list[Any]) -> list[ControllerRevision]:
@@ -28,7 +29,10 @@ def test_the_first_start_keeps_the_spec() -> None:
     (action,) = revisions.keep(vm(generation=3), [])
     assert isinstance(action, Create)
     assert action.obj["metadata"]["name"] == "revision-start-vm-vm-uid-3" == revisions.name_of(vm(generation=3), [])
-    assert action.obj["data"] == {"spec": msgspec.to_builtins(vm(generation=3).spec)} and action.obj["revision"] == 3
+    assert (
+        msgspec.json.decode(action.obj["data"]) == {"spec": msgspec.to_builtins(vm(generation=3).spec)}
+        and action.obj["revision"] == 3
+    )
     (owner,) = action.obj["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["uid"], owner["controller"]) == ("VirtualMachine", "vm-uid", True)
     assert revisions.owner_uid(kept([action])[0]) == "vm-uid"
@@ -60,3 +64,16 @@ def test_a_revision_of_another_name_is_not_ours() -> None:
     forged = msgspec.structs.replace(made, metadata=msgspec.structs.replace(made.metadata, name="mine"))
     assert len(list(revisions.keep(vm(), [forged]))) == 1
     assert names.LABEL_TEMPLATE in (made.metadata.labels or {})
+
+
+def test_data_is_written_as_the_api_server_writes_it_again() -> None:
+    """Other bytes of the same meaning are a change to it, and no patch of the metadata would be taken any more."""
+    user_data = "#cloud-config\nruncmd: [a && b < c > d\u2028]\n"
+    volumes = [{"name": "init", "cloudInitNoCloud": {"userData": user_data}}]
+    (action,) = revisions.keep(vm(spec={**SPEC, "volumes": volumes}), [])
+    assert isinstance(action, Create)
+    text = bytes(action.obj["data"]).decode()
+    assert "a \\u0026\\u0026 b \\u003c c \\u003e d\\u2028" in text and ": " not in text.replace("runcmd: ", "")
+    sorted_again = json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    assert json.loads(sorted_again) == json.loads(text)
+    assert list(json.loads(text)["spec"]["template"]["spec"]) == sorted(json.loads(text)["spec"]["template"]["spec"])
