@@ -79,7 +79,7 @@ def pull_secrets(spec: KubeVirtSpec) -> tuple[str, ...]:
 def offers_kvm(nodes: Iterable[Node]) -> bool:
     """Whether a node that takes VMs has KVM, by its handler's word.
 
-    Not by `status.allocatable`: a kubelet that has just started counts the devices that do not work as well.
+    Not by `status.allocatable`, which lags behind a kubelet's restart and does not tell why.
     """
     return any(
         labels.get(names.LABEL_SCHEDULABLE) == "true" and labels.get(names.LABEL_KVM) == "true"

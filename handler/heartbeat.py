@@ -1,8 +1,8 @@
 """The node's sign of life: one small patch a minute.
 
 `kubevirt.io/schedulable` lets launcher pods come here, `kubevirt.io/heartbeat` tells when the handler was last well,
-`hyperlet/kvm` whether guests have KVM here (label) and why (annotation): the controller goes by that, since a kubelet
-that has just started reports devices that do not work as allocatable (measured, Kubernetes 1.20: for two seconds).
+`hyperlet/kvm` whether guests have KVM here (label) and why (annotation). The controller goes by that and not by the
+node's `status.allocatable`, which counts devices, not whether and why they work, and lags behind a kubelet's restart.
 Both stay when the handler stops: an update of the DaemonSet must not chase VMs away; the heartbeat's age tells enough.
 """
 
