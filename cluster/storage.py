@@ -1,4 +1,4 @@
-"""Storage for the test cluster: the CSI sidecars, the snapshots' CRDs and our driver, installed on first use."""
+"""Storage for the test cluster: the CSI sidecars, the CRDs of snapshots and the driver, installed on first use."""
 
 from __future__ import annotations
 

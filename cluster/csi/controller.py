@@ -42,7 +42,7 @@ def page(items: Sequence[T], token: str, most: int) -> tuple[Sequence[T], str]:
     if most < 0:
         raise StorageError("INVALID_ARGUMENT", "max_entries is negative")
     if token and not (token.isascii() and token.isdigit() and int(token) <= len(items)):
-        raise StorageError("ABORTED", f"starting_token {token[:40]!r} is not one of ours")
+        raise StorageError("ABORTED", f"starting_token {token[:40]!r} was never given out")
     start = int(token or 0)
     end = min(len(items), start + most) if most else len(items)
     return items[start:end], str(end) if end < len(items) else ""
