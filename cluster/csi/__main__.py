@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--sockets", type=Path, required=True, help="the folder of DRIVER/csi.sock")
     top.add_argument("--registry", type=Path, help="where the kubelet looks for plugins")
-    top.add_argument("--host-pid", type=int, help="a process in the node's mount namespace, if that is another than the driver's")
+    top.add_argument("--host-pid", type=int, help="a process in the node's mount namespace, if that is another")
     top.add_argument("--capacity", type=int, default=200, help="GiB that a pool may promise")
     return top
 
