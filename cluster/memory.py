@@ -28,7 +28,7 @@ def program_pieces(maps: str, program: str) -> Iterator[tuple[int, int]]:
 
 
 def page_out(pid: int) -> int:
-    """Have the kernel drop a process's program pages; bytes asked for. They come back from the file where they are used.
+    """Have the kernel drop a process's program pages; bytes asked for. They come back from the file when used.
 
     A process that is gone, or a kernel that does not do this (before 5.10), is no error.
     """
