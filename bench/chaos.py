@@ -428,9 +428,9 @@ def run(count: int, seed: int) -> tuple[Watcher, Counter[str], bool]:
     dice = random.Random(seed)
     done: Counter[str] = Counter()
     interrupted: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for each in (signal.SIGTERM, signal.SIGINT):
         # What was seen until then is told, and what was stopped goes on.
-        signal.signal(number, lambda caught, _frame: interrupted.append(caught))
+        signal.signal(each, lambda caught, _frame: interrupted.append(caught))
     with space() as namespace:
         chaos = Chaos(namespace, dice)
         watcher = Watcher(f"guest={namespace}_{VM}".encode())

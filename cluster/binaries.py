@@ -28,7 +28,7 @@ VERSIONS = {"1.34": "1.34.4", "1.35": "1.35.4", "1.36": "1.36.3", "1.37": "1.37.
 """The supported series of Kubernetes, oldest first, and the release of each that is tried."""
 
 DEFAULT = "1.36"
-COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
+COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
 """Names of the one Kubernetes program; it does what the name it is called by says."""
 
 VERSION_PACKAGE = "k8s.io/component-base/version"
@@ -59,7 +59,9 @@ MAIN_PROGRAM = "github.com/coredns/coredns"
 _CONTAINERD = "github.com/containerd/containerd/v2/cmd"
 _CSI = "github.com/kubernetes-csi"
 
-KUBERNETES = Group("kubernetes", "kubernetes", {"kubernetes": "."}, COMPONENTS, what="Kubernetes")
+KUBERNETES = Group(
+    "kubernetes", "kubernetes", {"kubernetes": ".", "kubectl": "./kubectl"}, COMPONENTS, what="Kubernetes"
+)
 CORE = Group(
     "core",
     "services",
@@ -142,7 +144,7 @@ def _module_file(group: Group) -> str:
 def key(group: Group, go_version: str) -> str:
     """Names the result: the release and a hash of the module's files, the Go and the flags."""
     parts = [go_version, repr(flags(group)), repr(sorted(group.programs.items()))]
-    for path in sorted(module_dir(group).iterdir()):
+    for path in sorted(path for path in module_dir(group).rglob("*") if path.is_file()):
         # Another release has requirements of its own, which follow from its number.
         if path.suffix == ".go" or not is_other_release(group):
             parts.append(f"{path.name}\n{path.read_text()}")
@@ -180,7 +182,8 @@ def given_dir(group: Group) -> Path | None:
     if not setting:
         return None
     folder = Path(setting).absolute()
-    names = group.links or group.files
+    # A folder of other builds has each component as a program of its own.
+    names = [name for name in group.files if name != KUBERNETES.name]
     missing = [name for name in names if not (folder / name).exists()]
     if not missing:
         return folder
@@ -352,8 +355,9 @@ def _other_module(console: Console, release_wanted: str, log: Path) -> Path:
     Errors: Problem when the module proxy does not have the release.
     """
     place = _other_module_file(release_wanted).parent
-    source = module_dir(KUBERNETES) / "main.go"
-    if (place / "go.sum").exists() and (place / "main.go").read_bytes() == source.read_bytes():
+    sources = [path.relative_to(module_dir(KUBERNETES)) for path in module_dir(KUBERNETES).rglob("*.go")]
+    own = module_dir(KUBERNETES)
+    if (place / "go.sum").exists() and all(_same(own / name, place / name) for name in sources):
         return place
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
@@ -364,12 +368,18 @@ def _other_module(console: Console, release_wanted: str, log: Path) -> Path:
         go = toolchain.ensure(console, toolchain.required(_module_file(KUBERNETES)))
         wanted = f"k8s.io/kubernetes@v{release_wanted}"
         told = _go(go, KUBERNETES, ["mod", "download", "-json", wanted], place, log, "fetch the module")
-        own = Path(json.loads(told)["GoMod"]).read_text()
-        (place / "go.mod").write_text(other_go_mod(own, release_wanted))
-        shutil.copy(source, place / "main.go")
-        go = toolchain.ensure(console, toolchain.required(own))
+        theirs = Path(json.loads(told)["GoMod"]).read_text()
+        (place / "go.mod").write_text(other_go_mod(theirs, release_wanted))
+        for name in sources:
+            (place / name).parent.mkdir(exist_ok=True)
+            shutil.copy(own / name, place / name)
+        go = toolchain.ensure(console, toolchain.required(theirs))
         _go(go, KUBERNETES, ["mod", "tidy"], place, log, "resolve the modules")
     return place
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.exists() and one.read_bytes() == other.read_bytes()
 
 
 def _go_line(module_file: str) -> str:

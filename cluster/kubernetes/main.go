@@ -15,8 +15,6 @@ import (
 	_ "k8s.io/component-base/logs/json/register"
 	_ "k8s.io/component-base/metrics/prometheus/clientgo"
 	_ "k8s.io/component-base/metrics/prometheus/version"
-	kubectl "k8s.io/kubectl/pkg/cmd"
-	"k8s.io/kubectl/pkg/cmd/util"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
@@ -30,7 +28,6 @@ var components = map[string]func() *cobra.Command{
 	"kube-scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand() },
 	"kubelet":                 func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) },
 	"kube-proxy":              func() *cobra.Command { return proxy.NewProxyCommand() },
-	"kubectl":                 func() *cobra.Command { return kubectl.NewDefaultKubectlCommand() },
 }
 
 func main() {
@@ -44,11 +41,6 @@ func main() {
 		slices.Sort(names)
 		fmt.Fprintf(os.Stderr, "%s: unknown component; call this program by one of %s\n", name, strings.Join(names, ", "))
 		os.Exit(2)
-	}
-	if name == "kubectl" {
-		// Its errors carry an exit status of their own (kubectl diff: 1 for a difference, more for a failure).
-		util.CheckErr(cli.RunNoErrOutput(command()))
-		return
 	}
 	os.Exit(cli.Run(command()))
 }
