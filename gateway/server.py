@@ -8,6 +8,7 @@ from aiohttp import web
 
 from gateway.context import Gateway
 from kit import log
+from kit.guarded_site import GuardedSite, Limits
 
 BODY_LIMIT = 8 << 20
 """Bytes of a request: the API server takes objects of up to 3 MiB, and a review of an update has two."""
@@ -17,6 +18,9 @@ DRAIN_SECONDS = 5.0
 """From being told to stop until the last connection is taken: by then the Service has forgotten this replica."""
 SHUTDOWN_SECONDS = 10.0
 """For the answers under way after that."""
+
+LINGERING_SECONDS = 1.0
+"""For the rest of a body that was refused: its sender is to hear why."""
 
 Routes = Callable[[web.Application, Gateway], None]
 """Adds its routes, and what it needs to start and stop (app.on_startup, app.on_shutdown, app.cleanup_ctx)."""
@@ -50,8 +54,9 @@ async def _words(request: web.Request, handler: Callable[[web.Request], object])
 class Server:
     """Listens, and stops without refusing anybody."""
 
-    def __init__(self, app: web.Application, context: ssl.SSLContext) -> None:
+    def __init__(self, app: web.Application, context: ssl.SSLContext, limits: Limits | None = None) -> None:
         self._context = context
+        self._limits = limits
         self._stopping = False
         app.on_response_prepare.append(self._part)
         self._runner = web.AppRunner(
@@ -60,6 +65,7 @@ class Server:
             handle_signals=False,
             keepalive_timeout=KEEPALIVE_SECONDS,
             shutdown_timeout=SHUTDOWN_SECONDS,
+            lingering_time=LINGERING_SECONDS,
         )
 
     @property
@@ -70,7 +76,7 @@ class Server:
     async def start(self, port: int, host: str | None = None) -> int:
         """Starts listening; returns the port."""
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, ssl_context=self._context, reuse_address=True).start()
+        await GuardedSite(self._runner, port, host, ssl_context=self._context, limits=self._limits).start()
         return int(self._runner.addresses[0][1])
 
     async def stop(self, drain_seconds: float = DRAIN_SECONDS) -> None:

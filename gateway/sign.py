@@ -12,6 +12,7 @@ from api import names
 from api.errors import Forbidden, HyperletError, NotFound
 from api.k8s import K8sObject, Pod
 from api.meta import Struct
+from gateway.bodies import Bodies
 from gateway.context import Gateway
 from kit import log, tls
 from kit.kinds import Resource, register
@@ -55,25 +56,27 @@ register(TokenReview, Resource("authentication.k8s.io", "v1", "TokenReview", "to
 
 def routes(app: web.Application, gateway: Gateway) -> None:
     """Adds the endpoint."""
-    turns = asyncio.Semaphore(PARALLEL)
+    turns, bodies = asyncio.Semaphore(PARALLEL), Bodies()
 
     async def sign(request: web.Request) -> web.Response:
-        return await _sign(request, gateway, turns)
+        return await _sign(request, gateway, turns, bodies)
 
     app.router.add_post(PATH, sign)
 
 
-async def _sign(request: web.Request, gateway: Gateway, turns: asyncio.Semaphore) -> web.Response:
+async def _sign(request: web.Request, gateway: Gateway, turns: asyncio.Semaphore, bodies: Bodies) -> web.Response:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token or len(token) > TOKEN_LIMIT:
         return _refusal(401, "Unauthorized", "a service account token is needed (Authorization: Bearer)")
     if not 0 < (request.content_length or 0) <= REQUEST_LIMIT:
         return _refusal(413, "RequestEntityTooLarge", f"a signing request has 1 to {REQUEST_LIMIT} bytes, and says so")
+    # Before the turn: a body that never ends must keep nobody out.
+    body = await bodies.read(request, REQUEST_LIMIT)
     if turns.locked():
         return _refusal(503, "ServiceUnavailable", "too many requests at once: try again")
     async with turns:
         try:
-            public = tls.requested_key(await request.read())
+            public = tls.requested_key(body)
             node = await node_of(gateway, token)
         except tls.TlsError as error:
             return _refusal(400, "BadRequest", str(error))

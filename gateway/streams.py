@@ -27,6 +27,10 @@ STREAMS = 1000
 """Streams of one gateway at a time."""
 STREAMS_OF_ONE = 64
 """Streams to one virtual machine at a time through one gateway."""
+STREAMS_OF_NAMESPACE = 250
+"""Streams to one namespace's virtual machines: a tenant's part."""
+STREAMS_OF_USER = 250
+"""Streams of one user, in whatever namespaces."""
 HEARTBEAT_SECONDS = 60.0
 """An idle stream is pinged this often, which keeps middle boxes awake; who answers nothing for half as long is gone."""
 RECORD = 16 << 10
@@ -69,7 +73,8 @@ class Streams:
     """All streams of this gateway: counted, limited, and ended together when the gateway stops."""
 
     def __init__(self) -> None:
-        self._open: dict[asyncio.Future[Ending], tuple[str, str]] = {}
+        self._open: dict[asyncio.Future[Ending], tuple[str, str, str]] = {}
+        """Namespace, name and user of each."""
         self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -85,11 +90,12 @@ class Streams:
         namespace: str,
         name: str,
         gauge: Gauge,
+        user: str,
     ) -> web.WebSocketResponse:
         """Upgrades the request and moves bytes until either side ends. Raises Refused before the upgrade only."""
-        socket = self.admit(request, namespace, name)
+        socket = self.admit(request, namespace, name, user)
         end: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self._open[end] = (namespace, name)
+        self._open[end] = (namespace, name, user)
         self._idle.clear()
         try:
             with self._gauged(gauge, namespace, name):
@@ -102,7 +108,7 @@ class Streams:
                 self._idle.set()
         return socket
 
-    def admit(self, request: web.Request, namespace: str, name: str) -> web.WebSocketResponse:
+    def admit(self, request: web.Request, namespace: str, name: str, user: str) -> web.WebSocketResponse:
         """The WebSocket that the request may become. Raises Refused: 400, 429, or 503 while the gateway stops."""
         if self._stopping:
             raise status.unavailable("The gateway stops: connect again")
@@ -118,8 +124,13 @@ class Streams:
             raise status.bad_request(f"this is a stream: ask for an upgrade to a WebSocket of subprotocol {PROTOCOL}")
         if len(self._open) >= STREAMS:
             raise status.too_many(f"this gateway has {STREAMS} streams open: close some, or try again later")
-        if sum(each == (namespace, name) for each in self._open.values()) >= STREAMS_OF_ONE:
+        theirs = [each for each in self._open.values() if each[0] == namespace]
+        if sum(each[1] == name for each in theirs) >= STREAMS_OF_ONE:
             raise status.too_many(f"{namespace}/{name} has {STREAMS_OF_ONE} streams open: close some first")
+        if len(theirs) >= STREAMS_OF_NAMESPACE:
+            raise status.too_many(f"namespace {namespace} has {STREAMS_OF_NAMESPACE} streams open: close some first")
+        if sum(each[2] == user for each in self._open.values()) >= STREAMS_OF_USER:
+            raise status.too_many(f"you have {STREAMS_OF_USER} streams open: close some first")
         return socket
 
     async def stop(self, seconds: float = 2 * CLOSE_SECONDS) -> None:

@@ -8,6 +8,8 @@ from api.errors import HyperletError
 
 STREAMS_OF_VM = 64
 """Consoles and screens together."""
+STREAMS_OF_NAMESPACE = 250
+"""A tenant's part of them."""
 STREAMS = 1000
 CALLS_OF_VM = 8
 
@@ -19,20 +21,29 @@ class Busy(HyperletError):
 class Limits:
     """Counts what goes on, by pod UID."""
 
-    def __init__(self, streams_of_vm: int = STREAMS_OF_VM, streams: int = STREAMS, calls: int = CALLS_OF_VM) -> None:
-        self._most = {"stream": streams_of_vm, "call": calls}
+    def __init__(
+        self,
+        streams_of_vm: int = STREAMS_OF_VM,
+        streams: int = STREAMS,
+        calls: int = CALLS_OF_VM,
+        streams_of_namespace: int = STREAMS_OF_NAMESPACE,
+    ) -> None:
+        self._most = {"stream": streams_of_vm, "call": calls, "namespace": streams_of_namespace}
         self._streams = streams
         self._counts: Counter[tuple[str, str]] = Counter()
         self._all = 0
 
     @contextlib.contextmanager
-    def stream(self, uid: str) -> Iterator[None]:
+    def stream(self, uid: str, namespace: str = "") -> Iterator[None]:
         """A console or a screen of the VM. Raises Busy."""
         if self._all >= self._streams:
             raise Busy(f"{self._streams} consoles are open on this node, which is all it serves: try again later")
         self._all += 1
         try:
-            with self._one("stream", uid, "consoles and screens of this virtual machine are open"):
+            with (
+                self._one("stream", uid, "consoles and screens of this virtual machine are open"),
+                self._one("namespace", namespace, "consoles and screens of this namespace are open on this node"),
+            ):
                 yield
         finally:
             self._all -= 1

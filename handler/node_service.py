@@ -171,7 +171,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         async with self._answering(context):
             first = await self._first(context, requests)
             launcher = self._launcher(context, first.vmi)
-            with self._limits.stream(launcher.pod_uid):
+            with self._limits.stream(launcher.pod_uid, first.vmi.namespace):
                 call = launcher.stub.Console()
                 await self._relay(call, context, first.input, _inputs(requests), answers.console_output)
 
@@ -180,7 +180,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         async with self._answering(context):
             first = await self._first(context, requests)
             launcher = self._launcher(context, first.vmi)
-            with self._limits.stream(launcher.pod_uid):
+            with self._limits.stream(launcher.pod_uid, first.vmi.namespace):
                 call = launcher.stub.Vnc()
                 await self._relay(call, context, first.chunk, _chunks(requests), answers.chunk)
 

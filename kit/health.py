@@ -7,8 +7,11 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from kit.guarded_site import GuardedSite, Limits
 from kit.kube import Kube
 
+LIMITS = Limits(total=256, each=32, idle=8, fresh=16)
+"""A kubelet and a few Prometheus servers come here."""
 Check = Callable[[], str | None]
 """None when all is well, else a sentence."""
 
@@ -65,7 +68,7 @@ class Health:
         """Starts listening on all addresses of the pod."""
         self._runner = web.AppRunner(app or self.app(), access_log=None, handle_signals=False)
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, reuse_address=True).start()
+        await GuardedSite(self._runner, port, host, limits=LIMITS).start()
 
     async def close(self) -> None:
         """Stops listening."""

@@ -8,20 +8,24 @@ from api.errors import Fault
 from gateway.admission import eviction, kinds, limits, ownership, review
 from gateway.admission.pod_security import PodSecurity
 from gateway.admission.review import BadReview, Request, Verdict
+from gateway.bodies import Bodies
 from gateway.context import Gateway
 
 MUTATE = "/admission/mutate"
 VALIDATE = "/admission/validate"
 EVICT = "/admission/evict"
+BODY_LIMIT = 8 << 20
+"""Bytes of a review: the API server takes objects of up to 3 MiB, and a review of an update has two."""
 
 
 def routes(app: web.Application, gateway: Gateway) -> None:
     """Adds the three endpoints."""
-    namespaces = PodSecurity(gateway.kube)
+    namespaces, bodies = PodSecurity(gateway.kube), Bodies()
 
     async def mutate(request: web.Request) -> web.Response:
         return await _answer(
             request,
+            bodies,
             namespaces,
             gateway,
             lambda asked, more: kinds.mutate(asked, gateway.configuration(), gateway.namespace, more),
@@ -30,6 +34,7 @@ def routes(app: web.Application, gateway: Gateway) -> None:
     async def validate(request: web.Request) -> web.Response:
         return await _answer(
             request,
+            bodies,
             namespaces,
             gateway,
             lambda asked, more: kinds.validate(asked, gateway.configuration(), gateway.namespace, more),
@@ -37,7 +42,7 @@ def routes(app: web.Application, gateway: Gateway) -> None:
 
     async def evict(request: web.Request) -> web.Response:
         try:
-            asked = review.parse(await request.read())
+            asked = review.parse(await bodies.read(request, BODY_LIMIT))
         except (BadReview, RecursionError) as error:
             return web.Response(status=400, text=f"{error}\n")
         found = await eviction.refusal(gateway.kube, gateway.configuration(), asked)
@@ -57,12 +62,13 @@ def first_look(body: bytes, namespace: str) -> tuple[Request, Verdict | None]:
 
 async def _answer(
     request: web.Request,
+    bodies: Bodies,
     namespaces: PodSecurity,
     gateway: Gateway,
     decide: Callable[[Request, Sequence[Fault]], Verdict],
 ) -> web.Response:
     try:
-        asked, verdict = first_look(await request.read(), gateway.namespace)
+        asked, verdict = first_look(await bodies.read(request, BODY_LIMIT), gateway.namespace)
         body = review.answer(asked, verdict or decide(asked, await namespaces.faults(asked)))
     except BadReview as error:
         return web.Response(status=400, text=f"{error}\n")

@@ -1,5 +1,6 @@
 """What a handler of an endpoint is given: who asks, about what, and the means to answer."""
 
+import asyncio
 import re
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,6 +14,7 @@ from api.vm import VirtualMachine
 from api.vmi import VirtualMachineInstance
 from gateway.authentication import FrontProxy, User
 from gateway.authorization import Authorizer
+from gateway.bodies import BODY_SECONDS
 from gateway.nodes import Nodes
 from gateway.streams import Streams
 from gateway.subresources import status
@@ -104,11 +106,15 @@ class Call:
     async def body(self, limit: int) -> bytes:
         """The request's body. Raises Refused (413) beyond `limit` bytes, before it is read."""
         kept = bytearray()
-        async for chunk in self.request.content.iter_chunked(16 << 10):
-            kept += chunk
-            if len(kept) > limit:
-                message = f"the body is longer than {limit} bytes"
-                raise status.Refused(413, "RequestEntityTooLarge", message)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in self.request.content.iter_chunked(16 << 10):
+                    kept += chunk
+                    if len(kept) > limit:
+                        message = f"the body is longer than {limit} bytes"
+                        raise status.Refused(413, "RequestEntityTooLarge", message)
+        except TimeoutError:
+            raise status.Refused(408, "Timeout", f"the body did not come within {BODY_SECONDS:g} s") from None
         return bytes(kept)
 
 

@@ -34,7 +34,7 @@ async def console(call: Call) -> web.StreamResponse:
     takeover = flag(call.request, "takeover", True)
     vmi = await call.vmi()
     need_console(vmi)
-    call.services.streams.admit(call.request, call.namespace, call.name)
+    call.services.streams.admit(call.request, call.namespace, call.name, call.user.name)
     first = node_pb2.ConsoleInput(
         vmi=whose(vmi),
         input=launcher_pb2.ConsoleInput(watch=watch, takeover=takeover and not watch, who=shown(call.user.name)),
@@ -42,17 +42,21 @@ async def console(call: Call) -> web.StreamResponse:
     nodes, node = call.services.nodes, node_of(vmi)
     async with conversation(nodes, node, call.name, lambda stub: stub.Console, first) as talk:
         _log.info("A console is opened", user=call.user.name, watch=watch, **log.about(vmi))
-        return await call.services.streams.serve(call.request, Console(talk), call.namespace, call.name, CONSOLES)
+        return await call.services.streams.serve(
+            call.request, Console(talk), call.namespace, call.name, CONSOLES, call.user.name
+        )
 
 
 async def vnc(call: Call) -> web.StreamResponse:
     """A WebSocket to the screen. Any number of viewers; `preserveSession` is taken, and nobody is ever thrown out."""
     vmi = await call.vmi()
     need_screen(vmi)
-    call.services.streams.admit(call.request, call.namespace, call.name)
+    call.services.streams.admit(call.request, call.namespace, call.name, call.user.name)
     async with _screen(call, vmi) as screen:
         _log.info("A screen is opened", user=call.user.name, **log.about(vmi))
-        return await call.services.streams.serve(call.request, screen, call.namespace, call.name, VIEWERS)
+        return await call.services.streams.serve(
+            call.request, screen, call.namespace, call.name, VIEWERS, call.user.name
+        )
 
 
 async def screenshot(call: Call) -> web.Response:

@@ -54,12 +54,14 @@ async def _forward(call: Call, vmi: VirtualMachineInstance) -> web.StreamRespons
         raise status.bad_request(f"protocol {protocol[:20]!r} is neither tcp nor udp")
     if has_condition(vmi, names.CONDITION_PAUSED):
         raise status.conflict(names.KIND_VMI, call.name, "VMI is paused")
-    call.services.streams.admit(call.request, call.namespace, call.name)
+    call.services.streams.admit(call.request, call.namespace, call.name, call.user.name)
     address = await _address(call, vmi)
     open_tunnel = _udp if protocol == "udp" else _tcp
     async with open_tunnel(address, port) as tunnel:
         _log.info("A port is forwarded", user=call.user.name, port=port, protocol=protocol, **log.about(vmi))
-        return await call.services.streams.serve(call.request, tunnel, call.namespace, call.name, TUNNELS)
+        return await call.services.streams.serve(
+            call.request, tunnel, call.namespace, call.name, TUNNELS, call.user.name
+        )
 
 
 def port_of(text: str) -> int:

@@ -225,6 +225,18 @@ async def test_streams_are_limited_in_total_and_for_one_machine(gate: World, mon
     await second.close()
 
 
+@pytest.mark.parametrize(("limit", "said"), [("STREAMS_OF_NAMESPACE", "namespace"), ("STREAMS_OF_USER", "you have")])
+async def test_one_tenant_and_one_user_have_a_part_of_the_streams(
+    gate: World, monkeypatch: pytest.MonkeyPatch, limit: str, said: str
+) -> None:
+    monkeypatch.setattr(streams, limit, 2)
+    both = [await gate.stream(CONSOLE), await gate.stream(VNC)]
+    code, body = await refusal(gate, CONSOLE)
+    assert (code, body["reason"]) == (429, "TooManyRequests") and said in body["message"]
+    for each in both:
+        await each.close()
+
+
 # ---- the screen -----------------------------------------------------------------------------------------------------
 
 

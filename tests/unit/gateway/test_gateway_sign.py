@@ -192,6 +192,23 @@ async def test_an_api_server_that_is_away_is_told_and_nothing_signed(signer: Sig
 # ---- each certificate serves its own role only
 
 
+async def _half_sent(signer: Signer) -> asyncio.StreamWriter:
+    _, writer = await asyncio.open_connection("127.0.0.1", signer.port, ssl=signer.pki.context(None))
+    head = "POST /sign HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer right\r\nContent-Length: 500\r\n\r\nhalf"
+    writer.write(head.encode())
+    await writer.drain()
+    return writer
+
+
+async def test_half_sent_requests_keep_no_handler_from_its_certificate(signer: Signer) -> None:
+    open_ones = [await _half_sent(signer) for _ in range(2 * sign.PARALLEL)]
+    await asyncio.sleep(0.2)
+    identity = await signer.handler("node-1").obtain()
+    assert tls.uris(identity.certificate) == ["hyperlet://node/node-1"]
+    for writer in open_ones:
+        writer.transport.abort()
+
+
 @contextlib.asynccontextmanager
 async def serving(certificate: NodeCertificate) -> AsyncIterator[int]:
     """A node's gRPC server with that certificate; its port."""

@@ -523,6 +523,13 @@ async def test_so_many_streams_of_all_and_so_many_calls(authority: Authority) ->
         await call(client, "Users")
 
 
+async def test_one_namespace_has_a_part_of_the_nodes_streams(authority: Authority) -> None:
+    async with lab(authority, Limits(streams_of_namespace=0)) as (client, _, _):
+        with pytest.raises(grpc.aio.AioRpcError, match="of this namespace") as caught:
+            await call(client, "Vnc")
+        assert code(caught) == "RESOURCE_EXHAUSTED"
+
+
 def test_issued_certificates_are_of_one_kind(authority: Authority) -> None:
     assert tls.uris(authority.gateway().certificate) == [names.URI_GATEWAY]
     assert tls.uris(authority.node().certificate) == [names.node_uri("node1")]

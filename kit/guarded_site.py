@@ -1,0 +1,270 @@
+"""A listening port for an aiohttp application that strangers reach: few connections of each, and none that only waits.
+
+aiohttp has no deadline for a request's head, and asyncio no limit on connections. Here each address has so many at a
+time; what has sent nothing yet, or half a head, is closed after HEAD_SECONDS; and of those that are idle between two
+requests the longest idle goes when an address opens more.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections import Counter, OrderedDict
+from typing import Any, NamedTuple
+
+from aiohttp import web
+from prometheus_client import Counter as Metric
+
+HEAD_SECONDS = 10.0
+"""For the TLS handshake and a request's head."""
+REFUSED = Metric("hyperlet_connections_refused_total", "Connections closed before their time, by reason", ["reason"])
+
+
+class Limits(NamedTuple):
+    """Connections at a time. A client certificate that TLS has verified sets its owner free of all but `total`."""
+
+    total: int = 4096
+    each: int = 256
+    """Of one address, whatever they do. An API server has some hundred requests under way at most."""
+    idle: int = 64
+    """Of one address, between two requests."""
+    fresh: int = 64
+    """Of one address, without a first request so far."""
+
+
+class GuardedSite(web.BaseSite):
+    """Where a runner listens. One on each port."""
+
+    def __init__(
+        self,
+        runner: web.AppRunner,
+        port: int,
+        host: str | None = None,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        limits: Limits | None = None,
+        head_seconds: float = HEAD_SECONDS,
+    ) -> None:
+        super().__init__(runner, ssl_context=ssl_context)
+        self._host, self._port = host, port
+        self._limits = limits or Limits()
+        self.head_seconds = head_seconds
+        self._all = 0
+        self._each: Counter[str] = Counter()
+        self._fresh: Counter[str] = Counter()
+        self._open: dict[str, OrderedDict[_Connection, None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def name(self) -> str:
+        """See aiohttp."""
+        return f"{'https' if self._ssl_context else 'http'}://{self._host or '[::]'}:{self._port}"
+
+    async def start(self) -> None:
+        """Listens."""
+        await super().start()
+        self._server = _Listening(_listen(self._host, self._port), self._accepted)  # type: ignore[assignment]
+
+    # ---- connections -----------------------------------------------------------------------------------------------
+
+    def _accepted(self, connection: socket.socket, address: str) -> None:
+        limits = self._limits
+        self._make_room(address)
+        if self._all >= limits.total:
+            return self._refuse(connection, "total")
+        if self._each[address] >= limits.each:
+            return self._refuse(connection, "address")
+        if self._fresh[address] >= limits.fresh:
+            return self._refuse(connection, "fresh")
+        self._all += 1
+        self._each[address] += 1
+        self._fresh[address] += 1
+        task = asyncio.get_running_loop().create_task(self._serve(connection, address))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return None
+
+    def _refuse(self, connection: socket.socket, reason: str) -> None:
+        REFUSED.labels(reason).inc()
+        connection.close()
+
+    async def _serve(self, connection: socket.socket, address: str) -> None:
+        made = _Connection(self, address, self._runner.server())  # type: ignore[misc]
+        deadlines: dict[str, Any] = {"ssl_handshake_timeout": self.head_seconds} if self._ssl_context else {}
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: made, connection, ssl=self._ssl_context, **deadlines
+            )
+            await made.closed.wait()
+        except (OSError, ssl.SSLError):
+            connection.close()
+        finally:
+            self._all -= 1
+            _less(self._fresh, address, made.is_fresh)
+            _less(self._each, address, not made.is_verified)
+            self._forget(made)
+
+    def verified(self, connection: "_Connection") -> None:
+        """Its client's certificate is one that the server trusts."""
+        self._forget(connection)
+        _less(self._each, connection.address, True)
+
+    def grown(self, connection: "_Connection") -> None:
+        """Its first request has come."""
+        _less(self._fresh, connection.address, True)
+
+    def seen(self, connection: "_Connection") -> None:
+        """Something came on it: of its address it is the last to be closed for being idle."""
+        if not connection.is_verified:
+            waiting = self._open.setdefault(connection.address, OrderedDict())
+            waiting[connection] = None
+            waiting.move_to_end(connection)
+
+    def _make_room(self, address: str) -> None:
+        """Closes the connection of the address that is idle longest, if there are too many."""
+        waiting = self._open.get(address) or OrderedDict[_Connection, None]()
+        if len(waiting) >= self._limits.idle and (oldest := next((each for each in waiting if each.is_idle), None)):
+            REFUSED.labels("idle").inc()
+            oldest.end()
+
+    def _forget(self, connection: "_Connection") -> None:
+        waiting = self._open.get(connection.address)
+        if waiting is not None:
+            waiting.pop(connection, None)
+            if not waiting:
+                del self._open[connection.address]
+
+
+def _less(counts: Counter[str], key: str, is_counted: bool) -> None:
+    if is_counted:
+        counts[key] -= 1
+        if not counts[key]:
+            del counts[key]
+
+
+class _Connection(asyncio.Protocol):
+    """Between a transport and aiohttp's protocol: sees what comes, and when requests begin and end."""
+
+    def __init__(self, site: GuardedSite, address: str, handler: Any) -> None:
+        self.address = address
+        self.closed = asyncio.Event()
+        self.is_fresh, self.is_verified = True, False
+        self._site = site
+        self._handler = handler
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if transport.get_extra_info("peercert"):
+            self.is_verified = True
+            self._site.verified(self)
+        self._await_head()
+        self._handler.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        handler = self._handler
+        self._site.seen(self)
+        before, was_idle = handler._request_count, handler._request_in_progress is False
+        handler.data_received(data)
+        if handler._request_count > before:
+            self._head_came()
+        elif was_idle and self._deadline is None and not handler._upgraded:
+            self._await_head()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for its next request."""
+        waiter = self._handler._waiter
+        return not self.is_fresh and self._deadline is None and waiter is not None and not waiter.done()
+
+    def _await_head(self) -> None:
+        self._deadline = asyncio.get_running_loop().call_later(self._site.head_seconds, self._late)
+
+    def _head_came(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self.is_fresh:
+            self.is_fresh = False
+            self._site.grown(self)
+
+    def _late(self) -> None:
+        self._deadline = None
+        REFUSED.labels("head").inc()
+        self.end()
+
+    def end(self) -> None:
+        """Closes it, at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def eof_received(self) -> Any:
+        """See asyncio."""
+        return self._handler.eof_received()
+
+    def pause_writing(self) -> None:
+        """See asyncio."""
+        self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        self._handler.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See asyncio."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._handler.connection_lost(error)
+        self.closed.set()
+
+
+class _Listening:
+    """Accepts, as asyncio.Server does, and tells addresses before anything is spent on a connection."""
+
+    def __init__(self, listening: socket.socket, accepted: Any) -> None:
+        self.sockets = [listening]
+        self._accepted = accepted
+        self._resumes: asyncio.TimerHandle | None = None
+        asyncio.get_running_loop().add_reader(listening, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            connection, address = self.sockets[0].accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError:
+            # No descriptors are left: others end meanwhile.
+            self._pause()
+            return
+        connection.setblocking(False)
+        self._accepted(connection, str(address[0]).removeprefix("::ffff:"))
+
+    def _pause(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self.sockets[0])
+        self._resumes = loop.call_later(1.0, loop.add_reader, self.sockets[0], self._accept)
+
+    def close(self) -> None:
+        """Listens no more; what is connected stays."""
+        if self._resumes is not None:
+            self._resumes.cancel()
+        for each in self.sockets:
+            asyncio.get_running_loop().remove_reader(each)
+            each.close()
+
+
+def _listen(host: str | None, port: int) -> socket.socket:
+    backlog = 128
+    if host is None and socket.has_dualstack_ipv6():
+        listening = socket.create_server(
+            ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog, reuse_port=False
+        )
+    else:
+        listening = socket.create_server(
+            (host or "", port), family=socket.AF_INET6 if ":" in (host or "") else socket.AF_INET, backlog=backlog
+        )
+    listening.setblocking(False)
+    return listening

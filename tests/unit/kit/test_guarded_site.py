@@ -1,0 +1,125 @@
+"""Strangers at a port: silent ones, slow ones and many of them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from kit.guarded_site import GuardedSite, Limits
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+
+
+class Lab:
+    """A port with an application that answers, and waits at /slow."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.go_on = asyncio.Event()
+        self._open: list[asyncio.StreamWriter] = []
+
+    async def connect(self, send: bytes = b"") -> asyncio.StreamReader:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self._open.append(writer)
+        writer.write(send)
+        return reader
+
+    async def send(self, data: bytes) -> None:
+        self._open[-1].write(data)
+
+    def close(self) -> None:
+        for writer in self._open:
+            writer.close()
+
+
+@contextlib.asynccontextmanager
+async def lab(limits: Limits | None = None, head_seconds: float = 60) -> AsyncIterator[Lab]:
+    app = web.Application()
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(text="here")
+
+    async def slow(_request: web.Request) -> web.Response:
+        await made.go_on.wait()
+        return web.Response(text="at last")
+
+    app.router.add_get("/", answer)
+    app.router.add_get("/slow", slow)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await GuardedSite(runner, 0, "127.0.0.1", limits=limits, head_seconds=head_seconds).start()
+    made = Lab(int(runner.addresses[0][1]))
+    try:
+        yield made
+    finally:
+        made.go_on.set()
+        made.close()
+        await runner.cleanup()
+
+
+async def answered(reader: asyncio.StreamReader) -> bool:
+    async with asyncio.timeout(30):
+        with contextlib.suppress(ConnectionError):
+            return (await reader.read(12)).startswith(b"HTTP/1.1 200")
+    return False
+
+
+async def ended(reader: asyncio.StreamReader) -> bool:
+    async with asyncio.timeout(30):
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(4096):
+                pass
+    return True
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", REQUEST[:-2]])
+async def test_half_a_request_is_not_waited_for(sent: bytes) -> None:
+    async with lab(head_seconds=0.2) as port:
+        assert await ended(await port.connect(sent))
+
+
+async def test_request_that_takes_long_and_idle_connection_are_left_alone() -> None:
+    async with lab(head_seconds=0.2) as port:
+        slow = await port.connect(b"GET /slow HTTP/1.1\r\nHost: here\r\n\r\n")
+        idle = await port.connect(REQUEST)
+        assert await answered(idle)
+        assert await ended(await port.connect(b"GET")), "longer than the deadline has gone by"
+        port.go_on.set()
+        assert await answered(slow)
+        assert not idle.at_eof()
+
+
+async def test_connections_that_say_nothing_keep_only_their_own_address_out() -> None:
+    async with lab(Limits(fresh=4)) as port:
+        silent = [await port.connect() for _ in range(4)]
+        assert await ended(await port.connect(REQUEST)), "the fifth is closed at once"
+        assert not any(each.at_eof() for each in silent)
+
+
+async def test_connections_of_one_address_are_limited_whatever_they_do() -> None:
+    async with lab(Limits(each=3)) as port:
+        for _ in range(3):
+            await port.connect(b"GET /slow HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert await ended(await port.connect(REQUEST))
+        port.go_on.set()
+
+
+async def test_longest_idle_connection_makes_room() -> None:
+    async with lab(Limits(idle=3, each=4)) as port:
+        first, *others = [await port.connect(REQUEST) for _ in range(3)]
+        for each in (first, *others):
+            assert await answered(each)
+        for _ in range(20):
+            assert await answered(await port.connect(REQUEST))
+        assert await ended(first)
+
+
+async def test_connections_that_ended_do_not_count() -> None:
+    async with lab(Limits(total=2, each=2, fresh=2)) as port:
+        for _ in range(20):
+            async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port.port}/") as response:
+                assert response.status == 200
+            await asyncio.sleep(0.05)
