@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from bench import admission, api_calls, console, cpu, delete, gateway, memory, start
+from bench import admission, api_calls, console, cpu, delete, floods, gateway, memory, start
 from bench.api import ApiFailure
 from bench.figures import Result, render
 from bench.options import Options
@@ -23,6 +23,7 @@ RUN = Path(os.environ.get("HYPERLET_RUN", str(ROOT / ".run")))
 # In the order of `all`: what needs an idle machine first, what fills it last.
 BENCHES = {
     "admission": admission,
+    "floods": floods,
     "memory": memory,
     "api-calls": api_calls,
     "console": console,

@@ -1,0 +1,62 @@
+"""A handler's conversation with one launcher, for `bench floods`: `python -m bench.flood_victim FOLDER SECONDS`.
+
+Prints JSON: MiB of memory at rest, at most and afterwards, CPU seconds, and what was said of the launcher.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from handler.launchers import Launcher
+from handler.turns import Turns
+from kit import memory, proc, rpc
+
+STEP_SECONDS = 0.05
+AFTER_SECONDS = 1.0
+
+
+class Known(Launcher):
+    """A launcher whose socket and process are known."""
+
+    def _find(self) -> tuple[int, proc.Process]:
+        with proc.closing(os.open(self._pods, os.O_PATH)) as base:
+            return rpc.open_socket(base, "s"), proc.Process(os.getpid())
+
+
+def resident_mib() -> float:
+    """This process's memory."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise OSError("no VmRSS in /proc/self/status")
+
+
+async def measure(folder: Path, seconds: float) -> dict[str, float | str]:
+    """Talks for so long to whatever listens at `folder`/s."""
+    (folder / "idle").mkdir()
+    # gRPC and all of its threads are there before the flood begins.
+    idler = Known("idle", lambda: None, Turns(), folder / "idle")
+    await asyncio.sleep(AFTER_SECONDS)
+    rest = most = resident_mib()
+    began, until = time.process_time(), time.monotonic() + seconds
+    launcher = Known("flood", lambda: None, Turns(), folder)
+    said = ""
+    while time.monotonic() < until:
+        await asyncio.sleep(STEP_SECONDS)
+        most = max(most, resident_mib())
+        said = launcher.cut_off or said or launcher.trouble
+    cpu = time.process_time() - began
+    await launcher.close()
+    await idler.close()
+    await asyncio.sleep(AFTER_SECONDS)
+    memory.settle()
+    return {"rest": rest, "most": most, "after": resident_mib(), "cpu": cpu, "said": said}
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(measure(Path(sys.argv[1]), float(sys.argv[2])))))
