@@ -6,6 +6,7 @@ requests the longest idle goes when an address opens more.
 """
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections import Counter, OrderedDict
@@ -16,6 +17,7 @@ from prometheus_client import Counter as Metric
 
 HEAD_SECONDS = 10.0
 """For the TLS handshake and a request's head."""
+BACKLOG = 128
 REFUSED = Metric("hyperlet_connections_refused_total", "Connections closed before their time, by reason", ["reason"])
 
 
@@ -257,14 +259,17 @@ class _Listening:
 
 
 def _listen(host: str | None, port: int) -> socket.socket:
-    backlog = 128
+    """A listening socket; without a host, of both families where the pod has IPv6."""
+    listening = None
     if host is None and socket.has_dualstack_ipv6():
-        listening = socket.create_server(
-            ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog, reuse_port=False
-        )
-    else:
-        listening = socket.create_server(
-            (host or "", port), family=socket.AF_INET6 if ":" in (host or "") else socket.AF_INET, backlog=backlog
-        )
+        try:
+            listening = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG)
+        except OSError as error:
+            # The kernel has IPv6, and the pod's namespace does not.
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+    if listening is None:
+        family = socket.AF_INET6 if ":" in (host or "") else socket.AF_INET
+        listening = socket.create_server((host or "", port), family=family, backlog=BACKLOG)
     listening.setblocking(False)
     return listening
