@@ -20,6 +20,7 @@ REASON_POD_DELETED = "PodDeleted"
 REASON_LIVENESS = "LivenessProbeFailed"
 REASON_POD_TERMINATED = "PodTerminated"
 _BY_KUBELET = "TerminationByKubelet"
+_EVENTS = frozenset({"Evicted", "Preempting"})
 _WORDS = {
     "EvictionByEvictionAPI": "the launcher pod was evicted (a drain of its node, for instance)",
     "PreemptionByScheduler": "the launcher pod was preempted by a pod of higher priority",
@@ -54,11 +55,17 @@ def cause(pod: Pod) -> Cause | None:
     return None
 
 
-def last_cause(vmi: VirtualMachineInstance, pod: Pod) -> Cause:
-    """Why a pod was told to end, once its containers have ended: where nothing says so, the kubelet ended them."""
+def last_cause(vmi: VirtualMachineInstance, pod: Pod, warning: tuple[str, str] | None = None) -> Cause:
+    """Why a pod was told to end, once its containers have ended: where nothing says so, the kubelet ended them.
+
+    `warning`: reason and message of the latest Warning Event about the pod. Of a pod whose containers all ended well, a
+    kubelet forgets in the status that it has evicted it, and says it by that Event only (seen with 1.36).
+    """
     found = cause(pod)
     if found is not None:
         return found
+    if warning is not None and warning[0] in _EVENTS:
+        return _told(warning[0], _BY_KUBELET, warning[1])
     if vmi.spec.livenessProbe is not None:
         return Cause(REASON_LIVENESS, "the kubelet ended the launcher pod: its liveness probe failed")
     return Cause(REASON_POD_TERMINATED, "the launcher pod was told to end, though neither it nor the VM was deleted")

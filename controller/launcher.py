@@ -63,14 +63,17 @@ def end_of(pod: Pod | None) -> End:
     return _end_of_container(pod, terminated)
 
 
-def blamed(end: End, vmi: VirtualMachineInstance, pod: Pod | None) -> End:
-    """The end of a VMI that was not to end: where its pod was told to end, it has failed, and the cause is told."""
+def blamed(end: End, vmi: VirtualMachineInstance, pod: Pod | None, warning: tuple[str, str] | None = None) -> End:
+    """The end of a VMI that was not to end: where its pod was told to end, it has failed, and the cause is told.
+
+    `warning`: reason and message of the latest Warning Event about the pod.
+    """
     if pod is None or end.reason in _OWN_FAULTS:
         return end
     told = end.reason in disruption.TOLD
     if not told and (end.phase != names.PHASE_FAILED or disruption.cause(pod) is None):
         return end  # the guest powered off of itself, or nothing but the launcher failed
-    why = disruption.last_cause(vmi, pod)
+    why = disruption.last_cause(vmi, pod, warning)
     return End(names.PHASE_FAILED, why.reason, f"{why.message}; {end.message}"[:MESSAGE_LIMIT])
 
 

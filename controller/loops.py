@@ -107,7 +107,9 @@ class VmiLoop(Reconciler[Key, vmi.Observed]):
         pod, uid = self._cluster.pod_of(obj) or await self._unseen(obj), obj.metadata.uid or ""
         over = pod is None or pod.status.phase in END_PHASES
         strays = self._cluster.strays_of(obj)
-        warning = self._cluster.warning_about(pod) if pod and phase_of(obj) in vmi.OURS else None
+        # Before the hand-over Events say what keeps the pod from running, and of an ended one why the kubelet ended it.
+        told = pod is not None and (phase_of(obj) in vmi.OURS or pod.status.phase in END_PHASES)
+        warning = self._cluster.warning_about(pod) if pod and told else None
         if pod is not None and user_namespaces.failure(pod, warning):
             self._host_users[key] = None
             while len(self._host_users) > HOST_USERS_KEPT:

@@ -444,7 +444,7 @@ def _conclude(seen: Observed) -> Iterator[Action | Again]:
     if phase_of(seen.vmi) not in OURS and seen.ended_for < END_SECONDS:
         yield Again(END_SECONDS - seen.ended_for)
         return
-    end = launcher.blamed(launcher.end_of(seen.pod), seen.vmi, seen.pod)
+    end = launcher.blamed(launcher.end_of(seen.pod), seen.vmi, seen.pod, seen.warning)
     yield _patch(seen.vmi, _ended(seen, end), {"resourceVersion": seen.vmi.metadata.resourceVersion})
     if end.phase == names.PHASE_FAILED:
         yield Say(seen.vmi, end.reason, end.message, "Warning")

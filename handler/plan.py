@@ -153,7 +153,9 @@ def _end(seen: Observed, state: State) -> Iterator[Action]:
     if seen.pod is not None and state.reason in disruption.TOLD and not seen.vmi.metadata.deletionTimestamp:
         # The kubelet says only after the containers' end why it has ended them.
         cause = disruption.cause(seen.pod)
-        if cause is None and seen.pod.status.phase not in END_PHASES and seen.state_seconds < CAUSE_SECONDS:
+        if cause is None and seen.pod.status.phase in END_PHASES:
+            return  # it does not say: the controller, which sees its Events, tells the end
+        if cause is None and seen.state_seconds < CAUSE_SECONDS:
             yield Again(CAUSE_SECONDS - seen.state_seconds + 0.1)
             return
         cause = cause or disruption.last_cause(seen.vmi, seen.pod)

@@ -405,6 +405,15 @@ def test_a_vmi_whose_pod_had_to_go_has_failed_with_the_cause(
     assert status_of(last.actions[0] if isinstance(last, Together) else last)["phase"] == "Succeeded"
 
 
+@pytest.mark.parametrize("reason, told", [("Evicted", "Evicted"), ("Preempting", "Preempting"), ("x", "PodTerminated")])
+def test_a_kubelet_that_says_why_by_an_event_only_is_heard(reason: str, told: str) -> None:
+    """Of containers that all ended well, 1.36 forgets the eviction in the pod's status."""
+    running = vmi("Running", stamps=RUNNING, activePods={"pod-uid": "node1"})
+    warning = (reason, 'Usage of EmptyDir volume "hyperlet" exceeds the limit')
+    patch, event = see(running, pod=pod("ended", message=TOLD % "ForceOff"), ended_for=2, warning=warning)
+    assert (status_of(patch)["phase"], status_of(patch)["reason"], event.reason) == ("Failed", told, told)
+
+
 def test_a_liveness_probe_that_failed_is_named() -> None:
     probed = {**SPEC, "livenessProbe": {"tcpSocket": {"port": 80}}}
     running = vmi("Running", stamps=RUNNING, activePods={"pod-uid": "node1"}, spec=probed)

@@ -209,11 +209,12 @@ def test_kubelet_that_ended_the_pod_has_a_moment_to_say_why():
     assert isinstance(again, Again) and again.seconds > 5
     evicted = pod(status={"phase": "Failed", "reason": "Evicted"})
     assert written(plan(replace(fresh, pod=evicted)))[0].patch.body["status"]["reason"] == "Evicted"
+    # Of one that says nothing the controller tells the end: it sees the pod's Events.
+    assert plan(replace(fresh, pod=pod(status={"phase": "Succeeded"}))) == []
     probed = changed(running_vmi(), {"spec": {"livenessProbe": {"tcpSocket": {"port": 80}}}})
-    for later in ({"state_seconds": 60.0}, {"pod": pod(status={"phase": "Succeeded"})}):
-        assert written(plan(replace(fresh, **later)))[0].patch.body["status"]["reason"] == "PodTerminated"
-        [write] = written(plan(replace(fresh, vmi=probed, **later)))
-        assert write.patch.body["status"]["reason"] == "LivenessProbeFailed"
+    for vmi_, reason in ((running_vmi(), "PodTerminated"), (probed, "LivenessProbeFailed")):
+        [write] = written(plan(replace(fresh, vmi=vmi_, state_seconds=60.0)))
+        assert write.patch.body["status"]["reason"] == reason
 
 
 def test_the_end_of_a_deleted_vmi_is_told_and_left_to_the_controller_to_write():
