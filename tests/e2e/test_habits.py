@@ -82,14 +82,14 @@ def test_a_disk_that_names_no_bus_is_on_sata_and_boots(space: Space) -> None:
 
 def test_a_start_of_an_unchanged_template_makes_no_revision(space: Space) -> None:
     machine = space.machine(idle("kept", run="Manual"))
-    machine.ask("start")
+    machine.ask("Start")
     machine.until_status("Running")
     first = the(machine.vmi())["status"]["virtualMachineRevisionName"]
     revision = space.kubectl.get("controllerrevision", first)
     assert revision is not None and revision["data"]["spec"]["template"] == the(machine.vm())["spec"]["template"]
-    machine.ask("stop")
+    machine.ask("Stop")
     machine.until_stopped()
-    machine.ask("start")
+    machine.ask("Start")
     machine.until_status("Running")
     assert the(machine.vmi())["status"]["virtualMachineRevisionName"] == first
     mine = [
@@ -98,7 +98,7 @@ def test_a_start_of_an_unchanged_template_makes_no_revision(space: Space) -> Non
         if the(machine.vm())["metadata"]["uid"] in each["metadata"]["name"]
     ]
     assert len(mine) == 1
-    machine.ask("stop")
+    machine.ask("Stop")
     machine.until_stopped()
     assert {"created", "ready"} & the(machine.vm())["status"].keys() == set(), "absent when false, as published"
 
