@@ -103,13 +103,15 @@ def reviews() -> dict[str, bytes]:
 
 
 def _review(new: Json, old: Json | None, user: str = "alice") -> bytes:
+    # What the API server knows of a handler's token.
+    extra = {"authentication.kubernetes.io/node-name": ["node1"]} if user.endswith("hyperlet-handler") else {}
     request = {
         "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
         "operation": "CREATE" if old is None else "UPDATE",
         "kind": {"group": "kubevirt.io", "version": "v1", "kind": new["kind"]},
         "name": "web",
         "namespace": "default",
-        "userInfo": {"username": user, "groups": ["system:authenticated"]},
+        "userInfo": {"username": user, "groups": ["system:authenticated"], "extra": extra},
         "object": new,
         "oldObject": old,
     }

@@ -49,7 +49,7 @@ def flood(name: str, reads: bool, seconds: float) -> dict[str, float | str]:
     return {**found, "sent": peer.sent, "connections": peer.connections}
 
 
-class _Console(services.LauncherServicer):
+class _Console(services.LauncherServicer):  # type: ignore[misc]
     async def Console(self, requests: object, context: grpc.aio.ServicerContext) -> None:
         """Prints as fast as it is taken."""
         for _ in range(MESSAGES):
@@ -94,7 +94,9 @@ def analyse(floods: dict[str, dict[str, float | str]], console: dict[str, list[f
     header = ["flood", "MiB at rest", "most", "after", "CPU s", "KiB sent", "connections"]
     result.tables.append(Table(f"each for {SECONDS:g} s", header, rows))
     costs = {name: percentile(found, 50) for name, found in console.items()}
-    result.tables.append(Table("CPU ms for a MiB of console (median)", ["way", "ms"], [*map(list, costs.items())]))
+    result.tables.append(
+        Table("CPU ms for a MiB of console (median)", ["way", "ms"], [[name, cost] for name, cost in costs.items()])
+    )
     result.notes.append("console: both ends of gRPC in one process; messages of 64 KiB")
     result.samples = {"floods": floods, "console": console}
     return result

@@ -81,7 +81,7 @@ def test_components_write_on_whatever_is_stored() -> None:
     assert answered(huge, "system:serviceaccount:hyperlet:hyperlet-controller")["allowed"] is True
     vmi = {**huge, "kind": "VirtualMachineInstance", "spec": huge["spec"]["template"]["spec"], "status": {}}
     reported = {**vmi, "status": {"phase": "Running"}}
-    # Decoded and compared as any other object of a handler's: this token names no node, and that is all.
+    # Decoded and compared as any other object of a handler's: this one is on no node, and that is all.
     for new, wrong in ((reported, []), ({**reported, "spec": {}}, ["spec"])):
         causes = answered(new, HANDLER, vmi)["status"]["details"]["causes"]
         assert [cause["field"] for cause in causes] == [*wrong, "status.nodeName"]
