@@ -367,7 +367,11 @@ class Machines(Reconciler[Key, Observed]):
             machine.tried = occasion(observed.vmi, observed.pod)
         permanent = isinstance(error, SyncRefused) and error.permanent
         # A launcher that is starting, or starts again, is no news; nor is a network that is being joined.
-        if not isinstance(error, LauncherUnavailable | InterfaceMissing | Unchanged) or machine.failures > 5:
+        quiet = 2 if isinstance(error, Pending) else 5
+        if (
+            not isinstance(error, LauncherUnavailable | InterfaceMissing | Pending | Unchanged)
+            or machine.failures > quiet
+        ):
             machine.trouble = Trouble(reason, error.message, permanent)
         self.log.warning(
             "The VM runs without all that it is to have" if isinstance(error, Pending) else "Could not bring up the VM",

@@ -151,10 +151,12 @@ def test_a_card_that_cannot_be_plugged_in_holds_up_no_other_change(space: Space)
         machine.patch({"spec": {"template": {"spec": spec}}})
 
     change()
-    told = wait_for(
-        lambda: conditions(machine.vmi()).get("Synchronized", {}).get("message"), "the card is told as waiting"
-    )
-    assert told.startswith("interface blue is not plugged in:") and "no-such-plugin" in told
+
+    def told() -> bool:
+        message = conditions(machine.vmi()).get("Synchronized", {}).get("message", "")
+        return bool(message.startswith("interface blue is not plugged in:") and "no-such-plugin" in message)
+
+    wait_for(told, "the card waits, in words")
     change(state="down")
 
     def link() -> str | None:
