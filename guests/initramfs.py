@@ -53,10 +53,18 @@ def library_closure(root: Path, binary: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _agent(archive: Archive, root: Path) -> None:
-    binary = root / "usr/sbin/qemu-ga"
-    archive.file("usr/sbin/qemu-ga", binary.read_bytes(), 0o755)
-    for name, path in library_closure(root, binary).items():
+PROGRAMS = ("usr/sbin/qemu-ga", "usr/bin/getent")
+"""The guest agent, and who asks for names as programs do: what of busybox resolves names by glibc ends in a fault."""
+
+
+def _programs(archive: Archive, root: Path) -> None:
+    """Programs that are linked with libraries, and each library once."""
+    libraries: dict[str, Path] = {}
+    for program in PROGRAMS:
+        binary = root / program
+        archive.file(program, binary.read_bytes(), 0o755)
+        libraries.update(library_closure(root, binary))
+    for name, path in sorted(libraries.items()):
         place = "lib64" if name.startswith("ld-") else "lib/x86_64-linux-gnu"
         archive.file(f"{place}/{name}", path.read_bytes(), 0o755)
 
@@ -92,5 +100,5 @@ def pack(root: Path, init: Path) -> bytes:
             archive.file(str(path.relative_to(ROOTFS)), path.read_bytes(), mode)
     _busybox(archive, root)
     _modules(archive, choose(root / "lib/modules" if (root / "lib/modules").exists() else root / "usr/lib/modules"))
-    _agent(archive, root)
+    _programs(archive, root)
     return archive.to_bytes()
