@@ -153,10 +153,11 @@ class Images:
         ):
             if os.path.samestat(os.fstat(host), os.fstat(theirs)):
                 raise OSError(errno.EPERM, "the launcher is in the node's mount namespace")
+            owner = process.host_user(0)
             proc.enter_mounts(host)
             with proc.closing(mounts.detached(views)) as tree:
                 proc.setns(theirs, proc.CLONE_NEWNS)
-                mounts.place(tree, DIRECTORY, volume)
+                mounts.place(tree, DIRECTORY, volume, owner)
 
     async def forget(self, pod_uid: str) -> None:
         """Lets go of a pod's images. Raises ImagePullFailed."""
@@ -179,6 +180,7 @@ class Images:
 
 
 def _has(process: proc.Process, volume: str) -> bool:
+    owner = process.host_user(0)
     with proc.closing(process.namespace("mnt")) as theirs:
         proc.enter_mounts(theirs)
-    return mounts.mounted(DIRECTORY, volume)
+    return mounts.mounted(DIRECTORY, volume, owner)

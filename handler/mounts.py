@@ -119,15 +119,16 @@ def _locked_down(tree: int) -> int:
     return tree
 
 
-def place(tree: int | None, parent: str, name: str) -> bool:
+def place(tree: int | None, parent: str, name: str, owner: int = 0) -> bool:
     """Moves a detached mount to `parent`/`name` below the root of the calling thread's mount namespace.
 
-    `parent` is one directory of the container's own, owned by root; `name` is made if missing. No link is followed.
+    `parent` is one directory of the container's own, owned by root: ours, or the container's (`owner`, by our name for
+    it, where the pod has a user namespace); `name` is made if missing. No link is followed.
     With no tree, only tells whether something is mounted there already. Returns that. Raises OSError.
     """
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     with proc.closing(root), proc.closing(_directory(root, parent, tree is not None)) as above:
-        if os.fstat(above).st_uid != 0:
+        if os.fstat(above).st_uid not in (0, owner):
             raise OSError(errno.EPERM, f"/{parent} is not root's")
         with proc.closing(_directory(above, name, tree is not None)) as target:
             if _is_mount(above, target):
@@ -139,10 +140,10 @@ def place(tree: int | None, parent: str, name: str) -> bool:
             return False
 
 
-def mounted(parent: str, name: str) -> bool:
-    """Whether something is mounted at `parent`/`name` in the calling thread's mount namespace."""
+def mounted(parent: str, name: str, owner: int = 0) -> bool:
+    """Whether something is mounted at `parent`/`name` in the thread's mount namespace; `owner` as in `place`."""
     try:
-        return place(None, parent, name)
+        return place(None, parent, name, owner)
     except FileNotFoundError:
         return False
 

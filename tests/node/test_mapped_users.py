@@ -173,6 +173,40 @@ def test_a_tap_is_the_launchers(sandbox):
     assert f"user {BASE + 107} group {BASE + 107}" in inside("ip -d link show tap0")
 
 
+# ---- images
+
+
+def test_an_image_that_the_kubelet_mounted_is_found():
+    """In a directory of the container's root, who is not the node's."""
+    with tempfile.TemporaryDirectory(prefix="hl-") as path:
+        folder = pathlib.Path(path)
+        folder.chmod(0o755)
+        (folder / "images/there").mkdir(parents=True)
+        (folder / "images/missing").mkdir()
+        for each in (folder / "images", folder / "images/there", folder / "images/missing"):
+            os.chown(each, BASE, BASE)
+
+        def look(owner: int) -> tuple[bool, bool]:
+            proc.unshare(proc.CLONE_NEWNS)
+            mounts._mount(None, b"/", None, mounts._MS_REC | mounts._MS_SLAVE, None)
+            mounts._mount(b"test", os.fsencode(folder / "images/there"), b"tmpfs", 0, None)
+            os.chroot(folder)
+            return mounts.mounted("images", "there", owner), mounts.mounted("images", "missing", owner)
+
+        # The thread's root is its own only in a process of its own: chroot would be everybody's.
+        pid = os.fork()
+        if pid == 0:
+            try:
+                found = look(BASE)
+                with contextlib.suppress(PermissionError):
+                    mounts.mounted("images", "there")
+                    found = (False, False)
+                os._exit(0 if found == (True, False) else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 # ---- disks
 
 
