@@ -1,8 +1,8 @@
 """Which launcher pods get a user namespace of their own (`hostUsers: false`), and what it looks like when that fails.
 
 In such a pod user 107 is one of 65,536 users of the node that nothing else has: what breaks out of the container owns
-nothing on the node, and nothing of other VMs. Every pod gets one where all nodes that take VMs can, as their kubelets
-say; HYPERLET_USER_NAMESPACES=never turns it off. Pure.
+nothing on the node, and nothing of other VMs. With HYPERLET_USER_NAMESPACES=auto every pod gets one where all nodes
+that take VMs can, as their kubelets say; without the variable none does. Pure.
 Sources: https://kubernetes.io/docs/concepts/workloads/pods/user-namespaces/, KEP-127.
 """
 
@@ -23,7 +23,7 @@ MESSAGE_LIMIT = 500
 
 def offered(nodes: Iterable[Node]) -> bool:
     """Whether every node that takes VMs can have such pods, by what its kubelet says of the default runtime."""
-    if os.environ.get("HYPERLET_USER_NAMESPACES", "auto") == "never":
+    if os.environ.get("HYPERLET_USER_NAMESPACES", "never") != "auto":
         return False
     takes = [node for node in nodes if (node.metadata.labels or {}).get(names.LABEL_SCHEDULABLE) == "true"]
     return bool(takes) and all(_can(node) for node in takes)

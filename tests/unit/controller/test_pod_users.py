@@ -52,12 +52,18 @@ def node(handlers: Any, schedulable: str = "true") -> Node:
         ([], False),
     ],
 )
-def test_all_nodes_that_take_vms_must_be_able(nodes: list[Node], offered: bool) -> None:
+def test_all_nodes_that_take_vms_must_be_able(
+    nodes: list[Node], offered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYPERLET_USER_NAMESPACES", "auto")
     assert user_namespaces.offered(nodes) is offered
 
 
-def test_an_administrator_may_turn_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HYPERLET_USER_NAMESPACES", "never")
+@pytest.mark.parametrize("setting", ["never", None])
+def test_an_administrator_has_to_ask_for_it(setting: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HYPERLET_USER_NAMESPACES", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("HYPERLET_USER_NAMESPACES", setting)
     assert not user_namespaces.offered([node(ABLE)])
 
 
