@@ -15,7 +15,7 @@ endef
 side_by_side = -n $(SIDE_BY_SIDE) --dist loadfile
 export HYPERLET_CACHE ?= $(HOME)/.cache/hyperlet
 
-.PHONY: help up down status test check unit node-test e2e bench bench-cni chaos manifests protos lint types images clean
+.PHONY: help up down status test check unit node-test e2e e2e-unproven bench bench-cni chaos manifests protos lint types images clean
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,7 +49,7 @@ types: .venv/ready
 
 unit: .venv/ready
 	@$(PYTHON) -m cluster deps --tests
-	$(PYTEST) tests/unit tests/golden -q -n auto
+	$(call steady,tests/unit tests/golden,-n auto)
 
 node-test: .venv/ready ## on real libvirt, QEMU and network namespaces of this machine (root)
 	@$(PYTHON) -m cluster deps --tests
@@ -60,8 +60,13 @@ e2e: .venv/ready ## on the real cluster (brings it up if it is not)
 	@$(PYTHON) -m cluster deps --tests
 	@$(PYTHON) -m cluster.deploy up
 	@$(PYTHON) -m cluster dns
-	$(call steady,tests/e2e -m "not alone",$(side_by_side))
-	$(call steady,tests/e2e -m alone)
+	$(call steady,tests/e2e -m "not alone and not unproven",$(side_by_side))
+	$(call steady,tests/e2e -m "alone and not unproven")
+
+e2e-unproven: .venv/ready ## the e2e tests that have not been seen passing yet (tests/e2e/unproven.txt)
+	@$(PYTHON) -m cluster.deploy up
+	@$(PYTHON) -m cluster dns
+	$(PYTEST) tests/e2e -m unproven -v
 
 bench: .venv/ready ## measure; prints tables, writes JSON to .run/bench/
 	@$(PYTHON) -m cluster.deploy up

@@ -6,8 +6,7 @@ The published configuration has no field for it, and a field of our own would be
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from api import names
 from api.errors import Fault
@@ -23,8 +22,7 @@ class _Object(Protocol):
         """Name, age and annotations."""
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """Name patterns (`*`, `?`). `allowed`: None for every bridge."""
 
     allowed: tuple[str, ...] | None = None

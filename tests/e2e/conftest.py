@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -37,11 +38,19 @@ ORDER = [
 ]
 
 
+UNPROVEN = frozenset(
+    line for line in Path(__file__).with_name("unproven.txt").read_text().splitlines() if line and line[0] != "#"
+)
+"""Node ids, without parameters, of tests that have not been seen passing yet."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark everything here, and put it in order."""
     mine = [item for item in items if "tests/e2e" in item.path.as_posix()]
     for item in mine:
         item.add_marker(pytest.mark.cluster)
+        if item.nodeid.split("[")[0] in UNPROVEN:
+            item.add_marker(pytest.mark.unproven)
 
     def place(item: pytest.Item) -> int:
         title = item.path.stem.removeprefix("test_")

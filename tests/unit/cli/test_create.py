@@ -73,9 +73,10 @@ def test_cloud_init_from_flags(hyperctl: Hyperctl, tmp_path: Path) -> None:
 
 def test_cloud_init_data(hyperctl: Hyperctl) -> None:
     data = base64.b64encode(b"#cloud-config").decode()
-    words = ("create", "vm", "--name=x", f"--cloud-init-user-data={data}", f"--cloud-init-network-data={data}")
+    network = base64.b64encode(b'{"links": []}').decode()
+    words = ("create", "vm", "--name=x", f"--cloud-init-user-data={data}", f"--cloud-init-network-data={network}")
     (volume,) = spec(hyperctl(*words, "--cloud-init=configDrive").out)["volumes"]  # type: ignore[misc]
-    assert volume["cloudInitConfigDrive"] == {"networkDataBase64": data, "userDataBase64": data}
+    assert volume["cloudInitConfigDrive"] == {"networkDataBase64": network, "userDataBase64": data}
     nothing = hyperctl(*words, "--cloud-init=none")
     assert "no effect" in nothing.err and "volumes" not in spec(nothing.out)
 
