@@ -25,7 +25,7 @@ from cluster.paths import CACHE, ROOT, private_dir
 from cluster.toolchain import Toolchain
 
 VERSIONS = {"1.34": "1.34.4", "1.35": "1.35.4", "1.36": "1.36.3", "1.37": "1.37.2"}
-"""The supported series of Kubernetes, oldest first, and the release of each that is tried."""
+"""The series of Kubernetes that can be asked for, oldest first, and the release that each stands for."""
 
 DEFAULT = "1.36"
 COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
