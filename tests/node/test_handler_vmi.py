@@ -256,7 +256,7 @@ async def test_deleted_vmi_costs_one_event_and_its_last_patch_is_the_controllers
     assert len(kube.patches) == 1
 
 
-async def test_deleted_pod_costs_one_patch_and_one_event(kube, lab, pods):
+async def test_deleted_pod_costs_one_patch_for_its_cause_and_one_for_the_end(kube, lab, pods):
     launcher = lab.launcher()
     launcher.tell(report={"agent_connected": True})
     given(kube, lab)
@@ -269,7 +269,8 @@ async def test_deleted_pod_costs_one_patch_and_one_event(kube, lab, pods):
         await asyncio.sleep(2.5)
         launcher.tell(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down"})
         await until(lambda: kube.status()["phase"] == "Succeeded")
-    assert (len(kube.patches), len(kube.events)) == (2, 2)
+    assert [reason for _, reason, _ in kube.events] == ["Started", "DeletionByUser", "Stopped"]
+    assert len(kube.patches) == 3
 
 
 async def test_pause_and_io_error(kube, lab, pods):
