@@ -58,17 +58,20 @@ node-test: .venv/ready ## on real libvirt, QEMU and network namespaces of this m
 
 e2e: .venv/ready ## on the real cluster (brings it up if it is not)
 	@$(PYTHON) -m cluster deps --tests
+	@$(PYTHON) -m images build
 	@$(PYTHON) -m cluster.deploy up
 	@$(PYTHON) -m cluster dns
 	$(call steady,tests/e2e -m "not alone and not unproven",$(side_by_side))
 	$(call steady,tests/e2e -m "alone and not unproven")
 
 e2e-unproven: .venv/ready ## the e2e tests that have not been seen passing yet (tests/e2e/unproven.txt)
+	@$(PYTHON) -m images build
 	@$(PYTHON) -m cluster.deploy up
 	@$(PYTHON) -m cluster dns
 	$(PYTEST) tests/e2e -m unproven -v
 
 bench: .venv/ready ## measure; prints tables, writes JSON to .run/bench/
+	@$(PYTHON) -m images build
 	@$(PYTHON) -m cluster.deploy up
 	$(PYTHON) -m bench all
 

@@ -164,7 +164,9 @@ def flags(group: Group) -> list[str]:
         major, minor, _ = version().split(".")
         values = {"gitVersion": f"v{version()}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
         linker += "".join(f" -X {VERSION_PACKAGE}.{name}={value}" for name, value in values.items())
-    return ["-trimpath", *(["-tags", group.tags] if group.tags else []), "-ldflags", linker]
+    # What the linker would strip is not made in the first place: a seventh of the compiler's time.
+    compiler = "all=-dwarf=false"
+    return ["-trimpath", *(["-tags", group.tags] if group.tags else []), "-gcflags", compiler, "-ldflags", linker]
 
 
 def needed_go(group: Group) -> toolchain.Version:

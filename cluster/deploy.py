@@ -40,14 +40,14 @@ def run(console: Console, label: str, command: Sequence[str]) -> None:
 
 
 def built_images() -> dict[str, dict[str, str]]:
-    """Name → {ref, archive} of everything `python -m images build` made."""
+    """Name → {ref, archive} of every image whose archive is there."""
     done = subprocess.run(
         [sys.executable, "-m", "images", "list", "--json"], cwd=ROOT, text=True, capture_output=True, check=False
     )
     if done.returncode:
         raise Problem(f"python -m images list: {done.stderr.strip()}", remedy="make images")
-    images: dict[str, dict[str, str]] = json.loads(done.stdout)
-    return images
+    listing: dict[str, dict[str, str]] = json.loads(done.stdout)
+    return {name: image for name, image in listing.items() if Path(image["archive"]).exists()}
 
 
 def has_image_volumes(kubectl: Kubectl, seconds: float = 30) -> bool:
@@ -243,7 +243,7 @@ def up(console: Console) -> None:
     else:
         kubeconfig = KUBECONFIG
     console.say("What it needs")
-    setup.prepare(console, cluster=not existing)
+    setup.prepare(console, (*ROLES, EXAMPLE_GUEST), cluster=not existing)
     if not existing:
         run(console, "Cluster", ["-m", "cluster", "up"])
         if binaries.find(binaries.DNS) is not None:

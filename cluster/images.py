@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from cluster.paths import CACHE
 
 PAUSE_SOURCE = Path(__file__).with_name("pause.c")
 LAYER = "layer.tar"
+DIGEST = re.compile(r"[0-9a-f]{64}")
 NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 
 
@@ -29,6 +32,8 @@ class Archive:
 
     path: Path
     images: dict[str, str]
+    docker: bool = False
+    """It is a docker-archive (manifest.json)."""
 
 
 def inspect(path: Path) -> Archive:
@@ -42,7 +47,7 @@ def inspect(path: Path) -> Archive:
             for name, read in (("manifest.json", docker_images), ("index.json", oci_images)):
                 stream = tar.extractfile(members[name]) if name in members else None
                 if stream is not None:
-                    return Archive(path, read(json.load(stream)))
+                    return Archive(path, read(json.load(stream)), docker=name == "manifest.json")
     except (OSError, tarfile.TarError, ValueError) as error:
         raise Problem(f"{path} is no image archive: {error}", remedy="make one with 'buildah push'") from error
     raise Problem(f"{path} is no image archive: it has neither manifest.json nor index.json")
@@ -99,19 +104,74 @@ def load(console: Console, paths: Sequence[Path], names: Sequence[str]) -> None:
         for reference in archive.images:
             if reference.endswith(":latest"):
                 console.say(f"  ! {reference}: with the tag 'latest' Kubernetes pulls every time; give it another tag")
-    with ThreadPoolExecutor(max_workers=len(names) or 1) as pool:
-        list(pool.map(lambda name: _load_into(console, archives, name), names))
+    missing = {name: _missing(console, archives, name) for name in names}
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        bundled = {tuple(found): _bundled(found, Path(folder) / f"{name}.tar") for name, found in missing.items()}
+        with ThreadPoolExecutor(max_workers=len(names) or 1) as pool:
+            list(pool.map(lambda name: _import(console, bundled[tuple(missing[name])], name), names))
 
 
-def _load_into(console: Console, archives: Sequence[Archive], name: str) -> None:
+def _missing(console: Console, archives: Sequence[Archive], name: str) -> list[Archive]:
+    """The archives of which the node has not got everything."""
+    loaded, found = _loaded(name), []
+    for archive in archives:
+        if archive.images and all(loaded.get(ref) == digest for ref, digest in archive.images.items()):
+            with console.step(f"{name}: {', '.join(archive.images)}") as step:
+                step.note = "already there"
+        else:
+            found.append(archive)
+    return found
+
+
+def _bundled(archives: Sequence[Archive], target: Path) -> list[Archive]:
+    """The same images in as few archives as can be: what several of them hold then goes into a node once."""
+    together = [archive for archive in archives if archive.docker]
+    if len(together) < 2:
+        return list(archives)
+    bundle([archive.path for archive in together], target)
+    images = {reference: digest for archive in together for reference, digest in archive.images.items()}
+    return [Archive(target, images, docker=True), *(archive for archive in archives if not archive.docker)]
+
+
+def bundle(paths: Sequence[Path], target: Path) -> None:
+    """Write one docker-archive with the images of several, and each layer of theirs once."""
+    listing: list[Any] = []
+    written: set[str] = set()
+    with tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as made:
+        for path in paths:
+            with tarfile.open(path) as source:
+                members = {member.name.removeprefix("./"): member for member in source}
+                stream = source.extractfile(members["manifest.json"])
+                assert stream is not None  # it has been inspected
+                for image in json.load(stream):
+                    names = {name: _own_name(name, image["Config"]) for name in (image["Config"], *image["Layers"])}
+                    for name, own in names.items():
+                        if own in written:
+                            continue
+                        written.add(own)
+                        info = tarfile.TarInfo(own)
+                        info.size = members[name].size
+                        made.addfile(info, source.extractfile(members[name]))
+                    layers = [names[name] for name in image["Layers"]]
+                    listing.append({**image, "Config": names[image["Config"]], "Layers": layers})
+        _add_bytes(made, "manifest.json", json.dumps(listing).encode(), 0o644)
+
+
+def _own_name(name: str, config: str) -> str:
+    """The name of a part in a bundle: what is called by its digest is the same in every archive."""
+    return name if DIGEST.search(name) else f"{Path(config).name.removesuffix('.json')}-{name}"
+
+
+def _import(console: Console, archives: Sequence[Archive], name: str) -> None:
     loaded = _loaded(name)
     for archive in archives:
-        known = bool(archive.images) and all(loaded.get(ref) == digest for ref, digest in archive.images.items())
-        with console.step(f"{name}: {', '.join(archive.images) or archive.path.name}") as step:
-            if known:
-                step.note = "already there"
-                continue
-            done = node.run(name, ["ctr", "--namespace=k8s.io", "images", "import", "-"], stdin=archive.path)
+        count = len(archive.images)
+        title = f"{count} images" if count > 3 else ", ".join(archive.images) or archive.path.name
+        with console.step(f"{name}: {title}"):
+            # Without --local, ctr has the daemon read the archive through a stream: twice the time.
+            command = ["ctr", "--namespace=k8s.io", "images", "import", "--local", "-"]
+            done = node.run(name, command, stdin=archive.path)
             if done.returncode != 0:
                 raise Problem(
                     f"{name} did not take {archive.path}: {done.stderr.strip()[-400:]}",

@@ -66,8 +66,8 @@ def run(lanes: Sequence[Lane]) -> None:
                     raise lane.problem
 
 
-def prepare(console: Console, *, cluster: bool) -> None:
-    """Make everything that is missing; with `cluster` the programs of one, too. Errors: Problem."""
+def prepare(console: Console, images: Sequence[str], *, cluster: bool) -> None:
+    """Make what is missing: environment, these images, and with `cluster` the programs of one. Errors: Problem."""
     packages = Lane("packages", lambda: deps.ensure(console, only_images=not cluster))
 
     def environment() -> None:
@@ -82,21 +82,21 @@ def prepare(console: Console, *, cluster: bool) -> None:
             python.needed()
         binaries.build_all(console, binaries.NEEDED)
 
-    def images() -> None:
+    def build() -> None:
         packages.needed()
-        build_images(console)
+        build_images(console, images)
 
-    lanes = [packages, python, Lane("images", images)]
+    lanes = [packages, python, Lane("images", build)]
     run([*lanes, Lane("programs", programs)] if cluster else lanes)
 
 
-def build_images(console: Console) -> None:
-    """`python -m images build`, with a line for each image. Errors: Problem."""
+def build_images(console: Console, names: Sequence[str]) -> None:
+    """`python -m images build NAME …`, with a line for each image. Errors: Problem."""
     log = private_dir(LOGS) / "images.log"
     with console.step("Images") as step, log.open("w") as stream:
         step.progress("the first")
         process = subprocess.Popen(
-            [sys.executable, "-m", "images", "build"],
+            [sys.executable, "-m", "images", "build", *names],
             cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stream, text=True,
         )  # fmt: skip
         assert process.stdout is not None

@@ -48,6 +48,31 @@ def _metadata(metadata: Any) -> Iterator[Fault]:
 
 
 def _spec(spec: Any) -> Iterator[Fault]:
+    if not _fits(spec):
+        yield from _excess(spec)
+
+
+def _fits(spec: Any) -> bool:
+    """Whether `_excess` would find nothing: without paths, which nearly no document needs."""
+    values, text, waiting = 0, 0, [spec] if spec.__class__ in _NESTED else []
+    for node in waiting:
+        count = len(node)
+        values += count
+        if count > ENTRIES or values > VALUES:
+            return False
+        if node.__class__ is dict:
+            text += sum(map(len, node))
+            node = node.values()
+        for child in node:
+            kind = child.__class__
+            if kind is str:
+                text += len(child)
+            elif kind is dict or kind is list:
+                waiting.append(child)
+    return text <= TEXT
+
+
+def _excess(spec: Any) -> Iterator[Fault]:
     values, text, waiting = 0, 0, [("spec", spec)]
     while waiting:
         path, node = waiting.pop()

@@ -10,11 +10,13 @@ import base64
 import contextlib
 import datetime
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import subprocess
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from tests.e2e.support import ROOT, Json, Space, project, wait_for
 PROGRAM = Path("/usr/bin/docker-registry")
 NODES = ("node1", "node2")
 PORT = 5000
+PULL_RECORDS = "/var/lib/kubelet/image_manager/pulled"
 USER, PASSWORD = "puller", "letmein"
 HTPASSWD = f"{USER}:$2b$04$dXGIpwCpnPoXy/ZSVh28QuOdEYFBSCtIaheKpePOxYoTsJhBCYtz.\n"
 CONFIG = """\
@@ -93,9 +96,11 @@ class Registry:
         return self.push_archive(path, archive)
 
     def push_archive(self, path: str, archive: Path) -> str:
-        """Put the image of an archive into the registry; the reference."""
+        """Put the image of an archive into the registry, as an image of its own; the reference."""
         reference = self.reference(path)
-        self.typed("skopeo", "copy", "--quiet", f"docker-archive:{archive}", f"docker://{reference}")
+        own = self.folder / "own-image.tar"
+        relabelled(archive, own, {"registry": self.name})
+        self.typed("skopeo", "copy", "--quiet", f"docker-archive:{own}", f"docker://{reference}")
         return reference
 
     def pull_secret(self, name: str, password: str = PASSWORD) -> Json:
@@ -126,6 +131,37 @@ class Registry:
             if found:
                 inside(node, f"ctr -n k8s.io images rm {' '.join(found)}")
             inside(node, f"rm -rf /etc/containerd/certs.d/{self.name}; sed -i '/ {self.name}$/d' /etc/hosts")
+
+    def forget_pulls(self) -> None:
+        """Have kubelets forget that they pulled from it what nodes were also given under another name.
+
+        They would pull that from now on. A kubelet keeps its notes in memory too, so it starts again.
+        """
+        for node in NODES:
+            noted = f"grep -lF {self.name} {PULL_RECORDS}/* 2>/dev/null"
+            if inside(node, f"{noted}; true"):
+                inside(node, f"rm $({noted}); kill -KILL $(pidof kubelet)")
+
+
+def relabelled(archive: Path, target: Path, labels: dict[str, str]) -> None:
+    """Write the image of a Docker archive with more labels, which makes it another image.
+
+    A kubelet that has pulled an image asks for credentials when the same content is used by another name (1.35 on), so
+    a pulled copy of an image that nodes were given would take the given one from other tests.
+    """
+    with tarfile.open(archive) as source, tarfile.open(target, "w") as made:
+        listing = json.load(source.extractfile("manifest.json") or io.BytesIO())
+        name = listing[0]["Config"]
+        for member in source.getmembers():
+            content = source.extractfile(member)
+            if member.name == name and content is not None:
+                config = json.load(content)
+                known = config.setdefault("config", {}).get("Labels") or {}
+                config["config"]["Labels"] = {**known, **labels}
+                body = json.dumps(config).encode()
+                member.size = len(body)
+                content = io.BytesIO(body)
+            made.addfile(member, content)
 
 
 def credentials(*hosts: str, password: str = PASSWORD) -> Json:

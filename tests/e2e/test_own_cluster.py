@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from guests import tiny
 from images import base, builder
 from images.paths import CACHE
 from tests.e2e.manifests import idle
-from tests.e2e.registry import PASSWORD, USER, serving
+from tests.e2e.registry import PASSWORD, USER, Registry, serving
 from tests.e2e.support import EXISTING, ROOT, SYSTEM, Json, Kubectl, Space, conditions, image, new_space
 
 pytestmark = [
@@ -88,6 +89,16 @@ def podman(tmp_path: Path) -> dict[str, str]:
     return environment
 
 
+@contextlib.contextmanager
+def own_registry(space: Space, folder: Path, *, locked: bool = False) -> Iterator[Registry]:
+    """A registry of which nothing remains, though it serves copies of what the nodes were given."""
+    with serving(space, "own", folder / "registry", locked=locked) as registry:
+        try:
+            yield registry
+        finally:
+            registry.forget_pulls()
+
+
 def guest_disk(folder: Path) -> Path:
     """The tiny guest's disk, as a person has a disk of their own."""
     return Path(shutil.copy2(tiny.build().qcow2, folder / "mine.qcow2"))
@@ -117,7 +128,7 @@ def test_what_readme_says_is_typed_and_a_vm_runs(
         "DISK": str(guest_disk(tmp_path)),
     }
     try:
-        with serving(space, "own", tmp_path / "registry", locked=True) as registry:
+        with own_registry(space, tmp_path, locked=True) as registry:
 
             def type_in(block: str) -> str:
                 # The one word that is each reader's own.
@@ -160,7 +171,7 @@ def test_make_up_on_an_existing_cluster_pushes_and_runs_the_example(
 ) -> None:
     space = new_space(kubectl, "existing-cluster")
     try:
-        with serving(space, "own", tmp_path / "registry") as registry:
+        with own_registry(space, tmp_path) as registry:
             # One that runs already would not be started with the disk from the registry.
             kubectl("delete", "vm", "hello", "--ignore-not-found", "--timeout=90s")
             said = registry.typed(

@@ -77,3 +77,20 @@ def test_makes_the_same_archive_every_time_and_can_read_it(tmp_path: Path) -> No
             member = inner.getmember("run")
             assert member.mode & 0o111
     assert config["config"]["Entrypoint"] == ["/run"]
+
+
+def test_a_bundle_holds_each_layer_once_and_names_that_clash_apart(tmp_path: Path) -> None:
+    shared, paths = "a" * 64, []
+    for name in ("one", "two"):
+        image = {"Config": f"{name}.json", "RepoTags": [f"x.local/{name}:1"], "Layers": [f"{shared}.tar", "layer.tar"]}
+        files = {f"{name}_json": name, f"{shared}.tar": "shared", "layer.tar": f"own of {name}"}
+        paths.append(archive(tmp_path / f"{name}.tar", manifest_json=[image], **files))
+    target = tmp_path / "both.tar"
+    images.bundle(paths, target)
+    assert images.inspect(target).images == {"x.local/one:1": "one-one", "x.local/two:1": "two-two"}
+    with tarfile.open(target) as tar:
+        assert len(tar.getnames()) == len(set(tar.getnames())) == 6
+        for image in json.load(tar.extractfile("manifest.json") or io.BytesIO()):
+            read = [json.load(tar.extractfile(name) or io.BytesIO()) for name in (image["Config"], *image["Layers"])]
+            name = image["RepoTags"][0].removeprefix("x.local/").removesuffix(":1")
+            assert read == [name, "shared", f"own of {name}"]

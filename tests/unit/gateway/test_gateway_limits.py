@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from api import names
 from api.meta import MAX_NUMBER
@@ -111,3 +113,17 @@ def test_every_review_made_to_be_slow_is_answered() -> None:
         titles.append(title)
         assert len(review.answer(asked, verdict)) < 200_000
     assert len(titles) > 300
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=4), inner, max_size=5),
+        max_leaves=30,
+    )
+)
+def test_the_quick_look_and_the_one_that_tells_paths_agree(spec: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, small in (("ENTRIES", 3), ("VALUES", 12), ("TEXT", 20)):
+            patch.setattr(limits, name, small)
+        assert limits._fits(spec) == (not list(limits._excess(spec)))
