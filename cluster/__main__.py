@@ -21,7 +21,8 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser("venv", help="make the virtual environment, or bring it up to date")
     build = verbs.add_parser("build", help="build the cluster's programs into the cache")
     build.add_argument("group", nargs="*", help="kubernetes, core, dns, extras, runc, or all; without: what `up` needs")
-    verbs.add_parser("up", help="start what does not run; writes .run/kubeconfig")
+    up = verbs.add_parser("up", help="start what does not run; writes .run/kubeconfig")
+    up.add_argument("--image", action="append", default=[], type=Path, metavar="ARCHIVE", help="an image for the nodes")
     verbs.add_parser("down", help="stop everything, leave nothing")
     verbs.add_parser("status", help="what runs, and how much memory it takes")
     for name, text in (
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             binaries.build_all(console, binaries.choose(arguments.group))
             console.summary("built")
         case "up":
-            lifecycle.up(console)
+            lifecycle.up(console, arguments.image)
         case "down":
             lifecycle.down(console)
         case "status":

@@ -244,19 +244,18 @@ def up(console: Console) -> None:
         kubeconfig = KUBECONFIG
     console.say("What it needs")
     setup.prepare(console, (*ROLES, EXAMPLE_GUEST), cluster=not existing)
+    images = built_images()
     if not existing:
-        run(console, "Cluster", ["-m", "cluster", "up"])
+        archives = [f"--image={image['archive']}" for image in images.values()]
+        run(console, "Cluster", ["-m", "cluster", "up", *archives])
         if binaries.find(binaries.DNS) is not None:
             run(console, "DNS", ["-m", "cluster", "dns"])
         else:
             console.say("  · no DNS in the cluster yet: 'python3 -m cluster dns' builds CoreDNS and deploys it")
         # For examples/vm-bridge.yaml: a network of the house, on both nodes.
         run(console, "Bridge", ["-m", "cluster", "bridge", "br1", "--port", "eth1"])
-    images = built_images()
     if registry:
         push(console, images, registry)
-    elif not existing:
-        run(console, "Images onto the nodes", ["-m", "cluster", "load", *(i["archive"] for i in images.values())])
     console.say("Hyperlet")
     kubectl = Kubectl(kubeconfig)
     components = [] if has_image_volumes(kubectl) else ["containerd-socket"]

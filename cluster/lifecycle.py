@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,13 +67,17 @@ def is_whole(known: State) -> bool:
     return all(ready.get(each.name) for each in known.nodes)
 
 
-def up(console: Console) -> None:
-    """Start everything that does not run. Errors: Problem, after which another `up` or a `down` is fine."""
+def up(console: Console, archives: Sequence[Path] = ()) -> None:
+    """Start everything that does not run, and have the nodes hold the images of these archives.
+
+    Errors: Problem, after which another `up` or a `down` is fine.
+    """
     require_root()
     machine.hierarchies()
     with state.locked():
         known = current()
         if known is not None and is_whole(known):
+            images.load(console, archives, [each.name for each in known.nodes])
             console.summary(f"The cluster is running. KUBECONFIG={paths.KUBECONFIG}")
             return
         deps.ensure(console)
@@ -80,7 +85,7 @@ def up(console: Console) -> None:
         if known is None:
             _clean(console)
             known = _lay(console)
-        _start(console, known)
+        _start(console, known, archives)
         kubectl.link()
     console.summary(f"The cluster is running. KUBECONFIG={paths.KUBECONFIG}")
 
@@ -106,7 +111,7 @@ def _lay(console: Console) -> State:
     return new
 
 
-def _start(console: Console, known: State) -> None:
+def _start(console: Console, known: State, archives: Sequence[Path]) -> None:
     api = Api(paths.KUBECONFIG)
     with console.step("etcd and API server started"):
         controlplane.start(controlplane.ETCD, known.plan)
@@ -115,21 +120,28 @@ def _start(console: Console, known: State) -> None:
         pause = images.pause_archive()
     with console.step("Nodes powered on") as step:
         step.note = ", ".join(each.name for each in known.nodes if _power_on(known, each))
-    with console.step("API server ready"):
-        controlplane.wait_ready(api)
-    with console.step("Controller manager and scheduler started"):
-        controlplane.bootstrap(api)
-        controlplane.start(controlplane.CONTROLLER_MANAGER, known.plan)
-        controlplane.start(controlplane.SCHEDULER, known.plan)
     names = [each.name for each in known.nodes]
     with ThreadPoolExecutor() as pool:
+        # A node takes images while the API server starts, which waits for much.
+        loading = pool.submit(_load, console, [pause, *archives], names)
+        with console.step("API server ready"):
+            controlplane.wait_ready(api)
+        with console.step("Controller manager and scheduler started"):
+            controlplane.bootstrap(api)
+            controlplane.start(controlplane.CONTROLLER_MANAGER, known.plan)
+            controlplane.start(controlplane.SCHEDULER, known.plan)
+        with console.step("Nodes Ready") as step:
+            wait_nodes(api, names)
+            step.note = ", ".join(names)
+        with console.step("First pod possible"):
+            wait_account(api)
+        loading.result()
+
+
+def _load(console: Console, archives: Sequence[Path], names: list[str]) -> None:
+    with ThreadPoolExecutor() as pool:
         list(pool.map(node.wait_runtime, names))
-    images.load(console, [pause], names)
-    with console.step("Nodes Ready") as step:
-        wait_nodes(api, names)
-        step.note = ", ".join(names)
-    with console.step("First pod possible"):
-        wait_account(api)
+    images.load(console, archives, names)
 
 
 def _power_on(known: State, each: components.Node) -> bool:
