@@ -107,9 +107,14 @@ def load(console: Console, paths: Sequence[Path], names: Sequence[str]) -> None:
     missing = {name: _missing(console, archives, name) for name in names}
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        bundled = {tuple(found): _bundled(found, Path(folder) / f"{name}.tar") for name, found in missing.items()}
+        bundles: dict[tuple[Path, ...], list[Archive]] = {}
+        for name, found in missing.items():
+            key = tuple(archive.path for archive in found)
+            if key not in bundles:  # mostly, all nodes lack the same
+                bundles[key] = _bundled(found, Path(folder) / f"{name}.tar")
+            missing[name] = bundles[key]
         with ThreadPoolExecutor(max_workers=len(names) or 1) as pool:
-            list(pool.map(lambda name: _import(console, bundled[tuple(missing[name])], name), names))
+            list(pool.map(lambda name: _import(console, missing[name], name), names))
 
 
 def _missing(console: Console, archives: Sequence[Archive], name: str) -> list[Archive]:
