@@ -21,10 +21,10 @@ help:            ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up:              ## from nothing to a two-node cluster with an example VM that answers
-	@$(ANY_PYTHON) -m cluster.deploy up
+	@$(ANY_PYTHON) -m deploy.hyperlet up
 
 down:            ## stop all of it and leave nothing behind
-	@$(ANY_PYTHON) -m cluster.deploy down
+	@$(ANY_PYTHON) -m deploy.hyperlet down
 
 status: .venv/ready ## what is running
 	@$(PYTHON) -m cluster status
@@ -59,24 +59,24 @@ node-test: .venv/ready ## on real libvirt, QEMU and network namespaces of this m
 e2e: .venv/ready ## on the real cluster (brings it up if it is not)
 	@$(PYTHON) -m cluster deps --tests
 	@$(PYTHON) -m images build
-	@$(PYTHON) -m cluster.deploy up
+	@$(PYTHON) -m deploy.hyperlet up
 	@$(PYTHON) -m cluster dns
 	$(call steady,tests/e2e -m "not alone and not unproven",$(side_by_side))
 	$(call steady,tests/e2e -m "alone and not unproven")
 
 e2e-unproven: .venv/ready ## the e2e tests that have not been seen passing yet (tests/e2e/unproven.txt)
 	@$(PYTHON) -m images build
-	@$(PYTHON) -m cluster.deploy up
+	@$(PYTHON) -m deploy.hyperlet up
 	@$(PYTHON) -m cluster dns
 	$(PYTEST) tests/e2e -m unproven -v
 
 bench: .venv/ready ## measure; prints tables, writes JSON to .run/bench/
 	@$(PYTHON) -m images build
-	@$(PYTHON) -m cluster.deploy up
+	@$(PYTHON) -m deploy.hyperlet up
 	$(PYTHON) -m bench all
 
 chaos: .venv/ready ## 200 deletions and faults of chance on one VM (SEED=N repeats one): never two QEMUs of it
-	@$(PYTHON) -m cluster.deploy up
+	@$(PYTHON) -m deploy.hyperlet up
 	$(PYTHON) -m bench.chaos $(if $(SEED),--seed $(SEED))
 
 bench-cni: .venv/ready ## the CNI plugins against Debian's containernetworking-plugins (root)
@@ -86,7 +86,7 @@ images: .venv/ready ## build the container images
 	@$(PYTHON) -m images build
 
 manifests: .venv/ready ## regenerate the CRDs from api/
-	$(PYTHON) -m api.crd
+	$(PYTHON) -m api.schema.crd
 
 protos: .venv/ready ## regenerate the Python beside each .proto
 	$(PYTHON) -m protos.generate

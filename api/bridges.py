@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from api import names
 from api.errors import Fault
-from api.meta import ObjectMeta
+from api.k8s.meta import ObjectMeta
 
 ANNOTATIONS = (names.ANNOTATION_BRIDGES_ALLOWED, names.ANNOTATION_BRIDGES_DENIED)
 _PATTERN = re.compile(r"[A-Za-z0-9_.*?\-]{1,15}")
@@ -22,7 +22,7 @@ class _Object(Protocol):
         """Name, age and annotations."""
 
 
-class Choice(NamedTuple):
+class BridgePolicy(NamedTuple):
     """Name patterns (`*`, `?`). `allowed`: None for every bridge."""
 
     allowed: tuple[str, ...] | None = None
@@ -35,22 +35,22 @@ class Choice(NamedTuple):
         return self.allowed is None or any(fnmatch.fnmatchcase(bridge, pattern) for pattern in self.allowed)
 
 
-NONE = Choice(allowed=())
+NONE = BridgePolicy(allowed=())
 
 
-def choice(annotations: Mapping[str, str] | None) -> Choice:
+def bridge_policy(annotations: Mapping[str, str] | None) -> BridgePolicy:
     """What the annotations choose. A list that is not one chooses nothing: no bridge is offered by mistake."""
     if list(faults(annotations)):
         return NONE
     allowed = (annotations or {}).get(names.ANNOTATION_BRIDGES_ALLOWED)
     denied = (annotations or {}).get(names.ANNOTATION_BRIDGES_DENIED)
-    return Choice(_patterns(allowed) if allowed is not None else None, _patterns(denied or ""))
+    return BridgePolicy(_patterns(allowed) if allowed is not None else None, _patterns(denied or ""))
 
 
-def choice_of(objects: Iterable[_Object]) -> Choice:
+def bridge_policy_of(objects: Iterable[_Object]) -> BridgePolicy:
     """That of the KubeVirt object, the oldest if there are several; every bridge when there is none."""
     by_age = sorted(objects, key=lambda obj: (obj.metadata.creationTimestamp or "", obj.metadata.name or ""))
-    return choice(by_age[0].metadata.annotations) if by_age else Choice()
+    return bridge_policy(by_age[0].metadata.annotations) if by_age else BridgePolicy()
 
 
 def faults(annotations: Mapping[str, str] | None) -> Iterator[Fault]:

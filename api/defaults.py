@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from api import names
-from api.devices import CDRomTarget, Devices, Disk, DiskTarget, I6300ESBWatchdog, Watchdog
-from api.domain import CPU, DomainSpec, Machine, Memory
-from api.machine_types import machine_type
-from api.meta import ObjectMeta, format_quantity, parse_quantity
-from api.networks import Interface, InterfaceBridge, InterfaceMasquerade, Network, PodNetwork
-from api.platform import Features, FeatureState, Firmware, SyNICTimer, TLBFlush
-from api.vm import VirtualMachine
-from api.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
+from api.catalogs.machine_types import machine_type
+from api.k8s.meta import ObjectMeta, format_quantity, parse_quantity
+from api.kubevirt.devices import CDRomTarget, Devices, Disk, DiskTarget, I6300ESBWatchdog, Watchdog
+from api.kubevirt.domain import CPU, DomainSpec, Machine, Memory
+from api.kubevirt.networks import Interface, InterfaceBridge, InterfaceMasquerade, Network, PodNetwork
+from api.kubevirt.platform import Features, FeatureState, Firmware, SyNICTimer, TLBFlush
+from api.kubevirt.vm import VirtualMachine
+from api.kubevirt.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
 
 if TYPE_CHECKING:
-    from api.configuration import KubeVirtConfiguration
+    from api.kubevirt.configuration import KubeVirtConfiguration
 
 DEFAULT_MACHINE = "q35"
 DEFAULT_ARCHITECTURE = "amd64"
@@ -39,7 +39,8 @@ _BINDINGS = ("bridge", "masquerade", "sriov", "macvtap", "passt", "passtBinding"
 def default_vmi(
     vmi: VirtualMachineInstance, *, config: "KubeVirtConfiguration | None" = None
 ) -> VirtualMachineInstance:
-    """The VMI with every default filled in. A spec that `api.validate` refuses may stay as faulty as it was."""
+    """The VMI with every default filled in. A spec that `api.validation.validate` refuses may stay as faulty as it
+    was."""
     return replace(vmi, spec=default_vmi_spec(vmi.spec, vmi.metadata, config=config))
 
 

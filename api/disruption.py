@@ -11,10 +11,10 @@ import re
 from typing import NamedTuple
 
 from api import names
-from api.k8s import Pod
-from api.vmi import VirtualMachineInstance
+from api.k8s.objects import Pod
+from api.kubevirt.vmi import VirtualMachineInstance
 
-TOLD = frozenset({names.REASON_TERMINATED, "ForceOff", "NeverStarted"})
+ANNOUNCED_REASONS = frozenset({names.REASON_TERMINATED, "ForceOff", "NeverStarted"})
 """Reasons that a launcher gives for its end when its pod was told to end (SIGTERM), not the guest."""
 REASON_POD_DELETED = "PodDeleted"
 REASON_LIVENESS = "LivenessProbeFailed"
@@ -47,11 +47,13 @@ def cause(pod: Pod) -> Cause | None:
     if target is not None and target.status == names.TRUE:
         # What the kubelet does has its own reason in the status: Evicted, Preempting, Terminated.
         own = _reason(status.reason) if target.reason == _BY_KUBELET else None
-        return _told(own or _reason(target.reason) or names.CONDITION_DISRUPTION_TARGET, target.reason, target.message)
+        return _announced(
+            own or _reason(target.reason) or names.CONDITION_DISRUPTION_TARGET, target.reason, target.message
+        )
     if status.phase == "Failed" and _reason(status.reason):
-        return _told(status.reason or "", _BY_KUBELET, status.message)
+        return _announced(status.reason or "", _BY_KUBELET, status.message)
     if pod.metadata.deletionTimestamp:
-        return _told(REASON_POD_DELETED, REASON_POD_DELETED, None)
+        return _announced(REASON_POD_DELETED, REASON_POD_DELETED, None)
     return None
 
 
@@ -65,13 +67,13 @@ def last_cause(vmi: VirtualMachineInstance, pod: Pod, warning: tuple[str, str] |
     if found is not None:
         return found
     if warning is not None and warning[0] in _EVENTS:
-        return _told(warning[0], _BY_KUBELET, warning[1])
+        return _announced(warning[0], _BY_KUBELET, warning[1])
     if vmi.spec.livenessProbe is not None:
         return Cause(REASON_LIVENESS, "the kubelet ended the launcher pod: its liveness probe failed")
     return Cause(REASON_POD_TERMINATED, "the launcher pod was told to end, though neither it nor the VM was deleted")
 
 
-def _told(reason: str, kind: str | None, message: str | None) -> Cause:
+def _announced(reason: str, kind: str | None, message: str | None) -> Cause:
     words = _WORDS.get(kind or "", "the launcher pod was disrupted")
     detail = "".join(each if each.isprintable() else " " for each in (message or "")[:_LIMIT]).strip()
     return Cause(reason, f"{words}: {detail}" if detail else words)

@@ -269,7 +269,7 @@ REASON_INVALID: Final = "InvalidObject"
 REASON_NODE_NOT_READY: Final = "NodeNotReady"
 REASON_LAUNCHER_NOT_ENDED: Final = "LauncherNotEnded"
 
-# Reasons of a Fault in api.validate; the first five are those of Kubernetes' own field errors
+# Reasons of a Fault in api.validation.validate; the first five are those of Kubernetes' own field errors
 FAULT_INVALID: Final = "FieldValueInvalid"
 FAULT_REQUIRED: Final = "FieldValueRequired"
 FAULT_DUPLICATE: Final = "FieldValueDuplicate"

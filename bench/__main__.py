@@ -12,8 +12,8 @@ from types import FrameType
 
 from bench import admission, api_calls, console, cpu, delete, floods, gateway, memory, start
 from bench.api import ApiFailure
-from bench.figures import Result, render
-from bench.options import Options
+from bench.figures import BenchResult, render
+from bench.options import BenchOptions
 from bench.session import Session, say, write
 from bench.timeline import Timeout
 
@@ -54,7 +54,7 @@ def kubeconfig() -> Path:
     return RUN / "kubeconfig"
 
 
-def measure(names: Sequence[str], options: Options) -> list[Result]:
+def measure(names: Sequence[str], options: BenchOptions) -> list[BenchResult]:
     """Run the benches in one session; each result is printed and written as soon as it is there."""
     results = []
     with Session(kubeconfig(), ROOT) as session:
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name:<10} {(module.__doc__ or '').splitlines()[0]}")
         return 0
     sizes = tuple(int(size) for size in arguments.sizes.split(","))
-    options = Options(arguments.repeat, arguments.quick, sizes, not arguments.no_disk, RUN / "audit.log")
+    options = BenchOptions(arguments.repeat, arguments.quick, sizes, not arguments.no_disk, RUN / "audit.log")
     signal.signal(signal.SIGTERM, stop)
     try:
         measure(list(BENCHES) if arguments.name == "all" else [arguments.name], options)

@@ -10,12 +10,13 @@ from typing import Any
 
 import msgspec
 
-from api.configuration import KubeVirtConfiguration
+from api.kubevirt.configuration import KubeVirtConfiguration
 from bench import worst_reviews
-from bench.figures import Cell, Figure, Result, Table, percentile
-from bench.options import Options
+from bench.figures import BenchResult, Cell, Figure, FigureTable, percentile
+from bench.options import BenchOptions
 from bench.session import Session
-from gateway.admission import first_look, kinds, review
+from gateway.admission import kinds, review
+from gateway.admission.webhooks import quick_checks
 
 ROUNDS = 20
 REVIEWS = 200
@@ -120,13 +121,13 @@ def _review(new: Json, old: Json | None, user: str = "alice") -> bytes:
 
 def mutate(body: bytes) -> bytes:
     """The mutating webhook without HTTP."""
-    asked, refusal = first_look(body, NAMESPACE)
+    asked, refusal = quick_checks(body, NAMESPACE)
     return review.answer(asked, refusal or kinds.mutate(asked, KubeVirtConfiguration(), NAMESPACE))
 
 
 def validate(body: bytes) -> bytes:
     """The validating webhook without HTTP."""
-    asked, refusal = first_look(body, NAMESPACE)
+    asked, refusal = quick_checks(body, NAMESPACE)
     return review.answer(asked, refusal or kinds.validate(asked, KubeVirtConfiguration(), NAMESPACE))
 
 
@@ -152,9 +153,11 @@ def slowest(bodies: Iterable[tuple[str, Json]], shown: int = SLOWEST) -> list[tu
     return sorted(found, reverse=True)[:shown]
 
 
-def analyse(samples: dict[str, dict[str, list[float]]], worst: Sequence[tuple[float, str, str, int]] = ()) -> Result:
+def analyse(
+    samples: dict[str, dict[str, list[float]]], worst: Sequence[tuple[float, str, str, int]] = ()
+) -> BenchResult:
     """Medians; the full VM through either webhook is judged, and the slowest of those made to be slow. Pure."""
-    result = Result("admission")
+    result = BenchResult("admission")
     rows: list[list[Cell]] = []
     for title, by_webhook in samples.items():
         medians = {name: percentile(found, 50) for name, found in by_webhook.items()}
@@ -162,19 +165,19 @@ def analyse(samples: dict[str, dict[str, list[float]]], worst: Sequence[tuple[fl
         if title == "create a full VM":
             for name, value in medians.items():
                 result.figures.append(Figure(f"full VM, {name}", value, "ms", TARGET_MS))
-    result.tables.append(Table("CPU ms a review (median)", ["review", "mutate", "validate"], rows))
+    result.tables.append(FigureTable("CPU ms a review (median)", ["review", "mutate", "validate"], rows))
     if worst:
         result.figures.append(Figure("the slowest review that could be made", worst[0][0], "ms", WORST_MS))
         rows = [[round(taken, 1), name, size, title] for taken, name, title, size in worst]
         result.tables.append(
-            Table("slowest of the reviews made to be slow", ["CPU ms", "webhook", "bytes", "review"], rows)
+            FigureTable("slowest of the reviews made to be slow", ["CPU ms", "webhook", "bytes", "review"], rows)
         )
     result.notes.append("from the bytes of the AdmissionReview to the bytes of the answer; HTTP and TLS are not in it")
     result.samples = {"milliseconds": samples}
     return result
 
 
-def run(_session: Session, options: Options) -> Result:
+def run(_session: Session, options: BenchOptions) -> BenchResult:
     """Needs no cluster: the code as it is here."""
     samples: dict[str, dict[str, list[float]]] = {}
     for title, body in reviews().items():

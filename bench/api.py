@@ -34,7 +34,7 @@ class ApiFailure(Exception):
 
 
 @dataclass(frozen=True)
-class Server:
+class ApiServerAddress:
     """Where the API server is and how to prove who we are."""
 
     host: str
@@ -52,7 +52,7 @@ class Server:
         return basic | ({"Authorization": f"Bearer {self.token}"} if self.token else {})
 
 
-def server(kubeconfig: Path) -> Server:
+def server(kubeconfig: Path) -> ApiServerAddress:
     """The current context of a kubeconfig; kubectl reads it, so that whatever kubectl understands is understood.
 
     Raises ApiFailure when there is none.
@@ -83,13 +83,13 @@ def server(kubeconfig: Path) -> Server:
                 pair.write(base64.b64decode(user[part]) + b"\n")
             pair.flush()
             context.load_cert_chain(pair.name)
-    return Server(address.hostname or "", address.port or 443, context, user.get("token", ""))
+    return ApiServerAddress(address.hostname or "", address.port or 443, context, user.get("token", ""))
 
 
-class Api:
+class BenchApi:
     """Requests on one kept connection. Not for several threads at once."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: ApiServerAddress) -> None:
         self.server = server
         self._connection = server.connect()
 
@@ -107,7 +107,7 @@ class Api:
             response = self._connection.getresponse()
         answer = response.read()
         if response.status >= 400:
-            raise ApiFailure(response.status, f"{method} {path}: {_words(answer)}")
+            raise ApiFailure(response.status, f"{method} {path}: {_message(answer)}")
         return answer
 
     def get(self, path: str) -> Object:
@@ -148,7 +148,7 @@ class Api:
                 raise
 
 
-def _words(answer: bytes) -> str:
+def _message(answer: bytes) -> str:
     try:
         return str(json.loads(answer).get("message", answer[:300]))
     except (ValueError, AttributeError):
@@ -162,17 +162,17 @@ Listener = Callable[[str, Object, float], None]
 class Watch:
     """A watch in a thread of its own, from the moment it is made until `close`."""
 
-    def __init__(self, server: Server, path: str, listener: Listener) -> None:
+    def __init__(self, server: ApiServerAddress, path: str, listener: Listener) -> None:
         self.failure: str | None = None
         self._closing = False
         self._listener = listener
-        version = Api(server).get(f"{path}?limit=1")["metadata"]["resourceVersion"]
+        version = BenchApi(server).get(f"{path}?limit=1")["metadata"]["resourceVersion"]
         query = urllib.parse.urlencode({"watch": "1", "resourceVersion": version, "timeoutSeconds": "7200"})
         self._connection = server.connect(timeout=None)
         self._connection.request("GET", f"{path}?{query}", headers=server.headers())
         self._response = self._connection.getresponse()
         if self._response.status >= 400:
-            raise ApiFailure(self._response.status, f"watch {path}: {_words(self._response.read())}")
+            raise ApiFailure(self._response.status, f"watch {path}: {_message(self._response.read())}")
         # close() of a response waits for its reader; shutting down the socket wakes it.
         self._socket: socket.socket | None = self._connection.sock
         self._thread = threading.Thread(target=self._read, name=f"watch {path}", daemon=True)
@@ -184,7 +184,7 @@ class Watch:
                 arrived = time.monotonic()
                 event = json.loads(line)
                 if event["type"] == "ERROR":
-                    raise ApiFailure(0, _words(json.dumps(event["object"]).encode()))
+                    raise ApiFailure(0, _message(json.dumps(event["object"]).encode()))
                 self._listener(event["type"], event["object"], arrived)
             raise ApiFailure(0, "the API server ended the watch")
         except Exception as error:

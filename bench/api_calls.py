@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench import audit, objects
-from bench.audit import Call
-from bench.figures import Cell, Figure, Result, Table
-from bench.options import Options
+from bench.audit import AuditedCall
+from bench.figures import BenchResult, Cell, Figure, FigureTable
+from bench.options import BenchOptions
 from bench.session import Session, path, say
 
 SIZES = (1, 5)
@@ -34,12 +34,12 @@ class Window:
 
     action: str
     size: int
-    calls: Sequence[Call]
+    calls: Sequence[AuditedCall]
 
 
-def analyse(windows: Sequence[Window]) -> Result:
+def analyse(windows: Sequence[Window]) -> BenchResult:
     """Means for each object; one action at a time. Pure."""
-    result = Result("api-calls")
+    result = BenchResult("api-calls")
     for action, (target, baseline) in ACTIONS.items():
         for size in sorted({w.size for w in windows if w.action == action}):
             chosen = [w for w in windows if w.action == action and w.size == size]
@@ -51,20 +51,20 @@ def analyse(windows: Sequence[Window]) -> Result:
     background = Counter((c.kind, *c.what) for w in windows for c in w.calls if c.kind != audit.COUNTED)
     rows: list[list[Cell]] = [[*what, count] for what, count in sorted(background.items())]
     header = ["why", "component", "verb", "resource", "calls in all"]
-    result.tables.append(Table("Not counted: what goes on without any VM", header, rows))
+    result.tables.append(FigureTable("Not counted: what goes on without any VM", header, rows))
     return result
 
 
-def _breakdown(label: str, calls: Sequence[Call], objects_done: int) -> Table:
+def _breakdown(label: str, calls: Sequence[AuditedCall], objects_done: int) -> FigureTable:
     failed = Counter(call.what for call in calls if call.code >= 400)
     rows: list[list[Cell]] = [
         [*what, count / objects_done, failed[what] or None]
         for what, count in sorted(audit.by_what(calls).items(), key=lambda item: (item[0][0], -item[1], item[0]))
     ]
-    return Table(f"{label}: calls for each", ["component", "verb", "resource", "each", "refused, in all"], rows)
+    return FigureTable(f"{label}: calls for each", ["component", "verb", "resource", "each", "refused, in all"], rows)
 
 
-def run(session: Session, options: Options) -> Result:
+def run(session: Session, options: BenchOptions) -> BenchResult:
     """Every action, with one object and with several."""
     session.launcher()
     windows: list[Window] = []
@@ -76,7 +76,7 @@ def run(session: Session, options: Options) -> Result:
     return analyse(windows)
 
 
-def window(options: Options, action: str, size: int, act: Callable[[], None]) -> Window:
+def window(options: BenchOptions, action: str, size: int, act: Callable[[], None]) -> Window:
     """Do something, let it settle, and read what was logged meanwhile."""
     time.sleep(SETTLE_SECONDS)
     log = audit.Log(options.audit)
@@ -85,7 +85,7 @@ def window(options: Options, action: str, size: int, act: Callable[[], None]) ->
     return Window(action, size, log.calls())
 
 
-def instances(session: Session, options: Options, size: int) -> list[Window]:
+def instances(session: Session, options: BenchOptions, size: int) -> list[Window]:
     """Create and delete VMIs."""
     made = [objects.vmi(session.name("calls")) for _ in range(size)]
     names = [str(thing["metadata"]["name"]) for thing in made]
@@ -100,7 +100,7 @@ def instances(session: Session, options: Options, size: int) -> list[Window]:
     return [window(options, actions[0], size, create), window(options, actions[1], size, remove)]
 
 
-def machines(session: Session, options: Options, size: int) -> list[Window]:
+def machines(session: Session, options: BenchOptions, size: int) -> list[Window]:
     """Start and stop VMs that exist already, and create some that run at once."""
     words = [session.name("calls-vm") for _ in range(size)]
     names = session.create("VirtualMachine", [objects.vm(word, objects.vmi(word)) for word in words])

@@ -17,7 +17,7 @@ COUNTED, ELSEWHERE, LEASE, HEARTBEAT, WATCH = "counted", "other namespaces", "le
 
 
 @dataclass(frozen=True)
-class Call:
+class AuditedCall:
     """One request of one of hyperlet's components. `resource` has the subresource behind a slash."""
 
     component: str
@@ -56,7 +56,7 @@ def component(event: dict[str, Any]) -> str:
     return user.removeprefix(prefix).removeprefix("hyperlet-") if user.startswith(prefix) else ""
 
 
-def parse(lines: Iterable[str]) -> list[Call]:
+def parse(lines: Iterable[str]) -> list[AuditedCall]:
     """The components' calls. A request counts where it ends, a watch where it begins."""
     calls = []
     for line in lines:
@@ -73,11 +73,13 @@ def parse(lines: Iterable[str]) -> list[Call]:
         if where.get("subresource"):
             resource += "/" + where["subresource"]
         code = int(event.get("responseStatus", {}).get("code", 0))
-        calls.append(Call(sender, event["verb"], resource, where.get("namespace", ""), where.get("name", ""), code))
+        calls.append(
+            AuditedCall(sender, event["verb"], resource, where.get("namespace", ""), where.get("name", ""), code)
+        )
     return calls
 
 
-def by_what(calls: Iterable[Call]) -> Counter[tuple[str, str, str]]:
+def by_what(calls: Iterable[AuditedCall]) -> Counter[tuple[str, str, str]]:
     """How many calls of each component, verb and resource."""
     return Counter(call.what for call in calls)
 
@@ -89,7 +91,7 @@ class Log:
         self.path = path
         self._offset = path.stat().st_size
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[AuditedCall]:
         """What was logged since this object was made. Raises OSError when the log began anew: too few would count."""
         with self.path.open("rb") as stream:
             if self.path.stat().st_size < self._offset:

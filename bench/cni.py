@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.figures import percentile
-from cni import build, client, guard, nft
+from cni import build, client, mac_filter, nft
 from kit import proc
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,17 +48,17 @@ class Side:
     tuning: Path
 
 
-class Fault(Exception):
+class CaseFailed(Exception):
     """A call that should have worked did not."""
 
 
 def _call(program: Path, command: str, config: bytes, container: str, netns: str, files: Path) -> float:
-    """Seconds from the start of the plugin's process to its end. Raises Fault."""
+    """Seconds from the start of the plugin's process to its end. Raises CaseFailed."""
     process, started = _begin(program, command, config, container, netns, files)
     status = os.waitpid(process, 0)[1]
     took = time.perf_counter() - started
     if status:
-        raise Fault(f"{program} {command}: {(files / container).with_suffix('.out').read_text()}")
+        raise CaseFailed(f"{program} {command}: {(files / container).with_suffix('.out').read_text()}")
     return took
 
 
@@ -161,14 +161,14 @@ def holdings(pid: int) -> Holdings:
     time.sleep(1)  # what the last calls left to other threads is through then
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     socket_ = nft.Nft()
-    guards = len(guard.guarded(socket_))
+    guards = len(mac_filter.guarded(socket_))
     socket_.close()
     descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     return Holdings(int(status["VmRSS"].split()[0]) / 1024, descriptors, int(status["Threads"]), guards)
 
 
 def endure(path: str, calls: int, files: Path) -> None:
-    """So many calls on one daemon: bridge ADD, tuning ADD, tuning DEL, bridge DEL, over and over. Raises Fault."""
+    """So many calls on one daemon: bridge ADD, tuning ADD, tuning DEL, bridge DEL, over and over. Raises CaseFailed."""
     netns = f"{PREFIX}ours"
     bridge, tuning = _bridge("ours", True), _tuning("ours", netns, files)
     steps = [("cnv-bridge", "ADD", bridge), ("cnv-tuning", "ADD", tuning)]
@@ -179,7 +179,7 @@ def endure(path: str, calls: int, files: Path) -> None:
             given = environment | {"CNI_COMMAND": command, "CNI_CONTAINERID": f"e{number}"}
             answer = client.call(path, plugin, given, config)
             if answer.code:
-                raise Fault(f"{plugin} {command}: {answer.stdout.decode()}")
+                raise CaseFailed(f"{plugin} {command}: {answer.stdout.decode()}")
 
 
 @contextmanager

@@ -24,8 +24,8 @@ import grpc.aio
 
 from api import names
 from bench import console_parts as parts
-from bench.figures import Cell, Figure, Result, Table, percentile, render
-from bench.options import Options
+from bench.figures import BenchResult, Cell, Figure, FigureTable, percentile, render
+from bench.options import BenchOptions
 from bench.session import Session, write
 from launcher.paths import Paths
 from protos import launcher_pb2 as pb
@@ -205,7 +205,7 @@ async def _measure_all(folder: Path, port: int, echoes: int, pours: int) -> tupl
         return found, await watched(ways["console, handler"], WATCHERS, echoes)
 
 
-def measured(echoes: int, pours: int) -> Result:
+def measured(echoes: int, pours: int) -> BenchResult:
     """The whole bench without a cluster."""
     with tempfile.TemporaryDirectory(prefix="hl-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
@@ -218,9 +218,9 @@ def measured(echoes: int, pours: int) -> Result:
     return report(found, crowd)
 
 
-def report(found: dict[str, Found], crowd: list[float]) -> Result:
+def report(found: dict[str, Found], crowd: list[float]) -> BenchResult:
     """Figures and table."""
-    result = Result("console")
+    result = BenchResult("console")
     for name, each in found.items():
         target = ECHO_MS if "handler" in name else None
         result.figures.append(Figure(f"{name}: echo p95", percentile(each.echoes, 95), "ms", target))
@@ -234,7 +234,7 @@ def report(found: dict[str, Found], crowd: list[float]) -> Result:
         [name, percentile(each.echoes, 50), percentile(each.echoes, 95), 1 / percentile(each.pours, 50)]
         for name, each in found.items()
     ]
-    result.tables.append(Table("By way", ["way", "echo p50 ms", "echo p95 ms", "MB/s p50"], rows))
+    result.tables.append(FigureTable("By way", ["way", "echo p50 ms", "echo p95 ms", "MB/s p50"], rows))
     result.notes.append(
         "without a cluster: instead of QEMU only its sockets; API server and gateway are not in the way"
     )
@@ -243,7 +243,7 @@ def report(found: dict[str, Found], crowd: list[float]) -> Result:
     return result
 
 
-def run(session: Session, options: Options) -> Result:
+def run(session: Session, options: BenchOptions) -> BenchResult:
     """As one of `python -m bench`; the session's cluster is not used."""
     return measured(options.rounds(ECHOES), 1 if options.quick else POURS)
 

@@ -18,9 +18,9 @@ import grpc
 import grpc.aio
 
 from api import names
-from handler import node_service
+from handler.service import node_service
 from kit import rpc, tls
-from kit.tls import Identity, Names
+from kit.tls import Names, TlsIdentity
 from launcher.paths import Paths
 from launcher.service import OPTIONS, LauncherService
 from protos import launcher_pb2_grpc
@@ -97,19 +97,19 @@ def authority(folder: Path) -> None:
     (folder / "ca.key").write_bytes(ca.key)
 
 
-def _identity(folder: Path, wanted: Names, client: bool) -> Identity:
-    ca = tls.Pair((folder / "ca.crt").read_bytes(), (folder / "ca.key").read_bytes())
+def _identity(folder: Path, wanted: Names, client: bool) -> TlsIdentity:
+    ca = tls.KeyPair((folder / "ca.crt").read_bytes(), (folder / "ca.key").read_bytes())
     key = tls.new_key()
     signed = tls.issue(ca, tls.public_key(key), wanted, client=client, now=time.time(), seconds=86400)
-    return Identity(signed, key, ca.certificate)
+    return TlsIdentity(signed, key, ca.certificate)
 
 
-def node_identity(folder: Path) -> Identity:
+def node_identity(folder: Path) -> TlsIdentity:
     """The handler's."""
     return _identity(folder, Names((names.node_dns_name(NODE),), (names.node_uri(NODE),)), client=False)
 
 
-def gateway_identity(folder: Path) -> Identity:
+def gateway_identity(folder: Path) -> TlsIdentity:
     """The client's."""
     return _identity(folder, Names((), (names.URI_GATEWAY,)), client=True)
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench import objects, processes
-from bench.figures import Cell, Figure, Result, Table
-from bench.options import Options
+from bench.figures import BenchResult, Cell, Figure, FigureTable
+from bench.options import BenchOptions
 from bench.session import Session, say
 
 GUESTS = 10
@@ -20,7 +20,7 @@ SMALLEST_SHOWN = 0.005
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class CpuSnapshot:
     """CPU seconds so far. `roles` counts children that were waited for too; `programs` is by pid."""
 
     at: float
@@ -39,7 +39,7 @@ class Spent:
     programs: Mapping[str, float]
 
 
-def spent(before: Snapshot, after: Snapshot) -> Spent:
+def spent(before: CpuSnapshot, after: CpuSnapshot) -> Spent:
     """The difference. A program that was not there before counts whole; one that ended is in nobody's sum. Pure."""
     programs: defaultdict[str, float] = defaultdict(float)
     for pid, (name, seconds) in after.programs.items():
@@ -50,14 +50,14 @@ def spent(before: Snapshot, after: Snapshot) -> Spent:
     return Spent(after.at - before.at, after.machine - before.machine, roles, dict(programs))
 
 
-def analyse(idle: Spent, work: Spent, guests: int) -> Result:
+def analyse(idle: Spent, work: Spent, guests: int) -> BenchResult:
     """Seconds for each guest, what would have been spent idle taken off. Pure."""
     scale = work.seconds / idle.seconds
 
     def each(worked: float, idled: float) -> float:
         return (worked - idled * scale) / guests
 
-    result = Result("cpu")
+    result = BenchResult("cpu")
     for role, seconds in sorted(work.roles.items()):
         baseline = HANDLER_BASELINE if role == "handler" else None
         result.figures.append(
@@ -77,12 +77,14 @@ def analyse(idle: Spent, work: Spent, guests: int) -> Result:
         if abs(seconds) >= SMALLEST_SHOWN
     ]
     rows.append(["(programs that ended meanwhile, interrupts, rounding)", rest])
-    result.tables = [Table(f"CPU seconds for each of {guests} VMIs created, by program", ["program", "CPU s"], rows)]
+    result.tables = [
+        FigureTable(f"CPU seconds for each of {guests} VMIs created, by program", ["program", "CPU s"], rows)
+    ]
     result.notes.append("the bench's own watches and requests are part of the whole machine")
     return result
 
 
-def run(session: Session, options: Options) -> Result:
+def run(session: Session, options: BenchOptions) -> BenchResult:
     """An idle stretch, then guests created at once until all are Running."""
     session.launcher()
     guests = 3 if options.quick else GUESTS
@@ -97,7 +99,7 @@ def run(session: Session, options: Options) -> Result:
     return analyse(spent(first, before), spent(before, after), guests)
 
 
-def snapshot(session: Session) -> Snapshot:
+def snapshot(session: Session) -> CpuSnapshot:
     """CPU times now."""
     roles = {pod["metadata"]["uid"]: role for role in ("controller", "handler") for pod in session.system_pods(role)}
     sums = dict.fromkeys(roles.values(), 0.0)
@@ -108,4 +110,4 @@ def snapshot(session: Session) -> Snapshot:
             sums[role] += processes.cpu_seconds(process.pid, children=True)
         name = role or (f"launcher: {process.label}" if process.pod else process.label)
         programs[process.pid] = (name, processes.cpu_seconds(process.pid))
-    return Snapshot(time.monotonic(), processes.machine_seconds(), sums, programs)
+    return CpuSnapshot(time.monotonic(), processes.machine_seconds(), sums, programs)

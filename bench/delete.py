@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from bench import objects
 from bench.api import ApiFailure
-from bench.figures import Cell, Figure, Result, Table, percentile
-from bench.options import Options
+from bench.figures import BenchResult, Cell, Figure, FigureTable, percentile
+from bench.options import BenchOptions
 from bench.session import PATIENCE, Session, path, say
 from bench.timeline import Marks, Timeout, spans
 
@@ -32,9 +32,9 @@ BARE_LEGS = (
 )
 
 
-def analyse(timelines: Sequence[Marks], pods: Sequence[Marks] = ()) -> Result:
+def analyse(timelines: Sequence[Marks], pods: Sequence[Marks] = ()) -> BenchResult:
     """Percentiles of the whole and of its parts; `pods` are the bare ones. Pure."""
-    result = Result("delete")
+    result = BenchResult("delete")
     gone = spans(timelines, "delete asked", "pod gone")
     ended = spans(timelines, "delete asked", "containers ended")
     result.figures = [
@@ -50,12 +50,12 @@ def analyse(timelines: Sequence[Marks], pods: Sequence[Marks] = ()) -> Result:
         if samples:
             rows.append([label, percentile(samples, 50), min(samples), max(samples), len(samples)])
     header = ["leg", "p50, s", "fastest", "slowest", "samples"]
-    result.tables = [Table("Where the time goes", header, rows)]
+    result.tables = [FigureTable("Where the time goes", header, rows)]
     result.samples = {"delete to pod gone": gone, "bare pod": spans(pods, "delete asked", "pod gone")}
     return result
 
 
-def run(session: Session, options: Options) -> Result:
+def run(session: Session, options: BenchOptions) -> BenchResult:
     """Start one guest, wait until all of it runs, delete it; on the nodes in turns."""
     launcher = session.launcher()
     nodes = session.nodes()

@@ -42,7 +42,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Table:
+class FigureTable:
     """Numbers behind the figures."""
 
     title: str
@@ -51,12 +51,12 @@ class Table:
 
 
 @dataclass
-class Result:
+class BenchResult:
     """All that one bench found. `notes` are sentences a reader needs to judge the numbers."""
 
     name: str
     figures: list[Figure] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
+    tables: list[FigureTable] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     conditions: dict[str, Any] = field(default_factory=dict)
     samples: dict[str, Any] = field(default_factory=dict)
@@ -112,7 +112,7 @@ def grid(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> list[str]:
     return [line(header), line(["-" * width for width in widths]), *(line(row) for row in texts)]
 
 
-def render(result: Result) -> str:
+def render(result: BenchResult) -> str:
     """The whole result as text for a terminal."""
     lines = [f"\n== {result.name} " + "=" * max(0, 60 - len(result.name))]
     if result.figures:

@@ -12,15 +12,15 @@ import sys
 import time
 from pathlib import Path
 
-from handler.launchers import Launcher
-from handler.turns import Turns
+from handler.launchers.connection import LauncherConnection
+from handler.launchers.start_limiter import StartLimiter
 from kit import memory, proc, rpc
 
 STEP_SECONDS = 0.05
 AFTER_SECONDS = 1.0
 
 
-class Known(Launcher):
+class KnownLauncher(LauncherConnection):
     """A launcher whose socket and process are known."""
 
     def _find(self) -> tuple[int, proc.Process]:
@@ -40,11 +40,11 @@ async def measure(folder: Path, seconds: float) -> dict[str, float | str]:
     """Talks for so long to whatever listens at `folder`/s."""
     (folder / "idle").mkdir()
     # gRPC and all of its threads are there before the flood begins.
-    idler = Known("idle", lambda: None, Turns(), folder / "idle")
+    idler = KnownLauncher("idle", lambda: None, StartLimiter(), folder / "idle")
     await asyncio.sleep(AFTER_SECONDS)
     rest = most = resident_mib()
     began, until = time.process_time(), time.monotonic() + seconds
-    launcher = Known("flood", lambda: None, Turns(), folder)
+    launcher = KnownLauncher("flood", lambda: None, StartLimiter(), folder)
     said = ""
     while time.monotonic() < until:
         await asyncio.sleep(STEP_SECONDS)

@@ -14,12 +14,12 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-from bench.figures import Cell, Figure, Result, Table, percentile
-from bench.hostile import FLOODS, Peer
-from bench.options import Options
+from bench.figures import BenchResult, Cell, Figure, FigureTable, percentile
+from bench.hostile import FLOODS, HostilePeer
+from bench.options import BenchOptions
 from bench.session import Session
-from handler.frame_budget import Budget
-from handler.relay import relay
+from handler.launchers.frame_budget import Budget
+from handler.launchers.relay import relay
 from kit import proc, rpc
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc as services
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def flood(name: str, reads: bool, seconds: float) -> dict[str, float | str]:
     """A handler's process, flooded."""
     with tempfile.TemporaryDirectory(prefix="flood-") as folder:
-        peer = Peer(Path(folder), *FLOODS[name], reads=reads)
+        peer = HostilePeer(Path(folder), *FLOODS[name], reads=reads)
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "bench.flood_victim", folder, str(seconds)],
@@ -81,9 +81,9 @@ async def console_cost(rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def analyse(floods: dict[str, dict[str, float | str]], console: dict[str, list[float]]) -> Result:
+def analyse(floods: dict[str, dict[str, float | str]], console: dict[str, list[float]]) -> BenchResult:
     """The worst of all floods is judged. Pure."""
-    result = Result("floods")
+    result = BenchResult("floods")
     rows: list[list[Cell]] = []
     for name, found in floods.items():
         rest, most, after = (float(found[key]) for key in ("rest", "most", "after"))
@@ -92,17 +92,19 @@ def analyse(floods: dict[str, dict[str, float | str]], console: dict[str, list[f
     result.figures.append(Figure("most memory in a flood / at rest", max(row[2] for row in rows), "", RATIO))  # type: ignore[type-var,arg-type]
     result.figures.append(Figure("memory after a flood / at rest", max(row[3] for row in rows), "", RATIO))  # type: ignore[type-var,arg-type]
     header = ["flood", "MiB at rest", "most", "after", "CPU s", "KiB sent", "connections"]
-    result.tables.append(Table(f"each for {SECONDS:g} s", header, rows))
+    result.tables.append(FigureTable(f"each for {SECONDS:g} s", header, rows))
     costs = {name: percentile(found, 50) for name, found in console.items()}
     result.tables.append(
-        Table("CPU ms for a MiB of console (median)", ["way", "ms"], [[name, cost] for name, cost in costs.items()])
+        FigureTable(
+            "CPU ms for a MiB of console (median)", ["way", "ms"], [[name, cost] for name, cost in costs.items()]
+        )
     )
     result.notes.append("console: both ends of gRPC in one process; messages of 64 KiB")
     result.samples = {"floods": floods, "console": console}
     return result
 
 
-def run(_session: Session, options: Options) -> Result:
+def run(_session: Session, options: BenchOptions) -> BenchResult:
     """Needs no cluster: the code as it is here."""
     seconds = 1.0 if options.quick else SECONDS
     floods = {

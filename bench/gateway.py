@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from bench import objects, processes
-from bench.figures import Cell, Figure, Result, Table, percentile
-from bench.options import Options
+from bench.figures import BenchResult, Cell, Figure, FigureTable, percentile
+from bench.options import BenchOptions
 from bench.session import NAMESPACE, Session
 
 MIB = 1 << 20
@@ -34,7 +34,7 @@ ROOT = f"/apis/subresources.kubevirt.io/v1/namespaces/{NAMESPACE}/virtualmachine
 
 
 @dataclass
-class Sample:
+class GatewaySample:
     """Everything the bench collects."""
 
     echoes: list[float] = field(default_factory=list)
@@ -51,9 +51,9 @@ class Sample:
     consoles: int = 0
 
 
-def analyse(sample: Sample) -> Result:
+def analyse(sample: GatewaySample) -> BenchResult:
     """Medians, and the memory as if one replica carried all. Pure."""
-    result = Result("gateway")
+    result = BenchResult("gateway")
     if sample.echoes:
         middle, worst = percentile(sample.echoes, 50), percentile(sample.echoes, 99)
         result.figures.append(Figure("console, a byte there and back, median", middle, "ms", ECHO_MS))
@@ -75,7 +75,9 @@ def analyse(sample: Sample) -> Result:
         rows: list[list[Cell]] = [
             [pod, sample.idle[pod] / MIB, sample.crowded.get(pod, 0) / MIB] for pod in sorted(sample.idle)
         ]
-        result.tables.append(Table("Replicas, MiB RSS", ["pod", "idle", f"{sample.consoles} consoles on both"], rows))
+        result.tables.append(
+            FigureTable("Replicas, MiB RSS", ["pod", "idle", f"{sample.consoles} consoles on both"], rows)
+        )
     result.notes += [
         "A real guest echoes the bytes and a real QEMU draws the screen: both are part of the times. QEMU looks at its "
         "screen every 30 ms at most and sends none while the one before is still in its buffer, so that one of 1.2 MB "
@@ -92,14 +94,14 @@ def analyse(sample: Sample) -> Result:
     return result
 
 
-class Client:
+class StreamClient:
     """WebSockets through the API server."""
 
     def __init__(self, session: Session) -> None:
         self._server = session.server
         self._http: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> Client:
+    async def __aenter__(self) -> StreamClient:
         base = f"https://{self._server.host}:{self._server.port}"
         connector = aiohttp.TCPConnector(ssl=self._server.tls, limit=0)
         self._http = aiohttp.ClientSession(base, connector=connector, headers=self._server.headers())
@@ -117,7 +119,7 @@ class Client:
             yield socket
 
 
-async def echo(client: Client, name: str, count: int) -> list[float]:
+async def echo(client: StreamClient, name: str, count: int) -> list[float]:
     """Milliseconds from a byte to its echo by the guest's login prompt, one after the other."""
     samples = []
     async with client.stream(f"{name}/console") as console:
@@ -149,7 +151,7 @@ async def _quiet(console: aiohttp.ClientWebSocketResponse) -> None:
     await asyncio.gather(reading, return_exceptions=True)
 
 
-class Screen:
+class RfbScreen:
     """A viewer that asks for the whole screen again and again (RFC 6143, raw encoding)."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -207,10 +209,10 @@ class Screen:
         return total
 
 
-async def pour(client: Client, name: str, amount: int) -> float:
+async def pour(client: StreamClient, name: str, amount: int) -> float:
     """Seconds for each 20 MB of screen."""
     async with client.stream(f"{name}/vnc") as socket:
-        screen = Screen(socket)
+        screen = RfbScreen(socket)
         size = await screen.open()
         moving = asyncio.create_task(screen.move())
         try:
@@ -242,9 +244,9 @@ def resident(session: Session) -> dict[str, int]:
     return found
 
 
-async def _measure(session: Session, names: list[str], options: Options) -> Sample:
-    sample = Sample(idle=resident(session), consoles=CROWD * 5 if options.quick else CONSOLES)
-    async with Client(session) as client:
+async def _measure(session: Session, names: list[str], options: BenchOptions) -> GatewaySample:
+    sample = GatewaySample(idle=resident(session), consoles=CROWD * 5 if options.quick else CONSOLES)
+    async with StreamClient(session) as client:
         sample.echoes = await echo(client, names[0], ECHOES // 10 if options.quick else ECHOES)
         amount = POURED // 8 if options.quick else POURED
         for _ in range(options.rounds(ROUNDS)):
@@ -260,7 +262,7 @@ async def _measure(session: Session, names: list[str], options: Options) -> Samp
     return sample
 
 
-def run(session: Session, options: Options) -> Result:
+def run(session: Session, options: BenchOptions) -> BenchResult:
     """A guest that echoes, one with a large screen, and as many consoles as the target names."""
     with _guests(session, CROWD) as names:
         return analyse(asyncio.run(_measure(session, names, options)))

@@ -44,7 +44,7 @@ FLOODS: dict[str, tuple[bytes, bytes]] = {
 }
 
 
-class Peer:
+class HostilePeer:
     """Listens at `folder`/s, and floods each connection until it is closed. `sent`: bytes of all of them."""
 
     def __init__(self, folder: Path, once: bytes, again: bytes, *, reads: bool = True) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from bench import objects, processes
 from bench.delete import guest_ready
-from bench.figures import Cell, Figure, Result, Table
-from bench.options import Options
+from bench.figures import BenchResult, Cell, Figure, FigureTable
+from bench.options import BenchOptions
 from bench.session import Session, say
 
 MIB = 1 << 20
@@ -69,7 +69,7 @@ class Overhead:
 
 
 @dataclass
-class Sample:
+class MemorySample:
     """Everything the bench collects."""
 
     alone: list[PodMemory] = field(default_factory=list)
@@ -128,9 +128,9 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def analyse(sample: Sample) -> Result:
+def analyse(sample: MemorySample) -> BenchResult:
     """Means over pods in MiB, services by their largest. Pure."""
-    result = Result("memory")
+    result = BenchResult("memory")
     for pods, words, target, baseline in (
         (sample.alone, "alone on the node", ALONE_TARGET, ALONE_BASELINE),
         (sample.crowd, f"{sample.guests} on the node", CROWD_TARGET, CROWD_BASELINE),
@@ -154,7 +154,7 @@ def analyse(sample: Sample) -> Result:
     return result
 
 
-def _services(sample: Sample) -> list[Figure]:
+def _services(sample: MemorySample) -> list[Figure]:
     figures = []
     for when, pods in sample.services.items():
         for role, target in SERVICE_TARGETS.items():
@@ -167,7 +167,7 @@ def _services(sample: Sample) -> list[Figure]:
     return figures
 
 
-def _by_process(pods: Sequence[PodMemory], words: str) -> Table:
+def _by_process(pods: Sequence[PodMemory], words: str) -> FigureTable:
     sizes: defaultdict[str, list[int]] = defaultdict(list)
     for pod in pods:
         for name, size in pod.pss.items():
@@ -177,27 +177,27 @@ def _by_process(pods: Sequence[PodMemory], words: str) -> Table:
         [name, sum(sizes[name]) / len(pods) / MIB, min(sizes[name]) / MIB, max(sizes[name]) / MIB] for name in ordered
     ]
     title = f"PSS by process, {words} ({len(pods)} pods)"
-    return Table(title, ["process", "mean, MiB", "smallest", "largest"], rows)
+    return FigureTable(title, ["process", "mean, MiB", "smallest", "largest"], rows)
 
 
-def _overheads(overheads: Sequence[Overhead]) -> Table:
+def _overheads(overheads: Sequence[Overhead]) -> FigureTable:
     rows: list[list[Cell]] = []
     for o in overheads:
         spare = o.requested - o.guest - o.measured
         sizes = (o.resident, o.working, o.pss, o.kernel, o.measured, o.requested - o.guest, spare)
         rows.append([o.case, o.guest // MIB, *(size / MIB for size in sizes)])
     header = ["guest", "memory", "touched", "cgroup", "PSS", "kernel", "overhead", "requested", "spare"]
-    return Table("What a guest costs its pod beyond the memory it touched, MiB", header, rows)
+    return FigureTable("What a guest costs its pod beyond the memory it touched, MiB", header, rows)
 
 
-def run(session: Session, options: Options) -> Result:
+def run(session: Session, options: BenchOptions) -> BenchResult:
     """Services idle, guests alone on a node, guests of many kinds, many guests on that node."""
     session.launcher()
     taken = {vmi.get("status", {}).get("nodeName") for vmi in session.foreign()}
     nodes = session.nodes()
     free = [node for node in nodes if node not in taken]
     node = (free or nodes)[0]
-    sample = Sample(guests=5 if options.quick else CROWD)
+    sample = MemorySample(guests=5 if options.quick else CROWD)
     time.sleep(SETTLE_SECONDS)
     sample.services["idle"] = services(session)
     for _ in range(options.rounds(ROUNDS)):

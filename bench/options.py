@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchOptions:
     """repeat: rounds, 0 for a bench's own number.  quick: as little as shows that it works.
     sizes, disk: for `start`.  audit: the API server's audit log."""
 

@@ -22,7 +22,7 @@ _RANGE = re.compile(r"^[0-9a-f]+-[0-9a-f]+ (\S{4}) ")
 
 
 @dataclass(frozen=True)
-class Process:
+class MeasuredProcess:
     """One process. `pod` is the UID of its pod, empty for none; `cgroup` the text of /proc/<pid>/cgroup."""
 
     pid: int
@@ -65,7 +65,7 @@ def label(argv: list[str], comm: str) -> str:
     return comm
 
 
-def everything() -> list[Process]:
+def everything() -> list[MeasuredProcess]:
     """All processes of the machine. Those that end meanwhile are left out."""
     found = []
     for folder in PROC.iterdir():
@@ -77,11 +77,11 @@ def everything() -> list[Process]:
             cgroup = (folder / "cgroup").read_text()
         except OSError:
             continue
-        found.append(Process(int(folder.name), label(argv, comm), pod_uid(cgroup), cgroup))
+        found.append(MeasuredProcess(int(folder.name), label(argv, comm), pod_uid(cgroup), cgroup))
     return found
 
 
-def of_pod(uid: str) -> list[Process]:
+def of_pod(uid: str) -> list[MeasuredProcess]:
     """The processes of a pod, its pause process included."""
     return [process for process in everything() if process.pod == uid]
 

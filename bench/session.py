@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any
 
 from bench import objects
-from bench.api import Api, ApiFailure, Object, Watch
+from bench.api import ApiFailure, BenchApi, Object, Watch
 from bench.api import server as connect
-from bench.timeline import Recorder, Timeout
+from bench.timeline import TimelineRecorder, Timeout
 
 NAMESPACE = "bench"
 SYSTEM = "hyperlet"
@@ -45,8 +45,8 @@ class Session:
         self.kubeconfig = kubeconfig
         self.root = root
         self.server = connect(kubeconfig)
-        self.api = Api(self.server)
-        self.recorder = Recorder()
+        self.api = BenchApi(self.server)
+        self.recorder = TimelineRecorder()
         self._watches: list[Watch] = []
         self._launcher: Object | None = None
         self._serial = 0

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench import objects
-from bench.figures import Cell, Figure, Result, Table, percentile
-from bench.options import Options
+from bench.figures import BenchResult, Cell, Figure, FigureTable, percentile
+from bench.options import BenchOptions
 from bench.session import Session, say
 from bench.timeline import Marks, spans
 
@@ -54,9 +54,9 @@ class Burst:
     pods: Sequence[Marks]
 
 
-def analyse(bursts: Sequence[Burst], disk: bool) -> Result:
+def analyse(bursts: Sequence[Burst], disk: bool) -> BenchResult:
     """Percentiles over all objects of all rounds of a size, and their ratio to bare pods. Pure."""
-    result = Result("start" if disk else "start-no-disk")
+    result = BenchResult("start" if disk else "start-no-disk")
     ratios: list[list[Cell]] = []
     for burst in bursts:
         result.figures += _figures(burst, disk)
@@ -68,7 +68,7 @@ def analyse(bursts: Sequence[Burst], disk: bool) -> Result:
         result.samples[str(burst.size)] = {"create to Running": running, "bare pod create to Ready": bare}
     header = ["at once", "", "VMI create → Running, s", "bare pod create → Ready, s", "ratio"]
     result.tables.insert(
-        0, Table("Beside bare pods of the launcher's image with its resources, in turns", header, ratios)
+        0, FigureTable("Beside bare pods of the launcher's image with its resources, in turns", header, ratios)
     )
     result.notes.append(
         '"containers ready" is the moment a bare pod would be Ready; a launcher pod has a readiness gate after it'
@@ -93,16 +93,18 @@ def _figures(burst: Burst, disk: bool) -> list[Figure]:
     return figures
 
 
-def _legs(burst: Burst) -> Table:
+def _legs(burst: Burst) -> FigureTable:
     rows: list[list[Cell]] = []
     for label, begin, end in LEGS:
         samples = spans(burst.guests, begin, end)
         if samples:
             rows.append([label, percentile(samples, 50), percentile(samples, 95), max(samples), len(samples)])
-    return Table(f"Where the time goes, {burst.size} at once", ["leg", "p50, s", "p95, s", "max, s", "samples"], rows)
+    return FigureTable(
+        f"Where the time goes, {burst.size} at once", ["leg", "p50, s", "p95, s", "max, s", "samples"], rows
+    )
 
 
-def run(session: Session, options: Options) -> Result:
+def run(session: Session, options: BenchOptions) -> BenchResult:
     """Guests and bare pods in turns, `rounds` times for each size."""
     launcher = session.launcher()
     bursts = []

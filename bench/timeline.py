@@ -90,7 +90,7 @@ class Timeout(Exception):
     """Objects did not reach a milestone in time, or cannot reach it any more; the text says which and what they say."""
 
 
-class Recorder:
+class TimelineRecorder:
     """Collects the first time of every milestone, per name. Watches of several kinds may feed it from their threads."""
 
     def __init__(self) -> None:

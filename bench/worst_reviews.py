@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from api.shape import Shape, struct_shape
-from api.vmi import VirtualMachineInstanceSpec
+from api.kubevirt.vmi import VirtualMachineInstanceSpec
+from api.schema.shape import Shape, struct_shape
 
 Json = dict[str, Any]
 SIZE = 3 << 20

@@ -13,8 +13,8 @@ import aiohttp
 import msgspec
 
 from api.version import VERSION
-from cli.problem import Problem
-from cli.settings import Settings
+from cli.problem import CliError
+from cli.settings import CliSettings
 from kit import faults, kubeconfig
 from kit.kubeconfig import ConfigError
 
@@ -32,15 +32,15 @@ ANSWER_SECONDS = 10.0
 _SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "h": 3600.0}
 
 
-class Refused(Problem):
+class RequestRefused(CliError):
     """The server's answer is no. `status` has its code, reason and message."""
 
     def __init__(self, status: faults.Status) -> None:
-        super().__init__(_words(status))
+        super().__init__(_message(status))
         self.status = status
 
 
-def _words(status: faults.Status) -> str:
+def _message(status: faults.Status) -> str:
     message = " ".join(status.message.split())
     if status.code == 401:
         return f"the API server does not accept these credentials: {message}"
@@ -52,23 +52,23 @@ def _words(status: faults.Status) -> str:
 
 
 def seconds_of(text: str | None) -> float | None:
-    """The time limit of a request: `30`, `30s`, `2m`; 0 means none. Raises Problem."""
+    """The time limit of a request: `30`, `30s`, `2m`; 0 means none. Raises CliError."""
     if text is None:
         return REQUEST_SECONDS
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", text)
     if match is None:
-        raise Problem(f"--request-timeout is a time such as 30s or 2m, not {text!r}")
+        raise CliError(f"--request-timeout is a time such as 30s or 2m, not {text!r}")
     return float(match[1]) * _SECONDS[match[2] or ""] or None
 
 
-class Client:
+class ApiClient:
     """One API server. `async with Client(settings) as client:`; all methods raise Problem."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: CliSettings) -> None:
         try:
             self._where = kubeconfig.load(settings.choice())
         except ConfigError as error:
-            raise Problem(str(error)) from error
+            raise CliError(str(error)) from error
         self.namespace = self._where.namespace
         self._settings = settings
         self._seconds = seconds_of(settings.request_timeout)
@@ -159,17 +159,17 @@ class Client:
                 if self._auth is None or renew:
                     self._auth = await self._where.credentials.headers(renew)
                 return await send(self._auth)
-            except Refused as refusal:
+            except RequestRefused as refusal:
                 if refusal.status.code != 401 or renew:
                     raise
             except ConfigError as error:
-                raise Problem(str(error)) from error
+                raise CliError(str(error)) from error
             except TimeoutError as error:
-                raise Problem(f"the API server {self._where.server} did not answer in time") from error
+                raise CliError(f"the API server {self._where.server} did not answer in time") from error
             except aiohttp.WSServerHandshakeError as error:
-                raise Problem(f"the server does not open a stream here: HTTP {error.status}") from error
+                raise CliError(f"the server does not open a stream here: HTTP {error.status}") from error
             except (aiohttp.ClientError, OSError) as error:
-                raise Problem(f"cannot reach the API server {self._where.server}: {error}") from error
+                raise CliError(f"cannot reach the API server {self._where.server}: {error}") from error
         raise AssertionError("the second attempt returns or raises")
 
     def _open(self) -> aiohttp.ClientSession:
@@ -184,7 +184,7 @@ class Client:
             headers += [("Impersonate-Group", group) for group in given.impersonate_groups]
             headers += [("Impersonate-Uid", uid) for uid in [given.impersonate_uid] if uid]
         elif given.impersonate_groups or given.impersonate_uid:
-            raise Problem("--as-group and --as-uid need --as")
+            raise CliError("--as-group and --as-uid need --as")
         return headers
 
     def _tell(self, method: str, path: str, status: int) -> None:
@@ -198,16 +198,16 @@ async def _refuse(answer: aiohttp.ClientResponse) -> None:
     body = b""
     with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
         body = await asyncio.wait_for(answer.read(), ANSWER_SECONDS)
-    raise Refused(faults.parse(answer.status, body))
+    raise RequestRefused(faults.parse(answer.status, body))
 
 
 def _document(body: bytes) -> Json:
     try:
         document = msgspec.json.decode(body)
     except msgspec.DecodeError as error:
-        raise Problem(f"the server's answer is not JSON: {error}") from error
+        raise CliError(f"the server's answer is not JSON: {error}") from error
     if not isinstance(document, dict):
-        raise Problem("the server's answer is not a JSON object")
+        raise CliError("the server's answer is not a JSON object")
     return document
 
 

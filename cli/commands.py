@@ -13,7 +13,7 @@ import click
 
 from cli import settings
 from cli.paths import INSTANCES, MACHINES
-from cli.settings import Settings
+from cli.settings import CliSettings
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -80,7 +80,7 @@ class Command(click.Command):
         takes_value = frozenset(name for option in options if not option.is_flag for name in option.opts)
         rest = super().parse_args(ctx, like_cobra(args, switches, takes_value))
         mine = {str(option.name): ctx.params.pop(str(option.name)) for option in self._globals()}
-        ctx.obj = Settings.of(mine)
+        ctx.obj = CliSettings.of(mine)
         return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -92,7 +92,7 @@ class Command(click.Command):
         formatter.write_text(f'"{program_name()} options" lists the flags that all commands have.')
 
 
-class Entry(NamedTuple):
+class CommandEntry(NamedTuple):
     """Where a command is, and the line that the list of commands has about it."""
 
     module: str
@@ -103,7 +103,7 @@ class Entry(NamedTuple):
 class Lazy(click.Group):
     """A group whose commands are imported when they are asked for: a start costs what its own command costs."""
 
-    def __init__(self, entries: Mapping[str, Entry], **attributes: Any) -> None:
+    def __init__(self, entries: Mapping[str, CommandEntry], **attributes: Any) -> None:
         super().__init__(**attributes)
         self.entries = entries
 

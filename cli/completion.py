@@ -9,8 +9,8 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class, shell_complete
 
 from cli.commands import PROGRAM, VARIABLE, command
-from cli.problem import Problem
-from cli.settings import Settings
+from cli.problem import CliError
+from cli.settings import CliSettings
 
 if TYPE_CHECKING:
     from cli.commands import Lazy
@@ -22,7 +22,7 @@ TIMEOUT = "2s"
 
 @command("completion", short_help="Print the completion script of a shell.")
 @click.argument("shell", metavar="bash|zsh|fish")
-def completion(settings: Settings, shell: str) -> None:
+def completion(settings: CliSettings, shell: str) -> None:
     """Print the completion script of a shell.
 
     \b
@@ -35,7 +35,7 @@ def completion(settings: Settings, shell: str) -> None:
 
     kind = get_completion_class(shell) if shell in SHELLS else None
     if kind is None:
-        raise Problem(f"{shell!r} is no shell that this knows: bash, zsh or fish")
+        raise CliError(f"{shell!r} is no shell that this knows: bash, zsh or fish")
     click.echo(kind(application(), {}, PROGRAM, VARIABLE).source())
 
 
@@ -48,17 +48,17 @@ def machines(resource: str, ctx: click.Context, incomplete: str) -> list[Complet
     """The names that begin so; none where the server does not say."""
     from dataclasses import replace
 
-    from cli.client import Client, run
+    from cli.client import ApiClient, run
     from cli.paths import object_path
 
-    settings = ctx.obj if isinstance(ctx.obj, Settings) else Settings()
+    settings = ctx.obj if isinstance(ctx.obj, CliSettings) else CliSettings()
 
     async def ask() -> list[str]:
-        async with Client(replace(settings, request_timeout=TIMEOUT)) as client:
+        async with ApiClient(replace(settings, request_timeout=TIMEOUT)) as client:
             listing = await client.get(object_path(resource, client.namespace))
             return [item["metadata"]["name"] for item in listing.get("items") or ()]
 
     try:
         return [CompletionItem(name) for name in run(ask()) if name.startswith(incomplete)]
-    except (Problem, LookupError, TypeError):
+    except (CliError, LookupError, TypeError):
         return []

@@ -10,14 +10,14 @@ import click
 
 from cli.commands import command, machine
 from cli.paths import INSTANCES, MACHINES, machine_path, object_path
-from cli.problem import Problem
-from cli.settings import Settings
+from cli.problem import CliError
+from cli.settings import CliSettings
 from cli.terminal import ESCAPE, Terminal, raw, typed
 
 if TYPE_CHECKING:
     import aiohttp
 
-    from cli.client import Client, Refused
+    from cli.client import ApiClient, RequestRefused
 
 RETRY_SECONDS = 0.5
 _BEFORE_RUNNING = {"", "Pending", "Scheduling", "Scheduled"}
@@ -35,7 +35,7 @@ _STOPPED = {"", "Stopped", "Stopping", "Terminating"}
     help="Patience with a machine that starts.",
 )
 @click.option("--shared", is_flag=True, help="Watch a console that somebody else has, instead of taking it over.")
-def console(settings: Settings, name: str, timeout: float, shared: bool) -> None:
+def console(settings: CliSettings, name: str, timeout: float, shared: bool) -> None:
     """Open the serial console of a machine. Ctrl-] (or ctrl-5) leaves it.
 
     \b
@@ -49,12 +49,12 @@ def console(settings: Settings, name: str, timeout: float, shared: bool) -> None
     run(_console(settings, name, timeout * 60, shared))
 
 
-async def _console(settings: Settings, name: str, seconds: float, shared: bool) -> None:
-    from cli.client import Client
+async def _console(settings: CliSettings, name: str, seconds: float, shared: bool) -> None:
+    from cli.client import ApiClient
     from cli.wait import progress
 
     params = {"shared": "true"} if shared else {}
-    async with Client(settings) as client:
+    async with ApiClient(settings) as client:
         path = machine_path(INSTANCES, client.namespace, name, "console")
         with progress(f"{name}: waiting for its console") as tell:
             socket = await _opened(client, name, path, params, seconds, tell)
@@ -65,26 +65,26 @@ async def _console(settings: Settings, name: str, seconds: float, shared: bool) 
 
 
 async def _opened(
-    client: Client, name: str, path: str, params: dict[str, str], seconds: float, tell: Callable[[str], None]
+    client: ApiClient, name: str, path: str, params: dict[str, str], seconds: float, tell: Callable[[str], None]
 ) -> aiohttp.ClientWebSocketResponse:
     """The open console; a machine that is still starting is waited for."""
-    from cli.client import Refused
+    from cli.client import RequestRefused
 
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         try:
             return await client.connect(path, params)
-        except Refused as refusal:
+        except RequestRefused as refusal:
             late = asyncio.get_running_loop().time() > deadline
             if late or not await _starting(client, name, refusal):
-                raise Problem(f"cannot open the console of VirtualMachineInstance {name}: {refusal}") from refusal
+                raise CliError(f"cannot open the console of VirtualMachineInstance {name}: {refusal}") from refusal
             tell(f"{name}: waiting for its console: {refusal}")
         await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _starting(client: Client, name: str, refusal: Refused) -> bool:
+async def _starting(client: ApiClient, name: str, refusal: RequestRefused) -> bool:
     """Whether a refusal may only be too early: the machine is on its way."""
-    from cli.client import Refused
+    from cli.client import RequestRefused
 
     try:
         match refusal.status.code:
@@ -98,14 +98,14 @@ async def _starting(client: Client, name: str, refusal: Refused) -> bool:
                 status = vm.get("status") or {}
                 asked = any(request.get("action") == "Start" for request in status.get("stateChangeRequests") or ())
                 return asked or (status.get("printableStatus") or "") not in _STOPPED
-    except Refused:
+    except RequestRefused:
         pass  # what the person may not see, or what is not there, tells nothing
     return False
 
 
 async def attach(socket: aiohttp.ClientWebSocketResponse, terminal: Terminal, name: str) -> None:
-    """Gives the terminal to the guest until the person leaves or the server ends it. Raises Problem for a bad end."""
-    from cli.streams import Ending, incoming, outgoing
+    """Gives the terminal to the guest until the person leaves or the server ends it. Raises CliError for a bad end."""
+    from cli.streams import StreamClosed, incoming, outgoing
 
     loop = asyncio.get_running_loop()
     left: asyncio.Future[int] = loop.create_future()
@@ -128,7 +128,7 @@ async def attach(socket: aiohttp.ClientWebSocketResponse, terminal: Terminal, na
             task.cancel()
         await asyncio.gather(typing, showing, return_exceptions=True)
     if left.done():
-        raise Problem(f"left the console of {name}: signal {left.result()}", 128 + left.result())
+        raise CliError(f"left the console of {name}: signal {left.result()}", 128 + left.result())
     if not ended:
         terminal.say("")  # the shell's prompt gets a line of its own
         if not typing.cancelled():
@@ -136,8 +136,8 @@ async def attach(socket: aiohttp.ClientWebSocketResponse, terminal: Terminal, na
         return
     try:
         reason = await showing
-    except Ending as end:
-        raise Problem(_disconnected(name, end.reason)) from end
+    except StreamClosed as end:
+        raise CliError(_disconnected(name, end.reason)) from end
     terminal.say(f"\nThe console of {name} was closed{f': {reason}' if reason else '.'}")
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import click
 
-from cli.commands import Entry, Lazy, command
+from cli.commands import CommandEntry, Lazy, command
 from cli.output import format_option, show
-from cli.problem import Problem
-from cli.settings import Settings
+from cli.problem import CliError
+from cli.settings import CliSettings
 
 create = Lazy(
-    {"vm": Entry("cli.create", "vm", "Print the manifest of a virtual machine.")},
+    {"vm": CommandEntry("cli.create", "vm", "Print the manifest of a virtual machine.")},
     name="create",
     help="Print manifests made from flags.",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -65,7 +65,7 @@ def random_name() -> str:
 @click.option("--cloud-init-network-data", metavar="BASE64", help="The network data.")
 @format_option("yaml")
 def vm(
-    settings: Settings,
+    settings: CliSettings,
     name: str | None,
     run_strategy: str,
     termination_grace_period: int,
@@ -94,7 +94,7 @@ def vm(
 
     made = any((user, password_file, ssh_keys, ga_manage_ssh))
     if cloud_init_user_data and made:
-        raise Problem("--cloud-init-user-data excludes --user, --password-file, --ssh-key and --ga-manage-ssh")
+        raise CliError("--cloud-init-user-data excludes --user, --password-file, --ssh-key and --ga-manage-ssh")
     for flag, data in (("user", cloud_init_user_data), ("network", cloud_init_network_data)):
         _check_base64(f"--cloud-init-{flag}-data", data)
     password = _password(password_file) if password_file else None
@@ -111,7 +111,7 @@ def vm(
     )
     if told.source == "none" and told.wanted:
         click.echo("warning: --cloud-init=none: the other cloud-init flags have no effect", err=True)
-    wish = manifest.Wish(
+    vm_options = manifest.VmOptions(
         name=name or random_name(),
         namespace=settings.namespace,
         run_strategy=run_strategy,
@@ -122,18 +122,18 @@ def vm(
         claims=claims,
         cloud_init=told,
     )
-    show(manifest.machine(wish), output)
+    show(manifest.machine(vm_options), output)
 
 
 def _check_base64(flag: str, data: str | None) -> None:
     try:
         base64.b64decode(data or "", validate=True)
     except binascii.Error as error:
-        raise Problem(f"{flag} is not base64 ({error}); encode it with: base64 -w0 FILE") from error
+        raise CliError(f"{flag} is not base64 ({error}); encode it with: base64 -w0 FILE") from error
 
 
 def _password(file: str) -> str:
     try:
         return Path(file).read_text().strip()
     except (OSError, ValueError) as error:
-        raise Problem(f"--password-file: cannot read {file}: {error}") from error
+        raise CliError(f"--password-file: cannot read {file}: {error}") from error

@@ -11,8 +11,8 @@ import click
 from cli.commands import command
 from cli.output import format_option, show
 from cli.paths import MACHINES, SUBRESOURCES, machine_path
-from cli.problem import Problem
-from cli.settings import Settings
+from cli.problem import CliError
+from cli.settings import CliSettings
 
 Json = dict[str, Any]
 
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 @click.option("--vm", "name", metavar="NAME", help="A VM of the cluster.")
 @click.option("--file", "-f", "file", metavar="FILE", help="A manifest; - is standard input.")
 @format_option("yaml")
-def expand(settings: Settings, name: str | None, file: str | None, output: str) -> None:
+def expand(settings: CliSettings, name: str | None, file: str | None, output: str) -> None:
     """Show a VM with everything that it refers to written out.
 
     \b
@@ -29,14 +29,14 @@ def expand(settings: Settings, name: str | None, file: str | None, output: str) 
       hyperctl expand --vm myvm
       hyperctl expand --file myvm.yaml -o json
     """
-    from cli.client import Client, run
+    from cli.client import ApiClient, run
 
     if (name is None) == (file is None):
-        raise Problem("say which: a VM with --vm, or a manifest with --file")
+        raise CliError("say which: a VM with --vm, or a manifest with --file")
     manifest = read(file) if file else None
 
     async def ask() -> Json:
-        async with Client(settings) as client:
+        async with ApiClient(settings) as client:
             if name:
                 return await client.get(machine_path(MACHINES, client.namespace, name, "expand-spec"))
             path = f"{SUBRESOURCES}/namespaces/{client.namespace}/expand-vm-spec"
@@ -46,13 +46,13 @@ def expand(settings: Settings, name: str | None, file: str | None, output: str) 
 
 
 def read(file: str) -> Json:
-    """A manifest in YAML or JSON. Raises Problem."""
+    """A manifest in YAML or JSON. Raises CliError."""
     import yaml
 
     try:
         document = yaml.safe_load(sys.stdin.read() if file == "-" else Path(file).read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise Problem(f"cannot read {file}: {' '.join(str(error).split())}") from error
+        raise CliError(f"cannot read {file}: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
-        raise Problem(f"{file} has no VirtualMachine")
+        raise CliError(f"{file} has no VirtualMachine")
     return document

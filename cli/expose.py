@@ -9,8 +9,8 @@ import click
 from cli.commands import command
 from cli.output import format_option, show
 from cli.paths import SHORT, core_path, object_path, resource_of
-from cli.problem import Problem
-from cli.settings import Settings
+from cli.problem import CliError
+from cli.settings import CliSettings
 
 NAME_LABEL = "vm.kubevirt.io/name"
 """Label of a launcher pod that has its machine's name."""
@@ -62,7 +62,7 @@ def declared_ports(machine: Json) -> list[Json]:
 @click.option("--labels", metavar="KEY=VALUE,…", help="Labels of the Service.")
 @click.option("--dry-run", is_flag=True, help="Make nothing; with -o, show what would be made.")
 @format_option()
-def expose(settings: Settings, kind: str, machine: str, name: str, output: str | None, **flags: Any) -> None:
+def expose(settings: CliSettings, kind: str, machine: str, name: str, output: str | None, **flags: Any) -> None:
     """Make a Service for ports of a machine.
 
     \b
@@ -70,12 +70,12 @@ def expose(settings: Settings, kind: str, machine: str, name: str, output: str |
       hyperctl expose vm myvm --name=myvm-ssh --port=5555 --target-port=22
       hyperctl expose vmi myvmi --name=myvmi-web --port=80 --type=NodePort --node-port=30080
     """
-    from cli.client import Client, run
+    from cli.client import ApiClient, run
 
     resource = resource_of(kind)
 
     async def make() -> Json:
-        async with Client(settings) as client:
+        async with ApiClient(settings) as client:
             found = await client.get(object_path(resource, client.namespace, machine))
             body = service(name, client.namespace, machine, flags, found)
             params = "?dryRun=All" if flags["dry_run"] else ""
@@ -89,14 +89,14 @@ def expose(settings: Settings, kind: str, machine: str, name: str, output: str |
 
 
 def service(name: str, namespace: str, machine: str, flags: Json, found: Json) -> Json:
-    """The Service as it is sent. Raises Problem when no port is known."""
+    """The Service as it is sent. Raises CliError when no port is known."""
     spec: Json = {
         "type": flags["service_type"],
         "selector": {NAME_LABEL: machine},
         "ports": _ports(flags) or declared_ports(found),
     }
     if not spec["ports"]:
-        raise Problem(f"the interfaces of {machine} name no ports: say which with --port")
+        raise CliError(f"the interfaces of {machine} name no ports: say which with --port")
     for field, flag in (("clusterIP", "cluster_ip"), ("loadBalancerIP", "load_balancer_ip")):
         if flags[flag]:
             spec[field] = flags[flag]
@@ -115,7 +115,7 @@ def service(name: str, namespace: str, machine: str, flags: Json, found: Json) -
 def _ports(flags: Json) -> list[Json]:
     if flags["port"] is None:
         if flags["target_port"] or flags["node_port"] or flags["port_name"]:
-            raise Problem("--target-port, --node-port and --port-name need --port")
+            raise CliError("--target-port, --node-port and --port-name need --port")
         return []
     port: Json = {"port": flags["port"], "protocol": flags["protocol"]}
     if flags["port_name"]:
@@ -130,5 +130,5 @@ def _ports(flags: Json) -> list[Json]:
 def _labels(text: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in text.split(",")]
     if not all(key and equals for key, equals, _ in pairs):
-        raise Problem(f"--labels is key=value,…, not {text!r}")
+        raise CliError(f"--labels is key=value,…, not {text!r}")
     return {key: value for key, _, value in pairs}

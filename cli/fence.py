@@ -6,14 +6,14 @@ import click
 
 from cli.commands import command, machine
 from cli.paths import INSTANCES, machine_path, object_path
-from cli.problem import Problem
-from cli.settings import Settings
+from cli.problem import CliError
+from cli.settings import CliSettings
 
 
 @command("fence", short_help="Vouch that a machine no longer runs on a node that is lost.")
 @machine("VMI")
 @click.option("--yes", is_flag=True, help="You made sure of it: without this, only what is waited for is told.")
-def fence(settings: Settings, name: str, yes: bool) -> None:
+def fence(settings: CliSettings, name: str, yes: bool) -> None:
     """Give your word that no QEMU of this machine runs on the nodes that it waits for.
 
     A machine whose node or pod is lost is not started again before there is evidence that it has ended, because a
@@ -28,22 +28,22 @@ def fence(settings: Settings, name: str, yes: bool) -> None:
       hyperctl fence myvmi
       hyperctl fence myvmi --yes
     """
-    from cli.client import Client, Refused, run
+    from cli.client import ApiClient, RequestRefused, run
 
     async def put() -> dict[str, str]:
-        async with Client(settings) as client:
+        async with ApiClient(settings) as client:
             try:
                 instance = await client.get(object_path(INSTANCES, client.namespace, name))
                 pods = (instance.get("status") or {}).get("activePods") or {}
                 waited = {uid: node for uid, node in pods.items() if node}
                 if yes or not waited:
                     await client.put(machine_path(INSTANCES, client.namespace, name, "fence"), {"pods": list(waited)})
-            except Refused as refusal:
-                raise Problem(f"cannot fence VirtualMachineInstance {name}: {refusal}") from refusal
+            except RequestRefused as refusal:
+                raise CliError(f"cannot fence VirtualMachineInstance {name}: {refusal}") from refusal
             return waited
 
     for uid, node in run(put()).items():
         click.echo(f"pod {uid} on node {node}")
     if not yes:
-        raise Problem("nothing was changed: if you made sure that none of these runs any more, add --yes")
+        raise CliError("nothing was changed: if you made sure that none of these runs any more, add --yes")
     click.echo(f"VMI {name} was fenced")

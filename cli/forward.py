@@ -11,12 +11,12 @@ import click
 
 from cli.commands import command
 from cli.paths import machine_path
-from cli.problem import Problem
-from cli.settings import Settings
+from cli.problem import CliError
+from cli.settings import CliSettings
 from cli.targets import Forward, Target, forward_of, target_of
 
 if TYPE_CHECKING:
-    from cli.client import Client
+    from cli.client import ApiClient
 
 
 @command("port-forward", short_help="Reach ports of a machine from here.")
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("ports", nargs=-1, required=True, metavar="[PROTOCOL/]LOCAL[:REMOTE]…")
 @click.option("--address", default="127.0.0.1", show_default=True, help="The address of this machine to listen on.")
 @click.option("--stdio", is_flag=True, help="Carry one port on standard input and output; nothing listens.")
-def port_forward(settings: Settings, target: str, ports: tuple[str, ...], address: str, stdio: bool) -> None:
+def port_forward(settings: CliSettings, target: str, ports: tuple[str, ...], address: str, stdio: bool) -> None:
     """Reach ports of a machine from here, through the API server. Ctrl-C ends it.
 
     Type is vm or vmi, the protocol tcp (the default) or udp.
@@ -39,7 +39,7 @@ def port_forward(settings: Settings, target: str, ports: tuple[str, ...], addres
 
     machine, forwards = target_of(target), [forward_of(port) for port in ports]
     if stdio and len(forwards) != 1:
-        raise Problem("--stdio carries one port, not several")
+        raise CliError("--stdio carries one port, not several")
     if stdio:
         run(_on_stdio(settings, machine, forwards[0]))
         return
@@ -47,15 +47,15 @@ def port_forward(settings: Settings, target: str, ports: tuple[str, ...], addres
         run(_listen(settings, machine, forwards, address))
 
 
-def _place(client: Client, target: Target, forward: Forward) -> str:
+def _place(client: ApiClient, target: Target, forward: Forward) -> str:
     return machine_path(target.resource, target.namespace or client.namespace, target.name, forward.verb)
 
 
-async def _listen(settings: Settings, target: Target, forwards: list[Forward], address: str) -> None:
-    from cli.client import Client
+async def _listen(settings: CliSettings, target: Target, forwards: list[Forward], address: str) -> None:
+    from cli.client import ApiClient
     from cli.listening import tcp, udp
 
-    async with Client(settings) as client, contextlib.AsyncExitStack() as stack:
+    async with ApiClient(settings) as client, contextlib.AsyncExitStack() as stack:
         for forward in forwards:
             listen = tcp if forward.protocol == "tcp" else udp
             what = f"port {forward.remote} of {target.name}"
@@ -66,9 +66,9 @@ async def _listen(settings: Settings, target: Target, forwards: list[Forward], a
         await asyncio.Event().wait()
 
 
-async def _on_stdio(settings: Settings, target: Target, forward: Forward) -> None:
-    from cli.client import Client
-    from cli.streams import Ending, both_ways
+async def _on_stdio(settings: CliSettings, target: Target, forward: Forward) -> None:
+    from cli.client import ApiClient
+    from cli.streams import StreamClosed, both_ways
     from cli.terminal import CHUNK, typed
 
     async def write(data: bytes) -> None:
@@ -76,9 +76,9 @@ async def _on_stdio(settings: Settings, target: Target, forward: Forward) -> Non
         while view:
             view = view[os.write(1, view) :]
 
-    async with Client(settings) as client:
+    async with ApiClient(settings) as client:
         try:
             async with client.socket(_place(client, target, forward)) as socket:
                 await both_ways(typed(0, CHUNK), socket, write)
-        except Ending as end:
-            raise Problem(f"port {forward.remote} of {target.name}: {end.reason or 'the connection broke'}") from end
+        except StreamClosed as end:
+            raise CliError(f"port {forward.remote} of {target.name}: {end.reason or 'the connection broke'}") from end

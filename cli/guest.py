@@ -7,19 +7,19 @@ from typing import Any
 from cli.commands import command, machine
 from cli.output import format_option, show
 from cli.paths import INSTANCES, machine_path
-from cli.problem import Problem
-from cli.settings import Settings
+from cli.problem import CliError
+from cli.settings import CliSettings
 
 
-def _tell(settings: Settings, name: str, verb: str, what: str, output: str) -> None:
-    from cli.client import Client, Refused, run
+def _tell(settings: CliSettings, name: str, verb: str, what: str, output: str) -> None:
+    from cli.client import ApiClient, RequestRefused, run
 
     async def ask() -> dict[str, Any]:
-        async with Client(settings) as client:
+        async with ApiClient(settings) as client:
             try:
                 return await client.get(machine_path(INSTANCES, client.namespace, name, verb))
-            except Refused as refusal:
-                raise Problem(f"cannot get the {what} of VirtualMachineInstance {name}: {refusal}") from refusal
+            except RequestRefused as refusal:
+                raise CliError(f"cannot get the {what} of VirtualMachineInstance {name}: {refusal}") from refusal
 
     show(run(ask()), output)
 
@@ -27,7 +27,7 @@ def _tell(settings: Settings, name: str, verb: str, what: str, output: str) -> N
 @command("guestosinfo", short_help="Tell what runs in a guest.")
 @machine("VMI")
 @format_option("json")
-def guestosinfo(settings: Settings, name: str, output: str) -> None:
+def guestosinfo(settings: CliSettings, name: str, output: str) -> None:
     """Tell which operating system runs in a guest, as its agent says."""
     _tell(settings, name, "guestosinfo", "operating system", output)
 
@@ -35,7 +35,7 @@ def guestosinfo(settings: Settings, name: str, output: str) -> None:
 @command("userlist", short_help="List who is logged in to a guest.")
 @machine("VMI")
 @format_option("json")
-def userlist(settings: Settings, name: str, output: str) -> None:
+def userlist(settings: CliSettings, name: str, output: str) -> None:
     """List who is logged in to a guest, as its agent says."""
     _tell(settings, name, "userlist", "users", output)
 
@@ -43,6 +43,6 @@ def userlist(settings: Settings, name: str, output: str) -> None:
 @command("fslist", short_help="List the file systems of a guest.")
 @machine("VMI")
 @format_option("json")
-def fslist(settings: Settings, name: str, output: str) -> None:
+def fslist(settings: CliSettings, name: str, output: str) -> None:
     """List the mounted file systems of a guest, as its agent says."""
     _tell(settings, name, "filesystemlist", "file systems", output)

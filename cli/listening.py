@@ -9,10 +9,10 @@ import sys
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, cast
 
-from cli.problem import Problem
+from cli.problem import CliError
 
 if TYPE_CHECKING:
-    from cli.client import Client
+    from cli.client import ApiClient
 
 IDLE_SECONDS = 300.0
 """A sender of datagrams that was silent for so long is forgotten."""
@@ -20,13 +20,13 @@ QUEUE = 64
 """Datagrams that wait for the network; more are lost, as they may be."""
 
 
-def complain(words: str) -> None:
+def report_error(words: str) -> None:
     """Tells of a connection that failed; the others go on."""
     print(f"error: {words}", file=sys.stderr, flush=True)
 
 
 def bound(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
-    """A socket on a local address; port 0 means any. Raises Problem."""
+    """A socket on a local address; port 0 means any. Raises CliError."""
     opened: socket.socket | None = None
     try:
         family, _, protocol, _, place = socket.getaddrinfo(address, port, type=kind, flags=socket.AI_PASSIVE)[0]
@@ -37,15 +37,17 @@ def bound(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
     except (OSError, OverflowError) as error:
         if opened is not None:
             opened.close()
-        raise Problem(f"cannot listen on {address} port {port}: {getattr(error, 'strerror', None) or error}") from error
+        raise CliError(
+            f"cannot listen on {address} port {port}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     opened.setblocking(False)
     return opened
 
 
 @contextlib.asynccontextmanager
-async def tcp(client: Client, path: str, address: str, port: int, what: str) -> AsyncIterator[int]:
+async def tcp(client: ApiClient, path: str, address: str, port: int, what: str) -> AsyncIterator[int]:
     """Listens while the body runs; yields the port. `what` names the machine in complaints."""
-    from cli.streams import Ending, both_ways, pieces
+    from cli.streams import StreamClosed, both_ways, pieces
 
     tasks: set[asyncio.Task[None]] = set()
 
@@ -57,8 +59,8 @@ async def tcp(client: Client, path: str, address: str, port: int, what: str) -> 
         try:
             async with client.socket(path) as remote:
                 await both_ways(pieces(reader), remote, write)
-        except (Problem, Ending) as error:
-            complain(f"{what}: {error or 'the connection broke'}")
+        except (CliError, StreamClosed) as error:
+            report_error(f"{what}: {error or 'the connection broke'}")
         except ConnectionError:
             pass  # the local program went away
         finally:
@@ -83,7 +85,7 @@ async def tcp(client: Client, path: str, address: str, port: int, what: str) -> 
 class _Datagrams(asyncio.DatagramProtocol):
     """One local UDP port: a WebSocket for every sender, a message for every datagram."""
 
-    def __init__(self, client: Client, path: str, what: str) -> None:
+    def __init__(self, client: ApiClient, path: str, what: str) -> None:
         self._client = client
         self._path = path
         self._what = what
@@ -105,7 +107,7 @@ class _Datagrams(asyncio.DatagramProtocol):
             queue.put_nowait(data)
 
     async def _carry(self, sender: tuple[str, int], queue: asyncio.Queue[bytes]) -> None:
-        from cli.streams import Ending, both_ways
+        from cli.streams import StreamClosed, both_ways
 
         async def write(data: bytes) -> None:
             assert self._transport is not None
@@ -114,8 +116,8 @@ class _Datagrams(asyncio.DatagramProtocol):
         try:
             async with self._client.socket(self._path) as remote:
                 await both_ways(_waiting(queue), remote, write)
-        except (Problem, Ending) as error:
-            complain(f"{self._what}: {error or 'the connection broke'}")
+        except (CliError, StreamClosed) as error:
+            report_error(f"{self._what}: {error or 'the connection broke'}")
         finally:
             self._queues.pop(sender, None)
 
@@ -136,7 +138,7 @@ async def _waiting(queue: asyncio.Queue[bytes]) -> AsyncIterator[bytes]:
 
 
 @contextlib.asynccontextmanager
-async def udp(client: Client, path: str, address: str, port: int, what: str) -> AsyncIterator[int]:
+async def udp(client: ApiClient, path: str, address: str, port: int, what: str) -> AsyncIterator[int]:
     """Listens while the body runs; yields the port."""
     listener = bound(address, port, socket.SOCK_DGRAM)
     protocol = _Datagrams(client, path, what)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from api import syntax
-from api.validate import validate_document
-from cli.problem import Problem
+from api.validation import syntax
+from api.validation.validate import validate_document
+from cli.problem import CliError
 
 Json = dict[str, Any]
 
@@ -39,7 +39,7 @@ class CloudInit:
 
 
 @dataclass(frozen=True)
-class Wish:
+class VmOptions:
     """The flags. `containerdisks` and `claims` are written `src:…[,name:…][,bootorder:…]`."""
 
     name: str
@@ -54,19 +54,19 @@ class Wish:
 
 
 def parameters(flag: str, text: str, known: Sequence[str]) -> dict[str, str]:
-    """`key:value,key:value` of a flag; the first colon of each pair divides. Raises Problem."""
+    """`key:value,key:value` of a flag; the first colon of each pair divides. Raises CliError."""
     pairs = [pair.partition(":") for pair in text.split(",")]
     wrong = [key for key, colon, _ in pairs if not colon or key not in known]
     if wrong:
-        raise Problem(f"--{flag}: {wrong[0]!r} is none of {', '.join(f'{key}:…' for key in known)}")
+        raise CliError(f"--{flag}: {wrong[0]!r} is none of {', '.join(f'{key}:…' for key in known)}")
     return {key: value for key, _, value in pairs}
 
 
-class _Machine:
+class _VmManifest:
     """A VM while it is put together."""
 
-    def __init__(self, wish: Wish) -> None:
-        self.wish = wish
+    def __init__(self, vm_options: VmOptions) -> None:
+        self.vm_options = vm_options
         self.volumes: list[Json] = []
         self.disks: list[Json] = []
 
@@ -74,36 +74,36 @@ class _Machine:
         """A volume from a flag, and its disk where it has a place in the boot order."""
         given = parameters(flag, text, ("src", "name", "bootorder"))
         if not given.get("src"):
-            raise Problem(f"--{flag}: src must be given, as in --{flag}=src:…")
+            raise CliError(f"--{flag}: src must be given, as in --{flag}=src:…")
         name = given.get("name") or default_name or given["src"]
         if any(volume["name"] == name for volume in self.volumes):
-            raise Problem(f"--{flag}: there is already a volume {name!r}")
+            raise CliError(f"--{flag}: there is already a volume {name!r}")
         self.volumes.append({"name": name, source: {field_name: given["src"]}})
         if "bootorder" in given:
             self.disks.append({"name": name, "bootOrder": self._order(flag, given["bootorder"])})
 
     def _order(self, flag: str, text: str) -> int:
         if not text.isascii() or not text.isdigit() or int(text) < 1:
-            raise Problem(f"--{flag}: bootorder is a number from 1, not {text!r}")
+            raise CliError(f"--{flag}: bootorder is a number from 1, not {text!r}")
         if any(disk["bootOrder"] == int(text) for disk in self.disks):
-            raise Problem(f"--{flag}: bootorder {text} is given twice")
+            raise CliError(f"--{flag}: bootorder {text} is given twice")
         return int(text)
 
     def manifest(self) -> Json:
         """The VM as the API has it."""
-        wish = self.wish
-        domain: Json = {"memory": {"guest": wish.memory}, "devices": {"disks": self.disks} if self.disks else {}}
-        if wish.cpus is not None:
-            domain["cpu"] = {"cores": wish.cpus}
-        spec: Json = {"domain": domain, "terminationGracePeriodSeconds": wish.grace_seconds}
+        vm_options = self.vm_options
+        domain: Json = {"memory": {"guest": vm_options.memory}, "devices": {"disks": self.disks} if self.disks else {}}
+        if vm_options.cpus is not None:
+            domain["cpu"] = {"cores": vm_options.cpus}
+        spec: Json = {"domain": domain, "terminationGracePeriodSeconds": vm_options.grace_seconds}
         if self.volumes:
             spec["volumes"] = self.volumes
-        metadata = {"name": wish.name, **({"namespace": wish.namespace} if wish.namespace else {})}
+        metadata = {"name": vm_options.name, **({"namespace": vm_options.namespace} if vm_options.namespace else {})}
         return {
             "apiVersion": "kubevirt.io/v1",
             "kind": "VirtualMachine",
             "metadata": metadata,
-            "spec": {"runStrategy": _strategy(wish.run_strategy), "template": {"spec": spec}},
+            "spec": {"runStrategy": _strategy(vm_options.run_strategy), "template": {"spec": spec}},
         }
 
 
@@ -111,46 +111,46 @@ def _strategy(text: str) -> str:
     for strategy in STRATEGIES:
         if strategy.lower() == text.lower():
             return strategy
-    raise Problem(f"--run-strategy is one of {', '.join(STRATEGIES)}, not {text!r}")
+    raise CliError(f"--run-strategy is one of {', '.join(STRATEGIES)}, not {text!r}")
 
 
-def cloud_init_volume(wish: CloudInit) -> Json | None:
+def cloud_init_volume(vm_options: CloudInit) -> Json | None:
     """The volume, or None where there is nothing to tell."""
-    if not wish.wanted or wish.source == "none":
+    if not vm_options.wanted or vm_options.source == "none":
         return None
-    source: Json = {"networkDataBase64": wish.network_data} if wish.network_data else {}
-    if wish.user_data:
-        source["userDataBase64"] = wish.user_data
+    source: Json = {"networkDataBase64": vm_options.network_data} if vm_options.network_data else {}
+    if vm_options.user_data:
+        source["userDataBase64"] = vm_options.user_data
     else:
-        source["userData"] = user_data(wish)
-    return {"name": CLOUD_INIT_DISK, _CLOUD_INIT_SOURCES[wish.source]: source}
+        source["userData"] = user_data(vm_options)
+    return {"name": CLOUD_INIT_DISK, _CLOUD_INIT_SOURCES[vm_options.source]: source}
 
 
-def user_data(wish: CloudInit) -> str:
+def user_data(vm_options: CloudInit) -> str:
     """A #cloud-config (https://cloudinit.readthedocs.io/en/latest/reference/examples.html)."""
     import yaml
 
     config: Json = {}
-    if wish.user:
-        config["user"] = wish.user
-    if wish.password:
-        config |= {"password": wish.password, "chpasswd": {"expire": False}}
-    if wish.ssh_keys:
-        config["ssh_authorized_keys"] = list(wish.ssh_keys)
-    if wish.agent_keys:
+    if vm_options.user:
+        config["user"] = vm_options.user
+    if vm_options.password:
+        config |= {"password": vm_options.password, "chpasswd": {"expire": False}}
+    if vm_options.ssh_keys:
+        config["ssh_authorized_keys"] = list(vm_options.ssh_keys)
+    if vm_options.agent_keys:
         config["runcmd"] = [_GUEST_AGENT_KEYS.split()]
     return "#cloud-config\n" + (yaml.safe_dump(config, sort_keys=False) if config else "")
 
 
-def machine(wish: Wish) -> Json:
-    """The VM. Raises Problem with every fault for which it would be refused."""
-    made = _Machine(wish)
-    for number, text in enumerate(wish.containerdisks):
-        name = f"{wish.name}-containerdisk-{number}"
+def machine(vm_options: VmOptions) -> Json:
+    """The VM. Raises CliError with every fault for which it would be refused."""
+    made = _VmManifest(vm_options)
+    for number, text in enumerate(vm_options.containerdisks):
+        name = f"{vm_options.name}-containerdisk-{number}"
         made.add("volume-containerdisk", text, name, "containerDisk", "image")
-    for text in wish.claims:
+    for text in vm_options.claims:
         made.add("volume-pvc", text, None, "persistentVolumeClaim", "claimName")
-    if volume := cloud_init_volume(wish.cloud_init):
+    if volume := cloud_init_volume(vm_options.cloud_init):
         made.volumes.append(volume)
     manifest = made.manifest()
     _check(manifest)
@@ -160,6 +160,6 @@ def machine(wish: Wish) -> Json:
 def _check(manifest: Mapping[str, Any]) -> None:
     """The API server's rule for names, and all of hyperlet's."""
     if words := syntax.object_name(manifest["metadata"]["name"]):
-        raise Problem(f"such a VM would be refused: metadata.name: {words}")
+        raise CliError(f"such a VM would be refused: metadata.name: {words}")
     if faults := validate_document(dict(manifest)):
-        raise Problem(f"such a VM would be refused: {'; '.join(map(str, faults))}")
+        raise CliError(f"such a VM would be refused: {'; '.join(map(str, faults))}")

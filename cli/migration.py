@@ -6,19 +6,19 @@ import click
 
 from cli.commands import command, machine
 from cli.paths import MACHINES, MIGRATIONS, object_path
-from cli.problem import Problem
-from cli.settings import Settings
+from cli.problem import CliError
+from cli.settings import CliSettings
 from cli.verbs import ask, dry_run_option, options_of
 
 _FINAL = {"Succeeded", "Failed"}
 
 
 def selector_of(words: tuple[str, ...]) -> dict[str, str] | None:
-    """`a=1,b=2` (several times) as a mapping. Raises Problem."""
+    """`a=1,b=2` (several times) as a mapping. Raises CliError."""
     pairs = [pair.partition("=") for word in words for pair in word.split(",")]
     for key, equals, value in pairs:
         if not key or not equals:
-            raise Problem(f"--addedNodeSelector is key=value,…, not {key + equals + value!r}")
+            raise CliError(f"--addedNodeSelector is key=value,…, not {key + equals + value!r}")
     return {key: value for key, _, value in pairs} or None
 
 
@@ -28,7 +28,7 @@ def selector_of(words: tuple[str, ...]) -> dict[str, str] | None:
     "--addedNodeSelector", "selector", multiple=True, metavar="KEY=VALUE,…", help="Only to nodes with these labels."
 )
 @dry_run_option
-def migrate(settings: Settings, name: str, selector: tuple[str, ...], dry_run: bool) -> None:
+def migrate(settings: CliSettings, name: str, selector: tuple[str, ...], dry_run: bool) -> None:
     """Move a running machine to another node.
 
     \b
@@ -43,17 +43,17 @@ def migrate(settings: Settings, name: str, selector: tuple[str, ...], dry_run: b
 @command("migrate-cancel", short_help="Call a migration off.")
 @machine("VM")
 @dry_run_option
-def migrate_cancel(settings: Settings, name: str, dry_run: bool) -> None:
+def migrate_cancel(settings: CliSettings, name: str, dry_run: bool) -> None:
     """Call the migration of a machine off; it stays where it is.
 
     \b
     Example:
       hyperctl migrate-cancel myvm
     """
-    from cli.client import Client, run
+    from cli.client import ApiClient, run
 
     async def cancel() -> None:
-        async with Client(settings) as client:
+        async with ApiClient(settings) as client:
             listing = await client.get(object_path(MIGRATIONS, client.namespace))
             active = [
                 item["metadata"]["name"]
@@ -62,7 +62,7 @@ def migrate_cancel(settings: Settings, name: str, dry_run: bool) -> None:
                 and (item.get("status") or {}).get("phase") not in _FINAL
             ]
             if not active:
-                raise Problem(f"VirtualMachine {name} has no migration to cancel")
+                raise CliError(f"VirtualMachine {name} has no migration to cancel")
             for migration in active:
                 await client.delete(object_path(MIGRATIONS, client.namespace, migration), options_of(dry_run))
 

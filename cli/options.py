@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from cli.commands import command
-from cli.settings import OPTIONS, Settings
+from cli.settings import OPTIONS, CliSettings
 
 
 @command("options", short_help="List the flags that all commands have.")
-def options(settings: Settings) -> None:
+def options(settings: CliSettings) -> None:
     """List the flags that all commands have."""
     context = click.get_current_context()
     formatter = context.make_formatter()

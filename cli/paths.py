@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from cli.problem import Problem
+from cli.problem import CliError
 
 SUBRESOURCES = "/apis/subresources.kubevirt.io/v1"
 KUBEVIRT = "/apis/kubevirt.io/v1"
@@ -20,11 +20,11 @@ SHORT = {MACHINES: "vm", INSTANCES: "vmi"}
 
 
 def resource_of(word: str) -> str:
-    """MACHINES or INSTANCES, from any of the words that kubectl knows them by. Raises Problem."""
+    """MACHINES or INSTANCES, from any of the words that kubectl knows them by. Raises CliError."""
     try:
         return _KINDS[word.lower()]
     except KeyError:
-        raise Problem(f"{word!r} is no kind of machine: write vm or vmi") from None
+        raise CliError(f"{word!r} is no kind of machine: write vm or vmi") from None
 
 
 def machine_path(resource: str, namespace: str, name: str, verb: str) -> str:
@@ -45,7 +45,7 @@ def core_path(resource: str, namespace: str, name: str | None = None) -> str:
 
 
 def _safe(name: str) -> str:
-    """A name as one piece of a path: `..` and slashes of a person's input lead nowhere else. Raises Problem."""
+    """A name as one piece of a path: `..` and slashes of a person's input lead nowhere else. Raises CliError."""
     if name in ("", ".", ".."):
-        raise Problem(f"{name!r} is not a name")
+        raise CliError(f"{name!r} is not a name")
     return quote(name, safe="")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from kit.kubeconfig import Choice
+    from kit.kubeconfig import KubeconfigFlags
 
 
 @dataclass(frozen=True)
-class Settings:
+class CliSettings:
     """The global flags, named as kubectl's. None or empty: what the kubeconfig says."""
 
     kubeconfig: str | None = None
@@ -33,11 +33,11 @@ class Settings:
     request_timeout: str | None = None
     verbosity: int = 0
 
-    def choice(self) -> Choice:
+    def choice(self) -> KubeconfigFlags:
         """Those that choose from the kubeconfig, for kit.kubeconfig."""
-        from kit.kubeconfig import Choice
+        from kit.kubeconfig import KubeconfigFlags
 
-        return Choice(**{field.name: getattr(self, field.name) for field in fields(Choice)})
+        return KubeconfigFlags(**{field.name: getattr(self, field.name) for field in fields(KubeconfigFlags)})
 
     def words(self) -> list[str]:
         """The flags as words of a command line, for a hyperctl that another program starts (ssh's ProxyCommand)."""
@@ -55,12 +55,12 @@ class Settings:
         return words
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Settings:
+    def of(cls, values: Mapping[str, Any]) -> CliSettings:
         """From the parsed values of OPTIONS."""
         return cls(**values)
 
 
-_NONE = Settings()
+_NONE = CliSettings()
 
 OPTIONS: tuple[click.Option, ...] = (
     click.Option(["--kubeconfig"], metavar="FILE", help="The kubeconfig to use instead of $KUBECONFIG."),

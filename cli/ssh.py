@@ -18,13 +18,13 @@ from typing import Any
 import click
 
 from cli.commands import command
-from cli.problem import Problem
-from cli.settings import Settings
+from cli.problem import CliError
+from cli.settings import CliSettings
 from cli.targets import Login, login_of
 
 
 @dataclass(frozen=True)
-class Options:
+class SshOptions:
     """The flags that ssh and scp share."""
 
     username: str | None
@@ -60,13 +60,13 @@ def this_program() -> list[str]:
     return [str(Path(shutil.which(path) or path).absolute())]
 
 
-def proxy_command(settings: Settings, login: Login, namespace: str, port: int, program: Sequence[str]) -> str:
+def proxy_command(settings: CliSettings, login: Login, namespace: str, port: int, program: Sequence[str]) -> str:
     """How ssh gets at the guest's port. ssh expands percent signs and has a shell run it: both are quoted away."""
     words = [*program, "port-forward", "--stdio", *settings.words(), login.target.words(namespace), str(port)]
     return f"ProxyCommand={shlex.join(words).replace('%', '%%')}"
 
 
-def client_words(settings: Settings, login: Login, namespace: str, options: Options) -> list[str]:
+def client_words(settings: CliSettings, login: Login, namespace: str, options: SshOptions) -> list[str]:
     """The options of ssh or scp, up to the host."""
     words = ["-o", proxy_command(settings, login, namespace, options.port, this_program())]
     if options.known_hosts:
@@ -81,23 +81,23 @@ def place(login: Login, namespace: str, username: str | None) -> str:
     host = login.target.host(namespace)
     words = f"{user}@{host}" if user else host
     if words.startswith("-"):
-        raise Problem(f"{words!r} cannot be a user: it begins with a dash")
+        raise CliError(f"{words!r} cannot be a user: it begins with a dash")
     return words
 
 
-def namespace_of(settings: Settings, login: Login) -> str:
+def namespace_of(settings: CliSettings, login: Login) -> str:
     """The machine's namespace, or that of the flags or the kubeconfig."""
     from kit import kubeconfig
 
     try:
         return login.target.namespace or kubeconfig.load(settings.choice()).namespace
     except kubeconfig.ConfigError as error:
-        raise Problem(str(error)) from error
+        raise CliError(str(error)) from error
 
 
-def _run(program: str, words: Sequence[str], settings: Settings) -> None:
+def _run(program: str, words: Sequence[str], settings: CliSettings) -> None:
     if shutil.which(program) is None:
-        raise Problem(f"there is no {program} on this machine: install OpenSSH's client")
+        raise CliError(f"there is no {program} on this machine: install OpenSSH's client")
     if settings.verbosity >= 3:
         print(shlex.join([program, *words]), file=sys.stderr)
     code = subprocess.run([program, *words], check=False).returncode
@@ -111,7 +111,7 @@ def _run(program: str, words: Sequence[str], settings: Settings) -> None:
 @ssh_options
 @click.option("--command", "-c", "remote", metavar="COMMAND", help="Run this in the guest instead of a shell.")
 def ssh(
-    settings: Settings,
+    settings: CliSettings,
     target: str,
     username: str | None,
     identity_file: str | None,
@@ -131,7 +131,7 @@ def ssh(
     """
     login = login_of(target)
     namespace = namespace_of(settings, login)
-    options = Options(username, identity_file, known_hosts, port, local_ssh_opts)
+    options = SshOptions(username, identity_file, known_hosts, port, local_ssh_opts)
     words = [*client_words(settings, login, namespace, options), place(login, namespace, username)]
     _run("ssh", [*words, remote] if remote else words, settings)
 
@@ -151,7 +151,7 @@ def remote_of(text: str) -> tuple[Login, str] | None:
 @click.option("--recursive", "-r", is_flag=True, help="Whole folders.")
 @click.option("--preserve", is_flag=True, help="Keep times and modes.")
 def scp(
-    settings: Settings,
+    settings: CliSettings,
     source: str,
     destination: str,
     username: str | None,
@@ -172,10 +172,10 @@ def scp(
     """
     from_guest, to_guest = remote_of(source), remote_of(destination)
     if (from_guest is None) == (to_guest is None):
-        raise Problem("one of source and destination is in a guest: write [user@]vmi/name:path")
+        raise CliError("one of source and destination is in a guest: write [user@]vmi/name:path")
     login, path = from_guest or to_guest or (login_of(source), "")
     namespace = namespace_of(settings, login)
-    options = Options(username, identity_file, known_hosts, port, local_ssh_opts)
+    options = SshOptions(username, identity_file, known_hosts, port, local_ssh_opts)
     flags = [*(["-r"] if recursive else []), *(["-p"] if preserve else [])]
     guest = f"{place(login, namespace, username)}:{path}"
     ends = [guest, _local(destination)] if from_guest else [_local(source), guest]

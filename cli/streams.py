@@ -16,7 +16,7 @@ GRACE_SECONDS = 10.0
 Write = Callable[[bytes], Awaitable[None]]
 
 
-class Ending(Exception):
+class StreamClosed(Exception):
     """The stream's other end closed it with an error. `code` is the WebSocket's (RFC 6455, 7.4.1)."""
 
     def __init__(self, code: int, reason: str) -> None:
@@ -36,7 +36,8 @@ async def outgoing(source: AsyncIterable[bytes], socket: aiohttp.ClientWebSocket
 
 
 async def incoming(socket: aiohttp.ClientWebSocketResponse, write: Write) -> str:
-    """Writes everything that arrives, until the server closes; returns its reason. Raises Ending for a bad end."""
+    """Writes everything that arrives, until the server closes; returns its reason. Raises StreamClosed for a bad
+    end."""
     while True:
         message = await socket.receive()
         if message.type is aiohttp.WSMsgType.BINARY:
@@ -47,10 +48,10 @@ async def incoming(socket: aiohttp.ClientWebSocketResponse, write: Write) -> str
             code, reason = message.data or NO_CODE, message.extra or ""
             if code in (aiohttp.WSCloseCode.OK, NO_CODE):
                 return reason
-            raise Ending(code, reason)
+            raise StreamClosed(code, reason)
         else:
             # No word of farewell: the connection broke, or the ping was not answered.
-            raise Ending(aiohttp.WSCloseCode.ABNORMAL_CLOSURE, "")
+            raise StreamClosed(aiohttp.WSCloseCode.ABNORMAL_CLOSURE, "")
 
 
 async def both_ways(source: AsyncIterable[bytes], socket: aiohttp.ClientWebSocketResponse, write: Write) -> str:

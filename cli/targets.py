@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cli.paths import INSTANCES, SHORT, resource_of
-from cli.problem import Problem
+from cli.problem import CliError
 
 
 class Target(NamedTuple):
@@ -27,17 +27,17 @@ class Target(NamedTuple):
 def target_of(text: str) -> Target:
     """`[type/]name[/namespace]`; without a type it is a VMI. Also virtctl's older `type/name.namespace`.
 
-    Raises Problem.
+    Raises CliError.
     """
     parts = text.split("/")
     if len(parts) > 3 or "" in parts:
-        raise Problem(f"{text!r} is no machine: write vm/name, vmi/name or vmi/name/namespace")
+        raise CliError(f"{text!r} is no machine: write vm/name, vmi/name or vmi/name/namespace")
     if len(parts) == 3:
         return Target(resource_of(parts[0]), parts[1], parts[2])
     resource = resource_of(parts[0]) if len(parts) == 2 else INSTANCES
     name, dot, namespace = parts[-1].rpartition(".")
     if dot and (not name or not namespace):
-        raise Problem(f"{text!r} is no machine: write vm/name, vmi/name or vmi/name/namespace")
+        raise CliError(f"{text!r} is no machine: write vm/name, vmi/name or vmi/name/namespace")
     return Target(resource, name, namespace) if dot else Target(resource, parts[-1], None)
 
 
@@ -55,18 +55,18 @@ class Forward(NamedTuple):
 
 
 def forward_of(text: str) -> Forward:
-    """`[protocol/]local[:remote]`. Raises Problem."""
+    """`[protocol/]local[:remote]`. Raises CliError."""
     before, slash, after = text.partition("/")
     protocol, ports = (before.lower(), after) if slash else ("tcp", before)
     if protocol not in ("tcp", "udp"):
-        raise Problem(f"{text!r}: the protocol is tcp or udp, not {before!r}")
+        raise CliError(f"{text!r}: the protocol is tcp or udp, not {before!r}")
     local, colon, remote = ports.partition(":")
     return Forward(protocol, _port(local, text, 0), _port(remote if colon else local, text, 1))
 
 
 def _port(text: str, whole: str, least: int) -> int:
     if not text.isascii() or not text.isdigit() or not least <= int(text) <= 65535:
-        raise Problem(f"{whole!r}: {text!r} is no port; write [protocol/]local[:remote], such as tcp/8080:80")
+        raise CliError(f"{whole!r}: {text!r} is no port; write [protocol/]local[:remote], such as tcp/8080:80")
     return int(text)
 
 
@@ -78,8 +78,8 @@ class Login(NamedTuple):
 
 
 def login_of(text: str) -> Login:
-    """`[user@][type/]name[/namespace]`. Raises Problem."""
+    """`[user@][type/]name[/namespace]`. Raises CliError."""
     user, at, machine = text.rpartition("@")
     if at and not user:
-        raise Problem(f"{text!r}: there is no user before the @")
+        raise CliError(f"{text!r}: there is no user before the @")
     return Login(user or None, target_of(machine))

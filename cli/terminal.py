@@ -28,7 +28,7 @@ _FROM_OTHER_SCREEN = (b"\x1b[?1049l", b"\x1b[?1047l", b"\x1b[?47l")
 _LONGEST = 8
 
 
-class Screen:
+class ScreenTracker:
     """Follows what a guest does to the window, to undo what it left behind."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Terminal:
     def __init__(self, stdin: int = 0, stdout: int = 1) -> None:
         self.stdin = stdin
         self.stdout = stdout
-        self.screen = Screen()
+        self.screen = ScreenTracker()
         self._before: list[object] | None = None
 
     @property

@@ -9,8 +9,8 @@ import click
 
 from cli.commands import command, machine
 from cli.paths import INSTANCES, MACHINES, machine_path, object_path, resource_of
-from cli.problem import Problem
-from cli.settings import Settings
+from cli.problem import CliError
+from cli.settings import CliSettings
 from cli.wait import wait_option
 
 Json = dict[str, Any]
@@ -27,7 +27,7 @@ def options_of(dry_run: bool, **values: Any) -> Json:
 
 
 def ask(
-    settings: Settings,
+    settings: CliSettings,
     resource: str,
     name: str,
     verb: str,
@@ -39,18 +39,18 @@ def ask(
 ) -> None:
     """Has the server do `verb` to a machine; with `state`, waits for that, with `anew` in another instance.
 
-    Raises Problem: "cannot `trying`: why".
+    Raises CliError: "cannot `trying`: why".
     """
-    from cli.client import Client, Refused, run
+    from cli.client import ApiClient, RequestRefused, run
     from cli.wait import instance_uid, reached
 
     async def put() -> None:
-        async with Client(settings) as client:
+        async with ApiClient(settings) as client:
             former = await instance_uid(client, name) if anew and state else None
             try:
                 await client.put(machine_path(resource, client.namespace, name, verb), body)
-            except Refused as refusal:
-                raise Problem(f"cannot {trying}: {refusal}") from refusal
+            except RequestRefused as refusal:
+                raise CliError(f"cannot {trying}: {refusal}") from refusal
             if state:
                 await reached(client, name, state, former)
 
@@ -62,7 +62,7 @@ def ask(
 @click.option("--paused", is_flag=True, help="Leave its processors halted, until `unpause`.")
 @dry_run_option
 @wait_option("Running")
-def start(settings: Settings, name: str, paused: bool, dry_run: bool, wait: bool) -> None:
+def start(settings: CliSettings, name: str, paused: bool, dry_run: bool, wait: bool) -> None:
     """Start a virtual machine.
 
     \b
@@ -88,13 +88,13 @@ def grace_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def grace_of(force: bool, seconds: int) -> int | None:
-    """The grace period to send; None leaves the machine its own. Raises Problem for a contradiction."""
+    """The grace period to send; None leaves the machine its own. Raises CliError for a contradiction."""
     if seconds == 0 and not force:
-        raise Problem("--grace-period=0 ends the machine without a shutdown: add --force if that is meant")
+        raise CliError("--grace-period=0 ends the machine without a shutdown: add --force if that is meant")
     if force and seconds != 0:
-        raise Problem("--force needs --grace-period=0")
+        raise CliError("--force needs --grace-period=0")
     if seconds < -1:
-        raise Problem(f"--grace-period is a number of seconds, not {seconds}")
+        raise CliError(f"--grace-period is a number of seconds, not {seconds}")
     return seconds if seconds >= 0 else None
 
 
@@ -103,7 +103,7 @@ def grace_of(force: bool, seconds: int) -> int | None:
 @grace_options
 @dry_run_option
 @wait_option("Stopped")
-def stop(settings: Settings, name: str, force: bool, grace_period: int, dry_run: bool, wait: bool) -> None:
+def stop(settings: CliSettings, name: str, force: bool, grace_period: int, dry_run: bool, wait: bool) -> None:
     """Stop a virtual machine: its guest is asked to shut down.
 
     \b
@@ -122,7 +122,7 @@ def stop(settings: Settings, name: str, force: bool, grace_period: int, dry_run:
 @grace_options
 @dry_run_option
 @wait_option("Running again")
-def restart(settings: Settings, name: str, force: bool, grace_period: int, dry_run: bool, wait: bool) -> None:
+def restart(settings: CliSettings, name: str, force: bool, grace_period: int, dry_run: bool, wait: bool) -> None:
     """Stop a virtual machine and start it anew, so that changes of its template take effect.
 
     \b
@@ -135,18 +135,18 @@ def restart(settings: Settings, name: str, force: bool, grace_period: int, dry_r
     click.echo(f"VM {name} was scheduled to restart")
 
 
-def _halt(settings: Settings, word: str, name: str, dry_run: bool, verb: str) -> None:
+def _halt(settings: CliSettings, word: str, name: str, dry_run: bool, verb: str) -> None:
     if resource_of(word) == MACHINES:
         _must_exist(settings, name)
     ask(settings, INSTANCES, name, verb, options_of(dry_run), f"{verb} VirtualMachineInstance {name}")
     click.echo(f"VMI {name} was scheduled to {verb}")
 
 
-def _must_exist(settings: Settings, name: str) -> None:
-    from cli.client import Client, run
+def _must_exist(settings: CliSettings, name: str) -> None:
+    from cli.client import ApiClient, run
 
     async def look() -> None:
-        async with Client(settings) as client:
+        async with ApiClient(settings) as client:
             await client.get(object_path(MACHINES, client.namespace, name))
 
     run(look())
@@ -156,7 +156,7 @@ def _must_exist(settings: Settings, name: str) -> None:
 @click.argument("kind", metavar="vm|vmi")
 @click.argument("name")
 @dry_run_option
-def pause(settings: Settings, kind: str, name: str, dry_run: bool) -> None:
+def pause(settings: CliSettings, kind: str, name: str, dry_run: bool) -> None:
     """Halt the processors of a running machine; its memory stays.
 
     \b
@@ -171,7 +171,7 @@ def pause(settings: Settings, kind: str, name: str, dry_run: bool) -> None:
 @click.argument("kind", metavar="vm|vmi")
 @click.argument("name")
 @dry_run_option
-def unpause(settings: Settings, kind: str, name: str, dry_run: bool) -> None:
+def unpause(settings: CliSettings, kind: str, name: str, dry_run: bool) -> None:
     """Let a paused machine go on.
 
     \b
@@ -183,7 +183,7 @@ def unpause(settings: Settings, kind: str, name: str, dry_run: bool) -> None:
 
 @command("soft-reboot", short_help="Ask the guest of a machine to reboot.")
 @machine("VMI")
-def soft_reboot(settings: Settings, name: str) -> None:
+def soft_reboot(settings: CliSettings, name: str) -> None:
     """Ask the guest to reboot, by its agent or by ACPI. The machine itself stays as it is.
 
     \b
@@ -196,7 +196,7 @@ def soft_reboot(settings: Settings, name: str) -> None:
 
 @command("reset", short_help="Press the reset button of a machine.")
 @machine("VMI")
-def reset(settings: Settings, name: str) -> None:
+def reset(settings: CliSettings, name: str) -> None:
     """Reset a machine as its reset button would, without asking its guest.
 
     \b

@@ -11,7 +11,7 @@ from api.version import VERSION
 from cli.commands import command
 from cli.output import format_option, show
 from cli.paths import SUBRESOURCES
-from cli.settings import Settings
+from cli.settings import CliSettings
 
 _FIELDS = ("gitVersion", "gitCommit", "gitTreeState", "buildDate", "goVersion", "pythonVersion", "compiler", "platform")
 
@@ -26,7 +26,7 @@ def client_version() -> dict[str, str]:
     }
 
 
-def words(info: dict[str, Any]) -> str:
+def version_lines(info: dict[str, Any]) -> str:
     """In the form in which Go programs print it, from which scripts cut the GitVersion."""
     told = [f'{name[0].upper()}{name[1:]}:"{info[name]}"' for name in _FIELDS if info.get(name)]
     return f"version.Info{{{', '.join(told)}}}"
@@ -35,7 +35,7 @@ def words(info: dict[str, Any]) -> str:
 @command("version", short_help="Tell the versions of this program and of the server.")
 @click.option("--client", "-c", "client_only", is_flag=True, help="Only of this program; no server is asked.")
 @format_option()
-def version(settings: Settings, client_only: bool, output: str | None) -> None:
+def version(settings: CliSettings, client_only: bool, output: str | None) -> None:
     """Tell the versions of this program and of hyperlet in the cluster."""
     told = {"clientVersion": client_version()}
     if not client_only:
@@ -44,14 +44,14 @@ def version(settings: Settings, client_only: bool, output: str | None) -> None:
         show(told, output)
         return
     for key, info in told.items():
-        click.echo(f"{key.removesuffix('Version').capitalize()} Version: {words(info)}")
+        click.echo(f"{key.removesuffix('Version').capitalize()} Version: {version_lines(info)}")
 
 
-def _server_version(settings: Settings) -> dict[str, Any]:
-    from cli.client import Client, run
+def _server_version(settings: CliSettings) -> dict[str, Any]:
+    from cli.client import ApiClient, run
 
     async def ask() -> dict[str, Any]:
-        async with Client(settings) as client:
+        async with ApiClient(settings) as client:
             return await client.get(f"{SUBRESOURCES}/version")
 
     return run(ask())

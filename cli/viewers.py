@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from cli.problem import Problem
+from cli.problem import CliError
 
 
-class Viewer(NamedTuple):
+class VncViewer(NamedTuple):
     """A program and the words to start it with."""
 
     path: str
@@ -60,24 +60,26 @@ ON_MACOS: tuple[tuple[str, Arguments], ...] = (
 """Below /Applications; of several versions the last."""
 
 
-def chosen(kind: str, path: str, port: int) -> Viewer:
-    """The one that --vnc-type and --vnc-path name. Raises Problem."""
+def chosen(kind: str, path: str, port: int) -> VncViewer:
+    """The one that --vnc-type and --vnc-path name. Raises CliError."""
     program = shutil.which(path)
     if program is None:
-        raise Problem(f"--vnc-path: {path} is no program that can be run")
-    return Viewer(program, TYPES[kind](port))
+        raise CliError(f"--vnc-path: {path} is no program that can be run")
+    return VncViewer(program, TYPES[kind](port))
 
 
-def found(port: int, platform: str = sys.platform, applications: Path = Path("/Applications")) -> Viewer:
-    """The first viewer of this machine. Raises Problem when there is none."""
+def found(port: int, platform: str = sys.platform, applications: Path = Path("/Applications")) -> VncViewer:
+    """The first viewer of this machine. Raises CliError when there is none."""
     if platform == "darwin":
         for pattern, arguments in ON_MACOS:
             if matches := sorted(applications.glob(pattern)):
-                return Viewer(str(matches[-1]), arguments(port))
+                return VncViewer(str(matches[-1]), arguments(port))
     for name, arguments in IN_PATH:
         if program := shutil.which(name):
-            return Viewer(program, arguments(port))
-    raise Problem(f"there is no VNC viewer: install one of {_listed(name for name, _ in IN_PATH)}, or use --proxy-only")
+            return VncViewer(program, arguments(port))
+    raise CliError(
+        f"there is no VNC viewer: install one of {_listed(name for name, _ in IN_PATH)}, or use --proxy-only"
+    )
 
 
 def _listed(names: Iterable[str]) -> str:

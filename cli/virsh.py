@@ -11,8 +11,8 @@ import click
 
 from api import names
 from cli.commands import command
-from cli.problem import Problem
-from cli.settings import Settings
+from cli.problem import CliError
+from cli.settings import CliSettings
 
 
 def pod_of(pods: dict[str, Any]) -> str | None:
@@ -23,7 +23,7 @@ def pod_of(pods: dict[str, Any]) -> str | None:
     return None
 
 
-def words_of(settings: Settings, namespace: str, pod: str, words: Sequence[str]) -> list[str]:
+def words_of(settings: CliSettings, namespace: str, pod: str, words: Sequence[str]) -> list[str]:
     """kubectl's command line; it knows the global flags by the same names."""
     flags = [word for word in settings.words() if not word.startswith("--namespace")]
     where = [f"--namespace={namespace}", "exec", pod, f"--container={names.COMPUTE_CONTAINER}"]
@@ -33,7 +33,7 @@ def words_of(settings: Settings, namespace: str, pod: str, words: Sequence[str])
 @command("virsh", short_help="Ask libvirt and QEMU about a running machine.")
 @click.argument("name", metavar="VMI")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="VERB [ARGUMENT]...")
-def virsh(settings: Settings, name: str, words: tuple[str, ...]) -> None:
+def virsh(settings: CliSettings, name: str, words: tuple[str, ...]) -> None:
     """Ask libvirt and QEMU about a running machine, for diagnosis. Needs kubectl, and the right to exec in its pod.
 
     \b
@@ -42,25 +42,25 @@ def virsh(settings: Settings, name: str, words: tuple[str, ...]) -> None:
       hyperctl virsh myvmi dumpxml
       hyperctl virsh myvmi -- qemu-monitor-command --hmp info block
     """
-    from cli.client import Client, Refused, run
+    from cli.client import ApiClient, RequestRefused, run
     from cli.paths import INSTANCES, core_path, object_path
 
     if shutil.which("kubectl") is None:
-        raise Problem("there is no kubectl on this machine: it is what runs virsh in the machine's pod")
+        raise CliError("there is no kubectl on this machine: it is what runs virsh in the machine's pod")
 
     async def ask() -> tuple[str, str | None]:
-        async with Client(settings) as client:
+        async with ApiClient(settings) as client:
             try:
                 vmi = await client.get(object_path(INSTANCES, client.namespace, name))
                 selector = {"labelSelector": f"{names.LABEL_CREATED_BY}={vmi['metadata']['uid']}"}
                 pods = await client.get(core_path("pods", client.namespace), selector)
-            except Refused as refusal:
-                raise Problem(f"cannot find the pod of VirtualMachineInstance {name}: {refusal}") from refusal
+            except RequestRefused as refusal:
+                raise CliError(f"cannot find the pod of VirtualMachineInstance {name}: {refusal}") from refusal
             return client.namespace, pod_of(pods)
 
     namespace, pod = run(ask())
     if pod is None:
-        raise Problem(f"VirtualMachineInstance {name} has no launcher pod that runs: see its Events")
+        raise CliError(f"VirtualMachineInstance {name} has no launcher pod that runs: see its Events")
     code = subprocess.run(words_of(settings, namespace, pod, words or ("list",)), check=False).returncode
     if code:
         raise click.exceptions.Exit(code if code > 0 else 128 - code)

@@ -13,12 +13,12 @@ import click
 
 from cli.commands import Command, command, machine
 from cli.paths import INSTANCES, machine_path
-from cli.problem import Problem
-from cli.settings import Settings
-from cli.viewers import TYPES, Viewer
+from cli.problem import CliError
+from cli.settings import CliSettings
+from cli.viewers import TYPES, VncViewer
 
 if TYPE_CHECKING:
-    from cli.client import Client
+    from cli.client import ApiClient
 
 OUTPUT_LIMIT = 500
 """Characters that are told of what a failing viewer printed."""
@@ -28,7 +28,7 @@ OUTPUT_LIMIT = 500
 @machine("VMI")
 @click.option("--file", "-f", "target", required=True, metavar="FILE", help="Where the PNG goes; - is standard output.")
 @click.option("--move-cursor", "-m", is_flag=True, help="Move the mouse before, to wake a sleeping screen.")
-def screenshot(settings: Settings, name: str, target: str, move_cursor: bool) -> None:
+def screenshot(settings: CliSettings, name: str, target: str, move_cursor: bool) -> None:
     """Take a picture of the screen of a machine, as PNG.
 
     \b
@@ -46,20 +46,20 @@ def screenshot(settings: Settings, name: str, target: str, move_cursor: bool) ->
     try:
         Path(target).write_bytes(picture)
     except OSError as error:
-        raise Problem(f"cannot write {target}: {error.strerror}") from error
+        raise CliError(f"cannot write {target}: {error.strerror}") from error
 
 
-async def _picture(settings: Settings, name: str, move_cursor: bool) -> bytes:
-    from cli.client import Client, Refused
+async def _picture(settings: CliSettings, name: str, move_cursor: bool) -> bytes:
+    from cli.client import ApiClient, RequestRefused
 
     params = {"moveCursor": "true"} if move_cursor else {}
-    async with Client(settings) as client:
+    async with ApiClient(settings) as client:
         try:
             return await client.call(
                 "GET", machine_path(INSTANCES, client.namespace, name, "vnc/screenshot"), params=params
             )
-        except Refused as refusal:
-            raise Problem(f"cannot take a picture of VirtualMachineInstance {name}: {refusal}") from refusal
+        except RequestRefused as refusal:
+            raise CliError(f"cannot take a picture of VirtualMachineInstance {name}: {refusal}") from refusal
 
 
 class WithScreenshot(Command):
@@ -82,7 +82,7 @@ class WithScreenshot(Command):
 @click.option("--vnc-type", type=click.Choice(list(TYPES)), help="How to start the program of --vnc-path.")
 @click.option("--vnc-path", metavar="FILE", help="The viewer to start.")
 def vnc(
-    settings: Settings,
+    settings: CliSettings,
     name: str,
     address: str,
     port: int,
@@ -101,7 +101,7 @@ def vnc(
     from cli.client import run
 
     if (vnc_type is None) != (vnc_path is None):
-        raise Problem("--vnc-type and --vnc-path need each other")
+        raise CliError("--vnc-type and --vnc-path need each other")
     choice = (vnc_type, vnc_path) if vnc_type and vnc_path else None
     if not proxy_only:
         run(_vnc(settings, name, "127.0.0.1", port, False, choice))
@@ -111,13 +111,13 @@ def vnc(
 
 
 async def _vnc(
-    settings: Settings, name: str, address: str, port: int, proxy_only: bool, choice: tuple[str, str] | None
+    settings: CliSettings, name: str, address: str, port: int, proxy_only: bool, choice: tuple[str, str] | None
 ) -> None:
     from cli import viewers
-    from cli.client import Client
+    from cli.client import ApiClient
     from cli.listening import tcp
 
-    async with Client(settings) as client:
+    async with ApiClient(settings) as client:
         path = machine_path(INSTANCES, client.namespace, name, "vnc")
         await _accessible(client, path, name)
         async with tcp(client, path, address, port, f"screen of {name}") as local:
@@ -127,18 +127,18 @@ async def _vnc(
             await _show(viewers.chosen(*choice, local) if choice else viewers.found(local))
 
 
-async def _accessible(client: Client, path: str, name: str) -> None:
+async def _accessible(client: ApiClient, path: str, name: str) -> None:
     """Learns before any viewer starts that there is no such machine, or no right to its screen."""
-    from cli.client import Refused
+    from cli.client import RequestRefused
 
     try:
         async with client.socket(path):
             pass
-    except Refused as refusal:
-        raise Problem(f"cannot open the screen of VirtualMachineInstance {name}: {refusal}") from refusal
+    except RequestRefused as refusal:
+        raise CliError(f"cannot open the screen of VirtualMachineInstance {name}: {refusal}") from refusal
 
 
-async def _show(viewer: Viewer) -> None:
+async def _show(viewer: VncViewer) -> None:
     process = await asyncio.create_subprocess_exec(
         viewer.path, *viewer.arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
@@ -149,4 +149,4 @@ async def _show(viewer: Viewer) -> None:
             process.terminate()
     if process.returncode:
         said = " ".join(output.decode(errors="replace").split())[-OUTPUT_LIMIT:]
-        raise Problem(f"{viewer.path} failed with exit code {process.returncode}{f': {said}' if said else ''}")
+        raise CliError(f"{viewer.path} failed with exit code {process.returncode}{f': {said}' if said else ''}")

@@ -8,12 +8,12 @@ import click
 
 from cli.commands import command, machine
 from cli.paths import INSTANCES, MACHINES, core_path, machine_path
-from cli.problem import Problem
-from cli.settings import Settings
+from cli.problem import CliError
+from cli.settings import CliSettings
 from cli.verbs import dry_run_option, options_of
 
 if TYPE_CHECKING:
-    from cli.client import Client
+    from cli.client import ApiClient
 
 Json = dict[str, Any]
 BUSES = {"disk": ("scsi", "virtio"), "lun": ("scsi",)}
@@ -31,20 +31,20 @@ NAME_LIMIT = 63
 @click.option("--bus", default="scsi", show_default=True, help="scsi or virtio.")
 @click.option("--persist", is_flag=True, hidden=True, help="What is always done.")
 @dry_run_option
-def addvolume(settings: Settings, name: str, dry_run: bool, **flags: Any) -> None:
+def addvolume(settings: CliSettings, name: str, dry_run: bool, **flags: Any) -> None:
     """Plug a volume into a running machine; it stays when the machine restarts.
 
     \b
     Example:
       hyperctl addvolume myvm --volume-name=mydisk --serial=1234567890
     """
-    from cli.client import Client, run
+    from cli.client import ApiClient, run
 
     disk = disk_of(flags)
     body = options_of(dry_run, name=disk["name"], disk=disk)
 
     async def add() -> None:
-        async with Client(settings) as client:
+        async with ApiClient(settings) as client:
             body["volumeSource"] = await _source(client, flags["volume_name"])
             await _put(client, name, "addvolume", body, f"add volume {flags['volume_name']} to {name}")
 
@@ -53,21 +53,21 @@ def addvolume(settings: Settings, name: str, dry_run: bool, **flags: Any) -> Non
 
 
 def disk_of(flags: Json) -> Json:
-    """The disk as the API has it. Raises Problem."""
+    """The disk as the API has it. Raises CliError."""
     name = flags["disk_name"] or flags["volume_name"]
     if len(name) > NAME_LIMIT:
-        raise Problem(f"the disk's name {name!r} is longer than {NAME_LIMIT} characters: give a shorter --disk-name")
+        raise CliError(f"the disk's name {name!r} is longer than {NAME_LIMIT} characters: give a shorter --disk-name")
     if flags["bus"] not in BUSES[flags["disk_type"]]:
-        raise Problem(
+        raise CliError(
             f"--bus of a {flags['disk_type']} is {' or '.join(BUSES[flags['disk_type']])}, not {flags['bus']!r}"
         )
     disk: Json = {"name": name, flags["disk_type"]: {"bus": flags["bus"]}, "serial": flags["serial"] or name}
     return {**disk, "cache": flags["cache"]} if flags["cache"] else disk
 
 
-async def _source(client: Client, volume: str) -> Json:
+async def _source(client: ApiClient, volume: str) -> Json:
     """What the volume is: a DataVolume, where there is one of that name, else a claim."""
-    from cli.client import Refused
+    from cli.client import RequestRefused
 
     datavolumes = f"/apis/cdi.kubevirt.io/v1beta1/namespaces/{client.namespace}/datavolumes"
     places = (
@@ -78,27 +78,27 @@ async def _source(client: Client, volume: str) -> Json:
         try:
             await client.get(path)
             return {source: {field: volume, "hotpluggable": True}}
-        except Refused as refusal:
+        except RequestRefused as refusal:
             if refusal.status.code not in (403, 404):
                 raise
-    raise Problem(
+    raise CliError(
         f"volume {volume} is neither a DataVolume nor a PersistentVolumeClaim of namespace {client.namespace}"
     )
 
 
-async def _put(client: Client, name: str, verb: str, body: Json, trying: str) -> None:
+async def _put(client: ApiClient, name: str, verb: str, body: Json, trying: str) -> None:
     """Asks for the VM, and for a machine without a VM for the VMI."""
-    from cli.client import Refused
+    from cli.client import RequestRefused
 
     try:
         try:
             await client.put(machine_path(MACHINES, client.namespace, name, verb), body)
-        except Refused as refusal:
+        except RequestRefused as refusal:
             if refusal.status.code != 404:
                 raise
             await client.put(machine_path(INSTANCES, client.namespace, name, verb), body)
-    except Refused as refusal:
-        raise Problem(f"cannot {trying}: {refusal}") from refusal
+    except RequestRefused as refusal:
+        raise CliError(f"cannot {trying}: {refusal}") from refusal
 
 
 @command("removevolume", short_help="Unplug a volume from a running machine.")
@@ -106,19 +106,19 @@ async def _put(client: Client, name: str, verb: str, body: Json, trying: str) ->
 @click.option("--volume-name", required=True, metavar="NAME", help="The volume's name in the machine.")
 @click.option("--persist", is_flag=True, hidden=True, help="What is always done.")
 @dry_run_option
-def removevolume(settings: Settings, name: str, volume_name: str, persist: bool, dry_run: bool) -> None:
+def removevolume(settings: CliSettings, name: str, volume_name: str, persist: bool, dry_run: bool) -> None:
     """Unplug a volume that was plugged into a running machine.
 
     \b
     Example:
       hyperctl removevolume myvm --volume-name=mydisk
     """
-    from cli.client import Client, run
+    from cli.client import ApiClient, run
 
     body = options_of(dry_run, name=volume_name)
 
     async def remove() -> None:
-        async with Client(settings) as client:
+        async with ApiClient(settings) as client:
             await _put(client, name, "removevolume", body, f"remove volume {volume_name} from {name}")
 
     run(remove())

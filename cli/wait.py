@@ -13,7 +13,7 @@ import click
 from cli.paths import INSTANCES, MACHINES, object_path
 
 if TYPE_CHECKING:
-    from cli.client import Client
+    from cli.client import ApiClient
 
 POLL_SECONDS = 0.5
 
@@ -39,23 +39,23 @@ def progress(words: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(escape(text))
 
 
-async def instance_uid(client: Client, name: str) -> str | None:
+async def instance_uid(client: ApiClient, name: str) -> str | None:
     """Which instance of a VM runs now; None where none does."""
-    from cli.client import Refused
+    from cli.client import RequestRefused
 
     try:
         instance = await client.get(object_path(INSTANCES, client.namespace, name))
-    except Refused as refusal:
+    except RequestRefused as refusal:
         if refusal.status.code == 404:
             return None
         raise
     return str(instance["metadata"]["uid"])
 
 
-async def reached(client: Client, name: str, state: str, former: str | None = None) -> None:
+async def reached(client: ApiClient, name: str, state: str, former: str | None = None) -> None:
     """Returns when the VM is `state`: its printableStatus, in an instance that is not `former`.
 
-    Raises Problem when the VM is deleted meanwhile.
+    Raises CliError when the VM is deleted meanwhile.
     """
     with progress(f"{name}: waiting until it is {state}") as tell:
         while True:

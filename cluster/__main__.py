@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster import deps, venv
-from cluster.console import Console, Problem, complain
+from cluster.console import ClusterError, ProgressConsole, report_error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Do what the command line says. Errors: Problem."""
+def run(arguments: argparse.Namespace, console: ProgressConsole) -> int:
+    """Do what the command line says. Errors: ClusterError."""
     verb: str = arguments.verb
     if verb == "deps":
         # Before the packages are there, nothing else of this package is imported.
@@ -113,9 +113,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; 0 if it did what it says, 1 if not, 130 when interrupted."""
     try:
-        return run(parser().parse_args(argv), Console())
-    except Problem as problem:
-        complain(problem)
+        return run(parser().parse_args(argv), ProgressConsole())
+    except ClusterError as problem:
+        report_error(problem)
         return 1
     except BrokenPipeError:
         # Whoever read the output has seen enough ("| head"); the interpreter's last flush must not complain either.

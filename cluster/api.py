@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.console import Problem
+from cluster.console import ClusterError
 
 Json = dict[str, Any]
 
 
-class ApiError(Problem):
+class ApiError(ClusterError):
     """The API server said no. `status` is the HTTP status, 0 when there was no answer."""
 
     def __init__(self, what: str, status: int = 0) -> None:
@@ -25,7 +25,7 @@ class ApiError(Problem):
         self.status = status
 
 
-class Api:
+class ClusterApi:
     """Calls the API server that a kubeconfig of `pki.kubeconfig` names. Connection problems are ApiError, status 0."""
 
     def __init__(self, kubeconfig: Path, *, timeout: float = 5.0) -> None:

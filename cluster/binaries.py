@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster import toolchain
-from cluster.console import Console, Problem, Step
+from cluster.console import ClusterError, ProgressConsole, ProgressStep
 from cluster.paths import CACHE, ROOT, private_dir
 from cluster.toolchain import Toolchain
 
@@ -95,10 +95,13 @@ NEEDED = (KUBERNETES, CORE)
 
 
 def choose(names: Sequence[str]) -> list[Group]:
-    """The groups of these names: `all` is every one, no name is what `up` needs. Errors: Problem for an unknown one."""
+    """The groups of these names: `all` is every one, no name is what `up` needs. Errors: ClusterError for an unknown
+    one."""
     unknown = [name for name in names if name != "all" and name not in GROUPS]
     if unknown:
-        raise Problem(f"no group {unknown[0]!r} of programs", remedy=f"the groups are {', '.join(GROUPS)}, and all")
+        raise ClusterError(
+            f"no group {unknown[0]!r} of programs", remedy=f"the groups are {', '.join(GROUPS)}, and all"
+        )
     if "all" in names:
         return list(GROUPS.values())
     return [GROUPS[name] for name in names] or list(NEEDED)
@@ -107,14 +110,14 @@ def choose(names: Sequence[str]) -> list[Group]:
 def version() -> str:
     """The release of Kubernetes to run, by HYPERLET_KUBERNETES: a series (1.34) or a release (1.34.4).
 
-    Errors: Problem when it is neither.
+    Errors: ClusterError when it is neither.
     """
     wanted = os.environ.get("HYPERLET_KUBERNETES", "").removeprefix("v") or DEFAULT
     if wanted in VERSIONS:
         return VERSIONS[wanted]
     if re.fullmatch(r"1\.\d+\.\d+", wanted):
         return wanted
-    raise Problem(
+    raise ClusterError(
         f"HYPERLET_KUBERNETES={wanted} is no version of Kubernetes",
         remedy=f"set it to one of {', '.join(VERSIONS)}, or to a release such as {VERSIONS[DEFAULT]}",
     )
@@ -179,7 +182,7 @@ def needed_go(group: Group) -> toolchain.Version:
 
 
 def given_dir(group: Group) -> Path | None:
-    """The folder of HYPERLET_KUBERNETES_BIN if it has the group. Errors: Problem when it has only a part of it."""
+    """The folder of HYPERLET_KUBERNETES_BIN if it has the group. Errors: ClusterError when it has only a part of it."""
     setting = os.environ.get("HYPERLET_KUBERNETES_BIN", "")
     if not setting:
         return None
@@ -191,7 +194,7 @@ def given_dir(group: Group) -> Path | None:
         return folder
     if group is not KUBERNETES and len(missing) == len(names):
         return None
-    raise Problem(
+    raise ClusterError(
         f"HYPERLET_KUBERNETES_BIN={setting} lacks {', '.join(missing)}",
         remedy="put them there, or unset it to have everything built",
     )
@@ -210,28 +213,28 @@ def find(group: Group) -> Path | None:
 
 
 def folder(group: Group) -> Path:
-    """The folder with the group's programs. Errors: Problem when they are not built."""
+    """The folder with the group's programs. Errors: ClusterError when they are not built."""
     found = find(group)
     if found is None:
-        raise Problem(f"{group.what} are not built", remedy=f"run 'python -m cluster build {group.name}'")
+        raise ClusterError(f"{group.what} are not built", remedy=f"run 'python -m cluster build {group.name}'")
     return found
 
 
 def extras_dir() -> Path:
-    """The folder with the CSI sidecars and csi-sanity. Errors: Problem when they are not built."""
+    """The folder with the CSI sidecars and csi-sanity. Errors: ClusterError when they are not built."""
     return folder(EXTRAS)
 
 
 def program(name: str) -> Path:
-    """The path of one program. Errors: Problem when its group is not built."""
+    """The path of one program. Errors: ClusterError when its group is not built."""
     group = next(group for group in GROUPS.values() if name in group.files)
     return folder(group) / name
 
 
-def build(console: Console, group: Group) -> Path:
+def build(console: ProgressConsole, group: Group) -> Path:
     """Make sure that a group's programs are there and return their folder.
 
-    Errors: Problem when a step fails; the log stays for a look.
+    Errors: ClusterError when a step fails; the log stays for a look.
     """
     there = find(group)
     if there is not None:
@@ -243,7 +246,7 @@ def build(console: Console, group: Group) -> Path:
         return there if there is not None else _build(console, group)
 
 
-def _build(console: Console, group: Group) -> Path:
+def _build(console: ProgressConsole, group: Group) -> Path:
     log = private_dir(CACHE / "binaries") / f"{group.name}.log"
     log.unlink(missing_ok=True)
     module = module_dir(group)
@@ -278,7 +281,7 @@ def _alone(group: Group) -> Iterator[None]:
 
 
 def _go(go: Toolchain, group: Group, words: Sequence[str], module: Path, log: Path, what: str) -> str:
-    """Run go(1) in a module and return what it printed. Errors: Problem with `what` did not work."""
+    """Run go(1) in a module and return what it printed. Errors: ClusterError with `what` did not work."""
     with log.open("ab") as stream:
         stream.write(f"$ go {' '.join(words)}\n".encode())
         stream.flush()
@@ -293,7 +296,7 @@ def _go(go: Toolchain, group: Group, words: Sequence[str], module: Path, log: Pa
             check=False,
         )
     if done.returncode != 0:
-        raise Problem(
+        raise ClusterError(
             f"could not {what} of {group.what} {release(group)} ({go.version})",
             log=log,
             remedy="see whether this machine reaches a Go module proxy ('go env GOPROXY'), then run this again;\n"
@@ -302,10 +305,10 @@ def _go(go: Toolchain, group: Group, words: Sequence[str], module: Path, log: Pa
     return done.stdout
 
 
-def module_source(console: Console, group: Group, module: str) -> Path:
+def module_source(console: ProgressConsole, group: Group, module: str) -> Path:
     """The folder with the source of a module that a group is built from, in the version of the group's go.mod.
 
-    Errors: Problem when it cannot be fetched.
+    Errors: ClusterError when it cannot be fetched.
     """
     go = toolchain.ensure(console, needed_go(group))
     log = private_dir(CACHE / "binaries") / f"{group.name}.log"
@@ -313,8 +316,8 @@ def module_source(console: Console, group: Group, module: str) -> Path:
     return Path(json.loads(told)["Dir"])
 
 
-def _compile(go: Toolchain, group: Group, module: Path, out: Path, log: Path, step: Step) -> None:
-    """`go build`, package by package in sight. Errors: Problem when it fails."""
+def _compile(go: Toolchain, group: Group, module: Path, out: Path, log: Path, step: ProgressStep) -> None:
+    """`go build`, package by package in sight. Errors: ClusterError when it fails."""
     packages = list(group.programs.values())
     tags = ["-tags", group.tags] if group.tags else []
     total = len(_go(go, group, ["list", *tags, "-deps", *packages], module, log, "list the packages").splitlines())
@@ -340,7 +343,7 @@ def _compile(go: Toolchain, group: Group, module: Path, out: Path, log: Path, st
                 done += 1
                 step.progress(f"{min(done, total)} of {total} packages")
         if process.wait() != 0:
-            raise Problem(
+            raise ClusterError(
                 f"go build of {name} ended with status {process.returncode}",
                 log=log,
                 remedy=f"run 'python -m cluster build {group.name}' again; the compiler needs about 2 GiB",
@@ -351,10 +354,10 @@ def _other_module_file(release_wanted: str) -> Path:
     return CACHE / "binaries" / f"kubernetes-{release_wanted}.module" / "go.mod"
 
 
-def _other_module(console: Console, release_wanted: str, log: Path) -> Path:
+def _other_module(console: ProgressConsole, release_wanted: str, log: Path) -> Path:
     """Make the module for another release of Kubernetes: its own go.mod says which parts it is made of.
 
-    Errors: Problem when the module proxy does not have the release.
+    Errors: ClusterError when the module proxy does not have the release.
     """
     place = _other_module_file(release_wanted).parent
     sources = [path.relative_to(module_dir(KUBERNETES)) for path in module_dir(KUBERNETES).rglob("*.go")]
@@ -403,7 +406,7 @@ def other_go_mod(own: str, release_wanted: str) -> str:
     )
 
 
-def build_all(console: Console, groups: Sequence[Group]) -> None:
+def build_all(console: ProgressConsole, groups: Sequence[Group]) -> None:
     """Build groups one after the other: each uses every core by itself."""
     for group in groups:
         build(console, group)

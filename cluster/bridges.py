@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster import lifecycle, network, node, state
-from cluster.console import Console, Problem
+from cluster.console import ClusterError, ProgressConsole
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,14}")
 
@@ -31,16 +31,16 @@ def write(name: str, bridges: dict[str, str]) -> None:
     path(name).write_text("".join(f"{bridge} {port}".rstrip() + "\n" for bridge, port in bridges.items()))
 
 
-def change(console: Console, bridge: str, port: str, nodes: Sequence[str] | None, *, remove: bool) -> None:
+def change(console: ProgressConsole, bridge: str, port: str, nodes: Sequence[str] | None, *, remove: bool) -> None:
     """Makes (or removes) a bridge on nodes, on all if none is named. One that is as it should be is left alone."""
     lifecycle.require_root()
     if not NAME.fullmatch(bridge) or (port and not NAME.fullmatch(port)):
-        raise Problem(f"'{bridge} {port}': a device is named by at most 15 letters, digits, '-', '_' or '.'")
+        raise ClusterError(f"'{bridge} {port}': a device is named by at most 15 letters, digits, '-', '_' or '.'")
     with state.locked():
         known = lifecycle.required()
         for name in nodes or [each.name for each in known.nodes]:
             if known.node(name) is None:
-                raise Problem(
+                raise ClusterError(
                     f"there is no node '{name}'", remedy=f"there are {', '.join(n.name for n in known.nodes)}"
                 )
             with console.step(f"{name}: {bridge} {'removed' if remove else 'made'}") as step:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.network import Plan
+from cluster.network import AddressPlan
 
 PAUSE_IMAGE = "hyperlet.local/pause:1"
 """No registry has it: the image is made here and imported into each node."""
@@ -24,7 +24,7 @@ MACHINE_RESERVE = 2 << 30
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeAddresses:
     """One node's names and addresses. `number` counts from 1."""
 
     name: str
@@ -35,11 +35,11 @@ class Node:
     """(pod range, address) of every other node."""
 
 
-def nodes(plan: Plan, names: tuple[str, ...]) -> list[Node]:
+def nodes(plan: AddressPlan, names: tuple[str, ...]) -> list[NodeAddresses]:
     """All nodes of a plan."""
     numbered = [(name, number) for number, name in enumerate(names, 1)]
     return [
-        Node(
+        NodeAddresses(
             name,
             number,
             plan.node(number),
@@ -50,12 +50,12 @@ def nodes(plan: Plan, names: tuple[str, ...]) -> list[Node]:
     ]
 
 
-def api_url(plan: Plan) -> str:
+def api_url(plan: AddressPlan) -> str:
     """The API server's URL. It is the same for the machine, the nodes and the control plane."""
     return f"https://{plan.api}:{API_PORT}"
 
 
-def api_names(plan: Plan) -> list[str]:
+def api_names(plan: AddressPlan) -> list[str]:
     """What the API server's certificate is for."""
     service = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", f"kubernetes.default.svc.{DOMAIN}"]
     return [*service, "localhost", "127.0.0.1", plan.api, plan.kubernetes_service]
@@ -72,7 +72,7 @@ def etcd(binary: Path, data: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def apiserver(binary: Path, plan: Plan, pki: Path, policy: Path, audit_log: Path) -> list[str]:
+def apiserver(binary: Path, plan: AddressPlan, pki: Path, policy: Path, audit_log: Path) -> list[str]:
     """kube-apiserver, bound to its address on br0 only. Admission plugins are the default ones and NodeRestriction."""
     options: dict[str, object] = {
         "advertise-address": plan.api,
@@ -201,7 +201,7 @@ state = "/run/containerd"
 """
 
 
-def cni_config(node: Node) -> str:
+def cni_config(node: NodeAddresses) -> str:
     """The pod network of one node: a bridge with its pod range, and host ports."""
     bridge = {
         "type": "bridge",
@@ -214,7 +214,7 @@ def cni_config(node: Node) -> str:
     return json.dumps({"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge, portmap]}, indent=1)
 
 
-def kubelet_config(plan: Plan, memory: int, cpus: int, node_count: int) -> str:
+def kubelet_config(plan: AddressPlan, memory: int, cpus: int, node_count: int) -> str:
     """KubeletConfiguration of a node that is one of `node_count` on a machine of `memory` bytes and `cpus` cores.
 
     Every kubelet sees the whole machine; what it reserves for "the system" is what belongs to the other nodes.

@@ -24,7 +24,7 @@ REPEAT_SECONDS = 20.0
 """Elsewhere: the pause between two lines about one step."""
 
 
-class Problem(Exception):
+class ClusterError(Exception):
     """A step that failed, in words for the person who typed the command.
 
     what: what did not work.  log: the file that tells more.  remedy: what to type or change next.
@@ -59,12 +59,12 @@ def tail(path: Path, count: int) -> list[str]:
 
 
 @dataclass(eq=False)
-class Step:
+class ProgressStep:
     """One running step; `note` is what its line says beside the label once it is done."""
 
     label: str
     note: str = ""
-    console: Console | None = None
+    console: ProgressConsole | None = None
     begun: float = field(default_factory=time.monotonic)
     far: str = ""
     said: float = field(default_factory=time.monotonic)
@@ -77,7 +77,7 @@ class Step:
 
 
 @dataclass
-class Console:
+class ProgressConsole:
     """Prints steps as they end. Steps may run in several threads; a line is written whole."""
 
     quiet: bool = False
@@ -86,7 +86,7 @@ class Console:
     """Where lines go; standard output by default."""
 
     _lock: threading.RLock = field(default_factory=threading.RLock)
-    _moving: list[Step] = field(default_factory=list)
+    _moving: list[ProgressStep] = field(default_factory=list)
     _drawn: int = 0
     _last: float = 0.0
 
@@ -103,9 +103,9 @@ class Console:
                 self._draw()
 
     @contextmanager
-    def step(self, label: str) -> Iterator[Step]:
+    def step(self, label: str) -> Iterator[ProgressStep]:
         """Time the body and print `label`, its note and the seconds it took."""
-        step = Step(label, console=self)
+        step = ProgressStep(label, console=self)
         try:
             yield step
         except BaseException:
@@ -113,7 +113,7 @@ class Console:
             raise
         self._end("✓", step)
 
-    def moved(self, step: Step) -> None:
+    def moved(self, step: ProgressStep) -> None:
         """Show how far a step is."""
         if self.quiet:
             return
@@ -130,7 +130,7 @@ class Console:
                 print(f"  … {self._text(step, step.far):<{LABEL_WIDTH + 22}} {now - step.begun:7.0f} s",
                       file=self._out, flush=True)  # fmt: skip
 
-    def _end(self, mark: str, step: Step) -> None:
+    def _end(self, mark: str, step: ProgressStep) -> None:
         with self._lock:
             if step in self._moving:
                 self._erase()
@@ -140,7 +140,7 @@ class Console:
             )
 
     @staticmethod
-    def _text(step: Step, note: str) -> str:
+    def _text(step: ProgressStep, note: str) -> str:
         return f"{step.label}  {note}" if note else step.label
 
     def _erase(self) -> None:
@@ -165,6 +165,6 @@ class Console:
         self.say(f"{text}  ({time.monotonic() - self.started:.1f} s)")
 
 
-def complain(problem: Problem) -> None:
+def report_error(problem: ClusterError) -> None:
     """Print a failure to standard error."""
     print(problem.explain(), file=sys.stderr, flush=True)

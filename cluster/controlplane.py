@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 from cluster import binaries, components, machine, network, paths, processes, state
-from cluster.api import Api
-from cluster.console import Problem
-from cluster.processes import Record
+from cluster.api import ClusterApi
+from cluster.console import ClusterError
+from cluster.processes import ProcessRecord
 
 FABRIC = "fabric"
 ETCD = "etcd"
@@ -30,7 +30,7 @@ def log(name: str) -> Path:
     return paths.LOGS / f"{name}.log"
 
 
-def _start(name: str, command: list[str]) -> Record:
+def _start(name: str, command: list[str]) -> ProcessRecord:
     """Start a process in the control plane's control group, and record it."""
     joins = "; ".join(f"echo $$ > {path}/cgroup.procs" for path in machine.make(group()))
     pid = processes.spawn(["sh", "-c", f'{joins}; exec "$@"', name, *command], log(name), env=environment())
@@ -48,25 +48,25 @@ def environment() -> dict[str, str]:
     }
 
 
-def fabric() -> Record:
-    """The process that holds the fabric's namespace. Errors: Problem when it is gone."""
+def fabric() -> ProcessRecord:
+    """The process that holds the fabric's namespace. Errors: ClusterError when it is gone."""
     rec = state.records().alive(FABRIC)
     if rec is None:
-        raise Problem("no cluster is running", remedy="run 'python -m cluster up'")
+        raise ClusterError("no cluster is running", remedy="run 'python -m cluster up'")
     return rec
 
 
-def start_fabric(plan: network.Plan, node_count: int) -> Record:
+def start_fabric(plan: network.AddressPlan, node_count: int) -> ProcessRecord:
     """Make the fabric's namespace, with its switches and the machine's link into it."""
     rec = _start(FABRIC, ["unshare", "--net", "--", "sleep", "infinity"])
     own = network.namespace(os.getpid())
     if not processes.wait_until(lambda: processes.is_alive(rec) and network.namespace(rec.pid) != own, 5, pause=0.005):
-        raise Problem("could not make a network namespace", log=log(FABRIC))
+        raise ClusterError("could not make a network namespace", log=log(FABRIC))
     network.build_fabric(plan, rec.pid, state.link(), node_count)
     return rec
 
 
-def command(name: str, plan: network.Plan) -> list[str]:
+def command(name: str, plan: network.AddressPlan) -> list[str]:
     """The whole command line of one of NAMES."""
     binary = binaries.program(name)
     if name == ETCD:
@@ -80,7 +80,7 @@ def command(name: str, plan: network.Plan) -> list[str]:
     return components.scheduler(binary, paths.PKI)
 
 
-def start(name: str, plan: network.Plan) -> Record:
+def start(name: str, plan: network.AddressPlan) -> ProcessRecord:
     """Start one of NAMES unless it runs."""
     running = state.records().alive(name)
     if running is not None:
@@ -88,12 +88,12 @@ def start(name: str, plan: network.Plan) -> Record:
     return _start(name, [*network.enter(fabric().pid), *command(name, plan)])
 
 
-def wait_ready(api: Api, *, seconds: float = READY_SECONDS) -> None:
-    """Wait until the API server says that it is ready. Errors: Problem when it ends or takes too long."""
+def wait_ready(api: ClusterApi, *, seconds: float = READY_SECONDS) -> None:
+    """Wait until the API server says that it is ready. Errors: ClusterError when it ends or takes too long."""
     rec = state.records().get(APISERVER)
     for name in (ETCD, APISERVER):
         if state.records().alive(name) is None:
-            raise Problem(f"{name} does not run", log=log(name), remedy="run 'python -m cluster up'")
+            raise ClusterError(f"{name} does not run", log=log(name), remedy="run 'python -m cluster up'")
 
     def settled() -> bool:
         return api.is_ready() or rec is None or not processes.is_alive(rec)
@@ -102,7 +102,7 @@ def wait_ready(api: Api, *, seconds: float = READY_SECONDS) -> None:
     if not api.is_ready():
         ended = rec is None or not processes.is_alive(rec)
         what = "ended" if ended else f"is not ready after {seconds:.0f} s"
-        raise Problem(f"{APISERVER} {what}", log=log(APISERVER), remedy="run 'python -m cluster down', then up")
+        raise ClusterError(f"{APISERVER} {what}", log=log(APISERVER), remedy="run 'python -m cluster down', then up")
 
 
 def stop(name: str) -> bool:
@@ -114,7 +114,7 @@ def stop(name: str) -> bool:
     return rec is not None
 
 
-def bootstrap(api: Api) -> None:
+def bootstrap(api: ClusterApi) -> None:
     """What an installer grants once: kube-proxy may read what it needs."""
     api.ensure(
         "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",

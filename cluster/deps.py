@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import images.deps
-from cluster.console import Console, Problem, Step
+from cluster.console import ClusterError, ProgressConsole, ProgressStep
 from cluster.paths import LOGS, private_dir
 
 PACKAGES = (
@@ -60,8 +60,8 @@ def missing(*, tests: bool = False, only_images: bool = False) -> list[str]:
     return absent if shutil.which("kubectl") else [*absent, KUBECTL_PACKAGE]
 
 
-def ensure(console: Console, *, tests: bool = False, only_images: bool = False) -> None:
-    """Install what is missing and say so. Errors: Problem when apt-get fails or the user is not root.
+def ensure(console: ProgressConsole, *, tests: bool = False, only_images: bool = False) -> None:
+    """Install what is missing and say so. Errors: ClusterError when apt-get fails or the user is not root.
 
     Where there is no dpkg, images may be built all the same, with what is there.
     """
@@ -71,7 +71,7 @@ def ensure(console: Console, *, tests: bool = False, only_images: bool = False) 
         if not absent:
             return
         if os.geteuid() != 0:
-            raise Problem(f"packages are missing: {' '.join(absent)}", remedy="run this as root")
+            raise ClusterError(f"packages are missing: {' '.join(absent)}", remedy="run this as root")
         console.say(f"  · installing {' '.join(absent)}")
         log = private_dir(LOGS) / "apt.log"
         with _no_services():
@@ -79,7 +79,7 @@ def ensure(console: Console, *, tests: bool = False, only_images: bool = False) 
             _apt(["install", "--yes", "--no-install-recommends", *absent], log, step)
 
 
-def _apt(arguments: list[str], log: Path, step: Step) -> None:
+def _apt(arguments: list[str], log: Path, step: ProgressStep) -> None:
     """Run apt-get, which says on a descriptor of its own how far it is (apt's README.progress-reporting)."""
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     read, write = os.pipe()
@@ -95,14 +95,14 @@ def _apt(arguments: list[str], log: Path, step: Step) -> None:
         status = process.wait()
         follower.join(1)
     if status != 0:
-        raise Problem(
+        raise ClusterError(
             f"apt-get {arguments[0]} failed",
             log=log,
             remedy="see whether this machine reaches its Debian archive; mend what apt complains about, run this again",
         )
 
 
-def _follow(descriptor: int, verb: str, step: Step) -> None:
+def _follow(descriptor: int, verb: str, step: ProgressStep) -> None:
     """Turn lines `pmstatus:PACKAGE:PERCENT:WORDS` and `dlstatus:NUMBER:PERCENT:WORDS` into progress."""
     with os.fdopen(descriptor, errors="replace") as lines:
         for line in lines:

@@ -6,9 +6,9 @@ import string
 from pathlib import Path
 
 from cluster import binaries, components, images, paths
-from cluster.console import Console
+from cluster.console import ProgressConsole
 from cluster.kubectl import Kubectl
-from cluster.state import State
+from cluster.state import ClusterState
 
 MANIFEST = Path(__file__).with_name("dns.yaml")
 
@@ -18,8 +18,8 @@ def manifest(image: str, address: str) -> str:
     return string.Template(MANIFEST.read_text()).substitute(IMAGE=image, ADDRESS=address, DOMAIN=components.DOMAIN)
 
 
-def deploy(console: Console, known: State, names: list[str]) -> None:
-    """Build what is missing, load it into the nodes of these names, apply, wait. Errors: Problem."""
+def deploy(console: ProgressConsole, known: ClusterState, names: list[str]) -> None:
+    """Build what is missing, load it into the nodes of these names, apply, wait. Errors: ClusterError."""
     binaries.build(console, binaries.DNS)
     reference, archive = images.program_archive("coredns")
     images.load(console, [archive], names)

@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster import binaries, node
 from cluster.components import PAUSE_IMAGE
-from cluster.console import Console, Problem
+from cluster.console import ClusterError, ProgressConsole
 from cluster.paths import CACHE
 
 PAUSE_SOURCE = Path(__file__).with_name("pause.c")
@@ -27,7 +27,7 @@ NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.na
 
 
 @dataclass(frozen=True)
-class Archive:
+class ImageArchive:
     """An archive and the images in it: reference → digest (of the config, or of the manifest in an OCI archive)."""
 
     path: Path
@@ -36,10 +36,10 @@ class Archive:
     """It is a docker-archive (manifest.json)."""
 
 
-def inspect(path: Path) -> Archive:
+def inspect(path: Path) -> ImageArchive:
     """Read which images an archive holds (docker-archive or OCI, compressed or not).
 
-    Errors: Problem when the file is neither.
+    Errors: ClusterError when the file is neither.
     """
     try:
         with tarfile.open(path) as tar:
@@ -47,10 +47,10 @@ def inspect(path: Path) -> Archive:
             for name, read in (("manifest.json", docker_images), ("index.json", oci_images)):
                 stream = tar.extractfile(members[name]) if name in members else None
                 if stream is not None:
-                    return Archive(path, read(json.load(stream)), docker=name == "manifest.json")
+                    return ImageArchive(path, read(json.load(stream)), docker=name == "manifest.json")
     except (OSError, tarfile.TarError, ValueError) as error:
-        raise Problem(f"{path} is no image archive: {error}", remedy="make one with 'buildah push'") from error
-    raise Problem(f"{path} is no image archive: it has neither manifest.json nor index.json")
+        raise ClusterError(f"{path} is no image archive: {error}", remedy="make one with 'buildah push'") from error
+    raise ClusterError(f"{path} is no image archive: it has neither manifest.json nor index.json")
 
 
 def docker_images(manifest: Any) -> dict[str, str]:
@@ -94,10 +94,10 @@ def _loaded(name: str) -> dict[str, str]:
     return {reference: digest for reference, digest in noted.items() if reference in present}
 
 
-def load(console: Console, paths: Sequence[Path], names: Sequence[str]) -> None:
+def load(console: ProgressConsole, paths: Sequence[Path], names: Sequence[str]) -> None:
     """Import archives into nodes, all nodes at a time, leaving out what is there already.
 
-    Errors: Problem naming the archive and the node where an import failed.
+    Errors: ClusterError naming the archive and the node where an import failed.
     """
     archives = [inspect(path) for path in paths]
     for archive in archives:
@@ -107,7 +107,7 @@ def load(console: Console, paths: Sequence[Path], names: Sequence[str]) -> None:
     missing = {name: _missing(console, archives, name) for name in names}
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        bundles: dict[tuple[Path, ...], list[Archive]] = {}
+        bundles: dict[tuple[Path, ...], list[ImageArchive]] = {}
         for name, found in missing.items():
             key = tuple(archive.path for archive in found)
             if key not in bundles:  # mostly, all nodes lack the same
@@ -117,7 +117,7 @@ def load(console: Console, paths: Sequence[Path], names: Sequence[str]) -> None:
             list(pool.map(lambda name: _import(console, missing[name], name), names))
 
 
-def _missing(console: Console, archives: Sequence[Archive], name: str) -> list[Archive]:
+def _missing(console: ProgressConsole, archives: Sequence[ImageArchive], name: str) -> list[ImageArchive]:
     """The archives of which the node has not got everything."""
     loaded, found = _loaded(name), []
     for archive in archives:
@@ -129,14 +129,14 @@ def _missing(console: Console, archives: Sequence[Archive], name: str) -> list[A
     return found
 
 
-def _bundled(archives: Sequence[Archive], target: Path) -> list[Archive]:
+def _bundled(archives: Sequence[ImageArchive], target: Path) -> list[ImageArchive]:
     """The same images in as few archives as can be: what several of them hold then goes into a node once."""
     together = [archive for archive in archives if archive.docker]
     if len(together) < 2:
         return list(archives)
     bundle([archive.path for archive in together], target)
     images = {reference: digest for archive in together for reference, digest in archive.images.items()}
-    return [Archive(target, images, docker=True), *(archive for archive in archives if not archive.docker)]
+    return [ImageArchive(target, images, docker=True), *(archive for archive in archives if not archive.docker)]
 
 
 def bundle(paths: Sequence[Path], target: Path) -> None:
@@ -168,7 +168,7 @@ def _own_name(name: str, config: str) -> str:
     return name if DIGEST.search(name) else f"{Path(config).name.removesuffix('.json')}-{name}"
 
 
-def _import(console: Console, archives: Sequence[Archive], name: str) -> None:
+def _import(console: ProgressConsole, archives: Sequence[ImageArchive], name: str) -> None:
     loaded = _loaded(name)
     for archive in archives:
         count = len(archive.images)
@@ -178,7 +178,7 @@ def _import(console: Console, archives: Sequence[Archive], name: str) -> None:
             command = ["ctr", "--namespace=k8s.io", "images", "import", "--local", "-"]
             done = node.run(name, command, stdin=archive.path)
             if done.returncode != 0:
-                raise Problem(
+                raise ClusterError(
                     f"{name} did not take {archive.path}: {done.stderr.strip()[-400:]}",
                     remedy=f"see 'python -m cluster logs {name}-containerd'",
                 )
@@ -187,7 +187,7 @@ def _import(console: Console, archives: Sequence[Archive], name: str) -> None:
 
 
 def pause_archive() -> Path:
-    """Build the pause image into the cache, unless it is there. Errors: Problem when the compiler fails."""
+    """Build the pause image into the cache, unless it is there. Errors: ClusterError when the compiler fails."""
     source = PAUSE_SOURCE.read_bytes()
     path = CACHE / f"pause-{hashlib.sha256(source + PAUSE_IMAGE.encode()).hexdigest()[:10]}.tar"
     if path.exists():
@@ -197,7 +197,7 @@ def pause_archive() -> Path:
     command: list[str | Path] = ["musl-gcc", "-Os", "-static", "-s", "-Wall", "-Werror", "-o", binary, PAUSE_SOURCE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise Problem(f"musl-gcc cannot build pause: {done.stderr.strip()}", remedy="run 'python -m cluster deps'")
+        raise ClusterError(f"musl-gcc cannot build pause: {done.stderr.strip()}", remedy="run 'python -m cluster deps'")
     temporary = path.with_suffix(".new")
     temporary.write_bytes(single_file_archive(PAUSE_IMAGE, "pause", binary.read_bytes()))
     temporary.rename(path)
@@ -208,7 +208,7 @@ def pause_archive() -> Path:
 def program_archive(name: str) -> tuple[str, Path]:
     """The reference and the archive of an image that is one of the cluster's own programs and runs it.
 
-    Errors: Problem when the program is not built.
+    Errors: ClusterError when the program is not built.
     """
     program = binaries.program(name)
     # The folder's name ends with the hash of what the program was made from; the archive follows this file as well.

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from cluster import binaries
-from cluster.console import Problem
+from cluster.console import ClusterError
 from cluster.paths import VENV
 
 
@@ -20,7 +20,8 @@ class Kubectl:
         self.program = program()
 
     def __call__(self, *args: str, check: bool = True, stdin: str | None = None) -> str:
-        """Run and return standard output. Raises Problem with kubectl's own words when it fails and `check` is set."""
+        """Run and return standard output. Raises ClusterError with kubectl's own words when it fails and `check` is
+        set."""
         done = subprocess.run(
             [self.program, f"--kubeconfig={self.kubeconfig}", *args],
             input=stdin,
@@ -29,7 +30,7 @@ class Kubectl:
             check=False,
         )
         if check and done.returncode:
-            raise Problem(f"kubectl {' '.join(args)}: {done.stderr.strip() or done.stdout.strip()}")
+            raise ClusterError(f"kubectl {' '.join(args)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
 
     def json(self, *args: str) -> dict[str, object] | None:
@@ -41,14 +42,16 @@ class Kubectl:
 def program() -> str:
     """The kubectl to call: that of the cluster's release if it is built, else the machine's.
 
-    Errors: Problem when there is neither.
+    Errors: ClusterError when there is neither.
     """
     built = binaries.find(binaries.KUBERNETES)
     if built is not None:
         return str(built / "kubectl")
     found = shutil.which("kubectl")
     if found is None:
-        raise Problem("no kubectl on this machine", remedy="install one, or run 'python -m cluster build kubernetes'")
+        raise ClusterError(
+            "no kubectl on this machine", remedy="install one, or run 'python -m cluster build kubernetes'"
+        )
     return found
 
 

@@ -26,21 +26,21 @@ from cluster import (
     processes,
     state,
 )
-from cluster.api import Api, ApiError, is_node_ready
-from cluster.console import Console, Problem
-from cluster.state import State
+from cluster.api import ApiError, ClusterApi, is_node_ready
+from cluster.console import ClusterError, ProgressConsole
+from cluster.state import ClusterState
 
 NODES_READY_SECONDS = 180.0
 KEPT_BY_DOWN = ("logs", "lock", "audit.log")
 
 
 def require_root() -> None:
-    """Errors: Problem for anybody else."""
+    """Errors: ClusterError for anybody else."""
     if os.geteuid() != 0:
-        raise Problem("the cluster needs namespaces, mounts and control groups", remedy="run this as root")
+        raise ClusterError("the cluster needs namespaces, mounts and control groups", remedy="run this as root")
 
 
-def current() -> State | None:
+def current() -> ClusterState | None:
     """The cluster that is set up, if what it stands on is still there. What is merely stopped can be started again."""
     known = state.load()
     if known is None or known.boot_id != state.boot_id() or state.records().alive(controlplane.FABRIC) is None:
@@ -49,28 +49,28 @@ def current() -> State | None:
     return known if all(path.exists() for path in needed) and network.link_exists(state.link()) else None
 
 
-def required() -> State:
-    """The cluster that is set up. Errors: Problem when there is none."""
+def required() -> ClusterState:
+    """The cluster that is set up. Errors: ClusterError when there is none."""
     known = current()
     if known is None:
-        raise Problem("no cluster is running", remedy="run 'python -m cluster up'")
+        raise ClusterError("no cluster is running", remedy="run 'python -m cluster up'")
     return known
 
 
-def is_whole(known: State) -> bool:
+def is_whole(known: ClusterState) -> bool:
     """Whether everything runs and both nodes are Ready."""
     records = state.records()
     names = [*controlplane.NAMES, *(each.name for each in known.nodes)]
     if not all(records.alive(name) for name in names):
         return False
-    ready = Api(paths.KUBECONFIG).ready_nodes()
+    ready = ClusterApi(paths.KUBECONFIG).ready_nodes()
     return all(ready.get(each.name) for each in known.nodes)
 
 
-def up(console: Console, archives: Sequence[Path] = ()) -> None:
+def up(console: ProgressConsole, archives: Sequence[Path] = ()) -> None:
     """Start everything that does not run, and have the nodes hold the images of these archives.
 
-    Errors: Problem, after which another `up` or a `down` is fine.
+    Errors: ClusterError, after which another `up` or a `down` is fine.
     """
     require_root()
     machine.hierarchies()
@@ -90,7 +90,7 @@ def up(console: Console, archives: Sequence[Path] = ()) -> None:
     console.summary(f"The cluster is running. KUBECONFIG={paths.KUBECONFIG}")
 
 
-def _lay(console: Console) -> State:
+def _lay(console: ProgressConsole) -> ClusterState:
     """Keys, addresses and switches of a new cluster."""
     for stale in (paths.LOGS, paths.AUDIT_LOG):
         shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
@@ -101,7 +101,7 @@ def _lay(console: Console) -> State:
     with console.step("Addresses") as step:
         plan = network.choose(network.used_on_machine())
         step.note = f"nodes {plan.nodes}, pods {plan.pods}, services {plan.services}"
-    new = State(plan, state.boot_id())
+    new = ClusterState(plan, state.boot_id())
     with console.step("Keys and certificates"):
         addresses = {each.name: each.address for each in new.nodes}
         pki.create(paths.PKI, components.api_url(plan), components.api_names(plan), addresses, paths.KUBECONFIG)
@@ -111,8 +111,8 @@ def _lay(console: Console) -> State:
     return new
 
 
-def _start(console: Console, known: State, archives: Sequence[Path]) -> None:
-    api = Api(paths.KUBECONFIG)
+def _start(console: ProgressConsole, known: ClusterState, archives: Sequence[Path]) -> None:
+    api = ClusterApi(paths.KUBECONFIG)
     with console.step("etcd and API server started"):
         controlplane.start(controlplane.ETCD, known.plan)
         controlplane.start(controlplane.APISERVER, known.plan)
@@ -138,21 +138,21 @@ def _start(console: Console, known: State, archives: Sequence[Path]) -> None:
         loading.result()
 
 
-def _load(console: Console, archives: Sequence[Path], names: list[str]) -> None:
+def _load(console: ProgressConsole, archives: Sequence[Path], names: list[str]) -> None:
     with ThreadPoolExecutor() as pool:
         list(pool.map(node.wait_runtime, names))
     images.load(console, archives, names)
 
 
-def _power_on(known: State, each: components.Node) -> bool:
+def _power_on(known: ClusterState, each: components.NodeAddresses) -> bool:
     if node.init_record(each.name) is not None:
         return False
     node.prepare(known.plan, each, len(known.nodes))
     return node.power_on(known.plan, each)
 
 
-def wait_nodes(api: Api, names: list[str], *, seconds: float = NODES_READY_SECONDS) -> None:
-    """Wait until the nodes are Ready in this very boot of theirs. Errors: Problem naming those that are not."""
+def wait_nodes(api: ClusterApi, names: list[str], *, seconds: float = NODES_READY_SECONDS) -> None:
+    """Wait until the nodes are Ready in this very boot of theirs. Errors: ClusterError naming those that are not."""
 
     def unready() -> list[str]:
         try:
@@ -164,7 +164,7 @@ def wait_nodes(api: Api, names: list[str], *, seconds: float = NODES_READY_SECON
     if not processes.wait_until(lambda: not unready(), seconds, pause=0.1):
         late = unready()
         if late:
-            raise Problem(
+            raise ClusterError(
                 f"not Ready after {seconds:.0f} s: {', '.join(late)}",
                 log=paths.LOGS / f"{late[0]}-kubelet.log",
                 remedy=f"see 'kubectl describe node {late[0]}'; then 'python -m cluster up' again, or down and up",
@@ -178,7 +178,7 @@ def is_up(item: dict[str, object], boot_id: str | None) -> bool:
     return boot_id is not None and reported == boot_id and is_node_ready(item)
 
 
-def wait_account(api: Api, *, seconds: float = 120.0) -> None:
+def wait_account(api: ClusterApi, *, seconds: float = 120.0) -> None:
     """Wait until the namespace `default` has its service account and token: before that no pod is accepted."""
     path = "/api/v1/namespaces/default/serviceaccounts/default"
 
@@ -189,14 +189,14 @@ def wait_account(api: Api, *, seconds: float = 120.0) -> None:
             return False
 
     if not processes.wait_until(there, seconds, pause=0.1):
-        raise Problem(
+        raise ClusterError(
             "the controller manager does not make service accounts",
             log=controlplane.log(controlplane.CONTROLLER_MANAGER),
             remedy="run 'python -m cluster down', then up",
         )
 
 
-def down(console: Console) -> None:
+def down(console: ProgressConsole) -> None:
     """Stop everything and remove everything but logs. Works from any state, and twice."""
     require_root()
     with state.locked():
@@ -204,7 +204,7 @@ def down(console: Console) -> None:
     console.summary("The cluster is gone.")
 
 
-def _clean(console: Console) -> None:
+def _clean(console: ProgressConsole) -> None:
     """Remove what there is of a cluster of this checkout, whether its records are there or not."""
     known = state.load()
     with console.step("Processes ended") as step:

@@ -148,7 +148,7 @@ def decoded(data: bytes) -> Message:
     return Message(kind, serial, found, tuple(body), flags)
 
 
-class Connection:
+class BusConnection:
     """A connection to the bus, with descriptors."""
 
     def __init__(self, path: str) -> None:
@@ -236,7 +236,7 @@ def delay_seconds(folder: Path) -> float:
 class Logind:
     """What logind knows. `inhibitors`: the reading ends of pipes whose other ends clients hold."""
 
-    def __init__(self, bus: Connection, configuration: Path = CONFIGURATION, off: Path = OFF) -> None:
+    def __init__(self, bus: BusConnection, configuration: Path = CONFIGURATION, off: Path = OFF) -> None:
         self._bus, self._configuration, self._off = bus, configuration, off
         self.delay = delay_seconds(configuration)
         self.inhibitors: dict[int, str] = {}
@@ -305,7 +305,7 @@ def say(words: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Serve, or ask for the power to be cut."""
-    bus = Connection(BUS)
+    bus = BusConnection(BUS)
     if arguments == ["power-off"]:
         bus.call(LOGIN, LOGIN_PATH, MANAGER, "PowerOff", "b", False)
         return 0

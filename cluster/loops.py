@@ -29,7 +29,7 @@ _LOOP_MAJOR = 7
 
 
 @dataclass(frozen=True)
-class Loop:
+class LoopDevice:
     """A loop device: its number, and what it is on. `device` and `inode` are those of stat(2), `backing` is the device
     number where it is on a block device."""
 
@@ -39,12 +39,12 @@ class Loop:
     backing: int = 0
 
 
-def parse(number: int, info: bytes) -> Loop:
+def parse(number: int, info: bytes) -> LoopDevice:
     """A struct loop_info64."""
-    return Loop(number, *_INFO64.unpack(info))
+    return LoopDevice(number, *_INFO64.unpack(info))
 
 
-def attached() -> Iterator[Loop]:
+def attached() -> Iterator[LoopDevice]:
     """All loop devices that are on something."""
     for entry in Path("/sys/block").glob("loop*/loop"):
         number = int(entry.parent.name.removeprefix("loop"))
@@ -52,7 +52,7 @@ def attached() -> Iterator[Loop]:
             yield parse(number, fcntl.ioctl(stream, _GET_STATUS64, bytes(_INFO64.size)))
 
 
-def stacked(loops: list[Loop], chosen: Callable[[Loop], bool]) -> list[Loop]:
+def stacked(loops: list[LoopDevice], chosen: Callable[[LoopDevice], bool]) -> list[LoopDevice]:
     """The chosen ones and those that are on them, the upper ones first."""
     found = [loop for loop in loops if chosen(loop)]
     for loop in found:
@@ -61,7 +61,7 @@ def stacked(loops: list[Loop], chosen: Callable[[Loop], bool]) -> list[Loop]:
     return found[::-1]
 
 
-def detach(chosen: Callable[[Loop], bool]) -> int:
+def detach(chosen: Callable[[LoopDevice], bool]) -> int:
     """Take away the chosen loop devices, and those on them; how many. One that is in use goes when it is not."""
     found = stacked(list(attached()), chosen)
     for loop in found:

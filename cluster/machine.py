@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cluster.console import Problem
+from cluster.console import ClusterError
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 PROC_SYS = Path("/proc/sys")
@@ -95,12 +95,12 @@ def is_unified() -> bool:
 def hierarchies() -> list[Path]:
     """Mount points of the control group hierarchies a node lives in; one where they are unified.
 
-    Errors: Problem where the kernel lacks a controller that kubelet needs.
+    Errors: ClusterError where the kernel lacks a controller that kubelet needs.
     """
     if is_unified():
         controllers = set((CGROUP_ROOT / "cgroup.controllers").read_text().split())
         if lacking := NEEDED_CONTROLLERS - controllers:
-            raise Problem(
+            raise ClusterError(
                 f"this machine's control groups lack {', '.join(sorted(lacking))}",
                 remedy="enable them (kernel command line: cgroup_enable=memory), or run on another machine",
             )
@@ -111,7 +111,7 @@ def hierarchies() -> list[Path]:
         if path.is_dir():
             found.append(path)
     if not any(path.name == "memory" for path in found):
-        raise Problem(
+        raise ClusterError(
             "no control groups are mounted below /sys/fs/cgroup",
             remedy="mount -t cgroup2 cgroup2 /sys/fs/cgroup",
         )
@@ -185,18 +185,20 @@ def kill_members(group: str, *, patience: float = 10.0) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if time.monotonic() > end:
-            raise Problem(f"{len(pids)} processes in the control group {group} do not end: {sorted(pids)[:8]}")
+            raise ClusterError(f"{len(pids)} processes in the control group {group} do not end: {sorted(pids)[:8]}")
         time.sleep(0.02)
     return len(seen)
 
 
 def remove(groups: Iterable[str], *, patience: float = 10.0) -> None:
-    """Remove control groups and all below them. Errors: Problem when one stays busy."""
+    """Remove control groups and all below them. Errors: ClusterError when one stays busy."""
     for group in groups:
         end = time.monotonic() + patience
         while busy := [path for path in _tree(group) if not _rmdir(path)]:
             if time.monotonic() > end:
-                raise Problem(f"the control group {busy[0]} stays busy", remedy="run 'python -m cluster down' again")
+                raise ClusterError(
+                    f"the control group {busy[0]} stays busy", remedy="run 'python -m cluster down' again"
+                )
             time.sleep(0.05)
 
 

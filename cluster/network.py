@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.console import Problem
+from cluster.console import ClusterError
 
 FIRST_BLOCK = 77
 """The second byte of the first 10.N.0.0/16 that is tried."""
@@ -33,7 +33,7 @@ Network = ipaddress.IPv4Network
 
 
 @dataclass(frozen=True)
-class Plan:
+class AddressPlan:
     """All ranges of one cluster, cut out of one /16."""
 
     block: Network
@@ -85,14 +85,16 @@ class Plan:
         return Network((int(self.block.network_address) + (third << 8), length))
 
 
-def choose(used: Iterable[Network]) -> Plan:
-    """The first 10.N.0.0/16, from N = 77, that overlaps nothing in use. Errors: Problem when all do."""
+def choose(used: Iterable[Network]) -> AddressPlan:
+    """The first 10.N.0.0/16, from N = 77, that overlaps nothing in use. Errors: ClusterError when all do."""
     taken = list(used)
     for offset in range(256):
         block = Network(f"10.{(FIRST_BLOCK + offset) % 256}.0.0/16")
         if not any(block.overlaps(network) for network in taken):
-            return Plan(block)
-    raise Problem("every 10.N.0.0/16 is in use on this machine", remedy="remove a route or address below 10.0.0.0/8")
+            return AddressPlan(block)
+    raise ClusterError(
+        "every 10.N.0.0/16 is in use on this machine", remedy="remove a route or address below 10.0.0.0/8"
+    )
 
 
 def parse_used(addresses: str, routes: str) -> list[Network]:
@@ -115,21 +117,21 @@ def used_on_machine() -> list[Network]:
 
 
 def ip(*arguments: str, inside: int | None = None) -> str:
-    """Run ip(8), in the network namespace of process `inside` if given. Errors: Problem with what ip said."""
+    """Run ip(8), in the network namespace of process `inside` if given. Errors: ClusterError with what ip said."""
     command = [*enter(inside), "ip", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise Problem(f"ip {' '.join(arguments)}: {done.stderr.strip()}", remedy=AFRESH)
+        raise ClusterError(f"ip {' '.join(arguments)}: {done.stderr.strip()}", remedy=AFRESH)
     return done.stdout
 
 
 def batch(commands: Sequence[str], inside: int | None = None) -> None:
-    """Run many ip(8) commands in one process. Errors: Problem with what ip said about the first that failed."""
+    """Run many ip(8) commands in one process. Errors: ClusterError with what ip said about the first that failed."""
     done = subprocess.run(
         [*enter(inside), "ip", "-batch", "-"], input="\n".join(commands), capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise Problem(f"ip -batch: {done.stderr.strip()}", remedy=AFRESH)
+        raise ClusterError(f"ip -batch: {done.stderr.strip()}", remedy=AFRESH)
 
 
 def enter(pid: int | None) -> list[str]:
@@ -143,7 +145,7 @@ def link_exists(name: str, inside: int | None = None) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def build_fabric(plan: Plan, fabric: int, link: str, nodes: int) -> None:
+def build_fabric(plan: AddressPlan, fabric: int, link: str, nodes: int) -> None:
     """Lay the switches in the fabric (the namespace of process `fabric`) and join the machine to br0.
 
     Routes to the nodes' pods are set in the fabric too: the API server calls aggregated APIs and webhooks there.
@@ -177,20 +179,20 @@ def build_fabric(plan: Plan, fabric: int, link: str, nodes: int) -> None:
     route_services(plan, fabric, link, 1)
 
 
-def route_services(plan: Plan, fabric: int, link: str, via: int) -> None:
+def route_services(plan: AddressPlan, fabric: int, link: str, via: int) -> None:
     """Send what the machine and the control plane have for Services to node `via`, where kube-proxy knows them."""
     for inside, device in ((fabric, "br0"), (None, link)):
         ip("route", "replace", str(plan.services), "via", plan.node(via), "dev", device, inside=inside)
 
 
-def plan_of(link: str) -> Plan | None:
+def plan_of(link: str) -> AddressPlan | None:
     """The plan of a running cluster, by the machine's address on its link."""
     for block in parse_used(ip("-json", "-4", "address", "show", "dev", link), ""):
-        return Plan(block.supernet(new_prefix=16))
+        return AddressPlan(block.supernet(new_prefix=16))
     return None
 
 
-def remove_from_machine(plan: Plan | None, link: str) -> None:
+def remove_from_machine(plan: AddressPlan | None, link: str) -> None:
     """Take the machine's link and routes away. Nothing to do is fine."""
     if link_exists(link):
         plan = plan or plan_of(link)

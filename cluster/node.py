@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from cluster import binaries, components, controlplane, loops, machine, network, paths, processes, state
-from cluster.components import Node
-from cluster.console import Problem
-from cluster.network import Plan
+from cluster.components import NodeAddresses
+from cluster.console import ClusterError
+from cluster.network import AddressPlan
 
 INIT = Path(__file__).with_name("node-init.sh")
 LOGIND = Path(__file__).with_name("logind.py")
@@ -40,20 +40,20 @@ def log(name: str) -> Path:
     return paths.LOGS / f"{name}.log"
 
 
-def init_record(name: str) -> processes.Record | None:
+def init_record(name: str) -> processes.ProcessRecord | None:
     """The node's PID 1 if the node is on."""
     return state.records().alive(name)
 
 
 def init_pid(name: str) -> int:
-    """The pid (as the machine sees it) of the node's PID 1. Errors: Problem when the node is off."""
+    """The pid (as the machine sees it) of the node's PID 1. Errors: ClusterError when the node is off."""
     rec = init_record(name)
     if rec is None:
-        raise Problem(f"{name} is off", remedy=f"run 'python -m cluster on {name}'")
+        raise ClusterError(f"{name} is off", remedy=f"run 'python -m cluster on {name}'")
     return rec.pid
 
 
-def prepare(plan: Plan, node: Node, node_count: int) -> None:
+def prepare(plan: AddressPlan, node: NodeAddresses, node_count: int) -> None:
     """Write the node's configuration. Its disk, if it has one, stays as it is."""
     base = folder(node.name)
     etc = base / "etc"
@@ -76,7 +76,7 @@ def prepare(plan: Plan, node: Node, node_count: int) -> None:
     (etc / "hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n{others}")
 
 
-def environment(plan: Plan, node: Node, cgroups: Sequence[Path]) -> dict[str, str]:
+def environment(plan: AddressPlan, node: NodeAddresses, cgroups: Sequence[Path]) -> dict[str, str]:
     """What node-init.sh finds in its environment."""
     # A named hierarchy (systemd's) is mounted by node-init.sh itself.
     mounted = [path.name for path in machine.hierarchies() if path.name != "systemd"]
@@ -100,8 +100,8 @@ def environment(plan: Plan, node: Node, cgroups: Sequence[Path]) -> dict[str, st
     }
 
 
-def power_on(plan: Plan, node: Node) -> bool:
-    """Start the node unless it is on; whether it was started. Errors: Problem when it does not come up."""
+def power_on(plan: AddressPlan, node: NodeAddresses) -> bool:
+    """Start the node unless it is on; whether it was started. Errors: ClusterError when it does not come up."""
     if init_record(node.name) is not None:
         return False
     fabric = controlplane.fabric().pid
@@ -119,7 +119,9 @@ def power_on(plan: Plan, node: Node) -> bool:
     processes.wait_until(separate, 10, pause=0.005)
     child = processes.first_child(pid) if processes.is_alive(starter) else None
     if child is None:
-        raise Problem(f"{node.name} did not start", log=log(node.name), remedy="run 'python -m cluster down', then up")
+        raise ClusterError(
+            f"{node.name} did not start", log=log(node.name), remedy="run 'python -m cluster down', then up"
+        )
     state.records().put(processes.record(node.name, child))
     if machine.is_unified():
         # A version 2 group that has children with controllers may hold no process itself; the node waits for this.
@@ -154,20 +156,22 @@ def power_off(name: str) -> bool:
 def shut_down(name: str) -> None:
     """Have the node's logind announce a shutdown and wait until its kubelet has ended the pods; it stays on.
 
-    Errors: Problem when the node is off, has no logind, or that takes longer than logind may wait.
+    Errors: ClusterError when the node is off, has no logind, or that takes longer than logind may wait.
     """
     mark = Path(f"/proc/{init_pid(name)}/root") / OFF
     asked = run(name, ["/usr/bin/python3", "-I", "-S", "-E", "/etc/logind.py", "power-off"])
     own = paths.LOGS / f"{name}-logind.log"
     if asked.returncode != 0:
         words = (asked.stderr.strip().splitlines() or ["no answer"])[-1]
-        raise Problem(f"{name} cannot be shut down: {words}", log=own, remedy=f"run 'python -m cluster off {name}'")
+        raise ClusterError(
+            f"{name} cannot be shut down: {words}", log=own, remedy=f"run 'python -m cluster off {name}'"
+        )
     if not processes.wait_until(lambda: mark.exists() or init_record(name) is None, SHUTDOWN_SECONDS, pause=0.1):
-        raise Problem(f"{name} does not shut down", log=own, remedy=f"run 'python -m cluster off {name}'")
+        raise ClusterError(f"{name} does not shut down", log=own, remedy=f"run 'python -m cluster off {name}'")
 
 
 def wait_runtime(name: str, *, seconds: float = 60.0) -> None:
-    """Wait until the node's containerd takes calls. Errors: Problem when the node ends or takes too long."""
+    """Wait until the node's containerd takes calls. Errors: ClusterError when the node ends or takes too long."""
     socket = Path(f"/proc/{init_pid(name)}/root") / SOCKET
 
     def settled() -> bool:
@@ -176,7 +180,9 @@ def wait_runtime(name: str, *, seconds: float = 60.0) -> None:
     processes.wait_until(settled, seconds, pause=0.02)
     if init_record(name) is None or not socket.exists():
         own = log(name)
-        raise Problem(f"containerd on {name} does not start", log=own, remedy=f"see 'cluster logs {name}-containerd'")
+        raise ClusterError(
+            f"containerd on {name} does not start", log=own, remedy=f"see 'cluster logs {name}-containerd'"
+        )
 
 
 def enter(name: str) -> list[str]:

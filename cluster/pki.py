@@ -24,7 +24,7 @@ BACKDATED = datetime.timedelta(hours=1)
 
 
 @dataclass(frozen=True)
-class Pair:
+class CertificatePair:
     """A certificate and its private key."""
 
     certificate: x509.Certificate
@@ -72,15 +72,17 @@ def _name(common: str, organization: str = "") -> x509.Name:
     return x509.Name(parts)
 
 
-def authority(common: str) -> Pair:
+def authority(common: str) -> CertificatePair:
     """A new certificate authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name(common)
     builder = _builder(name, name, key).add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-    return Pair(builder.add_extension(_key_usage(ca=True), critical=True).sign(key, hashes.SHA256()), key)
+    return CertificatePair(builder.add_extension(_key_usage(ca=True), critical=True).sign(key, hashes.SHA256()), key)
 
 
-def issue(ca: Pair, common: str, organization: str = "", *, names: Sequence[str] = (), server: bool = False) -> Pair:
+def issue(
+    ca: CertificatePair, common: str, organization: str = "", *, names: Sequence[str] = (), server: bool = False
+) -> CertificatePair:
     """A key with a certificate of that authority: for a client, and for a server too if `server`.
 
     names: DNS names and IP addresses for the subjectAltName.
@@ -95,7 +97,7 @@ def issue(ca: Pair, common: str, organization: str = "", *, names: Sequence[str]
     )
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
-    return Pair(builder.sign(ca.key, hashes.SHA256()), key)
+    return CertificatePair(builder.sign(ca.key, hashes.SHA256()), key)
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
@@ -125,7 +127,7 @@ def _general(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def kubeconfig(server: str, ca_pem: bytes, client: Pair) -> str:
+def kubeconfig(server: str, ca_pem: bytes, client: CertificatePair) -> str:
     """A kubeconfig with everything inside it, as JSON (which is YAML)."""
 
     def text(pem: bytes) -> str:
@@ -181,7 +183,7 @@ def create(folder: Path, server: str, api_names: Sequence[str], nodes: dict[str,
     write_private(admin, kubeconfig(server, ca.certificate_pem, administrator).encode())
 
 
-def _create_node(folder: Path, server: str, ca: Pair, name: str, address: str) -> None:
+def _create_node(folder: Path, server: str, ca: CertificatePair, name: str, address: str) -> None:
     folder.mkdir(exist_ok=True)
     write_private(folder / "ca.crt", ca.certificate_pem)
     kubelet = issue(ca, f"system:node:{name}", "system:nodes", names=[name, address], server=True)

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.console import Problem
+from cluster.console import ClusterError
 
 PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
-class Record:
+class ProcessRecord:
     """One process: its pid and its start time in clock ticks since boot (proc_pid_stat(5), field 22)."""
 
     name: str
@@ -43,15 +43,15 @@ def _stat(pid: int) -> tuple[str, int, int] | None:
         return None
 
 
-def record(name: str, pid: int) -> Record:
-    """Describe a process that runs now. Errors: Problem when it does not."""
+def record(name: str, pid: int) -> ProcessRecord:
+    """Describe a process that runs now. Errors: ClusterError when it does not."""
     stat = _stat(pid)
     if stat is None:
-        raise Problem(f"{name} (pid {pid}) ended at once")
-    return Record(name, pid, stat[2])
+        raise ClusterError(f"{name} (pid {pid}) ended at once")
+    return ProcessRecord(name, pid, stat[2])
 
 
-def is_alive(rec: Record) -> bool:
+def is_alive(rec: ProcessRecord) -> bool:
     """Whether this very process still runs. A zombie does not."""
     stat = _stat(rec.pid)
     return stat is not None and stat[0] not in "ZX" and stat[2] == rec.start_ticks
@@ -68,7 +68,7 @@ def first_child(pid: int) -> int | None:
     return min(children)[1] if children else None
 
 
-def age(rec: Record) -> float:
+def age(rec: ProcessRecord) -> float:
     """Seconds since the process started."""
     uptime = float((PROC / "uptime").read_text().split()[0])
     return uptime - rec.start_ticks / os.sysconf("SC_CLK_TCK")
@@ -86,7 +86,7 @@ def pss(pids: Iterable[int]) -> int:
     return total
 
 
-def send(rec: Record, number: signal.Signals) -> bool:
+def send(rec: ProcessRecord, number: signal.Signals) -> bool:
     """Send a signal to this very process. Returns whether it was there."""
     try:
         handle = os.pidfd_open(rec.pid)
@@ -104,15 +104,15 @@ def send(rec: Record, number: signal.Signals) -> bool:
         os.close(handle)
 
 
-def kill(records: Iterable[Record], *, patience: float = 10.0) -> None:
-    """SIGKILL, and wait until all are gone. Errors: Problem when one is not after `patience` seconds."""
+def kill(records: Iterable[ProcessRecord], *, patience: float = 10.0) -> None:
+    """SIGKILL, and wait until all are gone. Errors: ClusterError when one is not after `patience` seconds."""
     killed = [rec for rec in records if send(rec, signal.SIGKILL)]
     if not wait_until(lambda: not any(map(is_alive, killed)), patience, pause=0.01):
         stuck = [f"{rec.name} (pid {rec.pid})" for rec in killed if is_alive(rec)]
-        raise Problem(f"could not end {', '.join(stuck)}", remedy="look at /proc/PID/stack for what it waits for")
+        raise ClusterError(f"could not end {', '.join(stuck)}", remedy="look at /proc/PID/stack for what it waits for")
 
 
-def terminate(records: Iterable[Record], *, patience: float = 3.0) -> None:
+def terminate(records: Iterable[ProcessRecord], *, patience: float = 3.0) -> None:
     """SIGTERM, a little patience, then SIGKILL."""
     asked = [rec for rec in records if send(rec, signal.SIGTERM)]
     wait_until(lambda: not any(map(is_alive, asked)), patience, pause=0.01)
@@ -141,27 +141,27 @@ def spawn(command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = 
     return process.pid
 
 
-class Records:
+class ProcessRecords:
     """The records of one running cluster, one small file per process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def put(self, rec: Record) -> None:
+    def put(self, rec: ProcessRecord) -> None:
         """Write a record, replacing one of that name."""
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".{rec.name}"
         temporary.write_text(json.dumps(asdict(rec)))
         temporary.rename(self.folder / f"{rec.name}.json")
 
-    def get(self, name: str) -> Record | None:
+    def get(self, name: str) -> ProcessRecord | None:
         """The record of that name, if there is a readable one."""
         try:
-            return Record(**json.loads((self.folder / f"{name}.json").read_text()))
+            return ProcessRecord(**json.loads((self.folder / f"{name}.json").read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
-    def alive(self, name: str) -> Record | None:
+    def alive(self, name: str) -> ProcessRecord | None:
         """The record of that name if its process still runs."""
         rec = self.get(name)
         return rec if rec is not None and is_alive(rec) else None

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import network, paths
-from cluster.components import Node, nodes
-from cluster.processes import Records
+from cluster.components import NodeAddresses, nodes
+from cluster.processes import ProcessRecords
 
 NODE_NAMES = ("node1", "node2")
 
@@ -44,18 +44,18 @@ def boot_id() -> str:
 
 
 @dataclass(frozen=True)
-class State:
+class ClusterState:
     """A cluster that was set up in this boot of the machine."""
 
-    plan: network.Plan
+    plan: network.AddressPlan
     boot_id: str
 
     @property
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[NodeAddresses]:
         """All nodes, running or not."""
         return nodes(self.plan, NODE_NAMES)
 
-    def node(self, name: str) -> Node | None:
+    def node(self, name: str) -> NodeAddresses | None:
         """The node of that name."""
         return next((node for node in self.nodes if node.name == name), None)
 
@@ -64,7 +64,7 @@ def _file() -> Path:
     return paths.RUN / "state.json"
 
 
-def save(state: State) -> None:
+def save(state: ClusterState) -> None:
     """Write the state file."""
     paths.RUN.mkdir(parents=True, exist_ok=True)
     temporary = _file().with_suffix(".new")
@@ -72,18 +72,18 @@ def save(state: State) -> None:
     temporary.rename(_file())
 
 
-def load() -> State | None:
+def load() -> ClusterState | None:
     """Read the state file; None when there is no readable one."""
     try:
         fields = json.loads(_file().read_text())
-        return State(network.Plan(network.Network(fields["block"])), str(fields["boot_id"]))
+        return ClusterState(network.AddressPlan(network.Network(fields["block"])), str(fields["boot_id"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def records() -> Records:
+def records() -> ProcessRecords:
     """The records of the cluster's processes."""
-    return Records(paths.RUN / "processes")
+    return ProcessRecords(paths.RUN / "processes")
 
 
 @contextmanager

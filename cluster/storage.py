@@ -8,11 +8,12 @@ import json
 import shutil
 from pathlib import Path
 
-from cluster import binaries, deploy, images, lifecycle, machine, memory, node, paths, state
+from cluster import binaries, images, lifecycle, machine, memory, node, paths, state
 from cluster import storage_manifests as manifests
-from cluster.console import Console, Problem
+from cluster.console import ClusterError, ProgressConsole
 from cluster.csi.kinds import KINDS
 from cluster.kubectl import Kubectl
+from deploy import hyperlet
 
 SIDECARS = ("csi-provisioner", "csi-attacher", "csi-resizer", "csi-snapshotter", "snapshot-controller")
 CRD_MODULE = "github.com/kubernetes-csi/external-snapshotter/client/v8"
@@ -20,17 +21,17 @@ CRDS = ("volumesnapshotclasses", "volumesnapshotcontents", "volumesnapshots")
 LOOP_CONTROL = Path("/dev/loop-control")
 
 
-def install(console: Console) -> None:
-    """Give the running cluster its storage, or bring it up to date. Errors: Problem."""
+def install(console: ProgressConsole) -> None:
+    """Give the running cluster its storage, or bring it up to date. Errors: ClusterError."""
     lifecycle.require_root()
     known = lifecycle.required()
     if not LOOP_CONTROL.exists():
-        raise Problem(
+        raise ClusterError(
             "this machine has no loop devices, on which the volumes of the test cluster stand",
             remedy="load the module: modprobe loop",
         )
     if shutil.which("mkfs.xfs") is None:
-        raise Problem("local volumes need xfsprogs", remedy="run 'python -m cluster deps --tests'")
+        raise ClusterError("local volumes need xfsprogs", remedy="run 'python -m cluster deps --tests'")
     kubectl = Kubectl(paths.KUBECONFIG)
     binaries.build(console, binaries.EXTRAS)
     reference, archive = sidecars_image(console)
@@ -44,7 +45,7 @@ def install(console: Console) -> None:
         with console.step("CSI driver, sidecars, classes"):
             items = manifests.manifests(driver_image(kubectl), reference)
             kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
-        deploy.wait(
+        hyperlet.wait(
             console,
             "storage ready",
             lambda: unready(kubectl, running),
@@ -66,20 +67,20 @@ def sidecars(nodes: list[str]) -> list[int]:
 
 
 def driver_image(kubectl: Kubectl) -> str:
-    """The image that the driver's Python runs in: the handler's, which is on every node. Errors: Problem."""
+    """The image that the driver's Python runs in: the handler's, which is on every node. Errors: ClusterError."""
     template = "{.spec.template.spec.containers[0].image}"
     image = kubectl(
-        "get", "daemonset", "hyperlet-handler", f"--namespace={deploy.NAMESPACE}", f"--output=jsonpath={template}",
+        "get", "daemonset", "hyperlet-handler", f"--namespace={hyperlet.NAMESPACE}", f"--output=jsonpath={template}",
         "--ignore-not-found",
     )  # fmt: skip
     if not image:
-        raise Problem(
+        raise ClusterError(
             "the storage driver needs the image of the handler, which is not there", remedy="run 'make up' first"
         )
     return image
 
 
-def sidecars_image(console: Console) -> tuple[str, Path]:
+def sidecars_image(console: ProgressConsole) -> tuple[str, Path]:
     """The reference and the archive of the image with the sidecars, made into the cache unless it is there."""
     folder = binaries.extras_dir()
     digest = hashlib.sha256()
@@ -102,7 +103,7 @@ def crd_names() -> list[str]:
     return [f"{plural}.snapshot.storage.k8s.io" for plural in CRDS]
 
 
-def crds(console: Console) -> list[Path]:
+def crds(console: ProgressConsole) -> list[Path]:
     """The files of the snapshots' CRDs, out of the module that the snapshotter is built from."""
     versions = (binaries.module_dir(binaries.EXTRAS) / "go.mod").read_bytes()
     folder = paths.CACHE / f"snapshot-crds-{hashlib.sha256(versions).hexdigest()[:10]}"
@@ -124,4 +125,4 @@ def unready(kubectl: Kubectl, nodes: list[str]) -> str | None:
         for kind in KINDS.values():
             if kind.driver not in registered.get(name, ""):
                 return f"{kind.driver} is not registered on {name}"
-    return deploy.workloads_ready(kubectl, manifests.NAMESPACE)
+    return hyperlet.workloads_ready(kubectl, manifests.NAMESPACE)

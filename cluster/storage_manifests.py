@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from cluster.csi.kinds import KINDS, Kind
+from cluster.csi.kinds import KINDS, StorageKind
 
 Json = dict[str, Any]
 
@@ -101,7 +101,7 @@ def _binding() -> Json:
     }
 
 
-def _csi_driver(kind: Kind) -> Json:
+def _csi_driver(kind: StorageKind) -> Json:
     """The kubelet changes owners on a file system that is the pod's alone; a file server's it leaves as they are."""
     return {
         "apiVersion": "storage.k8s.io/v1",
@@ -117,7 +117,7 @@ def _csi_driver(kind: Kind) -> Json:
     }
 
 
-def _storage_class(kind: Kind) -> Json:
+def _storage_class(kind: StorageKind) -> Json:
     return {
         "apiVersion": "storage.k8s.io/v1",
         "kind": "StorageClass",
@@ -129,7 +129,7 @@ def _storage_class(kind: Kind) -> Json:
     }
 
 
-def _snapshot_class(kind: Kind) -> Json:
+def _snapshot_class(kind: StorageKind) -> Json:
     return {
         "apiVersion": "snapshot.storage.k8s.io/v1",
         "kind": "VolumeSnapshotClass",

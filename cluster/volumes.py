@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from cluster import node
-from cluster.api import Api
-from cluster.console import Problem
+from cluster.api import ClusterApi
+from cluster.console import ClusterError
 
 STORAGE_CLASS = "local"
 FOLDER = "/var/lib/volumes"
@@ -44,14 +44,14 @@ def manifest(name: str, node_name: str, size: str, storage_class: str = STORAGE_
     }
 
 
-def create(api: Api, name: str, node_name: str, size: str, storage_class: str = STORAGE_CLASS) -> bool:
+def create(api: ClusterApi, name: str, node_name: str, size: str, storage_class: str = STORAGE_CLASS) -> bool:
     """Make the folder and the PersistentVolume; whether the latter is new.
 
     The folder is writable for everybody, as a freshly formatted volume with fsGroup would be for its pod.
-    Errors: Problem for a name that is none; ApiError when the server refuses the object.
+    Errors: ClusterError for a name that is none; ApiError when the server refuses the object.
     """
     if not _NAME.fullmatch(name):
-        raise Problem(f"'{name}' cannot name a volume", remedy="use lower case letters, digits, '-' and '.'")
+        raise ClusterError(f"'{name}' cannot name a volume", remedy="use lower case letters, digits, '-' and '.'")
     path = node.folder(node_name) / "disk" / "volumes" / name
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o777)

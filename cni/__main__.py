@@ -13,8 +13,8 @@ from cni import wire
 
 def _serve(options: argparse.Namespace) -> int:
     from cni import daemon
-    from cni.host import Host
-    from cni.state import DATA_ROOTS
+    from cni.host import HostResources
+    from cni.tuning_state import DATA_ROOTS
     from kit import log, proc
 
     log.setup("cni")
@@ -22,14 +22,14 @@ def _serve(options: argparse.Namespace) -> int:
         with proc.closing(os.open(options.netns, os.O_RDONLY | os.O_CLOEXEC)) as namespace:
             proc.setns(namespace, proc.CLONE_NEWNET)
     _frugal()
-    hands = Host(tuple(options.data_root or DATA_ROOTS))
+    resources = HostResources(tuple(options.data_root or DATA_ROOTS))
     listener = daemon.listen(options.socket)
-    service = daemon.Daemon(listener, hands)
+    service = daemon.Daemon(listener, resources)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())
     signal.set_wakeup_fd(service.waker, warn_on_full_buffer=False)
     service.run()
-    hands.close()
+    resources.close()
     return 0
 
 

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 from cni import errors, route
+from cni.desired_attachment import DesiredAttachment
 from cni.errors import CniError
-from cni.netlink import Refusal
+from cni.netlink import NetlinkRefusal
 from cni.route import Address, Interface, Network
-from cni.spec import Result, ResultIp, ResultRoute
-from cni.wish import Wish
+from cni.spec import CniResult, ResultIp, ResultRoute
 
 _DAD_SECONDS = 10
 _EEXIST = 17
@@ -19,16 +19,16 @@ _FORWARDING = {4: "/proc/sys/net/ipv4/ip_forward", 6: "/proc/sys/net/ipv6/conf/a
 _DEFAULT: dict[int, Network] = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 
 
-def complete(found: Result, wish: Wish) -> Result:
+def complete(found: CniResult, desired: DesiredAttachment) -> CniResult:
     """The IPAM plugin's result with what the gateway fields add: the gateways' addresses, default routes."""
-    ips = [_with_gateway(each) if wish.gateway else each for each in found.ips]
+    ips = [_with_gateway(each) if desired.gateway else each for each in found.ips]
     routes = list(found.routes)
-    if wish.default_gateway:
+    if desired.default_gateway:
         for ip in ips:
             family = ipaddress.ip_interface(ip.address).version
             if not any(ipaddress.ip_network(r.dst, strict=False) == _DEFAULT[family] for r in routes):
                 routes.append(ResultRoute(dst=str(_DEFAULT[family]), gw=ip.gateway))
-    return Result(cniVersion=found.cniVersion, interfaces=found.interfaces, ips=ips, routes=routes, dns=found.dns)
+    return CniResult(cniVersion=found.cniVersion, interfaces=found.interfaces, ips=ips, routes=routes, dns=found.dns)
 
 
 def _with_gateway(ip: ResultIp) -> ResultIp:
@@ -38,12 +38,12 @@ def _with_gateway(ip: ResultIp) -> ResultIp:
     return ResultIp(address=ip.address, gateway=str(network.network_address + 1), interface=ip.interface)
 
 
-def interfaces(found: Result) -> list[Interface]:
+def interfaces(found: CniResult) -> list[Interface]:
     """The addresses of a result."""
     return [ipaddress.ip_interface(each.address) for each in found.ips]
 
 
-def configure(one: route.Route, name: str, found: Result, dad: bool) -> None:
+def configure(one: route.RtnetlinkSocket, name: str, found: CniResult, dad: bool) -> None:
     """Gives a container's interface its addresses and routes. Call it in the container's namespace.
 
     With `dad` it waits until no address is tentative. Raises CniError, OSError.
@@ -65,10 +65,10 @@ def configure(one: route.Route, name: str, found: Result, dad: bool) -> None:
             _announce(name, link.mac, address)
 
 
-def _wanted(given: ResultRoute, gateways: dict[int, str]) -> route.Wanted:
+def _wanted(given: ResultRoute, gateways: dict[int, str]) -> route.WantedLink:
     destination = ipaddress.ip_network(given.dst, strict=False)
     through = given.gw or gateways.get(destination.version)
-    return route.Wanted(
+    return route.WantedLink(
         destination,
         ipaddress.ip_address(through) if through else None,
         mtu=given.mtu or 0,
@@ -79,7 +79,7 @@ def _wanted(given: ResultRoute, gateways: dict[int, str]) -> route.Wanted:
     )
 
 
-def _settle(one: route.Route, index: int, name: str) -> None:
+def _settle(one: route.RtnetlinkSocket, index: int, name: str) -> None:
     deadline = time.monotonic() + _DAD_SECONDS
     while True:
         held = one.addresses(index)
@@ -105,7 +105,7 @@ def _announce(name: str, mac: str, address: Interface) -> None:
             return
 
 
-def serve(one: route.Route, link: route.Link, found: Result, force: bool) -> list[Interface]:
+def serve(one: route.RtnetlinkSocket, link: route.LinkInfo, found: CniResult, force: bool) -> list[Interface]:
     """Makes a device of the host the gateway of the addresses; returns what it was given. Raises CniError, OSError."""
     given: list[Interface] = []
     for ip in found.ips:
@@ -122,7 +122,7 @@ def serve(one: route.Route, link: route.Link, found: Result, force: bool) -> lis
     return given
 
 
-def _ensure(one: route.Route, link: route.Link, wanted: Interface, force: bool) -> bool:
+def _ensure(one: route.RtnetlinkSocket, link: route.LinkInfo, wanted: Interface, force: bool) -> bool:
     for held in one.addresses(link.index):
         if held.interface.version != wanted.version or held.scope == 253:
             continue
@@ -138,7 +138,7 @@ def _ensure(one: route.Route, link: route.Link, wanted: Interface, force: bool) 
         one.do(route.del_address(link.index, held.interface))
     try:
         one.do(route.add_address(link.index, wanted, dad=False))
-    except Refusal as refusal:
+    except NetlinkRefusal as refusal:
         if refusal.errno != _EEXIST:  # another ADD was faster
             raise
         return False
@@ -151,7 +151,7 @@ def _forward(family: int) -> None:
         switch.write_text("1")
 
 
-def faults(one: route.Route, name: str, ips: list[ResultIp], routes: list[ResultRoute]) -> list[str]:
+def faults(one: route.RtnetlinkSocket, name: str, ips: list[ResultIp], routes: list[ResultRoute]) -> list[str]:
     """What of a result's addresses and routes is not there. Call it in the container's namespace."""
     link = one.link(name)
     if link is None:
@@ -171,7 +171,9 @@ def faults(one: route.Route, name: str, ips: list[ResultIp], routes: list[Result
     return found
 
 
-def owned(found: Result, position: int) -> Result:
+def owned(found: CniResult, position: int) -> CniResult:
     """A result whose addresses all say that they are on the interface at `position`."""
     ips = [ResultIp(address=ip.address, gateway=ip.gateway, interface=position) for ip in found.ips]
-    return Result(cniVersion=found.cniVersion, interfaces=found.interfaces, ips=ips, routes=found.routes, dns=found.dns)
+    return CniResult(
+        cniVersion=found.cniVersion, interfaces=found.interfaces, ips=ips, routes=found.routes, dns=found.dns
+    )

@@ -14,11 +14,11 @@ from cni.version import answer as version
 ANSWER_SECONDS = 90
 
 
-def call(path: str, plugin: str, environment: dict[str, str], stdin: bytes) -> wire.Answer:
+def call(path: str, plugin: str, environment: dict[str, str], stdin: bytes) -> wire.WireAnswer:
     """One call to the daemon at `path`. Never raises for a daemon that is away: that is CNI error 11."""
     if environment.get("CNI_COMMAND") == "VERSION":
-        return wire.Answer(0, version(stdin))
-    request = wire.Request(plugin, environment, stdin)
+        return wire.WireAnswer(0, version(stdin))
+    request = wire.WireRequest(plugin, environment, stdin)
     place = environment.get("CNI_NETNS", "")
     if place.startswith("/"):
         try:
@@ -33,7 +33,7 @@ def call(path: str, plugin: str, environment: dict[str, str], stdin: bytes) -> w
             wire.send_request(connection, request)
             return wire.receive_answer(connection, ANSWER_SECONDS)
     except (OSError, wire.WireError) as error:
-        return wire.Answer(1, _away(str(error)))
+        return wire.WireAnswer(1, _away(str(error)))
     finally:
         request.close()
 

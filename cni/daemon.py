@@ -16,9 +16,9 @@ from pathlib import Path
 
 import structlog
 
-from cni import caller, errors, plugins, wire
+from cni import errors, invocation, plugins, wire
 from cni.errors import CniError
-from cni.host import Host
+from cni.host import HostResources
 
 log = structlog.get_logger("cni")
 
@@ -53,9 +53,9 @@ def listen(path: str) -> socket.socket:
 class Daemon:
     """Serves until `stop`."""
 
-    def __init__(self, listener: socket.socket, hands: Host) -> None:
+    def __init__(self, listener: socket.socket, resources: HostResources) -> None:
         self._listener = listener
-        self._hands = hands
+        self._resources = resources
         self._lock = threading.Lock()
         self._pressed = threading.Event()
         self._stopping = False
@@ -70,7 +70,7 @@ class Daemon:
         """Serves; returns when `stop` was called and the calls under way are through, or after ten seconds."""
         for _ in range(WORKERS):
             self._start()
-        threading.Thread(target=self._help_out, name="steward", daemon=True).start()
+        threading.Thread(target=self._start_worker, name="steward", daemon=True).start()
         # Signals wake the main thread by this descriptor (signal.set_wakeup_fd), whichever thread they hit.
         while not self._stopping:
             select.select([self._wake], [], [])
@@ -86,7 +86,7 @@ class Daemon:
         with contextlib.suppress(BlockingIOError):
             os.write(self.waker, b"x")
 
-    def _help_out(self) -> None:
+    def _start_worker(self) -> None:
         while not self._stopping:
             self._pressed.wait()
             done = self._done
@@ -95,10 +95,10 @@ class Daemon:
                 short = self._idle == 0 and self._done == done and self._workers < _MOST and not self._stopping
                 if self._idle:
                     self._pressed.clear()
-            if short and self._somebody_waits():
+            if short and self._has_backlog():
                 self._start()
 
-    def _somebody_waits(self) -> bool:
+    def _has_backlog(self) -> bool:
         return bool(select.select([self._listener], [], [], 0)[0])
 
     def _start(self) -> None:
@@ -153,10 +153,10 @@ class Daemon:
         except Exception as error:
             log.error("a call failed by a fault of this program", exc_info=error)
 
-    def _answer(self, connection: socket.socket) -> wire.Answer:
+    def _answer(self, connection: socket.socket) -> wire.WireAnswer:
         try:
-            peer = caller.trusted_peer(connection, self._hands.own)
-        except caller.Untrusted as error:
+            peer = invocation.trusted_peer(connection, self._resources.own)
+        except invocation.Untrusted as error:
             log.warning("refused a caller that is not root on the host", caller=str(error))
             # Closed with bytes unread, the socket would throw away the answer, and fail the write under way.
             with contextlib.suppress(OSError, wire.WireError):
@@ -164,12 +164,12 @@ class Daemon:
             return plugins.refusal(CniError(errors.ENVIRONMENT, "only root on the host may call this plugin"))
         request = wire.receive_request(connection, time.monotonic() + _REQUEST_SECONDS)
         try:
-            return plugins.serve(request, peer, self._hands, lambda: not _hung_up(connection))
+            return plugins.serve(request, peer, self._resources, lambda: not _is_closed(connection))
         finally:
             request.close()
 
 
-def _hung_up(connection: socket.socket) -> bool:
+def _is_closed(connection: socket.socket) -> bool:
     poll = select.poll()
     poll.register(connection, select.POLLRDHUP)
     return bool(poll.poll(0))

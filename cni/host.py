@@ -17,8 +17,8 @@ from threading import Lock, local
 from typing import TypeVar
 
 from cni import nft, route
-from cni.caller import Own
-from cni.netlink import HEADER, Refusal
+from cni.invocation import OwnNamespaces
+from cni.netlink import HEADER, NetlinkRefusal
 from kit import proc
 
 T = TypeVar("T")
@@ -50,32 +50,32 @@ def alias(network: str, container: str, interface: str) -> str:
     return f"{_alias_prefix(network)}{network[:60]} {container[:100]} {interface}"
 
 
-def belongs(link: route.Link, network: str) -> bool:
+def belongs(link: route.LinkInfo, network: str) -> bool:
     """Whether a device on the host is an attachment of a network (without an alias: of an ADD that was cut short)."""
     if link.kind != "veth" or not link.name.startswith(_network_prefix(network)) or len(link.name) != 15:
         return False
     return not link.alias or link.alias.startswith(_alias_prefix(network))
 
 
-class Pool:
+class RoutePool:
     """Open route sockets of the daemon's own namespace, lent to one thread at a time."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._idle: list[route.Route] = []
+        self._idle: list[route.RtnetlinkSocket] = []
 
     @contextmanager
-    def lend(self) -> Iterator[route.Route]:
+    def lend(self) -> Iterator[route.RtnetlinkSocket]:
         """A socket for a while. One that failed in an unknown state is not lent again."""
         with self._lock:
             one = self._idle.pop() if self._idle else None
-        one = one or route.Route()
+        one = one or route.RtnetlinkSocket()
         sound = False
         try:
             try:
                 yield one
                 sound = True
-            except Refusal:
+            except NetlinkRefusal:
                 sound = True
                 raise
         finally:
@@ -93,15 +93,15 @@ class Pool:
             one.close()
 
 
-class Host:
+class HostResources:
     """The daemon's hands. Made in the host's network namespace, shared by all workers."""
 
     def __init__(self, data_roots: tuple[str, ...]) -> None:
-        self.own = Own.now()
-        self.routes = Pool()
-        self.nft = nft.Pool()
+        self.own = OwnNamespaces.now()
+        self.routes = RoutePool()
+        self.nft = nft.NftPool()
         self.data_roots = data_roots
-        self.bridges = Bridges()
+        self.bridges = BridgeUsers()
         self._removers = ThreadPoolExecutor(_REMOVERS, "remover")
         self._local = local()
 
@@ -117,7 +117,7 @@ class Host:
             return False
         if link.kind != "veth":
             raise OSError(0, f"{name} is no veth device: it was not made here")
-        with contextlib.closing(_Departure(link.index)) as departure:
+        with contextlib.closing(_DeviceRemoval(link.index)) as departure:
             future = self._removers.submit(self._remove_waiting, link.index, departure.wake())
             if departure.wait(_REMOVE_SECONDS):
                 return True
@@ -127,11 +127,11 @@ class Host:
 
     def _remove_waiting(self, index: int, wake: int) -> bool:
         try:
-            own: route.Route | None = getattr(self._local, "route", None)
+            own: route.RtnetlinkSocket | None = getattr(self._local, "route", None)
             if own is None:
-                own = self._local.route = route.Route()
+                own = self._local.route = route.RtnetlinkSocket()
             own.do(route.del_link(index=index))
-        except Refusal as refusal:
+        except NetlinkRefusal as refusal:
             if refusal.errno != 19:  # ENODEV: gone meanwhile, with its namespace for example
                 raise
         finally:
@@ -146,7 +146,7 @@ class Host:
         self.nft.close()
 
 
-class _Departure:
+class _DeviceRemoval:
     """Waits for the news that a device has gone."""
 
     def __init__(self, index: int) -> None:
@@ -195,7 +195,7 @@ class _Departure:
         os.close(self._done)
 
 
-class Bridges:
+class BridgeUsers:
     """Who is using which bridge now, so that a failed ADD takes only a bridge with it that nobody else counts on."""
 
     def __init__(self) -> None:
@@ -220,7 +220,7 @@ class Bridges:
         return self._users.get(name, 0) <= 1
 
 
-def inside(netns: int, work: Callable[[], T]) -> T:
+def run_in_netns(netns: int, work: Callable[[], T]) -> T:
     """Runs `work` in a network namespace. Sockets that it opens are that namespace's; pools are for outside of it.
 
     The calling thread goes there and comes back: a thread of its own would cost a third of a call of cnv-tuning.

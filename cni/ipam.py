@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from cni import errors, spec
-from cni.caller import Call, Own, identity
 from cni.errors import CniError
+from cni.invocation import Invocation, OwnNamespaces, identity
 from kit import proc
 
 SECONDS = 60
@@ -29,7 +29,7 @@ _OUTPUT = 1 << 20
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def add(kind: str, call: Call, version: str, own: Own) -> spec.Result:
+def add(kind: str, call: Invocation, version: str, own: OwnNamespaces) -> spec.CniResult:
     """The plugin's ADD. Raises CniError: the plugin's own, or 102."""
     answer = run(kind, "ADD", call, own)
     if not isinstance(answer, dict):
@@ -42,7 +42,7 @@ def add(kind: str, call: Call, version: str, own: Own) -> spec.Result:
     return found
 
 
-def run(kind: str, command: str, call: Call, own: Own) -> Any:
+def run(kind: str, command: str, call: Invocation, own: OwnNamespaces) -> Any:
     """Runs the plugin; returns its JSON, or None if it printed nothing or is older than the verb. Raises CniError."""
     answer = _run(kind, command, call, own, call.stdin)
     if _refuses_version(answer):
@@ -63,7 +63,7 @@ def _refuses_version(answer: tuple[int, Any]) -> bool:
     return code != 0 and isinstance(parsed, dict) and parsed.get("code") == errors.VERSION
 
 
-def _is_new(kind: str, call: Call, own: Own) -> bool:
+def _is_new(kind: str, call: Invocation, own: OwnNamespaces) -> bool:
     """Whether the plugin is of the version that brought GC and STATUS; one that does not say counts as new."""
     try:
         _, parsed = _run(kind, "VERSION", call, own, msgspec.json.encode({"cniVersion": _NEW}))
@@ -80,7 +80,7 @@ def _older(stdin: bytes) -> bytes:
     return msgspec.json.encode(conf)
 
 
-def _run(kind: str, command: str, call: Call, own: Own, stdin: bytes) -> tuple[int, Any]:
+def _run(kind: str, command: str, call: Invocation, own: OwnNamespaces, stdin: bytes) -> tuple[int, Any]:
     environment = {key: value for key, value in call.environment.items() if key.startswith("CNI_")}
     environment |= {"CNI_COMMAND": command, "PATH": _PATH}
 

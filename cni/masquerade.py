@@ -7,7 +7,7 @@ import errno
 import ipaddress
 
 from cni import nft
-from cni.netlink import Message, Refusal
+from cni.netlink import Message, NetlinkRefusal
 from cni.route import Interface
 
 PREFIX = "hyperlet-cni-"
@@ -53,7 +53,7 @@ def remove(socket: nft.Nft, interface: str) -> None:
         return
     try:
         socket.commit(nft.delete_table(_F, PREFIX + interface))
-    except Refusal as refusal:
+    except NetlinkRefusal as refusal:
         if refusal.errno != errno.ENOENT:
             raise
 

@@ -22,7 +22,7 @@ Message = tuple[int, int, bytes]
 """Type, flags beyond NLM_F_REQUEST, body."""
 
 
-class Refusal(OSError):
+class NetlinkRefusal(OSError):
     """The kernel's refusal of one message of several; `position` tells which."""
 
     def __init__(self, code: int, words: str, position: int) -> None:
@@ -56,12 +56,12 @@ def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int,
         offset += (length + 3) & ~3
 
 
-def words(raw: bytes | None) -> str:
+def error_text(raw: bytes | None) -> str:
     """The string of an attribute."""
     return raw.rstrip(b"\0").decode("utf-8", "replace") if raw else ""
 
 
-class Socket:
+class NetlinkSocket:
     """A netlink socket of the network namespace of the thread that opens it. One thread at a time may use it."""
 
     def __init__(self, protocol: int, seconds: float = 10) -> None:
@@ -83,7 +83,7 @@ class Socket:
 
         The kernel goes on after a message that it refuses; the first refusal is raised when all are through. Only the
         last message asks for an acknowledgement: refusals come without asking, and each answer is a system call.
-        Raises Refusal, OSError (EAGAIN: no answer in time).
+        Raises NetlinkRefusal, OSError (EAGAIN: no answer in time).
         """
         last = len(messages) - 1
         first, data = self._pack([(k, f if i == last else f & ~ACK, b) for i, (k, f, b) in enumerate(messages)])
@@ -91,7 +91,7 @@ class Socket:
         return self._collect(first, first + last, ends_with_data=not messages[last][1] & ACK)
 
     def batch(self, begin: Message, messages: Sequence[Message], end: Message) -> None:
-        """A transaction of nfnetlink: all of the messages or none. Raises Refusal, OSError."""
+        """A transaction of nfnetlink: all of the messages or none. Raises NetlinkRefusal, OSError."""
         last = len(messages) - 1
         middle = [(k, f if i == last else f & ~ACK, b) for i, (k, f, b) in enumerate(messages)]
         first, data = self._pack([begin, *middle, end])
@@ -99,7 +99,7 @@ class Socket:
         self._collect(first, first + 1 + last, ends_with_error_of_first=True)
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """All objects of a kind. Raises Refusal, OSError."""
+        """All objects of a kind. Raises NetlinkRefusal, OSError."""
         first, data = self._pack([(kind, DUMP, body)])
         self._socket.send(data)
         return self._collect(first, first)
@@ -116,7 +116,7 @@ class Socket:
         self, first: int, last: int, ends_with_data: bool = False, ends_with_error_of_first: bool = False
     ) -> list[bytes]:
         found: list[bytes] = []
-        refusal: Refusal | None = None
+        refusal: NetlinkRefusal | None = None
         ended = False
         while not ended:
             for kind, flags, sequence, body in _messages(self._socket.recv(1 << 17)):
@@ -128,7 +128,7 @@ class Socket:
                     continue
                 code = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
                 if code and refusal is None:
-                    refusal = Refusal(code, _reason(body, flags), sequence - first)
+                    refusal = NetlinkRefusal(code, _reason(body, flags), sequence - first)
                 ended = ended or sequence == last or (ends_with_error_of_first and sequence == first)
         if refusal is not None:
             raise refusal
@@ -158,4 +158,4 @@ def _reason(body: bytes, flags: int) -> str:
         return ""
     # With NLM_F_CAPPED only the header of the refused message is repeated.
     skip = 20 if flags & _CAPPED else 4 + ((struct.unpack_from("=I", body, 4)[0] + 3) & ~3)
-    return words(dict(attributes(body, skip)).get(_NLMSGERR_ATTR_MSG))
+    return error_text(dict(attributes(body, skip)).get(_NLMSGERR_ATTR_MSG))

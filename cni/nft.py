@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-from cni.netlink import ACK, CREATE, EXCL, Message, Refusal, Socket, attribute, attributes, nested, text
+from cni.netlink import ACK, CREATE, EXCL, Message, NetlinkRefusal, NetlinkSocket, attribute, attributes, nested, text
 
 BRIDGE, INET = 7, 1  # NFPROTO_*
 _NETFILTER = 12
@@ -166,13 +166,13 @@ def masquerade() -> bytes:
 
 
 class Nft:
-    """An nfnetlink socket. Closing one costs the kernel over ten milliseconds, so `Pool` keeps them."""
+    """An nfnetlink socket. Closing one costs the kernel over ten milliseconds, so `NftPool` keeps them."""
 
     def __init__(self) -> None:
-        self.socket = Socket(_NETFILTER)
+        self.socket = NetlinkSocket(_NETFILTER)
 
     def commit(self, *messages: Message) -> None:
-        """Applies all messages or none. Raises Refusal, OSError."""
+        """Applies all messages or none. Raises NetlinkRefusal, OSError."""
         begin = (_BATCH_BEGIN, 0, struct.pack("!BBH", 0, 0, _SUBSYSTEM))
         end = (_BATCH_END, 0, struct.pack("!BBH", 0, 0, _SUBSYSTEM))
         self.socket.batch(begin, messages, end)
@@ -188,7 +188,7 @@ class Nft:
     def _has(self, kind: int, body: bytes) -> bool:
         try:
             self.socket.talk([(_SUBSYSTEM << 8 | kind, 0, body)])
-        except Refusal as refusal:
+        except NetlinkRefusal as refusal:
             if refusal.errno == errno.ENOENT:
                 return False
             raise
@@ -208,7 +208,7 @@ class Nft:
         body = _generic(family) + text(1, owner) + text(2, where)
         try:
             found = self.socket.dump(_SUBSYSTEM << 8 | _GETRULE, body)
-        except Refusal as refusal:
+        except NetlinkRefusal as refusal:
             if refusal.errno == errno.ENOENT:
                 return []
             raise
@@ -219,7 +219,7 @@ class Nft:
         self.socket.close()
 
 
-class Pool:
+class NftPool:
     """Open nfnetlink sockets of the daemon's own namespace, lent to one thread at a time."""
 
     def __init__(self) -> None:
@@ -234,7 +234,7 @@ class Pool:
         one = one or Nft()
         try:
             yield one
-        except Refusal:
+        except NetlinkRefusal:
             self._back(one)
             raise
         except BaseException:

@@ -7,14 +7,14 @@ from threading import Condition
 import msgspec
 import structlog
 
-from cni import bridge, caller, errors, tuning, version, wire
-from cni.caller import Call
+from cni import bridge, errors, invocation, tuning, version, wire
 from cni.errors import CniError
-from cni.host import Host
+from cni.host import HostResources
+from cni.invocation import Invocation
 
 log = structlog.get_logger("cni")
 
-PLUGINS: dict[str, dict[str, Callable[[Call, Host], bytes]]] = {
+PLUGINS: dict[str, dict[str, Callable[[Invocation, HostResources], bytes]]] = {
     "cnv-bridge": {
         "ADD": bridge.add,
         "CHECK": bridge.check,
@@ -35,7 +35,7 @@ _SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 _ABOUT = "{}: CNI plugin of Hyperlet, version {}\nCNI protocol versions supported: {}\n"
 
 
-class Turns:
+class AttachmentLocks:
     """One call at a time for each attachment: DEL waits for the ADD that the runtime has given up."""
 
     def __init__(self) -> None:
@@ -57,11 +57,13 @@ class Turns:
             self._condition.notify_all()
 
 
-_TURN_SECONDS = 70
-turns = Turns()
+_LOCK_SECONDS = 70
+attachment_locks = AttachmentLocks()
 
 
-def serve(request: wire.Request, peer: int, hands: Host, waiting: Callable[[], bool]) -> wire.Answer:
+def serve(
+    request: wire.WireRequest, peer: int, resources: HostResources, waiting: Callable[[], bool]
+) -> wire.WireAnswer:
     """Does what a request asks. Never raises.
 
     `waiting` tells whether the caller still waits. An ADD whose caller has gone is not begun, and undone if it was: the
@@ -76,35 +78,37 @@ def serve(request: wire.Request, peer: int, hands: Host, waiting: Callable[[], b
         from api.version import VERSION
 
         text = _ABOUT.format(plugin, VERSION, ", ".join(version.SUPPORTED))
-        return wire.Answer(0, b"", text.encode())
+        return wire.WireAnswer(0, b"", text.encode())
     if command == "VERSION":
-        return wire.Answer(0, version.answer(request.stdin))
+        return wire.WireAnswer(0, version.answer(request.stdin))
     try:
-        return _served(caller.check(request, peer, hands.own), request, hands, waiting)
+        return _served(invocation.check(request, peer, resources.own), request, resources, waiting)
     except Exception as error:
         return _refused(request, _fault(error))
 
 
-def _served(call: Call, request: wire.Request, hands: Host, waiting: Callable[[], bool]) -> wire.Answer:
+def _served(
+    call: Invocation, request: wire.WireRequest, resources: HostResources, waiting: Callable[[], bool]
+) -> wire.WireAnswer:
     verb = PLUGINS[call.plugin][call.command]
     _check_version(call)
     if not call.container:
-        return wire.Answer(0, verb(call, hands))
-    if not turns.take(call.attachment, _TURN_SECONDS):
+        return wire.WireAnswer(0, verb(call, resources))
+    if not attachment_locks.take(call.attachment, _LOCK_SECONDS):
         raise CniError(errors.LATER, "another call for the same interface is still under way; try again later")
     try:
         if call.command == "ADD" and not waiting():
             raise CniError(errors.LATER, "the caller has gone before its ADD was begun")
-        output = verb(call, hands)
+        output = verb(call, resources)
         if call.command == "ADD" and not waiting():
-            PLUGINS[call.plugin]["DEL"](call, hands)
+            PLUGINS[call.plugin]["DEL"](call, resources)
             raise CniError(errors.LATER, "the caller has gone before its ADD was through; it was undone")
-        return wire.Answer(0, output)
+        return wire.WireAnswer(0, output)
     finally:
-        turns.leave(call.attachment)
+        attachment_locks.leave(call.attachment)
 
 
-def _check_version(call: Call) -> None:
+def _check_version(call: Invocation) -> None:
     since = _SINCE.get(call.command)
     if since is None:
         return
@@ -134,7 +138,7 @@ def _fault(error: Exception) -> CniError:
     return CniError(errors.INTERNAL, f"a fault of this program: {type(error).__name__}: {error}")
 
 
-def _refused(request: wire.Request, error: CniError) -> wire.Answer:
+def _refused(request: wire.WireRequest, error: CniError) -> wire.WireAnswer:
     known = _version(request.stdin)
     fields = error.fields(known if known in version.SUPPORTED else version.LATEST)
     environment = request.environment
@@ -147,9 +151,9 @@ def _refused(request: wire.Request, error: CniError) -> wire.Answer:
         code=error.code,
         why=error.message[:500],
     )
-    return wire.Answer(1, msgspec.json.encode(fields) + b"\n")
+    return wire.WireAnswer(1, msgspec.json.encode(fields) + b"\n")
 
 
-def refusal(error: CniError) -> wire.Answer:
+def refusal(error: CniError) -> wire.WireAnswer:
     """The answer to somebody whose request is not even read."""
-    return wire.Answer(1, msgspec.json.encode(error.fields(version.LATEST)) + b"\n")
+    return wire.WireAnswer(1, msgspec.json.encode(error.fields(version.LATEST)) + b"\n")

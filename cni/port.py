@@ -4,22 +4,24 @@ import errno
 from contextlib import ExitStack
 from pathlib import Path
 
-from cni import errors, route, wish
+from cni import desired_attachment, errors, route
+from cni.desired_attachment import DesiredAttachment
 from cni.errors import CniError
-from cni.host import Host
-from cni.netlink import Message, Refusal
-from cni.undo import quietly
-from cni.wish import Wish
+from cni.host import HostResources
+from cni.netlink import Message, NetlinkRefusal
+from cni.rollback import log_errors
 
 NAME_LIMIT = 15
 
 
-def ensure_bridge(one: route.Route, hands: Host, wanted: Wish, undo: ExitStack) -> route.Link:
+def ensure_bridge(
+    one: route.RtnetlinkSocket, resources: HostResources, wanted: DesiredAttachment, undo: ExitStack
+) -> route.LinkInfo:
     """The bridge, up; `undo` gets the removal of one that was made now. Raises CniError, OSError."""
     link = one.link(wanted.bridge)
     if link is None:
-        with hands.bridges.lock:
-            link = _make(one, hands, wanted, undo)
+        with resources.bridges.lock:
+            link = _make(one, resources, wanted, undo)
     if link.kind != "bridge":
         raise CniError(errors.CONFIG, f"$.bridge: {wanted.bridge} is not a bridge but {link.kind or 'another device'}")
     if wanted.vlans and not link.vlan_filtering:
@@ -34,16 +36,18 @@ def ensure_bridge(one: route.Route, hands: Host, wanted: Wish, undo: ExitStack) 
     return link
 
 
-def _promiscuity(link: route.Link, wanted: Wish) -> int:
+def _promiscuity(link: route.LinkInfo, wanted: DesiredAttachment) -> int:
     return route.IFF_PROMISC if wanted.promiscuous and not link.flags & route.IFF_PROMISC else 0
 
 
-def _make(one: route.Route, hands: Host, wanted: Wish, undo: ExitStack) -> route.Link:
+def _make(
+    one: route.RtnetlinkSocket, resources: HostResources, wanted: DesiredAttachment, undo: ExitStack
+) -> route.LinkInfo:
     try:
-        one.do(route.new_bridge(wanted.bridge, wish.random_mac(), wanted.mtu, wanted.vlans))
-        undo.callback(quietly, drop_bridge, hands, wanted.bridge)
+        one.do(route.new_bridge(wanted.bridge, desired_attachment.random_mac(), wanted.mtu, wanted.vlans))
+        undo.callback(log_errors, drop_bridge, resources, wanted.bridge)
         _own_routes(wanted.bridge)
-    except Refusal as refusal:
+    except NetlinkRefusal as refusal:
         if refusal.errno == errno.EOPNOTSUPP and wanted.vlans:
             raise CniError(errors.CONFIG, "$.vlan: the kernel of this node has no VLAN filtering of bridges") from None
         if refusal.errno != errno.EEXIST:
@@ -61,16 +65,16 @@ def _own_routes(bridge: str) -> None:
         switch.write_text("0")
 
 
-def drop_bridge(hands: Host, name: str) -> None:
+def drop_bridge(resources: HostResources, name: str) -> None:
     """Removes a bridge that a failed ADD made, unless somebody has come to use it."""
-    with hands.bridges.lock, hands.routes.lend() as one:
+    with resources.bridges.lock, resources.routes.lend() as one:
         link = one.link(name)
-        if link is None or not hands.bridges.alone(name) or any(each.master == link.index for each in one.links()):
+        if link is None or not resources.bridges.alone(name) or any(each.master == link.index for each in one.links()):
             return
         one.do(route.del_link(index=link.index))
 
 
-def attach(one: route.Route, wanted: Wish, bridge: route.Link, alias: str) -> route.Link:
+def attach(one: route.RtnetlinkSocket, wanted: DesiredAttachment, bridge: route.LinkInfo, alias: str) -> route.LinkInfo:
     """Joins the interface to the bridge; it comes up last, with its limits in place. Returns the bridge then."""
     ask = route.get_link(index=bridge.index)
     if not (wanted.vlans or wanted.hairpin or wanted.isolated):
@@ -87,7 +91,7 @@ def attach(one: route.Route, wanted: Wish, bridge: route.Link, alias: str) -> ro
     return route.read_link(one.do(up_now, ask)[0])
 
 
-def _join_vlans(one: route.Route, wanted: Wish, index: int) -> None:
+def _join_vlans(one: route.RtnetlinkSocket, wanted: DesiredAttachment, index: int) -> None:
     default = one.vlans(index).ids
     messages: list[Message] = [route.add_vlans(index, wanted.native, wanted.tagged)]
     if not wanted.keep_default_vlan:
@@ -98,7 +102,7 @@ def _join_vlans(one: route.Route, wanted: Wish, index: int) -> None:
     one.do(*messages)
 
 
-def gateway_device(one: route.Route, wanted: Wish, bridge: route.Link) -> route.Link:
+def gateway_device(one: route.RtnetlinkSocket, wanted: DesiredAttachment, bridge: route.LinkInfo) -> route.LinkInfo:
     """The device that has the gateway's address: the bridge, or with a VLAN a VLAN device on it."""
     if not wanted.native:
         return bridge
@@ -110,7 +114,7 @@ def gateway_device(one: route.Route, wanted: Wish, bridge: route.Link) -> route.
     one.do(route.add_vlans(bridge.index, 0, [wanted.native], on_bridge=True))
     try:
         one.do(route.new_vlan(name, bridge.index, wanted.native))
-    except Refusal as refusal:
+    except NetlinkRefusal as refusal:
         if refusal.errno != errno.EEXIST:
             raise
     link = one.link(name)
@@ -119,7 +123,7 @@ def gateway_device(one: route.Route, wanted: Wish, bridge: route.Link) -> route.
     return link
 
 
-def faults(one: route.Route, wanted: Wish) -> list[str]:
+def faults(one: route.RtnetlinkSocket, wanted: DesiredAttachment) -> list[str]:
     """What is not as ADD left it, on the host's side."""
     bridge, link = one.link(wanted.bridge), one.link(wanted.outside)
     if bridge is None or bridge.kind != "bridge":
@@ -144,7 +148,7 @@ def faults(one: route.Route, wanted: Wish) -> list[str]:
     return found
 
 
-def _vlan_faults(wanted: Wish, ids: dict[int, int]) -> list[str]:
+def _vlan_faults(wanted: DesiredAttachment, ids: dict[int, int]) -> list[str]:
     found = []
     if wanted.native and not ids.get(wanted.native, 0) & route.VLAN_PVID:
         found.append(f"{wanted.outside} is not in VLAN {wanted.native}")

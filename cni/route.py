@@ -1,4 +1,4 @@
-"""rtnetlink for the plugins: messages as pure functions, `Route` to send them.
+"""rtnetlink for the plugins: messages as pure functions, `RtnetlinkSocket` to send them.
 
 A message says everything that can be said at once: making a veth pair with one end in another namespace, up, with its
 MAC, is one. Sources: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_bridge,veth,neighbour}.h.
@@ -12,7 +12,19 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cni.netlink import ACK, CREATE, EXCL, Message, Refusal, Socket, attribute, attributes, nested, text, words
+from cni.netlink import (
+    ACK,
+    CREATE,
+    EXCL,
+    Message,
+    NetlinkRefusal,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    error_text,
+    nested,
+    text,
+)
 
 _INFO = struct.Struct("=BxHiII")  # ifinfomsg
 _ADDR = struct.Struct("=BBBBI")  # ifaddrmsg
@@ -48,7 +60,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True)
-class Link:
+class LinkInfo:
     """A device. `master` is its bridge's index or 0; `vlan_filtering` and the port's switches are None where the kernel
     says nothing about them; `promiscuity` counts everybody who wants the device to hear all."""
 
@@ -72,7 +84,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Held:
+class AssignedAddress:
     """An address that a device has."""
 
     index: int
@@ -82,7 +94,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Path:
+class RouteEntry:
     """A route of the main table."""
 
     destination: Network
@@ -261,7 +273,7 @@ def _address(index: int, interface: Interface, flags: int) -> bytes:
     return body + (_u32(_IFA_FLAGS, flags) if flags else b"")
 
 
-def add_route(index: int, route: "Wanted") -> Message:
+def add_route(index: int, route: "WantedLink") -> Message:
     """Adds a route by a device to the namespace's table."""
     destination, gateway = route.destination, route.gateway
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
@@ -285,7 +297,7 @@ def add_route(index: int, route: "Wanted") -> Message:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedLink:
     """A route to add. `table` 0 is the main table; `scope` None is the usual one."""
 
     destination: Network
@@ -297,30 +309,30 @@ class Wanted:
     scope: int | None = None
 
 
-class Route:
+class RtnetlinkSocket:
     """A route netlink socket of one namespace."""
 
     def __init__(self) -> None:
-        self.socket = Socket(socket.NETLINK_ROUTE)
+        self.socket = NetlinkSocket(socket.NETLINK_ROUTE)
 
     def do(self, *messages: Message) -> list[bytes]:
         """Sends messages; see Socket.talk."""
         return self.socket.talk(messages)
 
-    def link(self, name: str = "", index: int = 0) -> Link | None:
+    def link(self, name: str = "", index: int = 0) -> LinkInfo | None:
         """One device, None if it does not exist. Raises OSError."""
         try:
             return read_link(self.do(get_link(name, index))[0])
-        except Refusal as refusal:
+        except NetlinkRefusal as refusal:
             if refusal.errno == errno.ENODEV:
                 return None
             raise
 
-    def links(self) -> list[Link]:
+    def links(self) -> list[LinkInfo]:
         """All devices."""
         return [read_link(body) for body in self.socket.dump(_GETLINK, _link())]
 
-    def addresses(self, index: int) -> list[Held]:
+    def addresses(self, index: int) -> list[AssignedAddress]:
         """The addresses of one device."""
         found = []
         for body in self.socket.dump(_GETADDR, _ADDR.pack(0, 0, 0, 0, 0)):
@@ -330,10 +342,10 @@ class Route:
             if owner == index and raw and family in (socket.AF_INET, socket.AF_INET6):
                 wide = fields.get(_IFA_FLAGS)
                 flags = struct.unpack("=I", wide)[0] if wide else flags
-                found.append(Held(owner, ipaddress.ip_interface((raw, prefix)), scope, flags))
+                found.append(AssignedAddress(owner, ipaddress.ip_interface((raw, prefix)), scope, flags))
         return found
 
-    def routes(self) -> list[Path]:
+    def routes(self) -> list[RouteEntry]:
         """The routes of the namespace, of all tables but the local one."""
         found = []
         for body in self.socket.dump(_GETROUTE, _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
@@ -344,7 +356,9 @@ class Route:
             zero = bytes(4 if family == socket.AF_INET else 16)
             destination = ipaddress.ip_network((fields.get(_RTA_DST, zero), prefix))
             raw = fields.get(_RTA_GATEWAY)
-            found.append(Path(destination, ipaddress.ip_address(raw) if raw else None, _number(fields.get(_RTA_OIF))))
+            found.append(
+                RouteEntry(destination, ipaddress.ip_address(raw) if raw else None, _number(fields.get(_RTA_OIF)))
+            )
         return found
 
     def vlans(self, index: int) -> Vlans:
@@ -366,23 +380,23 @@ class Route:
         self.socket.close()
 
 
-def read_link(body: bytes) -> Link:
+def read_link(body: bytes) -> LinkInfo:
     """The device that an RTM_NEWLINK message describes."""
     _, _, index, flags, _ = _INFO.unpack_from(body)
     fields = dict(attributes(body, _INFO.size))
     info = dict(attributes(fields.get(_LINKINFO, b"")))
-    kind = words(info.get(_KIND))
+    kind = error_text(info.get(_KIND))
     data = dict(attributes(info[_DATA])) if kind == "bridge" and _DATA in info else {}
     port = dict(attributes(info.get(_INFO_SLAVE_DATA, b"")))
-    return Link(
+    return LinkInfo(
         index=index,
-        name=words(fields.get(_NAME)),
+        name=error_text(fields.get(_NAME)),
         mac=fields.get(_ADDRESS, b"").hex(":"),
         mtu=_number(fields.get(_MTU)),
         flags=flags,
         master=_number(fields.get(_MASTER)),
         kind=kind,
-        alias=words(fields.get(_ALIAS)),
+        alias=error_text(fields.get(_ALIAS)),
         txqlen=_number(fields.get(_TXQLEN)),
         promiscuity=_number(fields.get(_PROMISCUITY)),
         vlan_filtering=_switch(data.get(_BR_VLAN_FILTERING)),

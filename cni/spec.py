@@ -188,7 +188,7 @@ class ResultRoute(Struct, omit_defaults=True, kw_only=True):
     scope: int | None = None
 
 
-class Result(Struct, kw_only=True):
+class CniResult(Struct, kw_only=True):
     """The outcome of ADD."""
 
     cniVersion: str = ""
@@ -222,7 +222,7 @@ class _Incoming(Struct, kw_only=True):
     dns: Dns | None = None
 
 
-def result(given: dict[str, Any], cni_version: str, code: int, who: str) -> Result:
+def result(given: dict[str, Any], cni_version: str, code: int, who: str) -> CniResult:
     """Another plugin's result. Raises CniError with `code` and the name of the culprit `who`."""
     try:
         found = msgspec.convert(given, _Incoming)
@@ -238,7 +238,7 @@ def result(given: dict[str, Any], cni_version: str, code: int, who: str) -> Resu
             msgspec.convert(interface, ResultInterface)
     except (msgspec.ValidationError, ValueError) as error:
         raise CniError(code, f"{who} is not a CNI result: {error}") from None
-    return Result(
+    return CniResult(
         cniVersion=cni_version,
         interfaces=found.interfaces or [],
         ips=found.ips or [],

@@ -7,14 +7,14 @@ from typing import Any, Self
 
 import msgspec
 
-from cni import errors, guard, host, route, spec, state, sysctl
-from cni.caller import Call, root_of
+from cni import errors, host, mac_filter, route, spec, sysctl, tuning_state
 from cni.errors import CniError
-from cni.host import Host
+from cni.host import HostResources
+from cni.invocation import Invocation, root_of
 from cni.nft import Nft
-from cni.spec import Result, TuningConf
-from cni.state import Folder, Saved
-from cni.undo import quietly
+from cni.rollback import log_errors
+from cni.spec import CniResult, TuningConf
+from cni.tuning_state import Folder, Saved
 from kit import proc
 
 FREE_ARGS = frozenset({"mac"})
@@ -22,7 +22,7 @@ FREE_ARGS = frozenset({"mac"})
 
 
 @dataclass(frozen=True)
-class Wish:
+class DesiredTuning:
     """What to change; None leaves a thing as it is."""
 
     network: str
@@ -35,7 +35,7 @@ class Wish:
     data_dir: str
 
 
-def of(conf: TuningConf, call: Call) -> Wish:
+def desired_tuning(conf: TuningConf, call: Invocation) -> DesiredTuning:
     """The wish of a configuration. Later sources win: conf, CNI_ARGS, runtimeConfig, args.cni. Raises CniError (7)."""
     mac, where = conf.mac, "$.mac"
     if call.arguments.get("MAC"):
@@ -49,7 +49,7 @@ def of(conf: TuningConf, call: Call) -> Wish:
     mtu = over.mtu if over.mtu is not None else conf.mtu
     if mtu and mtu < 68:
         raise CniError(errors.CONFIG, f"$.mtu: {mtu} is less than 68, the least there is")
-    return Wish(
+    return DesiredTuning(
         network=conf.name or "",
         sysctls=tuple(sysctl.parse((over.sysctl if over.sysctl is not None else conf.sysctl) or {}, call.interface)),
         mac=spec.mac(mac, where) if mac else None,
@@ -58,7 +58,7 @@ def of(conf: TuningConf, call: Call) -> Wish:
         promisc=(over.promisc if over.promisc is not None else conf.promisc) or None,
         allmulti=over.allmulti if over.allmulti is not None else conf.allmulti,
         txqlen=over.txQLen if over.txQLen is not None else conf.txQLen,
-        data_dir=conf.dataDir or state.DATA_DIR,
+        data_dir=conf.dataDir or tuning_state.DATA_DIR,
     )
 
 
@@ -75,35 +75,35 @@ def _permit(over: spec.Tunables, conf: TuningConf) -> None:
         )
 
 
-def add(call: Call, hands: Host) -> bytes:
+def add(call: Invocation, resources: HostResources) -> bytes:
     """ADD. Undoes itself if it fails. Raises CniError, OSError."""
     conf = spec.decode(call.stdin, TuningConf)
     if conf.prevResult is None:
         raise CniError(errors.CONFIG, "$.prevResult: cnv-tuning needs a plugin before it in the chain, and its result")
     result = spec.result(conf.prevResult, conf.cniVersion or "", errors.CONFIG, "$.prevResult")
-    wish = of(conf, call)
+    desired = desired_tuning(conf, call)
     # The nftables socket is taken here, outside: a socket belongs to the namespace that it was opened in.
-    with _folder(call, hands, wish.data_dir) as (folder, root), hands.nft.lend() as guards:
-        sysctl.permit(list(wish.sysctls), root)
-        host.inside(call.netns, _Change(call, wish, folder, guards).apply)
-    return _rewritten(result, call, wish).encode()
+    with _folder(call, resources, desired.data_dir) as (folder, root), resources.nft.lend() as guards:
+        sysctl.permit(list(desired.sysctls), root)
+        host.run_in_netns(call.netns, _Change(call, desired, folder, guards).apply)
+    return _rewritten(result, call, desired).encode()
 
 
 @contextmanager
-def _folder(call: Call, hands: Host, data_dir: str) -> Iterator[tuple[Folder, int]]:
+def _folder(call: Invocation, resources: HostResources, data_dir: str) -> Iterator[tuple[Folder, int]]:
     try:
         root = root_of(call.peer)
     except OSError as error:
         raise CniError(errors.LATER, f"the caller has gone: {error}") from None
     with proc.closing(root):
-        yield Folder(root, data_dir, hands.data_roots), root
+        yield Folder(root, data_dir, resources.data_roots), root
 
 
-class Inside:
+class ContainerNetns:
     """What a thread in a container's network namespace works with."""
 
     def __enter__(self) -> Self:
-        self.route = route.Route()
+        self.route = route.RtnetlinkSocket()
         self.sysctls = sysctl.Place()
         return self
 
@@ -116,22 +116,22 @@ class Inside:
 class _Change:
     """An ADD under way. `apply` runs in the container's namespace."""
 
-    call: Call
-    wish: Wish
+    call: Invocation
+    desired: DesiredTuning
     folder: Folder
     guards: Nft
 
     def apply(self) -> None:
-        with Inside() as inside, ExitStack() as undo:
+        with ContainerNetns() as inside, ExitStack() as undo:
             link = inside.route.link(self.call.interface)
             if link is None:
                 raise CniError(errors.CONTAINER, f"the container has no {self.call.interface}")
-            before = _before(self.wish, link, inside.sysctls)
+            before = _before(self.desired, link, inside.sysctls)
             if before is not None:
                 self._save(undo, before)
-                undo.callback(quietly, _write_sysctls, inside.sysctls, before.sysctl)
-                undo.callback(quietly, _restore_link, inside.route, link.index, before)
-            for each in self.wish.sysctls:
+                undo.callback(log_errors, _write_sysctls, inside.sysctls, before.sysctl)
+                undo.callback(log_errors, _restore_link, inside.route, link.index, before)
+            for each in self.desired.sysctls:
                 inside.sysctls.write(each.path, each.value)
             self._link(undo, inside.route, link)
             undo.pop_all()
@@ -142,20 +142,25 @@ class _Change:
         if earlier is not None:  # an ADD that was cut short has been here: what it found is the truth
             before = _merged(before, earlier)
         self.folder.save(container, interface, before)
-        undo.callback(quietly, self.folder.forget, container, interface)
+        undo.callback(log_errors, self.folder.forget, container, interface)
 
-    def _link(self, undo: ExitStack, one: route.Route, link: route.Link) -> None:
-        wish = self.wish
-        if wish.mac and wish.mac != link.mac:
+    def _link(self, undo: ExitStack, one: route.RtnetlinkSocket, link: route.LinkInfo) -> None:
+        desired = self.desired
+        if desired.mac and desired.mac != link.mac:
             # First the guard: from here on the interface may only speak with the MAC that it is about to get.
-            name = host.host_name(wish.network, *self.call.attachment)
-            if guard.change(self.guards, name, wish.mac):
-                undo.callback(quietly, guard.change, self.guards, name, link.mac)
-        flags, mask = _flags(wish.promisc, wish.allmulti)
-        if wish.mac or wish.mtu or wish.txqlen is not None or mask:
+            name = host.host_name(desired.network, *self.call.attachment)
+            if mac_filter.change(self.guards, name, desired.mac):
+                undo.callback(log_errors, mac_filter.change, self.guards, name, link.mac)
+        flags, mask = _flags(desired.promisc, desired.allmulti)
+        if desired.mac or desired.mtu or desired.txqlen is not None or mask:
             one.do(
                 route.set_link(
-                    index=link.index, mac=wish.mac or "", mtu=wish.mtu or 0, txqlen=wish.txqlen, flags=flags, mask=mask
+                    index=link.index,
+                    mac=desired.mac or "",
+                    mtu=desired.mtu or 0,
+                    txqlen=desired.txqlen,
+                    flags=flags,
+                    mask=mask,
                 )
             )
 
@@ -166,18 +171,18 @@ def _flags(promisc: bool | None, allmulti: bool | None) -> tuple[int, int]:
     return flags, mask
 
 
-def _before(wish: Wish, link: route.Link, sysctls: sysctl.Place) -> Saved | None:
+def _before(desired: DesiredTuning, link: route.LinkInfo, sysctls: sysctl.Place) -> Saved | None:
     """What the wish is going to change, as it is now; None for nothing."""
     found = Saved(
-        network=wish.network,
-        mac=link.mac if wish.mac else None,
-        mtu=link.mtu if wish.mtu else None,
-        promisc=bool(link.flags & route.IFF_PROMISC) if wish.promisc is not None else None,
-        allmulti=bool(link.flags & route.IFF_ALLMULTI) if wish.allmulti is not None else None,
-        txQLen=link.txqlen if wish.txqlen is not None else None,
-        sysctl={each.path: _read(sysctls, each) for each in wish.sysctls},
+        network=desired.network,
+        mac=link.mac if desired.mac else None,
+        mtu=link.mtu if desired.mtu else None,
+        promisc=bool(link.flags & route.IFF_PROMISC) if desired.promisc is not None else None,
+        allmulti=bool(link.flags & route.IFF_ALLMULTI) if desired.allmulti is not None else None,
+        txQLen=link.txqlen if desired.txqlen is not None else None,
+        sysctl={each.path: _read(sysctls, each) for each in desired.sysctls},
     )
-    return None if found == Saved(network=wish.network) else found
+    return None if found == Saved(network=desired.network) else found
 
 
 def _read(sysctls: sysctl.Place, each: sysctl.Sysctl) -> str:
@@ -200,7 +205,7 @@ def _write_sysctls(sysctls: sysctl.Place, values: dict[str, str]) -> None:
         sysctls.write(path, value)
 
 
-def _restore_link(one: route.Route, index: int, saved: Saved) -> None:
+def _restore_link(one: route.RtnetlinkSocket, index: int, saved: Saved) -> None:
     flags, mask = _flags(saved.promisc, saved.allmulti)
     if saved.mac or saved.mtu or saved.txQLen is not None or mask:
         one.do(
@@ -210,29 +215,29 @@ def _restore_link(one: route.Route, index: int, saved: Saved) -> None:
         )
 
 
-def _rewritten(result: Result, call: Call, wish: Wish) -> Result:
+def _rewritten(result: CniResult, call: Invocation, desired: DesiredTuning) -> CniResult:
     for interface in result.interfaces:
         if interface["name"] == call.interface and interface.get("sandbox"):
-            if wish.mac:
-                interface["mac"] = wish.mac
-            if wish.mtu and "mtu" in interface:
-                interface["mtu"] = wish.mtu
+            if desired.mac:
+                interface["mac"] = desired.mac
+            if desired.mtu and "mtu" in interface:
+                interface["mtu"] = desired.mtu
     return result
 
 
-def delete(call: Call, hands: Host) -> bytes:
+def delete(call: Invocation, resources: HostResources) -> bytes:
     """DEL: gives the interface back what ADD saved, if both are still there. Raises CniError, OSError."""
-    conf = _lenient(call)
+    conf = _tolerant_config(call)
     if conf is None:
         return b""
     container, interface = call.attachment
     try:
-        manager = _folder(call, hands, conf.dataDir or state.DATA_DIR)
+        manager = _folder(call, resources, conf.dataDir or tuning_state.DATA_DIR)
         with manager as (folder, _):
             saved = _loaded(folder, container, interface)
             if saved is not None and call.netns >= 0:
-                with hands.nft.lend() as guards:
-                    host.inside(call.netns, lambda: _give_back(call, guards, conf.name or "", saved))
+                with resources.nft.lend() as guards:
+                    host.run_in_netns(call.netns, lambda: _restore(call, guards, conf.name or "", saved))
             folder.forget(container, interface)
     except CniError as error:
         if error.code != errors.CONFIG:  # a dataDir that ADD refused too
@@ -247,18 +252,18 @@ def _loaded(folder: Folder, container: str, interface: str) -> Saved | None:
         return None  # cut short or not ours: nothing can be restored from it, and it must not hold a pod up
 
 
-def _give_back(call: Call, guards: Nft, network: str, saved: Saved) -> None:
-    with Inside() as inside:
+def _restore(call: Invocation, guards: Nft, network: str, saved: Saved) -> None:
+    with ContainerNetns() as inside:
         link = inside.route.link(call.interface)
         if link is None:
             return
-        quietly(_write_sysctls, inside.sysctls, saved.sysctl)
-        quietly(_restore_link, inside.route, link.index, saved)
+        log_errors(_write_sysctls, inside.sysctls, saved.sysctl)
+        log_errors(_restore_link, inside.route, link.index, saved)
         if saved.mac:
-            quietly(guard.change, guards, host.host_name(network, *call.attachment), saved.mac)
+            log_errors(mac_filter.change, guards, host.host_name(network, *call.attachment), saved.mac)
 
 
-def _lenient(call: Call) -> TuningConf | None:
+def _tolerant_config(call: Invocation) -> TuningConf | None:
     try:
         return spec.decode(call.stdin, TuningConf)
     except CniError as error:
@@ -274,29 +279,29 @@ def _lenient(call: Call) -> TuningConf | None:
         return None
 
 
-def check(call: Call, hands: Host) -> bytes:
+def check(call: Invocation, resources: HostResources) -> bytes:
     """CHECK: everything is as ADD left it. Raises CniError (101 with all that differs)."""
     conf = spec.decode(call.stdin, TuningConf)
     if conf.prevResult is None:
         raise CniError(errors.CONFIG, "$.prevResult: CHECK needs it")
-    wish = of(conf, call)
-    if found := host.inside(call.netns, lambda: _faults(call, wish)):
+    desired = desired_tuning(conf, call)
+    if found := host.run_in_netns(call.netns, lambda: _faults(call, desired)):
         raise CniError(errors.DIFFERS, "; ".join(found))
     return b""
 
 
-def _faults(call: Call, wish: Wish) -> list[str]:
-    with Inside() as inside:
+def _faults(call: Invocation, desired: DesiredTuning) -> list[str]:
+    with ContainerNetns() as inside:
         link = inside.route.link(call.interface)
-        values = [(each, _read(inside.sysctls, each)) for each in wish.sysctls if link]
+        values = [(each, _read(inside.sysctls, each)) for each in desired.sysctls if link]
     if link is None:
         return [f"{call.interface} is not in the container"]
     compared = (
-        ("the MAC", wish.mac, link.mac),
-        ("the MTU", wish.mtu, link.mtu),
-        ("promisc", wish.promisc, bool(link.flags & route.IFF_PROMISC)),
-        ("allmulti", wish.allmulti, bool(link.flags & route.IFF_ALLMULTI)),
-        ("txQLen", wish.txqlen, link.txqlen),
+        ("the MAC", desired.mac, link.mac),
+        ("the MTU", desired.mtu, link.mtu),
+        ("promisc", desired.promisc, bool(link.flags & route.IFF_PROMISC)),
+        ("allmulti", desired.allmulti, bool(link.flags & route.IFF_ALLMULTI)),
+        ("txQLen", desired.txqlen, link.txqlen),
     )
     found = [
         f"{call.interface} has {what} {is_} instead of {want}"
@@ -309,17 +314,17 @@ def _faults(call: Call, wish: Wish) -> list[str]:
     return found
 
 
-def collect(call: Call, hands: Host) -> bytes:
+def collect(call: Invocation, resources: HostResources) -> bytes:
     """GC: removes the saved states of the network's attachments that the runtime does not list."""
     conf = spec.decode(call.stdin, TuningConf)
-    valid = {state.file_name(each.containerID, each.ifname) for each in conf.valid or []}
-    with _folder(call, hands, conf.dataDir or state.DATA_DIR) as (folder, _):
+    valid = {tuning_state.file_name(each.containerID, each.ifname) for each in conf.valid or []}
+    with _folder(call, resources, conf.dataDir or tuning_state.DATA_DIR) as (folder, _):
         folder.collect(conf.name or "", valid)
     return b""
 
 
-def status(call: Call, hands: Host) -> bytes:
+def status(call: Invocation, resources: HostResources) -> bytes:
     """STATUS: an ADD would work now. Raises CniError (50)."""
     conf = spec.decode(call.stdin, TuningConf)
-    with _folder(call, hands, conf.dataDir or state.DATA_DIR):
+    with _folder(call, resources, conf.dataDir or tuning_state.DATA_DIR):
         return b""

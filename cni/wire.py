@@ -28,7 +28,7 @@ class WireError(Exception):
 
 
 @dataclass
-class Request:
+class WireRequest:
     """One call. `netns` is a descriptor or -1; whoever holds the request closes it."""
 
     plugin: str
@@ -44,7 +44,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class WireAnswer:
     """What the client prints, and its exit code."""
 
     code: int
@@ -52,7 +52,7 @@ class Answer:
     stderr: bytes = b""
 
 
-def send_request(connection: socket.socket, request: Request) -> None:
+def send_request(connection: socket.socket, request: WireRequest) -> None:
     """Sends a call. Raises OSError."""
     environment = request.plugin.encode() + b"\0"
     environment += b"".join(os.fsencode(f"{key}={value}") + b"\0" for key, value in request.environment.items())
@@ -63,7 +63,7 @@ def send_request(connection: socket.socket, request: Request) -> None:
         connection.sendall(data[sent:])
 
 
-def receive_request(connection: socket.socket, deadline: float) -> Request:
+def receive_request(connection: socket.socket, deadline: float) -> WireRequest:
     """Takes a call; `deadline` as of time.monotonic(). Raises WireError, OSError."""
     netns, data = _first(connection, deadline)
     try:
@@ -111,7 +111,7 @@ def _more(connection: socket.socket, size: int, deadline: float) -> bytes:
     return data
 
 
-def _parse(environment: bytes, stdin: bytes, netns: int) -> Request:
+def _parse(environment: bytes, stdin: bytes, netns: int) -> WireRequest:
     if not environment.endswith(b"\0"):
         raise WireError("not an environment")
     plugin, *pairs = environment.split(b"\0")[:-1] or [b""]
@@ -121,17 +121,17 @@ def _parse(environment: bytes, stdin: bytes, netns: int) -> Request:
         if not equals or not key.startswith(b"CNI_"):
             raise WireError("not an environment")
         values[os.fsdecode(key)] = os.fsdecode(value)
-    return Request(os.fsdecode(plugin), values, stdin, netns)
+    return WireRequest(os.fsdecode(plugin), values, stdin, netns)
 
 
-def send_answer(connection: socket.socket, answer: Answer) -> None:
+def send_answer(connection: socket.socket, answer: WireAnswer) -> None:
     """Sends the outcome. Raises OSError."""
     connection.settimeout(5)
     header = ANSWER.pack(MAGIC, answer.code, len(answer.stdout), len(answer.stderr))
     connection.sendall(header + answer.stdout + answer.stderr)
 
 
-def receive_answer(connection: socket.socket, seconds: float) -> Answer:
+def receive_answer(connection: socket.socket, seconds: float) -> WireAnswer:
     """Takes the outcome. Raises WireError, OSError (TimeoutError)."""
     deadline = time.monotonic() + seconds
     data = b""
@@ -143,4 +143,4 @@ def receive_answer(connection: socket.socket, seconds: float) -> Answer:
     body = b""
     while len(body) < stdout + stderr:
         body += _more(connection, stdout + stderr - len(body), deadline)
-    return Answer(code, body[:stdout], body[stdout:])
+    return WireAnswer(code, body[:stdout], body[stdout:])

@@ -15,10 +15,10 @@ from prometheus_client import Gauge
 
 from api import names
 from api.version import VERSION
-from controller import image_volumes
-from controller.cluster import Cluster
-from controller.loops import InstallationLoop, VmiLoop, VmLoop
-from controller.policies import Policies
+from controller.cache.cluster import ClusterCache
+from controller.installation import image_volumes
+from controller.installation.admission_policies import PolicyWatcher
+from controller.reconcilers import InstallationReconciler, LauncherPodReconciler, VmReconciler
 from kit import health, log, memory
 from kit.kube import Kube
 from kit.leader import Leader, LeadershipLost
@@ -26,7 +26,7 @@ from kit.leader import Leader, LeadershipLost
 WORKERS = 16
 SETTLED_SECONDS = 5.0
 """After the first looks at every object all is as it will stay."""
-Loop = VmLoop | VmiLoop | InstallationLoop
+Loop = VmReconciler | LauncherPodReconciler | InstallationReconciler
 LEADING = Gauge("kubevirt_virt_controller_leading_status", "1 while this replica leads")
 READY = Gauge("kubevirt_virt_controller_ready_status", "1 while this replica's caches are filled")
 
@@ -37,10 +37,10 @@ async def serve(kube: Kube) -> None:
     """Follows the cluster and acts while leading, for ever."""
     namespace = os.environ.get("POD_NAMESPACE") or kube.namespace
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{uuid4().hex[:8]}"
-    cluster = Cluster.of(kube)
-    policies = Policies(kube)
-    installation = InstallationLoop(kube, cluster, f"v{VERSION}", policies)
-    loops: list[Loop] = [VmLoop(kube, cluster), VmiLoop(kube, cluster), installation]
+    cluster = ClusterCache.of(kube)
+    policies = PolicyWatcher(kube)
+    installation = InstallationReconciler(kube, cluster, f"v{VERSION}", policies)
+    loops: list[Loop] = [VmReconciler(kube, cluster), LauncherPodReconciler(kube, cluster), installation]
     leader = Leader(kube, namespace, names.CONTROLLER_LEASE, identity)
     endpoints = _endpoints(kube, cluster, leader)
     await endpoints.serve(int(os.environ.get("HYPERLET_PORT", "8080")))
@@ -64,7 +64,7 @@ async def serve(kube: Kube) -> None:
         group.create_task(_lead(leader, loops, policies))
 
 
-async def _lead(leader: Leader, loops: list[Loop], policies: Policies) -> None:
+async def _lead(leader: Leader, loops: list[Loop], policies: PolicyWatcher) -> None:
     while True:
         try:
             await leader.lead(_work(loops, policies))
@@ -72,14 +72,14 @@ async def _lead(leader: Leader, loops: list[Loop], policies: Policies) -> None:
             _log.error("Lost the leadership: nothing is done until it is won again", why=str(error))
 
 
-async def _await_image_volumes(kube: Kube, namespace: str, cluster: Cluster) -> None:
+async def _await_image_volumes(kube: Kube, namespace: str, cluster: ClusterCache) -> None:
     await image_volumes.appear(kube, namespace)
     _log.info("The API server has image volumes by now: new launcher pods use them")
     cluster.use_image_volumes()
 
 
-def _endpoints(kube: Kube, cluster: Cluster, leader: Leader) -> health.Health:
-    endpoints = health.Health()
+def _endpoints(kube: Kube, cluster: ClusterCache, leader: Leader) -> health.HealthServer:
+    endpoints = health.HealthServer()
     endpoints.ready("caches", cluster.trouble)
     LEADING.set_function(lambda: float(leader.leading))
     READY.set_function(lambda: float(cluster.trouble() is None))
@@ -87,7 +87,7 @@ def _endpoints(kube: Kube, cluster: Cluster, leader: Leader) -> health.Health:
     return endpoints
 
 
-async def _work(loops: list[Loop], policies: Policies) -> None:
+async def _work(loops: list[Loop], policies: PolicyWatcher) -> None:
     """Looks at every object once, and then at those that something happens to."""
     for loop in loops:
         loop.add_all()

@@ -48,7 +48,7 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
+class RecordEvent:
     """Record an Event about `about`."""
 
     about: Any = field(compare=False)
@@ -58,23 +58,23 @@ class Say:
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
+class Concurrently:
     """Actions that do not depend on each other: at the same time."""
 
     actions: tuple["Action", ...]
 
 
-Action = Create | Patch | Delete | Say | Together
+Action = Create | Patch | Delete | RecordEvent | Concurrently
 
 
-class Hands:
+class ActionExecutor:
     """Carries actions out, and lets the caches learn what came of it."""
 
     def __init__(self, kube: Kube, stores: Mapping[type[Any], Store[Any]]) -> None:
         self._kube = kube
         self._stores = stores
 
-    async def do(self, action: Action) -> None:
+    async def execute(self, action: Action) -> None:
         """One action. Raises `api.errors`; an object that is gone needs no patch."""
         match action:
             case Create(kind, obj):
@@ -86,10 +86,10 @@ class Hands:
                     kind, namespace, name, uid=uid, grace_seconds=grace, resource_version=version
                 )
                 self._learn(kind, gone)
-            case Say(about, reason, message, type):
+            case RecordEvent(about, reason, message, type):
                 await self._kube.event(about, reason, message, type)
-            case Together(actions):
-                done = await asyncio.gather(*map(self.do, actions), return_exceptions=True)
+            case Concurrently(actions):
+                done = await asyncio.gather(*map(self.execute, actions), return_exceptions=True)
                 for outcome in done:
                     if isinstance(outcome, BaseException):
                         raise outcome

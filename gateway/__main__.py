@@ -13,14 +13,15 @@ from collections.abc import Callable
 
 from prometheus_client import Gauge
 
-from api.kubevirt import KubeVirt, configuration_of
-from gateway import admission, sign, subresources
-from gateway.authorities import Lives
-from gateway.certificates import Certificates
+from api.kubevirt.kubevirt import KubeVirt, configuration_of
+from gateway.admission import webhooks
 from gateway.context import Gateway
-from gateway.keeper import Keeper
-from gateway.server import Routes, Server, application
-from gateway.subresources import serving
+from gateway.http.server import HttpsServer, Routes, application
+from gateway.pki import signing
+from gateway.pki.authorities import Lifetimes
+from gateway.pki.certificate_rotator import CertificateRotator
+from gateway.pki.certificates import Certificates
+from gateway.subresources import dispatch, routes
 from kit import health, log, memory
 from kit.cache import Store
 from kit.kube import Kube
@@ -31,22 +32,22 @@ PATIENCE_SECONDS = 15.0
 """How long a replica that starts waits with being ready until the aggregated API can serve."""
 SETTLED_SECONDS = 30.0
 """After which all is as it will stay: the API server has asked for what there is, certificates and caches are there."""
-PARTS: tuple[Routes, ...] = (admission.routes, sign.routes, subresources.routes)
+PARTS: tuple[Routes, ...] = (webhooks.routes, signing.routes, routes.routes)
 READY = Gauge("kubevirt_virt_api_ready_status", "1 while this replica can be called")
 
 _log = log.logger(component="main")
 
 
-def lives() -> Lives:
+def lifetimes() -> Lifetimes:
     """How long certificates live. Raises ValueError where an authority would not live through its succession."""
-    standard = Lives()
+    standard = Lifetimes()
     leaf = _seconds("HYPERLET_LEAF_SECONDS", standard.leaf)
     authority = _seconds("HYPERLET_AUTHORITY_SECONDS", standard.authority)
     if leaf <= 0 or authority < 8 * leaf:
         raise ValueError(
             f"HYPERLET_AUTHORITY_SECONDS is {authority:g}: at least eight times HYPERLET_LEAF_SECONDS ({leaf:g})"
         )
-    return Lives(authority, leaf)
+    return Lifetimes(authority, leaf)
 
 
 def _seconds(name: str, usual: float) -> float:
@@ -57,22 +58,22 @@ def _seconds(name: str, usual: float) -> float:
         raise ValueError(f"{name} is {text!r}: not a number of seconds") from None
 
 
-async def serve(stop: asyncio.Event, kube: Kube, lives: Lives) -> None:
+async def serve(stop: asyncio.Event, kube: Kube, lives: Lifetimes) -> None:
     """Serves until `stop`, then lets those finish who are being served."""
     namespace = os.environ.get("POD_NAMESPACE") or kube.namespace
     certificates = Certificates(namespace, lives)
-    keeper = Keeper(kube, namespace, certificates)
+    rotator = CertificateRotator(kube, namespace, certificates)
     kubevirts: Store[KubeVirt] = Store(kube, KubeVirt)
     gateway = Gateway(kube, namespace, certificates, lambda: configuration_of(kubevirts.all()))
     app = application(gateway, PARTS)
-    server = Server(app, certificates.server)
-    endpoints = _endpoints(kube, server, keeper, kubevirts, lambda: serving.trouble(app))
+    server = HttpsServer(app, certificates.server)
+    endpoints = _endpoints(kube, server, rotator, kubevirts, lambda: dispatch.trouble(app))
     async with contextlib.AsyncExitStack() as stack:
         await endpoints.serve(int(os.environ.get("HYPERLET_HEALTH_PORT") or HEALTH_PORT))
         stack.push_async_callback(endpoints.close)
         kubevirts.start()
         stack.push_async_callback(kubevirts.stop)
-        keeping = asyncio.create_task(keeper.run(), name="keeper")
+        keeping = asyncio.create_task(rotator.run(), name="keeper")
         stack.push_async_callback(_end, keeping)
         await server.start(int(os.environ.get("HYPERLET_PORT") or PORT))
         stack.push_async_callback(server.stop)
@@ -86,9 +87,13 @@ async def serve(stop: asyncio.Event, kube: Kube, lives: Lives) -> None:
 
 
 def _endpoints(
-    kube: Kube, server: Server, keeper: Keeper, kubevirts: Store[KubeVirt], aggregated: Callable[[], str | None]
-) -> health.Health:
-    endpoints = health.Health()
+    kube: Kube,
+    server: HttpsServer,
+    rotator: CertificateRotator,
+    kubevirts: Store[KubeVirt],
+    aggregated: Callable[[], str | None],
+) -> health.HealthServer:
+    endpoints = health.HealthServer()
     health.count_calls(kube)
     patience = asyncio.get_running_loop().time() + PATIENCE_SECONDS
 
@@ -97,8 +102,8 @@ def _endpoints(
             return "stopping"
         if not kubevirts.is_synced:
             return "the settings are not known yet"
-        if not keeper.was_fine:
-            return keeper.trouble
+        if not rotator.is_healthy:
+            return rotator.trouble
         # On a cluster without an aggregation layer this never ends well, and admission has to work there too.
         return aggregated() if asyncio.get_running_loop().time() < patience else None
 
@@ -116,7 +121,7 @@ async def main() -> int:
     """Runs until SIGTERM. Returns the exit code."""
     log.setup("gateway")
     try:
-        chosen = lives()
+        chosen = lifetimes()
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

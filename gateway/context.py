@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from api.configuration import KubeVirtConfiguration
-from gateway.certificates import Certificates
+from api.kubevirt.configuration import KubeVirtConfiguration
+from gateway.pki.certificates import Certificates
 from kit.kube import Kube
 
 

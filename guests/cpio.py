@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Archive:
+class CpioArchive:
     """Entries in the order they are added. A file's folders come into being by themselves."""
 
     chunks: list[bytes] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Archive:
 
     def to_bytes(self) -> bytes:
         """The whole archive, with its trailer, padded to 512 bytes."""
-        trailer = Archive()
+        trailer = CpioArchive()
         trailer._entry("TRAILER!!!", 0)
         data = b"".join([*self.chunks, *trailer.chunks])
         return data + bytes(-len(data) % 512)

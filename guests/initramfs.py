@@ -6,7 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from guests.cpio import Archive
+from guests.cpio import CpioArchive
 from guests.modules import Module, choose, index
 
 HERE = Path(__file__).resolve().parent
@@ -57,7 +57,7 @@ PROGRAMS = ("usr/sbin/qemu-ga", "usr/bin/getent")
 """The guest agent, and who asks for names as programs do: what of busybox resolves names by glibc ends in a fault."""
 
 
-def _programs(archive: Archive, root: Path) -> None:
+def _programs(archive: CpioArchive, root: Path) -> None:
     """Programs that are linked with libraries, and each library once."""
     libraries: dict[str, Path] = {}
     for program in PROGRAMS:
@@ -69,7 +69,7 @@ def _programs(archive: Archive, root: Path) -> None:
         archive.file(f"{place}/{name}", path.read_bytes(), 0o755)
 
 
-def _busybox(archive: Archive, root: Path) -> None:
+def _busybox(archive: CpioArchive, root: Path) -> None:
     binary = root / "bin/busybox"
     if not binary.exists():
         binary = root / "usr/bin/busybox"
@@ -80,7 +80,7 @@ def _busybox(archive: Archive, root: Path) -> None:
             archive.link(f"bin/{applet}", "busybox")
 
 
-def _modules(archive: Archive, modules: list[Module]) -> None:
+def _modules(archive: CpioArchive, modules: list[Module]) -> None:
     for module in modules:
         archive.file(f"lib/modules/{module.name}.ko", module.file.read_bytes())
     archive.file("lib/modules/index", index(modules).encode())
@@ -88,7 +88,7 @@ def _modules(archive: Archive, modules: list[Module]) -> None:
 
 def pack(root: Path, init: Path) -> bytes:
     """The archive from the unpacked packages below `root` and the program `init`, not compressed."""
-    archive = Archive()
+    archive = CpioArchive()
     for name in ("dev", "proc", "sys", "run", "tmp", "root", "mnt", "home/tiny", "sbin", "usr/bin"):
         archive.folder(name)
     archive.character_device("dev/console", 5, 1)

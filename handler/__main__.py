@@ -14,20 +14,21 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
-from api.bridges import choice_of
+from api.bridges import bridge_policy_of
 from api.errors import ImagePullFailed
-from handler import deviceplugin, node_service
-from handler.attachment_records import Records
-from handler.attachments import Attachments
-from handler.bridges import Bridges, KubeVirt, PodNetwork
-from handler.bringing import Bringer
-from handler.certificate import NodeCertificate
-from handler.cni_host import Host
-from handler.containerd import Containerd, find_socket
-from handler.heartbeat import Heartbeat, State
-from handler.images import Images
-from handler.pod_networks import PodNetworks
-from handler.vmi import Machines
+from handler.devices import device_plugin
+from handler.devices.bridges import BridgePlugins, KubeVirt, PodNetworkBridges
+from handler.node.certificate import NodeCertificate
+from handler.node.heartbeat import Heartbeat, NodeState
+from handler.secondary_networks.attachment_records import AttachmentRecords
+from handler.secondary_networks.attachments import Attachments
+from handler.secondary_networks.cni_exec import CniHost
+from handler.secondary_networks.reconciler import PodNetworkReconciler
+from handler.service import node_service
+from handler.storage.containerd import Containerd, find_socket
+from handler.storage.images import ImageMounts
+from handler.vmi.node_setup import NodeSetup
+from handler.vmi.reconciler import VmiReconciler
 from kit import health, log, memory
 from kit.cache import Store
 from kit.kube import Kube
@@ -45,23 +46,23 @@ async def serve(node: str) -> None:
     kube = Kube.connect("handler", host=node)
     socket = find_socket()
     client = Containerd(socket) if socket else None
-    images = Images(client)
-    plugins = deviceplugin.standard()
+    images = ImageMounts(client)
+    plugins = device_plugin.standard()
     kvm, tun, _ = plugins
-    attachments = Attachments(kube, Records())
-    bringer = Bringer(images, joining=attachments)
-    machines = Machines(kube, node, bringer, lambda: kvm.verdict.sentence)
-    networks = PodNetworks(kube, machines.pods, attachments)
+    attachments = Attachments(kube, AttachmentRecords())
+    node_setup = NodeSetup(images, attacher=attachments)
+    reconciler = VmiReconciler(kube, node, node_setup, lambda: kvm.verdict.sentence)
+    networks = PodNetworkReconciler(kube, reconciler.pods, attachments)
 
-    def state() -> State | None:
-        return State(tun.verdict.works, kvm.verdict) if tun.checked and kvm.checked else None
+    def state() -> NodeState | None:
+        return NodeState(tun.verdict.works, kvm.verdict) if tun.checked and kvm.checked else None
 
     kubevirts: Store[KubeVirt] = Store(kube, KubeVirt)
     heartbeat = Heartbeat(kube, node, state)
-    endpoints = _health(kube, machines)
+    endpoints = _health(kube, reconciler)
     await endpoints.serve(int(os.environ.get("HYPERLET_HEALTH_PORT") or HEALTH_PORT))
-    machines.vmis.start()
-    machines.pods.start()
+    reconciler.vmis.start()
+    reconciler.pods.start()
     kubevirts.start()
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(kube.close)
@@ -69,23 +70,23 @@ async def serve(node: str) -> None:
             stack.push_async_callback(client.close)
         stack.push_async_callback(endpoints.close)
         stack.push_async_callback(attachments.close)
-        stack.push_async_callback(machines.close)
-        stack.push_async_callback(machines.pods.stop)
-        stack.push_async_callback(machines.vmis.stop)
+        stack.push_async_callback(reconciler.close)
+        stack.push_async_callback(reconciler.pods.stop)
+        stack.push_async_callback(reconciler.vmis.stop)
         stack.push_async_callback(kubevirts.stop)
         works = [
             asyncio.create_task(work)
             for work in (
-                machines.run(),
+                reconciler.run(),
                 networks.run(),
                 heartbeat.run(),
-                Bridges(
-                    pod_network=PodNetwork(Host.configured()).bridges,
-                    choice=lambda: choice_of(kubevirts.all()) if kubevirts.is_synced else None,
+                BridgePlugins(
+                    pod_network=PodNetworkBridges(CniHost.configured()).bridges,
+                    choice=lambda: bridge_policy_of(kubevirts.all()) if kubevirts.is_synced else None,
                 ).run(),
-                _sweep(machines, images, bringer),
+                _sweep(reconciler, images, node_setup),
                 *(plugin.run() for plugin in plugins),
-                *_gateway_works(kube, node, machines),
+                *_gateway_tasks(kube, node, reconciler),
             )
         ]
         asyncio.get_running_loop().call_later(SETTLED_SECONDS, memory.settle)
@@ -100,7 +101,7 @@ async def serve(node: str) -> None:
                 task.result()  # a task that ended on its own: the error ends the process, and kubelet restarts it
 
 
-def _gateway_works(kube: Kube, node: str, machines: Machines) -> list[Coroutine[Any, Any, None]]:
+def _gateway_tasks(kube: Kube, node: str, reconciler: VmiReconciler) -> list[Coroutine[Any, Any, None]]:
     """What it takes to serve the gateway."""
     host = os.environ.get("POD_IP", "")
     if not host:
@@ -108,13 +109,13 @@ def _gateway_works(kube: Kube, node: str, machines: Machines) -> list[Coroutine[
         return []
     certificate = NodeCertificate(kube, node)
     address = f"[{host}]:{node_service.PORT}" if ":" in host else f"{host}:{node_service.PORT}"
-    return [certificate.run(), _serve_gateway(certificate, machines, address)]
+    return [certificate.run(), _serve_gateway(certificate, reconciler, address)]
 
 
-async def _serve_gateway(certificate: NodeCertificate, machines: Machines, address: str) -> None:
+async def _serve_gateway(certificate: NodeCertificate, reconciler: VmiReconciler, address: str) -> None:
     """Serves for ever, once there is a certificate to show."""
     await certificate.there()
-    service = node_service.NodeService(machines.launcher_of)
+    service = node_service.NodeService(reconciler.launcher_of)
     async with node_service.serving(service, certificate.credentials(), address):
         await asyncio.Event().wait()
 
@@ -123,26 +124,26 @@ async def _ends(stop: asyncio.Event) -> None:
     await stop.wait()
 
 
-def _health(kube: Kube, machines: Machines) -> health.Health:
-    endpoints = health.Health()
+def _health(kube: Kube, reconciler: VmiReconciler) -> health.HealthServer:
+    endpoints = health.HealthServer()
     health.count_calls(kube)
-    endpoints.ready("vmis", lambda: None if machines.vmis.is_synced else "the VMIs of this node are not known yet")
-    endpoints.ready("pods", lambda: None if machines.pods.is_synced else "the pods of this node are not known yet")
+    endpoints.ready("vmis", lambda: None if reconciler.vmis.is_synced else "the VMIs of this node are not known yet")
+    endpoints.ready("pods", lambda: None if reconciler.pods.is_synced else "the pods of this node are not known yet")
     return endpoints
 
 
-async def _sweep(machines: Machines, images: Images, bringer: Bringer) -> None:
+async def _sweep(reconciler: VmiReconciler, images: ImageMounts, node_setup: NodeSetup) -> None:
     """Lets go of images and records that a crash left behind, once the pods are known; then waits for ever."""
     logger = log.logger(component="images")
-    await machines.pods.synced()
+    await reconciler.pods.synced()
     while True:
         try:
-            if dropped := await images.sweep(machines.living()):
+            if dropped := await images.sweep(reconciler.living()):
                 logger.info("Let go of images of pods that are gone", views=dropped)
         except ImagePullFailed as error:
             logger.warning("Could not look for left-over images", why=error.message)
         try:
-            bringer.sweep(machines.living())
+            node_setup.sweep(reconciler.living())
         except OSError as error:
             logger.warning("Could not remove the records of pods that are gone", why=str(error))
         await asyncio.sleep(3600)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 from images import catalog, deps
-from images.builder import BuildError
+from images.builder import ImageBuildError
 from images.paths import ROOT
 
 CONSTRAINTS_HEAD = """\
@@ -65,7 +65,7 @@ def main() -> int:
     try:
         if words.verb == "build":
             return _build(words.names)
-    except (BuildError, LookupError, subprocess.CalledProcessError) as error:
+    except (ImageBuildError, LookupError, subprocess.CalledProcessError) as error:
         print(f"images: {error}", file=sys.stderr)
         return 1
     if words.verb == "list":

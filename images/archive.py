@@ -20,7 +20,7 @@ CHUNK = 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveEntry:
     """A file of the image. `path` is relative to the image's root; `source` is a file here or the bytes themselves."""
 
     path: str
@@ -42,9 +42,9 @@ def _check(path: str) -> None:
         raise ValueError(f"not a path inside an image: {path!r}")
 
 
-def _folders(entries: list[Entry]) -> list[tarfile.TarInfo]:
+def _folders(entries: list[ArchiveEntry]) -> list[tarfile.TarInfo]:
     """Every parent folder, once, parents first, owned as the first file in it."""
-    owners: dict[str, Entry] = {}
+    owners: dict[str, ArchiveEntry] = {}
     for entry in entries:
         for parent in reversed(PurePosixPath(entry.path).parents):
             if str(parent) != ".":
@@ -57,7 +57,7 @@ def _folders(entries: list[Entry]) -> list[tarfile.TarInfo]:
     return folders
 
 
-def write_layer(entries: list[Entry], out: Path) -> None:
+def write_layer(entries: list[ArchiveEntry], out: Path) -> None:
     """Write the layer tar. Every time stamp in it is 0, so only content decides its hash.
 
     Raises:
@@ -102,7 +102,7 @@ def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(info, io.BytesIO(data))
 
 
-def write_archive(reference: str, entries: list[Entry], out: Path, labels: dict[str, str] | None = None) -> str:
+def write_archive(reference: str, entries: list[ArchiveEntry], out: Path, labels: dict[str, str] | None = None) -> str:
     """Write an image of one layer with these files to `out`, whole or not at all; return its configuration's digest.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from images.builder import Builder
+from images.builder import ImageBuilder
 from images.keys import text_key
 from images.paths import CACHE
 
@@ -25,7 +25,7 @@ def reference() -> str:
     return f"hyperlet.local/base:{text_key(*COMMAND)}"
 
 
-def build(builder: Builder) -> str:
+def build(builder: ImageBuilder) -> str:
     """Make the base unless the builder has it, and return its name."""
     name = reference()
     if builder.has(name):

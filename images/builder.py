@@ -9,11 +9,11 @@ from pathlib import Path
 from images.paths import ROOT, STORAGE
 
 
-class BuildError(Exception):
+class ImageBuildError(Exception):
     """buildah failed. The message holds the last lines it printed."""
 
 
-class Builder:
+class ImageBuilder:
     """Runs buildah. The `overlay` driver needs root, as everything that makes images here does."""
 
     def __init__(self, storage: Path = STORAGE) -> None:
@@ -32,7 +32,7 @@ class Builder:
         done = subprocess.run(["buildah", *store, *words], capture_output=True, text=True, env=environment, cwd=ROOT)
         if done.returncode:
             tail = "\n".join((done.stdout + done.stderr).splitlines()[-40:])
-            raise BuildError(f"buildah {words[0]} failed with {done.returncode}:\n{tail}")
+            raise ImageBuildError(f"buildah {words[0]} failed with {done.returncode}:\n{tail}")
         return done.stdout.strip()
 
     def has(self, name: str) -> bool:

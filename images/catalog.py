@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from images.guest_images import GUEST_IMAGES, GuestImage
 from images.paths import ARCHIVES, CACHE
-from images.plan import Plan
+from images.plan import ImagePlan
 from images.roles import ROLES, Role
 
 IMAGES: tuple[Role | GuestImage, ...] = (*ROLES, *GUEST_IMAGES)
@@ -24,7 +24,7 @@ class UnknownImage(LookupError):
 class Built:
     """`seconds` is what it took now; near 0 for an image that was there."""
 
-    plan: Plan
+    plan: ImagePlan
     seconds: float
 
 
@@ -63,13 +63,13 @@ def build(images: Iterable[Role | GuestImage]) -> Iterator[Built]:
             yield Built(plan, time.monotonic() - started)
 
 
-def _forget_others(plan: Plan) -> None:
+def _forget_others(plan: ImagePlan) -> None:
     """Archives of earlier sources are only dead weight: the builder's layers are what makes the next build quick."""
     for path in ARCHIVES.glob(f"{plan.role}-*.tar"):
         if path != plan.archive and len(path.stem) == len(plan.archive.stem):
             path.unlink()
 
 
-def listing() -> dict[str, Plan]:
+def listing() -> dict[str, ImagePlan]:
     """Every image as the sources are now, built or not."""
     return {image.role: image.plan() for image in IMAGES}

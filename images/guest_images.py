@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guests import disk, packages, tiny
-from images.archive import Entry, write_archive
+from images.archive import ArchiveEntry, write_archive
 from images.keys import text_key
 from images.paths import ARCHIVES
-from images.plan import Plan
+from images.plan import ImagePlan
 
 PREFIX = "hyperlet.local/guests"
 QEMU_ID = 107
 """User and group that QEMU runs as in the launcher; by convention they own the disks in a containerDisk."""
 
 
-def _owned(path: str, source: Path | bytes) -> Entry:
-    return Entry(path, source, mode=0o440, uid=QEMU_ID, gid=QEMU_ID)
+def _owned(path: str, source: Path | bytes) -> ArchiveEntry:
+    return ArchiveEntry(path, source, mode=0o440, uid=QEMU_ID, gid=QEMU_ID)
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class GuestImage:
 
     role: str
     reference: str
-    entries: Callable[[tiny.Guest], list[Entry]]
+    entries: Callable[[tiny.Guest], list[ArchiveEntry]]
     kernel: str = packages.KERNEL_META
     """The metapackage of the guest's kernel."""
 
-    def plan(self) -> Plan:
+    def plan(self) -> ImagePlan:
         """The archive's name changes when the guest's sources or this recipe do; manifests write the reference."""
         key = text_key(tiny.key(), Path(__file__).read_text(), self.reference)
-        return Plan(self.role, self.reference, ARCHIVES / f"{self.role}-{key}.tar")
+        return ImagePlan(self.role, self.reference, ARCHIVES / f"{self.role}-{key}.tar")
 
-    def make(self, plan: Plan) -> None:
+    def make(self, plan: ImagePlan) -> None:
         """Build the guest if need be, and write the archive."""
         write_archive(plan.reference, self.entries(tiny.build(self.kernel)), plan.archive)
 

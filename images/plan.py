@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Plan:
+class ImagePlan:
     """`role` is the name on the command line, `reference` the one in a pod, `archive` for `ctr images import`."""
 
     role: str

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from images import base
-from images.builder import Builder
+from images.builder import ImageBuilder
 from images.keys import tree_key
 from images.paths import ARCHIVES, ROOT
-from images.plan import Plan
+from images.plan import ImagePlan
 
 PREFIX = "hyperlet.local"
 SHARED = ("Containerfile", ".containerignore", "images/constraints.txt", "api", "kit", "protos")
@@ -25,14 +25,14 @@ class Role:
         """A hash of all our sources that go in. Debian's newer packages alone make no new image."""
         return tree_key(ROOT, (*SHARED, *self.sources), base.reference())
 
-    def plan(self) -> Plan:
+    def plan(self) -> ImagePlan:
         """What the sources as they are at this moment stand for."""
         tag = self.tag()
-        return Plan(self.role, f"{PREFIX}/{self.role}:{tag}", ARCHIVES / f"{self.role}-{tag}.tar")
+        return ImagePlan(self.role, f"{PREFIX}/{self.role}:{tag}", ARCHIVES / f"{self.role}-{tag}.tar")
 
-    def make(self, plan: Plan) -> None:
+    def make(self, plan: ImagePlan) -> None:
         """Build the image and write its archive (needs root, buildah, and once mmdebstrap)."""
-        builder = Builder()
+        builder = ImageBuilder()
         builder.build(self.role, base.build(builder), plan.reference)
         builder.export(plan.reference, plan.archive)
 

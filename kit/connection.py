@@ -40,7 +40,7 @@ class Credentials:
 
 
 @dataclass(frozen=True)
-class Connection:
+class ApiConnection:
     """An API server's address, TLS context (None for plain http) and credentials."""
 
     server: str
@@ -49,7 +49,7 @@ class Connection:
     namespace: str
 
 
-def load(kubeconfig: str | None = None) -> Connection:
+def load(kubeconfig: str | None = None) -> ApiConnection:
     """The connection of `kubeconfig`, else of $KUBECONFIG, else of the pod's service account.
 
     Raises lightkube's ConfigError, in words, when there is neither.
@@ -62,7 +62,7 @@ def load(kubeconfig: str | None = None) -> Connection:
     return connection_of(config)
 
 
-def connection_of(config: SingleConfig, credentials: Credentials | None = None) -> Connection:
+def connection_of(config: SingleConfig, credentials: Credentials | None = None) -> ApiConnection:
     """The connection that one context describes; `credentials` instead of those that lightkube makes of its user."""
     user = config.user or User()
     tls = None
@@ -73,4 +73,4 @@ def connection_of(config: SingleConfig, credentials: Credentials | None = None) 
             # clusters lack. Chain, name and dates are checked as before.
             tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
     credentials = credentials or Credentials(client_adapter.user_auth(user))
-    return Connection(config.cluster.server.rstrip("/"), tls, credentials, config.namespace)
+    return ApiConnection(config.cluster.server.rstrip("/"), tls, credentials, config.namespace)

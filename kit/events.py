@@ -40,7 +40,7 @@ class Event(msgspec.Struct, gc=False):
 
 
 @dataclass(slots=True)
-class _Said:
+class _Recorded:
     name: str
     namespace: str
     count: int
@@ -48,7 +48,7 @@ class _Said:
 
 
 @dataclass(slots=True)
-class _Bucket:
+class _TokenBucket:
     tokens: float
     at: float
 
@@ -75,22 +75,22 @@ class _Recent(OrderedDict[str, V]):
         return value
 
 
-class Recorder:
+class EventRecorder:
     """Writes Events with `kube`; their source is `component`, on the node `host` if that is given."""
 
     def __init__(self, kube: "Kube", component: str, host: str = "") -> None:
         self._kube = kube
         self._component = component
         self._host = host
-        self._said: _Recent[_Said] = _Recent()
-        self._buckets: _Recent[_Bucket] = _Recent()
+        self._said: _Recent[_Recorded] = _Recent()
+        self._buckets: _Recent[_TokenBucket] = _Recent()
 
     async def record(self, obj: Any, reason: str, message: str, type: str) -> None:
         """Says `message` about `obj` (a Struct with metadata). A failure is logged, not raised."""
         message = message.encode()[:MESSAGE_LIMIT].decode(errors="ignore")
         meta, now = obj.metadata, time.monotonic()
         owner = f"{meta.namespace}/{meta.name}/{meta.uid}"
-        bucket = self._buckets.get(owner) or _Bucket(BURST, now)
+        bucket = self._buckets.get(owner) or _TokenBucket(BURST, now)
         if not self._buckets.keep(owner, bucket).take(now):
             _log.info("Too many Events about this object: left out", reason=reason, message=message, **log.about(obj))
             return
@@ -114,7 +114,7 @@ class Recorder:
         event = self._event(obj, reason, message, type)
         name, namespace = event["metadata"]["name"], event["metadata"]["namespace"]
         # Remembered before it is sent: two tasks that say the same at once must not both create it.
-        self._said.keep(key, _Said(name, namespace, 1, now))
+        self._said.keep(key, _Recorded(name, namespace, 1, now))
         try:
             await self._kube.create(Event, event)
         except BaseException:

@@ -21,7 +21,7 @@ BACKLOG = 128
 REFUSED = Metric("hyperlet_connections_refused_total", "Connections closed before their time, by reason", ["reason"])
 
 
-class Limits(NamedTuple):
+class ConnectionLimits(NamedTuple):
     """Connections at a time. A client certificate that TLS has verified sets its owner free of all but `total`."""
 
     total: int = 4096
@@ -43,12 +43,12 @@ class GuardedSite(web.BaseSite):
         host: str | None = None,
         *,
         ssl_context: ssl.SSLContext | None = None,
-        limits: Limits | None = None,
+        limits: ConnectionLimits | None = None,
         head_seconds: float = HEAD_SECONDS,
     ) -> None:
         super().__init__(runner, ssl_context=ssl_context)
         self._host, self._port = host, port
-        self._limits = limits or Limits()
+        self._limits = limits or ConnectionLimits()
         self.head_seconds = head_seconds
         self._all = 0
         self._each: Counter[str] = Counter()

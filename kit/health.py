@@ -7,10 +7,10 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from kit.guarded_site import GuardedSite, Limits
+from kit.guarded_site import ConnectionLimits, GuardedSite
 from kit.kube import Kube
 
-LIMITS = Limits(total=256, each=32, idle=8, fresh=16)
+LIMITS = ConnectionLimits(total=256, each=32, idle=8, fresh=16)
 """A kubelet and a few Prometheus servers come here."""
 Check = Callable[[], str | None]
 """None when all is well, else a sentence."""
@@ -39,7 +39,7 @@ def count_calls(kube: Kube, registry: CollectorRegistry = REGISTRY) -> None:
     registry.register(_Calls(kube))
 
 
-class Health:
+class HealthServer:
     """The endpoints. Add checks by name; `serve` listens until `close`."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:

@@ -19,7 +19,7 @@ import msgspec
 from api import errors
 from api.version import VERSION
 from kit import connection, faults, log
-from kit.events import Recorder
+from kit.events import EventRecorder
 from kit.kinds import Resource, resource_of
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class Undecodable(msgspec.Struct, gc=False, frozen=True):
     message: str
 
 
-Bad = Callable[[Undecodable], None]
+OnUndecodable = Callable[[Undecodable], None]
 
 
 class _Named(msgspec.Struct, gc=False):
@@ -118,7 +118,7 @@ class _Decoders:
             msgspec.structs.force_setattr(meta, "managedFields", None)
         return obj
 
-    def each(self, kind: type[T], raw: msgspec.Raw, bad: Bad) -> T | None:
+    def each(self, kind: type[T], raw: msgspec.Raw, bad: OnUndecodable) -> T | None:
         """The object, or None after telling `bad`: one odd object must not hide the others."""
         try:
             return self.decode(kind, raw)
@@ -132,7 +132,7 @@ class _Decoders:
 class Kube:
     """A client of one API server. All methods raise `api.errors`; every request has a time limit."""
 
-    def __init__(self, where: connection.Connection, user_agent: str, host: str = "") -> None:
+    def __init__(self, where: connection.ApiConnection, user_agent: str, host: str = "") -> None:
         self._where = where
         self._user_agent = user_agent if "/" in user_agent else f"hyperlet-{user_agent}/{VERSION}"
         self._session: aiohttp.ClientSession | None = None
@@ -141,7 +141,7 @@ class Kube:
         self._served: dict[str, tuple[float, frozenset[str]]] = {}
         self.calls: Counter[tuple[str, str, int]] = Counter()
         """How many requests were sent, by verb, resource (with its subresource) and HTTP status (0: no answer)."""
-        self._recorder = Recorder(self, self._user_agent.split("/", maxsplit=1)[0], host)
+        self._recorder = EventRecorder(self, self._user_agent.split("/", maxsplit=1)[0], host)
 
     @classmethod
     def connect(cls, user_agent: str, kubeconfig: str | None = None, host: str = "") -> "Kube":
@@ -202,7 +202,7 @@ class Kube:
         namespace: str | None = None,
         labels: Selector = None,
         fields: Selector = None,
-        bad: Bad | None = None,
+        bad: OnUndecodable | None = None,
     ) -> tuple[Sequence[T], str]:
         """All objects that match, fetched in chunks, and the resourceVersion to watch from.
 
@@ -211,7 +211,7 @@ class Kube:
         place = resource_of(kind)
         params = _params(limit=str(CHUNK), labelSelector=selector_text(labels), fieldSelector=selector_text(fields))
         items: list[T] = []
-        refused = _complaint(place, bad)
+        refused = _error_message(place, bad)
         while True:
             body = await self._call("list", place, "GET", place.path(namespace), params=params, seconds=LIST_SECONDS)
             page = msgspec.json.decode(body, type=_List)
@@ -229,7 +229,7 @@ class Kube:
         namespace: str | None = None,
         labels: Selector = None,
         fields: Selector = None,
-        bad: Bad | None = None,
+        bad: OnUndecodable | None = None,
     ) -> AsyncGenerator[tuple[str, T | str], None]:
         """Changes after `resource_version`: ADDED, MODIFIED and DELETED with the object, BOOKMARK with a version.
 
@@ -246,7 +246,7 @@ class Kube:
             labelSelector=selector_text(labels),
             fieldSelector=selector_text(fields),
         )
-        refused = _complaint(place, bad)
+        refused = _error_message(place, bad)
         async with self._send("watch", place, "GET", place.path(namespace), params=params, seconds=None) as response:
             _keep_alive(response)
             async for line in _lines(response, seconds + REQUEST_SECONDS):
@@ -430,7 +430,7 @@ def _params(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _complaint(place: Resource, bad: Bad | None) -> Bad:
+def _error_message(place: Resource, bad: OnUndecodable | None) -> OnUndecodable:
     def tell(item: Undecodable) -> None:
         _log.warning(
             "An object does not fit its schema and is left alone",

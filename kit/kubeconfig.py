@@ -1,7 +1,8 @@
 """A person's kubeconfig as kubectl reads it: several files, a chosen context, values that flags replace.
 
-Sources: client-go's loading rules (https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/)
-and its ExecCredential protocol (client.authentication.k8s.io, v1 and v1beta1).
+Sources: client-go's loading rules
+(https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/) and its ExecCredential protocol
+(client.authentication.k8s.io, v1 and v1beta1).
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from lightkube.config.models import Cluster, Context, User, UserExec
 from lightkube.core.exceptions import ConfigError as ConfigError
 
 from kit import connection
-from kit.connection import Connection, Credentials
+from kit.connection import ApiConnection, Credentials
 
 HOME_FILE = "~/.kube/config"
 _FILES = {
@@ -34,7 +35,7 @@ _PLUGIN_API = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/
 
 
 @dataclass(frozen=True)
-class Choice:
+class KubeconfigFlags:
     """What a command line chooses. None: what the files say."""
 
     kubeconfig: str | None = None
@@ -50,7 +51,7 @@ class Choice:
     insecure: bool = False
 
 
-def load(choice: Choice) -> Connection:
+def load(choice: KubeconfigFlags) -> ApiConnection:
     """The connection that the kubeconfig and the flags describe; inside a pod without one, its service account's.
 
     Raises ConfigError in words.
@@ -70,7 +71,7 @@ def load(choice: Choice) -> Connection:
             raise ConfigError(f"the certificates of context {config.context_name!r} cannot be read: {error}") from error
 
 
-def _in_cluster(choice: Choice) -> SingleConfig:
+def _in_cluster(choice: KubeconfigFlags) -> SingleConfig:
     """The service account of the pod that this runs in."""
     try:
         config = KubeConfig.from_service_account().get()
@@ -139,7 +140,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     return document  # type: ignore[no-any-return]
 
 
-def _chosen(merged: Mapping[str, Any], choice: Choice) -> SingleConfig:
+def _chosen(merged: Mapping[str, Any], choice: KubeconfigFlags) -> SingleConfig:
     """One context of the merged files, with the flags' values in place of the files'."""
     name = choice.context or merged.get("current-context")
     context = _named(merged, "contexts", name) if name else {}

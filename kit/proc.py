@@ -213,7 +213,7 @@ def belongs_to_users_of(namespace: int, process: Process) -> bool:
         return os.path.samestat(os.fstat(owner), os.fstat(theirs))
 
 
-def made_by_root_of_ours(process: Process) -> bool:
+def owned_by_host_root(process: Process) -> bool:
     """Whether the process's user namespace is a child of the caller's, and was made by the caller's root.
 
     A container runtime makes such ones. Those that a pod makes are children of the pod's, or belong to its user.

@@ -130,7 +130,7 @@ class Queue(Generic[K]):
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class RequeueAfter:
     """An action that asks for another look after `seconds`, whatever happens until then."""
 
     seconds: float
@@ -203,7 +203,7 @@ class Reconciler(Generic[K, O]):
         if observed is None:
             return
         for action in self.plan(observed):
-            if isinstance(action, Again):
+            if isinstance(action, RequeueAfter):
                 self.queue.add_after(key, action.seconds)
             else:
                 await self.apply(observed, action)

@@ -25,7 +25,7 @@ Sandbox = Callable[[str], proc.Process | None]
 _UCRED = struct.Struct("iii")  # struct ucred of linux/socket.h: pid, uid, gid
 
 
-class Peer(NamedTuple):
+class PeerCredentials(NamedTuple):
     """Who called listen(2) on a socket, as the kernel saw it."""
 
     pid: int
@@ -48,7 +48,7 @@ def open_socket(directory: int, path: str) -> int:
     return fd
 
 
-def listener(fd: int, timeout: float = 1.0) -> Peer:
+def listener(fd: int, timeout: float = 1.0) -> PeerCredentials:
     """The process that listens on the socket with this O_PATH descriptor. Raises LauncherUnavailable if nobody does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(timeout)
@@ -58,7 +58,7 @@ def listener(fd: int, timeout: float = 1.0) -> Peer:
             credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         except OSError as error:
             raise LauncherUnavailable(f"nobody answers on the socket: {error.strerror or error}") from error
-    return Peer(*_UCRED.unpack(credentials))
+    return PeerCredentials(*_UCRED.unpack(credentials))
 
 
 def verified_process(fd: int, pod_uid: str, uid: int, sandbox: Sandbox) -> proc.Process:
@@ -77,7 +77,7 @@ def verified_process(fd: int, pod_uid: str, uid: int, sandbox: Sandbox) -> proc.
     except OSError as error:
         raise LauncherUnavailable("the listener has ended") from error
     try:
-        _check_home(process, pod_uid, sandbox)
+        _check_pod(process, pod_uid, sandbox)
         _check_user(process, peer, uid)
     except OSError as error:
         process.close()
@@ -88,7 +88,7 @@ def verified_process(fd: int, pod_uid: str, uid: int, sandbox: Sandbox) -> proc.
     return process
 
 
-def _check_home(process: proc.Process, pod_uid: str, sandbox: Sandbox) -> None:
+def _check_pod(process: proc.Process, pod_uid: str, sandbox: Sandbox) -> None:
     owner = proc.pod_of_cgroups(process.read("cgroup").decode("utf-8", "replace"))
     if owner != pod_uid.lower():
         raise LauncherUnavailable(f"the listener (pid {process.pid}) is not in the pod's cgroup")
@@ -104,13 +104,13 @@ def _check_home(process: proc.Process, pod_uid: str, sandbox: Sandbox) -> None:
                 f"the listener (pid {process.pid}) is in another user namespace than its pod (pid {first.pid})"
             )
     # Of a pod without a process before its container's the comparison alone says nothing.
-    if not process.shares_namespace("user") and not proc.made_by_root_of_ours(process):
+    if not process.shares_namespace("user") and not proc.owned_by_host_root(process):
         raise LauncherUnavailable(
             f"the listener (pid {process.pid}) is in a user namespace that the container runtime did not make"
         )
 
 
-def _check_user(process: proc.Process, peer: Peer, uid: int) -> None:
+def _check_user(process: proc.Process, peer: PeerCredentials, uid: int) -> None:
     try:
         wanted = process.host_user(uid)
     except OSError as error:
@@ -136,7 +136,7 @@ def channel(fd: int) -> grpc.aio.Channel:
             ("grpc.max_metadata_size", 16384),
             # Without it a peer that sends all it can has the window, and so our memory, grow to several messages.
             ("grpc.http2.bdp_probe", 0),
-            # What handler/frame_budget.py takes; gRPC announces more by itself.
+            # What handler/launchers/frame_budget.py takes; gRPC announces more by itself.
             ("grpc.http2.max_frame_size", 16384),
             ("grpc.enable_http_proxy", 0),
             # The number of a closed descriptor is used again: a shared pool would hand out a connection to another pod.

@@ -25,7 +25,7 @@ class TlsError(ValueError):
     """A key, certificate or request is not what it has to be. The text says why."""
 
 
-class Identity(NamedTuple):
+class TlsIdentity(NamedTuple):
     """A private key with its certificate, and the authorities that its owner trusts; all of it PEM."""
 
     certificate: bytes
@@ -33,7 +33,7 @@ class Identity(NamedTuple):
     roots: bytes
 
 
-class Pair(NamedTuple):
+class KeyPair(NamedTuple):
     """A certificate and its private key, both PEM."""
 
     certificate: bytes
@@ -52,7 +52,7 @@ def new_key() -> bytes:
     return _key_pem(ec.generate_private_key(ec.SECP256R1()))
 
 
-def authority(common: str, now: float, seconds: float) -> Pair:
+def authority(common: str, now: float, seconds: float) -> KeyPair:
     """A new certificate authority that may sign leaves, and no other authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name(common)
@@ -63,7 +63,7 @@ def authority(common: str, now: float, seconds: float) -> Pair:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    return Pair(_pem(built), _key_pem(key))
+    return KeyPair(_pem(built), _key_pem(key))
 
 
 def request(key: bytes, common: str) -> bytes:
@@ -100,7 +100,7 @@ def public_key(key: bytes) -> bytes:
     )
 
 
-def issue(ca: Pair, public: bytes, names: Names, *, client: bool, now: float, seconds: float) -> bytes:
+def issue(ca: KeyPair, public: bytes, names: Names, *, client: bool, now: float, seconds: float) -> bytes:
     """A leaf certificate (PEM) for a public key (PEM): for a TLS client or for a TLS server, never for both."""
     signer = x509.load_pem_x509_certificate(ca.certificate)
     key = serialization.load_pem_public_key(public)
@@ -126,7 +126,7 @@ def issue(ca: Pair, public: bytes, names: Names, *, client: bool, now: float, se
     return _pem(built)
 
 
-def check_pair(pair: Pair) -> None:
+def check_pair(pair: KeyPair) -> None:
     """Raises TlsError if a certificate and a key cannot be read or do not belong together."""
     try:
         certificate = x509.load_pem_x509_certificate(pair.certificate)
@@ -157,7 +157,7 @@ def bundle(certificates: Iterable[bytes]) -> bytes:
     return b"".join(pem.strip() + b"\n" for pem in certificates)
 
 
-def server_context(pair: Pair, clients: bytes | None = None) -> ssl.SSLContext:
+def server_context(pair: KeyPair, clients: bytes | None = None) -> ssl.SSLContext:
     """A server's TLS context: TLS 1.2 or newer.
 
     With `clients` (PEM) it asks for client certificates of those authorities; a client may come without one.
@@ -204,7 +204,7 @@ def client_context(roots: bytes) -> ssl.SSLContext:
     return context
 
 
-def _load(context: ssl.SSLContext, pair: Pair) -> None:
+def _load(context: ssl.SSLContext, pair: KeyPair) -> None:
     """Python's ssl reads keys from files only: this one is in memory and has no name."""
     with os.fdopen(os.memfd_create("key", os.MFD_CLOEXEC), "wb") as file:
         file.write(pair.key + pair.certificate)

@@ -21,10 +21,10 @@ def main() -> int:
     leave_out()
     os.umask(0o077)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from launcher.builder import Builder
+    from launcher.domain_builder.process import DomainBuilder
     from launcher.paths import from_environment
 
-    paths, builder = from_environment(), Builder()
+    paths, builder = from_environment(), DomainBuilder()
     if not os.path.exists(paths.state):  # noqa: PTH110 (pathlib is for later)
         # There is no VM yet, so one is about to be built.
         builder.warm()

@@ -15,20 +15,20 @@ from typing import NoReturn
 
 import grpc
 
-from launcher.builder import Builder
-from launcher.machine import Machine
+from launcher.domain_builder.process import DomainBuilder
 from launcher.paths import Paths
-from launcher.record import Record
 from launcher.service import OPTIONS, LauncherService
+from launcher.vm.controller import VmController
+from launcher.vm.state_files import StateFiles
 from protos import launcher_pb2_grpc
 
 _CLOSE_SECONDS = 0.2
 
 
-async def serve(paths: Paths, builder: Builder) -> None:
+async def serve(paths: Paths, builder: DomainBuilder) -> None:
     """Serves until the end has been delivered."""
-    record = Record(paths)
-    machine = Machine(paths, record, builder)
+    record = StateFiles(paths)
+    machine = VmController(paths, record, builder)
     machine.restore()
     server = grpc.aio.server(options=OPTIONS)
     add: Callable[[object, grpc.aio.Server], None] = launcher_pb2_grpc.add_LauncherServicer_to_server
@@ -56,7 +56,7 @@ async def _listen(server: grpc.aio.Server, paths: Paths) -> None:
     temporary.replace(paths.socket)
 
 
-def main(paths: Paths, builder: Builder) -> NoReturn:
+def main(paths: Paths, builder: DomainBuilder) -> NoReturn:
     """Runs the server. Leaves without tidying: a thread may be stuck in libvirt."""
     asyncio.run(serve(paths, builder))
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The Launcher service of protos/launcher.proto: gRPC's side of `machine.Machine`."""
+"""The Launcher service of protos/launcher.proto: gRPC's side of `controller.VmController`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 
-from launcher.builder import BuildError
-from launcher.dhcp_service import DhcpError
-from launcher.hypervisor import HypervisorError, Unavailable
+from launcher.domain_builder.process import BuildError
+from launcher.hypervisor.connection import HypervisorError, Unavailable
 from launcher.log import log
-from launcher.machine import Machine
+from launcher.network.dhcp_service import DhcpError
 from launcher.paths import Paths
-from launcher.refusal import Refused
+from launcher.vm.controller import VmController
+from launcher.vm.errors import OperationRefused
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc
 
 if TYPE_CHECKING:
-    from launcher.screen import Screen
-    from launcher.streams import Streams
-    from launcher.verbs import Verbs
+    from launcher.console.screenshot import Screenshotter
+    from launcher.console.streams import ConsoleStreams
+    from launcher.guest.operations import GuestOperations
 
 T = TypeVar("T")
 
@@ -39,34 +39,34 @@ OPTIONS: list[tuple[str, Any]] = [
 class LauncherService(launcher_pb2_grpc.LauncherServicer):
     """Translates requests, and exceptions into status codes. What few VMs are ever asked for is imported on demand."""
 
-    def __init__(self, machine: Machine, paths: Paths) -> None:
+    def __init__(self, machine: VmController, paths: Paths) -> None:
         self._machine, self._paths = machine, paths
-        self._verbs_made: Verbs | None = None
-        self._streams_made: Streams | None = None
-        self._screen_made: Screen | None = None
+        self._verbs_made: GuestOperations | None = None
+        self._streams_made: ConsoleStreams | None = None
+        self._screen_made: Screenshotter | None = None
 
     @property
-    def _verbs(self) -> Verbs:
+    def _verbs(self) -> GuestOperations:
         if self._verbs_made is None:
-            from launcher.verbs import Verbs
+            from launcher.guest.operations import GuestOperations
 
-            self._verbs_made = Verbs(self._machine)
+            self._verbs_made = GuestOperations(self._machine)
         return self._verbs_made
 
     @property
-    def _streams(self) -> Streams:
+    def _streams(self) -> ConsoleStreams:
         if self._streams_made is None:
-            from launcher.streams import Streams
+            from launcher.console.streams import ConsoleStreams
 
-            self._streams_made = Streams(self._paths)
+            self._streams_made = ConsoleStreams(self._paths)
         return self._streams_made
 
     @property
-    def _screen(self) -> Screen:
+    def _screen(self) -> Screenshotter:
         if self._screen_made is None:
-            from launcher.screen import Screen
+            from launcher.console.screenshot import Screenshotter
 
-            self._screen_made = Screen(self._machine, self._paths)
+            self._screen_made = Screenshotter(self._machine, self._paths)
         return self._screen_made
 
     def restore(self) -> None:
@@ -145,7 +145,7 @@ async def answered(context: Any, work: Coroutine[Any, Any, T]) -> T:
 
 async def refuse(context: Any, error: Exception) -> NoReturn:
     """Ends a call with the status that fits `error`."""
-    if isinstance(error, Refused | BuildError):
+    if isinstance(error, OperationRefused | BuildError):
         code = grpc.StatusCode[error.code]
     elif isinstance(error, Unavailable):
         code = grpc.StatusCode.UNAVAILABLE

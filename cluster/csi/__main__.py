@@ -13,12 +13,12 @@ import grpc
 
 from cluster.csi import csi_pb2_grpc as services
 from cluster.csi import registration_pb2_grpc as registration_services
-from cluster.csi.controller import Controller
+from cluster.csi.controller import CsiControllerService
 from cluster.csi.driver import Refusals
-from cluster.csi.host import Host
-from cluster.csi.identity import Identity, Registration
-from cluster.csi.kinds import KINDS, Kind
-from cluster.csi.node import Node
+from cluster.csi.host import CsiHost
+from cluster.csi.identity import CsiIdentityService, Registration
+from cluster.csi.kinds import KINDS, StorageKind
+from cluster.csi.node import CsiNodeService
 from cluster.csi.pools import Pools
 
 GIBIBYTE = 1 << 30
@@ -39,14 +39,14 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def serve(kind: Kind, options: argparse.Namespace, pool: ThreadPoolExecutor) -> list[grpc.Server]:
+def serve(kind: StorageKind, options: argparse.Namespace, pool: ThreadPoolExecutor) -> list[grpc.Server]:
     """Start the services of one kind; its servers."""
-    node, pools = Host(options.host_pid), Pools(options.storage / kind.name, options.capacity * GIBIBYTE)
-    own = Node(kind, pools, node, options.node)
+    node, pools = CsiHost(options.host_pid), Pools(options.storage / kind.name, options.capacity * GIBIBYTE)
+    own = CsiNodeService(kind, pools, node, options.node)
     own.join()
     server = grpc.server(pool, interceptors=[Refusals()])
-    services.add_IdentityServicer_to_server(Identity(kind), server)
-    services.add_ControllerServicer_to_server(Controller(kind, pools, node), server)
+    services.add_IdentityServicer_to_server(CsiIdentityService(kind), server)
+    services.add_ControllerServicer_to_server(CsiControllerService(kind, pools, node), server)
     services.add_NodeServicer_to_server(own, server)
     socket = _bind(server, options.sockets / kind.driver / "csi.sock")
     servers = [server]

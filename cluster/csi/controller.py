@@ -14,9 +14,9 @@ from cluster.csi import csi_pb2_grpc as services
 from cluster.csi import host
 from cluster.csi.driver import MANY_NODES, MOST_VOLUMES, check_capability, is_block, unsupported
 from cluster.csi.errors import StorageError, required
-from cluster.csi.host import Host
-from cluster.csi.kinds import Kind
-from cluster.csi.pools import Pools, Snapshot, Volume, grow, identifier
+from cluster.csi.host import CsiHost
+from cluster.csi.kinds import StorageKind
+from cluster.csi.pools import Pools, StoredSnapshot, StoredVolume, grow, identifier
 
 MEBIBYTE = 1 << 20
 DEFAULT_SIZE = 1 << 30
@@ -48,10 +48,10 @@ def page(items: Sequence[T], token: str, most: int) -> tuple[Sequence[T], str]:
     return items[start:end], str(end) if end < len(items) else ""
 
 
-class Controller(services.ControllerServicer):
+class CsiControllerService(services.ControllerServicer):
     """The controller of one driver."""
 
-    def __init__(self, kind: Kind, pools: Pools, node: Host) -> None:
+    def __init__(self, kind: StorageKind, pools: Pools, node: CsiHost) -> None:
         self._kind = kind
         self._pools = pools
         self._host = node
@@ -96,7 +96,7 @@ class Controller(services.ControllerServicer):
                 smallest = max(smallest, source.capacity)
                 if source.block != block:
                     raise StorageError("INVALID_ARGUMENT", "volume_content_source has the other volumeMode")
-            volume = Volume(
+            volume = StoredVolume(
                 identifier("vol", request.name), request.name, self._pool(request.accessibility_requirements),
                 size_of(request.capacity_range, smallest), self._kind.is_image(block=block), block,
                 source.id if source else "",
@@ -104,7 +104,7 @@ class Controller(services.ControllerServicer):
             self._pools.create(volume, source, self._host.frozen)
         return csi.CreateVolumeResponse(volume=self._describe(volume))
 
-    def _again(self, known: Volume, request: csi.CreateVolumeRequest, block: bool) -> csi.Volume:
+    def _again(self, known: StoredVolume, request: csi.CreateVolumeRequest, block: bool) -> csi.Volume:
         wanted, source = request.capacity_range, request.volume_content_source
         too_small = known.capacity < wanted.required_bytes
         too_large = 0 < wanted.limit_bytes < known.capacity
@@ -113,7 +113,7 @@ class Controller(services.ControllerServicer):
             raise StorageError("ALREADY_EXISTS", f"volume {known.name!r} exists, with another size, mode or source")
         return self._describe(known)
 
-    def _source(self, source: csi.VolumeContentSource) -> Volume | Snapshot | None:
+    def _source(self, source: csi.VolumeContentSource) -> StoredVolume | StoredSnapshot | None:
         match source.WhichOneof("type"):
             case "snapshot":
                 return self._snapshot(source.snapshot.snapshot_id)
@@ -121,7 +121,7 @@ class Controller(services.ControllerServicer):
                 return self._pools.volume(source.volume.volume_id)
         return None
 
-    def _snapshot(self, identity: str) -> Snapshot:
+    def _snapshot(self, identity: str) -> StoredSnapshot:
         found = self._pools.snapshot(identity)
         if found is None:
             raise StorageError("NOT_FOUND", f"there is no snapshot {identity!r}")
@@ -139,7 +139,7 @@ class Controller(services.ControllerServicer):
             raise StorageError("RESOURCE_EXHAUSTED", f"no storage on {', '.join(names) or 'any node'}")
         return found
 
-    def _describe(self, volume: Volume) -> csi.Volume:
+    def _describe(self, volume: StoredVolume) -> csi.Volume:
         source = None
         if volume.source.startswith("snap-"):
             snapshot = csi.VolumeContentSource.SnapshotSource(snapshot_id=volume.source)
@@ -332,7 +332,7 @@ class Controller(services.ControllerServicer):
         return csi.ListSnapshotsResponse(entries=[entry(snapshot=_snapshot(each)) for each in shown], next_token=token)
 
 
-def _snapshot(snapshot: Snapshot) -> csi.Snapshot:
+def _snapshot(snapshot: StoredSnapshot) -> csi.Snapshot:
     created = Timestamp()
     created.FromNanoseconds(int(snapshot.created * 1e9))
     return csi.Snapshot(

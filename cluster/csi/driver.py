@@ -10,8 +10,8 @@ import grpc
 from cluster.csi import csi_pb2 as csi
 from cluster.csi import host
 from cluster.csi.errors import StorageError, required
-from cluster.csi.kinds import Kind
-from cluster.csi.pools import Volume
+from cluster.csi.kinds import StorageKind
+from cluster.csi.pools import StoredVolume
 
 MODES = csi.VolumeCapability.AccessMode
 ONE_NODE = frozenset(
@@ -29,7 +29,7 @@ MOST_VOLUMES = 24
 """On a node. All have 64 loop devices together (cluster/node-init.sh); the kubelet holds every device by one more."""
 
 
-def modes(kind: Kind) -> frozenset[Any]:
+def modes(kind: StorageKind) -> frozenset[Any]:
     """The access modes that a volume can have."""
     return ONE_NODE | MANY_NODES if kind.shared else ONE_NODE
 
@@ -41,7 +41,7 @@ def is_block(capability: csi.VolumeCapability) -> bool:
     return kind == "block"
 
 
-def unsupported(kind: Kind, capabilities: Iterable[csi.VolumeCapability]) -> str:
+def unsupported(kind: StorageKind, capabilities: Iterable[csi.VolumeCapability]) -> str:
     """Why these capabilities cannot be had; empty when they can. Raises StorageError for those that are incomplete."""
     for capability in capabilities:
         mode = capability.access_mode.mode
@@ -54,7 +54,7 @@ def unsupported(kind: Kind, capabilities: Iterable[csi.VolumeCapability]) -> str
     return ""
 
 
-def check_capability(volume: Volume, capability: csi.VolumeCapability) -> None:
+def check_capability(volume: StoredVolume, capability: csi.VolumeCapability) -> None:
     """Raises StorageError when a volume was not made for that access type."""
     if is_block(capability) != volume.block:
         made = "a device" if volume.block else "a file system"

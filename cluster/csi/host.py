@@ -24,7 +24,7 @@ SMALLEST = 300 << 20
 
 
 @dataclass(frozen=True)
-class Loop:
+class AttachedLoop:
     """A loop device and the file behind it."""
 
     device: str
@@ -33,36 +33,36 @@ class Loop:
 
 
 @dataclass(frozen=True)
-class Mount:
+class MountEntry:
     """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5)): where, and of which device."""
 
     path: str
     major_minor: tuple[int, int]
 
 
-def parse_loops(text: str) -> list[Loop]:
+def parse_loops(text: str) -> list[AttachedLoop]:
     """The answer of `losetup --list --json --output NAME,BACK-INO,BACK-MAJ:MIN`; empty text where there are none."""
     found = []
     for each in json.loads(text)["loopdevices"] if text.strip() else []:
         # A device whose file is gone has no number of one.
         if each.get("back-ino") and each.get("back-maj:min"):
             major, minor = each["back-maj:min"].split(":")
-            found.append(Loop(each["name"], (int(major), int(minor)), int(each["back-ino"])))
+            found.append(AttachedLoop(each["name"], (int(major), int(minor)), int(each["back-ino"])))
     return found
 
 
-def parse_mounts(text: str) -> list[Mount]:
+def parse_mounts(text: str) -> list[MountEntry]:
     """The mounts in a mountinfo file, later ones last. Spaces and the like are written in octal there."""
     found = []
     for line in text.splitlines():
         fields = line.split()
         major, minor = fields[2].split(":")
         path = fields[4].encode().decode("unicode_escape").encode("latin-1").decode(errors="surrogateescape")
-        found.append(Mount(path, (int(major), int(minor))))
+        found.append(MountEntry(path, (int(major), int(minor))))
     return found
 
 
-class Host:
+class CsiHost:
     """A node, entered by the pid of one of its processes; without one, where we are."""
 
     def __init__(self, pid: int | None = None) -> None:
@@ -157,7 +157,7 @@ class Host:
 
     # ---- mounts
 
-    def mounts(self) -> list[Mount]:
+    def mounts(self) -> list[MountEntry]:
         """All mounts of the node."""
         return parse_mounts((self._proc / "mountinfo").read_text())
 

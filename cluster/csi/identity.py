@@ -11,16 +11,16 @@ from cluster.csi import csi_pb2 as csi
 from cluster.csi import csi_pb2_grpc as services
 from cluster.csi import registration_pb2 as registration
 from cluster.csi import registration_pb2_grpc as registration_services
-from cluster.csi.kinds import Kind
+from cluster.csi.kinds import StorageKind
 
 CSI_VERSIONS = ("1.0.0", "1.13.0")
 """What the driver speaks: everything that is compatible with the first version."""
 
 
-class Identity(services.IdentityServicer):
+class CsiIdentityService(services.IdentityServicer):
     """Who we are and what we can do."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: StorageKind) -> None:
         self._kind = kind
 
     def GetPluginInfo(self, request: csi.GetPluginInfoRequest, context: Any) -> csi.GetPluginInfoResponse:
@@ -48,7 +48,7 @@ class Identity(services.IdentityServicer):
 class Registration(registration_services.RegistrationServicer):
     """Answers the kubelet."""
 
-    def __init__(self, kind: Kind, endpoint: str) -> None:
+    def __init__(self, kind: StorageKind, endpoint: str) -> None:
         self._kind = kind
         self._endpoint = endpoint
 

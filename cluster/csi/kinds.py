@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Kind:
+class StorageKind:
     """One of the two kinds of storage.
 
     `local`: a node's own disks. A volume is reachable from one node; a file system is made on a device, as a volume
@@ -33,7 +33,7 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("local", "local.csi.hyperlet.local", shared=False),
-        Kind("shared", "shared.csi.hyperlet.local", shared=True),
+        StorageKind("local", "local.csi.hyperlet.local", shared=False),
+        StorageKind("shared", "shared.csi.hyperlet.local", shared=True),
     )
 }

@@ -17,15 +17,15 @@ from cluster.csi import csi_pb2 as csi
 from cluster.csi import csi_pb2_grpc as services
 from cluster.csi.driver import MODES, MOST_VOLUMES, check_capability, is_block
 from cluster.csi.errors import StorageError, required
-from cluster.csi.host import Host
-from cluster.csi.kinds import Kind
-from cluster.csi.pools import Pools, Volume
+from cluster.csi.host import CsiHost
+from cluster.csi.kinds import StorageKind
+from cluster.csi.pools import Pools, StoredVolume
 
 
-class Node(services.NodeServicer):
+class CsiNodeService(services.NodeServicer):
     """The driver on one node."""
 
-    def __init__(self, kind: Kind, pools: Pools, node: Host, name: str) -> None:
+    def __init__(self, kind: StorageKind, pools: Pools, node: CsiHost, name: str) -> None:
         self._kind = kind
         self._pools = pools
         self._host = node
@@ -57,7 +57,7 @@ class Node(services.NodeServicer):
                 if self._name in volume.staged:
                     self._forget(volume)
 
-    def _forget(self, volume: Volume) -> None:
+    def _forget(self, volume: StoredVolume) -> None:
         """This node has the volume staged no more; the device goes with the last node that has it."""
         left = _without(volume, self._name)
         if volume.block and not left.staged:
@@ -91,7 +91,7 @@ class Node(services.NodeServicer):
                 self._pools.put(dataclasses.replace(volume, staged=(*volume.staged, self._name)))
         return csi.NodeStageVolumeResponse()
 
-    def _reachable(self, volume: Volume) -> None:
+    def _reachable(self, volume: StoredVolume) -> None:
         if self._kind.shared and self._name not in volume.published:
             raise StorageError("FAILED_PRECONDITION", f"volume {volume.id} is not attached to {self._name}")
         if not self._kind.shared and volume.pool != self._name:
@@ -134,7 +134,7 @@ class Node(services.NodeServicer):
                 self._pools.put(dataclasses.replace(volume, targets=(*volume.targets, here)))
         return csi.NodePublishVolumeResponse()
 
-    def _staged_source(self, volume: Volume, staging: str) -> str:
+    def _staged_source(self, volume: StoredVolume, staging: str) -> str:
         source = self._host.loop(self._pools.data(volume)) if volume.block else staging
         if self._name not in volume.staged or source is None or not (volume.block or self._host.is_mounted(staging)):
             raise StorageError("FAILED_PRECONDITION", f"volume {volume.id} is not staged at {staging}")
@@ -215,7 +215,7 @@ def _has_capability(request: csi.NodeStageVolumeRequest | csi.NodePublishVolumeR
     is_block(request.volume_capability)
 
 
-def _without(volume: Volume, node: str) -> Volume:
+def _without(volume: StoredVolume, node: str) -> StoredVolume:
     return dataclasses.replace(
         volume,
         staged=tuple(name for name in volume.staged if name != node),

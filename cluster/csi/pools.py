@@ -34,7 +34,7 @@ Frozen = Callable[[Path], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
-class Volume:
+class StoredVolume:
     """One volume. `capacity` in bytes; `image`: its data is a file, else a directory; `block`: given out as device."""
 
     id: str
@@ -54,7 +54,7 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class StoredSnapshot:
     """A copy of a volume's data. `created`: seconds since the epoch."""
 
     id: str
@@ -103,27 +103,27 @@ class Pools:
 
     # ---- volumes
 
-    def volumes(self) -> list[Volume]:
+    def volumes(self) -> list[StoredVolume]:
         """All volumes, by identifier."""
         return sorted(map(_volume, self._records("volumes")), key=lambda volume: volume.id)
 
-    def volume(self, identity: str) -> Volume:
+    def volume(self, identity: str) -> StoredVolume:
         """The volume of that identifier. Raises StorageError."""
         found = self._find("volumes", identity)
         if found is None:
             raise StorageError("NOT_FOUND", f"there is no volume {identity!r}")
         return _volume(found)
 
-    def volume_named(self, name: str) -> Volume | None:
+    def volume_named(self, name: str) -> StoredVolume | None:
         """The volume that was created under that name."""
         found = self._find("volumes", identifier("vol", name))
         return None if found is None else _volume(found)
 
-    def data(self, item: Volume | Snapshot) -> Path:
+    def data(self, item: StoredVolume | StoredSnapshot) -> Path:
         """The file or directory with the data."""
         return self._folder(item) / "data"
 
-    def put(self, item: Volume | Snapshot) -> None:
+    def put(self, item: StoredVolume | StoredSnapshot) -> None:
         """Write the record, replacing the one before."""
         folder = self._folder(item)
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ class Pools:
         temporary.write_text(json.dumps(asdict(item)))
         temporary.rename(folder / "record.json")
 
-    def create(self, volume: Volume, source: Volume | Snapshot | None, frozen: Frozen) -> None:
+    def create(self, volume: StoredVolume, source: StoredVolume | StoredSnapshot | None, frozen: Frozen) -> None:
         """Make the volume's data, empty or from a source. Raises StorageError when the pool has no room."""
         free = self.free(volume.pool)
         if volume.capacity > free:
@@ -145,7 +145,7 @@ class Pools:
             if volume.image:
                 grow(data, volume.capacity)
 
-    def delete(self, item: Volume | Snapshot) -> None:
+    def delete(self, item: StoredVolume | StoredSnapshot) -> None:
         """Remove a volume or snapshot with its data."""
         folder = self._folder(item)
         # Without its record it does not exist, even if the rest takes a second try.
@@ -158,18 +158,18 @@ class Pools:
 
     # ---- snapshots
 
-    def snapshots(self) -> list[Snapshot]:
+    def snapshots(self) -> list[StoredSnapshot]:
         """All snapshots, by identifier."""
-        return sorted((Snapshot(**each) for each in self._records("snapshots")), key=lambda snapshot: snapshot.id)
+        return sorted((StoredSnapshot(**each) for each in self._records("snapshots")), key=lambda snapshot: snapshot.id)
 
-    def snapshot(self, identity: str) -> Snapshot | None:
+    def snapshot(self, identity: str) -> StoredSnapshot | None:
         """The snapshot of that identifier, if there is one."""
         found = self._find("snapshots", identity)
-        return None if found is None else Snapshot(**found)
+        return None if found is None else StoredSnapshot(**found)
 
-    def take(self, name: str, source: Volume, frozen: Frozen) -> Snapshot:
+    def take(self, name: str, source: StoredVolume, frozen: Frozen) -> StoredSnapshot:
         """Copy a volume's data into a new snapshot."""
-        snapshot = Snapshot(
+        snapshot = StoredSnapshot(
             identifier("snap", name),
             name,
             source.pool,
@@ -185,8 +185,8 @@ class Pools:
 
     # ---- files
 
-    def _folder(self, item: Volume | Snapshot) -> Path:
-        kind = "volumes" if isinstance(item, Volume) else "snapshots"
+    def _folder(self, item: StoredVolume | StoredSnapshot) -> Path:
+        kind = "volumes" if isinstance(item, StoredVolume) else "snapshots"
         return self.root / "pools" / item.pool / kind / item.id
 
     def _records(self, kind: str) -> Iterator[dict[str, Any]]:
@@ -202,7 +202,7 @@ class Pools:
         return None
 
     @contextmanager
-    def _made(self, item: Volume | Snapshot) -> Iterator[Path]:
+    def _made(self, item: StoredVolume | StoredSnapshot) -> Iterator[Path]:
         """The place of new data; the record, with which the item begins to exist, is written last."""
         folder = self._folder(item)
         shutil.rmtree(folder, ignore_errors=True)
@@ -210,7 +210,7 @@ class Pools:
         yield folder / "data"
         self.put(item)
 
-    def _copy(self, source: Volume | Snapshot, target: Path, frozen: Frozen) -> None:
+    def _copy(self, source: StoredVolume | StoredSnapshot, target: Path, frozen: Frozen) -> None:
         data = self.data(source)
         is_file_system = source.image and not source.block
         with frozen(data) if is_file_system else nullcontext():
@@ -222,9 +222,9 @@ class Pools:
             raise StorageError("INTERNAL", f"{source.id} cannot be copied: {done.stderr.strip()}")
 
 
-def _volume(record: dict[str, Any]) -> Volume:
+def _volume(record: dict[str, Any]) -> StoredVolume:
     targets = tuple((node, path) for node, path in record["targets"])
-    return Volume(**{**record, "staged": tuple(record["staged"]), "targets": targets})
+    return StoredVolume(**{**record, "staged": tuple(record["staged"]), "targets": targets})
 
 
 def grow(path: Path, size: int) -> None:

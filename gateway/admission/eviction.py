@@ -8,12 +8,12 @@ PodDisruptionBudget that the controller makes says the same while no gateway ans
 
 from typing import NamedTuple
 
-from api import launchers, names
-from api.configuration import KubeVirtConfiguration
+from api import launcher_pods, names
 from api.errors import NotFound
-from api.k8s import Pod
-from api.vmi import VirtualMachineInstance
-from gateway.admission.review import Refusal, Request
+from api.k8s.objects import Pod
+from api.kubevirt.configuration import KubeVirtConfiguration
+from api.kubevirt.vmi import VirtualMachineInstance
+from gateway.admission.review import AdmissionRefusal, AdmissionRequest
 from kit.kube import Kube
 
 CODE_TOO_MANY_REQUESTS = 429
@@ -32,7 +32,7 @@ def decide(pod: Pod, vmi: VirtualMachineInstance, configuration: KubeVirtConfigu
     """Whether the pod of a VMI may be evicted. Deschedulers know the published words that refusals begin with."""
     status, where = vmi.status, f"{vmi.metadata.namespace}/{vmi.metadata.name}"
     over = status is not None and status.phase in names.FINAL_PHASES
-    if over or vmi.metadata.deletionTimestamp or pod.metadata.deletionTimestamp or launchers.has_ended(pod):
+    if over or vmi.metadata.deletionTimestamp or pod.metadata.deletionTimestamp or launcher_pods.has_ended(pod):
         return Decision()
     strategy = vmi.spec.evictionStrategy or configuration.evictionStrategy or names.EVICTION_NONE
     migratable = any(
@@ -54,14 +54,16 @@ def decide(pod: Pod, vmi: VirtualMachineInstance, configuration: KubeVirtConfigu
     )
 
 
-async def refusal(kube: Kube, configuration: KubeVirtConfiguration, request: Request) -> Refusal | None:
+async def refusal(
+    kube: Kube, configuration: KubeVirtConfiguration, request: AdmissionRequest
+) -> AdmissionRefusal | None:
     """Why an eviction is refused, if it is; the VMI is marked where it is to be moved. Raises `api.errors`."""
     name, namespace = request.name or "", request.namespace or ""
     if request.subResource != SUBRESOURCE or not name.startswith(names.LAUNCHER_PREFIX):
         return None
     try:
         pod = await kube.get(Pod, namespace, name)
-        origin = launchers.origin(pod)
+        origin = launcher_pods.origin(pod)
         if origin is None:
             return None
         vmi = await kube.get(VirtualMachineInstance, namespace, origin.name)
@@ -73,4 +75,4 @@ async def refusal(kube: Kube, configuration: KubeVirtConfiguration, request: Req
     if found.mark and not request.dryRun:
         body = {"metadata": {"uid": vmi.metadata.uid}, "status": {"evacuationNodeName": pod.spec.nodeName}}
         await kube.patch(VirtualMachineInstance, namespace, origin.name, body)
-    return Refusal(CODE_TOO_MANY_REQUESTS, "TooManyRequests", found.refusal) if found.refusal else None
+    return AdmissionRefusal(CODE_TOO_MANY_REQUESTS, "TooManyRequests", found.refusal) if found.refusal else None

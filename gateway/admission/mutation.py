@@ -11,20 +11,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from api import defaults, names
-from api.codec import decode, to_dict
-from api.configuration import KubeVirtConfiguration
 from api.errors import InvalidObject
-from api.meta import ObjectMeta
-from api.unsupported import ignorable_matchers
-from api.vm import VirtualMachine
-from api.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
-from gateway.admission.patches import Operation, additions
-from gateway.admission.review import Request
+from api.k8s.meta import ObjectMeta
+from api.kubevirt.configuration import KubeVirtConfiguration
+from api.kubevirt.vm import VirtualMachine
+from api.kubevirt.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
+from api.schema.codec import decode, to_dict
+from api.validation.unsupported import ignorable_matchers
+from gateway.admission.json_patch import Operation, additions
+from gateway.admission.review import AdmissionRequest
 
 Json = dict[str, Any]
 
 
-def vm(request: Request, configuration: KubeVirtConfiguration) -> list[Operation]:
+def vm(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> list[Operation]:
     """The patch of a VirtualMachine that is created, or whose spec is changed."""
     document, old = request.object or {}, request.oldObject
     if old is not None and old.get("spec") == document.get("spec"):
@@ -50,7 +50,7 @@ def _guarded(document: Json, finalizer: str) -> Iterator[Operation]:
         yield {"op": "add", "path": "/metadata/finalizers", "value": [*present, finalizer]}
 
 
-def restored(request: Request, finalizers: frozenset[str]) -> list[Operation]:
+def restored(request: AdmissionRequest, finalizers: frozenset[str]) -> list[Operation]:
     """Those of the finalizers that an update leaves out of an object which nobody is deleting, put in again.
 
     A manifest that replaces the object need not name them, and the API server refuses to lose them
@@ -83,7 +83,7 @@ def _anonymous(interface: Json) -> Json:
     return {key: value for key, value in interface.items() if key != "macAddress"}
 
 
-def vmi(request: Request, configuration: KubeVirtConfiguration) -> list[Operation]:
+def vmi(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> list[Operation]:
     """The patch of a VirtualMachineInstance that is created: every default, and no status but the components' own."""
     document = request.object or {}
     if request.oldObject is not None:

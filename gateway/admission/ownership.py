@@ -9,7 +9,7 @@ from typing import Any
 
 from api import names
 from api.errors import Fault
-from gateway.admission.review import Request
+from gateway.admission.review import AdmissionRequest
 
 HANDLER = names.HANDLER_ACCOUNT
 COMPONENTS = ("hyperlet-controller", "hyperlet-gateway", HANDLER)
@@ -23,19 +23,19 @@ _OWNED = "is set by hyperlet itself"
 _REPORTED = ("labels", "annotations", "finalizers", "ownerReferences")
 
 
-def is_component(request: Request, namespace: str) -> bool:
+def is_component(request: AdmissionRequest, namespace: str) -> bool:
     """Whether the change is one of hyperlet's own. `namespace` is where hyperlet runs."""
     prefix = f"system:serviceaccount:{namespace}:"
     user = request.userInfo.username
     return user.startswith(prefix) and user.removeprefix(prefix) in COMPONENTS
 
 
-def is_handler(request: Request, namespace: str) -> bool:
+def is_handler(request: AdmissionRequest, namespace: str) -> bool:
     """Whether the change comes from a handler, or from somebody with a handler's token."""
     return request.userInfo.username == f"system:serviceaccount:{namespace}:{HANDLER}"
 
 
-def handler_faults(request: Request) -> Iterator[Fault]:
+def handler_faults(request: AdmissionRequest) -> Iterator[Fault]:
     """A Fault for what no handler has to write: all handlers share one account, and one node's token may be stolen.
 
     They report on instances of their own node, which the token says, and change nothing else of them.
@@ -67,7 +67,7 @@ def _active_pods_faults(new: Any, old: Any, nodes: list[str]) -> Iterator[Fault]
         yield Fault("status.activePods", names.FAULT_FORBIDDEN, "a handler takes off its own node's pods only")
 
 
-def is_administrator(request: Request) -> bool:
+def is_administrator(request: AdmissionRequest) -> bool:
     """Whether a person asks who may do everything in the cluster."""
     return ADMINISTRATORS in (request.userInfo.groups or ())
 

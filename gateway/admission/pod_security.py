@@ -1,7 +1,8 @@
 """What a VM's namespace enforces on pods: asked of the API server only where a VM has something that could be refused.
 
-Almost no VM has (api.pod_security), so this costs no call, no cache of every namespace and no watch. A namespace's
-labels are kept for a few seconds, for manifests with many VMs and because two webhooks ask about each of them.
+Almost no VM has (api.validation.pod_security), so this costs no call, no cache of every namespace and no watch. A
+namespace's labels are kept for a few seconds, for manifests with many VMs and because two webhooks ask about each of
+them.
 """
 
 import asyncio
@@ -9,10 +10,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from api import names, pod_security
+from api import names
 from api.errors import Fault, HyperletError
-from api.meta import ObjectMeta, Struct
-from gateway.admission.review import Request
+from api.k8s.meta import ObjectMeta, Struct
+from api.validation import pod_security
+from gateway.admission.review import AdmissionRequest
 from kit import log
 from kit.kube import Kube
 
@@ -32,7 +34,7 @@ class Namespace(Struct):
     metadata: ObjectMeta = ObjectMeta()
 
 
-def demands(request: Request) -> list[pod_security.Demand]:
+def demands(request: AdmissionRequest) -> list[pod_security.Demand]:
     """What a new or changed VM or VMI has that a namespace could refuse of its pod."""
     keys = _SPECS.get(request.kind.kind)
     if keys is None:
@@ -52,9 +54,9 @@ class PodSecurity:
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
-        self._kept: OrderedDict[str, tuple[float, pod_security.Policy]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[float, pod_security.PodSecurityPolicy]] = OrderedDict()
 
-    async def faults(self, request: Request) -> list[Fault]:
+    async def faults(self, request: AdmissionRequest) -> list[Fault]:
         """What the request's namespace would refuse of the VM's pod.
 
         Empty when the namespace cannot be asked for: the API server still refuses the pod then, and the VMI says so.
@@ -71,7 +73,7 @@ class PodSecurity:
             return []
         return pod_security.faults(found, request.namespace, policy)
 
-    async def _policy(self, namespace: str) -> pod_security.Policy:
+    async def _policy(self, namespace: str) -> pod_security.PodSecurityPolicy:
         now = asyncio.get_running_loop().time()
         kept = self._kept.get(namespace)
         if kept is not None and now <= kept[0]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from api.errors import Fault
-from api.meta import Struct
+from api.k8s.meta import Struct
 
 FAULT_LIMIT = 100
 """Faults told of one object."""
@@ -48,7 +48,7 @@ class UserInfo(Struct):
     extra: dict[str, list[str]] | None = None
 
 
-class Request(Struct):
+class AdmissionRequest(Struct):
     """One change that is to be admitted."""
 
     uid: str
@@ -66,7 +66,7 @@ class Request(Struct):
     """Why `object` and `oldObject` were not decoded, if they were not."""
 
 
-class _Undecoded(Request):
+class _Undecoded(AdmissionRequest):
     object: msgspec.Raw = msgspec.Raw(b"null")  # type: ignore[assignment]
     oldObject: msgspec.Raw = msgspec.Raw(b"null")  # type: ignore[assignment]
 
@@ -77,7 +77,7 @@ class _Review(Struct):
     kind: str = ""
 
 
-class Verdict(Struct):
+class AdmissionDecision(Struct):
     """What is decided about a request. `patch` is a JSON patch; refused is what has faults."""
 
     faults: Sequence[Fault] = ()
@@ -85,7 +85,7 @@ class Verdict(Struct):
     patch: Sequence[dict[str, Any]] = ()
 
 
-class Refusal(NamedTuple):
+class AdmissionRefusal(NamedTuple):
     """An answer of its own code and reason, where nothing is wrong with the object."""
 
     code: int
@@ -99,7 +99,7 @@ _decoder = msgspec.json.Decoder(_Review)
 _NO_VALUES = bytes(set(range(256)) - set(b",[{"))
 
 
-def parse(body: bytes, unbounded: Callable[[Request], bool] = lambda _: False) -> Request:
+def parse(body: bytes, unbounded: Callable[[AdmissionRequest], bool] = lambda _: False) -> AdmissionRequest:
     """The request in an AdmissionReview. Raises BadReview.
 
     An object of more than VALUES values is decoded only for whom `unbounded` says so.
@@ -111,13 +111,13 @@ def parse(body: bytes, unbounded: Callable[[Request], bool] = lambda _: False) -
         uid = _UID.search(body[:1024])
         if uid is None:
             raise BadReview(f"this is no AdmissionReview: {_TOO_DEEP}") from error
-        return Request(uid=uid[1].decode(), object={}, trouble=_TOO_DEEP)
+        return AdmissionRequest(uid=uid[1].decode(), object={}, trouble=_TOO_DEEP)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadReview(f"this is no AdmissionReview: {error}") from error
     if review.kind != "AdmissionReview" or review.apiVersion != "admission.k8s.io/v1":
         raise BadReview("this is no AdmissionReview of admission.k8s.io/v1")
     found = review.request
-    asked = Request(
+    asked = AdmissionRequest(
         **{name: getattr(found, name) for name in _ENVELOPE},
     )
     new, old = bytes(found.object), bytes(found.oldObject)
@@ -134,7 +134,7 @@ def parse(body: bytes, unbounded: Callable[[Request], bool] = lambda _: False) -
 
 _UID = re.compile(rb'"uid": ?"([0-9a-zA-Z-]{1,64})"')
 _TOO_DEEP = "the object is nested more deeply than any that is stored"
-_ENVELOPE = tuple(name for name in Request.__struct_fields__ if name not in ("object", "oldObject", "trouble"))
+_ENVELOPE = tuple(name for name in AdmissionRequest.__struct_fields__ if name not in ("object", "oldObject", "trouble"))
 
 
 def _values(raw: bytes) -> int:
@@ -144,7 +144,7 @@ def _values(raw: bytes) -> int:
 _documents = msgspec.json.Decoder(dict[str, Any] | None)
 
 
-def answer(request: Request, verdict: Verdict) -> bytes:
+def answer(request: AdmissionRequest, verdict: AdmissionDecision) -> bytes:
     """The AdmissionReview that answers a request."""
     response: dict[str, Any] = {"uid": request.uid, "allowed": not verdict.faults}
     if verdict.faults:
@@ -158,7 +158,7 @@ def answer(request: Request, verdict: Verdict) -> bytes:
     return msgspec.json.encode(review)
 
 
-def refused(request: Request, refusal: Refusal | None) -> bytes:
+def refused(request: AdmissionRequest, refusal: AdmissionRefusal | None) -> bytes:
     """The AdmissionReview that allows a request, or refuses it with a code."""
     response: dict[str, Any] = {"uid": request.uid, "allowed": refusal is None}
     if refusal is not None:
@@ -176,7 +176,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= PATH_LIMIT else text[: PATH_LIMIT - 1] + "…"
 
 
-def _status(request: Request, faults: Sequence[Fault]) -> dict[str, Any]:
+def _status(request: AdmissionRequest, faults: Sequence[Fault]) -> dict[str, Any]:
     told = [Fault(_cut(fault.path), fault.reason, _cut(fault.message)) for fault in faults[:FAULT_LIMIT]]
     message = "; ".join(map(str, told)) + ("; and more" if len(faults) > FAULT_LIMIT else "")
     return {

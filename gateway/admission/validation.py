@@ -6,22 +6,23 @@ from typing import Any
 
 import msgspec
 
-from api import bridges, names, validate
-from api.codec import decode
-from api.configuration import KubeVirtConfiguration
+from api import bridges, names
 from api.errors import MAX_FAULTS, Fault, InvalidObject
-from api.shape import knows, struct_shape, unknown_fields
-from api.vm import VirtualMachine
-from api.vmi import VirtualMachineInstance
+from api.kubevirt.configuration import KubeVirtConfiguration
+from api.kubevirt.vm import VirtualMachine
+from api.kubevirt.vmi import VirtualMachineInstance
+from api.schema.codec import decode
+from api.schema.shape import knows, struct_shape, unknown_fields
+from api.validation import validate
 from gateway.admission import ownership
-from gateway.admission.review import Request
+from gateway.admission.review import AdmissionRequest
 
 ANNOTATION_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 DIFFERENCES = 20
 """Paths told of a spec that was changed though it is fixed."""
 
 
-def vm(request: Request, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
+def vm(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
     """A VirtualMachine: its spec may change at any time."""
     new, old = request.object or {}, request.oldObject
     yield from _spec_faults(new, old, configuration)
@@ -31,7 +32,7 @@ def vm(request: Request, configuration: KubeVirtConfiguration) -> Iterator[Fault
         yield from ownership.metadata_faults(_at(new, path), _at(old, path), path)
 
 
-def vmi(request: Request, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
+def vmi(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
     """A VirtualMachineInstance: its spec is what runs, and changes only by the controller."""
     new, old = request.object or {}, request.oldObject
     if old is None:
@@ -43,7 +44,7 @@ def vmi(request: Request, configuration: KubeVirtConfiguration) -> Iterator[Faul
         yield from ownership.status_faults(new, old)
 
 
-def migration(request: Request, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
+def migration(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
     """A VirtualMachineInstanceMigration: its spec never changes."""
     new, old = request.object or {}, request.oldObject
     if old is None:
@@ -54,7 +55,7 @@ def migration(request: Request, configuration: KubeVirtConfiguration) -> Iterato
         yield from ownership.metadata_faults(new.get("metadata"), (old or {}).get("metadata"))
 
 
-def kubevirt(request: Request, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
+def kubevirt(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
     """The KubeVirt object."""
     new, old = request.object or {}, request.oldObject
     told = list(_spec_faults(new, old, configuration))
@@ -68,7 +69,7 @@ def _annotations(document: dict[str, Any] | None) -> dict[str, str]:
     return {key: str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
-def vm_warnings(request: Request, configuration: KubeVirtConfiguration) -> list[str]:
+def vm_warnings(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> list[str]:
     """What is accepted of a VirtualMachine but probably not meant."""
     new, old = request.object or {}, request.oldObject or {}
     if new.get("spec") == old.get("spec"):
@@ -79,7 +80,7 @@ def vm_warnings(request: Request, configuration: KubeVirtConfiguration) -> list[
         return []
 
 
-def vmi_warnings(request: Request, configuration: KubeVirtConfiguration) -> list[str]:
+def vmi_warnings(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> list[str]:
     """What is accepted of a VirtualMachineInstance that is created but probably not meant."""
     if request.oldObject is not None:
         return []
@@ -89,7 +90,7 @@ def vmi_warnings(request: Request, configuration: KubeVirtConfiguration) -> list
         return []
 
 
-def dropped_fields(request: Request) -> Iterator[Fault]:
+def dropped_fields(request: AdmissionRequest) -> Iterator[Fault]:
     """Fields that nobody knows, as the manifest had them.
 
     The API server has dropped them before any webhook is asked, with a warning where the client asks for no refusal;

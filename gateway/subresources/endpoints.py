@@ -7,15 +7,20 @@ from typing import Any
 from aiohttp import web
 
 from api import names
-from gateway.subresources import consoles, expansion, fencing, instances, machines, options, portforward, status
-from gateway.subresources.calls import Call
+from gateway.http import status
+from gateway.subresources import options
+from gateway.subresources.request import SubresourceRequest
+from gateway.subresources.streams import consoles, portforward
+from gateway.subresources.verbs import expand_spec, fence
+from gateway.subresources.verbs import vm as vm_verbs
+from gateway.subresources.verbs import vmi as vmi_verbs
 
 VERSIONS = (names.VERSION, names.OLD_VERSION)
 """The preferred one first."""
 EXPAND = "expand-vm-spec"
 JSON = "application/json"
 
-Handle = Callable[[Call], Awaitable[web.StreamResponse]]
+Handle = Callable[[SubresourceRequest], Awaitable[web.StreamResponse]]
 _VERBS = {"GET": "get", "PUT": "update"}
 
 
@@ -56,7 +61,7 @@ class Endpoint:
 def _later(what: str) -> Handle:
     """The answer of an endpoint whose feature is not there yet."""
 
-    async def answer(call: Call) -> web.StreamResponse:
+    async def answer(call: SubresourceRequest) -> web.StreamResponse:
         raise status.not_implemented(f"{what} not implemented yet")
 
     return answer
@@ -82,7 +87,7 @@ def _portforward(of: Callable[..., Endpoint], handle: Handle) -> tuple[Endpoint,
 _HOTPLUG = _later("hot-plugging of volumes is")
 
 
-async def _dump(call: Call) -> web.StreamResponse:
+async def _dump(call: SubresourceRequest) -> web.StreamResponse:
     """501, with the claim that `virtctl memory-dump get --create-claim` has made before it asks."""
     claim = (await call.options(options.MemoryDump)).claimName
     left = f"; the claim {claim}, if it was made for this, can go: kubectl delete pvc {claim}" if claim else ""
@@ -95,13 +100,13 @@ _GRAPH = _later("object graphs are")
 _EVACUATION = _later("evacuation is")
 
 ENDPOINTS: tuple[Endpoint, ...] = (
-    _vm("PUT", "start", machines.start, "Start a VirtualMachine.", body=options.StartOptions, success=202),
-    _vm("PUT", "stop", machines.stop, "Stop a VirtualMachine.", body=options.StopOptions, success=202),
-    _vm("PUT", "restart", machines.restart, "Restart a VirtualMachine.", body=options.RestartOptions, success=202),
+    _vm("PUT", "start", vm_verbs.start, "Start a VirtualMachine.", body=options.StartOptions, success=202),
+    _vm("PUT", "stop", vm_verbs.stop, "Stop a VirtualMachine.", body=options.StopOptions, success=202),
+    _vm("PUT", "restart", vm_verbs.restart, "Restart a VirtualMachine.", body=options.RestartOptions, success=202),
     _vm(
         "PUT",
         "migrate",
-        machines.migrate,
+        vm_verbs.migrate,
         "Migrate a running VirtualMachine.",
         body=options.MigrateOptions,
         success=202,
@@ -109,7 +114,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _vm(
         "GET",
         "expand-spec",
-        expansion.of_stored,
+        expand_spec.of_stored,
         "The VirtualMachine with its instancetype and preference.",
         media=JSON,
     ),
@@ -120,16 +125,16 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _vm("PUT", "removememorydump", _DUMP, "Remove the association with a memory dump."),
     _vm("PUT", "evacuate/cancel", _EVACUATION, "Cancel an evacuation."),
     _vm("GET", "objectgraph", _GRAPH, "The objects that belong to a VirtualMachine."),
-    _vmi("PUT", "pause", instances.pause, "Pause a VirtualMachineInstance.", body=options.PauseOptions),
-    _vmi("PUT", "unpause", instances.unpause, "Unpause a VirtualMachineInstance.", body=options.UnpauseOptions),
-    _vmi("PUT", "freeze", instances.freeze, "Freeze the guest's file systems.", body=options.FreezeUnfreezeTimeout),
-    _vmi("PUT", "unfreeze", instances.unfreeze, "Unfreeze the guest's file systems."),
-    _vmi("PUT", "reset", instances.reset, "Press the reset button of a VirtualMachineInstance."),
-    _vmi("PUT", "softreboot", instances.softreboot, "Ask the guest to reboot."),
-    _vmi("PUT", "fence", fencing.fence, "Vouch for the end of its pods.", body=options.FenceOptions),
-    _vmi("GET", "guestosinfo", instances.guestosinfo, "What the guest agent tells of the system.", media=JSON),
-    _vmi("GET", "userlist", instances.userlist, "Who is logged in to the guest.", media=JSON),
-    _vmi("GET", "filesystemlist", instances.filesystemlist, "The file systems that the guest has mounted.", media=JSON),
+    _vmi("PUT", "pause", vmi_verbs.pause, "Pause a VirtualMachineInstance.", body=options.PauseOptions),
+    _vmi("PUT", "unpause", vmi_verbs.unpause, "Unpause a VirtualMachineInstance.", body=options.UnpauseOptions),
+    _vmi("PUT", "freeze", vmi_verbs.freeze, "Freeze the guest's file systems.", body=options.FreezeUnfreezeTimeout),
+    _vmi("PUT", "unfreeze", vmi_verbs.unfreeze, "Unfreeze the guest's file systems."),
+    _vmi("PUT", "reset", vmi_verbs.reset, "Press the reset button of a VirtualMachineInstance."),
+    _vmi("PUT", "softreboot", vmi_verbs.softreboot, "Ask the guest to reboot."),
+    _vmi("PUT", "fence", fence.fence, "Vouch for the end of its pods.", body=options.FenceOptions),
+    _vmi("GET", "guestosinfo", vmi_verbs.guestosinfo, "What the guest agent tells of the system.", media=JSON),
+    _vmi("GET", "userlist", vmi_verbs.userlist, "Who is logged in to the guest.", media=JSON),
+    _vmi("GET", "filesystemlist", vmi_verbs.filesystemlist, "The file systems that the guest has mounted.", media=JSON),
     _vmi(
         "GET", "console", consoles.console, "The serial console (WebSocket).", query=("shared", "takeover"), success=101
     ),
@@ -158,7 +163,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "PUT",
         EXPAND,
         "",
-        expansion.of_sent,
+        expand_spec.of_sent,
         "The VirtualMachine in the body, expanded.",
         body=options.MachineToExpand,
         media=JSON,

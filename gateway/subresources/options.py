@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from api import names
-from api.meta import Duration, Int64
+from api.k8s.meta import Duration, Int64
 
 
 class _Options(msgspec.Struct, frozen=True, gc=False):

@@ -1,17 +1,17 @@
 """Which domain a VMI becomes: an ordered list of small builders, each of which returns its own part.
 
-The VMI has its defaults (`api.defaults`) and was validated (`api.validate`) when it was admitted.
+The VMI has its defaults (`api.defaults`) and was validated (`api.validation.validate`) when it was admitted.
 """
 
 import uuid
 
-from api.domain import CPU, Chassis
-from api.meta import quantity_bytes
-from api.platform import FeatureHyperv, FeatureState, Firmware, Timer
-from api.vmi import VirtualMachineInstance
+from api.k8s.meta import quantity_bytes
+from api.kubevirt.domain import CPU, Chassis
+from api.kubevirt.platform import FeatureHyperv, FeatureState, Firmware, Timer
+from api.kubevirt.vmi import VirtualMachineInstance
 from launcher.domain import types
 from launcher.domain.devices import build_devices
-from launcher.domain.facts import Facts, InvalidVmi
+from launcher.domain.facts import InvalidVmi, PodFacts
 
 TB_CACHE_MIB = 32
 """QEMU's translation cache under TCG. Its default, an eighth of the guest's memory or more, is counted as overhead."""
@@ -23,7 +23,7 @@ are bits of model specific registers, which a migration has to know."""
 _UUIDS = uuid.uuid5(uuid.NAMESPACE_URL, types.METADATA_URI)
 
 
-def build(vmi: VirtualMachineInstance, facts: Facts) -> types.Domain:
+def build(vmi: VirtualMachineInstance, facts: PodFacts) -> types.Domain:
     """The domain of a VMI. Raises InvalidVmi, ValueError (from quantities and characters that XML cannot hold)."""
     return types.Domain(
         type="kvm" if facts.kvm else "qemu",
@@ -76,7 +76,7 @@ def _vcpus(cpu: CPU | None) -> int:
     return sockets * cores * threads
 
 
-def _cpu(cpu: CPU | None, facts: Facts) -> types.Cpu:
+def _cpu(cpu: CPU | None, facts: PodFacts) -> types.Cpu:
     sockets, cores, threads = _topology(cpu)
     model = (cpu and cpu.model) or "host-model"
     features = [
@@ -94,7 +94,7 @@ def _cpu(cpu: CPU | None, facts: Facts) -> types.Cpu:
     return built
 
 
-def _os(vmi: VirtualMachineInstance, facts: Facts) -> types.Os:
+def _os(vmi: VirtualMachineInstance, facts: PodFacts) -> types.Os:
     domain, firmware = vmi.spec.domain, _firmware(vmi)
     bios = firmware.bootloader.bios if firmware.bootloader else None
     boot = firmware.kernelBoot
@@ -116,14 +116,16 @@ def _sysinfo(vmi: VirtualMachineInstance) -> types.Sysinfo:
     if firmware.serial:
         system["serial"] = firmware.serial
     return types.Sysinfo(
-        system=types.SystemEntries(entries=[types.Entry(name=name, value=value) for name, value in system.items()]),
+        system=types.SystemEntries(
+            entries=[types.SysinfoEntry(name=name, value=value) for name, value in system.items()]
+        ),
         chassis=_chassis(chassis) if chassis else None,
     )
 
 
 def _chassis(chassis: Chassis) -> types.ChassisEntries | None:
     given = [(name, getattr(chassis, name)) for name in ("manufacturer", "version", "serial", "asset", "sku")]
-    entries = [types.Entry(name=name, value=value) for name, value in given if value]
+    entries = [types.SysinfoEntry(name=name, value=value) for name, value in given if value]
     return types.ChassisEntries(entries=entries) if entries else None
 
 
@@ -134,7 +136,7 @@ def _on(state: FeatureState | None) -> str | None:
     return "off" if state.enabled is False else "on"
 
 
-def _features(vmi: VirtualMachineInstance, facts: Facts) -> types.Features:
+def _features(vmi: VirtualMachineInstance, facts: PodFacts) -> types.Features:
     given = vmi.spec.domain.features
     features = types.Features(
         acpi=given is None or given.acpi is None or given.acpi.enabled is not False,
@@ -189,7 +191,7 @@ def _hyperv(given: FeatureHyperv | None) -> types.Hyperv | None:
     return hyperv
 
 
-def _clock(vmi: VirtualMachineInstance, facts: Facts) -> types.Clock:
+def _clock(vmi: VirtualMachineInstance, facts: PodFacts) -> types.Clock:
     given = vmi.spec.domain.clock
     clock = types.Clock(timers=_timers(given.timer if given else None, facts))
     if given and given.timezone:
@@ -199,7 +201,7 @@ def _clock(vmi: VirtualMachineInstance, facts: Facts) -> types.Clock:
     return clock
 
 
-def _timers(given: Timer | None, facts: Facts) -> list[types.Timer]:
+def _timers(given: Timer | None, facts: PodFacts) -> list[types.Timer]:
     if given is None:
         # What keeps guests' clocks right under KVM. TCG keeps QEMU's own choice.
         standard = [

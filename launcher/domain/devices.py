@@ -2,20 +2,20 @@
 
 from collections.abc import Callable, Iterator
 
-from api import devices as given
-from api.vmi import VirtualMachineInstance
+from api.kubevirt import devices as given
+from api.kubevirt.vmi import VirtualMachineInstance
 from launcher.domain import pci, types
-from launcher.domain.facts import DiskFacts, Facts, InvalidVmi
+from launcher.domain.facts import DiskFacts, InvalidVmi, PodFacts
 from launcher.domain.nics import interfaces
-from launcher.domain.xml import Node
+from launcher.domain.xml import XmlStruct
 
 BALLOON_PERIOD = 10
 _PREFIX = {"virtio": "vd", "sata": "sd", "scsi": "sd", "usb": "sd"}
 
-Builder = Callable[[VirtualMachineInstance, Facts], list[Node]]
+Builder = Callable[[VirtualMachineInstance, PodFacts], list[XmlStruct]]
 
 
-def build_devices(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
+def build_devices(vmi: VirtualMachineInstance, facts: PodFacts) -> list[XmlStruct]:
     """All devices. Raises InvalidVmi."""
     nodes = [node for builder in _BUILDERS for node in builder(vmi, facts)]
     return [*pci.controllers(vmi, nodes), *nodes]
@@ -24,9 +24,9 @@ def build_devices(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
 # -- disks
 
 
-def disks(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
+def disks(vmi: VirtualMachineInstance, facts: PodFacts) -> list[XmlStruct]:
     """One <disk> for each of spec.domain.devices.disks."""
-    built: list[Node] = []
+    built: list[XmlStruct] = []
     targets = {"vd": target_names("vd"), "sd": target_names("sd")}
     for index, disk in enumerate(vmi.spec.domain.devices.disks or []):
         source = facts.disks.get(disk.name)
@@ -87,7 +87,7 @@ def _disk(disk: given.Disk, index: int, source: DiskFacts, targets: dict[str, It
 # -- everything else
 
 
-def console(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
+def console(vmi: VirtualMachineInstance, facts: PodFacts) -> list[XmlStruct]:
     """The serial port: a socket for `virtctl console`, and a log that the supervisor copies to `kubectl logs`."""
     if vmi.spec.domain.devices.autoattachSerialConsole is False:
         return []
@@ -101,15 +101,15 @@ def console(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
     ]
 
 
-def agent(_: VirtualMachineInstance, facts: Facts) -> list[Node]:
+def agent(_: VirtualMachineInstance, facts: PodFacts) -> list[XmlStruct]:
     """The guest agent's channel."""
     return [types.Channel(path=facts.paths.agent_socket, name="org.qemu.guest_agent.0")]
 
 
-def graphics(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
+def graphics(vmi: VirtualMachineInstance, facts: PodFacts) -> list[XmlStruct]:
     """VNC on a unix socket, a VGA card, and a tablet, without which the pointer of VNC is not the guest's."""
     wanted = vmi.spec.domain.devices
-    nodes: list[Node] = [types.Input(type=device.type, bus=device.bus or "usb") for device in wanted.inputs or []]
+    nodes: list[XmlStruct] = [types.Input(type=device.type, bus=device.bus or "usb") for device in wanted.inputs or []]
     if wanted.autoattachGraphicsDevice is False:
         return nodes
     if not nodes and wanted.autoattachInputDevice is not False:
@@ -122,25 +122,25 @@ def graphics(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
     ]
 
 
-def rng(_: VirtualMachineInstance, __: Facts) -> list[Node]:
+def rng(_: VirtualMachineInstance, __: PodFacts) -> list[XmlStruct]:
     """Always there, asked for or not: without it a guest may wait for entropy while it boots."""
     return [types.Rng(model="virtio")]
 
 
-def balloon(vmi: VirtualMachineInstance, _: Facts) -> list[Node]:
+def balloon(vmi: VirtualMachineInstance, _: PodFacts) -> list[XmlStruct]:
     """Statistics, and pages that the guest has freed go back to the node."""
     if vmi.spec.domain.devices.autoattachMemBalloon is False:
         return [types.Balloon(model="none")]
     return [types.Balloon(model="virtio", free_page_reporting="on", period=BALLOON_PERIOD)]
 
 
-def panic(vmi: VirtualMachineInstance, _: Facts) -> list[Node]:
+def panic(vmi: VirtualMachineInstance, _: PodFacts) -> list[XmlStruct]:
     """pvpanic, so that a guest whose kernel died is seen to have crashed."""
     asked = [device.model for device in vmi.spec.domain.devices.panicDevices or [] if device.model]
     return [types.Panic(model=model) for model in asked or ["isa"]]
 
 
-def watchdog(vmi: VirtualMachineInstance, _: Facts) -> list[Node]:
+def watchdog(vmi: VirtualMachineInstance, _: PodFacts) -> list[XmlStruct]:
     """The watchdog that was asked for."""
     asked = vmi.spec.domain.devices.watchdog
     if asked is None or asked.i6300esb is None:
@@ -148,7 +148,7 @@ def watchdog(vmi: VirtualMachineInstance, _: Facts) -> list[Node]:
     return [types.Watchdog(model="i6300esb", action=asked.i6300esb.action or "reset")]
 
 
-def sound(vmi: VirtualMachineInstance, _: Facts) -> list[Node]:
+def sound(vmi: VirtualMachineInstance, _: PodFacts) -> list[XmlStruct]:
     """The sound card that was asked for; nobody hears it."""
     asked = vmi.spec.domain.devices.sound
     return [types.Audio(), types.Sound(model=asked.model or "ich9")] if asked else []

@@ -36,7 +36,7 @@ class DiskFacts(msgspec.Struct, frozen=True):
     backing_format: str = ""
 
 
-class Facts(msgspec.Struct, frozen=True):
+class PodFacts(msgspec.Struct, frozen=True):
     """Everything a domain depends on that is not in the VMI."""
 
     paths: Paths

@@ -2,24 +2,24 @@
 
 from collections.abc import Iterator
 
-from api.networks import Interface
-from api.vmi import VirtualMachineInstance
+from api.kubevirt.networks import Interface
+from api.kubevirt.vmi import VirtualMachineInstance
 from launcher.domain import types
-from launcher.domain.facts import Facts, InvalidVmi, NicFacts
+from launcher.domain.facts import InvalidVmi, NicFacts, PodFacts
 from launcher.domain.pci import CONVENTIONAL_NICS, address
-from launcher.domain.xml import Node
+from launcher.domain.xml import XmlStruct
 
 ALIAS = "ua-nic_"
 """Before the interface's name. A disk's name has no underscore, so no disk's alias (`ua-<disk>`) is the same."""
 _VIRTIO = "virtio"
 
 
-def interfaces(vmi: VirtualMachineInstance, facts: Facts) -> list[Node]:
+def interfaces(vmi: VirtualMachineInstance, facts: PodFacts) -> list[XmlStruct]:
     """A device for each of spec.domain.devices.interfaces but the absent. Raises InvalidVmi."""
     return [_device(interface, path, vmi, facts) for interface, path in _with_paths(vmi) if interface.state != "absent"]
 
 
-def pluggable(vmi: VirtualMachineInstance, name: str, facts: Facts) -> Node:
+def pluggable(vmi: VirtualMachineInstance, name: str, facts: PodFacts) -> XmlStruct:
     """The device of one interface, for a guest that runs. Raises InvalidVmi."""
     for interface, path in _with_paths(vmi):
         if interface.name == name:
@@ -43,7 +43,7 @@ def _with_paths(vmi: VirtualMachineInstance) -> Iterator[tuple[Interface, str]]:
         yield interface, f"spec.domain.devices.interfaces[{index}]"
 
 
-def _device(interface: Interface, path: str, vmi: VirtualMachineInstance, facts: Facts) -> Node:
+def _device(interface: Interface, path: str, vmi: VirtualMachineInstance, facts: PodFacts) -> XmlStruct:
     if interface.sriov is not None:
         return _host_device(interface, path, facts)
     nic = next((nic for nic in facts.nics if nic.name == interface.name), None)
@@ -52,7 +52,9 @@ def _device(interface: Interface, path: str, vmi: VirtualMachineInstance, facts:
     return _card(interface, path, nic, vmi, facts)
 
 
-def _card(interface: Interface, path: str, nic: NicFacts, vmi: VirtualMachineInstance, facts: Facts) -> types.Interface:
+def _card(
+    interface: Interface, path: str, nic: NicFacts, vmi: VirtualMachineInstance, facts: PodFacts
+) -> types.Interface:
     model = interface.model or _VIRTIO
     virtio = model == _VIRTIO
     return types.Interface(
@@ -74,7 +76,7 @@ def _card(interface: Interface, path: str, nic: NicFacts, vmi: VirtualMachineIns
     )
 
 
-def _host_device(interface: Interface, path: str, facts: Facts) -> types.HostDevice:
+def _host_device(interface: Interface, path: str, facts: PodFacts) -> types.HostDevice:
     """Its MAC is the device's own: the CNI plugin has set it."""
     return types.HostDevice(
         source=types.HostAddress.of(address(facts.functions[interface.name], f"{path}.sriov")),

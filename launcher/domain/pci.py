@@ -6,10 +6,10 @@ PCI Express devices have a root port each; conventional ones share one bridge, w
 
 import re
 
-from api.vmi import VirtualMachineInstance
+from api.kubevirt.vmi import VirtualMachineInstance
 from launcher.domain import types
 from launcher.domain.facts import InvalidVmi
-from launcher.domain.xml import Node
+from launcher.domain.xml import XmlStruct
 
 SPARE_PORTS = 4
 """PCI Express ports that stay free, for devices that are plugged in while the guest runs."""
@@ -30,10 +30,10 @@ def address(text: str, path: str) -> types.PciAddress:
     return types.PciAddress(domain=f"0x{domain}", bus=f"0x{bus}", slot=f"0x{slot}", function=f"0x{function}")
 
 
-def controllers(vmi: VirtualMachineInstance, nodes: list[Node]) -> list[Node]:
+def controllers(vmi: VirtualMachineInstance, nodes: list[XmlStruct]) -> list[XmlStruct]:
     """The root complex, a port for every PCI Express device and the spare ones, SCSI and USB where they are used."""
     buses = {node.bus for node in nodes if isinstance(node, types.Disk | types.Input)}
-    extra: list[Node] = [types.Controller(type="virtio-serial", index=0)]
+    extra: list[XmlStruct] = [types.Controller(type="virtio-serial", index=0)]
     if "scsi" in buses:
         extra.append(types.Controller(type="scsi", index=0, model="virtio-scsi"))
     usb = "usb" in buses
@@ -52,7 +52,7 @@ def controllers(vmi: VirtualMachineInstance, nodes: list[Node]) -> list[Node]:
     return [*pci, *extra]
 
 
-def _is_conventional(node: Node) -> bool:
+def _is_conventional(node: XmlStruct) -> bool:
     """Whether libvirt puts it behind the bridge."""
     match node:
         case types.Interface(model=model, address=place):
@@ -65,7 +65,7 @@ def _is_conventional(node: Node) -> bool:
             return False
 
 
-def _needs_port(node: Node) -> bool:
+def _needs_port(node: XmlStruct) -> bool:
     """Whether libvirt puts it behind a PCI Express port of its own."""
     match node:
         case types.Disk(bus=bus, address=place):

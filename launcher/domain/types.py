@@ -7,7 +7,7 @@ from typing import ClassVar
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from launcher.domain.xml import Node, at
+from launcher.domain.xml import XmlStruct, at
 
 METADATA_URI = "urn:hyperlet:vmi:1"
 QEMU_URI = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -15,7 +15,7 @@ ElementTree.register_namespace("hyperlet", METADATA_URI)
 ElementTree.register_namespace("qemu", QEMU_URI)
 
 
-class Metadata(Node, kw_only=True):
+class Metadata(XmlStruct, kw_only=True):
     """Which VMI this is, for people with virsh."""
 
     TAG: ClassVar[str] = "metadata"
@@ -32,7 +32,7 @@ class Metadata(Node, kw_only=True):
         return root
 
 
-class PciAddress(Node, kw_only=True):
+class PciAddress(XmlStruct, kw_only=True):
     """<address type='pci'>."""
 
     TAG: ClassVar[str] = "address"
@@ -43,7 +43,7 @@ class PciAddress(Node, kw_only=True):
     function: str = at("@function")
 
 
-class Os(Node, kw_only=True):
+class Os(XmlStruct, kw_only=True):
     """<os>: firmware and what it boots."""
 
     TAG: ClassVar[str] = "os"
@@ -57,7 +57,7 @@ class Os(Node, kw_only=True):
     smbios: str | None = at("smbios/@mode")
 
 
-class Entry(Node, kw_only=True):
+class SysinfoEntry(XmlStruct, kw_only=True):
     """<entry> of <sysinfo>."""
 
     TAG: ClassVar[str] = "entry"
@@ -65,21 +65,21 @@ class Entry(Node, kw_only=True):
     value: str = at("text()")
 
 
-class SystemEntries(Node, kw_only=True):
+class SystemEntries(XmlStruct, kw_only=True):
     """SMBIOS type 1."""
 
     TAG: ClassVar[str] = "system"
-    entries: list[Entry] = []
+    entries: list[SysinfoEntry] = []
 
 
-class ChassisEntries(Node, kw_only=True):
+class ChassisEntries(XmlStruct, kw_only=True):
     """SMBIOS type 3."""
 
     TAG: ClassVar[str] = "chassis"
-    entries: list[Entry] = []
+    entries: list[SysinfoEntry] = []
 
 
-class Sysinfo(Node, kw_only=True):
+class Sysinfo(XmlStruct, kw_only=True):
     """<sysinfo type='smbios'>."""
 
     TAG: ClassVar[str] = "sysinfo"
@@ -88,7 +88,7 @@ class Sysinfo(Node, kw_only=True):
     chassis: ChassisEntries | None = None
 
 
-class Hyperv(Node, kw_only=True):
+class Hyperv(XmlStruct, kw_only=True):
     """<hyperv>: paravirtualization for Windows; values are `on` and `off`."""
 
     TAG: ClassVar[str] = "hyperv"
@@ -114,7 +114,7 @@ class Hyperv(Node, kw_only=True):
     evmcs: str | None = at("evmcs/@state")
 
 
-class Features(Node, kw_only=True):
+class Features(XmlStruct, kw_only=True):
     """<features>."""
 
     TAG: ClassVar[str] = "features"
@@ -130,7 +130,7 @@ class Features(Node, kw_only=True):
     tb_cache_unit: str | None = at("tcg/tb-cache/@unit")
 
 
-class CpuFeature(Node, kw_only=True):
+class CpuFeature(XmlStruct, kw_only=True):
     """<feature> of <cpu>."""
 
     TAG: ClassVar[str] = "feature"
@@ -138,7 +138,7 @@ class CpuFeature(Node, kw_only=True):
     name: str = at("@name")
 
 
-class Cpu(Node, kw_only=True):
+class Cpu(XmlStruct, kw_only=True):
     """<cpu>."""
 
     TAG: ClassVar[str] = "cpu"
@@ -153,7 +153,7 @@ class Cpu(Node, kw_only=True):
     features: list[CpuFeature] = []
 
 
-class Timer(Node, kw_only=True):
+class Timer(XmlStruct, kw_only=True):
     """<timer> of <clock>."""
 
     TAG: ClassVar[str] = "timer"
@@ -163,7 +163,7 @@ class Timer(Node, kw_only=True):
     present: bool | None = at("@present")
 
 
-class Clock(Node, kw_only=True):
+class Clock(XmlStruct, kw_only=True):
     """<clock>."""
 
     TAG: ClassVar[str] = "clock"
@@ -173,7 +173,7 @@ class Clock(Node, kw_only=True):
     timers: list[Timer] = []
 
 
-class Controller(Node, kw_only=True):
+class Controller(XmlStruct, kw_only=True):
     """<controller>."""
 
     TAG: ClassVar[str] = "controller"
@@ -182,7 +182,7 @@ class Controller(Node, kw_only=True):
     model: str | None = at("@model")
 
 
-class Disk(Node, kw_only=True):
+class Disk(XmlStruct, kw_only=True):
     """<disk>: `source_file` or `source_dev`, which `type` says."""
 
     TAG: ClassVar[str] = "disk"
@@ -216,7 +216,7 @@ class Disk(Node, kw_only=True):
     address: PciAddress | None = None
 
 
-class Interface(Node, kw_only=True):
+class Interface(XmlStruct, kw_only=True):
     """<interface type='ethernet'>: a tap that the handler has made."""
 
     TAG: ClassVar[str] = "interface"
@@ -236,7 +236,7 @@ class Interface(Node, kw_only=True):
     address: PciAddress | None = None
 
 
-class HostAddress(Node, kw_only=True):
+class HostAddress(XmlStruct, kw_only=True):
     """<source> of a <hostdev>: where the device is on the node."""
 
     TAG: ClassVar[str] = "source"
@@ -251,7 +251,7 @@ class HostAddress(Node, kw_only=True):
         return cls(domain=address.domain, bus=address.bus, slot=address.slot, function=address.function)
 
 
-class HostDevice(Node, kw_only=True):
+class HostDevice(XmlStruct, kw_only=True):
     """<hostdev> of the node's PCI bus; not `managed`: the node has bound it to vfio-pci before."""
 
     TAG: ClassVar[str] = "hostdev"
@@ -266,7 +266,7 @@ class HostDevice(Node, kw_only=True):
     address: PciAddress | None = None
 
 
-class Serial(Node, kw_only=True):
+class Serial(XmlStruct, kw_only=True):
     """<serial type='unix'>."""
 
     TAG: ClassVar[str] = "serial"
@@ -279,7 +279,7 @@ class Serial(Node, kw_only=True):
     port: int = at("target/@port", 0)
 
 
-class Channel(Node, kw_only=True):
+class Channel(XmlStruct, kw_only=True):
     """<channel type='unix'> over virtio-serial."""
 
     TAG: ClassVar[str] = "channel"
@@ -290,7 +290,7 @@ class Channel(Node, kw_only=True):
     name: str = at("target/@name")
 
 
-class Graphics(Node, kw_only=True):
+class Graphics(XmlStruct, kw_only=True):
     """<graphics type='vnc'> on a unix socket. Shared by force: else one viewer may have the others thrown out."""
 
     TAG: ClassVar[str] = "graphics"
@@ -300,7 +300,7 @@ class Graphics(Node, kw_only=True):
     socket: str = at("listen/@socket")
 
 
-class Video(Node, kw_only=True):
+class Video(XmlStruct, kw_only=True):
     """<video>. `vram` is KiB."""
 
     TAG: ClassVar[str] = "video"
@@ -309,7 +309,7 @@ class Video(Node, kw_only=True):
     vram: int | None = at("model/@vram")
 
 
-class Input(Node, kw_only=True):
+class Input(XmlStruct, kw_only=True):
     """<input>."""
 
     TAG: ClassVar[str] = "input"
@@ -317,7 +317,7 @@ class Input(Node, kw_only=True):
     bus: str = at("@bus")
 
 
-class Rng(Node, kw_only=True):
+class Rng(XmlStruct, kw_only=True):
     """<rng>."""
 
     TAG: ClassVar[str] = "rng"
@@ -326,7 +326,7 @@ class Rng(Node, kw_only=True):
     backend: str = at("backend/text()", "/dev/urandom")
 
 
-class Balloon(Node, kw_only=True):
+class Balloon(XmlStruct, kw_only=True):
     """<memballoon>. `period` is seconds."""
 
     TAG: ClassVar[str] = "memballoon"
@@ -335,14 +335,14 @@ class Balloon(Node, kw_only=True):
     period: int | None = at("stats/@period")
 
 
-class Panic(Node, kw_only=True):
+class Panic(XmlStruct, kw_only=True):
     """<panic>."""
 
     TAG: ClassVar[str] = "panic"
     model: str = at("@model")
 
 
-class Watchdog(Node, kw_only=True):
+class Watchdog(XmlStruct, kw_only=True):
     """<watchdog>."""
 
     TAG: ClassVar[str] = "watchdog"
@@ -350,14 +350,14 @@ class Watchdog(Node, kw_only=True):
     action: str = at("@action")
 
 
-class Sound(Node, kw_only=True):
+class Sound(XmlStruct, kw_only=True):
     """<sound>."""
 
     TAG: ClassVar[str] = "sound"
     model: str = at("@model")
 
 
-class Audio(Node, kw_only=True):
+class Audio(XmlStruct, kw_only=True):
     """<audio>."""
 
     TAG: ClassVar[str] = "audio"
@@ -365,15 +365,15 @@ class Audio(Node, kw_only=True):
     type: str = at("@type", "none")
 
 
-class Devices(Node, kw_only=True):
+class Devices(XmlStruct, kw_only=True):
     """<devices>."""
 
     TAG: ClassVar[str] = "devices"
     emulator: str | None = at("emulator/text()")
-    nodes: list[Node] = []
+    nodes: list[XmlStruct] = []
 
 
-class QemuCapabilities(Node, kw_only=True):
+class QemuCapabilities(XmlStruct, kw_only=True):
     """<qemu:capabilities>: what libvirt is to believe that QEMU cannot do. Source: https://libvirt.org/drvqemu.html."""
 
     TAG: ClassVar[str] = f"{{{QEMU_URI}}}capabilities"
@@ -387,7 +387,7 @@ class QemuCapabilities(Node, kw_only=True):
         return root
 
 
-class Domain(Node, kw_only=True):
+class Domain(XmlStruct, kw_only=True):
     """<domain>. `type` is kvm or qemu."""
 
     TAG: ClassVar[str] = "domain"

@@ -23,7 +23,7 @@ def at(place: str, default: Any = None) -> Any:
     return msgspec.field(default=default, name=place)
 
 
-class Node(msgspec.Struct, kw_only=True):
+class XmlStruct(msgspec.Struct, kw_only=True):
     """Base of all elements."""
 
     TAG: ClassVar[str]
@@ -37,7 +37,7 @@ class Node(msgspec.Struct, kw_only=True):
                 continue
             if place != name:
                 _put(root, place, value)
-            elif isinstance(value, Node):
+            elif isinstance(value, XmlStruct):
                 root.append(value.element())
             else:
                 root.extend(node.element() for node in value)

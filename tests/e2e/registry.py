@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from images.archive import Entry, write_archive
+from images.archive import ArchiveEntry, write_archive
 from tests.e2e.support import ROOT, Json, Space, project, wait_for
 
 PROGRAM = Path("/usr/bin/docker-registry")
@@ -89,7 +89,7 @@ class Registry:
         path.write_text(json.dumps(credentials(self.name) if self.locked else {"auths": {}}))
         return path
 
-    def push(self, path: str, entries: Sequence[Entry]) -> str:
+    def push(self, path: str, entries: Sequence[ArchiveEntry]) -> str:
         """Put an image of these files into the registry, over what has that name; the reference."""
         archive = self.folder / "image.tar"
         write_archive(f"hyperlet.local/{path}", list(entries), archive)
@@ -185,7 +185,7 @@ def program_image(folder: Path) -> str:
     """Load an image of the registry's program and its libraries onto the nodes; the reference."""
     listed = subprocess.run(["ldd", str(PROGRAM)], capture_output=True, text=True, check=True).stdout
     files = [PROGRAM, *(Path(path) for path in re.findall(r"(?:=>\s+)?(/\S+)\s+\(0x", listed))]
-    entries = [Entry(str(path).lstrip("/"), path.resolve(), mode=0o755) for path in files]
+    entries = [ArchiveEntry(str(path).lstrip("/"), path.resolve(), mode=0o755) for path in files]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
     reference = f"hyperlet.local/test-registry:{digest}"
     write_archive(reference, entries, folder / "registry.tar")

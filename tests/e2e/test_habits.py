@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from api import cpu_names, machine_types, timezones
+from api.catalogs import cpu_names, machine_types, timezones
 from tests.e2e.manifests import Drive, booting, idle, service, virtual_machine
 from tests.e2e.support import Json, KubectlError, Machine, Space, conditions, image, wait_for
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from images.archive import Entry
+from images.archive import ArchiveEntry
 from tests.e2e.manifests import booting, drive, idle, virtual_machine
 from tests.e2e.registry import Registry, inside, serving
 from tests.e2e.support import (
@@ -46,9 +46,9 @@ def locked_registry(space: Space, tmp_path_factory: pytest.TempPathFactory) -> I
         yield registry
 
 
-def text_disk(text: str, path: str = "disk/text.img") -> list[Entry]:
+def text_disk(text: str, path: str = "disk/text.img") -> list[ArchiveEntry]:
     """A raw disk with a text at its start; the guest reads it."""
-    return [Entry(path, b"HLMARK1\n" + text.encode().ljust(8184, b"\0"), mode=0o444)]
+    return [ArchiveEntry(path, b"HLMARK1\n" + text.encode().ljust(8184, b"\0"), mode=0o444)]
 
 
 def pulled(name: str, reference: str, **source: object) -> Json:

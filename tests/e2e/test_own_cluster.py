@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import deploy
+from deploy import hyperlet
 from guests import tiny
 from images import base, builder
 from images.paths import CACHE
@@ -51,7 +51,7 @@ def restored(kubectl: Kubectl) -> Iterator[None]:
     kubectl.within(SYSTEM)(
         "patch", "kubevirt", "kubevirt", "--type=merge", "-p", '{"spec": {"imagePullSecrets": null}}'
     )
-    command = [sys.executable, "-m", "cluster.deploy", "up"]
+    command = [sys.executable, "-m", "deploy.hyperlet", "up"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     kubectl.within(SYSTEM)("delete", "secret", "registry", "--ignore-not-found")
@@ -77,7 +77,7 @@ def podman(tmp_path: Path) -> dict[str, str]:
     storage = STORE / "storage.conf"
     storage.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{STORE}/root"\nrunroot = "{STORE}/run"\n')
     environment = {"CONTAINERS_STORAGE_CONF": str(storage), "BUILDAH_ISOLATION": "chroot"}
-    own = builder.Builder()
+    own = builder.ImageBuilder()
     archive, name = tmp_path / "base.tar", base.build(own)
     own.export(name, archive)
     for command in (["load", "--quiet", "--input", str(archive)], ["tag", name, "localhost/debian:trixie-slim"]):
@@ -175,7 +175,7 @@ def test_make_up_on_an_existing_cluster_pushes_and_runs_the_example(
             # One that runs already would not be started with the disk from the registry.
             kubectl("delete", "vm", "hello", "--ignore-not-found", "--timeout=90s")
             said = registry.typed(
-                sys.executable, "-m", "cluster.deploy", "up",
+                sys.executable, "-m", "deploy.hyperlet", "up",
                 HYPERLET_CLUSTER="existing", HYPERLET_REGISTRY=registry.name, KUBECONFIG=str(kubectl.kubeconfig),
                 HYPERLET_RUN=str(tmp_path / "run"),
             )  # fmt: skip
@@ -194,7 +194,7 @@ def test_make_up_on_an_existing_cluster_pushes_and_runs_the_example(
 
 def deploy_with(kubectl: Kubectl, *components: str) -> None:
     """Deploy the built images with these components, and wait until the handlers run so."""
-    kubectl("apply", "-k", str(deploy.overlay(deploy.built_images(), "", components)))
+    kubectl("apply", "-k", str(hyperlet.overlay(hyperlet.built_images(), "", components)))
     kubectl.within(SYSTEM)("rollout", "status", "daemonset/hyperlet-handler", "--timeout=180s")
 
 
@@ -213,7 +213,7 @@ def without_image_volumes(kubectl: Kubectl, restored: None) -> Iterator[None]:
 def test_without_image_volumes_a_vm_names_the_component_and_runs_once_it_is_there(
     kubectl: Kubectl, without_image_volumes: None, space: Space
 ) -> None:
-    if not deploy.has_image_volumes(deploy.Kubectl(kubectl.kubeconfig)):
+    if not hyperlet.has_image_volumes(hyperlet.Kubectl(kubectl.kubeconfig)):
         pytest.skip("this server has none: all the other tests are about that")
     machine = space.machine(idle("imageless")).until_status("ErrImagePull")
     told = machine.until_condition_tells("volume root", image("guest-halt"), "manifests/components/containerd-socket")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from api import pod_security
+from api.validation import pod_security
 from tests import podstandard
 from tests.e2e.manifests import booting, claim, cloud_init, drive, idle, instance, secret, tiny, virtual_machine
 from tests.e2e.support import EXISTING, ROOT, Json, KubectlError, Machine, Space, image, project, stays, wait_for

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from api.errors import Forbidden, InvalidObject
-from api.k8s import Node, Pod
-from api.meta import quantity_bytes
-from controller import resize
-from controller.resize import Amounts, Answer, State
+from api.k8s.meta import quantity_bytes
+from api.k8s.objects import Node, Pod
+from controller.launcher_pod import resize
+from controller.launcher_pod.resize import Amounts, ResizeState, ResizeStatus
 from kit.kube import Kube
 from tests.e2e.manifests import idle
 from tests.e2e.support import SYSTEM, Kubectl, Machine, Space
@@ -50,8 +50,8 @@ def seen(machine: Machine, controller: str) -> tuple[Pod, Node]:
     return asyncio.run(get())
 
 
-def ask(pod: Pod, wanted: Amounts, controller: str) -> Answer:
-    async def run() -> Answer:
+def ask(pod: Pod, wanted: Amounts, controller: str) -> ResizeStatus:
+    async def run() -> ResizeStatus:
         async with Kube.connect("test", controller) as kube:
             return await resize.resize(kube, pod, wanted, seconds=60)
 
@@ -65,13 +65,16 @@ def allocatable(node: Node) -> int:
 
 def test_a_running_launcher_gets_more_and_less_without_a_restart(machine: Machine, controller: str) -> None:
     pod, _ = seen(machine, controller)
-    before, qemu = resize.asked(pod), machine.pod()["status"]["containerStatuses"][0]["containerID"]
+    before, qemu = resize.requested_amounts(pod), machine.pod()["status"]["containerStatuses"][0]["containerID"]
     assert before.cpu_request and before.memory_request
     more = Amounts(cpu_request=before.cpu_request + 50, memory_request=before.memory_request + 32 * MIB)
-    assert ask(pod, more, controller) == Answer(State.ACTUATED)
+    assert ask(pod, more, controller) == ResizeStatus(ResizeState.ACTUATED)
     now, _ = seen(machine, controller)
-    assert (resize.given(now).cpu_request, resize.given(now).memory_request) == (more.cpu_request, more.memory_request)
-    assert ask(now, before, controller) == Answer(State.ACTUATED)
+    assert (resize.actual_amounts(now).cpu_request, resize.actual_amounts(now).memory_request) == (
+        more.cpu_request,
+        more.memory_request,
+    )
+    assert ask(now, before, controller) == ResizeStatus(ResizeState.ACTUATED)
     after = machine.pod()
     assert after["metadata"]["uid"] == pod.metadata.uid
     (status,) = after["status"]["containerStatuses"]
@@ -81,28 +84,28 @@ def test_a_running_launcher_gets_more_and_less_without_a_restart(machine: Machin
 
 def test_what_no_node_of_its_size_has_is_infeasible(machine: Machine, controller: str) -> None:
     pod, node = seen(machine, controller)
-    before = resize.asked(pod)
+    before = resize.requested_amounts(pod)
     answer = ask(pod, Amounts(memory_request=allocatable(node) + 1024 * MIB), controller)
-    assert answer.state is State.INFEASIBLE and "memory" in answer.message
+    assert answer.state is ResizeState.INFEASIBLE and "memory" in answer.message
     after, _ = seen(machine, controller)
-    assert resize.given(after) == before, "it has what it had"
+    assert resize.actual_amounts(after) == before, "it has what it had"
     # Kubernetes 1.36 refuses it, older servers store it: then the old amounts are asked for.
-    assert ask(after, before, controller) == Answer(State.ACTUATED)
+    assert ask(after, before, controller) == ResizeStatus(ResizeState.ACTUATED)
 
 
 @pytest.mark.alone  # the scheduler counts what is deferred as taken
 def test_what_the_node_has_no_room_for_is_deferred_until_there_is(machine: Machine, controller: str) -> None:
     pod, node = seen(machine, controller)
-    before = resize.asked(pod)
+    before = resize.requested_amounts(pod)
     answer = ask(pod, Amounts(memory_request=allocatable(node) - MIB), controller)
-    assert answer.state is State.DEFERRED and "memory" in answer.message
-    assert resize.given(seen(machine, controller)[0]) == before, "it has what it had"
-    assert ask(seen(machine, controller)[0], before, controller) == Answer(State.ACTUATED)
+    assert answer.state is ResizeState.DEFERRED and "memory" in answer.message
+    assert resize.actual_amounts(seen(machine, controller)[0]) == before, "it has what it had"
+    assert ask(seen(machine, controller)[0], before, controller) == ResizeStatus(ResizeState.ACTUATED)
 
 
 def test_another_quality_of_service_is_refused(machine: Machine, controller: str) -> None:
     pod, _ = seen(machine, controller)
-    before = resize.asked(pod)
+    before = resize.requested_amounts(pod)
     same = Amounts(before.cpu_request, before.cpu_request, before.memory_request, before.memory_request)
     with pytest.raises(InvalidObject, match="QOS"):
         ask(pod, same, controller)
@@ -110,7 +113,7 @@ def test_another_quality_of_service_is_refused(machine: Machine, controller: str
 
 def test_a_quota_counts_for_a_resize_too(machine: Machine, controller: str) -> None:
     pod, _ = seen(machine, controller)
-    before = resize.asked(pod)
+    before = resize.requested_amounts(pod)
     assert before.cpu_request
     quota = {
         "apiVersion": "v1",

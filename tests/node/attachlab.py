@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from api import nad
-from api.k8s import Pod
+from api import network_attachments
+from api.k8s.objects import Pod
 from cni import build
-from handler.attachment_records import Records
-from handler.attachments import Attachments
-from handler.cni_host import Host
-from handler.pod_networks import PodNetworks
+from handler.secondary_networks.attachment_records import AttachmentRecords
+from handler.secondary_networks.attachments import Attachments
+from handler.secondary_networks.cni_exec import CniHost
+from handler.secondary_networks.reconciler import PodNetworkReconciler
 from kit.cache import Store
 from kit.kube import Kube
 from tests.node import podlab
@@ -79,7 +79,7 @@ class Node:
             each.mkdir()
         for name in build.NAMES:
             self.plugin(name, f"HYPERLET_CNI_SOCKET={lab.socket} exec {lab.folder}/{name}")
-        self.host = Host(
+        self.host = CniHost(
             mounts="/proc/self/ns/mnt",
             network=lab.node.path,
             plugins=(str(self.bin), PLUGINS),
@@ -110,7 +110,7 @@ class Node:
 
     def attachments(self) -> Attachments:
         """A handler's, as it is when it starts."""
-        self.made.append(Attachments(self.kube(), Records(self.folder / "attachments"), self.host))
+        self.made.append(Attachments(self.kube(), AttachmentRecords(self.folder / "attachments"), self.host))
         return self.made[-1]
 
     async def handler(self) -> Attachments:
@@ -118,7 +118,7 @@ class Node:
         made = self.attachments()
         kube = self.kube()
         store: Store[Pod] = Store(kube, Pod)
-        self.networks = PodNetworks(kube, store, made)
+        self.networks = PodNetworkReconciler(kube, store, made)
         self.tasks += [asyncio.create_task(store.run()), asyncio.create_task(self.networks.run())]
         return made
 
@@ -137,7 +137,11 @@ class Node:
 
     async def pod(self, name: str, networks: str, owner: str = "") -> PodHere:
         """Makes a pod that runs."""
-        metadata: Json = {"name": name, "namespace": NAMESPACE, "annotations": {nad.ANNOTATION_NETWORKS: networks}}
+        metadata: Json = {
+            "name": name,
+            "namespace": NAMESPACE,
+            "annotations": {network_attachments.ANNOTATION_NETWORKS: networks},
+        }
         containers: list[Json] = []
         if owner:
             given = {"HYPERLET_NAMESPACE": NAMESPACE, "HYPERLET_NAME": owner, "HYPERLET_UID": "1"}
@@ -157,7 +161,7 @@ class Node:
 
     def told(self, name: str) -> list[Json]:
         """The entries of a pod's status annotation, but for the pod's own network."""
-        text = (self.seen(name).metadata.annotations or {}).get(nad.ANNOTATION_STATUS)
+        text = (self.seen(name).metadata.annotations or {}).get(network_attachments.ANNOTATION_STATUS)
         return json.loads(text)[1:] if text else []
 
     def events(self) -> list[tuple[str, str]]:

@@ -52,11 +52,11 @@ class Space:
             raise RuntimeError(f"{command}: {done.stderr}{done.stdout}")
         return done.stdout
 
-    def routes(self) -> route.Route:
+    def routes(self) -> route.RtnetlinkSocket:
         """A route socket of the namespace."""
-        return self.inside(route.Route)
+        return self.inside(route.RtnetlinkSocket)
 
-    def links(self) -> dict[str, route.Link]:
+    def links(self) -> dict[str, route.LinkInfo]:
         """The devices by name."""
         with contextlib.closing(self.routes()) as one:
             return {link.name: link for link in one.links()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cni import plugins, route, wire
-from cni.host import Host, host_name
+from cni.host import HostResources, host_name
 from tests.node.cnispace import Space, frame, heard
 
 assert concurrent.futures.thread  # imported when first used: the guest has only what is imported at once
@@ -33,16 +33,16 @@ NAD = """
 class Node:
     """The guest itself, with a new bridge."""
 
-    def __init__(self, hands: Host) -> None:
-        self.hands = hands
+    def __init__(self, resources: HostResources) -> None:
+        self.resources = resources
         self.spaces: list[tuple[Space, dict[str, Any], str]] = []
 
     def call(self, command: str, conf: dict[str, Any], space: Space | None, container: str) -> tuple[int, Any]:
         environment = {"CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_IFNAME": "eth0", "CNI_PATH": "/cni"}
         if space:
             environment["CNI_NETNS"] = space.path
-        request = wire.Request("cnv-bridge", environment, json.dumps(conf).encode(), space.fd if space else -1)
-        answer = plugins.serve(request, os.getpid(), self.hands, lambda: True)
+        request = wire.WireRequest("cnv-bridge", environment, json.dumps(conf).encode(), space.fd if space else -1)
+        answer = plugins.serve(request, os.getpid(), self.resources, lambda: True)
         return answer.code, json.loads(answer.stdout) if answer.stdout else None
 
     def add(self, **fields: Any) -> tuple[Space, Any, str]:
@@ -56,7 +56,7 @@ class Node:
         return space, result, host_name(conf["name"], container, "eth0")
 
     def vlans(self, port: str) -> dict[int, int]:
-        with contextlib.closing(route.Route()) as one:
+        with contextlib.closing(route.RtnetlinkSocket()) as one:
             link = one.link(port)
             assert link is not None
             return one.vlans(link.index).ids
@@ -66,7 +66,7 @@ class Node:
             code, result = self.call("DEL", conf, space, container)
             assert code == 0, result
             space.close()
-        with contextlib.closing(route.Route()) as one:
+        with contextlib.closing(route.RtnetlinkSocket()) as one:
             left = [link.name for link in one.links() if link.name.startswith("cnv")]
             assert not left, left
             for link in one.links():
@@ -92,7 +92,7 @@ def passes(sender: Space, receiver: Space, tag: int = 0) -> bool:
 
 
 def _mac(device: str) -> str:
-    with contextlib.closing(route.Route()) as one:
+    with contextlib.closing(route.RtnetlinkSocket()) as one:
         link = one.link(device)
         assert link is not None
         return link.mac
@@ -153,7 +153,7 @@ def test_the_whole_range_of_vlans(node: Node) -> None:
 
 
 def test_a_bridge_that_does_not_filter_is_refused(node: Node) -> None:
-    with contextlib.closing(route.Route()) as one:
+    with contextlib.closing(route.RtnetlinkSocket()) as one:
         one.do(route.new_bridge("br1", "02:00:00:00:00:01", 0, False))
     space = Space()
     conf = {"cniVersion": "1.0.0", "name": "net", "bridge": "br1", "vlan": 93}
@@ -183,7 +183,7 @@ def test_a_gateway_in_a_vlan_is_reached_from_that_vlan_only(node: Node) -> None:
 
     inside, _, _ = node.add(vlan=93, isGateway=True, preserveDefaultVlan=False, ipam=static("10.9.0.7/24"))
     outside, _, _ = node.add(ipam=static("10.9.0.8/24"))
-    with contextlib.closing(route.Route()) as one:
+    with contextlib.closing(route.RtnetlinkSocket()) as one:
         device = one.link("br1.93")
         assert device is not None and device.kind == "vlan"
         assert [str(each.interface) for each in one.addresses(device.index) if each.interface.version == 4] == [
@@ -197,7 +197,7 @@ def test_check_tells_when_a_port_left_its_vlan(node: Node) -> None:
     _, conf, container = node.spaces[-1]
     given = conf | {"prevResult": result}
     assert node.call("CHECK", given, space, container)[0] == 0
-    with contextlib.closing(route.Route()) as one:
+    with contextlib.closing(route.RtnetlinkSocket()) as one:
         link = one.link(port)
         assert link is not None
         for change, words in (
@@ -210,8 +210,8 @@ def test_check_tells_when_a_port_left_its_vlan(node: Node) -> None:
             assert code == 1 and error["code"] == 101 and words in error["msg"], error
 
 
-def run(name: str, test: Callable[[Node], None], hands: Host) -> None:
-    node = Node(hands)
+def run(name: str, test: Callable[[Node], None], resources: HostResources) -> None:
+    node = Node(resources)
     try:
         test(node)
         node.close()
@@ -228,11 +228,11 @@ TESTS = {name: found for name, found in globals().items() if name.startswith("te
 
 
 def main() -> int:
-    with contextlib.closing(route.Route()) as one:
+    with contextlib.closing(route.RtnetlinkSocket()) as one:
         one.do(route.set_link("lo", flags=route.IFF_UP, mask=route.IFF_UP))
-    hands = Host(("/run",))
+    resources = HostResources(("/run",))
     for name, test in list(TESTS.items()):
-        run(name, test, hands)
+        run(name, test, resources)
     print("RESULT all done", flush=True)
     return 0
 

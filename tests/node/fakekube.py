@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from api.errors import ApiUnavailable, Conflict, NotFound
-from api.vmi import VirtualMachineInstance
+from api.kubevirt.vmi import VirtualMachineInstance
 
 
 class FakeKube:

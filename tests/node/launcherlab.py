@@ -22,8 +22,9 @@ from typing import Any
 
 import grpc
 
-from api import codec, defaults
-from api.vmi import VirtualMachineInstance
+from api import defaults
+from api.kubevirt.vmi import VirtualMachineInstance
+from api.schema import codec
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc
 
@@ -106,7 +107,7 @@ class Pod:
             "HYPERLET_LOG": "info",
             **environment,
         }
-        command = [PYTHON, "-I", "-S", "-E", str(REPOSITORY / "launcher/supervisor.py")]
+        command = [PYTHON, "-I", "-S", "-E", str(REPOSITORY / "launcher/supervisor/supervisor.py")]
         enter = ["nsenter", f"--net=/proc/{network}/ns/net"] if network else []
         with self.output.open("wb") as output, self.errors.open("wb") as errors:
             self.process = subprocess.Popen(

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from handler import pod_processes
+from handler.node import pod_processes
 from kit import proc
 from tests.node import netlab
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cni import netlink, plugins, wire
-from cni.host import Host, host_name
+from cni.host import HostResources, host_name
 from tests.node import cnilab
 from tests.node.cnilab import Lab, Space, bridge_conf, client, host_local, lab, tuning_conf
 
@@ -149,15 +149,15 @@ class Saboteur:
         self.count, self.fatal = 0, 0
         self._lock = threading.Lock()
         for name in ("talk", "batch"):
-            patch.setattr(netlink.Socket, name, self._wrapped(getattr(netlink.Socket, name)))
+            patch.setattr(netlink.NetlinkSocket, name, self._wrapped(getattr(netlink.NetlinkSocket, name)))
 
     def _wrapped(self, real: Any) -> Any:
-        def wrapper(this: netlink.Socket, *arguments: Any) -> Any:
+        def wrapper(this: netlink.NetlinkSocket, *arguments: Any) -> Any:
             with self._lock:
                 self.count += 1
                 now = self.count == self.fatal
             if now:
-                raise netlink.Refusal(5, "sabotage", 0)
+                raise netlink.NetlinkRefusal(5, "sabotage", 0)
             return real(this, *arguments)
 
         return wrapper
@@ -176,22 +176,28 @@ def test_an_add_that_fails_at_any_step_undoes_itself(lab: Lab, monkeypatch: pyte
     before, rules = where.links().get("eth0"), lab.ruleset()
 
     def body() -> int:
-        hands = Host((str(lab.data),))
+        resources = HostResources((str(lab.data),))
         try:
-            return _until_it_works(lab, hands, Saboteur(monkeypatch), plugin, conf, where, (before, rules))
+            return _until_it_works(lab, resources, Saboteur(monkeypatch), plugin, conf, where, (before, rules))
         finally:
-            hands.close()
+            resources.close()
 
     assert lab.node.inside(body) >= (12 if plugin == "cnv-bridge" else 3)
 
 
 def _until_it_works(
-    lab: Lab, hands: Host, saboteur: Saboteur, plugin: str, conf: Any, where: Space, before: tuple[Any, str]
+    lab: Lab,
+    resources: HostResources,
+    saboteur: Saboteur,
+    plugin: str,
+    conf: Any,
+    where: Space,
+    before: tuple[Any, str],
 ) -> int:
     for step in range(1, 100):
-        request = wire.Request(plugin, lab.environment("ADD", where), json.dumps(conf).encode(), where.fd)
+        request = wire.WireRequest(plugin, lab.environment("ADD", where), json.dumps(conf).encode(), where.fd)
         saboteur.count, saboteur.fatal = 0, step
-        answer = plugins.serve(request, os.getpid(), hands, lambda: True)
+        answer = plugins.serve(request, os.getpid(), resources, lambda: True)
         saboteur.fatal = 0
         if not answer.code:
             return step - 1

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from guests import modules, packages
-from guests.cpio import Archive
+from guests.cpio import CpioArchive
 from tests.node import cnivlan_guest
 
 pytestmark = pytest.mark.node
@@ -44,7 +44,7 @@ def libraries(files: list[Path]) -> set[str]:
 
 def pack(folder: Path) -> bytes:
     """An initramfs: busybox, kernel modules, this Python and those of its modules that the program imports."""
-    archive = Archive()
+    archive = CpioArchive()
     for name in ("proc", "sys", "dev", "run", "tmp"):
         archive.folder(name)
     archive.character_device("dev/console", 5, 1)
@@ -73,7 +73,7 @@ def pack(folder: Path) -> bytes:
     return archive.to_bytes()
 
 
-def _python(archive: Archive, files: list[Path]) -> None:
+def _python(archive: CpioArchive, files: list[Path]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         compiled = Path(scratch) / "x.pyc"
         mode = py_compile.PycInvalidationMode.UNCHECKED_HASH

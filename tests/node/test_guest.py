@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guestlab import Machine, eventually, machine, seed_disk
 
 from guests import tiny
 from guests.disk import KERNEL_ARGS, screen_disk
+from tests.node.guestlab import Machine, eventually, machine, seed_disk
 
 pytestmark = pytest.mark.node
 

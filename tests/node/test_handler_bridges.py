@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from api.bridges import Choice
-from handler.bridges import MOST, Bridges, PodNetwork, bridges
-from handler.cni_host import Host
+from api.bridges import BridgePolicy
+from handler.devices.bridges import MOST, BridgePlugins, PodNetworkBridges, node_bridges
+from handler.secondary_networks.cni_exec import CniHost
 from protos import deviceplugin_pb2 as pb
 from tests.node.test_handler_devices import Kubelet, kubelet, running, until
 
@@ -23,12 +23,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def offering(
-    kubelet: Kubelet, there: set[str], pods: Iterable[str] = (), choice: Callable[[], Choice | None] = Choice
-) -> Bridges:
+    kubelet: Kubelet,
+    there: set[str],
+    pods: Iterable[str] = (),
+    choice: Callable[[], BridgePolicy | None] = BridgePolicy,
+) -> BridgePlugins:
     async def pod_network() -> frozenset[str]:
         return frozenset(pods)
 
-    return Bridges(lambda: set(there), kubelet.directory, poll_seconds=0.05, pod_network=pod_network, choice=choice)
+    return BridgePlugins(
+        lambda: set(there), kubelet.directory, poll_seconds=0.05, pod_network=pod_network, choice=choice
+    )
 
 
 async def test_a_bridge_comes_and_goes_and_comes_again(kubelet: Kubelet) -> None:
@@ -97,7 +102,7 @@ async def test_kubelet_that_starts_again_is_told_again(kubelet: Kubelet) -> None
 
 async def test_the_pod_networks_bridge_is_never_offered(kubelet: Kubelet, capsys: pytest.CaptureFixture[str]) -> None:
     """Not even where the administrator allows it by name."""
-    made = offering(kubelet, {"cni0", "br1"}, pods={"cni0"}, choice=lambda: Choice(allowed=("cni0", "br1")))
+    made = offering(kubelet, {"cni0", "br1"}, pods={"cni0"}, choice=lambda: BridgePolicy(allowed=("cni0", "br1")))
     async with running(made):
         await until(lambda: made.offered == {"br1"}, "offered")
         await until(lambda: kubelet.registered, "registered")
@@ -115,18 +120,18 @@ async def test_a_bridge_that_pods_come_to_use_is_withdrawn(kubelet: Kubelet) -> 
 
 
 async def test_the_administrator_chooses(kubelet: Kubelet) -> None:
-    chosen: list[Choice | None] = [None]
+    chosen: list[BridgePolicy | None] = [None]
     there = {"br1", "br2", "mgmt", "house"}
     made = offering(kubelet, there, choice=lambda: chosen[0])
     async with running(made):
         await asyncio.sleep(0.2)  # several rounds
         assert not made.offered, "nothing is offered before the choice is known"
         for choice, expected in (
-            (Choice(), there),
-            (Choice(denied=("mgmt", "br?")), {"house"}),
-            (Choice(allowed=("br*",)), {"br1", "br2"}),
-            (Choice(allowed=("br*", "house"), denied=("br2",)), {"br1", "house"}),
-            (Choice(allowed=()), set()),
+            (BridgePolicy(), there),
+            (BridgePolicy(denied=("mgmt", "br?")), {"house"}),
+            (BridgePolicy(allowed=("br*",)), {"br1", "br2"}),
+            (BridgePolicy(allowed=("br*", "house"), denied=("br2",)), {"br1", "house"}),
+            (BridgePolicy(allowed=()), set()),
         ):
             chosen[0] = choice
             await until(lambda expected=expected: made.offered == expected, f"{choice}")
@@ -140,7 +145,7 @@ async def test_a_node_whose_configuration_cannot_be_read_offers_nothing_new(kube
             raise OSError(5, "Input/output error")
         return frozenset()
 
-    made = Bridges(lambda: {"br1"}, kubelet.directory, poll_seconds=0.05, pod_network=pod_network)
+    made = BridgePlugins(lambda: {"br1"}, kubelet.directory, poll_seconds=0.05, pod_network=pod_network)
     async with running(made):
         await asyncio.sleep(0.2)
         assert not made.offered
@@ -162,7 +167,7 @@ def test_the_pods_own_interfaces_tell_the_pod_network() -> None:
         nsenter --net=/proc/$POD/ns/net mount -t sysfs sysfs /run/pod
         {sys.executable} - <<END
 import pathlib
-from handler.bridges import pod_bridges
+from handler.devices.bridges import pod_bridges
 node, pod = pathlib.Path("/sys/class/net"), pathlib.Path("/run/pod/class/net")
 print(sorted(pod_bridges(node, pod)))
 END
@@ -192,8 +197,8 @@ async def test_the_nodes_configuration_tells_the_pod_network(
     """The first file is the pod network's; others are networks that pods may join as well."""
     (tmp_path / "10-pods.conflist").write_text(json.dumps({"name": "pods", "plugins": plugins}))
     (tmp_path / "20-house.conf").write_text(json.dumps({"name": "house", "type": "bridge", "bridge": "br1"}))
-    host = Host("/proc/self/ns/mnt", "/proc/self/ns/net", configurations=(str(tmp_path),))
-    assert await PodNetwork(host).bridges() == expected
+    host = CniHost("/proc/self/ns/mnt", "/proc/self/ns/net", configurations=(str(tmp_path),))
+    assert await PodNetworkBridges(host).bridges() == expected
 
 
 def test_what_is_a_bridge() -> None:
@@ -201,8 +206,8 @@ def test_what_is_a_bridge() -> None:
     script = (
         "mount -t sysfs sysfs /sys; ip link add br1 type bridge; ip link add br-2 type bridge; "
         "ip link add v0 type veth peer name v1; ip link set v0 master br1; "
-        f"exec {sys.executable} -c 'import pathlib; from handler.bridges import bridges; "
-        'print(sorted(bridges(pathlib.Path("/sys/class/net"))))\''
+        f"exec {sys.executable} -c 'import pathlib; from handler.devices.bridges import node_bridges; "
+        'print(sorted(node_bridges(pathlib.Path("/sys/class/net"))))\''
     )
     done = subprocess.run(
         ["unshare", "--net", "--mount", "sh", "-ec", script], cwd=ROOT, capture_output=True, text=True, check=False
@@ -211,7 +216,7 @@ def test_what_is_a_bridge() -> None:
 
 
 def test_devices_that_cannot_be_looked_at_are_no_bridges(tmp_path: Path) -> None:
-    assert bridges(tmp_path / "none") == set()
+    assert node_bridges(tmp_path / "none") == set()
 
 
 async def test_it_ends_at_once(kubelet: Kubelet) -> None:

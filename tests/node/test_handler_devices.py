@@ -11,7 +11,7 @@ import time
 import grpc.aio
 import pytest
 
-from handler import deviceplugin, kvm
+from handler.devices import device_plugin, kvm_probe
 from protos import deviceplugin_pb2 as pb
 from protos import deviceplugin_pb2_grpc as services
 
@@ -77,9 +77,9 @@ async def running(plugin):
         await asyncio.gather(task, return_exceptions=True)
 
 
-def plugin_of(device: pathlib.Path, directory: pathlib.Path) -> deviceplugin.DevicePlugin:
-    return deviceplugin.DevicePlugin(
-        "devices.kubevirt.io/tun", str(device), deviceplugin.openable, directory, poll_seconds=0.05
+def plugin_of(device: pathlib.Path, directory: pathlib.Path) -> device_plugin.DevicePlugin:
+    return device_plugin.DevicePlugin(
+        "devices.kubevirt.io/tun", str(device), device_plugin.openable, directory, poll_seconds=0.05
     )
 
 
@@ -111,15 +111,15 @@ async def test_device_comes_and_goes(kubelet, tmp_path):
 async def test_one_failed_check_of_a_busy_node_takes_no_device_away(kubelet, tmp_path):
     asked, third = 0, asyncio.Event()
 
-    async def check(_device: str) -> kvm.Verdict:
+    async def check(_device: str) -> kvm_probe.KvmProbe:
         nonlocal asked
         asked += 1
         if asked == 3:
             await third.wait()
-        return kvm.Verdict(asked in (1, 3), "as the test has it")
+        return kvm_probe.KvmProbe(asked in (1, 3), "as the test has it")
 
     resource, device = "devices.kubevirt.io/kvm", str(tmp_path / "dev")
-    plugin = deviceplugin.DevicePlugin(
+    plugin = device_plugin.DevicePlugin(
         resource, device, check, kubelet.directory, recheck_seconds=0.01, poll_seconds=0.02
     )
     async with running(plugin):
@@ -179,9 +179,9 @@ async def test_waits_for_a_kubelet_that_is_not_there_yet(tmp_path):
 
 async def test_probe_of_this_machine_agrees_with_a_guest():
     """Whatever this machine has: the probe ends, and says in words what it found."""
-    verdict = await kvm.probe()
-    if not pathlib.Path(kvm.DEVICE).exists():
-        assert verdict == kvm.Verdict(False, "/dev/kvm is missing")
+    verdict = await kvm_probe.probe()
+    if not pathlib.Path(kvm_probe.DEVICE).exists():
+        assert verdict == kvm_probe.KvmProbe(False, "/dev/kvm is missing")
     elif verdict.works:
         assert "rounds in" in verdict.sentence
     else:
@@ -189,16 +189,16 @@ async def test_probe_of_this_machine_agrees_with_a_guest():
 
 
 async def test_probe_of_things_that_are_not_kvm(tmp_path):
-    assert (await kvm.probe(str(tmp_path / "none"))).works is False
-    assert "does not work" in (await kvm.probe("/dev/null")).sentence
+    assert (await kvm_probe.probe(str(tmp_path / "none"))).works is False
+    assert "does not work" in (await kvm_probe.probe("/dev/null")).sentence
 
 
 async def test_probe_of_a_fifo_ends(tmp_path):
     fifo = tmp_path / "kvm"
     os.mkfifo(fifo)
-    assert (await kvm.probe(str(fifo), deadline=3)).works is False
+    assert (await kvm_probe.probe(str(fifo), deadline=3)).works is False
 
 
 async def test_probe_is_killed_at_its_deadline():
-    verdict = await kvm.probe(kvm.DEVICE, deadline=0.001)
-    assert verdict == kvm.Verdict(False, "/dev/kvm hangs: a guest did not end within 0.001 s")
+    verdict = await kvm_probe.probe(kvm_probe.DEVICE, deadline=0.001)
+    assert verdict == kvm_probe.KvmProbe(False, "/dev/kvm hangs: a guest did not end within 0.001 s")

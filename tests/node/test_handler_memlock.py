@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from api.errors import NetworkError
-from handler import memlock, pod_processes
+from handler.devices import memlock
+from handler.node import pod_processes
 from kit import proc
 from tests.node import podlab
 
@@ -113,7 +114,7 @@ def test_a_dead_launcher_needs_nothing():
 ALLOW = """
 import sys
 from api.errors import NetworkError
-from handler import memlock
+from handler.devices import memlock
 try:
     memlock.allow(sys.argv[1], "fast", 64 << 40, user=int(sys.argv[2]))
 except NetworkError as error:

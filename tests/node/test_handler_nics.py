@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from api.errors import NetworkError
-from api.k8s import Pod
-from api.networks import pod_interface
-from api.vmi import VirtualMachineInstance
+from api.k8s.objects import Pod
+from api.kubevirt.networks import pod_interface
+from api.kubevirt.vmi import VirtualMachineInstance
 from kit import proc
 from tests.node import netlab, podlab
 from tests.node.fakekube import FakeKube, pod, vmi
@@ -28,7 +28,8 @@ ANNOTATION = "k8s.v1.cni.cncf.io/networks"
 
 
 class Joining:
-    """Secondary networks as `handler.attachments` joins them: the interfaces that the pod's annotation names."""
+    """Secondary networks as `handler.secondary_networks.attachments` joins them: the interfaces that the pod's
+    annotation names."""
 
     def __init__(self, node: netlab.Namespace, namespace: netlab.Namespace) -> None:
         self._node, self._namespace = node, namespace
@@ -104,10 +105,10 @@ def shown(kube: FakeKube) -> list[str]:
 
 
 async def test_nic_is_plugged_into_a_running_vm_and_out_again(kube, pods):
-    with lab(pods) as (made, namespace, joining):
+    with lab(pods) as (made, namespace, attacher):
         launcher = made.launcher()
         given(kube, made, DEFAULT_NIC)
-        async with handler(kube, pods, joining):
+        async with handler(kube, pods, attacher):
             await until(lambda: kube.status()["phase"] == "Running")
             # The VMI asks for it before the pod does, as two writes come one after the other.
             change(kube, DEFAULT_NIC, BLUE_NIC)
@@ -141,37 +142,37 @@ async def test_nic_is_plugged_into_a_running_vm_and_out_again(kube, pods):
 
 
 async def test_handler_that_dies_while_plugging_goes_on_where_it_was(kube, pods):
-    with lab(pods) as (made, namespace, joining):
+    with lab(pods) as (made, namespace, attacher):
         launcher = made.launcher()
         given(kube, made, DEFAULT_NIC)
-        async with handler(kube, pods, joining):
+        async with handler(kube, pods, attacher):
             await until(lambda: kube.status()["phase"] == "Running")
         # While there is no handler, a card is asked for.
         change(kube, DEFAULT_NIC, BLUE_NIC)
         annotate(kube, ASKED)
-        async with handler(kube, pods, joining):
+        async with handler(kube, pods, attacher):
             await until(lambda: shown(kube) == ["default", "blue"])
             await until(lambda: len(launcher.syncs()) == 2)
         before = namespace.run("nft -a list ruleset; ip -o link | cut -d: -f1,2")
         mac = kube.status()["interfaces"][1]["mac"]
         patches = len(kube.patches)
-        async with handler(kube, pods, joining) as machines:
-            await until(lambda: any(machine.synced for machine in machines._machines.values()))
+        async with handler(kube, pods, attacher) as machines:
+            await until(lambda: any(machine.synced for machine in machines._tracked.values()))
         assert namespace.run("nft -a list ruleset; ip -o link | cut -d: -f1,2") == before
         assert (len(launcher.syncs()), len(kube.patches)) == (2, patches)
         assert kube.status()["interfaces"][1]["mac"] == mac
         # While there is none, the card is given up, and the guest gives it back.
         launcher.tell(report={"nics": [{"name": "default", "mac": MAC, "link_up": True}]})
         change(kube, DEFAULT_NIC, BLUE_NIC | {"state": "absent"})
-        async with handler(kube, pods, joining):
+        async with handler(kube, pods, attacher):
             await until(lambda: shown(kube) == ["default"] and f"tap{SHORT}" not in namespace.run("ip link"))
 
 
 async def test_bridge_on_the_pods_own_network_through_a_restart(kube, pods):
-    with lab(pods) as (made, _, joining):
+    with lab(pods) as (made, _, attacher):
         launcher = made.launcher()
         given(kube, made, {"name": "default", "bridge": {}})
-        async with handler(kube, pods, joining):
+        async with handler(kube, pods, attacher):
             await until(lambda: kube.status()["phase"] == "Running")
         [entry] = kube.status()["interfaces"]
         assert entry["ipAddresses"] == [netlab.POD4, netlab.POD6]
@@ -179,36 +180,36 @@ async def test_bridge_on_the_pods_own_network_through_a_restart(kube, pods):
         dhcp = sync["nics"][0]["dhcp4"]
         assert (dhcp["address"], dhcp["router"], dhcp["server"]) == (netlab.POD4, netlab.NODE4, "169.254.75.10")
         assert sync["nics"][0]["mac"] == entry["mac"]
-        async with handler(kube, pods, joining) as machines:
-            await until(lambda: any(machine.synced for machine in machines._machines.values()))
+        async with handler(kube, pods, attacher) as machines:
+            await until(lambda: any(machine.synced for machine in machines._tracked.values()))
             kube.remove(Pod, "test", "virt-launcher-vm-abcde")
-            await until(lambda: joining.forgotten == [made.uid] and not held(made))
+            await until(lambda: attacher.forgotten == [made.uid] and not held(made))
         assert kube.status()["interfaces"] == [entry] and len(launcher.syncs()) == 1
         assert list((pods / "nics").iterdir()) == []
 
 
 async def test_network_that_cannot_be_joined_is_said_and_harms_no_running_vm(kube, pods):
-    with lab(pods) as (made, namespace, joining):
+    with lab(pods) as (made, namespace, attacher):
         launcher = made.launcher()
         given(kube, made, DEFAULT_NIC)
-        async with handler(kube, pods, joining):
+        async with handler(kube, pods, attacher):
             await until(lambda: kube.status()["phase"] == "Running")
-            joining.fails = True
+            attacher.fails = True
             change(kube, DEFAULT_NIC, BLUE_NIC)
             annotate(kube, ASKED)
             await until(lambda: "no such bridge" in kube.condition("Synchronized").get("message", ""))
             assert kube.status()["phase"] == "Running" and len(launcher.syncs()) == 1
             assert "tap0" in namespace.run("ip link")
-            joining.fails = False
+            attacher.fails = False
             await until(lambda: shown(kube) == ["default", "blue"])
             await until(lambda: kube.condition("Synchronized")["status"] == "True")
 
 
 async def test_launcher_that_lies_about_its_nics_keeps_no_name_and_frees_nobodys_tap(kube, pods):
-    with lab(pods) as (made, namespace, joining):
+    with lab(pods) as (made, namespace, attacher):
         launcher = made.launcher()
         given(kube, made, DEFAULT_NIC, BLUE_NIC, networks=ASKED)
-        async with handler(kube, pods, joining):
+        async with handler(kube, pods, attacher):
             await until(lambda: shown(kube) == ["default", "blue"])
             made_up = [{"name": f"n{number}", "mac": MAC, "link_up": True} for number in range(2000)]
             launcher.tell(report={"nics": made_up, "agent_connected": True})

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from api.k8s import Pod
-from api.vmi import VirtualMachineInstance
-from handler.bringing import Bringer
-from handler.containerd import Containerd
-from handler.images import Images
-from handler.launchers import Launcher
-from handler.vmi import Machines
+from api.k8s.objects import Pod
+from api.kubevirt.vmi import VirtualMachineInstance
+from handler.launchers.connection import LauncherConnection
+from handler.storage.containerd import Containerd
+from handler.storage.images import ImageMounts
+from handler.vmi.node_setup import NodeSetup
+from handler.vmi.reconciler import VmiReconciler
 from tests.node import netlab, podlab
 from tests.node.fakekube import FakeKube, pod, vmi
 
@@ -56,17 +56,19 @@ def kube():
 
 
 @contextlib.asynccontextmanager
-async def handler(kube: FakeKube, pods: Path, joining=None):
+async def handler(kube: FakeKube, pods: Path, attacher=None):
     """A handler until the end of the block: every one starts with nothing in its memory."""
 
-    def launcher(uid: str, changed, turns) -> Launcher:
-        return Launcher(uid, changed, turns, pods, heartbeat_seconds=0.3, answer_seconds=0.5, sandbox=podlab.sandbox)
+    def launcher(uid: str, changed, limiter) -> LauncherConnection:
+        return LauncherConnection(
+            uid, changed, limiter, pods, heartbeat_seconds=0.3, answer_seconds=0.5, sandbox=podlab.sandbox
+        )
 
     client = Containerd("/nonexistent/containerd.sock")
-    machines = Machines(
+    machines = VmiReconciler(
         kube,
         "node1",
-        Bringer(Images(client), "/proc/self/ns/net", joining, pods / "nics"),
+        NodeSetup(ImageMounts(client), "/proc/self/ns/net", attacher, pods / "nics"),
         lambda: "there is no /dev/kvm",
         launcher,
         pods,
@@ -162,7 +164,7 @@ async def test_restart_of_the_handler_writes_nothing(kube, pods):
             await until(lambda: kube.status()["phase"] == "Running")
         before = namespace.run("nft -a list ruleset; ip -o link | cut -d: -f1,2")
         async with handler(kube, pods) as machines:
-            await until(lambda: any(machine.brought for machine in machines._machines.values()))
+            await until(lambda: any(machine.resources for machine in machines._tracked.values()))
             await asyncio.sleep(2.5)
         assert namespace.run("nft -a list ruleset; ip -o link | cut -d: -f1,2") == before
         assert len(kube.patches) == len(kube.events) == len(launcher.syncs()) == 1
@@ -174,10 +176,10 @@ async def test_restart_of_the_launchers_server_is_survived(kube, lab, pods):
     async with handler(kube, pods) as machines:
         await until(lambda: kube.status()["phase"] == "Running")
         first.kill()
-        await until(lambda: machines._machines[lab.uid].launcher.trouble)
+        await until(lambda: machines._tracked[lab.uid].launcher.trouble)
         second = lab.launcher()
         second.tell(report={"state": "DOMAIN_STATE_RUNNING", "machine": "pc-q35-7.2", "accelerator": "tcg"})
-        await until(lambda: not machines._machines[lab.uid].launcher.trouble)
+        await until(lambda: not machines._tracked[lab.uid].launcher.trouble)
         second.tell(report={"state": "DOMAIN_STATE_PAUSED"})
         await until(lambda: kube.condition("Paused"))
     assert second.syncs() == []
@@ -456,9 +458,9 @@ async def test_hanging_launcher_is_noticed_and_taken_back(kube, lab, pods):
     async with handler(kube, pods) as machines:
         await until(lambda: kube.status()["phase"] == "Running")
         os.kill(launcher.pid, signal.SIGSTOP)
-        await until(lambda: "hangs" in machines._machines[lab.uid].launcher.trouble)
+        await until(lambda: "hangs" in machines._tracked[lab.uid].launcher.trouble)
         os.kill(launcher.pid, signal.SIGCONT)
-        await until(lambda: not machines._machines[lab.uid].launcher.trouble)
+        await until(lambda: not machines._tracked[lab.uid].launcher.trouble)
         launcher.tell(report={"state": "DOMAIN_STATE_PAUSED"})
         await until(lambda: kube.condition("Paused"))
     assert len(launcher.syncs()) == 1
@@ -507,7 +509,7 @@ async def test_pod_that_ended_but_stays_keeps_nothing_alive(kube, pods):
             stays = kube.document(Pod, "test", "virt-launcher-vm-abcde")
             ended = [{"name": "compute", "state": {"terminated": {"exitCode": 0}}}]
             kube.put(Pod, {**stays, "status": {"phase": "Succeeded", "containerStatuses": ended}})
-            await until(lambda: machines._machines[lab.uid].retired)
+            await until(lambda: machines._tracked[lab.uid].retired)
             await until(lambda: not held(lab))
             kube.remove(Pod, "test", "virt-launcher-vm-abcde")
             await until(lambda: len(machines) == 0)

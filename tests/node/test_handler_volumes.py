@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from api.errors import VolumeError
-from api.vmi import VirtualMachineInstance
-from handler import volumes
+from api.kubevirt.vmi import VirtualMachineInstance
+from handler.storage import volumes
 from kit import proc
 
 pytestmark = pytest.mark.node

@@ -15,9 +15,9 @@ import pytest
 
 from guests import tiny
 from guests.disk import KERNEL_ARGS
-from launcher.hypervisor import Hypervisor
+from launcher.console.screenshot import Screenshotter
+from launcher.hypervisor.connection import Hypervisor
 from launcher.paths import Paths
-from launcher.screen import Screen
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc
 from tests.node.consolelab import Person, Viewer
@@ -206,7 +206,7 @@ def test_the_screenshot_shows_what_the_screen_shows(stub: Stub) -> None:
 
 
 class Machine:
-    """As much of launcher.machine.Machine as taking pictures needs."""
+    """As much of launcher.vm.controller.VmController as taking pictures needs."""
 
     def __init__(self, hypervisor: Hypervisor, domain: str) -> None:
         self.hypervisor = hypervisor
@@ -227,8 +227,8 @@ async def connected(pod: Pod) -> AsyncIterator[tuple[Any, Paths]]:
 
 async def test_a_picture_that_would_be_too_large_is_taken_smaller(pod: Pod) -> None:
     async with connected(pod) as (machine, paths):
-        whole = await Screen(machine, paths).png()
-        small = await Screen(machine, paths, limit=len(whole) // 2).png()
+        whole = await Screenshotter(machine, paths).png()
+        small = await Screenshotter(machine, paths, limit=len(whole) // 2).png()
     assert 0 < len(small) <= len(whole) // 2
     width, height, rows = decode(small)
     assert width < decode(whole)[0] and height < decode(whole)[1]

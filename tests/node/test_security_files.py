@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from api.errors import VolumeError
-from handler import volumes
-from handler.network import resolver
+from handler.pod_network import resolv_conf
+from handler.storage import volumes
 from kit import proc
 
 pytestmark = pytest.mark.node
@@ -56,7 +56,7 @@ def test_name_servers_are_read_from_a_regular_file_only(container, make):
     root, process = container
     make(root / "etc/resolv.conf")
     with pytest.raises(OSError, match="is not a regular file"):
-        resolver.read(process)
+        resolv_conf.read(process)
 
 
 def test_name_servers_are_not_read_through_a_link(container, tmp_path_factory):
@@ -65,11 +65,11 @@ def test_name_servers_are_not_read_through_a_link(container, tmp_path_factory):
     outside.write_text("nameserver 192.0.2.1\n")
     (root / "etc/resolv.conf").symlink_to(outside)
     with pytest.raises(OSError, match="symbolic links"):
-        resolver.read(process)
+        resolv_conf.read(process)
 
 
 def test_name_servers_are_read_to_a_limit(container):
     root, process = container
     path = root / "etc/resolv.conf"
     path.write_text("nameserver 192.0.2.1\n" + "#" * (64 << 10) + "\nnameserver 192.0.2.2\n")
-    assert [str(server) for server in resolver.read(process).servers4] == ["192.0.2.1"]
+    assert [str(server) for server in resolv_conf.read(process).servers4] == ["192.0.2.1"]

@@ -199,7 +199,7 @@ def launchers_dhcp(pod: netlab.Namespace, nics: list[pb.Nic]):
 
 
 async def _serve(texts: list[str]) -> None:
-    from launcher.dhcp_service import DhcpService
+    from launcher.network.dhcp_service import DhcpService
 
     os.setgroups([])
     os.setgid(netlab.LAUNCHER)

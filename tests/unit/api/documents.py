@@ -2,11 +2,11 @@
 
 from typing import Any, Literal, get_args, get_origin
 
-from fieldlist import Field, kinds, struct_of
 from hypothesis import strategies as st
 
-from api.meta import Struct
-from api.shape import Shape, struct_shape
+from api.k8s.meta import Struct
+from api.schema.shape import Shape, struct_shape
+from tests.unit.api.kubevirt.fieldlist import Field, kinds, struct_of
 
 ROOTS = ("VirtualMachine", "VirtualMachineInstance", "VirtualMachineInstanceMigration", "KubeVirt")
 QUANTITIES = ("128Mi", "1.5Gi", "100m", "1e3", 0, 7, "1GB")
@@ -32,7 +32,7 @@ def _example(type_: str, shape: Shape) -> Any:
         return {"a/b": _example(type_[4:-1], shape.item)}
     if shape.kind == "struct":
         cls: type[Struct] = shape.hint
-        version = "v1beta1" if cls.__module__ == "api.datavolume" else "v1"
+        version = "v1beta1" if cls.__module__ == "api.kubevirt.datavolume" else "v1"
         if (cls.__name__, version) in kinds():
             return full(cls.__name__, version)
         return {name: _example("", field) for name, field in shape.fields.items()}
@@ -104,7 +104,7 @@ def _of_shape(shape: Shape) -> st.SearchStrategy[Any]:
 
 
 def _of_struct(cls: type[Struct]) -> st.SearchStrategy[Any]:
-    version = "v1beta1" if cls.__module__ == "api.datavolume" else "v1"
+    version = "v1beta1" if cls.__module__ == "api.kubevirt.datavolume" else "v1"
     if (cls.__name__, version) in kinds():
         return documents(cls.__name__, version)
     shape = struct_shape(cls)

@@ -3,10 +3,10 @@
 import pytest
 
 from bench import admission, cpu, delete, gateway, memory, start
-from bench.figures import Figure, Result
+from bench.figures import BenchResult, Figure
 
 
-def figure(result: Result, label: str) -> Figure:
+def figure(result: BenchResult, label: str) -> Figure:
     return next(f for f in result.figures if f.label == label)
 
 
@@ -44,7 +44,7 @@ def test_delete_tells_its_legs_apart() -> None:
 def test_memory_leaves_qemu_out_and_counts_pause() -> None:
     mib = memory.MIB
     pod = memory.PodMemory({"qemu-system-x86_64": 90 * mib, "libvirtd": 30 * mib, "server": 20 * mib, "pause": mib})
-    sample = memory.Sample(alone=[pod], crowd=[pod, pod], guests=20)
+    sample = memory.MemorySample(alone=[pod], crowd=[pod, pod], guests=20)
     sample.services = {"idle": {"hyperlet-handler-a": 80 * mib, "hyperlet-handler-b": 95 * mib}}
     sample.services["idle"]["CNI daemon of hyperlet-handler-a"] = 30 * mib
     result = memory.analyse(sample)
@@ -55,7 +55,7 @@ def test_memory_leaves_qemu_out_and_counts_pause() -> None:
 
 
 def test_a_small_crowd_is_not_judged() -> None:
-    sample = memory.Sample(crowd=[memory.PodMemory({"server": 99 * memory.MIB})], guests=5)
+    sample = memory.MemorySample(crowd=[memory.PodMemory({"server": 99 * memory.MIB})], guests=5)
     assert memory.analyse(sample).figures[0].target is None
 
 
@@ -76,8 +76,8 @@ def test_a_quantity_that_is_no_memory() -> None:
 
 
 def test_cpu_takes_idle_time_off_and_knows_pids_by_their_program() -> None:
-    before = cpu.Snapshot(0.0, 100.0, {"handler": 5.0}, {1: ("kubelet", 3.0), 2: ("runc", 9.0), 3: ("sh", 1.0)})
-    after = cpu.Snapshot(
+    before = cpu.CpuSnapshot(0.0, 100.0, {"handler": 5.0}, {1: ("kubelet", 3.0), 2: ("runc", 9.0), 3: ("sh", 1.0)})
+    after = cpu.CpuSnapshot(
         10.0, 120.0, {"handler": 7.0}, {1: ("kubelet", 4.0), 2: ("launcher: server", 1.5), 3: ("java", 2.5)}
     )
     work = cpu.spent(before, after)
@@ -106,7 +106,7 @@ def test_admissions_reviews_are_all_admitted() -> None:
 
 
 def test_gateway_takes_the_middle_round_and_judges_only_the_large_screen() -> None:
-    sample = gateway.Sample(
+    sample = gateway.GatewaySample(
         echoes=[1.0, 3.0], poured=[0.9, 0.7, 2.0], together=[0.5], text=[1.6], idle={"a": 60 << 20, "b": 70 << 20},
         crowded={"a": 80 << 20, "b": 75 << 20}, consoles=200,
     )  # fmt: skip

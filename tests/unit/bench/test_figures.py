@@ -1,6 +1,6 @@
 import pytest
 
-from bench.figures import Figure, Result, Table, grid, percentile, render
+from bench.figures import BenchResult, Figure, FigureTable, grid, percentile, render
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,13 @@ def test_grid_aligns_numbers_to_the_right() -> None:
 
 
 def test_document_names_the_columns_of_tables() -> None:
-    result = Result("x", [Figure("f", 3.0, "s", 2.0, 4.0)], [Table("t", ["a", "b"], [["one", 2]])])
+    result = BenchResult("x", [Figure("f", 3.0, "s", 2.0, 4.0)], [FigureTable("t", ["a", "b"], [["one", 2]])])
     document = result.document()
     assert document["tables"][0]["rows"] == [{"a": "one", "b": 2}]
     assert document["figures"][0]["verdict"] == "MISSED"
 
 
 def test_render_shows_target_baseline_and_verdict() -> None:
-    text = render(Result("x", [Figure("start", 1.234, "s", 2.0, 3.5)], notes=["quiet machine"]))
+    text = render(BenchResult("x", [Figure("start", 1.234, "s", 2.0, 3.5)], notes=["quiet machine"]))
     assert text.splitlines()[-3].split() == ["start", "1.23", "s", "2.00", "3.50", "ok"]
     assert "* quiet machine" in text

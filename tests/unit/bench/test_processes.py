@@ -46,7 +46,7 @@ def test_the_memory_group_of_the_whole_pod() -> None:
     [
         (["/usr/bin/qemu-system-x86_64", "-name", "guest"], "qemu-system-x86_64"),
         (["/usr/bin/python3.13", "-I", "-m", "launcher.server", "-v"], "launcher.server"),
-        (["python3", "-X", "frozen_modules=on", "/opt/launcher/supervisor.py"], "supervisor.py"),
+        (["python3", "-X", "frozen_modules=on", "/opt/launcher/supervisor/supervisor.py"], "supervisor.py"),
         (["python3", "-c", "import x"], "comm"),
         (["/pause"], "pause"),
         (["containerd-shim -namespace k8s.io"], "containerd-shim"),

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from bench.timeline import Recorder, Timeout, pod_marks, pod_owner, spans, vm_marks, vmi_marks
+from bench.timeline import TimelineRecorder, Timeout, pod_marks, pod_owner, spans, vm_marks, vmi_marks
 
 
 def pod(name: str = "virt-launcher-a-x1", owner: str | None = "a", **status: Any) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def test_vm_marks_are_its_printable_status() -> None:
 
 
 def test_the_first_time_of_a_milestone_counts() -> None:
-    recorder = Recorder()
+    recorder = TimelineRecorder()
     recorder.note("VirtualMachineInstance", "ADDED", vmi(), 1.0)
     recorder.note("Pod", "ADDED", pod(), 2.0)
     recorder.note("VirtualMachineInstance", "MODIFIED", vmi(phase="Running"), 3.0)
@@ -75,7 +75,7 @@ def test_spans_leave_out_who_never_got_there() -> None:
 
 
 def test_a_forgotten_milestone_is_waited_for_anew() -> None:
-    recorder = Recorder()
+    recorder = TimelineRecorder()
     recorder.note("VirtualMachineInstance", "MODIFIED", vmi(phase="Running"), 1.0)
     recorder.wait(["a"], "Running", 0)
     recorder.forget("a", "Running")
@@ -84,7 +84,7 @@ def test_a_forgotten_milestone_is_waited_for_anew() -> None:
 
 
 def test_a_failed_guest_is_not_waited_for() -> None:
-    recorder = Recorder()
+    recorder = TimelineRecorder()
     failed = vmi(phase="Failed")
     failed["status"]["conditions"] = [{"type": "Ready", "status": "False", "message": "no disk in the image"}]
     recorder.note("VirtualMachineInstance", "MODIFIED", failed, 1.0)
@@ -97,4 +97,4 @@ def test_a_dead_watch_ends_the_wait() -> None:
         raise Timeout("a watch ended")
 
     with pytest.raises(Timeout, match="a watch ended"):
-        Recorder().wait(["a"], "Running", 3600, dead)
+        TimelineRecorder().wait(["a"], "Running", 3600, dead)

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from cli import viewers
-from cli.problem import Problem
+from cli.problem import CliError
 from cli.targets import Forward, Login, Target, forward_of, login_of, target_of
 from tests.unit.cli.conftest import Hyperctl
 from tests.unit.cli.published import SUB, Published, echo, status
@@ -175,7 +175,7 @@ def test_targets(text: str, target: Target) -> None:
 
 @pytest.mark.parametrize("text", ["", "/", "vm/", "vm/a/", "pod/a", "vm/a/b/c", "vm/.ns", "vm/a."])
 def test_targets_that_are_none(text: str) -> None:
-    with pytest.raises(Problem):
+    with pytest.raises(CliError):
         target_of(text)
 
 
@@ -183,7 +183,7 @@ def test_logins() -> None:
     assert login_of("me@vm/a") == Login("me", Target("virtualmachines", "a", None))
     assert login_of("me@corp@vm/a").user == "me@corp"
     assert login_of("a").user is None
-    with pytest.raises(Problem, match="before the @"):
+    with pytest.raises(CliError, match="before the @"):
         login_of("@a")
 
 
@@ -202,7 +202,7 @@ def test_ports(text: str, forward: Forward) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "80:", "0", "65536", "sctp/80", "80:0", "1:2:3", "-1", "٣"])
 def test_ports_that_are_none(text: str) -> None:
-    with pytest.raises(Problem):
+    with pytest.raises(CliError):
         forward_of(text)
 
 
@@ -258,7 +258,7 @@ def test_no_viewer_is_started_for_a_screen_that_cannot_be_seen(server: Published
 
 def test_viewers_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Problem, match=r"remote-viewer, .*--proxy-only"):
+    with pytest.raises(CliError, match=r"remote-viewer, .*--proxy-only"):
         viewers.found(5999, "linux")
     for name in ("vncviewer", "remote-viewer"):
         (tmp_path / name).write_text("#!/bin/sh\n")
@@ -272,5 +272,5 @@ def test_viewers_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (app / "TigerVNC Viewer").touch()
     mac = viewers.found(5999, "darwin", tmp_path)
     assert "1.9" in mac.path and mac.arguments == ("127.0.0.1::5999",)
-    with pytest.raises(Problem, match="no program"):
+    with pytest.raises(CliError, match="no program"):
         viewers.chosen("tiger", "/nonexistent", 1)

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from cli import ssh
-from cli.settings import Settings
+from cli.settings import CliSettings
 from cli.targets import login_of
 from tests.unit.cli.conftest import Hyperctl
 from tests.unit.cli.published import SUB, Published, Stream
@@ -86,7 +86,7 @@ def test_scp_needs_one_guest(hyperctl: Hyperctl, client: Path) -> None:
 
 
 def test_the_proxy_command_survives_ssh_and_the_shell() -> None:
-    settings = Settings(namespace="x; touch /tmp/owned", token="100%h $(id)")
+    settings = CliSettings(namespace="x; touch /tmp/owned", token="100%h $(id)")
     option = ssh.proxy_command(settings, login_of("vmi/a/ns"), "default", 22, ["hyper ctl"])
     command = option.removeprefix("ProxyCommand=")
     assert "%" not in command.replace("%%", "")

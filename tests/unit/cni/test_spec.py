@@ -5,23 +5,23 @@ from typing import Any
 
 import pytest
 
-from cni import errors, spec, tuning, version, wish
-from cni.caller import Call
+from cni import desired_attachment, errors, spec, tuning, version
 from cni.errors import CniError
+from cni.invocation import Invocation
 from cni.spec import BridgeConf, TuningConf
 
 
-def call(**changes: Any) -> Call:
+def call(**changes: Any) -> Invocation:
     given: dict[str, Any] = {
         "plugin": "cnv-bridge", "command": "ADD", "container": "c1", "interface": "eth0", "netns": -1,
         "netns_path": "/run/netns/x", "path": (), "arguments": {}, "environment": {}, "stdin": b"", "peer": 1,
     }  # fmt: skip
-    return Call(**given | changes)
+    return Invocation(**given | changes)
 
 
-def bridge(**fields: Any) -> wish.Wish:
+def bridge(**fields: Any) -> desired_attachment.DesiredAttachment:
     conf = {"cniVersion": "1.0.0", "name": "net", **fields}
-    return wish.of(spec.decode(json.dumps(conf).encode(), BridgeConf), call())
+    return desired_attachment.desired_attachment(spec.decode(json.dumps(conf).encode(), BridgeConf), call())
 
 
 def test_absent_fields_have_the_defaults_of_the_table() -> None:
@@ -98,9 +98,9 @@ def test_results_keep_what_others_put_into_interfaces() -> None:
     assert "version" not in json.loads(spec.result(given, "1.0.0", 7, "it").encode())["ips"][0]
 
 
-def tune(arguments: dict[str, str] | None = None, **fields: Any) -> tuning.Wish:
+def tune(arguments: dict[str, str] | None = None, **fields: Any) -> tuning.DesiredTuning:
     conf = {"cniVersion": "1.0.0", "name": "net", **fields}
-    return tuning.of(spec.decode(json.dumps(conf).encode(), TuningConf), call(arguments=arguments or {}))
+    return tuning.desired_tuning(spec.decode(json.dumps(conf).encode(), TuningConf), call(arguments=arguments or {}))
 
 
 def test_tuning_takes_the_last_mac_of_four() -> None:

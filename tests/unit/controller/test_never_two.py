@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from api import names
-from controller.cluster import Cluster
-from controller.loops import VmiLoop, VmLoop
+from controller.cache.cluster import ClusterCache
+from controller.reconcilers import LauncherPodReconciler, VmReconciler
 from kit.kube import Kube
-from tests.unit.controller.worlds import SPEC
+from tests.unit.controller.objects import SPEC
 from tests.unit.kit.fakeapi import FakeApi, Json
 
 NODES = ("node1", "node2")
@@ -112,7 +112,8 @@ class Reality:
             await self.api.patch(PODS, pod["metadata"]["name"], {"status": status})
 
     async def handler(self, node: str) -> None:
-        """Starts QEMU where the VMI was handed over to; takes pods off of which nothing is left (handler/plan.py)."""
+        """Starts QEMU where the VMI was handed over to; takes pods off of which nothing is left
+        (handler/vmi/plan.py)."""
         pods = {pod["metadata"]["uid"]: pod for pod in self.api.of(PODS)}
         for vmi in self.api.of(VMIS):
             status, meta = vmi.get("status", {}), vmi["metadata"]
@@ -198,8 +199,8 @@ class Chance:
 
 async def controller(config: str, ready: asyncio.Event) -> None:
     async with Kube.connect("controller", config) as kube:
-        cluster = Cluster.of(kube)
-        loops: list[Any] = [VmLoop(kube, cluster), VmiLoop(kube, cluster)]
+        cluster = ClusterCache.of(kube)
+        loops: list[Any] = [VmReconciler(kube, cluster), LauncherPodReconciler(kube, cluster)]
         async with asyncio.TaskGroup() as group:
             for store in cluster.all_stores():
                 group.create_task(store.run())
@@ -213,9 +214,9 @@ async def controller(config: str, ready: asyncio.Event) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_whatever_happens_one_vm_has_one_qemu(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controller.run_strategy.FIRST_DELAY", 0)
-    monkeypatch.setattr("controller.vmi.END_SECONDS", 0.02)
-    monkeypatch.setattr("controller.vmi.AWAIT_SECONDS", 0.05)
+    monkeypatch.setattr("controller.vm.run_strategy.FIRST_DELAY", 0)
+    monkeypatch.setattr("controller.vmi.plan.END_SECONDS", 0.02)
+    monkeypatch.setattr("controller.vmi.plan.AWAIT_SECONDS", 0.05)
     dice = random.Random(seed)
     async with FakeApi() as api:
         for node in NODES:

@@ -19,17 +19,17 @@ import grpc.aio
 from aiohttp import web
 
 from api import names
-from gateway import authorities
-from gateway.authorities import INTERNAL, SERVING, Lives
-from gateway.certificates import Certificates
 from gateway.context import Gateway
-from gateway.server import application
-from gateway.subresources import serving
-from gateway.subresources.calls import Services
+from gateway.http.server import application
+from gateway.pki import authorities
+from gateway.pki.authorities import INTERNAL, SERVING, Lifetimes
+from gateway.pki.certificates import Certificates
+from gateway.subresources import dispatch
+from gateway.subresources.request import Services
 from kit import tls
 from kit.duplex import TAKEN
 from kit.kube import Kube
-from kit.tls import Identity, Names
+from kit.tls import Names, TlsIdentity
 from protos import launcher_pb2 as pb
 from protos import node_pb2, node_pb2_grpc
 from tests.unit.kit.fakeapi import FakeApi, Json
@@ -66,28 +66,28 @@ class ReviewingApi(FakeApi):
 class Pki:
     """The authorities of a cluster."""
 
-    proxy: tls.Pair = field(default_factory=lambda: tls.authority("front-proxy-ca", time.time() - 60, LONG))
-    users: tls.Pair = field(default_factory=lambda: tls.authority("client-ca", time.time() - 60, LONG))
-    lives: Lives = field(default_factory=lambda: Lives(10 * LONG, LONG))
+    proxy: tls.KeyPair = field(default_factory=lambda: tls.authority("front-proxy-ca", time.time() - 60, LONG))
+    users: tls.KeyPair = field(default_factory=lambda: tls.authority("client-ca", time.time() - 60, LONG))
+    lives: Lifetimes = field(default_factory=lambda: Lifetimes(10 * LONG, LONG))
 
     def __post_init__(self) -> None:
         now = time.time() - 60
         self.authorities = {each: [authorities.make(each, now, self.lives)] for each in (SERVING, INTERNAL)}
 
-    def client(self, common: str, by: tls.Pair | None = None) -> tls.Pair:
+    def client(self, common: str, by: tls.KeyPair | None = None) -> tls.KeyPair:
         """A client certificate of that common name."""
         key = tls.new_key()
         wanted = Names(dns=(common,))
         issued = tls.issue(by or self.proxy, tls.public_key(key), wanted, client=True, now=time.time(), seconds=LONG)
-        return tls.Pair(issued, key)
+        return tls.KeyPair(issued, key)
 
-    def node(self, name: str, by: tls.Pair | None = None) -> Identity:
+    def node(self, name: str, by: tls.KeyPair | None = None) -> TlsIdentity:
         """A handler's certificate."""
         key = tls.new_key()
         wanted = Names(dns=(names.node_dns_name(name),), uris=(names.node_uri(name),))
         ca = by or self.authorities[INTERNAL][0].pair
         issued = tls.issue(ca, tls.public_key(key), wanted, client=False, now=time.time(), seconds=LONG)
-        return Identity(issued, key, self.authorities[INTERNAL][0].pair.certificate)
+        return TlsIdentity(issued, key, self.authorities[INTERNAL][0].pair.certificate)
 
     def certificates(self) -> Certificates:
         """The gateway's."""
@@ -110,7 +110,7 @@ class Pki:
         whole["data"] = {key: value for key, value in whole["data"].items() if value}  # type: ignore[attr-defined]
         return whole
 
-    def context(self, client: tls.Pair | None) -> ssl.SSLContext:
+    def context(self, client: tls.KeyPair | None) -> ssl.SSLContext:
         """A client's TLS context, with that certificate or none."""
         context = tls.client_context(self.authorities[SERVING][0].pair.certificate)
         context.check_hostname = False
@@ -228,7 +228,7 @@ class Node(node_pb2_grpc.NodeServicer):
             yield pb.Chunk(data=message.chunk.data)
 
 
-async def serve_node(node: Node, identity: Identity, port: int = 0) -> tuple[grpc.aio.Server, int]:
+async def serve_node(node: Node, identity: TlsIdentity, port: int = 0) -> tuple[grpc.aio.Server, int]:
     """The node over mTLS; its port."""
     server = grpc.aio.server()
     node_pb2_grpc.add_NodeServicer_to_server(node, server)  # type: ignore[no-untyped-call]
@@ -302,7 +302,7 @@ class World:
         self._sessions: list[aiohttp.ClientSession] = []
         self.proxy = self.session(pki.client("front-proxy-client"))
 
-    def session(self, client: tls.Pair | None) -> aiohttp.ClientSession:
+    def session(self, client: tls.KeyPair | None) -> aiohttp.ClientSession:
         """A client with that certificate, or none."""
         connector = aiohttp.TCPConnector(ssl=self.pki.context(client))
         made = aiohttp.ClientSession(f"https://127.0.0.1:{self.port}", connector=connector)
@@ -344,8 +344,8 @@ async def world(folder: Path, pki: Pki | None = None) -> AsyncIterator[World]:
         node = Node()
         server, node_port = await serve_node(node, pki.node(NODE))
         certificates = pki.certificates()
-        app = application(Gateway(kube, "hyperlet", certificates), (serving.routes,))
-        services = app[serving.SERVICES]
+        app = application(Gateway(kube, "hyperlet", certificates), (dispatch.routes,))
+        services = app[dispatch.SERVICES]
         services.nodes._port = node_port
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
@@ -354,7 +354,7 @@ async def world(folder: Path, pki: Pki | None = None) -> AsyncIterator[World]:
         found = World(api, pki, node, runner.addresses[0][1])
         found.services, found.runner, found.certificates = services, runner, certificates
         try:
-            await until(lambda: serving.trouble(app) is None)
+            await until(lambda: dispatch.trouble(app) is None)
             yield found
         finally:
             await found.close()

@@ -9,21 +9,23 @@ import grpc
 import grpc.aio
 
 from api import names
-from handler import node_service
-from handler.limits import Limits
+from handler.service import node_service
+from handler.service.limits import CallLimits
 from kit import tls
-from kit.tls import Identity, Names, Pair
+from kit.tls import KeyPair, Names, TlsIdentity
 from protos import node_pb2, node_pb2_grpc
 
 NODE = "node1"
 VMI = node_pb2.Vmi(namespace="ns", name="vm", uid="uid-1")
 
 
-def leaf(ca: Pair, client: bool, *, dns: tuple[str, ...] = (), uris: tuple[str, ...] = (), age: float = 0) -> Identity:
+def leaf(
+    ca: KeyPair, client: bool, *, dns: tuple[str, ...] = (), uris: tuple[str, ...] = (), age: float = 0
+) -> TlsIdentity:
     """A key with a certificate of this authority, which its owner trusts. `age` in seconds."""
     key, now = tls.new_key(), time.time() - age
     signed = tls.issue(ca, tls.public_key(key), Names(dns, uris), client=client, now=now, seconds=3600)
-    return Identity(signed, key, ca.certificate)
+    return TlsIdentity(signed, key, ca.certificate)
 
 
 class Authority:
@@ -32,15 +34,15 @@ class Authority:
     def __init__(self) -> None:
         self.ca = tls.authority("internal", time.time(), 7200)
 
-    def gateway(self) -> Identity:
+    def gateway(self) -> TlsIdentity:
         return leaf(self.ca, True, uris=(names.URI_GATEWAY,))
 
-    def node(self, name: str = NODE) -> Identity:
+    def node(self, name: str = NODE) -> TlsIdentity:
         return leaf(self.ca, False, dns=(names.node_dns_name(name),), uris=(names.node_uri(name),))
 
 
 class Direct:
-    """Stands for handler.launchers.Launcher: a launcher whose socket is known."""
+    """Stands for handler.launchers.connection.LauncherConnection: a launcher whose socket is known."""
 
     def __init__(self, stub: Any, report: Callable[[], Any] | None = None, pod_uid: str = "pod-1") -> None:
         self.stub = stub
@@ -52,13 +54,13 @@ class Direct:
         return self._report()
 
 
-def server_credentials(identity: Identity) -> grpc.ServerCredentials:
+def server_credentials(identity: TlsIdentity) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials(
         [(identity.key, identity.certificate)], root_certificates=identity.roots, require_client_auth=True
     )
 
 
-def channel(port: int, identity: Identity | None, roots: bytes, node: str = NODE) -> grpc.aio.Channel:
+def channel(port: int, identity: TlsIdentity | None, roots: bytes, node: str = NODE) -> grpc.aio.Channel:
     """As the gateway connects; without an identity, as somebody with no certificate."""
     credentials = grpc.ssl_channel_credentials(
         roots, identity.key if identity else None, identity.certificate if identity else None
@@ -74,7 +76,7 @@ def channel(port: int, identity: Identity | None, roots: bytes, node: str = NODE
 
 @contextlib.asynccontextmanager
 async def node(
-    find: node_service.Find, authority: Authority, limits: Limits | None = None
+    find: node_service.Find, authority: Authority, limits: CallLimits | None = None
 ) -> AsyncIterator[tuple[node_service.NodeService, int]]:
     """A node's service and its port."""
     service = node_service.NodeService(find, limits)

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from kit.guarded_site import GuardedSite, Limits
+from kit.guarded_site import ConnectionLimits, GuardedSite
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
@@ -36,7 +36,7 @@ class Lab:
 
 
 @contextlib.asynccontextmanager
-async def lab(limits: Limits | None = None, head_seconds: float = 60) -> AsyncIterator[Lab]:
+async def lab(limits: ConnectionLimits | None = None, head_seconds: float = 60) -> AsyncIterator[Lab]:
     app = web.Application()
 
     async def answer(_request: web.Request) -> web.Response:
@@ -93,14 +93,14 @@ async def test_request_that_takes_long_and_idle_connection_are_left_alone() -> N
 
 
 async def test_connections_that_say_nothing_keep_only_their_own_address_out() -> None:
-    async with lab(Limits(fresh=4)) as port:
+    async with lab(ConnectionLimits(fresh=4)) as port:
         silent = [await port.connect() for _ in range(4)]
         assert await ended(await port.connect(REQUEST)), "the fifth is closed at once"
         assert not any(each.at_eof() for each in silent)
 
 
 async def test_connections_of_one_address_are_limited_whatever_they_do() -> None:
-    async with lab(Limits(each=3)) as port:
+    async with lab(ConnectionLimits(each=3)) as port:
         for _ in range(3):
             await port.connect(b"GET /slow HTTP/1.1\r\nHost: here\r\n\r\n")
         assert await ended(await port.connect(REQUEST))
@@ -108,7 +108,7 @@ async def test_connections_of_one_address_are_limited_whatever_they_do() -> None
 
 
 async def test_longest_idle_connection_makes_room() -> None:
-    async with lab(Limits(idle=3, each=4)) as port:
+    async with lab(ConnectionLimits(idle=3, each=4)) as port:
         first, *others = [await port.connect(REQUEST) for _ in range(3)]
         for each in (first, *others):
             assert await answered(each)
@@ -118,7 +118,7 @@ async def test_longest_idle_connection_makes_room() -> None:
 
 
 async def test_connections_that_ended_do_not_count() -> None:
-    async with lab(Limits(total=2, each=2, fresh=2)) as port:
+    async with lab(ConnectionLimits(total=2, each=2, fresh=2)) as port:
         for _ in range(20):
             async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port.port}/") as response:
                 assert response.status == 200

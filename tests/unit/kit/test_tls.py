@@ -11,23 +11,23 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from kit import tls
-from kit.tls import Names, Pair
+from kit.tls import KeyPair, Names
 
 HOUR = 3600.0
 
 
 @pytest.fixture(scope="module")
-def ca() -> Pair:
+def ca() -> KeyPair:
     return tls.authority("test authority", time.time(), HOUR)
 
 
-def leaf(ca: Pair, names: Names, *, client: bool = False) -> Pair:
+def leaf(ca: KeyPair, names: Names, *, client: bool = False) -> KeyPair:
     key = tls.new_key()
     issued = tls.issue(ca, tls.public_key(key), names, client=client, now=time.time(), seconds=HOUR)
-    return Pair(issued, key)
+    return KeyPair(issued, key)
 
 
-def test_a_leaf_serves_one_purpose_and_signs_nothing(ca: Pair) -> None:
+def test_a_leaf_serves_one_purpose_and_signs_nothing(ca: KeyPair) -> None:
     for client, purpose in ((True, ExtendedKeyUsageOID.CLIENT_AUTH), (False, ExtendedKeyUsageOID.SERVER_AUTH)):
         made = leaf(ca, Names(dns=("a.example",), uris=("hyperlet://gateway",)), client=client)
         found = x509.load_pem_x509_certificate(made.certificate).extensions
@@ -39,7 +39,7 @@ def test_a_leaf_serves_one_purpose_and_signs_nothing(ca: Pair) -> None:
         tls.check_pair(made)
 
 
-def test_an_authority_signs_leaves_only(ca: Pair) -> None:
+def test_an_authority_signs_leaves_only(ca: KeyPair) -> None:
     constraints = x509.load_pem_x509_certificate(ca.certificate).extensions.get_extension_for_class(
         x509.BasicConstraints
     )
@@ -51,13 +51,13 @@ def test_an_expiry_is_what_was_asked_for() -> None:
     assert tls.expiry(tls.authority("short", now, 90).certificate) == now + 90
 
 
-def test_a_pair_that_does_not_belong_together_is_refused(ca: Pair) -> None:
+def test_a_pair_that_does_not_belong_together_is_refused(ca: KeyPair) -> None:
     with pytest.raises(tls.TlsError, match="another key's"):
-        tls.check_pair(Pair(ca.certificate, tls.new_key()))
+        tls.check_pair(KeyPair(ca.certificate, tls.new_key()))
     with pytest.raises(tls.TlsError, match="no certificate"):
-        tls.check_pair(Pair(b"nonsense", ca.key))
+        tls.check_pair(KeyPair(b"nonsense", ca.key))
     with pytest.raises(tls.TlsError, match="no private key"):
-        tls.check_pair(Pair(ca.certificate, b"nonsense"))
+        tls.check_pair(KeyPair(ca.certificate, b"nonsense"))
 
 
 def request(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
@@ -101,7 +101,7 @@ async def shown(port: int, context: ssl.SSLContext) -> str:
     return str(name)
 
 
-async def test_a_listening_socket_changes_its_certificate(ca: Pair) -> None:
+async def test_a_listening_socket_changes_its_certificate(ca: KeyPair) -> None:
     one = tls.server_context(leaf(ca, Names(dns=("one.example", "a.example"))))
     two = tls.server_context(leaf(ca, Names(dns=("two.example", "a.example"))))
     chosen: list[ssl.SSLContext] = []
@@ -117,7 +117,7 @@ async def test_a_listening_socket_changes_its_certificate(ca: Pair) -> None:
             assert await shown(port, client) == name
 
 
-async def test_old_protocols_are_not_spoken(ca: Pair) -> None:
+async def test_old_protocols_are_not_spoken(ca: KeyPair) -> None:
     pair = leaf(ca, Names(dns=("a.example",)))
     context = tls.server_context(pair)
     server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)

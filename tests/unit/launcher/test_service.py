@@ -5,11 +5,11 @@ from typing import Any
 import grpc
 import pytest
 
-from launcher.builder import BuildError
-from launcher.dhcp_service import DhcpError
-from launcher.hypervisor import HypervisorError, Unavailable
-from launcher.refusal import Refused
+from launcher.domain_builder.process import BuildError
+from launcher.hypervisor.connection import HypervisorError, Unavailable
+from launcher.network.dhcp_service import DhcpError
 from launcher.service import refuse
+from launcher.vm.errors import OperationRefused
 
 
 class Aborted(Exception):
@@ -36,7 +36,7 @@ async def ended(error: Exception) -> Any:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (Refused("FAILED_PRECONDITION", "words"), grpc.StatusCode.FAILED_PRECONDITION),
+        (OperationRefused("FAILED_PRECONDITION", "words"), grpc.StatusCode.FAILED_PRECONDITION),
         (BuildError("INVALID_ARGUMENT", "words"), grpc.StatusCode.INVALID_ARGUMENT),
         (DhcpError("words"), grpc.StatusCode.INTERNAL),
         (HypervisorError("words"), grpc.StatusCode.INTERNAL),

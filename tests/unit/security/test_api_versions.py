@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from cluster import binaries
-from controller import image_volumes, policies
-from gateway import authorization, injection, sign
+from controller.installation import admission_policies, image_volumes
+from gateway.http import authorization
+from gateway.pki import ca_injection, signing
 from kit import kinds
 from tests.discovery import OLDEST, Served, recorded
 
@@ -39,7 +40,7 @@ FORMATS = {
 _GROUP_VERSION = re.compile(
     r"\b((?:[a-z0-9-]+\.)*k8s\.io|apps|autoscaling|batch|policy)/(v[0-9]+(?:(?:alpha|beta)[0-9]+)?)\b"
 )
-_KINDS_WITH_STRUCTS = (image_volumes, policies, authorization, injection, sign)
+_KINDS_WITH_STRUCTS = (image_volumes, admission_policies, authorization, ca_injection, signing)
 """Modules that register kinds: imported, so that `kit.kinds` has them."""
 
 

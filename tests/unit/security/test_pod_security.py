@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import yaml
 
-from api import pod_security
-from api.pod_security import LATEST, Policy, policy_of
+from api.validation import pod_security
+from api.validation.pod_security import LATEST, PodSecurityPolicy, policy_of
 from gateway.admission import kinds, review
 from gateway.admission.pod_security import PodSecurity
-from gateway.admission.review import Request
+from gateway.admission.review import AdmissionRequest
 from kit.kube import Kube
 from tests import podstandard
-from tests.unit.api.machines import machine
-from tests.unit.controller.test_controller_pod import CASES, pod_of
+from tests.unit.api.vm_manifests import machine
+from tests.unit.controller.launcher_pod.test_pod import CASES, pod_of
 from tests.unit.kit.fakeapi import FakeApi, Refusal
 
 Json = dict[str, Any]
@@ -65,22 +65,28 @@ def test_a_pod_of_every_volume_and_network_kind_is_among_them() -> None:
 @pytest.mark.parametrize(
     ("labels", "policy"),
     [
-        (None, Policy("privileged")),
-        ({}, Policy("privileged")),
-        ({pod_security.LABEL_ENFORCE: ""}, Policy("privileged")),
-        ({"pod-security.kubernetes.io/warn": "restricted"}, Policy("privileged")),
-        ({pod_security.LABEL_ENFORCE: "baseline"}, Policy("baseline")),
-        ({pod_security.LABEL_ENFORCE: "restricted"}, Policy("restricted")),
-        ({pod_security.LABEL_ENFORCE: "restrictive"}, Policy("restricted")),
+        (None, PodSecurityPolicy("privileged")),
+        ({}, PodSecurityPolicy("privileged")),
+        ({pod_security.LABEL_ENFORCE: ""}, PodSecurityPolicy("privileged")),
+        ({"pod-security.kubernetes.io/warn": "restricted"}, PodSecurityPolicy("privileged")),
+        ({pod_security.LABEL_ENFORCE: "baseline"}, PodSecurityPolicy("baseline")),
+        ({pod_security.LABEL_ENFORCE: "restricted"}, PodSecurityPolicy("restricted")),
+        ({pod_security.LABEL_ENFORCE: "restrictive"}, PodSecurityPolicy("restricted")),
         (
             {pod_security.LABEL_ENFORCE: "baseline", pod_security.LABEL_VERSION: "v1.33"},
-            Policy("baseline", (1, 33)),
+            PodSecurityPolicy("baseline", (1, 33)),
         ),
-        ({pod_security.LABEL_ENFORCE: "baseline", pod_security.LABEL_VERSION: "latest"}, Policy("baseline", LATEST)),
-        ({pod_security.LABEL_ENFORCE: "baseline", pod_security.LABEL_VERSION: "1.33"}, Policy("baseline", LATEST)),
+        (
+            {pod_security.LABEL_ENFORCE: "baseline", pod_security.LABEL_VERSION: "latest"},
+            PodSecurityPolicy("baseline", LATEST),
+        ),
+        (
+            {pod_security.LABEL_ENFORCE: "baseline", pod_security.LABEL_VERSION: "1.33"},
+            PodSecurityPolicy("baseline", LATEST),
+        ),
     ],
 )
-def test_labels_are_read_as_the_api_server_reads_them(labels: dict[str, str] | None, policy: Policy) -> None:
+def test_labels_are_read_as_the_api_server_reads_them(labels: dict[str, str] | None, policy: PodSecurityPolicy) -> None:
     assert policy_of(labels) == policy
 
 
@@ -100,14 +106,14 @@ def test_a_spec_of_any_shape_is_looked_at(spec: Any) -> None:
 @pytest.mark.parametrize(
     ("policy", "refused"),
     [
-        (Policy("privileged"), False),
-        (Policy("baseline"), True),
-        (Policy("restricted"), True),
-        (Policy("restricted", (1, 33)), False),
-        (Policy("restricted", (1, 34)), True),
+        (PodSecurityPolicy("privileged"), False),
+        (PodSecurityPolicy("baseline"), True),
+        (PodSecurityPolicy("restricted"), True),
+        (PodSecurityPolicy("restricted", (1, 33)), False),
+        (PodSecurityPolicy("restricted", (1, 34)), True),
     ],
 )
-def test_a_field_is_refused_by_its_level_and_version(policy: Policy, refused: bool) -> None:
+def test_a_field_is_refused_by_its_level_and_version(policy: PodSecurityPolicy, refused: bool) -> None:
     assert bool(pod_security.faults(pod_security.demands(PROBED), "team", policy)) is refused
 
 
@@ -131,14 +137,14 @@ async def enforce(api: FakeApi, level: str | None) -> None:
     await api.put("namespaces", {"metadata": {"name": "team", "labels": labels}})
 
 
-def asked(spec: Json, old: Json | None = None, kind: str = "VirtualMachine") -> Request:
+def asked(spec: Json, old: Json | None = None, kind: str = "VirtualMachine") -> AdmissionRequest:
     def document(more: Json) -> Json:
         whole = copy.deepcopy(machine())
         template = whole["spec"]["template"]["spec"]
         template.update(more)
         return whole if kind == "VirtualMachine" else {**whole, "kind": kind, "spec": template}
 
-    return Request(
+    return AdmissionRequest(
         uid="u",
         operation="UPDATE" if old is not None else "CREATE",
         kind=review.GroupVersionKind("kubevirt.io", "v1", kind),

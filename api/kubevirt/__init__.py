@@ -1,0 +1,1 @@
+"""The Structs of the API group kubevirt.io."""

@@ -1,0 +1,230 @@
+"""KubeVirt: the one object that configures an installation."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from api.k8s.meta import Condition, Duration, Int32, Int64, Object, Struct, UInt8
+from api.k8s.podspec import Affinity, LocalObjectReference, Toleration
+from api.kubevirt.configuration import KubeVirtConfiguration
+from api.kubevirt.configuration import MigrationConfiguration as MigrationConfiguration
+from api.kubevirt.migration import VirtualMachineInstanceMigration as VirtualMachineInstanceMigration
+from api.kubevirt.vm import VirtualMachine as VirtualMachine
+from api.kubevirt.vmi import VirtualMachineInstance as VirtualMachineInstance
+
+
+class CertConfig(Struct):
+    """Life of a certificate."""
+
+    duration: Duration | None = None
+    """How long it is valid."""
+    renewBefore: Duration | None = None
+    """How long before its end a new one is made."""
+
+
+class KubeVirtSelfSignConfiguration(Struct):
+    """Certificates that are signed by the installation itself."""
+
+    ca: CertConfig | None = None
+    """Of the authority."""
+    caOverlapInterval: Duration | None = None
+    """How long an old authority stays trusted."""
+    caRotateInterval: Duration | None = None
+    """How long an authority lives."""
+    certRotateInterval: Duration | None = None
+    """How long a certificate lives."""
+    server: CertConfig | None = None
+    """Of the servers."""
+
+
+class KubeVirtCertificateRotateStrategy(Struct):
+    """How long certificates live."""
+
+    selfSigned: KubeVirtSelfSignConfiguration | None = None
+    """Certificates that are signed by the installation itself."""
+
+
+class Flags(Struct):
+    """Flags of the components."""
+
+    api: dict[str, str] | None = None
+    """Of the gateway."""
+    controller: dict[str, str] | None = None
+    """Of the controller."""
+    handler: dict[str, str] | None = None
+    """Of the handlers."""
+
+
+class CustomizeComponentsPatch(Struct):
+    """A patch."""
+
+    patch: str
+    """The patch itself."""
+    resourceName: str
+    """Name of what is patched."""
+    resourceType: str
+    """Kind of what is patched."""
+    type: str
+    """strategic, merge or json."""
+
+
+class CustomizeComponents(Struct):
+    """Changes to the installation's own manifests."""
+
+    flags: Flags | None = None
+    """Flags of the components."""
+    patches: list[CustomizeComponentsPatch] | None = None
+    """Patches of their manifests."""
+
+
+class NodePlacement(Struct):
+    """Rules for choosing nodes."""
+
+    affinity: Affinity | None = None
+    """Rules for choosing the node."""
+    nodeSelector: dict[str, str] | None = None
+    """Labels that the node must have."""
+    tolerations: list[Toleration] | None = None
+    """Taints that are put up with."""
+
+
+class ComponentConfig(Struct):
+    """Where components run."""
+
+    nodePlacement: NodePlacement | None = None
+    """Nodes."""
+    replicas: UInt8 | None = None
+    """How many there are of each."""
+
+
+class KubeVirtWorkloadUpdateStrategy(Struct):
+    """How running VMs get to a new version."""
+
+    batchEvictionInterval: Duration | None = None
+    """Time between batches."""
+    batchEvictionSize: Int32 | None = None
+    """VMs in one batch."""
+    workloadUpdateMethods: list[str] | None = None
+    """LiveMigrate, Evict or both."""
+
+
+class KubeVirtSpec(Struct):
+    """What is wanted of an installation."""
+
+    certificateRotateStrategy: KubeVirtCertificateRotateStrategy | None = None
+    """How long certificates live."""
+    configuration: KubeVirtConfiguration | None = None
+    """Settings of virtual machines."""
+    customizeComponents: CustomizeComponents | None = None
+    """Changes to the installation's own manifests."""
+    imagePullPolicy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    """When the components' images are pulled."""
+    imagePullSecrets: list[LocalObjectReference] | None = None
+    """Secrets with the registry's credentials."""
+    imageRegistry: str | None = None
+    """Registry of the components' images."""
+    imageTag: str | None = None
+    """Tag of the components' images."""
+    infra: ComponentConfig | None = None
+    """Where the central components run."""
+    monitorAccount: str | None = None
+    """Service account of the monitoring."""
+    monitorNamespace: str | None = None
+    """Namespace of the monitoring."""
+    productComponent: str | None = None
+    """Label for the product that this is a part of."""
+    productName: str | None = None
+    """Label for the product's name."""
+    productVersion: str | None = None
+    """Label for the product's version."""
+    serviceMonitorNamespace: str | None = None
+    """Namespace for the ServiceMonitor."""
+    synchronizationPort: str | None = None
+    """Port for migrations between clusters."""
+    uninstallStrategy: Literal["RemoveWorkloads", "BlockUninstallIfWorkloadsExist"] | None = None
+    """Whether removing the installation removes its VMs or is refused while there are any."""
+    workloadUpdateStrategy: KubeVirtWorkloadUpdateStrategy | None = None
+    """How running VMs get to a new version."""
+    workloads: ComponentConfig | None = None
+    """Where the handlers run."""
+
+
+class KubeVirtCondition(Condition):
+    """One aspect of an installation's state."""
+
+
+class GenerationStatus(Struct):
+    """Generation of an object of the installation."""
+
+    group: str
+    """API group."""
+    lastGeneration: Int64
+    """Generation that was last written."""
+    name: str
+    """Name."""
+    resource: str
+    """Resource."""
+    hash: str | None = None
+    """Checksum of what has no generation."""
+    namespace: str | None = None
+    """Namespace."""
+
+
+class KubeVirtStatus(Struct):
+    """What there is of an installation."""
+
+    conditions: list[KubeVirtCondition] | None = None
+    """Aspects of its state, with reasons in words."""
+    defaultArchitecture: str | None = None
+    """Architecture of guests that name none."""
+    generations: list[GenerationStatus] | None = None
+    """Generations of the installation's own objects."""
+    observedDeploymentConfig: str | None = None
+    """Settings of the installation that are in force."""
+    observedDeploymentID: str | None = None
+    """Checksum of them."""
+    observedGeneration: Int64 | None = None
+    """Generation that is in force."""
+    observedKubeVirtRegistry: str | None = None
+    """Registry in force."""
+    observedKubeVirtVersion: str | None = None
+    """Version in force."""
+    operatorVersion: str | None = None
+    """Version of the operator."""
+    outdatedVirtualMachineInstanceWorkloads: Int32 | None = None
+    """Number of VMIs with an older launcher."""
+    phase: str | None = None
+    """Deploying, Deployed, Deleting or Deleted."""
+    synchronizationAddresses: list[str] | None = None
+    """Addresses for migrations between clusters."""
+    targetDeploymentConfig: str | None = None
+    """Settings of the installation that are being put in force."""
+    targetDeploymentID: str | None = None
+    """Checksum of them."""
+    targetKubeVirtRegistry: str | None = None
+    """Registry that is being put in force."""
+    targetKubeVirtVersion: str | None = None
+    """Version that is being put in force."""
+
+
+class KubeVirt(Object):
+    """The one object that configures an installation."""
+
+    apiVersion: Literal["kubevirt.io/v1", "kubevirt.io/v1alpha3"]
+    """API group and version."""
+    kind: Literal["KubeVirt"]
+    """Kind of the object."""
+    spec: KubeVirtSpec
+    """What is wanted."""
+    status: KubeVirtStatus | None = None
+    """What there is."""
+
+
+def spec_of(objects: Iterable[KubeVirt]) -> KubeVirtSpec:
+    """The spec of the KubeVirt CR (the oldest, if somebody made two); an empty one when there is none."""
+    by_age = sorted(objects, key=lambda kv: (kv.metadata.creationTimestamp or "", kv.metadata.name or ""))
+    return by_age[0].spec if by_age else KubeVirtSpec()
+
+
+def configuration_of(objects: Iterable[KubeVirt]) -> KubeVirtConfiguration:
+    """The configuration of the KubeVirt CR; defaults when there is none."""
+    return spec_of(objects).configuration or KubeVirtConfiguration()

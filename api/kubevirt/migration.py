@@ -1,0 +1,78 @@
+"""VirtualMachineInstanceMigration: the wish to move a running VMI to another node."""
+
+from typing import Literal
+
+from api.k8s.meta import Condition, Object, Struct, Time
+from api.kubevirt.migration_state import VirtualMachineInstanceMigrationState
+
+
+class VirtualMachineInstanceMigrationTarget(Struct):
+    """The target's side of a migration between clusters."""
+
+    migrationID: str
+    """Word that both sides know the migration by."""
+
+
+class VirtualMachineInstanceMigrationSource(Struct):
+    """The source's side of a migration between clusters."""
+
+    connectURL: str
+    """Address of the other cluster."""
+    migrationID: str
+    """Word that both sides know the migration by."""
+
+
+class VirtualMachineInstanceMigrationSpec(Struct):
+    """What to move and where."""
+
+    addedNodeSelector: dict[str, str] | None = None
+    """Labels that the target must have beyond what the VMI asks for."""
+    priority: str | None = None
+    """Order among waiting migrations."""
+    receive: VirtualMachineInstanceMigrationTarget | None = None
+    """This cluster is the target of a migration between clusters."""
+    sendTo: VirtualMachineInstanceMigrationSource | None = None
+    """This cluster is the source of a migration between clusters."""
+    vmiName: str | None = None
+    """Name of the VMI."""
+
+
+class VirtualMachineInstanceMigrationCondition(Condition):
+    """One aspect of a migration's state."""
+
+
+class VirtualMachineInstanceMigrationPhaseTransitionTimestamp(Struct):
+    """When a phase was reached."""
+
+    phase: str | None = None
+    """The phase."""
+    phaseTransitionTimestamp: Time | None = None
+    """The time."""
+
+
+class VirtualMachineInstanceMigrationStatus(Struct):
+    """How far a migration has come."""
+
+    conditions: list[VirtualMachineInstanceMigrationCondition] | None = None
+    """Aspects of its state, with reasons in words."""
+    migrationState: VirtualMachineInstanceMigrationState | None = None
+    """Details, as in the VMI."""
+    phase: str | None = None
+    """Pending, Scheduling, Scheduled, PreparingTarget, TargetReady, Running, Succeeded or Failed."""
+    phaseTransitionTimestamps: list[VirtualMachineInstanceMigrationPhaseTransitionTimestamp] | None = None
+    """When each phase was reached."""
+    synchronizationAddresses: list[str] | None = None
+    """Addresses for a migration between clusters."""
+
+
+class VirtualMachineInstanceMigration(Object):
+    """The wish to move a running VMI to another node. Deleting it calls the migration off."""
+
+    apiVersion: Literal["kubevirt.io/v1", "kubevirt.io/v1alpha3"]
+    """API group and version."""
+    kind: Literal["VirtualMachineInstanceMigration"]
+    """Kind of the object."""
+    spec: VirtualMachineInstanceMigrationSpec
+    """What to move."""
+    status: VirtualMachineInstanceMigrationStatus | None = None
+    """How far it has come. Written by hyperlet only."""

@@ -1,0 +1,257 @@
+"""VirtualMachine: a machine that is kept, started and stopped."""
+
+from typing import Literal
+
+from api.k8s.meta import Condition, Int32, Int64, Object, ObjectMeta, Struct, Time
+from api.kubevirt.datavolume import DataVolumeSpec
+from api.kubevirt.devices import Disk
+from api.kubevirt.vmi import VirtualMachineInstanceTemplateSpec
+from api.kubevirt.vmi_status import ChangedBlockTrackingStatus, StorageMigratedVolumeInfo
+from api.kubevirt.volumes import HotplugVolumeSource
+
+
+class DataVolumeTemplateDummyStatus(Struct):
+    """Not used."""
+
+
+class DataVolumeTemplateSpec(Struct):
+    """A DataVolume that is made with the machine."""
+
+    spec: DataVolumeSpec
+    """What it is filled with."""
+    apiVersion: str | None = None
+    """Accepted for manifests that carry it; it means nothing."""
+    kind: str | None = None
+    """Accepted for manifests that carry it; it means nothing."""
+    metadata: ObjectMeta | None = None
+    """Its name and labels."""
+    status: DataVolumeTemplateDummyStatus | None = None
+    """Not used."""
+
+
+class InstancetypeMatcher(Struct):
+    """Refers to an instancetype."""
+
+    kind: str | None = None
+    """Kind of what is referred to: of the namespace or of the cluster."""
+    inferFromVolume: str | None = None
+    """Volume whose labels name the instancetype."""
+    inferFromVolumeFailurePolicy: Literal["Reject", "Ignore"] | None = None
+    """Whether the VM is refused when the volume names none."""
+    name: str | None = None
+    """Name of the instancetype."""
+    revisionName: str | None = None
+    """ControllerRevision with the instancetype as it was."""
+
+
+class PreferenceMatcher(Struct):
+    """Refers to a preference."""
+
+    kind: str | None = None
+    """Kind of what is referred to: of the namespace or of the cluster."""
+    inferFromVolume: str | None = None
+    """Volume whose labels name the preference."""
+    inferFromVolumeFailurePolicy: Literal["Reject", "Ignore"] | None = None
+    """Whether the VM is refused when the volume names none."""
+    name: str | None = None
+    """Name of the preference."""
+    revisionName: str | None = None
+    """ControllerRevision with the preference as it was."""
+
+
+class VirtualMachineSpec(Struct):
+    """A machine, and whether it is to run."""
+
+    # KubeVirt's schema requires it. Here validation does, so that kubectl does not stop at this one fault of many.
+    template: VirtualMachineInstanceTemplateSpec = VirtualMachineInstanceTemplateSpec()
+    """What its VMI is made from; required."""
+    dataVolumeTemplates: list[DataVolumeTemplateSpec] | None = None
+    """DataVolumes that are made with the machine and go with it."""
+    instancetype: InstancetypeMatcher | None = None
+    """A named size that CPU and memory are taken from."""
+    preference: PreferenceMatcher | None = None
+    """Named preferences for devices."""
+    runStrategy: Literal["Always", "Halted", "Manual", "RerunOnFailure", "Once", "WaitAsReceiver"] | None = None
+    """Always keeps it running, RerunOnFailure unless the guest shuts down, Once starts it once, Manual obeys start and
+    stop, Halted keeps it off."""
+    running: bool | None = None
+    """True is Always, false is Halted. Older than runStrategy, and not together with it."""
+    updateVolumesStrategy: Literal["Migration", "Replacement"] | None = None
+    """Whether a changed volume replaces the old one or its content is moved over."""
+
+
+class VirtualMachineCondition(Condition):
+    """One aspect of a machine's state."""
+
+
+class ControllerRevisionRef(Struct):
+    """Refers to a ControllerRevision."""
+
+    name: str | None = None
+    """Its name."""
+
+
+class InstancetypeStatusRef(Struct):
+    """An instancetype or preference in use."""
+
+    kind: str | None = None
+    """Kind of what is referred to: of the namespace or of the cluster."""
+    controllerRevisionRef: ControllerRevisionRef | None = None
+    """ControllerRevision that keeps it as it was."""
+    inferFromVolume: str | None = None
+    """Volume that named it."""
+    inferFromVolumeFailurePolicy: str | None = None
+    """What happens when the volume names none."""
+    name: str | None = None
+    """Its name."""
+
+
+class VirtualMachineMemoryDumpRequest(Struct):
+    """A dump of the guest's memory."""
+
+    claimName: str
+    """Claim that takes it."""
+    phase: str
+    """How far it has come."""
+    endTimestamp: Time | None = None
+    """When it ended."""
+    fileName: str | None = None
+    """Name of the file."""
+    message: str | None = None
+    """What went wrong."""
+    remove: bool | None = None
+    """The claim is to be let go."""
+    startTimestamp: Time | None = None
+    """When it began."""
+
+
+class VirtualMachineStartFailure(Struct):
+    """Starts that failed in a row."""
+
+    consecutiveFailCount: Int32 | None = None
+    """How many."""
+    lastFailedVMIUID: str | None = None
+    """UID of the last VMI that failed."""
+    retryAfterTimestamp: Time | None = None
+    """When the next start is due."""
+
+
+class VirtualMachineStateChangeRequest(Struct):
+    """A start or stop that was asked for."""
+
+    action: str
+    """Start or Stop."""
+    data: dict[str, str] | None = None
+    """Parameters."""
+    uid: str | None = None
+    """UID of the VMI that is to stop."""
+
+
+class AddVolumeOptions(Struct):
+    """A disk to plug in."""
+
+    disk: Disk
+    """The disk."""
+    name: str
+    """Name of disk and volume."""
+    volumeSource: HotplugVolumeSource
+    """Its content."""
+    dryRun: list[str] | None = None
+    """Only check, do nothing."""
+
+
+class RemoveVolumeOptions(Struct):
+    """A disk to unplug."""
+
+    name: str
+    """Name of disk and volume."""
+    dryRun: list[str] | None = None
+    """Only check, do nothing."""
+
+
+class VirtualMachineVolumeRequest(Struct):
+    """A volume to be plugged in or out."""
+
+    addVolumeOptions: AddVolumeOptions | None = None
+    """In."""
+    removeVolumeOptions: RemoveVolumeOptions | None = None
+    """Out."""
+
+
+class VolumeSnapshotStatus(Struct):
+    """Whether a volume can be part of a snapshot."""
+
+    enabled: bool
+    """It can."""
+    name: str
+    """Name of the volume."""
+    reason: str | None = None
+    """Why not."""
+
+
+class VolumeMigrationState(Struct):
+    """Volumes whose content is being moved."""
+
+    migratedVolumes: list[StorageMigratedVolumeInfo] | None = None
+    """The volumes, with the claims they leave and enter."""
+
+
+class VolumeUpdateState(Struct):
+    """Volumes that change."""
+
+    volumeMigrationState: VolumeMigrationState | None = None
+    """Volumes whose content is being moved."""
+
+
+class VirtualMachineStatus(Struct):
+    """What there is of a machine."""
+
+    changedBlockTracking: ChangedBlockTrackingStatus | None = None
+    """Whether changed blocks are kept account of."""
+    conditions: list[VirtualMachineCondition] | None = None
+    """Ready, Failure, Paused and RestartRequired, with reasons in words."""
+    created: bool | None = None
+    """The VMI exists."""
+    desiredGeneration: Int64 | None = None
+    """Generation of the machine that was last seen."""
+    instancetypeRef: InstancetypeStatusRef | None = None
+    """The instancetype in use."""
+    memoryDumpRequest: VirtualMachineMemoryDumpRequest | None = None
+    """A dump of memory that was asked for."""
+    observedGeneration: Int64 | None = None
+    """Generation that the VMI was made from."""
+    preferenceRef: InstancetypeStatusRef | None = None
+    """The preference in use."""
+    printableStatus: str | None = None
+    """One word for people, as kubectl shows it."""
+    ready: bool | None = None
+    """The VMI is running and ready."""
+    restoreInProgress: str | None = None
+    """Restore that is under way."""
+    runStrategy: str | None = None
+    """Run strategy in force."""
+    snapshotInProgress: str | None = None
+    """Snapshot that is under way."""
+    startFailure: VirtualMachineStartFailure | None = None
+    """Starts that failed in a row, and when the next one is due."""
+    stateChangeRequests: list[VirtualMachineStateChangeRequest] | None = None
+    """Starts and stops that were asked for and not yet done."""
+    volumeRequests: list[VirtualMachineVolumeRequest] | None = None
+    """Volumes to be plugged in or out."""
+    volumeSnapshotStatuses: list[VolumeSnapshotStatus] | None = None
+    """Which volumes can be part of a snapshot."""
+    volumeUpdateState: VolumeUpdateState | None = None
+    """Volumes whose content is being moved."""
+
+
+class VirtualMachine(Object):
+    """A machine that is kept, started and stopped. While it is to run there is a VirtualMachineInstance of its name."""
+
+    apiVersion: Literal["kubevirt.io/v1", "kubevirt.io/v1alpha3"]
+    """API group and version."""
+    kind: Literal["VirtualMachine"]
+    """Kind of the object."""
+    spec: VirtualMachineSpec
+    """The machine that is wanted, and whether it is to run."""
+    status: VirtualMachineStatus | None = None
+    """What there is. Written by hyperlet only."""

@@ -1,0 +1,1 @@
+"""From Structs to schemas: shapes, strict decoding, CRDs."""

@@ -1,0 +1,313 @@
+"""CustomResourceDefinitions, generated from the Structs: `python -m api.schema.crd` writes them.
+
+The schemas are structural (apiextensions.k8s.io/v1): every object typed, no `$ref`, no defaults. The descriptions are
+the docstrings that stand below the fields in the Structs' source; only this module ever reads them, so that they cost
+a running component nothing. Both served versions have one schema, the older without descriptions: `kubectl apply`
+keeps the whole definition in an annotation, which holds 256 KiB.
+"""
+
+import ast
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from api import names
+from api.k8s.meta import ObjectMeta, Struct
+from api.kubevirt.kubevirt import KubeVirt
+from api.kubevirt.migration import VirtualMachineInstanceMigration
+from api.kubevirt.vm import VirtualMachine
+from api.kubevirt.vmi import VirtualMachineInstance
+from api.network_attachments import GROUP as NAD_GROUP
+from api.network_attachments import PLURAL as NAD_PLURAL
+from api.network_attachments import NetworkAttachmentDefinition
+from api.schema.shape import Shape, shape_of, struct_shape
+from api.validation import unsupported
+
+Schema = dict[str, Any]
+_SCALARS: dict[Any, str] = {str: "string", bool: "boolean", int: "integer", float: "number"}
+# Limits that the `format` says already.
+_NATURAL = {-(2**31), 2**31 - 1, -(2**63), 2**63 - 1}
+_READY = ".status.conditions[?(@.type=='Ready')].status"
+_AGE = ("Age", "date", ".metadata.creationTimestamp", 0)
+
+
+class CrdKind(NamedTuple):
+    """What a CRD says beside the schema. A column is (name, type, JSON path, priority; 1 is shown by `-o wide`)."""
+
+    cls: type[Struct]
+    plural: str
+    short: tuple[str, ...]
+    columns: tuple[tuple[str, str, str, int], ...]
+    status: bool
+    group: str = names.GROUP
+    singular: str = ""
+    """The kind in lower case, if empty."""
+    versions: tuple[str, ...] = (names.VERSION, names.OLD_VERSION)
+    """The first one is stored."""
+    required: tuple[str, ...] = ("spec",)
+    categories: tuple[str, ...] = ("all",)
+
+
+KINDS = (
+    CrdKind(KubeVirt, names.PLURAL_KUBEVIRT, ("kv", "kvs"), (_AGE, ("Phase", "string", ".status.phase", 0)), True),
+    CrdKind(
+        VirtualMachine,
+        names.PLURAL_VM,
+        ("vm", "vms"),
+        (_AGE, ("Status", "string", ".status.printableStatus", 0), ("Ready", "string", _READY, 0)),
+        True,
+    ),
+    CrdKind(
+        VirtualMachineInstance,
+        names.PLURAL_VMI,
+        ("vmi", "vmis"),
+        (
+            _AGE,
+            ("Phase", "string", ".status.phase", 0),
+            ("IP", "string", ".status.interfaces[0].ipAddress", 0),
+            ("NodeName", "string", ".status.nodeName", 0),
+            ("Ready", "string", _READY, 0),
+            ("LiveMigratable", "string", _READY.replace("Ready", "LiveMigratable"), 1),
+            ("Paused", "string", _READY.replace("Ready", "Paused"), 1),
+        ),
+        False,
+    ),
+    CrdKind(
+        VirtualMachineInstanceMigration,
+        names.PLURAL_MIGRATION,
+        ("vmim", "vmims"),
+        (("Phase", "string", ".status.phase", 0), ("VMI", "string", ".spec.vmiName", 0)),
+        True,
+    ),
+    # As Multus brings it, so that it does not matter who comes first.
+    CrdKind(
+        NetworkAttachmentDefinition,
+        NAD_PLURAL,
+        ("net-attach-def", "net-attach-defs"),
+        (),
+        False,
+        group=NAD_GROUP,
+        singular="network-attachment-definition",
+        versions=("v1",),
+        required=(),
+        categories=(),
+    ),
+)
+
+
+def definition(kind: CrdKind) -> dict[str, Any]:
+    """The CustomResourceDefinition of a kind."""
+    name = kind.cls.__name__
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{kind.plural}.{kind.group}"},
+        "spec": {
+            "group": kind.group,
+            "scope": "Namespaced",
+            "names": {
+                "kind": name,
+                "listKind": f"{name}List",
+                "plural": kind.plural,
+                "singular": kind.singular or name.lower(),
+                "shortNames": list(kind.short),
+                **({"categories": list(kind.categories)} if kind.categories else {}),
+            },
+            "versions": [
+                _version(kind, version, storage=not place, described=not place)
+                for place, version in enumerate(kind.versions)
+            ],
+        },
+    }
+
+
+def _version(kind: CrdKind, version: str, *, storage: bool, described: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": version,
+        "served": True,
+        "storage": storage,
+    }
+    if kind.columns:
+        entry["additionalPrinterColumns"] = [
+            {"name": name, "type": type_, "jsonPath": path, **({"priority": priority} if priority else {})}
+            for name, type_, path, priority in kind.columns
+        ]
+    entry["schema"] = {"openAPIV3Schema": root_schema(kind.cls, described=described, required=kind.required)}
+    if kind.status:
+        entry["subresources"] = {"status": {}}
+    return entry
+
+
+NOT_SUPPORTED = "Not supported by this version of hyperlet: refused when it is set. "
+"""Before the description of a field that is not there yet: `kubectl explain` must not promise it."""
+
+
+def root_schema(cls: type[Struct], *, described: bool = True, required: tuple[str, ...] = ("spec",)) -> Schema:
+    """The schema of a whole object. The server brings its own schema for apiVersion, kind and metadata."""
+    schema = struct_schema(cls, described=described)
+    if described and (refused := unsupported.refused_paths(cls.__name__)):
+        _mark(schema["properties"]["spec"], "", refused)
+    for field in ("apiVersion", "kind"):
+        schema["properties"][field] = {"type": "string"}
+    schema["properties"]["metadata"] = {"type": "object"}
+    schema.pop("required", None)
+    if required:
+        schema["required"] = list(required)
+    return schema
+
+
+def _mark(schema: Schema, path: str, refused: Callable[[str], bool]) -> None:
+    """Says of every field that is refused that it is; what is below it goes without saying."""
+    for name, child in schema.get("items", schema).get("properties", {}).items():
+        here = f"{path}.{name}" if path else name
+        if refused(here):
+            child["description"] = NOT_SUPPORTED + child.get("description", "")
+        else:
+            _mark(child, here, refused)
+
+
+def struct_schema(cls: type[Struct], *, described: bool = True) -> Schema:
+    """The schema of a Struct."""
+    shape = struct_shape(cls)
+    schema: Schema = {"type": "object"}
+    if described and cls.__doc__:
+        schema["description"] = _flat(cls.__doc__)
+    if shape.fields:
+        docs = field_docs(cls) if described else {}
+        schema["properties"] = {
+            name: _described(shape_schema(field, described=described), docs.get(name))
+            for name, field in sorted(shape.fields.items())
+        }
+    if shape.required:
+        schema["required"] = sorted(shape.required)
+    return schema
+
+
+def shape_schema(shape: Shape, *, described: bool = True) -> Schema:
+    """The schema of any node of a Struct."""
+    if shape.kind == "struct":
+        schema = struct_schema(shape.hint, described=described and shape.hint is not ObjectMeta)
+    elif shape.item is not None:
+        item = shape_schema(shape.item, described=described)
+        schema = (
+            {"type": "array", "items": item}
+            if shape.kind == "list"
+            else {"type": "object", "additionalProperties": item}
+        )
+    else:
+        schema = _leaf(shape)
+    for meta in shape.metas:
+        schema |= _constraints(meta)
+    return schema
+
+
+def _leaf(shape: Shape) -> Schema:
+    if get_origin(shape.hint) is Literal:
+        return {"type": "string", "enum": list(get_args(shape.hint))}
+    if shape.hint is Any:
+        return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    if shape.hint in _SCALARS:
+        return {"type": _SCALARS[shape.hint]}
+    # What is left is str | int: a quantity or a port.
+    schema: Schema = {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
+    for option in map(shape_of, get_args(shape.hint)):
+        for meta in option.metas:
+            schema |= _constraints(meta)
+    return schema
+
+
+def _constraints(meta: Any) -> Schema:
+    schema: Schema = dict(meta.extra_json_schema or {})
+    if meta.ge is not None and meta.ge not in _NATURAL:
+        schema["minimum"] = meta.ge
+    if meta.le is not None and meta.le not in _NATURAL:
+        schema["maximum"] = meta.le
+    if meta.pattern is not None:
+        schema["pattern"] = meta.pattern
+    return schema
+
+
+def _described(schema: Schema, doc: str | None) -> Schema:
+    return schema | {"description": doc} if doc else schema
+
+
+def _flat(doc: str) -> str:
+    return " ".join(doc.split())
+
+
+@cache
+def _module_docs(module: str) -> dict[str, dict[str, str]]:
+    """Docstrings of the fields of every class in a module."""
+    found: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(sys.modules[module])).body:
+        if isinstance(node, ast.ClassDef):
+            fields = found.setdefault(node.name, {})
+            for field, doc in zip(node.body, node.body[1:], strict=False):
+                if (
+                    isinstance(field, ast.AnnAssign)
+                    and isinstance(field.target, ast.Name)
+                    and isinstance(doc, ast.Expr)
+                    and isinstance(doc.value, ast.Constant)
+                ):
+                    fields[field.target.id] = _flat(str(doc.value.value))
+    return found
+
+
+def field_docs(cls: type[Struct]) -> dict[str, str]:
+    """What the source says of each field of a Struct, inherited ones included."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.startswith("api."):
+            docs |= _module_docs(base.__module__).get(base.__name__, {})
+    return docs
+
+
+def to_yaml(value: Any, indent: int = 0) -> str:
+    """YAML of plain data, in the given order; strings that could be read as something else are quoted."""
+    pad = "  " * indent
+    if isinstance(value, dict) and value:
+        return "".join(f"{pad}{_scalar(key)}:{_below(child, indent)}" for key, child in value.items())
+    if isinstance(value, list) and value:
+        lines = []
+        for child in value:
+            text = to_yaml(child, indent + 1)
+            nested = isinstance(child, (dict, list)) and child
+            lines.append(f"{pad}- {text.lstrip(' ') if nested else text + chr(10)}")
+        return "".join(lines)
+    return _scalar(value)
+
+
+def _below(child: Any, indent: int) -> str:
+    if isinstance(child, (dict, list)) and child:
+        return "\n" + to_yaml(child, indent + 1)
+    return f" {_scalar(child)}\n"
+
+
+def _scalar(value: Any) -> str:
+    plain = isinstance(value, str) and value.replace("-", "a").replace("_", "a").replace(".", "a").isalnum()
+    if plain and value[0].isalpha() and value.isascii() and value.lower() not in _YAML_WORDS:
+        return str(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+_YAML_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
+
+
+def main(folder: str = "manifests/crds") -> None:
+    """Writes one file per kind into a folder."""
+    for kind in KINDS:
+        path = Path(folder) / f"{kind.plural}.yaml"
+        path.write_text(manifest(kind))
+
+
+def manifest(kind: CrdKind) -> str:
+    """The file of a kind's definition."""
+    return "# Generated from the Structs in api/ by `make manifests`.\n" + to_yaml(definition(kind))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,210 @@
+"""Rules for CPU, memory, machine, firmware and clock of a VM's domain."""
+
+import difflib
+from collections.abc import Collection, Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from api import names
+from api.catalogs import cpu_names
+from api.catalogs.machine_types import machine_problem
+from api.catalogs.timezones import ZONES
+from api.defaults import vcpus
+from api.errors import Fault
+from api.k8s.meta import Quantity, format_bytes, parse_quantity
+from api.kubevirt.domain import CPU, DomainSpec, ResourceRequirements
+from api.kubevirt.platform import Clock, Firmware, KernelBoot
+from api.kubevirt.vmi import VirtualMachineInstanceSpec
+from api.validation import syntax
+
+if TYPE_CHECKING:
+    from api.kubevirt.configuration import KubeVirtConfiguration
+
+# More than 255 need an IOMMU that remaps interrupts (x2APIC), which the launcher does not build.
+MAX_VCPUS = 255
+# Less boots nothing; catches `128m`, which is an eighth of a byte.
+MIN_GUEST_BYTES = 1 << 20
+# More than any machine has; QEMU itself stops at 52 bits of address.
+MAX_GUEST_BYTES = 64 << 40
+# A machine of today has some hundreds. Kubernetes counts other resources in a signed 64-bit number.
+MAX_CPUS = 4096
+MAX_AMOUNT = 1 << 60
+MAX_KERNEL_ARGS = 2048
+
+
+def domain_faults(
+    spec: VirtualMachineInstanceSpec, path: str, config: "KubeVirtConfiguration | None" = None
+) -> Iterator[Fault]:
+    """Faults of everything in `domain` except its devices. `path` is the path of the VMI's spec."""
+    domain, here = spec.domain, f"{path}.domain"
+    yield from _memory(domain, here)
+    yield from _resources(domain.resources, f"{here}.resources")
+    if domain.cpu:
+        yield from _cpu(domain.cpu, f"{here}.cpu")
+    if vcpus(spec) > MAX_VCPUS:
+        yield Fault(f"{here}.cpu", names.FAULT_INVALID, f"{vcpus(spec)} vCPUs are more than the {MAX_VCPUS} possible")
+    problem = machine_problem(domain.machine.type, config) if domain.machine and domain.machine.type else None
+    if problem is not None:
+        yield Fault(f"{here}.machine.type", names.FAULT_NOT_SUPPORTED, problem)
+    if domain.firmware:
+        yield from _firmware(domain.firmware, f"{here}.firmware")
+    if domain.clock:
+        yield from _clock(domain.clock, f"{here}.clock")
+    yield from _chassis(domain, f"{here}.chassis")
+    yield from _vendor(domain, f"{here}.features.hyperv.vendorid.vendorid")
+
+
+def check(problem: str | None, path: str) -> Iterator[Fault]:
+    """A Fault when `api.validation.syntax` found a problem."""
+    if problem is not None:
+        yield Fault(path, names.FAULT_INVALID, problem)
+
+
+def quantity(value: Quantity | None, path: str, faults: list[Fault], most: int = MAX_GUEST_BYTES) -> Fraction | None:
+    """The number of a quantity; a Fault is added when it is none, negative or more than `most`."""
+    if value is None:
+        return None
+    try:
+        number = parse_quantity(value)
+    except ValueError as error:
+        faults.append(Fault(path, names.FAULT_INVALID, str(error)))
+        return None
+    if number < 0:
+        faults.append(Fault(path, names.FAULT_INVALID, f"{value!r} is negative"))
+        return None
+    if number > most:
+        faults.append(Fault(path, names.FAULT_INVALID, f"{value!r} is more than the {format_bytes(most)} possible"))
+        return None
+    return number
+
+
+def _memory(domain: DomainSpec, path: str) -> Iterator[Fault]:
+    faults: list[Fault] = []
+    resources = domain.resources or ResourceRequirements()
+    request_path, limit_path = f"{path}.resources.requests.memory", f"{path}.resources.limits.memory"
+    request = quantity((resources.requests or {}).get("memory"), request_path, faults)
+    limit = quantity((resources.limits or {}).get("memory"), limit_path, faults)
+    guest = quantity(domain.memory.guest if domain.memory else None, f"{path}.memory.guest", faults)
+    if guest is not None:
+        amount, source = guest, f"{path}.memory.guest"
+    elif request is not None:
+        amount, source = request, request_path
+    elif limit is not None:
+        amount, source = limit, limit_path
+    else:
+        amount, source = None, ""
+    if amount is None and not faults:
+        yield Fault(
+            f"{path}.memory.guest", names.FAULT_REQUIRED, "no memory: set this, or resources.requests.memory beside it"
+        )
+    if amount is not None and amount < MIN_GUEST_BYTES:
+        yield Fault(
+            source,
+            names.FAULT_INVALID,
+            f"{float(amount):g} bytes are no memory for a guest: "
+            "write for instance 128Mi (a small 'm' means thousandths)",
+        )
+    if guest is not None and limit is not None and guest > limit:
+        yield Fault(f"{path}.memory.guest", names.FAULT_INVALID, "is more than resources.limits.memory")
+    if request is not None and limit is not None and request > limit:
+        yield Fault(request_path, names.FAULT_INVALID, "is more than resources.limits.memory")
+    overhead = domain.memory.reservedOverhead if domain.memory else None
+    quantity(overhead.addedOverhead if overhead else None, f"{path}.memory.reservedOverhead.addedOverhead", faults)
+    yield from faults
+
+
+def _resources(resources: ResourceRequirements | None, path: str) -> Iterator[Fault]:
+    if resources is None:
+        return
+    faults: list[Fault] = []
+    request = quantity((resources.requests or {}).get("cpu"), f"{path}.requests.cpu", faults, MAX_CPUS)
+    limit = quantity((resources.limits or {}).get("cpu"), f"{path}.limits.cpu", faults, MAX_CPUS)
+    for field, amounts in (("requests", resources.requests), ("limits", resources.limits)):
+        for name, value in (amounts or {}).items():
+            if name not in ("cpu", "memory"):
+                quantity(value, f"{path}.{field}.{name[:80]}", faults, MAX_AMOUNT)
+    asked, most = ((amounts or {}).get("ephemeral-storage") for amounts in (resources.requests, resources.limits))
+    if not faults and asked is not None and most is not None and parse_quantity(asked) > parse_quantity(most):
+        message = "is more than resources.limits.ephemeral-storage"
+        faults.append(Fault(f"{path}.requests.ephemeral-storage", names.FAULT_INVALID, message))
+    if request is not None and limit is not None and request > limit:
+        faults.append(Fault(f"{path}.requests.cpu", names.FAULT_INVALID, "is more than resources.limits.cpu"))
+    yield from faults
+
+
+def _cpu(cpu: CPU, path: str) -> Iterator[Fault]:
+    if cpu.model is not None:
+        yield from _known(cpu.model, cpu_names.MODELS | cpu_names.HOST, "CPU model", f"{path}.model")
+    seen: set[str] = set()
+    for index, feature in enumerate(cpu.features or ()):
+        here = f"{path}.features[{index}].name"
+        yield from _known(feature.name, cpu_names.FEATURES, "CPU feature", here)
+        if feature.name in seen:
+            yield Fault(here, names.FAULT_DUPLICATE, f"feature {feature.name!r} is named twice")
+        seen.add(feature.name)
+
+
+def _known(name: str, known: Collection[str], what: str, path: str) -> Iterator[Fault]:
+    """A Fault for a name that the launcher's libvirt would refuse when the VM starts."""
+    if name not in known:
+        near = difflib.get_close_matches(name[:64], known, n=3, cutoff=0.75)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        yield Fault(path, names.FAULT_NOT_SUPPORTED, f"{name[:64]!r} is no {what} that libvirt knows{hint}")
+
+
+def _firmware(firmware: Firmware, path: str) -> Iterator[Fault]:
+    if firmware.uuid is not None:
+        yield from check(syntax.uuid(firmware.uuid), f"{path}.uuid")
+    if firmware.serial is not None:
+        yield from check(syntax.printable(firmware.serial), f"{path}.serial")
+    boot = firmware.bootloader
+    if boot and boot.bios is not None and boot.efi is not None:
+        yield Fault(f"{path}.bootloader", names.FAULT_INVALID, "bios and efi exclude each other")
+    if firmware.kernelBoot:
+        yield from _kernel_boot(firmware.kernelBoot, f"{path}.kernelBoot")
+
+
+def _kernel_boot(boot: KernelBoot, path: str) -> Iterator[Fault]:
+    container = boot.container
+    if boot.kernelArgs:
+        yield from check(syntax.printable(boot.kernelArgs, MAX_KERNEL_ARGS), f"{path}.kernelArgs")
+    if boot.kernelArgs and (container is None or container.kernelPath is None):
+        yield Fault(f"{path}.kernelArgs", names.FAULT_INVALID, "there is no kernel: set container.kernelPath too")
+    if container is None:
+        return
+    yield from check(syntax.image(container.image), f"{path}.container.image")
+    if container.imagePullSecret is not None:
+        yield from check(syntax.object_name(container.imagePullSecret), f"{path}.container.imagePullSecret")
+    if container.kernelPath is None and container.initrdPath is None:
+        yield Fault(f"{path}.container", names.FAULT_REQUIRED, "set kernelPath or initrdPath or both")
+    if container.kernelPath is not None:
+        yield from check(syntax.image_path(container.kernelPath), f"{path}.container.kernelPath")
+    if container.initrdPath is not None:
+        yield from check(syntax.image_path(container.initrdPath), f"{path}.container.initrdPath")
+
+
+def _clock(clock: Clock, path: str) -> Iterator[Fault]:
+    if clock.utc is not None and clock.timezone is not None:
+        yield Fault(path, names.FAULT_INVALID, "utc and timezone exclude each other")
+    if clock.timezone is not None:
+        problem = syntax.timezone(clock.timezone)
+        if problem is None and clock.timezone not in ZONES:
+            problem = f"{clock.timezone!r} is no time zone of the tz database, such as America/New_York"
+        yield from check(problem, f"{path}.timezone")
+
+
+def _chassis(domain: DomainSpec, path: str) -> Iterator[Fault]:
+    if domain.chassis is None:
+        return
+    for field in domain.chassis.__struct_fields__:
+        value = getattr(domain.chassis, field)
+        if value is not None:
+            yield from check(syntax.printable(value), f"{path}.{field}")
+
+
+def _vendor(domain: DomainSpec, path: str) -> Iterator[Fault]:
+    hyperv = domain.features.hyperv if domain.features else None
+    vendor = hyperv.vendorid.vendorid if hyperv and hyperv.vendorid else None
+    if vendor is not None:
+        # libvirt's schema: at most 12 characters, no comma (it separates QEMU's CPU properties).
+        yield from check(syntax.word(vendor, 12), path)

@@ -1,0 +1,319 @@
+"""Whether a VM makes sense: every fault at once, each with its path.
+
+`validate_document` is for what arrives from a person (admission): it needs nothing but the decoded JSON and reports
+unknown fields, wrong types, unsupported features and contradictions together. The others are for decoded objects.
+An empty list means: accepted.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from api import bridges, names
+from api.catalogs.machine_types import machine_warning
+from api.errors import MAX_FAULTS, Fault, InvalidObject
+from api.k8s.meta import ObjectMeta, Struct
+from api.kubevirt.devices import Disk
+from api.kubevirt.kubevirt import KubeVirt
+from api.kubevirt.migration import VirtualMachineInstanceMigration
+from api.kubevirt.networks import Interface
+from api.kubevirt.vm import VirtualMachine
+from api.kubevirt.vmi import Probe, VirtualMachineInstance, VirtualMachineInstanceSpec
+from api.schema.codec import decode, to_dict
+from api.schema.shape import knows, salvaged, shape_faults, struct_shape, unknown_fields
+from api.validation import syntax
+from api.validation.annotations import annotation_faults, annotation_warnings
+from api.validation.domain_rules import check, domain_faults
+from api.validation.network_rules import network_faults
+from api.validation.scheduling_rules import scheduling_faults
+from api.validation.storage_rules import storage_faults
+from api.validation.unsupported import unsupported_kubevirt, unsupported_vm, unsupported_vmi
+
+if TYPE_CHECKING:
+    from api.kubevirt.configuration import KubeVirtConfiguration
+
+# The name becomes the value of a label (vm.kubevirt.io/name), which holds 63 characters.
+MAX_NAME = 63
+# The API server's limit for all annotations of an object together.
+MAX_ANNOTATION_BYTES = 256 * 1024
+# Seconds, or probes in a row: a day.
+MAX_PROBE = 86400
+KINDS: dict[str, type[Struct]] = {
+    names.KIND_VM: VirtualMachine,
+    names.KIND_VMI: VirtualMachineInstance,
+    names.KIND_MIGRATION: VirtualMachineInstanceMigration,
+    names.KIND_KUBEVIRT: KubeVirt,
+}
+
+
+def validate_document(document: dict[str, Any], config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
+    """Every fault of a VirtualMachine, VirtualMachineInstance, migration or KubeVirt as a person wrote it.
+
+    `config` is the installation's: some of it forbids things.
+    """
+    kind = document.get("kind")
+    cls = KINDS.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        return [Fault("kind", names.FAULT_NOT_SUPPORTED, f"{str(kind)[:63]!r} is none of {', '.join(KINDS)}")]
+    try:
+        more = _decoded_faults(decode(cls, document), config)
+        # What decodes has no wrong type or value, so that only the fields' names are left to look at.
+        shape = struct_shape(cls)
+        faults = [] if knows(shape, document) else list(islice(unknown_fields(shape, document), MAX_FAULTS))
+    except InvalidObject as error:
+        faults = list(islice(shape_faults(struct_shape(cls), document), MAX_FAULTS)) or error.faults
+        more = _remaining_faults(cls, document, config) if len(faults) < MAX_FAULTS else []
+    known = {fault.path for fault in faults}
+    return (faults + [fault for fault in more if fault.path not in known])[:MAX_FAULTS]
+
+
+def _remaining_faults(
+    cls: type[Struct], document: dict[str, Any], config: "KubeVirtConfiguration | None"
+) -> list[Fault]:
+    """What else is wrong with a document that does not decode, as far as that can be told.
+
+    What is missing is not reported: it may be what was left out here.
+    """
+    try:
+        rest = decode(cls, salvaged(struct_shape(cls), document))
+    except (InvalidObject, ValueError):
+        return list(_unsupported(str(document["kind"]), document.get("spec")))
+    return [fault for fault in _decoded_faults(rest, config) if fault.reason != names.FAULT_REQUIRED]
+
+
+def _unsupported(kind: str, spec: Any) -> Iterator[Fault]:
+    if kind == names.KIND_VM:
+        yield from unsupported_vm(spec)
+    elif kind == names.KIND_VMI:
+        yield from unsupported_vmi(spec)
+    elif kind == names.KIND_KUBEVIRT:
+        yield from unsupported_kubevirt(spec)
+
+
+def _decoded_faults(value: Struct, config: "KubeVirtConfiguration | None") -> list[Fault]:
+    if isinstance(value, VirtualMachine):
+        return validate_vm(value, config)
+    if isinstance(value, VirtualMachineInstance):
+        return validate_vmi(value, config)
+    if isinstance(value, KubeVirt):
+        return validate_kubevirt(value)
+    if isinstance(value, VirtualMachineInstanceMigration):
+        return validate_migration(value)
+    return []
+
+
+def validate_vm(vm: VirtualMachine, config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
+    """Every fault of a VirtualMachine; `config` is the installation's."""
+    spec = vm.spec
+    faults = list(_name(vm.metadata))
+    if spec.running is not None and spec.runStrategy is not None:
+        faults.append(Fault("spec.runStrategy", names.FAULT_INVALID, "running and runStrategy exclude each other"))
+    faults += unsupported_vm(to_dict(spec))
+    template = spec.template
+    if template.metadata:
+        faults += _metadata(template.metadata, "spec.template.metadata")
+    if template.spec is None:
+        missing = "spec.template.spec" if template.metadata else "spec.template"
+        faults.append(Fault(missing, names.FAULT_REQUIRED, "this field is required: it describes the machine"))
+    else:
+        faults += _spec_faults(template.spec, "spec.template.spec", vm.metadata.namespace, config)
+    return faults
+
+
+def validate_vmi(vmi: VirtualMachineInstance, config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
+    """Every fault of a VirtualMachineInstance; `config` is the installation's."""
+    annotations = annotation_faults(vmi.metadata.annotations, "metadata.annotations")
+    return [*_name(vmi.metadata), *annotations, *validate_vmi_spec(vmi.spec, "spec", vmi.metadata.namespace, config)]
+
+
+def validate_vmi_spec(
+    spec: VirtualMachineInstanceSpec,
+    path: str = "spec",
+    namespace: str | None = None,
+    config: "KubeVirtConfiguration | None" = None,
+) -> list[Fault]:
+    """Every fault of a VMI's spec, with or without its defaults; `path` is where it stands."""
+    return [*unsupported_vmi(to_dict(spec), path), *_spec_faults(spec, path, namespace, config)]
+
+
+def validate_kubevirt(kubevirt: KubeVirt) -> list[Fault]:
+    """Every setting of the KubeVirt object that has no effect, or cannot have one."""
+    return [*bridges.faults(kubevirt.metadata.annotations), *unsupported_kubevirt(to_dict(kubevirt.spec))]
+
+
+def validate_migration(migration: VirtualMachineInstanceMigration) -> list[Fault]:
+    """Refuses every migration: the feature is not there yet."""
+    return [Fault("spec", names.FAULT_NOT_SUPPORTED, "live migration is not supported by this version of hyperlet")]
+
+
+def warnings(vm: VirtualMachine, config: "KubeVirtConfiguration | None" = None) -> list[str]:
+    """What is accepted but probably not meant, one sentence each, for the admission response."""
+    return list(_warnings(vm, config))
+
+
+def _spec_faults(
+    spec: VirtualMachineInstanceSpec, path: str, namespace: str | None, config: "KubeVirtConfiguration | None"
+) -> Iterator[Fault]:
+    yield from domain_faults(spec, path, config)
+    yield from storage_faults(spec, path)
+    yield from network_faults(spec, path, namespace, config)
+    yield from _boot_order(spec, path)
+    yield from _devices(spec, path)
+    yield from scheduling_faults(spec, path)
+    yield from _dns(spec, path)
+    yield from _probes(spec, path)
+    grace = spec.terminationGracePeriodSeconds
+    if grace is not None and grace > names.MAX_GRACE_SECONDS:
+        yield Fault(
+            f"{path}.terminationGracePeriodSeconds",
+            names.FAULT_INVALID,
+            f"{grace} is more than a day ({names.MAX_GRACE_SECONDS}), the longest that a guest may take to shut down",
+        )
+
+
+def _name(metadata: ObjectMeta) -> Iterator[Fault]:
+    if metadata.name and len(metadata.name) > MAX_NAME:
+        yield Fault("metadata.name", names.FAULT_INVALID, f"is longer than {MAX_NAME} characters")
+
+
+def _metadata(metadata: ObjectMeta, path: str) -> Iterator[Fault]:
+    """Labels and annotations of a template: the API server checks only an object's own."""
+    for key, value in (metadata.labels or {}).items():
+        yield from check(syntax.label_key(key), f"{path}.labels")
+        yield from check(syntax.label_value(value), f"{path}.labels.{key[:80]}")
+    for key in metadata.annotations or ():
+        yield from check(syntax.label_key(key), f"{path}.annotations")
+    if sum(len(key) + len(value) for key, value in (metadata.annotations or {}).items()) > MAX_ANNOTATION_BYTES:
+        yield Fault(f"{path}.annotations", names.FAULT_INVALID, f"more than {MAX_ANNOTATION_BYTES} bytes together")
+    yield from annotation_faults(metadata.annotations, f"{path}.annotations")
+
+
+def _boot_order(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
+    seen: dict[int, str] = {}
+    devices = spec.domain.devices
+    lists: list[tuple[str, Sequence[Disk | Interface]]] = [
+        ("disks", devices.disks or ()),
+        ("interfaces", devices.interfaces or ()),
+    ]
+    for field, entries in lists:
+        for index, entry in enumerate(entries):
+            order = entry.bootOrder
+            if order is None:
+                continue
+            if order in seen:
+                yield Fault(
+                    f"{path}.domain.devices.{field}[{index}].bootOrder",
+                    names.FAULT_DUPLICATE,
+                    f"{order} is already the boot order of {seen[order]!r}",
+                )
+            seen.setdefault(order, entry.name[:63])
+
+
+def _devices(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
+    devices, here = spec.domain.devices, f"{path}.domain.devices"
+    seen: set[str] = set()
+    for index, entry in enumerate(devices.inputs or ()):
+        yield from check(syntax.device_name(entry.name), f"{here}.inputs[{index}].name")
+        if entry.name in seen:
+            yield Fault(
+                f"{here}.inputs[{index}].name", names.FAULT_DUPLICATE, f"two inputs are named {entry.name[:63]!r}"
+            )
+        seen.add(entry.name)
+    watchdog = devices.watchdog
+    if watchdog is not None:
+        yield from check(syntax.device_name(watchdog.name), f"{here}.watchdog.name")
+
+
+def _dns(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
+    for field in ("hostname", "subdomain"):
+        value = getattr(spec, field)
+        if value is not None:
+            yield from check(syntax.dns_label(value), f"{path}.{field}")
+    config = spec.dnsConfig
+    servers = (config.nameservers if config else None) or []
+    if spec.dnsPolicy == "None" and not servers:
+        yield Fault(f"{path}.dnsConfig.nameservers", names.FAULT_REQUIRED, "dnsPolicy None needs at least one")
+    if len(servers) > 3:
+        yield Fault(f"{path}.dnsConfig.nameservers", names.FAULT_INVALID, "at most three name servers are possible")
+    for index, server in enumerate(servers):
+        yield from check(syntax.ip_address(server), f"{path}.dnsConfig.nameservers[{index}]")
+    for index, search in enumerate((config.searches if config else None) or ()):
+        yield from check(syntax.object_name(search.removesuffix(".")), f"{path}.dnsConfig.searches[{index}]")
+
+
+def _probes(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
+    named = {port.name for nic in spec.domain.devices.interfaces or () for port in nic.ports or () if port.name}
+    for field, probe in (("livenessProbe", spec.livenessProbe), ("readinessProbe", spec.readinessProbe)):
+        if probe is not None:
+            yield from _probe(probe, named, f"{path}.{field}")
+    threshold = spec.livenessProbe.successThreshold if spec.livenessProbe else None
+    if threshold is not None and threshold > 1:
+        yield Fault(f"{path}.livenessProbe.successThreshold", names.FAULT_INVALID, "must be 1 for a liveness probe")
+    if spec.startStrategy is not None and spec.livenessProbe is not None:
+        yield Fault(f"{path}.startStrategy", names.FAULT_INVALID, "a guest that starts paused fails its livenessProbe")
+
+
+def _probe(probe: Probe, named: set[str], path: str) -> Iterator[Fault]:
+    for field in ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"):
+        number = getattr(probe, field)
+        if number is not None and number > MAX_PROBE:
+            yield Fault(f"{path}.{field}", names.FAULT_INVALID, f"{number} is more than the {MAX_PROBE} possible")
+    actions = (probe.httpGet, probe.tcpSocket, probe.exec, probe.guestAgentPing)
+    if sum(action is not None for action in actions) != 1:
+        yield Fault(path, names.FAULT_INVALID, "set one of httpGet and tcpSocket")
+    for field, action in (("httpGet", probe.httpGet), ("tcpSocket", probe.tcpSocket)):
+        port = action.port if action is not None else 1
+        if port not in named if isinstance(port, str) else not 1 <= port <= 65535:
+            words = f"{str(port)[:63]!r} is no port number, and no interface has a port of that name"
+            yield Fault(f"{path}.{field}.port", names.FAULT_INVALID, words)
+
+
+def _warnings(vm: VirtualMachine, config: "KubeVirtConfiguration | None") -> Iterator[str]:
+    if vm.spec.running is None and vm.spec.runStrategy is None:
+        yield "neither spec.running nor spec.runStrategy is set: the VM stays halted"
+    if vm.spec.running is not None:
+        yield "spec.running is deprecated: use spec.runStrategy"
+    template = vm.spec.template
+    if template.metadata is not None:
+        yield from annotation_warnings(template.metadata.annotations, "spec.template.metadata.annotations")
+    spec = template.spec
+    if spec is None:
+        return
+    written = spec.domain.machine.type if spec.domain.machine else None
+    renamed = machine_warning(written) if written else None
+    if renamed:
+        yield f"spec.template.spec.domain.machine.type: {renamed}"
+    resources = spec.domain.resources
+    amounts = {
+        "memory.guest": spec.domain.memory.guest if spec.domain.memory else None,
+        "resources.requests.memory": (resources.requests or {}).get("memory") if resources else None,
+        "resources.limits.memory": (resources.limits or {}).get("memory") if resources else None,
+    }
+    for field, amount in amounts.items():
+        if isinstance(amount, str) and amount.endswith("B"):
+            yield f"spec.template.spec.domain.{field}: {amount} is read as {amount[:-1]}, as Kubernetes writes it"
+    for disk in spec.domain.devices.disks or ():
+        if disk.serial and len(disk.serial) > 20 and (disk.disk is None or disk.disk.bus in (None, "virtio")):
+            yield f"disk {disk.name}: a virtio disk shows only the first 20 characters of its serial"
+    yield from _eviction_warnings(spec, config, "spec.template.spec")
+
+
+def vmi_warnings(vmi: VirtualMachineInstance, config: "KubeVirtConfiguration | None" = None) -> list[str]:
+    """What is accepted of an instance but probably not meant."""
+    told = annotation_warnings(vmi.metadata.annotations, "metadata.annotations")
+    return [*told, *_eviction_warnings(vmi.spec, config, "spec")]
+
+
+def _eviction_warnings(
+    spec: VirtualMachineInstanceSpec, config: "KubeVirtConfiguration | None", path: str
+) -> Iterator[str]:
+    """LiveMigrate asks for protection, and what cannot be moved yet is protected by refusing the eviction."""
+    strategy, whose = spec.evictionStrategy, f"{path}.evictionStrategy"
+    if strategy is None and config is not None and config.evictionStrategy is not None:
+        strategy, whose = config.evictionStrategy, "the KubeVirt object's evictionStrategy"
+    if strategy == names.EVICTION_LIVE_MIGRATE:
+        yield f"{whose} is LiveMigrate, but VMs cannot migrate yet: a drain of the node waits until the VM is stopped"
+    elif strategy == names.EVICTION_LIVE_MIGRATE_IF_POSSIBLE:
+        yield f"{whose} is LiveMigrateIfPossible, but VMs cannot migrate yet: a drain of the node shuts the guest down"
+    elif strategy == names.EVICTION_EXTERNAL:
+        yield f"{whose} is External: a drain waits for the controller that acts on status.evacuationNodeName"

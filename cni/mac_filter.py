@@ -1,0 +1,100 @@
+"""macspoofchk: frames from an interface pass only with the interface's own source MAC.
+
+One table of the bridge family for the node. A verdict map sends the frames of each guarded interface to its own chain,
+whose only rule drops what has another source address: one hash lookup for a frame, however many interfaces there are,
+and removing an interface needs nothing but its name. All rules appear at once, before the interface joins the bridge.
+"""
+
+import errno
+
+from cni import nft
+from cni.netlink import Message, NetlinkRefusal
+from cni.route import mac_bytes
+
+TABLE, MAP, ENTRY = "hyperlet-cni", "guarded", "entry"
+_HOOK, _PRIORITY = 0, -300  # NF_BR_PRE_ROUTING, NF_BR_PRI_NAT_DST_BRIDGED
+_SOURCE = (6, 6)  # offset and size of the source address in an Ethernet header
+_F = nft.BRIDGE
+
+
+def _setup() -> list[Message]:
+    return [
+        nft.table(_F, TABLE),
+        nft.verdict_map(_F, TABLE, MAP),
+        nft.base_chain(_F, TABLE, ENTRY, "filter", _HOOK, _PRIORITY),
+        nft.rule(_F, TABLE, ENTRY, nft.load_input_interface(), nft.look_up_verdict(MAP)),
+    ]
+
+
+def _only(interface: str, mac: str) -> Message:
+    return nft.rule(_F, TABLE, interface, nft.load_link(*_SOURCE), nft.different(mac_bytes(mac)), nft.drop())
+
+
+def add(socket: nft.Nft, interface: str, mac: str) -> None:
+    """Guards an interface; what an earlier interface of that name left is replaced. Raises OSError."""
+    messages = [
+        nft.chain(_F, TABLE, interface),
+        _only(interface, mac),
+        nft.element(_F, TABLE, MAP, interface, interface),
+    ]
+    for _ in range(4):
+        try:
+            return socket.commit(*messages)
+        except NetlinkRefusal as refusal:
+            if refusal.errno == errno.ENOENT:
+                _make_table(socket)
+            elif refusal.errno == errno.EEXIST:
+                remove(socket, interface)
+            else:
+                raise
+    raise OSError(errno.EBUSY, f"somebody else keeps changing the nftables table {TABLE}")
+
+
+def _make_table(socket: nft.Nft) -> None:
+    try:
+        socket.commit(*_setup())
+    except NetlinkRefusal as refusal:
+        if refusal.errno != errno.EEXIST:
+            raise
+
+
+def change(socket: nft.Nft, interface: str, mac: str) -> bool:
+    """Makes `mac` the one that passes. False, and nothing changed, if the interface is not guarded. Raises OSError."""
+    if not socket.has_chain(_F, TABLE, interface):
+        return False
+    try:
+        socket.commit(nft.delete_rules(_F, TABLE, interface), _only(interface, mac))
+    except NetlinkRefusal as refusal:
+        if refusal.errno == errno.ENOENT:
+            return False
+        raise
+    return True
+
+
+def remove(socket: nft.Nft, interface: str) -> None:
+    """Ends the guard; no error if there is none, or half of one. Raises OSError."""
+    if not socket.has_chain(_F, TABLE, interface):
+        return  # an element of the map holds its chain: without the chain there is none
+    both = [nft.delete_element(_F, TABLE, MAP, interface), nft.delete_chain(_F, TABLE, interface)]
+    for attempt in ([both], [both[:1], both[1:]]):
+        missing = False
+        for messages in attempt:
+            try:
+                socket.commit(*messages)
+            except NetlinkRefusal as refusal:
+                if refusal.errno != errno.ENOENT:
+                    raise
+                missing = True
+        if not missing:
+            return
+
+
+def allows(socket: nft.Nft, interface: str, mac: str) -> bool:
+    """Whether the interface is guarded and this MAC is the one that passes. Raises OSError."""
+    rules = socket.rules(_F, TABLE, interface)
+    return len(rules) == 1 and mac_bytes(mac) in rules[0]
+
+
+def guarded(socket: nft.Nft) -> set[str]:
+    """The names of all guarded interfaces. Raises OSError."""
+    return set(socket.chains(_F, TABLE)) - {ENTRY}

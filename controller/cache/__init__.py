@@ -1,0 +1,1 @@
+"""What the controller knows of the cluster: the informers' stores and what follows from them."""

@@ -1,0 +1,208 @@
+"""All that the controller knows of the cluster: its caches, what they are indexed by, and the settings in force."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from api import launcher_pods, names
+from api.k8s.objects import ControllerRevision, Event, Node, PersistentVolumeClaim, Pod
+from api.kubevirt.configuration import KubeVirtConfiguration
+from api.kubevirt.kubevirt import KubeVirt
+from api.kubevirt.vm import VirtualMachine
+from api.kubevirt.vmi import VirtualMachineInstance
+from controller.cache.definitions import Definitions, NetworkAttachmentDefinition
+from controller.cache.node_health import NodeHealth
+from controller.installation.settings import (
+    ControllerSettings,
+    launcher_image,
+    launcher_pull_policy,
+    offers_kvm,
+    pull_secrets,
+    spec_of,
+)
+from controller.launcher_pod import networks as pod_networks
+from controller.launcher_pod import user_namespaces
+from controller.launcher_pod import volumes as pod_volumes
+from controller.launcher_pod.pod import pod_name
+from controller.vm import revisions
+from kit.cache import Store, key_of
+from kit.kube import Kube
+
+# Warnings that are about the guest's probes, or that a pod's status tells better.
+_WARNINGS = (
+    "involvedObject.kind=Pod,type=Warning,reason!=Unhealthy,reason!=BackOff,reason!=FailedScheduling,reason!=Failed"
+)
+
+
+def _is_launcher(pod: Pod) -> bool:
+    return launcher_pods.origin(pod) is not None
+
+
+def _origin(pod: Pod) -> launcher_pods.Origin:
+    return launcher_pods.origin(pod) or launcher_pods.Origin("", "")
+
+
+def _is_launcher_warning(event: Event) -> bool:
+    return (event.involvedObject.name or "").startswith(names.LAUNCHER_PREFIX)
+
+
+@dataclass
+class ClusterCache:
+    """The caches. `start` follows them; nothing in here writes."""
+
+    vms: Store[VirtualMachine]
+    vmis: Store[VirtualMachineInstance]
+    pods: Store[Pod]
+    claims: Store[PersistentVolumeClaim]
+    nodes: Store[Node]
+    kubevirts: Store[KubeVirt]
+    warnings: Store[Event]
+    revisions: Store[ControllerRevision]
+    definitions: Definitions
+    health: NodeHealth
+    image_volumes: bool = False
+    _settings: ControllerSettings | None = None
+
+    @classmethod
+    def of(cls, kube: Kube) -> "ClusterCache":
+        """Caches of all namespaces."""
+        nodes = Store(kube, Node)
+        made = cls(
+            vms=Store(kube, VirtualMachine),
+            vmis=Store(kube, VirtualMachineInstance),
+            # Not by label: anybody can take that away, and a pod that is not seen would be believed gone.
+            pods=Store(kube, Pod, fields={"spec.restartPolicy": launcher_pods.RESTART_POLICY}, keep=_is_launcher),
+            claims=Store(kube, PersistentVolumeClaim),
+            nodes=nodes,
+            health=NodeHealth(nodes),
+            kubevirts=Store(kube, KubeVirt),
+            warnings=Store(kube, Event, fields=_WARNINGS, keep=_is_launcher_warning),
+            revisions=Store(kube, ControllerRevision, labels={names.LABEL_MANAGED_BY: names.FIELD_MANAGER}),
+            definitions=Definitions(kube),
+        )
+        made.pods.index("name", lambda pod: [f"{pod.metadata.namespace}/{_origin(pod).name}"])
+        made.revisions.index("owner", lambda revision: filter(None, [revisions.owner_uid(revision)]))
+        made.vmis.index(
+            "claim", lambda vmi: [f"{vmi.metadata.namespace}/{name}" for name in pod_volumes.claim_names(vmi.spec)]
+        )
+        made.vmis.index("definition", lambda vmi: pod_networks.references(vmi.spec, vmi.metadata.namespace or ""))
+        made.vmis.index("node", lambda vmi: filter(None, [vmi.status.nodeName if vmi.status else None]))
+        made.warnings.index("pod", lambda event: filter(None, [event.involvedObject.uid]))
+        made.nodes.on_change(lambda _old, _new: made._forget())
+        made.kubevirts.on_change(lambda _old, _new: made._forget())
+        return made
+
+    def _forget(self) -> None:
+        self._settings = None
+
+    def use_image_volumes(self) -> None:
+        """From now on launcher pods have their images as image volumes."""
+        self.image_volumes = True
+        self._forget()
+
+    @property
+    def settings(self) -> ControllerSettings:
+        """The settings in force, worked out again after a change of a node or of the KubeVirt CR."""
+        if self._settings is None:
+            spec = spec_of(self.kubevirts.all())
+            self._settings = ControllerSettings(
+                launcher_image=launcher_image(),
+                launcher_pull_policy=launcher_pull_policy(spec),
+                pull_secrets=pull_secrets(spec),
+                configuration=spec.configuration or KubeVirtConfiguration(),
+                kvm_offered=offers_kvm(self.nodes.all()),
+                image_volumes=self.image_volumes,
+                user_namespaces=user_namespaces.offered(self.nodes.all()),
+            )
+        return self._settings
+
+    def stores(self) -> dict[type[Any], Store[Any]]:
+        """The caches by kind, for whoever writes."""
+        return {
+            VirtualMachine: self.vms,
+            VirtualMachineInstance: self.vmis,
+            Pod: self.pods,
+            KubeVirt: self.kubevirts,
+            ControllerRevision: self.revisions,
+        }
+
+    def all_stores(self) -> Iterator[Store[Any]]:
+        """Every cache."""
+        yield from (self.vms, self.vmis, self.pods, self.claims, self.nodes, self.kubevirts, self.warnings)
+        yield from (self.revisions, self.definitions)
+
+    def trouble(self) -> str | None:
+        """Why the caches cannot be trusted yet, if so."""
+        late = [store.plural for store in self.all_stores() if not store.is_synced]
+        return f"not listed yet: {', '.join(late)}" if late else None
+
+    def made_for(self, vmi: VirtualMachineInstance) -> list[Pod]:
+        """The launcher pods made for a VMI of this name, earlier ones' too."""
+        return self.pods.by("name", f"{vmi.metadata.namespace}/{vmi.metadata.name}")
+
+    def pod_of(self, vmi: VirtualMachineInstance) -> Pod | None:
+        """The VMI's launcher pod: the one it was handed over to, else that of the derived name, else the first of its
+        UID."""
+        found = [pod for pod in self.made_for(vmi) if _origin(pod).uid == vmi.metadata.uid]
+        known, name = launcher_pods.may_run_qemu(vmi), pod_name(vmi)
+        found.sort(key=lambda pod: (pod.metadata.uid not in known, pod.metadata.name != name))
+        return found[0] if found else None
+
+    def strays_of(self, vmi: VirtualMachineInstance) -> list[Pod]:
+        """The launcher pods of earlier VMIs of this name."""
+        return [pod for pod in self.made_for(vmi) if _origin(pod).uid != vmi.metadata.uid]
+
+    def claims_of(self, vmi: VirtualMachineInstance) -> dict[str, PersistentVolumeClaim]:
+        """The claims that exist of those that the VMI's volumes name."""
+        found = {name: self.claims.get(vmi.metadata.namespace, name) for name in pod_volumes.claim_names(vmi.spec)}
+        return {name: claim for name, claim in found.items() if claim is not None}
+
+    def definitions_of(self, vmi: VirtualMachineInstance) -> dict[str, NetworkAttachmentDefinition]:
+        """The NetworkAttachmentDefinitions that exist of those that the VMI's networks name, by namespace/name."""
+        named = pod_networks.references(vmi.spec, vmi.metadata.namespace or "")
+        found = {name: self.definitions.get(*name.partition("/")[::2]) for name in named}
+        return {name: definition for name, definition in found.items() if definition is not None}
+
+    def warning_about(self, pod: Pod) -> tuple[str, str] | None:
+        """Reason and message of the latest Warning Event about a pod."""
+        about = self.warnings.by("pod", pod.metadata.uid or "")
+        # The API server ties an Event to its object's namespace, but to no UID.
+        events = [event for event in about if event.metadata.namespace == pod.metadata.namespace]
+        if not events:
+            return None
+        latest = max(events, key=lambda event: event.lastTimestamp or event.eventTime or "")
+        return latest.reason or "PodWarning", latest.message or ""
+
+    def on_vmi_news(self, tell: Callable[[tuple[str, str]], None]) -> None:
+        """Has `tell` called with the key of every VMI that something concerns: itself, its pod, a claim, a network, a
+        warning, its node."""
+
+        def of_pod(_old: Pod | None, new: Pod | None) -> None:
+            pod = new or _old
+            if pod is not None and (origin := launcher_pods.origin(pod)) is not None:
+                tell((pod.metadata.namespace or "", origin.name))
+
+        def of_claim(old: PersistentVolumeClaim | None, new: PersistentVolumeClaim | None) -> None:
+            claim = new or old
+            if claim is not None:
+                for vmi in self.vmis.by("claim", f"{claim.metadata.namespace}/{claim.metadata.name}"):
+                    tell(key_of(vmi))
+
+        def of_definition(old: NetworkAttachmentDefinition | None, new: NetworkAttachmentDefinition | None) -> None:
+            for vmi in self.vmis.by("definition", "/".join(key_of(new or old))):
+                tell(key_of(vmi))
+
+        def of_warning(_old: Event | None, new: Event | None) -> None:
+            pod = self.pods.get(new.involvedObject.namespace, new.involvedObject.name or "") if new else None
+            of_pod(None, pod)
+
+        def of_node(name: str) -> None:
+            for vmi in self.vmis.by("node", name):
+                tell(key_of(vmi))
+
+        self.health.on_turn(of_node)
+        self.vmis.on_change(lambda old, new: tell(key_of(new or old)))
+        self.pods.on_change(of_pod)
+        self.claims.on_change(of_claim)
+        self.definitions.on_change(of_definition)
+        self.warnings.on_change(of_warning)

@@ -1,0 +1,1 @@
+"""The KubeVirt object: settings, status, and what the cluster is able to do."""

@@ -1,0 +1,1 @@
+"""The launcher pod of a VMI: what is in it, what changes in it, what keeps it from starting."""

@@ -1,0 +1,103 @@
+"""What the kubelet says about an image that it cannot bring, as a sentence with volume, image and remedy. Pure.
+
+The words are those of the kubelet's image manager (pkg/kubelet/images in Kubernetes) and of the container runtime.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from api import names
+from api.kubevirt.vmi import VirtualMachineInstanceSpec
+
+IMAGE_REASONS = names.REASONS_NO_IMAGE | {names.REASON_IMAGE_PULL_BACKOFF}
+"""Reasons of a waiting container that are about an image."""
+LAUNCHER = "the launcher"
+MESSAGE_LIMIT = 1024
+REASON_SECRET = "FailedToRetrieveImagePullSecret"
+"""The kubelet's Warning Event about a pull secret that is not there."""
+_BACK_OFF = re.compile(r'Back-off pulling image "[^"]*"(?:: (?:[A-Za-z]+: )?)?')
+_DENIED = re.compile(r"\b(40[13]|unauthori[sz]ed|authorization failed|access denied|insufficient_scope|denied)\b", re.I)
+_REMEDIES = {
+    "ErrImageNeverPull": "bring the image to the node, or change imagePullPolicy: Never",
+    "InvalidImageName": "correct the reference",
+    "SignatureValidationFailed": "sign the image, or change the node's signature policy",
+}
+
+
+class Image(NamedTuple):
+    """An image that a launcher pod needs."""
+
+    what: str
+    """The field it is for, such as `volume root`."""
+    reference: str
+    secret: str | None
+
+
+def images(spec: VirtualMachineInstanceSpec) -> Iterator[Image]:
+    """The images of a VMI: of its containerDisks and of its kernelBoot."""
+    for volume in spec.volumes or ():
+        if disk := volume.containerDisk:
+            yield Image(f"volume {volume.name}", disk.image, disk.imagePullSecret)
+    firmware = spec.domain.firmware
+    container = firmware.kernelBoot.container if firmware and firmware.kernelBoot else None
+    if container:
+        yield Image("firmware.kernelBoot.container", container.image, container.imagePullSecret)
+
+
+def error_reason(message: str) -> str:
+    """The kubelet's message without what it says while it waits for the next try; empty where that was all."""
+    return _BACK_OFF.sub("", message, count=1).strip()
+
+
+def explained(
+    reason: str, message: str, spec: VirtualMachineInstanceSpec, launcher: str, warning: tuple[str, str] | None = None
+) -> str:
+    """The sentence for the condition: which image of what, the kubelet's words, what to do.
+
+    `launcher` is the launcher's own image, `warning` the latest Warning Event about the pod (reason, message).
+    """
+    found = _meant(message, list(images(spec)), launcher)
+    # A registry chooses its words, and they come to the terminal of the one who describes the VM.
+    words = "".join(each if each.isprintable() else " " for each in error_reason(message) or message or reason)
+    subject = _subject(found)
+    remedy = _remedy(reason, words, found, warning)
+    sentence = f"{subject}: {words}" if subject else words
+    if not remedy:
+        return sentence[:MESSAGE_LIMIT]
+    return f"{sentence[: MESSAGE_LIMIT - len(remedy) - 2].rstrip(' .;')}; {remedy}"
+
+
+def _meant(message: str, own: Sequence[Image], launcher: str) -> list[Image]:
+    """The images that the message is about: several volumes may share one, and one reference may end like another."""
+    known = [*own, Image(LAUNCHER, launcher, None)]
+    mentioned = [each for each in known if each.reference and _names(message, each.reference)]
+    longest = max((len(each.reference) for each in mentioned), default=0)
+    found = [each for each in mentioned if len(each.reference) == longest]
+    return found or (list(own) if len(own) == 1 else [])
+
+
+def _names(message: str, reference: str) -> bool:
+    """Whether a message has this reference in it, not merely as the beginning of another.
+
+    A runtime completes it in front (`docker.io/library/`) and behind (`:latest`).
+    """
+    return bool(re.search(rf"(?<![\w.-]){re.escape(reference)}(:latest\b)?(?![\w/@-]|[.:]\w)", message))
+
+
+def _subject(found: Sequence[Image]) -> str:
+    return f"{', '.join(each.what for each in found)}: image {found[0].reference}" if found else ""
+
+
+def _remedy(reason: str, words: str, found: Sequence[Image], warning: tuple[str, str] | None) -> str:
+    if warning is not None and warning[0] == REASON_SECRET:
+        return warning[1][:300]
+    if reason in _REMEDIES:
+        return _REMEDIES[reason]
+    if not found or not _DENIED.search(words):
+        return ""
+    if secret := found[0].secret:
+        return f"Secret {secret} has no credentials that this registry takes"
+    if found[0].what == LAUNCHER:
+        return "name a Secret with credentials in spec.imagePullSecrets of the KubeVirt object"
+    return "name a Secret with the registry's credentials in imagePullSecret"

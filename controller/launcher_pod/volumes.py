@@ -1,0 +1,156 @@
+"""Which parts of a pod bring a VMI's volumes into the launcher: one builder for every kind of volume.
+
+Each returns its own Part; the paths are those of docs/architecture.md, "The launcher pod".
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from api.errors import Fault, InvalidObject
+from api.k8s.meta import format_bytes
+from api.k8s.objects import PersistentVolumeClaim
+from api.kubevirt.vmi import VirtualMachineInstanceSpec
+from api.kubevirt.volumes import CloudInitConfigDriveSource, CloudInitNoCloudSource, Volume
+from controller.launcher_pod import ephemeral_storage
+
+Json = dict[str, Any]
+Claims = Mapping[str, PersistentVolumeClaim]
+
+RUN_VOLUME = "hyperlet"
+RUN_PATH = "/run/hyperlet"
+KERNEL_BOOT = "kernel-boot"
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,59}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class PodPart:
+    """What one volume adds to the pod and its container."""
+
+    volumes: tuple[Json, ...] = ()
+    mounts: tuple[Json, ...] = ()
+    devices: tuple[Json, ...] = ()
+    pull_secrets: tuple[str, ...] = field(default=())
+
+
+def pod_volume_name(name: str) -> str:
+    """The pod's name for a VMI's volume: never `hyperlet`, and a DNS label whatever the VMI calls it."""
+    if _LABEL.fullmatch(name):
+        return f"v-{name}"
+    return "v-" + re.sub(r"[^a-z0-9]", "-", name)[:44] + "-" + hashlib.sha256(name.encode()).hexdigest()[:12]
+
+
+def claim_name(volume: Volume) -> str | None:
+    """The PersistentVolumeClaim that a volume stands on: a DataVolume's has the DataVolume's name."""
+    if volume.persistentVolumeClaim:
+        return volume.persistentVolumeClaim.claimName
+    if volume.dataVolume:
+        return volume.dataVolume.name
+    if volume.ephemeral and volume.ephemeral.persistentVolumeClaim:
+        return volume.ephemeral.persistentVolumeClaim.claimName
+    return None
+
+
+def claim_names(spec: VirtualMachineInstanceSpec) -> list[str]:
+    """All claims that a VMI needs, each once, in the order of its volumes."""
+    return list(dict.fromkeys(name for volume in spec.volumes or () if (name := claim_name(volume))))
+
+
+def parts(spec: VirtualMachineInstanceSpec, claims: Claims, image_volumes: bool) -> list[PodPart]:
+    """A Part for every volume that needs one. Raises InvalidObject for a name that is no path component."""
+    made = [_run_part(spec)]
+    for index, volume in enumerate(spec.volumes or ()):
+        if not _NAME.fullmatch(volume.name) or ".." in volume.name or volume.name == KERNEL_BOOT:
+            message = f"{volume.name[:100]!r} cannot be a volume's name"
+            raise InvalidObject([Fault(f"spec.volumes[{index}].name", "FieldValueInvalid", message)])
+        made.append(_part(volume, claims, image_volumes))
+    made.append(_kernel_boot_part(spec, image_volumes))
+    return made
+
+
+def _run_part(spec: VirtualMachineInstanceSpec) -> PodPart:
+    limit = ephemeral_storage.size_limit(spec)
+    source = {} if limit is None else {"sizeLimit": format_bytes(limit)}
+    return PodPart(({"name": RUN_VOLUME, "emptyDir": source},), ({"name": RUN_VOLUME, "mountPath": RUN_PATH},))
+
+
+def _part(volume: Volume, claims: Claims, image_volumes: bool) -> PodPart:
+    if claim_name(volume):
+        return _claim_part(volume, claims)
+    if volume.containerDisk:
+        disk = volume.containerDisk
+        return _image_part(volume.name, disk.image, disk.imagePullPolicy, disk.imagePullSecret, image_volumes)
+    if volume.secret or volume.configMap:
+        return _keys_part(volume)
+    source = volume.cloudInitNoCloud or volume.cloudInitConfigDrive
+    return _cloud_init_part(volume.name, source) if source else PodPart()
+
+
+def _claim_part(volume: Volume, claims: Claims) -> PodPart:
+    name, claim = pod_volume_name(volume.name), claim_name(volume)
+    source = volume.persistentVolumeClaim
+    read_only = bool(volume.ephemeral or (source and source.readOnly))
+    # The pod volume itself stays writable for an ephemeral disk: readOnly there would ask the storage for it.
+    pod_volume: Json = {"name": name, "persistentVolumeClaim": {"claimName": claim}}
+    if source and source.readOnly:
+        pod_volume["persistentVolumeClaim"]["readOnly"] = True
+    found = claims.get(claim or "")
+    if found is not None and found.spec.volumeMode == "Block":
+        return PodPart((pod_volume,), (), ({"name": name, "devicePath": f"/dev/volumes/{volume.name}"},))
+    mount: Json = {"name": name, "mountPath": f"/volumes/{volume.name}"}
+    return PodPart((pod_volume,), ({**mount, "readOnly": True} if read_only else mount,))
+
+
+def _image_part(volume: str, image: str, policy: str | None, secret: str | None, image_volumes: bool) -> PodPart:
+    # The handler, which pulls where the API server has no image volumes, uses the pod's pull secrets too.
+    secrets = (secret,) if secret else ()
+    if not image_volumes:
+        return PodPart(pull_secrets=secrets)
+    name = pod_volume_name(volume)
+    source = {"reference": image, **({"pullPolicy": policy} if policy else {})}
+    mount = {"name": name, "mountPath": f"/images/{volume}", "readOnly": True}
+    return PodPart(({"name": name, "image": source},), (mount,), (), secrets)
+
+
+def _kernel_boot_part(spec: VirtualMachineInstanceSpec, image_volumes: bool) -> PodPart:
+    firmware = spec.domain.firmware
+    container = firmware.kernelBoot.container if firmware and firmware.kernelBoot else None
+    if container is None:
+        return PodPart()
+    policy, secret = container.imagePullPolicy, container.imagePullSecret
+    return _image_part(KERNEL_BOOT, container.image, policy, secret, image_volumes)
+
+
+def _keys_part(volume: Volume) -> PodPart:
+    name, source = pod_volume_name(volume.name), {}
+    if volume.secret:
+        source = {"secret": _present(secretName=volume.secret.secretName, optional=volume.secret.optional)}
+    elif volume.configMap:
+        source = {"configMap": _present(name=volume.configMap.name, optional=volume.configMap.optional)}
+    mount = {"name": name, "mountPath": f"/volumes/{volume.name}", "readOnly": True}
+    return PodPart(({"name": name, **source},), (mount,))
+
+
+def _cloud_init_part(volume: str, source: CloudInitNoCloudSource | CloudInitConfigDriveSource) -> PodPart:
+    """The Secrets of cloud-init, if any: all their keys, and the camel-case spellings under the file names we read."""
+    wanted = [(source.secretRef, "userData", "userdata"), (source.networkDataSecretRef, "networkData", "networkdata")]
+    projected: list[Json] = []
+    for reference, key, path in wanted:
+        if reference and reference.name:
+            # The first makes the pod wait, with an Event, for a Secret that is missing; the second may find nothing.
+            projected.append({"secret": {"name": reference.name}})
+            renamed = {"name": reference.name, "optional": True, "items": [{"key": key, "path": path}]}
+            projected.append({"secret": renamed})
+    if not projected:
+        return PodPart()
+    name = pod_volume_name(volume)
+    mount = {"name": name, "mountPath": f"/cloudinit/{volume}", "readOnly": True}
+    return PodPart(({"name": name, "projected": {"sources": projected}},), (mount,))
+
+
+def _present(**values: Any) -> Json:
+    return {key: value for key, value in values.items() if value is not None}

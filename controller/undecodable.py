@@ -1,0 +1,73 @@
+"""Objects that the API server holds although they do not fit their Struct: told so, and otherwise left alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from api import names
+from api.errors import HyperletError, InvalidObject
+from api.k8s.meta import ObjectMeta, format_time
+from controller import conditions
+from controller.actions import ActionExecutor, Patch, RecordEvent
+from kit import log
+from kit.cache import Key, Store
+from kit.kube import UNDECODABLE, Undecodable
+
+REASON = "InvalidSpec"
+_REMEMBERED = 1000
+"""Objects that were told; one that is forgotten is told again when it changes."""
+
+_log = log.logger(component="undecodable")
+
+
+class UndecodableObjects:
+    """Keeps what a cache could not read, and tells each object once what is wrong with it."""
+
+    def __init__(
+        self,
+        store: Store[Any],
+        kind: type[Any],
+        condition: tuple[str, bool],
+        subresource: str | None,
+        add: Callable[[Key], None],
+    ) -> None:
+        """`add(key)` is called for every odd object; the key's worker then calls `record_fault`."""
+        self._kind, self._condition, self._subresource = kind, condition, subresource
+        self._waiting: dict[Key, Undecodable] = {}
+        self._told: dict[str, str] = {}
+        self._add = add
+        store.on_undecodable(self._found)
+
+    def _found(self, item: Undecodable) -> None:
+        key = (str(item.metadata.get("namespace", "")), str(item.metadata.get("name", "")))
+        self._waiting[key] = item
+        self._add(key)
+
+    async def record_fault(self, key: Key, executor: ActionExecutor, now: Any) -> None:
+        """Writes the fault into the object and an Event, unless that was done before."""
+        item = self._waiting.pop(key, None)
+        if item is None or self._told.get(uid := str(item.metadata.get("uid"))) == item.message:
+            return
+        self._told[uid] = item.message
+        if len(self._told) > _REMEMBERED:
+            del self._told[next(iter(self._told))]
+        type, status = self._condition
+        made = conditions.make(type, status, REASON, item.message)
+        whole = {"status": {"conditions": [{**made, "lastTransitionTime": format_time(now)}]}}
+        try:
+            await executor.execute(Patch(self._kind, *key, whole, self._subresource))
+        except InvalidObject as error:
+            # The write went through; what came back does not fit either.
+            if any(fault.reason != UNDECODABLE for fault in error.faults):
+                _log.warning("Could not tell an object what is wrong with it", why=error.message, name=key[1])
+        except HyperletError as error:
+            _log.warning("Could not tell an object what is wrong with it", why=error.message, name=key[1])
+        await executor.execute(RecordEvent(_stub(self._kind, item), REASON, item.message, "Warning"))
+
+
+def _stub(kind: type[Any], item: Undecodable) -> Any:
+    """An object to hang an Event on: only its metadata is real."""
+    known = {field: item.metadata.get(field) for field in ("name", "namespace", "uid", "resourceVersion")}
+    meta = msgspec.convert({key: value for key, value in known.items() if value}, ObjectMeta)
+    return kind(apiVersion=names.API_VERSION, kind=kind.__name__, metadata=meta, spec=None)

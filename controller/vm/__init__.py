@@ -1,0 +1,1 @@
+"""VirtualMachine: run strategies, template changes, revisions, status."""

@@ -1,0 +1,100 @@
+"""ControllerRevisions of VMs: the spec that each VMI was made from, kept under the name that its status tells. Pure.
+
+As published: name `revision-start-vm-<VM's UID>-<generation>`, data `{"spec": <the VM's spec>}`, owned by the VM. Tools
+that back up a running VM read from it what the VM was when it started. A template that has not changed since an earlier
+start has its revision already, and a start of it costs no call more.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator
+
+import msgspec
+
+from api import names
+from api.k8s.objects import ControllerRevision
+from api.kubevirt.vm import VirtualMachine
+from controller.actions import Action, Create, Delete, Json
+
+HISTORY = 5
+"""Revisions of one VM that are kept."""
+_HASH_DIGITS = 16
+_PREFIX = "revision-start-vm-"
+
+
+def name_of(vm: VirtualMachine, known: Collection[ControllerRevision]) -> str:
+    """The revision that belongs to the VM's present template."""
+    found = _present(vm, known)
+    return (found.metadata.name if found else None) or _name(vm)
+
+
+def keep(vm: VirtualMachine, known: Collection[ControllerRevision], in_use: str | None = None) -> Iterator[Action]:
+    """Makes the revision of the VM's template where there is none, and takes the oldest away where there are many.
+
+    `known`: the VM's revisions. `in_use`: the name of one that must stay.
+    """
+    if _present(vm, known) is not None:
+        return
+    yield Create(ControllerRevision, _revision(vm))
+    old = sorted((each for each in known if each.metadata.name != in_use), key=lambda each: each.revision or 0)
+    for each in old[: max(0, len(known) + 1 - HISTORY)]:
+        meta = each.metadata
+        yield Delete(ControllerRevision, meta.namespace or "", meta.name or "", meta.uid or "")
+
+
+def owner_uid(revision: ControllerRevision) -> str | None:
+    """The UID of the VM that a revision belongs to."""
+    owners = revision.metadata.ownerReferences or ()
+    return next((owner.uid for owner in owners if owner.controller and owner.kind == names.KIND_VM), None)
+
+
+def _present(vm: VirtualMachine, known: Collection[ControllerRevision]) -> ControllerRevision | None:
+    wanted, prefix = _hash(vm), f"{_PREFIX}{vm.metadata.uid}-"
+    for each in known:
+        meta = each.metadata
+        if (meta.labels or {}).get(names.LABEL_TEMPLATE) == wanted and (meta.name or "").startswith(prefix):
+            return each
+    return None
+
+
+def _name(vm: VirtualMachine) -> str:
+    return f"{_PREFIX}{vm.metadata.uid}-{vm.metadata.generation or 0}"
+
+
+def _hash(vm: VirtualMachine) -> str:
+    text = msgspec.json.encode(vm.spec.template, order="deterministic")
+    return hashlib.sha256(text).hexdigest()[:_HASH_DIGITS]
+
+
+def _revision(vm: VirtualMachine) -> Json:
+    meta = vm.metadata
+    owner = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND_VM,
+        "name": meta.name,
+        "uid": meta.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    return {
+        "metadata": {
+            "name": _name(vm),
+            "namespace": meta.namespace,
+            "labels": {names.LABEL_MANAGED_BY: names.FIELD_MANAGER, names.LABEL_TEMPLATE: _hash(vm)},
+            "ownerReferences": [owner],
+        },
+        "data": _as_go_writes_it({"spec": msgspec.to_builtins(vm.spec)}),
+        "revision": meta.generation or 0,
+    }
+
+
+def _as_go_writes_it(data: Json) -> msgspec.Raw:
+    """JSON as Go's encoding/json writes it: keys in order, nothing between, five characters escaped.
+
+    The API server never lets a revision's data change, and compares bytes: a strategic patch of its metadata, as the
+    garbage collector sends with `kubectl delete vm --cascade=orphan`, writes the data out again that way.
+    """
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return msgspec.Raw(text.encode())

@@ -1,0 +1,183 @@
+"""A VM's status: printableStatus and conditions, told from its VMI. Pure."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from api import defaults, names
+from api.errors import Fault
+from api.kubevirt.vm import VirtualMachine, VirtualMachineStatus
+from api.kubevirt.vmi import VirtualMachineInstance
+from controller import conditions
+from controller.vm.run_strategy import RunAction, RunDecision
+from controller.vmi import pod_status
+from controller.vmi.status import phase_of, status_of
+
+Json = dict[str, Any]
+
+NAMED_FIELDS = 10
+"""How many changed fields the condition RestartRequired names."""
+NO_SNAPSHOT = "snapshots are not there yet in this version"
+
+
+_UNKNOWN = frozenset({names.REASON_NODE_NOT_READY, names.REASON_LAUNCHER_NOT_ENDED})
+"""Reasons of a VMI that is not ready because it is not known whether its guest runs."""
+
+
+def _deleting(vmi: VirtualMachineInstance | None) -> bool:
+    return vmi is not None and vmi.metadata.deletionTimestamp is not None
+
+
+def _reason(vmi: VirtualMachineInstance | None, type: str) -> str | None:
+    """The reason of a condition that is False."""
+    found = conditions.find(status_of(vmi).conditions, type) if vmi else None
+    return found.reason if found is not None and found.status == names.FALSE else None
+
+
+def printable_status(
+    vm: VirtualMachine,
+    vmi: VirtualMachineInstance | None,
+    decision: RunDecision | None,
+) -> str:
+    """The first status that matches, in the contract's order."""
+    phase = phase_of(vmi)
+    live = vmi is not None and phase not in names.FINAL_PHASES
+    status = status_of(vmi) if vmi else None
+    trouble = _reason(vmi, names.CONDITION_SYNCHRONIZED) if live else None
+    scheduled = _reason(vmi, names.CONDITION_POD_SCHEDULED) if live else None
+    migration = status.migrationState if status else None
+    rules: Sequence[tuple[str, Callable[[], bool]]] = (
+        (names.STATUS_TERMINATING, lambda: vm.metadata.deletionTimestamp is not None),
+        (names.STATUS_STOPPING, lambda: _deleting(vmi)),
+        (names.STATUS_UNKNOWN, lambda: live and _reason(vmi, names.CONDITION_READY) in _UNKNOWN),
+        (names.STATUS_MIGRATING, lambda: bool(migration and not migration.completed and migration.startTimestamp)),
+        (names.STATUS_PAUSED, lambda: bool(status and conditions.holds(status.conditions, names.CONDITION_PAUSED))),
+        (names.STATUS_RUNNING, lambda: phase == names.PHASE_RUNNING),
+        (names.STATUS_PVC_NOT_FOUND, lambda: trouble == names.REASON_FAILED_PVC_NOT_FOUND),
+        (names.STATUS_WAITING_FOR_VOLUME, lambda: scheduled == pod_status.REASON_WAITING_FOR_VOLUME),
+        (names.STATUS_UNSCHEDULABLE, lambda: scheduled is not None),
+        (names.STATUS_ERR_IMAGE_PULL, lambda: trouble in names.REASONS_NO_IMAGE),
+        (names.STATUS_IMAGE_PULL_BACKOFF, lambda: trouble == names.REASON_IMAGE_PULL_BACKOFF),
+        (names.STATUS_STARTING, lambda: live or (decision is not None and decision.want is RunAction.START)),
+        (names.STATUS_CRASH_LOOP, lambda: decision is not None and decision.want is RunAction.WAIT),
+        (
+            names.STATUS_STARTING,
+            lambda: (
+                vmi is not None
+                and decision is not None
+                and decision.want is RunAction.STOP
+                and defaults.run_strategy(vm) == names.RUN_ALWAYS
+            ),
+        ),
+        (names.STATUS_STOPPED, lambda: True),
+    )
+    return next(name for name, matches in rules if matches())
+
+
+def wanted_conditions(
+    vm: VirtualMachine,
+    vmi: VirtualMachineInstance | None,
+    faults: Sequence[Fault],
+    foreign: bool,
+    waiting: Sequence[str] = (),
+) -> list[Json]:
+    """Every condition that the VM should have now; those of other types are left alone or dropped by the caller.
+
+    `waiting` are the changed fields below spec.template that take effect at the next start.
+    """
+    return [
+        condition
+        for condition in (
+            _ready(vmi),
+            _failure(vmi, faults, foreign),
+            _paused(vmi),
+            _restart_required(waiting),
+        )
+        if condition is not None
+    ]
+
+
+OWNED = (names.CONDITION_READY, names.CONDITION_FAILURE, names.CONDITION_PAUSED, names.CONDITION_RESTART_REQUIRED)
+
+
+def _ready(vmi: VirtualMachineInstance | None) -> Json:
+    if vmi is None:
+        return conditions.make(names.CONDITION_READY, False, names.REASON_VMI_NOT_EXISTS, "The VM is not running")
+    phase = phase_of(vmi)
+    found = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
+    if _deleting(vmi) and found is not None and found.reason == names.REASON_LAUNCHER_NOT_ENDED:
+        return conditions.make(names.CONDITION_READY, False, found.reason, found.message or "")
+    if _deleting(vmi) or phase in names.FINAL_PHASES:
+        return conditions.make(
+            names.CONDITION_READY,
+            False,
+            names.REASON_GUEST_NOT_RUNNING,
+            "The guest has stopped"
+            if phase in names.FINAL_PHASES and not _deleting(vmi)
+            else "The guest is being stopped",
+        )
+    lost = found is not None and found.reason in _UNKNOWN
+    if (phase != names.PHASE_RUNNING and not lost) or found is None:
+        return conditions.make(
+            names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, "The guest is not running yet"
+        )
+    ready = found.status == names.TRUE
+    return conditions.make(names.CONDITION_READY, ready, found.reason or "Ready", found.message or "")
+
+
+def _failure(vmi: VirtualMachineInstance | None, faults: Sequence[Fault], foreign: bool) -> Json | None:
+    """The Failure condition: only while something is wrong."""
+    if foreign:
+        words = "A VirtualMachineInstance of this name exists and has another owner: delete it, or use another name"
+        return conditions.make(names.CONDITION_FAILURE, True, "NameTaken", words)
+    if faults:
+        return conditions.make(names.CONDITION_FAILURE, True, "InvalidSpec", "; ".join(map(str, faults)))
+    trouble = conditions.find(status_of(vmi).conditions, names.CONDITION_SYNCHRONIZED) if vmi else None
+    if trouble is not None and trouble.status == names.FALSE and not _deleting(vmi):
+        return conditions.make(
+            names.CONDITION_FAILURE, True, trouble.reason or names.REASON_SYNC_FAILED, trouble.message or ""
+        )
+    if vmi is not None and phase_of(vmi) == names.PHASE_FAILED and not _deleting(vmi):
+        ready = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
+        words = (ready.message if ready else None) or "The VM has failed"
+        return conditions.make(names.CONDITION_FAILURE, True, status_of(vmi).reason or "Failed", words)
+    return None
+
+
+def _paused(vmi: VirtualMachineInstance | None) -> Json | None:
+    found = conditions.find(status_of(vmi).conditions, names.CONDITION_PAUSED) if vmi else None
+    if found is None or found.status != names.TRUE or _deleting(vmi):
+        return None
+    return conditions.make(names.CONDITION_PAUSED, True, found.reason or "Paused", found.message or "")
+
+
+def _restart_required(waiting: Sequence[str]) -> Json | None:
+    if not waiting:
+        return None
+    words = (
+        f"Changed in spec.template since the VM was started: {listed(waiting)}. Restart the VM for it to take effect"
+    )
+    return conditions.make(names.CONDITION_RESTART_REQUIRED, True, "TemplateChanged", words)
+
+
+def listed(fields: Sequence[str]) -> str:
+    """Names of fields in a sentence, not too many."""
+    more = f" and {len(fields) - NAMED_FIELDS} more" if len(fields) > NAMED_FIELDS else ""
+    return ", ".join(fields[:NAMED_FIELDS]) + more
+
+
+def observed_generation(vm: VirtualMachine, vmi: VirtualMachineInstance | None, is_settled: bool) -> int | None:
+    """The VM's own generation where nothing of it is still to take effect; else the one that the VMI was made from."""
+    text = (vmi.metadata.annotations or {}).get(names.ANNOTATION_GENERATION, "") if vmi and not is_settled else ""
+    return int(text) if text.isdigit() else vm.metadata.generation
+
+
+def snapshot_statuses(vm: VirtualMachine) -> list[Json] | None:
+    """One entry for every volume: none can be snapshotted yet."""
+    template = vm.spec.template.spec
+    volumes = (template.volumes if template else None) or []
+    return [{"name": volume.name, "enabled": False, "reason": NO_SNAPSHOT} for volume in volumes] or None
+
+
+def current(vm: VirtualMachine) -> VirtualMachineStatus:
+    """The status; an empty one where there is none."""
+    return vm.status or VirtualMachineStatus()

@@ -1,0 +1,1 @@
+"""VirtualMachineInstance, until the hand-over to the handler and again from its end."""

@@ -1,0 +1,550 @@
+"""A VMI and its launcher pod, until the hand-over to the handler and again from its end (docs/architecture.md).
+
+One writer at a time: the phases up to Scheduling are the controller's, Scheduled and Running the handler's. When the
+pod has ended, the handler has END_SECONDS to say how; then the controller says it, and likewise when a node is silent.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from api import defaults, names
+from api.errors import Fault
+from api.k8s.meta import format_time, parse_time
+from api.k8s.objects import PersistentVolumeClaim, Pod, PodDisruptionBudget
+from api.kubevirt.vmi import VirtualMachineInstance
+from api.launcher_pods import END_PHASES, has_ended, is_running, may_run_qemu
+from controller import conditions
+from controller.actions import Action, Concurrently, Create, Delete, Json, Patch, RecordEvent
+from controller.cache.node_health import LOST_SECONDS
+from controller.installation.settings import ControllerSettings
+from controller.launcher_pod import metadata_propagation, resources, user_namespaces
+from controller.launcher_pod import networks as pod_networks
+from controller.launcher_pod import pod as pods
+from controller.launcher_pod import volumes as pod_volumes
+from controller.launcher_pod.networks import Definitions
+from controller.vmi import evidence, nic_hotplug, pod_status
+from controller.vmi import status as vmi_status
+from controller.vmi.evidence import Evidence
+from controller.vmi.status import phase_of, status_of, transition
+from kit.reconcile import RequeueAfter
+
+END_SECONDS = 2.0
+"""How long the handler has for reporting an end."""
+IDLE_SECONDS = 15.0
+"""How long a launcher may stay after its VMI's end: one that has run a guest ends by itself."""
+WARNING_SECONDS = 5.0
+"""A pod's Warning Events count when it has been on a node for that long: mounts often work at the second try."""
+AWAIT_SECONDS = 3.0
+"""How long evidence of a pod's end may take before the VMI says that it waits: a handler that is well needs two."""
+OVERDUE_SECONDS = 30.0
+"""A pod that outlives its grace period by this much has a kubelet that does not answer."""
+FENCE_SECONDS = 10.0
+"""Between two looks at whether a deleted Node's pods have had their time."""
+OWN_CONDITIONS = frozenset({names.PHASE_UNSET, names.PHASE_PENDING, names.PHASE_SCHEDULING})
+REASON_INVALID = "InvalidSpec"
+REASON_EMULATED = "EmulationInsteadOfKVM"
+REASON_HOST_USERS = "NoUserNamespace"
+
+
+@dataclass(frozen=True)
+class ObservedVmi:
+    """Everything the plan for a VMI depends on."""
+
+    vmi: VirtualMachineInstance
+    now: datetime
+    pod: Pod | None = None
+    claims: Mapping[str, PersistentVolumeClaim] = field(default_factory=dict)
+    definitions: Definitions = field(default_factory=dict)
+    """The NetworkAttachmentDefinitions that exist of those that the VMI names, by namespace/name."""
+    knows_definitions: bool = True
+    """The API server knows their kind."""
+    settings: ControllerSettings = field(default_factory=ControllerSettings)
+    faults: Sequence[Fault] = ()
+    warning: tuple[str, str] | None = None
+    """Reason and message of the latest Warning Event about the pod."""
+    node_silent_for: float | None = None
+    """Seconds since the last sign of life from its node, if that is not Ready."""
+    bound_for: float = 0.0
+    """Seconds since the pod was first seen on a node."""
+    ended_for: float = 0.0
+    """Seconds since the pod was first seen ended or gone."""
+    host_users: bool = False
+    """A pod of a VMI of this name could not start in a user namespace of its own: it gets none."""
+    strays: Sequence[Pod] = ()
+    """Pods made for other VMIs of this name, earlier ones: whatever their labels and owners say now."""
+    evidence: Evidence = field(default_factory=Evidence)
+
+    @cached_property
+    def unproven(self) -> Mapping[str, str]:
+        """Nodes by UID of the pods that QEMU may still run in, though their objects may be gone or say Failed."""
+        found = {pod.metadata.uid or "": pod for pod in (self.pod, *self.strays) if pod is not None}
+        return evidence.unproven(self.vmi, found, self.evidence)
+
+    @cached_property
+    def is_over(self) -> bool:
+        """Whether no QEMU of this VMI runs any more, or ever has: a launcher starts none before the hand-over."""
+        if self.unproven:
+            return False
+        if self.pod is None or self.pod.status.phase in END_PHASES:
+            return True
+        # A pod that is there and has not ended, but a fence says that it has.
+        return self.pod.metadata.uid in may_run_qemu(self.vmi)
+
+    @cached_property
+    def defaulted(self) -> VirtualMachineInstance:
+        """The VMI with its defaults."""
+        return defaults.default_vmi(self.vmi, config=self.settings.configuration)
+
+
+def plan(seen: ObservedVmi) -> list[Action | RequeueAfter]:
+    """What to do next for one VMI."""
+    return list(_plan(seen))
+
+
+def _plan(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
+    phase, pod = phase_of(seen.vmi), seen.pod
+    over = phase in names.FINAL_PHASES
+    if seen.vmi.metadata.deletionTimestamp:
+        yield from _delete(seen, over)
+    elif phase not in OWN_CONDITIONS and (lost := _lost(seen)):
+        yield lost
+    elif over:
+        yield from _delete_pod(seen, phase)
+    elif pod is None and phase in (names.PHASE_UNSET, names.PHASE_PENDING):
+        yield from _create(seen)
+    elif phase in OWN_CONDITIONS and pod is not None and (why := user_namespaces.failure(pod, seen.warning)):
+        yield from _without_namespace(seen, pod, why)
+    elif seen.is_over:
+        yield from _conclude(seen)
+    elif pod is None or pod.status.phase in END_PHASES:
+        yield from _await(seen)
+    elif phase in OWN_CONDITIONS:
+        yield from _progress(seen, pod)
+        yield from metadata_propagation.to_pod(seen.vmi, pod)
+    else:
+        yield from _gate(seen, pod)
+        yield from pod_networks.update_annotation(seen.defaulted, pod)
+        yield from _watch_claims(seen)
+        yield from _watch_node(seen)
+        yield from metadata_propagation.to_pod(seen.vmi, pod)
+
+
+def _lost(seen: ObservedVmi) -> Patch | None:
+    """Brings back what keeps a second copy from being made, if it was taken off: our finalizer, the pod's entry in
+    activePods, and the label by which the node's handler finds the VMI.
+
+    Before the hand-over nothing depends on them, and they come with the next write.
+    """
+    vmi, pod, node = seen.vmi, seen.pod, status_of(seen.vmi).nodeName
+    metadata, status, known = _with_finalizer(vmi), {}, may_run_qemu(vmi)
+    if (
+        pod is not None
+        and is_running(pod)
+        and phase_of(vmi) not in names.FINAL_PHASES
+        and pod.metadata.uid not in known
+    ):
+        status = {"activePods": {pod.metadata.uid: pod.spec.nodeName}}
+    if node and (known or status) and (vmi.metadata.labels or {}).get(names.LABEL_NODE_NAME) != node:
+        metadata["labels"] = {names.LABEL_NODE_NAME: node}
+    return (
+        _patch(vmi, status, {"resourceVersion": vmi.metadata.resourceVersion, **metadata})
+        if metadata or status
+        else None
+    )
+
+
+# ---- before there is a pod ------------------------------------------------------------------------------------------
+
+
+def _create(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
+    living = [pod for pod in seen.strays if evidence.may_still_run(pod, seen.evidence)]
+    if living or seen.unproven:
+        yield from _await_other_pods(seen, living)
+        return
+    missing = [name for name in pod_volumes.claim_names(seen.vmi.spec) if name not in seen.claims]
+    networks = pod_networks.problems(seen.vmi, seen.definitions, seen.knows_definitions)
+    if seen.faults:
+        words = "; ".join(map(str, seen.faults))
+        yield from refused(seen.vmi, REASON_INVALID, words, seen.now)
+    elif missing:
+        words = f"PersistentVolumeClaim {', '.join(missing)} not found in namespace {seen.vmi.metadata.namespace}"
+        yield from refused(seen.vmi, names.REASON_FAILED_PVC_NOT_FOUND, words, seen.now)
+    elif networks:
+        yield from refused(seen.vmi, names.REASON_NETWORK_NOT_FOUND, "; ".join(networks), seen.now)
+    else:
+        budget = pods.disruption_budget(seen.defaulted)
+        if budget is not None:
+            yield Create(PodDisruptionBudget, budget)
+        made = pods.launcher_pod(seen.defaulted, seen.settings, seen.claims, seen.definitions, seen.host_users)
+        yield Create(Pod, made)
+
+
+def _await_other_pods(seen: ObservedVmi, living: Sequence[Pod]) -> Iterator[Action | RequeueAfter]:
+    """Waits for the pods of earlier VMIs of this name, and ends those that are left without a VMI.
+
+    They are written down here, as this VMI's own are: a pod whose object vanishes meanwhile has not ended by that. The
+    node's handler is asked by the VMI's nodeName, one node at a time, first where no object is left to look at.
+    """
+    vmi, status = seen.vmi, status_of(seen.vmi)
+    there = {pod.metadata.uid or "": pod.spec.nodeName or "" for pod in living}
+    known = may_run_qemu(vmi)
+    node = next(iter(sorted(set(seen.unproven.values()) - set(there.values())) or sorted(there.values())), None)
+    awaited = {**seen.unproven, **there}
+    where = ", ".join(f"{_named(uid, living)} on node {at}" for uid, at in sorted(awaited.items()))
+    words = f"An earlier instance of this name may still run: {where}. {_advice(vmi)}"
+    wanted = [
+        _not_ready("There is no launcher pod yet"),
+        conditions.make(names.CONDITION_SYNCHRONIZED, False, names.REASON_LAUNCHER_NOT_ENDED, words),
+    ]
+    stamp = format_time(seen.now)
+    merged = conditions.merged(status.conditions, wanted, (), stamp)
+    news = {uid: at for uid, at in there.items() if known.get(uid) != at}
+    step, told = transition(vmi, names.PHASE_PENDING, stamp), conditions.differ(status.conditions, merged)
+    if step or news or told or status.nodeName != node:
+        metadata = {**_with_finalizer(vmi), "labels": {names.LABEL_NODE_NAME: node}}
+        metadata["resourceVersion"] = vmi.metadata.resourceVersion
+        changes = {**step, "conditions": merged, "activePods": {**known, **there}, "nodeName": node}
+        yield _patch(vmi, changes, metadata)
+        if told:
+            yield RecordEvent(vmi, names.REASON_LAUNCHER_NOT_ENDED, words, "Warning")
+    yield from (_remove(pod, None) for pod in seen.strays if not pod.metadata.deletionTimestamp)
+    if seen.evidence.fences:
+        yield RequeueAfter(FENCE_SECONDS)
+
+
+def _named(uid: str, pods: Sequence[Pod]) -> str:
+    found = next((pod for pod in pods if pod.metadata.uid == uid), None)
+    return f"pod {found.metadata.name}" if found else f"the vanished pod of UID {uid}"
+
+
+def _advice(vmi: VirtualMachineInstance) -> str:
+    return (
+        "Waiting for the node's kubelet or handler to report that it has ended. If the node is off, taint it with "
+        "node.kubernetes.io/out-of-service or delete it; if you made sure that this VM's QEMU does not run there: "
+        f"hyperctl fence -n {vmi.metadata.namespace} {vmi.metadata.name}"
+    )
+
+
+def refused(vmi: VirtualMachineInstance, reason: str, message: str, now: datetime) -> Iterator[Action]:
+    """Says once, in the VMI and as an Event, why there is no pod."""
+    stamp, status = format_time(now), status_of(vmi)
+    wanted = [
+        _not_ready("There is no launcher pod yet"),
+        conditions.make(names.CONDITION_SYNCHRONIZED, False, reason, message),
+    ]
+    merged = conditions.merged(status.conditions, wanted, (), stamp)
+    step, metadata, told = (
+        transition(vmi, names.PHASE_PENDING, stamp),
+        _with_finalizer(vmi),
+        conditions.differ(status.conditions, merged),
+    )
+    if step or metadata or told:
+        yield _patch(vmi, {**step, "conditions": merged}, metadata)
+    if step or told:
+        yield RecordEvent(vmi, reason, message, "Warning")
+
+
+# ---- until the hand-over --------------------------------------------------------------------------------------------
+
+
+def _progress(seen: ObservedVmi, pod: Pod) -> Iterator[Action | RequeueAfter]:
+    if pod.metadata.deletionTimestamp and pod.spec.nodeName:
+        # It is about to end: handed over now, its guest would start only to be shut down.
+        return
+    if not pod.spec.nodeName and seen.settings.emulated and resources.asks_for_kvm(pod):
+        yield from _recreate_pod(seen.vmi, pod, format_time(seen.now))
+        return
+    vmi, status, stamp = seen.vmi, status_of(seen.vmi), format_time(seen.now)
+    running = is_running(pod)
+    known = conditions.find(status.conditions, names.CONDITION_SYNCHRONIZED)
+    lasting = seen.bound_for >= WARNING_SECONDS
+    troubles = [] if running else pod_status.startup_problems(pod, vmi.spec, seen.claims, seen.warning, lasting, known)
+    merged = conditions.merged(
+        status.conditions,
+        [_not_ready("The guest is not running yet"), *troubles],
+        (names.CONDITION_SYNCHRONIZED, names.CONDITION_POD_SCHEDULED),
+        stamp,
+    )
+    step = transition(vmi, names.PHASE_SCHEDULED if running else names.PHASE_SCHEDULING, stamp)
+    metadata, spec = _with_finalizer(vmi), nic_hotplug.without_defaults(vmi, seen.defaulted) if step else {}
+    if spec:
+        metadata["resourceVersion"] = vmi.metadata.resourceVersion
+    if step or metadata or conditions.differ(status.conditions, merged):
+        facts = vmi_status.facts(seen.defaulted, pod, seen.claims, seen.settings)
+        changes: Json = {**facts, **step, "conditions": merged}
+        if running or status.nodeName:
+            # Before the hand-over it may name the node of an earlier instance, which was waited for.
+            node = pod.spec.nodeName if running else None
+            changes["nodeName"] = node
+            metadata = {**metadata, "labels": {names.LABEL_NODE_NAME: node}}
+        yield Concurrently((_patch(vmi, changes, metadata, spec), *_gate(seen, pod)))
+        yield from pod_networks.update_annotation(seen.defaulted, pod)
+        yield from (
+            RecordEvent(vmi, trouble["reason"], trouble["message"], "Warning")
+            for trouble in troubles
+            if _is_changed(status.conditions, trouble)
+        )
+    else:
+        yield from _gate(seen, pod)
+        yield from pod_networks.update_annotation(seen.defaulted, pod)
+    if seen.warning and not running and seen.bound_for < WARNING_SECONDS:
+        yield RequeueAfter(WARNING_SECONDS - seen.bound_for)
+
+
+def _recreate_pod(vmi: VirtualMachineInstance, pod: Pod, stamp: str) -> Iterator[Action]:
+    """The pod waits for KVM, which no node has (any more), and emulation is allowed (by now).
+
+    First the phase goes back: a VMI without pod in a later phase has lost its guest.
+    """
+    yield from _back_to_pending(vmi, stamp)
+    if transition(vmi, names.PHASE_PENDING, stamp):
+        yield RecordEvent(
+            vmi, REASON_EMULATED, "No node has KVM: the launcher pod is made anew, for software emulation"
+        )
+    if not pod.metadata.deletionTimestamp:
+        # Only as it was seen: meanwhile it may have got a node, and a guest.
+        yield replace(_remove(pod, 0), version=pod.metadata.resourceVersion)
+
+
+def _back_to_pending(vmi: VirtualMachineInstance, stamp: str) -> Iterator[Action]:
+    step = transition(vmi, names.PHASE_PENDING, stamp)
+    if step:
+        yield _patch(vmi, step, {"resourceVersion": vmi.metadata.resourceVersion})
+
+
+def _without_namespace(seen: ObservedVmi, pod: Pod, why: str) -> Iterator[Action]:
+    """The pod cannot start in a user namespace: it is made anew without one. Nothing of it has run."""
+    stamp = format_time(seen.now)
+    yield from _back_to_pending(seen.vmi, stamp)
+    if not pod.metadata.deletionTimestamp:
+        yield replace(_remove(pod, None), version=pod.metadata.resourceVersion)
+        words = f"The launcher pod cannot have a user namespace and is made anew without: {why}"
+        yield RecordEvent(seen.vmi, REASON_HOST_USERS, words, "Warning")
+
+
+def _is_changed(known: Sequence[Any] | None, trouble: Json) -> bool:
+    before = conditions.find(known, trouble["type"])
+    return "message" in trouble and (before is None or before.reason != trouble["reason"])
+
+
+def _gate(seen: ObservedVmi, pod: Pod) -> Iterator[Action]:
+    """The readiness gate: open unless the guest is paused.
+
+    It is opened as soon as the pod is on a node, so that the kubelet can call the pod Ready when its containers are:
+    opened after that, the kubelet notices up to a second later (measured, Kubernetes 1.36), and only then do Services
+    lead to the guest. Not before: a status that changes while the scheduler decides makes it decide twice.
+    """
+    if not pod.spec.nodeName:
+        return
+    paused = _is_paused(seen.vmi)
+    wanted = names.FALSE if paused else names.TRUE
+    gate = conditions.find(pod.status.conditions, names.READINESS_GATE)
+    # A gate without a condition is closed.
+    if pod.metadata.deletionTimestamp or wanted == (gate.status if gate is not None else names.FALSE):
+        return
+    stamp = format_time(seen.now)
+    condition = {
+        "type": names.READINESS_GATE,
+        "status": wanted,
+        "lastTransitionTime": stamp,
+        "reason": "Paused" if paused else "NotPaused",
+    }
+    yield Patch(
+        Pod,
+        pod.metadata.namespace or "",
+        pod.metadata.name or "",
+        {"status": {"conditions": [condition]}},
+        subresource="status",
+        patch_kind="strategic",
+    )
+
+
+def _is_paused(vmi: VirtualMachineInstance) -> bool:
+    starts_paused = vmi.spec.startStrategy == "Paused" and phase_of(vmi) != names.PHASE_RUNNING
+    return starts_paused or conditions.holds(status_of(vmi).conditions, names.CONDITION_PAUSED)
+
+
+# ---- while the handler owns it -------------------------------------------------------------------------------------
+
+
+def _watch_claims(seen: ObservedVmi) -> Iterator[Action]:
+    """Says how large the claims are, for handler and launcher: one that has grown is a larger disk of the guest's."""
+    entries = vmi_status.grown(seen.vmi, seen.claims)
+    if entries is not None:
+        # The list is written whole: only in this version.
+        yield _patch(seen.vmi, {"volumeStatus": entries}, {"resourceVersion": seen.vmi.metadata.resourceVersion})
+
+
+def _watch_node(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
+    """Says that nobody knows how the guest is, when its node and handler are silent. They say it when they are back.
+
+    No more than that: a node that is silent may well run the guest, and a second one would ruin its disks. Whoever
+    knows that the node is off says so to Kubernetes, which then removes the pod (docs/nodes.md).
+    """
+    vmi, name = seen.vmi, status_of(seen.vmi).nodeName
+    known = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
+    marked = known is not None and known.reason == names.REASON_NODE_NOT_READY
+    if seen.node_silent_for is None:
+        if marked and phase_of(vmi) == names.PHASE_SCHEDULED:
+            yield _ready_patch(seen, _not_ready("The guest is not running yet"))
+    elif seen.node_silent_for < LOST_SECONDS:
+        yield RequeueAfter(LOST_SECONDS - seen.node_silent_for)
+    elif not marked:
+        words = f"Node {name} is silent: whether the guest runs is not known. It is not started elsewhere meanwhile"
+        yield _ready_patch(seen, conditions.make(names.CONDITION_READY, False, names.REASON_NODE_NOT_READY, words))
+        yield RecordEvent(vmi, names.REASON_NODE_NOT_READY, words, "Warning")
+
+
+def _ready_patch(seen: ObservedVmi, ready: Json) -> Patch:
+    """Replaces the condition Ready, in this version: the list is written whole."""
+    merged = conditions.merged(status_of(seen.vmi).conditions, [ready], (), format_time(seen.now))
+    return _patch(seen.vmi, {"conditions": merged}, {"resourceVersion": seen.vmi.metadata.resourceVersion})
+
+
+# ---- the end --------------------------------------------------------------------------------------------------------
+
+
+def _await(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
+    """The pod is gone, or called Failed, but nothing proves that its QEMU has ended: says so, and what would."""
+    if seen.ended_for < AWAIT_SECONDS:
+        yield RequeueAfter(AWAIT_SECONDS - seen.ended_for)
+        return
+    yield from _report_awaited(seen)
+    if seen.evidence.fences:
+        yield RequeueAfter(FENCE_SECONDS)
+
+
+def _report_awaited(seen: ObservedVmi) -> Iterator[Action]:
+    vmi, pod = seen.vmi, seen.pod
+    if pod is None or (seen.unproven and pod.metadata.uid not in seen.unproven):
+        where = ", ".join(sorted(set(seen.unproven.values())))
+        what = f"The launcher pod is gone, but whether its QEMU on node {where} has ended is not known"
+    elif pod.status.phase in END_PHASES:
+        why = f" ({pod.status.reason})" if pod.status.reason else ""
+        what = f"Pod {pod.metadata.name} is {pod.status.phase}{why}, but node {pod.spec.nodeName} has not reported that"
+        what += " its containers have ended"
+    else:
+        what = f"Pod {pod.metadata.name} on node {pod.spec.nodeName} is being ended"
+    ready = conditions.make(names.CONDITION_READY, False, names.REASON_LAUNCHER_NOT_ENDED, f"{what}. {_advice(vmi)}")
+    known = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
+    if known is None or (known.reason, known.message) != (ready["reason"], ready["message"]):
+        yield _ready_patch(seen, ready)
+        yield RecordEvent(vmi, ready["reason"], ready["message"], "Warning")
+
+
+def _conclude(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
+    """The pod has ended or is gone, and nobody has said how."""
+    if phase_of(seen.vmi) not in OWN_CONDITIONS and seen.ended_for < END_SECONDS:
+        yield RequeueAfter(END_SECONDS - seen.ended_for)
+        return
+    end = pod_status.disruption_cause(pod_status.end_of(seen.pod), seen.vmi, seen.pod, seen.warning)
+    yield _patch(seen.vmi, _ended(seen, end), {"resourceVersion": seen.vmi.metadata.resourceVersion})
+    if end.phase == names.PHASE_FAILED:
+        yield RecordEvent(seen.vmi, end.reason, end.message, "Warning")
+
+
+def _delete_pod(seen: ObservedVmi, phase: str) -> Iterator[Action | RequeueAfter]:
+    """A VMI that failed before its guest ran leaves a launcher that waits for nothing. Ended pods keep their log."""
+    pod = seen.pod
+    if pod is None or has_ended(pod) or pod.metadata.deletionTimestamp:
+        return
+    at = vmi_status.reached_at(seen.vmi, phase)
+    left = IDLE_SECONDS - (seen.now - parse_time(at)).total_seconds() if at else 0.0
+    yield RequeueAfter(left) if left > 0 else _remove(pod, None)
+
+
+def _ended(seen: ObservedVmi, end: pod_status.VmEnd) -> Json:
+    stamp = format_time(seen.now)
+    ready = conditions.make(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, end.message)
+    gone = (names.CONDITION_AGENT_CONNECTED, names.CONDITION_PAUSED, names.CONDITION_POD_SCHEDULED)
+    merged = conditions.merged(status_of(seen.vmi).conditions, [ready], gone, stamp)
+    ended: Json = {**transition(seen.vmi, end.phase, stamp), "reason": end.reason, "conditions": merged}
+    # Only with evidence for each of them this is written.
+    return {**ended, "activePods": dict.fromkeys(listed)} if (listed := may_run_qemu(seen.vmi)) else ended
+
+
+def _delete(seen: ObservedVmi, over: bool) -> Iterator[Action | RequeueAfter]:
+    vmi, pod = seen.vmi, seen.pod
+    if not seen.is_over:
+        if pod is not None and not has_ended(pod):
+            grace, left = _grace(vmi, pod), pod.metadata.deletionGracePeriodSeconds
+            if not pod.metadata.deletionTimestamp or (grace is not None and left is not None and grace < left):
+                yield _remove(pod, grace)
+        yield from _explain(seen)
+        return
+    if names.FINALIZER_VMI not in (vmi.metadata.finalizers or ()):
+        return
+    if pod is None:
+        yield _patch(vmi, None, _without_finalizer(vmi))
+    elif not has_ended(pod):
+        # It is not the kubelet that vouches for its end. Its object goes first: the next instance would wait for it.
+        yield _remove(pod, 0)
+        yield _patch(vmi, None if over else _ended(seen, pod_status.end_of(pod)), _without_finalizer(vmi))
+    else:
+        # An end that was not reported goes into the same write. The pod's object is the kubelet's to remove: it does so
+        # within a second of its containers' end (measured, Kubernetes 1.36).
+        yield _patch(vmi, None if over else _ended(seen, pod_status.end_of(pod)), _without_finalizer(vmi))
+        if not pod.metadata.deletionTimestamp:
+            yield _remove(pod, None)
+
+
+def _explain(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
+    """Says what the deletion waits for, where it is more than a guest that shuts down."""
+    vmi, pod = seen.vmi, seen.pod
+    if pod is None or pod.status.phase in END_PHASES:
+        yield from _await(seen)
+        return
+    ends = parse_time(pod.metadata.deletionTimestamp) if pod.metadata.deletionTimestamp else None
+    late = (seen.now - ends).total_seconds() - OVERDUE_SECONDS if ends else None
+    orphaned = all(owner.uid != vmi.metadata.uid for owner in pod.metadata.ownerReferences or ())
+    if orphaned or (late is not None and late >= 0):
+        yield from _report_awaited(seen)
+    elif late is not None:
+        yield RequeueAfter(-late)
+
+
+def _grace(vmi: VirtualMachineInstance, pod: Pod) -> int | None:
+    """Seconds for the pod to end; None: as long as it was made with."""
+    made_with, wanted = pod.spec.terminationGracePeriodSeconds, pods.pod_grace_seconds(vmi.spec)
+    if made_with is None or wanted == made_with:
+        return None
+    # Somebody shortened the VMI's after the launcher was told how long to wait for its guest, so it is the kubelet that
+    # ends both. Not 0: that takes the pod's object away while the pod still runs.
+    return wanted if wanted > made_with else max(1, pods.grace_seconds(vmi.spec))
+
+
+def _remove(pod: Pod, grace: int | None) -> Delete:
+    return Delete(Pod, pod.metadata.namespace or "", pod.metadata.name or "", pod.metadata.uid or "", grace)
+
+
+# ---- patches --------------------------------------------------------------------------------------------------------
+
+
+def _not_ready(message: str) -> Json:
+    return conditions.make(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, message)
+
+
+def _with_finalizer(vmi: VirtualMachineInstance) -> Json:
+    """The metadata that adds our finalizer, if it is missing. A list is replaced whole: only in this version."""
+    finalizers = vmi.metadata.finalizers or []
+    if names.FINALIZER_VMI in finalizers:
+        return {}
+    return {"finalizers": [*finalizers, names.FINALIZER_VMI], "resourceVersion": vmi.metadata.resourceVersion}
+
+
+def _without_finalizer(vmi: VirtualMachineInstance) -> Json:
+    rest = [name for name in vmi.metadata.finalizers or () if name != names.FINALIZER_VMI]
+    return {"finalizers": rest or None, "resourceVersion": vmi.metadata.resourceVersion}
+
+
+def _patch(vmi: VirtualMachineInstance, status: Json | None, metadata: Json, spec: Json | None = None) -> Patch:
+    """A patch of this very VMI, not of a later one of the same name."""
+    body: Json = {"metadata": {"uid": vmi.metadata.uid, **metadata}}
+    if spec:
+        body["spec"] = spec
+    if status:
+        body["status"] = status
+    return Patch(VirtualMachineInstance, vmi.metadata.namespace or "", vmi.metadata.name or "", body)

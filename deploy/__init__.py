@@ -1,0 +1,1 @@
+"""Hyperlet on a cluster: `make up` and `make down`."""

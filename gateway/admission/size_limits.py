@@ -1,0 +1,101 @@
+"""How much one object may hold, looked at before anything else: what comes after takes the time of what there is.
+
+A VM of the largest kind has some thousand values. The limits are far above that, and low enough for a review to take
+less than 50 ms of CPU whatever is sent (`bench admission`).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from api import names
+from api.errors import Fault
+from api.schema.shape import SHOWN
+from api.validation.validate import MAX_ANNOTATION_BYTES
+from gateway.admission.review import AdmissionRequest
+
+ENTRIES = 512
+"""Entries of one list or object."""
+VALUES = 10_000
+"""Values of a spec, all together."""
+TEXT = 448 << 10
+"""Characters of a spec, all together: a template's annotations and cloud-init data at their limits."""
+_NESTED = (dict, list)
+_METADATA = ("labels", "annotations", "finalizers", "ownerReferences")
+
+
+def faults(request: AdmissionRequest) -> list[Fault]:
+    """What there is too much of; nothing else is to be looked at then."""
+    if request.trouble:
+        return [_too_much("", request.trouble)]
+    document = request.object or {}
+    return [*_metadata(document.get("metadata")), *_spec(document.get("spec"))][:1]
+
+
+def _metadata(metadata: Any) -> Iterator[Fault]:
+    if not isinstance(metadata, dict):
+        return
+    for field in _METADATA:
+        value = metadata.get(field)
+        if isinstance(value, dict | list) and len(value) > ENTRIES:
+            yield _too_much(f"metadata.{field}", f"has {len(value)} entries, more than the {ENTRIES} possible")
+    annotations = metadata.get("annotations")
+    if isinstance(annotations, dict):
+        # The API server has the same limit, and comes to it after the webhooks.
+        size = sum(len(key) + len(value) for key, value in annotations.items() if isinstance(value, str))
+        if size > MAX_ANNOTATION_BYTES:
+            words = f"{size} characters together, more than the {MAX_ANNOTATION_BYTES} possible"
+            yield _too_much("metadata.annotations", f"{words}: apply with --server-side, which needs no annotation")
+
+
+def _spec(spec: Any) -> Iterator[Fault]:
+    if not _fits(spec):
+        yield from _excess(spec)
+
+
+def _fits(spec: Any) -> bool:
+    """Whether `_excess` would find nothing: without paths, which nearly no document needs."""
+    values, text = 0, 0
+    waiting: list[Any] = [spec] if spec.__class__ in _NESTED else []
+    for node in waiting:
+        count = len(node)
+        values += count
+        if count > ENTRIES or values > VALUES:
+            return False
+        children = node
+        if node.__class__ is dict:
+            text += sum(map(len, node))
+            children = node.values()
+        for child in children:
+            kind = child.__class__
+            if kind is str:
+                text += len(child)
+            elif kind is dict or kind is list:
+                waiting.append(child)
+    return text <= TEXT
+
+
+def _excess(spec: Any) -> Iterator[Fault]:
+    values, text, waiting = 0, 0, [("spec", spec)]
+    while waiting:
+        path, node = waiting.pop()
+        if node.__class__ not in _NESTED:
+            continue
+        if len(node) > ENTRIES:
+            yield _too_much(path, f"has {len(node)} entries, more than the {ENTRIES} possible")
+            return
+        values += len(node)
+        if node.__class__ is dict:
+            text += sum(map(len, node))
+            children = [(f"{path}.{key[:SHOWN]}", child) for key, child in node.items()]
+        else:
+            children = [(f"{path}[{index}]", child) for index, child in enumerate(node)]
+        text += sum(len(child) for _, child in children if child.__class__ is str)
+        if values > VALUES or text > TEXT:
+            words = f"more than {VALUES} values" if values > VALUES else f"texts of more than {TEXT} characters"
+            yield _too_much("spec", f"has {words} together")
+            return
+        waiting += [(here, child) for here, child in children if child.__class__ in _NESTED]
+
+
+def _too_much(path: str, words: str) -> Fault:
+    return Fault(path, names.FAULT_INVALID, f"{words}; nothing else of the object was looked at")

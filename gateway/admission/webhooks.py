@@ -1,0 +1,77 @@
+"""Admission: what the API server asks before it stores an object of ours."""
+
+from collections.abc import Callable, Sequence
+
+from aiohttp import web
+
+from api.errors import Fault
+from gateway.admission import eviction, kinds, ownership, review, size_limits
+from gateway.admission.pod_security import PodSecurity
+from gateway.admission.review import AdmissionDecision, AdmissionRequest, BadReview
+from gateway.context import Gateway
+from gateway.http.request_bodies import RequestBodies
+
+MUTATE = "/admission/mutate"
+VALIDATE = "/admission/validate"
+EVICT = "/admission/evict"
+BODY_LIMIT = 8 << 20
+"""Bytes of a review: the API server takes objects of up to 3 MiB, and a review of an update has two."""
+
+
+def routes(app: web.Application, gateway: Gateway) -> None:
+    """Adds the three endpoints."""
+    namespaces, bodies = PodSecurity(gateway.kube), RequestBodies()
+
+    async def mutate(request: web.Request) -> web.Response:
+        return await _answer(
+            request,
+            bodies,
+            namespaces,
+            gateway,
+            lambda asked, more: kinds.mutate(asked, gateway.configuration(), gateway.namespace, more),
+        )
+
+    async def validate(request: web.Request) -> web.Response:
+        return await _answer(
+            request,
+            bodies,
+            namespaces,
+            gateway,
+            lambda asked, more: kinds.validate(asked, gateway.configuration(), gateway.namespace, more),
+        )
+
+    async def evict(request: web.Request) -> web.Response:
+        try:
+            asked = review.parse(await bodies.read(request, BODY_LIMIT))
+        except (BadReview, RecursionError) as error:
+            return web.Response(status=400, text=f"{error}\n")
+        found = await eviction.refusal(gateway.kube, gateway.configuration(), asked)
+        return web.Response(body=review.refused(asked, found), content_type="application/json")
+
+    app.router.add_post(EVICT, evict)
+    app.router.add_post(MUTATE, mutate)
+    app.router.add_post(VALIDATE, validate)
+
+
+def quick_checks(body: bytes, namespace: str) -> tuple[AdmissionRequest, AdmissionDecision | None]:
+    """The request, and its refusal if it holds more than is looked at. Raises BadReview, RecursionError."""
+    asked = review.parse(body, lambda who: ownership.is_component(who, namespace))
+    found = [] if ownership.is_component(asked, namespace) else size_limits.faults(asked)
+    return asked, AdmissionDecision(faults=found) if found else None
+
+
+async def _answer(
+    request: web.Request,
+    bodies: RequestBodies,
+    namespaces: PodSecurity,
+    gateway: Gateway,
+    decide: Callable[[AdmissionRequest, Sequence[Fault]], AdmissionDecision],
+) -> web.Response:
+    try:
+        asked, verdict = quick_checks(await bodies.read(request, BODY_LIMIT), gateway.namespace)
+        body = review.answer(asked, verdict or decide(asked, await namespaces.faults(asked)))
+    except BadReview as error:
+        return web.Response(status=400, text=f"{error}\n")
+    except RecursionError:
+        return web.Response(status=400, text="the object is nested more deeply than any that is stored\n")
+    return web.Response(body=body, content_type="application/json")

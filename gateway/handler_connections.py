@@ -1,0 +1,174 @@
+"""The way to the handlers: one gRPC connection to each node that is asked, by mTLS.
+
+A handler is found by its pod (label `kubevirt.io=virt-handler`, in our own namespace, by `spec.nodeName`), and must
+show a certificate for `<node name>.node.hyperlet`: a pod that merely has the label, or another node's handler, is not
+talked to.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from api import names
+from api.k8s.objects import Pod
+from gateway.http import status
+from gateway.http.status import StatusError
+from gateway.pki.certificates import Certificates
+from kit import log, rpc
+from kit.cache import Store
+from kit.kube import Kube
+from kit.tls import TlsIdentity
+from protos import node_pb2_grpc as services
+
+PORT = 8444
+CALL_SECONDS = 50.0
+"""How long a node may take for a verb: a freeze takes as long as the guest has to write. The handler gives up at 45."""
+
+T = TypeVar("T")
+Stub = Any  # NodeStub is generated without types
+_log = log.logger(component="nodes")
+
+
+def refused(error: grpc.aio.AioRpcError, node: str, kind: str, name: str) -> StatusError:
+    """What a node's refusal means to the one who asked us. The words come from far away and are cut."""
+    words = status.readable(error.details() or "no reason given")
+    match error.code():
+        case grpc.StatusCode.NOT_FOUND:
+            return StatusError(404, "NotFound", words, {"name": name, "group": names.GROUP, "kind": kind.lower()})
+        case grpc.StatusCode.FAILED_PRECONDITION | grpc.StatusCode.ABORTED | grpc.StatusCode.ALREADY_EXISTS:
+            return status.conflict(kind, name, words)
+        case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE:
+            return status.bad_request(words)
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return status.not_implemented(f"the handler of node {node} cannot do this yet: {words}")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return status.too_many(words)
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
+            return status.unavailable(f"The handler of node {node} cannot be reached: {words}")
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return StatusError(504, "Timeout", f"The handler of node {node} did not answer in time: {words}")
+        case _:
+            return status.internal(f"node {node}: {words}")
+
+
+class _HandlerConnection:
+    """One channel, how it was made, and who uses it."""
+
+    def __init__(self, made_for: tuple[str, TlsIdentity], channel: grpc.aio.Channel) -> None:
+        self.made_for = made_for
+        self.channel = channel
+        self.users = 0
+        self.retired = False
+
+
+class HandlerConnections:
+    """Finds handlers and keeps the connections. Call `start`, and `close` at the end."""
+
+    def __init__(self, kube: Kube, namespace: str, certificates: Certificates, port: int = PORT) -> None:
+        labels = {names.LABEL_APP: names.APP_HANDLER}
+        self._pods = Store(kube, Pod, labels=labels, namespace=namespace)
+        self._pods.index("node", lambda pod: [pod.spec.nodeName] if pod.spec.nodeName else [])
+        self._certificates = certificates
+        self._port = port
+        self._links: dict[str, _HandlerConnection] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Follows the handlers' pods."""
+        self._pods.start()
+
+    def trouble(self) -> str | None:
+        """Why no node can be reached, if so: for the readiness check."""
+        return None if self._pods.is_synced else "the handlers' pods are not known yet"
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        await self._pods.stop()
+        for link in self._links.values():
+            await link.channel.close()
+        self._links.clear()
+        await asyncio.gather(*self._closing)
+
+    @contextlib.asynccontextmanager
+    async def stub(self, node: str) -> AsyncIterator[Stub]:
+        """A client of the node's handler for one conversation. Raises StatusError (503) when there is none."""
+        link = self._link(node)
+        link.users += 1
+        try:
+            yield services.NodeStub(link.channel)
+        finally:
+            link.users -= 1
+            self._sweep(link)
+
+    async def call(self, node: str, kind: str, name: str, ask: Callable[[Stub], Awaitable[T]]) -> T:
+        """One answer of a node about the object `kind` `name`. Raises StatusError."""
+        async with self.stub(node) as stub:
+            try:
+                return await asyncio.wait_for(ask(stub), CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                raise refused(error, node, kind, name) from error
+            except TimeoutError:
+                raise StatusError(504, "Timeout", f"The handler of node {node} did not answer in time") from None
+
+    def _link(self, node: str) -> _HandlerConnection:
+        address, identity = self._address(node), self._certificates.client
+        if identity is None:
+            raise status.unavailable("The gateway has no certificate for the nodes yet")
+        link = self._links.get(node)
+        if link is None or link.made_for != (address, identity):
+            if link is not None:
+                link.retired = True
+                self._sweep(link)
+            link = self._links[node] = _HandlerConnection((address, identity), _channel(node, address, identity))
+        return link
+
+    def _address(self, node: str) -> str:
+        """Where the node's handler listens: that of several pods which is ready, as when one is being replaced."""
+        found = [pod for pod in self._pods.by("node", node) if pod.status.podIP and not pod.metadata.deletionTimestamp]
+        found.sort(key=_is_ready, reverse=True)
+        if not found:
+            raise status.unavailable(f"Node {node} has no running handler: the virtual machine cannot be reached")
+        address = found[0].status.podIP
+        return f"[{address}]:{self._port}" if address and ":" in address else f"{address}:{self._port}"
+
+    def _sweep(self, link: _HandlerConnection) -> None:
+        if link.retired and not link.users:
+            task = asyncio.create_task(link.channel.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+
+def _is_ready(pod: Pod) -> bool:
+    return any(each.type == "Ready" and each.status == "True" for each in pod.status.conditions or ())
+
+
+def _channel(node: str, address: str, identity: TlsIdentity) -> grpc.aio.Channel:
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=identity.roots, private_key=identity.key, certificate_chain=identity.certificate
+    )
+    return grpc.aio.secure_channel(
+        address,
+        credentials,
+        options=[
+            # The name is the node's, never what DNS or the address says.
+            ("grpc.ssl_target_name_override", names.node_dns_name(node)),
+            ("grpc.max_receive_message_length", rpc.MAX_MESSAGE),
+            ("grpc.max_send_message_length", rpc.MAX_MESSAGE),
+            ("grpc.max_metadata_size", 16384),
+            # Fixed windows: a viewer that does not read costs 64 KiB, not megabytes.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 2000),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+            # An idle console must notice that its node is gone.
+            ("grpc.keepalive_time_ms", 30000),
+            ("grpc.keepalive_timeout_ms", 20000),
+            ("grpc.http2.max_pings_without_data", 0),
+        ],
+    )

@@ -1,0 +1,188 @@
+"""Who asks: the user that the API server's front proxy vouches for.
+
+The aggregation layer sends requests on with its own client certificate and the user in headers. Both must be right: a
+certificate of the request header authority **and** a common name that is allowed; else anybody who reaches the port
+could call himself system:admin. What is right stands in ConfigMap kube-system/extension-apiserver-authentication.
+
+Sources: Kubernetes documentation, "Configure the aggregation layer"; k8s.io/apiserver,
+pkg/authentication/request/headerrequest.
+"""
+
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+from aiohttp import web
+from multidict import CIMultiDictProxy
+
+from api.k8s.objects import ConfigMap
+from gateway.http.status import unauthorized, unavailable
+from gateway.pki.certificates import Certificates
+from kit import log
+from kit.cache import Store
+from kit.kube import Kube
+
+NAMESPACE = "kube-system"
+NAME = "extension-apiserver-authentication"
+LIMIT = 256
+"""Groups and extra values taken of one user: more is an attack, and a review must stay small."""
+
+_PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_log = log.logger(component="authentication")
+
+
+@dataclass(frozen=True)
+class User:
+    """Whom the API server authenticated."""
+
+    name: str
+    groups: tuple[str, ...] = ()
+    uid: str = ""
+    extra: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True)
+class FrontProxySettings:
+    """What the ConfigMap says."""
+
+    authorities: str = ""
+    """PEM of those who sign the front proxy's certificate."""
+    allowed_names: tuple[str, ...] = ()
+    """Common names of the front proxy; none: every certificate of the authorities is its."""
+    user_headers: tuple[str, ...] = ()
+    group_headers: tuple[str, ...] = ()
+    uid_headers: tuple[str, ...] = ()
+    extra_prefixes: tuple[str, ...] = ()
+    refusal: str = ""
+    """Why nobody can be believed, if so."""
+
+
+def settings_of(data: Mapping[str, str]) -> FrontProxySettings:
+    """The settings in the ConfigMap's data; with a `refusal` where they cannot be used safely."""
+    try:
+        found = FrontProxySettings(
+            authorities=data.get("requestheader-client-ca-file", ""),
+            allowed_names=_names(data, "requestheader-allowed-names"),
+            user_headers=_names(data, "requestheader-username-headers") or ("X-Remote-User",),
+            group_headers=_names(data, "requestheader-group-headers") or ("X-Remote-Group",),
+            uid_headers=_names(data, "requestheader-uid-headers") or ("X-Remote-Uid",),
+            extra_prefixes=_names(data, "requestheader-extra-headers-prefix") or ("X-Remote-Extra-",),
+        )
+    except msgspec.DecodeError as error:
+        return FrontProxySettings(refusal=f"ConfigMap {NAMESPACE}/{NAME} cannot be read: {error}")
+    ours = _certificates(found.authorities)
+    if not ours:
+        words = "has no requestheader-client-ca-file: the API server's aggregation layer is not set up"
+        return replace(found, refusal=f"ConfigMap {NAMESPACE}/{NAME} {words}")
+    if not found.allowed_names and ours & _certificates(data.get("client-ca-file", "")):
+        # Without names every certificate of the authority is the front proxy's, and here every user has one.
+        words = (
+            "has no requestheader-allowed-names although users' certificates come from the same authority, so that "
+            "anybody's would pass for the API server's: set --requestheader-allowed-names"
+        )
+        return replace(found, refusal=f"ConfigMap {NAMESPACE}/{NAME} {words}")
+    return found
+
+
+def _names(data: Mapping[str, str], key: str) -> tuple[str, ...]:
+    return tuple(msgspec.json.decode(data.get(key) or "[]", type=list[str]))
+
+
+def _certificates(pem: str) -> set[bytes]:
+    """The certificates in a bundle, as DER; what is none is skipped."""
+    found = set()
+    for block in _PEM.findall(pem):
+        try:
+            found.add(ssl.PEM_cert_to_DER_cert(block))
+        except ValueError:
+            continue
+    return found
+
+
+class FrontProxy:
+    """Follows the ConfigMap, and tells who is behind a request."""
+
+    def __init__(self, kube: Kube, certificates: Certificates) -> None:
+        self._certificates = certificates
+        self._store = Store(kube, ConfigMap, fields={"metadata.name": NAME}, namespace=NAMESPACE)
+        self._store.on_change(self._changed)
+        self.settings = FrontProxySettings(refusal="the gateway has not read yet who the API server's front proxy is")
+        self._trusted = ""
+
+    def start(self) -> None:
+        """Follows the ConfigMap until `stop`."""
+        self._store.start()
+
+    async def stop(self) -> None:
+        """Ends that."""
+        await self._store.stop()
+
+    def trouble(self) -> str | None:
+        """Why nobody can be served, if so: for the readiness check."""
+        return self.settings.refusal or None
+
+    def _changed(self, _old: ConfigMap | None, new: ConfigMap | None) -> None:
+        if new is None:
+            self.settings = FrontProxySettings(refusal=f"ConfigMap {NAMESPACE}/{NAME} is not there")
+            _log.error("Nobody is served by the aggregated API", why=self.settings.refusal)
+            return
+        found = settings_of(new.data or {})
+        if found.authorities != self._trusted and not found.refusal:
+            try:
+                self._certificates.trust_clients(found.authorities.encode())
+                self._trusted = found.authorities
+            except (ssl.SSLError, ValueError) as error:
+                found = replace(found, refusal=f"ConfigMap {NAMESPACE}/{NAME}: requestheader-client-ca-file: {error}")
+        self.settings = found
+        if found.refusal:
+            _log.error("Nobody is served by the aggregated API", why=found.refusal)
+        else:
+            _log.info("Knows the API server's front proxy", names=found.allowed_names)
+
+    def user(self, request: web.Request) -> User:
+        """The user whom the front proxy sends. Raises StatusError: 401, or 503 while it is not known who that is."""
+        if self.settings.refusal:
+            raise unavailable(self.settings.refusal)
+        certificate: dict[str, Any] | None = request.get_extra_info("peercert")
+        if not certificate:
+            raise unauthorized("no client certificate: this API is reached through the Kubernetes API server")
+        found = _common_names(certificate)
+        allowed = self.settings.allowed_names
+        # Of several names none counts: which one was meant is a guess.
+        if allowed and (len(found) != 1 or found[0] not in allowed):
+            raise unauthorized("the client certificate is not the API server's front proxy's")
+        return identity(request.headers, self.settings)
+
+
+def _common_names(certificate: Mapping[str, Any]) -> list[str]:
+    """The common names in a certificate as `ssl.SSLSocket.getpeercert` shows it."""
+    return [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
+
+
+def identity(headers: CIMultiDictProxy[str], settings: FrontProxySettings) -> User:
+    """The user in the headers. Raises StatusError (401) when there is none, or more groups than anybody has."""
+    name = _first(headers, settings.user_headers)
+    if not name:
+        raise unauthorized("the front proxy names no user")
+    groups = next((headers.getall(key) for key in settings.group_headers if key in headers), [])
+    extra: dict[str, list[str]] = {}
+    for key, value in headers.items():
+        for prefix in settings.extra_prefixes:
+            if key.lower().startswith(prefix.lower()):
+                extra.setdefault(unquote(key[len(prefix) :].lower()), []).append(value)
+    if len(groups) > LIMIT or sum(map(len, extra.values())) > LIMIT:
+        raise unauthorized(f"the user has more than {LIMIT} groups or extra values")
+    return User(
+        name=name,
+        groups=tuple(groups),
+        uid=_first(headers, settings.uid_headers),
+        extra=tuple(sorted((key, tuple(values)) for key, values in extra.items())),
+    )
+
+
+def _first(headers: CIMultiDictProxy[str], keys: tuple[str, ...]) -> str:
+    return next((headers[key] for key in keys if headers.get(key)), "")

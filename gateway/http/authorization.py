@@ -1,0 +1,138 @@
+"""Whether a user may: asked of the API server by SubjectAccessReview, for the full subresource.
+
+`virtualmachineinstances/vnc/screenshot` is asked as that, never as its parent `vnc`: a screenshot shows what a console
+shows. Answers are kept for a few seconds, so that a page full of buttons costs one review each.
+"""
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from api.errors import HyperletError
+from gateway.http.authentication import User
+from gateway.http.status import forbidden, unavailable
+from kit import kinds
+from kit.kube import Kube
+
+ALLOWED_SECONDS = 4.0
+"""How long a yes is kept: a right that is taken away is gone after this."""
+DENIED_SECONDS = 1.0
+KEPT = 2048
+"""Answers in memory."""
+
+
+class ReviewStatus(msgspec.Struct, frozen=True, gc=False):
+    """What the API server decided."""
+
+    allowed: bool = False
+    denied: bool = False
+    reason: str = ""
+    evaluationError: str = ""
+
+
+class SubjectAccessReview(msgspec.Struct, frozen=True, gc=False):
+    """The answer to a review (authorization.k8s.io/v1)."""
+
+    status: ReviewStatus = ReviewStatus()
+
+
+kinds.register(
+    SubjectAccessReview,
+    kinds.Resource("authorization.k8s.io", "v1", "SubjectAccessReview", "subjectaccessreviews", namespaced=False),
+)
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What is to be done, to what. `subresource` is the whole of it: `vnc/screenshot`."""
+
+    verb: str
+    namespace: str
+    resource: str
+    name: str = ""
+    subresource: str = ""
+    group: str = "subresources.kubevirt.io"
+    version: str = "v1"
+
+    @property
+    def full(self) -> str:
+        """Resource and subresource as roles name them."""
+        return f"{self.resource}/{self.subresource}" if self.subresource else self.resource
+
+
+class Authorizer:
+    """Asks, and remembers for a moment."""
+
+    def __init__(self, kube: Kube) -> None:
+        self._kube = kube
+        self._kept: OrderedDict[tuple[User, Attributes], tuple[float, ReviewStatus]] = OrderedDict()
+
+    async def require(self, user: User, wanted: Attributes) -> None:
+        """Returns if the user may. Raises StatusError: 403 in the API server's words, 503 when it cannot be asked."""
+        status = self._known(user, wanted)
+        if status is None:
+            status = await self._ask(user, wanted)
+            self._keep(user, wanted, status)
+        # As in k8s.io/apiserver: a denial outweighs.
+        if not status.allowed or status.denied:
+            raise forbidden(_message(user, wanted, status.reason), _details(wanted))
+
+    def _known(self, user: User, wanted: Attributes) -> ReviewStatus | None:
+        kept = self._kept.get((user, wanted))
+        if kept is None or kept[0] < asyncio.get_running_loop().time():
+            return None
+        return kept[1]
+
+    def _keep(self, user: User, wanted: Attributes, status: ReviewStatus) -> None:
+        seconds = ALLOWED_SECONDS if status.allowed and not status.denied else DENIED_SECONDS
+        self._kept[user, wanted] = (asyncio.get_running_loop().time() + seconds, status)
+        self._kept.move_to_end((user, wanted))
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+
+    async def _ask(self, user: User, wanted: Attributes) -> ReviewStatus:
+        try:
+            answer = await self._kube.create(SubjectAccessReview, review(user, wanted))
+        except HyperletError as error:
+            raise unavailable(f"Cannot ask the API server whether {user.name!r} may: {error.message}") from error
+        return answer.status
+
+
+def review(user: User, wanted: Attributes) -> dict[str, Any]:
+    """The review to create."""
+    return {
+        "metadata": {},
+        "spec": {
+            "user": user.name,
+            "uid": user.uid,
+            "groups": list(user.groups),
+            "extra": {key: list(values) for key, values in user.extra},
+            "resourceAttributes": {
+                "verb": wanted.verb,
+                "group": wanted.group,
+                "version": wanted.version,
+                "resource": wanted.resource,
+                "subresource": wanted.subresource,
+                "namespace": wanted.namespace,
+                "name": wanted.name,
+            },
+        },
+    }
+
+
+def _message(user: User, wanted: Attributes, reason: str) -> str:
+    """As the API server itself refuses (k8s.io/apiserver, responsewriters.forbiddenMessage)."""
+    subject = f'"{wanted.name}" ' if wanted.name else ""
+    where = f' in the namespace "{wanted.namespace}"' if wanted.namespace else " at the cluster scope"
+    words = (
+        f"{wanted.resource}.{wanted.group} {subject}is forbidden: User {user.name!r} cannot {wanted.verb} resource "
+        f'"{wanted.full}" in API group "{wanted.group}"{where}'
+    )
+    return f"{words}: {reason}" if reason else words
+
+
+def _details(wanted: Attributes) -> dict[str, Any]:
+    return {"name": wanted.name, "group": wanted.group, "kind": wanted.resource}

@@ -1,0 +1,86 @@
+"""Where the API server looks up which authority to believe: webhook configurations and APIServices.
+
+Every replica looks at all of them and patches what differs, so that it does not matter who is first, and an
+administrator who replaces one of them sees it filled in again at once.
+"""
+
+from base64 import b64encode
+from collections.abc import Iterator
+from typing import Any
+
+from api import names
+from api.k8s.meta import Struct
+from api.k8s.objects import K8sObject
+from kit.kinds import Resource, register
+
+NAME = "hyperlet-gateway"
+"""Of both webhook configurations."""
+API_SERVICES = tuple(f"{version}.{names.SUBRESOURCE_GROUP}" for version in (names.VERSION, names.OLD_VERSION))
+
+
+class ClientConfig(Struct):
+    """How the API server calls a webhook, as far as this is looked at."""
+
+    caBundle: str | None = None
+
+
+class Webhook(Struct):
+    """One webhook of a configuration."""
+
+    name: str = ""
+    clientConfig: ClientConfig = ClientConfig()
+
+
+class _Configuration(K8sObject):
+    webhooks: list[Webhook] | None = None
+
+
+class MutatingWebhookConfiguration(_Configuration):
+    """Of admissionregistration.k8s.io/v1."""
+
+
+class ValidatingWebhookConfiguration(_Configuration):
+    """Of admissionregistration.k8s.io/v1."""
+
+
+class APIServiceSpec(Struct):
+    """How the API server calls an aggregated API, as far as this is looked at."""
+
+    caBundle: str | None = None
+
+
+class APIService(K8sObject):
+    """Of apiregistration.k8s.io/v1."""
+
+    spec: APIServiceSpec = APIServiceSpec()
+
+
+Target = MutatingWebhookConfiguration | ValidatingWebhookConfiguration | APIService
+TARGETS: tuple[tuple[type[Target], str], ...] = (
+    (MutatingWebhookConfiguration, NAME),
+    (ValidatingWebhookConfiguration, NAME),
+    *((APIService, name) for name in API_SERVICES),
+)
+
+for _kind, _group, _plural in (
+    (MutatingWebhookConfiguration, "admissionregistration.k8s.io", "mutatingwebhookconfigurations"),
+    (ValidatingWebhookConfiguration, "admissionregistration.k8s.io", "validatingwebhookconfigurations"),
+    (APIService, "apiregistration.k8s.io", "apiservices"),
+):
+    register(_kind, Resource(_group, "v1", _kind.__name__, _plural, namespaced=False))
+
+
+def patch(target: Target, bundle: bytes) -> list[dict[str, Any]]:
+    """The JSON patch that has the API server believe `bundle` (PEM); empty when it does."""
+    text = b64encode(bundle).decode()
+    if isinstance(target, APIService):
+        return [] if target.spec.caBundle == text else [{"op": "add", "path": "/spec/caBundle", "value": text}]
+    return list(_webhook_patch(target, text))
+
+
+def _webhook_patch(target: _Configuration, text: str) -> Iterator[dict[str, Any]]:
+    for index, webhook in enumerate(target.webhooks or ()):
+        if webhook.clientConfig.caBundle != text:
+            # By number, because JSON patch has no other way; the test guards against a list that was changed meanwhile.
+            yield {"op": "test", "path": f"/webhooks/{index}/name", "value": webhook.name}
+            yield {"op": "add", "path": f"/webhooks/{index}/clientConfig/caBundle", "value": text}

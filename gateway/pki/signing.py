@@ -1,0 +1,130 @@
+"""`POST /sign`: a handler has its certificate signed, for its own node and no other.
+
+The handler shows its service account token, which the kubelet binds to its pod. Who it is comes from the API server
+(TokenReview), where it runs from the Pod object; of the signing request only the public key is used.
+"""
+
+import asyncio
+
+from aiohttp import web
+
+from api import names
+from api.errors import Forbidden, HyperletError, NotFound
+from api.k8s.meta import Struct
+from api.k8s.objects import K8sObject, Pod
+from gateway.context import Gateway
+from gateway.http.request_bodies import RequestBodies
+from kit import log, tls
+from kit.kinds import Resource, register
+
+PATH = "/sign"
+TOKEN_LIMIT = 16 << 10
+REQUEST_LIMIT = 16 << 10
+PARALLEL = 8
+"""Requests that are looked into at a time: each costs the API server two calls, and anybody may send one."""
+POD_NAME = "authentication.kubernetes.io/pod-name"
+POD_UID = "authentication.kubernetes.io/pod-uid"
+"""What the API server says of a bound token in TokenReview's status.user.extra."""
+
+_log = log.logger(component="sign")
+
+
+class TokenUser(Struct):
+    """Whose token it is."""
+
+    username: str = ""
+    extra: dict[str, list[str]] | None = None
+
+
+class TokenReviewStatus(Struct):
+    """What the API server thinks of a token."""
+
+    authenticated: bool = False
+    user: TokenUser = TokenUser()
+    audiences: list[str] | None = None
+    error: str | None = None
+
+
+class TokenReview(K8sObject):
+    """Of authentication.k8s.io/v1."""
+
+    status: TokenReviewStatus = TokenReviewStatus()
+
+
+register(TokenReview, Resource("authentication.k8s.io", "v1", "TokenReview", "tokenreviews", namespaced=False))
+
+
+def routes(app: web.Application, gateway: Gateway) -> None:
+    """Adds the endpoint."""
+    turns, bodies = asyncio.Semaphore(PARALLEL), RequestBodies()
+
+    async def sign(request: web.Request) -> web.Response:
+        return await _sign(request, gateway, turns, bodies)
+
+    app.router.add_post(PATH, sign)
+
+
+async def _sign(
+    request: web.Request, gateway: Gateway, turns: asyncio.Semaphore, bodies: RequestBodies
+) -> web.Response:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token or len(token) > TOKEN_LIMIT:
+        return _refusal(401, "Unauthorized", "a service account token is needed (Authorization: Bearer)")
+    if not 0 < (request.content_length or 0) <= REQUEST_LIMIT:
+        return _refusal(413, "RequestEntityTooLarge", f"a signing request has 1 to {REQUEST_LIMIT} bytes, and says so")
+    # Before the turn: a body that never ends must keep nobody out.
+    body = await bodies.read(request, REQUEST_LIMIT)
+    if turns.locked():
+        return _refusal(503, "ServiceUnavailable", "too many requests at once: try again")
+    async with turns:
+        try:
+            public = tls.requested_key(body)
+            node = await node_of(gateway, token)
+        except tls.TlsError as error:
+            return _refusal(400, "BadRequest", str(error))
+        except Forbidden as error:
+            _log.warning("Refused to sign a certificate", why=error.message)
+            return _refusal(403, "Forbidden", error.message)
+        except HyperletError as error:
+            _log.warning("A certificate cannot be signed now", why=error.message)
+            return _refusal(503, "ServiceUnavailable", "the API server cannot be asked who you are: try again")
+    if not gateway.certificates.ready:
+        return _refusal(503, "ServiceUnavailable", "the authorities are not known yet: try again")
+    signed = gateway.certificates.sign_node(public, node)
+    _log.info("Signed a handler's certificate", node=node)
+    return web.json_response({"certificate": signed.certificate.decode(), "roots": signed.roots.decode()})
+
+
+async def node_of(gateway: Gateway, token: str) -> str:
+    """The node of the handler's pod that a token is bound to. Raises Forbidden in words for everybody else."""
+    spec = {"token": token, "audiences": [names.GATEWAY_AUDIENCE]}
+    review = await gateway.kube.create(TokenReview, {"metadata": {}, "spec": spec})
+    status = review.status
+    if not status.authenticated or names.GATEWAY_AUDIENCE not in (status.audiences or ()):
+        raise Forbidden(f"the token is not valid for the audience {names.GATEWAY_AUDIENCE}")
+    account = f"system:serviceaccount:{gateway.namespace}:{names.HANDLER_ACCOUNT}"
+    if status.user.username != account:
+        raise Forbidden(f"{status.user.username[:200]} is not {account}")
+    extra = status.user.extra or {}
+    name, uid = _single(extra, POD_NAME), _single(extra, POD_UID)
+    if not name or not uid:
+        raise Forbidden("the token is not bound to a pod")
+    try:
+        pod = await gateway.kube.get(Pod, gateway.namespace, name)
+    except NotFound:
+        raise Forbidden(f"the token's pod {name} is gone") from None
+    if pod.metadata.uid != uid:
+        raise Forbidden(f"the token's pod {name} is gone: another one has its name")
+    if pod.spec.serviceAccountName != names.HANDLER_ACCOUNT or not pod.spec.nodeName:
+        raise Forbidden(f"the token's pod {name} is no handler on a node")
+    return pod.spec.nodeName
+
+
+def _single(extra: dict[str, list[str]], key: str) -> str:
+    values = extra.get(key) or []
+    return values[0] if len(values) == 1 else ""
+
+
+def _refusal(code: int, reason: str, message: str) -> web.Response:
+    status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason}
+    return web.json_response({**status, "message": message}, status=code)

@@ -1,0 +1,13 @@
+"""The aggregated API `subresources.kubevirt.io`: verbs, consoles and ports of virtual machines."""
+
+from aiohttp import web
+
+from gateway.context import Gateway
+
+
+def routes(app: web.Application, gateway: Gateway) -> None:
+    """Adds the aggregated API to the gateway's application."""
+    # Imported late: what authenticates and authorizes speaks this package's Status, and is part of what is imported.
+    from gateway.subresources import dispatch
+
+    dispatch.routes(app, gateway)

@@ -1,0 +1,1 @@
+"""Consoles, screens and forwarded ports."""

@@ -1,0 +1,126 @@
+"""Serial console, VNC and the screenshot of a VMI."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+from prometheus_client import Gauge
+
+from api import names
+from api.kubevirt.vmi import VirtualMachineInstance
+from gateway.http import status
+from gateway.subresources.request import SubresourceRequest, phase_of
+from gateway.subresources.streams import rfb
+from gateway.subresources.streams.handler_streams import ConsoleStream, VncStream, handler_stream
+from gateway.subresources.verbs.vmi import VMI_NOT_RUNNING, node_of, requested_by
+from kit import log
+from protos import launcher_pb2, node_pb2
+
+WHO_LIMIT = 256
+"""Bytes of a user's name that others are shown."""
+PNG = b"\x89PNG\r\n\x1a\n"
+CONSOLES = Gauge("kubevirt_console_active_connections", "Open serial consoles", ["namespace", "vmi"])
+VIEWERS = Gauge("kubevirt_vnc_active_connections", "Open VNC connections", ["namespace", "vmi"])
+
+_log = log.logger(component="consoles")
+
+
+async def console(call: SubresourceRequest) -> web.StreamResponse:
+    """A WebSocket to the serial console.
+
+    Who comes last types, and who typed before becomes a watcher and is told. `?shared=true` watches from the start;
+    `?takeover=false` refuses (409) instead of taking over.
+    """
+    watch = flag(call.request, "shared", False)
+    takeover = flag(call.request, "takeover", True)
+    vmi = await call.vmi()
+    need_console(vmi)
+    call.services.streams.admit(call.request, call.namespace, call.name, call.user.name)
+    first = node_pb2.ConsoleInput(
+        vmi=requested_by(vmi),
+        input=launcher_pb2.ConsoleInput(
+            watch=watch, takeover=takeover and not watch, who=screenshot_response(call.user.name)
+        ),
+    )
+    nodes, node = call.services.nodes, node_of(vmi)
+    async with handler_stream(nodes, node, call.name, lambda stub: stub.Console, first) as talk:
+        _log.info("A console is opened", user=call.user.name, watch=watch, **log.about(vmi))
+        return await call.services.streams.serve(
+            call.request, ConsoleStream(talk), call.namespace, call.name, CONSOLES, call.user.name
+        )
+
+
+async def vnc(call: SubresourceRequest) -> web.StreamResponse:
+    """A WebSocket to the screen. Any number of viewers; `preserveSession` is taken, and nobody is ever thrown out."""
+    vmi = await call.vmi()
+    need_screen(vmi)
+    call.services.streams.admit(call.request, call.namespace, call.name, call.user.name)
+    async with _screen(call, vmi) as screen:
+        _log.info("A screen is opened", user=call.user.name, **log.about(vmi))
+        return await call.services.streams.serve(
+            call.request, screen, call.namespace, call.name, VIEWERS, call.user.name
+        )
+
+
+async def screenshot(call: SubresourceRequest) -> web.Response:
+    """The screen as PNG. `?moveCursor=true` moves the pointer first, which wakes a screen saver."""
+    move = flag(call.request, "moveCursor", False)
+    vmi = await call.vmi()
+    need_screen(vmi)
+    if move:
+        async with _screen(call, vmi) as screen:
+            await rfb.wake(screen)
+    node = node_of(vmi)
+    reply = await call.services.nodes.call(
+        node, names.KIND_VMI, call.name, lambda stub: stub.Screenshot(requested_by(vmi))
+    )
+    if not reply.png.startswith(PNG):
+        raise status.too_large(f"node {node} sent something else than a picture")
+    _log.info("A screenshot is taken", user=call.user.name, **log.about(vmi))
+    return web.Response(
+        body=reply.png,
+        content_type="image/png",
+        headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+    )
+
+
+@contextlib.asynccontextmanager
+async def _screen(call: SubresourceRequest, vmi: VirtualMachineInstance) -> AsyncIterator[VncStream]:
+    nodes, first = call.services.nodes, node_pb2.VncInput(vmi=requested_by(vmi))
+    async with handler_stream(nodes, node_of(vmi), call.name, lambda stub: stub.Vnc, first) as talk:
+        yield VncStream(talk)
+
+
+def need_console(vmi: VirtualMachineInstance) -> None:
+    """Raises StatusError unless the VMI has a serial console that can be opened now."""
+    if vmi.spec.domain.devices.autoattachSerialConsole is False:
+        raise status.bad_request("No serial consoles are present.")
+    if phase_of(vmi) == names.PHASE_FAILED:
+        raise status.conflict(names.KIND_VMI, vmi.metadata.name or "", "VMI is in failed status")
+    if phase_of(vmi) != names.PHASE_RUNNING:
+        raise status.bad_request(VMI_NOT_RUNNING)
+
+
+def need_screen(vmi: VirtualMachineInstance) -> None:
+    """Raises StatusError unless the VMI has a screen that can be seen now."""
+    if vmi.spec.domain.devices.autoattachGraphicsDevice is False:
+        raise status.bad_request("No graphics devices are present.")
+    if phase_of(vmi) != names.PHASE_RUNNING:
+        raise status.bad_request(VMI_NOT_RUNNING)
+
+
+def flag(request: web.Request, name: str, default: bool) -> bool:
+    """A yes or no in the query, as Go's strconv.ParseBool reads them. Raises StatusError (400) for anything else."""
+    text = request.query.get(name, "")
+    if not text:
+        return default
+    if text in ("1", "t", "T", "TRUE", "true", "True"):
+        return True
+    if text in ("0", "f", "F", "FALSE", "false", "False"):
+        return False
+    raise status.bad_request(f"{name}: {text[:40]!r} is neither true nor false")
+
+
+def screenshot_response(user: str) -> str:
+    """A user's name for other people's terminals: what could move their cursor is taken out."""
+    return status.readable(user).encode()[:WHO_LIMIT].decode("utf-8", "ignore")

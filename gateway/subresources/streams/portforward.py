@@ -1,0 +1,210 @@
+"""Forwarded ports: a WebSocket to a TCP or UDP port of the guest, at the address of its pod.
+
+The address comes from the pod that the VMI's status names and that belongs to the VMI by UID: never from what a guest
+says of itself, and never from a pod that merely carries the labels. A binary message is a piece of the TCP stream, or
+one UDP datagram.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+from collections.abc import AsyncIterator
+from typing import cast
+
+from aiohttp import web
+from prometheus_client import Gauge
+
+from api import names
+from api.errors import HyperletError
+from api.k8s.objects import Pod
+from api.kubevirt.vmi import VirtualMachineInstance
+from gateway.http import status
+from gateway.http.websockets import Duplex
+from gateway.subresources.request import SubresourceRequest, has_condition, phase_of
+from kit import log
+
+DIAL_SECONDS = 10.0
+BUFFER = 64 << 10
+DATAGRAMS = 256
+"""Datagrams from a guest that wait for the client; more are lost, as UDP may lose them."""
+LARGEST_DATAGRAM = 65507
+TUNNELS = Gauge("kubevirt_portforward_active_tunnels", "Open forwarded ports", ["namespace", "name"])
+
+_log = log.logger(component="portforward")
+
+
+async def to_vmi(call: SubresourceRequest) -> web.StreamResponse:
+    """Forwards to a VMI."""
+    return await _forward(call, await call.vmi())
+
+
+async def to_vm(call: SubresourceRequest) -> web.StreamResponse:
+    """Forwards to the VMI of a VM."""
+    vm = await call.vm()
+    vmi = await call.vmi_of(vm)
+    if vmi is None:
+        raise status.conflict(names.KIND_VM, call.name, "VMI is not started")
+    return await _forward(call, vmi)
+
+
+async def _forward(call: SubresourceRequest, vmi: VirtualMachineInstance) -> web.StreamResponse:
+    port = port_of(call.request.match_info.get("port", ""))
+    protocol = call.request.match_info.get("protocol", "tcp")
+    if protocol not in ("tcp", "udp"):
+        raise status.bad_request(f"protocol {protocol[:20]!r} is neither tcp nor udp")
+    if has_condition(vmi, names.CONDITION_PAUSED):
+        raise status.conflict(names.KIND_VMI, call.name, "VMI is paused")
+    call.services.streams.admit(call.request, call.namespace, call.name, call.user.name)
+    address = await _address(call, vmi)
+    open_tunnel = _udp if protocol == "udp" else _tcp
+    async with open_tunnel(address, port) as tunnel:
+        _log.info("A port is forwarded", user=call.user.name, port=port, protocol=protocol, **log.about(vmi))
+        return await call.services.streams.serve(
+            call.request, tunnel, call.namespace, call.name, TUNNELS, call.user.name
+        )
+
+
+def port_of(text: str) -> int:
+    """A port. Raises StatusError (400)."""
+    if not text.isascii() or not text.isdigit() or len(text) > 5 or not 0 < int(text) < 65536:
+        raise status.bad_request(f"port {text[:20]!r} is not a number from 1 to 65535")
+    return int(text)
+
+
+async def _address(call: SubresourceRequest, vmi: VirtualMachineInstance) -> str:
+    """The address of the VMI's pod. Raises StatusError (409) when it has none."""
+    try:
+        pods, _ = await call.kube.list(Pod, call.namespace, labels={names.LABEL_CREATED_BY: vmi.metadata.uid or ""})
+    except HyperletError as error:
+        raise status.from_api_error(error, names.KIND_VMI, call.name) from error
+    node = vmi.status.nodeName if vmi.status else None
+    mine = [pod for pod in pods if belongs(pod, vmi) and pod.spec.nodeName == node and pod.status.podIP]
+    if phase_of(vmi) != names.PHASE_RUNNING or not mine:
+        raise status.conflict(names.KIND_VMI, call.name, "VMI is not running")
+    address = mine[0].status.podIP or ""
+    if not _is_foreign(address):
+        raise status.conflict(names.KIND_VMI, call.name, f"its pod has the address {address}, which is no pod's")
+    return address
+
+
+def belongs(pod: Pod, vmi: VirtualMachineInstance) -> bool:
+    """Whether the VMI and the pod name each other by UID, and the pod runs."""
+    owned = any(
+        owner.controller and owner.kind == names.KIND_VMI and owner.uid == vmi.metadata.uid
+        for owner in pod.metadata.ownerReferences or ()
+    )
+    active = (vmi.status.activePods if vmi.status else None) or {}
+    return owned and pod.metadata.uid in active and pod.status.phase == "Running"
+
+
+def _is_foreign(address: str) -> bool:
+    """Whether an address leads away from this gateway."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return not (found.is_loopback or found.is_unspecified or found.is_multicast or found.is_link_local)
+
+
+# ---- tunnels --------------------------------------------------------------------------------------------------------
+
+
+class _Stream:
+    """A TCP connection to the guest."""
+
+    whole = False
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def read(self) -> bytes | None:
+        """What the guest sends; None when it has closed its side."""
+        try:
+            return await self._reader.read(BUFFER) or None
+        except OSError as error:
+            raise status.unavailable(f"the guest broke the connection: {error.strerror or error}") from error
+
+    async def write(self, data: bytes) -> None:
+        """What the client sends."""
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+        except OSError as error:
+            raise status.unavailable(f"the guest broke the connection: {error.strerror or error}") from error
+
+
+@contextlib.asynccontextmanager
+async def _tcp(address: str, port: int) -> AsyncIterator[Duplex]:
+    try:
+        async with asyncio.timeout(DIAL_SECONDS):
+            reader, writer = await asyncio.open_connection(address, port, limit=BUFFER)
+    except (OSError, TimeoutError) as error:
+        raise _undialled(error, port) from error
+    try:
+        yield _Stream(reader, writer)
+    finally:
+        writer.close()
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    """A UDP socket that only the guest's port can answer."""
+
+    whole = True
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue(DATAGRAMS)
+        self._transport: asyncio.DatagramTransport | None = None
+        self._room = asyncio.Event()
+        self._room.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Of asyncio."""
+        # Not asserted: asyncio's own transports derive from DatagramTransport since Python 3.12 only.
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def pause_writing(self) -> None:
+        """Of asyncio."""
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        """Of asyncio."""
+        self._room.set()
+
+    def datagram_received(self, data: bytes, _source: object) -> None:
+        """Of asyncio."""
+        if not self._queue.full():
+            self._queue.put_nowait(data)
+
+    def error_received(self, error: Exception) -> None:
+        """Of asyncio: ICMP says that nobody listens there. As with any UDP, that is the client's to find out."""
+
+    async def read(self) -> bytes | None:
+        """The guest's next datagram."""
+        return await self._queue.get()
+
+    async def write(self, data: bytes) -> None:
+        """One datagram to the guest; one that is too large is lost, as any network would lose it."""
+        if self._transport is not None and len(data) <= LARGEST_DATAGRAM:
+            self._transport.sendto(data)
+        # sendto queues what the kernel does not take: no more before that is out.
+        await self._room.wait()
+
+
+@contextlib.asynccontextmanager
+async def _udp(address: str, port: int) -> AsyncIterator[Duplex]:
+    try:
+        transport, protocol = await asyncio.get_running_loop().create_datagram_endpoint(
+            _Datagrams, remote_addr=(address, port)
+        )
+    except OSError as error:
+        raise _undialled(error, port) from error
+    try:
+        yield protocol
+    finally:
+        transport.close()
+
+
+def _undialled(error: BaseException, port: int) -> status.StatusError:
+    words = (getattr(error, "strerror", None) or str(error)) if isinstance(error, OSError) else ""
+    return status.too_large(f"dialing VM: port {port}: {words or 'no answer in time'}")

@@ -1,0 +1,77 @@
+"""What guest agents tell, as the published kinds.
+
+Everything in it comes from a guest: launcher and handler have bounded it, and here it is no more than text.
+"""
+
+from typing import Any
+
+from protos import launcher_pb2 as pb
+
+Json = dict[str, Any]
+_API = {"apiVersion": "kubevirt.io/v1"}
+
+
+def guest_agent_info(
+    info: pb.GuestInfo, users: pb.UsersReply | None, filesystems: pb.FilesystemsReply | None, frozen: str | None
+) -> Json:
+    """VirtualMachineInstanceGuestAgentInfo. What could not be had is left out."""
+    system = info.os
+    about = {
+        "name": system.name,
+        "id": system.id,
+        "version": system.version,
+        "versionId": system.version_id,
+        "prettyName": system.pretty_name,
+        "kernelRelease": system.kernel_release,
+        "kernelVersion": system.kernel_version,
+        "machine": system.machine,
+    }
+    found: Json = {
+        "guestAgentVersion": info.agent_version,
+        "hostname": info.hostname,
+        "os": _reported(about),
+        "timezone": info.timezone,
+        "userList": [_user(each) for each in users.users] if users else None,
+        "fsInfo": {"disks": [_filesystem(each) for each in filesystems.filesystems]} if filesystems else None,
+        "fsFreezeStatus": frozen,
+    }
+    # The published type has no omitempty for these two: clients get them always.
+    return {
+        "kind": "VirtualMachineInstanceGuestAgentInfo",
+        **_API,
+        "os": {},
+        "fsInfo": {"disks": []},
+        **_reported(found),
+    }
+
+
+def user_list(reply: pb.UsersReply) -> Json:
+    """VirtualMachineInstanceGuestOSUserList."""
+    items = [_user(each) for each in reply.users]
+    return {"kind": "VirtualMachineInstanceGuestOSUserList", **_API, "metadata": {}, "items": items}
+
+
+def filesystem_list(reply: pb.FilesystemsReply) -> Json:
+    """VirtualMachineInstanceFileSystemList."""
+    items = [_filesystem(each) for each in reply.filesystems]
+    return {"kind": "VirtualMachineInstanceFileSystemList", **_API, "metadata": {}, "items": items}
+
+
+def _user(user: pb.GuestUser) -> Json:
+    return {"userName": user.name, **_reported({"domain": user.domain, "loginTime": user.login_time})}
+
+
+def _filesystem(system: pb.GuestFilesystem) -> Json:
+    return {
+        "diskName": system.name,
+        "mountPoint": system.mount_point,
+        "fileSystemType": system.type,
+        "usedBytes": system.used_bytes,
+        "totalBytes": system.total_bytes,
+        "disk": [{"busType": disk.bus, **_reported({"serial": disk.serial})} for disk in system.disks],
+    }
+
+
+def _reported(fields: Json) -> Json:
+    """Without the fields that say nothing."""
+    return {key: value for key, value in fields.items() if value}

@@ -1,0 +1,89 @@
+"""The verbs of a VM: start, stop, restart, and those that come later."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from aiohttp import web
+
+from api import errors, names
+from api.errors import HyperletError
+from api.kubevirt.vm import VirtualMachine
+from api.kubevirt.vmi import VirtualMachineInstance
+from gateway.http import status
+from gateway.subresources import options
+from gateway.subresources.request import SubresourceRequest, phase_of
+from gateway.subresources.verbs import run_state
+from gateway.subresources.verbs.run_state import VmPatch
+from kit import log
+
+TRIES = 4
+"""How often a verb is decided anew when the controller wrote the VM meanwhile."""
+
+Wanted = TypeVar("Wanted", bound=options.StartOptions | options.StopOptions | options.RestartOptions)
+Decide = Callable[[VirtualMachine, VirtualMachineInstance | None, Wanted], list[VmPatch]]
+_log = log.logger(component="vm-verbs")
+
+
+async def start(call: SubresourceRequest) -> web.Response:
+    """202: the VM is asked to start."""
+    return await _change(call, "start", run_state.start, await call.options(options.StartOptions))
+
+
+async def stop(call: SubresourceRequest) -> web.Response:
+    """202: the VM is asked to stop."""
+    return await _change(call, "stop", run_state.stop, await call.options(options.StopOptions))
+
+
+async def restart(call: SubresourceRequest) -> web.Response:
+    """202: the VM is asked to stop and start again."""
+    return await _change(call, "restart", run_state.restart, await call.options(options.RestartOptions))
+
+
+async def migrate(call: SubresourceRequest) -> web.Response:
+    """501, unless the VM could not be migrated anyway."""
+    await call.options(options.MigrateOptions)
+    vmi = await call.vmi_of(await call.vm())
+    if vmi is None or phase_of(vmi) != names.PHASE_RUNNING:
+        raise status.conflict(names.KIND_VM, call.name, run_state.NOT_RUNNING)
+    raise status.not_implemented("live migration is not implemented yet: stop the VM and start it again to move it")
+
+
+async def _change(call: SubresourceRequest, verb: str, decide: Decide[Wanted], wanted: Wanted) -> web.Response:
+    for _ in range(TRIES):
+        vm = await call.vm()
+        vmi = await call.vmi_of(vm)
+        writes = decide(vm, vmi, wanted)
+        try:
+            await _write(call, vm, vmi, writes, dry_run=bool(wanted.dryRun))
+        except errors.Conflict:
+            continue
+        except HyperletError as error:
+            if isinstance(error, errors.InvalidObject) and any(f.path == "metadata.uid" for f in error.faults):
+                continue  # another object of that name has taken the place of the one that was decided about
+            raise status.from_api_error(error, names.KIND_VM, call.name) from error
+        _log.info("A VM is asked", verb=verb, dry_run=bool(wanted.dryRun), user=call.user.name, **log.about(vm))
+        return web.Response(status=202)
+    raise status.conflict(names.KIND_VM, call.name, "the object has been modified; please try again")
+
+
+async def _write(
+    call: SubresourceRequest,
+    vm: VirtualMachine,
+    vmi: VirtualMachineInstance | None,
+    writes: list[VmPatch],
+    dry_run: bool,
+) -> None:
+    """One write after the other, each only if nobody else has written since what the decision was made from."""
+    version = vm.metadata.resourceVersion
+    for write in writes:
+        if write.target == "vmi":
+            patch = {"metadata": {"uid": vmi.metadata.uid if vmi else None}, **write.patch}
+            await call.kube.patch(VirtualMachineInstance, call.namespace, call.name, patch, dry_run=dry_run)
+            continue
+        patch = {"metadata": {"uid": vm.metadata.uid, "resourceVersion": version}, **write.patch}
+        subresource = "status" if write.target == "vm/status" else None
+        changed = await call.kube.patch(
+            VirtualMachine, call.namespace, call.name, patch, subresource=subresource, dry_run=dry_run
+        )
+        # A dry run changes nothing, so the next write meets the version that there was.
+        version = version if dry_run else changed.metadata.resourceVersion

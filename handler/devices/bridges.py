@@ -1,0 +1,179 @@
+"""The node's bridges, offered to kubelet: what asks for `bridge.network.kubevirt.io/br1` goes where there is a br1.
+
+A bridge is offered many times over, for it has as many ports as one likes, and a pod that gets it gets nothing: its
+network's definition (annotation k8s.v1.cni.cncf.io/resourceName) only has it asked for. Bridges come and go: one that
+is gone is withdrawn, and pods that run on it are left alone.
+
+The bridge of the cluster's own pod network is never offered: a VM on it would be a neighbour of every pod of the node,
+beside the pod network's addresses and policies. Which others are is the administrator's choice (`api.bridges`).
+"""
+
+import asyncio
+import pathlib
+import re
+from collections.abc import Awaitable, Callable
+
+from api.bridges import ANNOTATIONS, BridgePolicy
+from api.k8s.objects import K8sObject
+from handler.devices import kvm_probe
+from handler.devices.device_plugin import DIRECTORY, DevicePluginServer
+from handler.secondary_networks.cni_exec import CniHost
+from kit import log
+
+PREFIX = "bridge.network.kubevirt.io"
+DEVICES = pathlib.Path("/proc/1/root/sys/class/net")
+"""The devices of the host's network: /sys shows those of the namespace that it was mounted in."""
+OWN_DEVICES = pathlib.Path("/sys/class/net")
+"""The devices of this pod's network."""
+POLL_SECONDS = 1.0
+CONFIGURATION_SECONDS = 30.0
+MOST = 256
+"""Bridges that are offered; each costs a socket of ours and a resource of the node's."""
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.\-]*[A-Za-z0-9])?")
+"""What may stand behind the slash of a resource's name."""
+
+_log = log.logger(component="bridges")
+
+
+class KubeVirt(K8sObject):
+    """Only what is read of it: its annotations."""
+
+
+def node_bridges(devices: pathlib.Path = DEVICES) -> set[str]:
+    """The names of the bridges among the devices. Empty when they cannot be looked at."""
+    try:
+        return {device.name for device in devices.iterdir() if (device / "bridge").is_dir()}
+    except OSError:
+        return set()
+
+
+def pod_bridges(devices: pathlib.Path = DEVICES, own: pathlib.Path = OWN_DEVICES) -> set[str]:
+    """The bridges that this pod's own interfaces end on: those of the pod network.
+
+    An interface's `iflink` is the index of its other end, which is in the node's network and has its
+    bridge as `master`.
+    """
+    try:
+        ends = {
+            _number(each / "iflink") for each in own.iterdir() if _number(each / "iflink") != _number(each / "ifindex")
+        }
+        found = [each for each in devices.iterdir() if _number(each / "ifindex") in ends and (each / "master").exists()]
+        return {(each / "master").readlink().name for each in found if (each / "brport").exists()}
+    except OSError:
+        return set()
+
+
+def _number(path: pathlib.Path) -> int:
+    """A number in /sys; 0, which no interface has, when it cannot be read."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _refusal(name: str, pods: frozenset[str], choice: BridgePolicy) -> str:
+    """Why a bridge may not be offered; empty if it may."""
+    if name in pods:
+        return "it is the pod network's"
+    if not choice.permits(name):
+        return f"the KubeVirt object's annotations ({', '.join(ANNOTATIONS)}) leave it out"
+    return "" if _NAME.fullmatch(name) else "its name cannot be that of a resource"
+
+
+def _is_same(namespace: str, other: str) -> bool:
+    return pathlib.Path(namespace).stat().st_ino == pathlib.Path(other).stat().st_ino
+
+
+class PodNetworkBridges:
+    """The bridges of the pod network: by this pod's own interfaces, and by the node's CNI configuration."""
+
+    def __init__(self, host: CniHost, seconds: float = CONFIGURATION_SECONDS) -> None:
+        self._host = host
+        self._seconds = seconds
+        self._configured: tuple[float, frozenset[str]] = (0.0, frozenset())
+
+    async def bridges(self) -> frozenset[str]:
+        """Them now. Raises OSError when the node's configuration cannot be looked at."""
+        now = asyncio.get_running_loop().time()
+        if self._configured[0] <= now:
+            self._configured = (now + self._seconds, (await self._host.node()).bridges)
+        if _is_same(self._host.network, "/proc/self/ns/net"):  # with hostNetwork the interfaces here are the node's own
+            return self._configured[1]
+        return self._configured[1] | await asyncio.to_thread(pod_bridges)
+
+
+class BridgePlugins:
+    """Offers each bridge of the node as long as it is there, is not the pod network's, and is chosen."""
+
+    def __init__(
+        self,
+        seen: Callable[[], set[str]] = node_bridges,
+        directory: pathlib.Path = DIRECTORY,
+        poll_seconds: float = POLL_SECONDS,
+        *,
+        pod_network: Callable[[], Awaitable[frozenset[str]]],
+        choice: Callable[[], BridgePolicy | None] = BridgePolicy,
+    ) -> None:
+        """`choice` is None while it is not known: then nothing is offered yet, nor withdrawn."""
+        self._seen = seen
+        self._pod_network = pod_network
+        self._choice = choice
+        self._directory = directory
+        self._poll = poll_seconds
+        self._plugins: dict[str, asyncio.Task[None]] = {}
+        self._refused: dict[str, str] = {}
+
+    @property
+    def offered(self) -> set[str]:
+        """The bridges that are offered now."""
+        return set(self._plugins)
+
+    async def run(self) -> None:
+        """Follows the node's bridges until cancelled."""
+        try:
+            while True:
+                if (choice := self._choice()) is not None:
+                    await self._look(choice)
+                await asyncio.sleep(self._poll)
+        finally:
+            await self._follow(set())
+
+    async def _look(self, choice: BridgePolicy) -> None:
+        try:
+            pods = await self._pod_network()
+        except OSError as error:
+            _log.warning("The node's CNI configuration cannot be read: trying again", why=error.strerror or str(error))
+            return
+        await self._follow(self._usable(await asyncio.to_thread(self._seen), pods, choice))
+
+    def _usable(self, found: set[str], pods: frozenset[str], choice: BridgePolicy) -> set[str]:
+        refused = {name: why for name in found if (why := _refusal(name, pods, choice))}
+        possible = sorted(found - set(refused), key=lambda name: (name not in self._plugins, name))
+        refused |= dict.fromkeys(possible[MOST:], f"more than {MOST} bridges")
+        for name, why in sorted(refused.items()):
+            if self._refused.get(name) != why:
+                _log.warning("A bridge is not offered to VMs", bridge=name, why=why)
+        self._refused = refused
+        return set(possible[:MOST])
+
+    async def _follow(self, wanted: set[str]) -> None:
+        for name in sorted(wanted - set(self._plugins)):
+            _log.info("Offering a bridge", bridge=name)
+            self._plugins[name] = asyncio.create_task(self._serve(name), name=f"bridge-{name}")
+        gone = [(name, self._plugins.pop(name)) for name in sorted(set(self._plugins) - wanted)]
+        for name, task in gone:
+            why = self._refused.get(name, "it is gone, or the handler is ending")
+            _log.info("No longer offering a bridge", bridge=name, why=why)
+            task.cancel()
+        await asyncio.gather(*(task for _, task in gone), return_exceptions=True)
+
+    async def _serve(self, name: str) -> None:
+        plugin = DevicePluginServer(
+            f"{PREFIX}/{name}", f"bridge-{name}", kvm_probe.KvmProbe(True, f"{name} is there"), self._directory
+        )
+        while True:
+            try:
+                await plugin.run()
+            except OSError as error:
+                _log.warning("Cannot offer a bridge: trying again", bridge=name, why=error.strerror)
+                await asyncio.sleep(self._poll)

@@ -1,0 +1,1 @@
+"""The launchers of this node: found, started, connected to, kept in bounds."""

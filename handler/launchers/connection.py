@@ -1,0 +1,328 @@
+"""The conversations with this node's launchers: one for each pod, kept up as long as the pod is there.
+
+A launcher is found by its pod's directory, verified by its listener's cgroup (`kit.rpc`), and then watched. Whatever
+breaks, the way is walked again from the start: the server may have come back with another socket.
+"""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import time
+from collections.abc import Callable
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from api import names
+from api.errors import HyperletError, LauncherUnavailable
+from handler.launchers import reports
+from handler.launchers.frame_budget import Budget, OverBudget
+from handler.launchers.relay import relay
+from handler.launchers.reports import LauncherState
+from handler.launchers.start_limiter import StartLimiter, StartSlot
+from handler.node import pod_processes
+from kit import log, proc, rpc
+from protos import launcher_pb2 as pb
+from protos import launcher_pb2_grpc as services
+
+PODS = pathlib.Path("/var/lib/kubelet/pods")
+SOCKET = "volumes/kubernetes.io~empty-dir/hyperlet/launcher.sock"
+WAKE = "volumes/kubernetes.io~empty-dir/hyperlet/wake.fifo"
+SYNC_SECONDS = 90.0
+ANSWER_SECONDS = 10.0
+HEARTBEAT_SECONDS = 30.0
+"""How often a launcher that has nothing to say is asked whether it still can."""
+_EAGER_SECONDS, _EAGER_PAUSE, _PATIENT_PAUSE = 15.0, 0.05, 0.5
+_PACE_SECONDS = 0.02
+_STEADY_SECONDS, _LONGEST_PAUSE = 10.0, 5.0
+_SHORTEST_BANISHMENT, _LONGEST_BANISHMENT = 2.0, 600.0
+_CUT_OFF_RESET_SECONDS = 600.0
+"""After a conversation of this length a launcher's floods are forgotten."""
+
+
+class SyncRefused(HyperletError):
+    """The launcher cannot make the VM. `permanent`: nothing will change that."""
+
+    reason = names.REASON_SYNC_FAILED
+
+    def __init__(self, message: str, permanent: bool) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+
+
+def retry_delay(short: int, silent_seconds: float) -> float:
+    """Seconds until a launcher is looked for again, after so many conversations in a row that ended at once.
+
+    A server that starts again is met within moments; one that answers and hangs up for ever is not worth the work.
+    """
+    usual = _EAGER_PAUSE if silent_seconds < _EAGER_SECONDS else _PATIENT_PAUSE
+    return max(usual, min(_LONGEST_PAUSE, _EAGER_PAUSE * 2 ** min(short, 10))) if short else usual
+
+
+def cut_off_seconds(floods: int) -> float:
+    """Seconds in which a launcher that was cut off so many times is left alone."""
+    return min(_LONGEST_BANISHMENT, _SHORTEST_BANISHMENT * 2 ** min(floods - 1, 20)) if floods else 0.0
+
+
+class LauncherConnection:
+    """One launcher. `state` is its last checked report; `changed` is called whenever that or `trouble` changes."""
+
+    def __init__(
+        self,
+        pod_uid: str,
+        changed: Callable[[], None],
+        limiter: StartLimiter,
+        pods: pathlib.Path = PODS,
+        uid: int = names.LAUNCHER_UID,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
+        sandbox: rpc.Sandbox = pod_processes.sandbox,
+    ) -> None:
+        self.pod_uid = pod_uid
+        self.state: LauncherState | None = None
+        self.trouble = ""
+        """Why there is no conversation; empty while there is one."""
+        self.since = time.monotonic()
+        """When `state.state` last changed."""
+        self.cut_off = ""
+        """Why there is no conversation, if that is because it sent too much."""
+        self._budget = Budget()
+        self._floods = 0
+        self._sequence = 0
+        self._short = 0
+        self._began = 0.0
+        """When the conversation began; 0: there has been none since the last try."""
+        self._since = time.monotonic()
+        self._changed = changed
+        self._start_limiter = limiter
+        self._slot: StartSlot | None = None
+        """For its start; it has no more than one."""
+        self._queues = False
+        self._pods = pods
+        self._uid = uid
+        self._sandbox = sandbox
+        self._heartbeat_seconds = heartbeat_seconds
+        self._answer_seconds = answer_seconds
+        self._process: proc.Process | None = None
+        self._stub: services.LauncherStub | None = None
+        self._log = log.logger(component="launcher", pod_uid=pod_uid)
+        self._task = asyncio.create_task(self._keep(), name=f"launcher-{pod_uid}")
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long there has been no conversation; 0 while there is one, or while it waits for its turn to start."""
+        return 0.0 if self._stub or self._queues else time.monotonic() - self._since
+
+    @property
+    def process(self) -> proc.Process:
+        """The verified process of the launcher. Raises LauncherUnavailable."""
+        if self._process is None:
+            raise LauncherUnavailable(self.trouble or "the launcher is not there yet")
+        return self._process
+
+    @property
+    def stub(self) -> services.LauncherStub:
+        """For what else the launcher can be asked, while there is a conversation. Raises LauncherUnavailable."""
+        if self._stub is None:
+            raise LauncherUnavailable(self.trouble or "the launcher is not there yet")
+        return self._stub
+
+    async def report(self) -> pb.Report:
+        """What the launcher says now, unchecked. Raises LauncherUnavailable, TimeoutError, AioRpcError."""
+        report = await self._answer(self.stub)
+        if report is None:
+            raise LauncherUnavailable("the launcher's answer cannot be read")
+        return report
+
+    async def close(self) -> None:
+        """Ends the conversation."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        if self._slot is not None:
+            self._slot.end()
+
+    async def sync(self, vmi: bytes, nics: list[pb.Nic]) -> LauncherState:
+        """Has the launcher make the VM what the VMI asks for. Raises SyncRefused, LauncherUnavailable."""
+        stub = self.stub
+        request = pb.SyncRequest(vmi=vmi, nics=nics)
+        if request.ByteSize() > rpc.MAX_MESSAGE:
+            raise SyncRefused(f"the VMI is larger than {rpc.MAX_MESSAGE >> 20} MiB", permanent=True)
+        try:
+            report = await stub.Sync(request, timeout=SYNC_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise _sync_error(error) from error
+        try:
+            self._take(report)
+        except DecodeError as error:
+            raise LauncherUnavailable(str(error)) from error
+        return reports.check(report)
+
+    # ---- the conversation ------------------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        while True:
+            self._began = 0.0
+            try:
+                await self._converse()
+                trouble = "the launcher ended the conversation"
+            except LauncherUnavailable as error:
+                trouble = error.message
+            except OverBudget as error:
+                trouble = self.cut_off = error.message
+                self._floods += 1
+                self._log.error("A launcher was cut off", why=error.message, times=self._floods)
+            except grpc.aio.AioRpcError as error:
+                trouble = f"the launcher does not answer: {reports.text(error.details() or error.code().name)}"
+            except DecodeError:
+                trouble = "the launcher's answer cannot be read"
+                self._short += 1
+            except TimeoutError:
+                trouble = f"the launcher hangs: no answer within {self._answer_seconds:g} s"
+            except Exception as error:
+                self._log.exception("The conversation failed in a way nobody foresaw")
+                trouble = str(error)
+                self._short += 1
+            if self._began and time.monotonic() - self._began >= _CUT_OFF_RESET_SECONDS:
+                self._floods = 0
+            if self._began:
+                steady = time.monotonic() - self._began >= _STEADY_SECONDS
+                self._short = 0 if steady else self._short + 1
+            self._silence(trouble)
+            if self.state is not None and self.state.ended:
+                return  # there is nothing more to learn
+            await asyncio.sleep(max(retry_delay(self._short, self.silent_seconds), cut_off_seconds(self._floods)))
+
+    async def _wake(self) -> None:
+        """Has the launcher start, when its turn has come, if it waits for that."""
+        if self._slot is None:
+            if not os.path.lexists(self._pods / self.pod_uid / WAKE):
+                return
+            self._queues = True
+            try:
+                self._slot = await self._start_limiter.slot()
+            finally:
+                self._queues, self._since = False, time.monotonic()
+            self._changed()
+        with self._directory() as base:
+            try:
+                proc.write_fifo(base, f"{self.pod_uid}/{WAKE}", b"!")
+            except OSError as error:
+                raise LauncherUnavailable(f"{WAKE}: {error.strerror}") from error
+
+    async def _converse(self) -> None:
+        await self._wake()
+        with contextlib.ExitStack() as stack:
+            fd, process = await asyncio.to_thread(self._find)
+            stack.callback(os.close, fd)
+            stack.callback(process.close)
+            async with relay(fd, self._budget) as way:
+                try:
+                    async with rpc.channel(way.fd) as channel:
+                        await self._talk(services.LauncherStub(channel), process)
+                finally:
+                    # Whatever gRPC made of it: this is why.
+                    if way.cut_off is not None:
+                        raise way.cut_off
+
+    async def _talk(self, stub: services.LauncherStub, process: proc.Process) -> None:
+        self._sequence = 0
+        self._take(await self._answer(stub))
+        self._process, self._stub, self._began = process, stub, time.monotonic()
+        if self._slot is not None:
+            self._slot.end()
+        if self.trouble:
+            self._log.info("The launcher answers")
+        self.trouble = self.cut_off = ""
+        self._changed()
+        try:
+            await self._follow(stub)
+        finally:
+            self._process = self._stub = None
+
+    def _directory(self) -> contextlib.AbstractContextManager[int]:
+        try:
+            return proc.closing(os.open(self._pods, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        except OSError as error:
+            raise LauncherUnavailable(f"{self._pods}: {error.strerror}") from error
+
+    def _find(self) -> tuple[int, proc.Process]:
+        with self._directory() as base:
+            fd = rpc.open_socket(base, f"{self.pod_uid}/{SOCKET}")
+        try:
+            return fd, rpc.verified_process(fd, self.pod_uid, self._uid, self._sandbox)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    async def _answer(self, stub: services.LauncherStub) -> pb.Report:
+        """One report, in time. Raises TimeoutError, AioRpcError."""
+        async with asyncio.timeout(self._answer_seconds):
+            call = stub.Watch(pb.WatchRequest())
+            try:
+                report: pb.Report
+                async for report in call:
+                    return report
+            finally:
+                call.cancel()
+        raise LauncherUnavailable("the launcher ended the conversation")
+
+    async def _follow(self, stub: services.LauncherStub) -> None:
+        """Takes reports until the stream ends. A launcher that hangs is found out by asking it now and then."""
+        heartbeat = asyncio.create_task(self._ask_now_and_then(stub))
+        stream = asyncio.create_task(self._read(stub))
+        try:
+            done, _ = await asyncio.wait({heartbeat, stream}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (heartbeat, stream):
+                task.cancel()
+            await asyncio.gather(heartbeat, stream, return_exceptions=True)
+
+    async def _read(self, stub: services.LauncherStub) -> None:
+        async for report in stub.Watch(pb.WatchRequest()):
+            self._take(report)
+            del report  # as large as the peer likes, within the limit: it does not stay until the next one comes
+            # However fast a launcher talks, it is listened to at our pace: what waits fills the stream's window only.
+            await asyncio.sleep(_PACE_SECONDS)
+
+    async def _ask_now_and_then(self, stub: services.LauncherStub) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_seconds)
+            self._take(await self._answer(stub))
+
+    def _take(self, report: pb.Report | None) -> None:
+        if report is None:  # what gRPC makes of a message that cannot be parsed
+            raise DecodeError("the launcher's answer cannot be read")
+        if self.state is not None and self.state.ended:
+            return  # nothing can follow the end
+        if report.sequence < self._sequence:
+            return  # another answer has overtaken it
+        self._sequence = report.sequence
+        state = reports.check(report)
+        if state == self.state:
+            return
+        if self.state is None or state.state != self.state.state:
+            self.since = time.monotonic()
+        self.state = state
+        self._changed()
+
+    def _silence(self, trouble: str) -> None:
+        if not self.trouble:
+            self._since = time.monotonic()
+        if self.trouble != trouble:
+            self.trouble = trouble
+            self._changed()
+
+
+def _sync_error(error: grpc.aio.AioRpcError) -> HyperletError:
+    words = reports.text(error.details() or error.code().name, reports.MAX_MESSAGE)
+    match error.code():
+        case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.NOT_FOUND:
+            return SyncRefused(words, permanent=True)
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED | grpc.StatusCode.CANCELLED:
+            return LauncherUnavailable(words)
+    return SyncRefused(words, permanent=False)

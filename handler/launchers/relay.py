@@ -1,0 +1,186 @@
+"""The way from gRPC to a launcher, on which every frame of the launcher is counted before gRPC sees it.
+
+gRPC connects to a socket of ours, which has no name any more: it can be reached by its descriptor only. What comes
+there goes to the launcher's socket; what the launcher sends comes back through a `FrameMeter`. Neither side is read
+while the other does not take what was read, so there is little in memory however fast one of them sends.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+
+from prometheus_client import Counter
+
+from handler.launchers.frame_budget import Budget, FrameMeter, OverBudget
+
+CUT_OFF = Counter("hyperlet_handler_launchers_cut_off_total", "Launchers that sent too much, by frame type", ["frame"])
+HELD = 128 << 10
+"""Bytes that may wait for one side before the other is not read any more."""
+_BACKLOG = 4
+
+
+class Relay:
+    """One launcher's. `fd` is what gRPC connects to."""
+
+    def __init__(self, target: int, budget: Budget) -> None:
+        self.fd = -1
+        self.cut_off: OverBudget | None = None
+        """Why there is no way any more."""
+        self._target = target
+        self._budget = budget
+        self._ends: set[_End] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def accept(self) -> asyncio.BufferedProtocol:
+        """gRPC's end of a connection that begins."""
+        return _End(self)
+
+    def joined(self, end: "_End") -> None:
+        """gRPC has connected: so do we, and nothing is read before that."""
+        self._ends.add(end)
+        task = asyncio.get_running_loop().create_task(self._connect(end))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def left(self, end: "_End") -> None:
+        """A connection has ended."""
+        self._ends.discard(end)
+
+    def cut(self, error: OverBudget) -> None:
+        """Ends every connection of this launcher, at once."""
+        if self.cut_off is None:
+            self.cut_off = error
+            CUT_OFF.labels(error.frame).inc()
+        self.close()
+
+    def close(self) -> None:
+        """Ends every connection; what waits is dropped."""
+        for task in self._tasks:
+            task.cancel()
+        for end in tuple(self._ends):
+            end.abort()
+
+    async def _connect(self, end: "_End") -> None:
+        other = _End(self, FrameMeter(self._budget))
+        loop = asyncio.get_running_loop()
+        try:
+            # The descriptor is the verified socket's: this magic link leads to that inode and nowhere else.
+            await loop.create_unix_connection(lambda: other, f"/proc/self/fd/{self._target}")
+        except OSError:
+            end.abort()
+            return
+        end.pair(other)
+
+
+_received = memoryview(bytearray(HELD // 2))
+"""Where every connection of this process reads to: what came is copied from it before anything else is read."""
+
+
+class _End(asyncio.BufferedProtocol):
+    """One end of a connection; with a meter, the launcher's."""
+
+    def __init__(self, relay: Relay, meter: FrameMeter | None = None) -> None:
+        self._relay = relay
+        self._meter = meter
+        self._transport: asyncio.Transport | None = None
+        self._other: _End | None = None
+        self._full = False
+        """The other side does not take what was read here."""
+        self._waits: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=HELD)
+        transport.pause_reading()
+        if self._meter is None:
+            self._relay.joined(self)
+
+    def pair(self, other: "_End") -> None:
+        """Both ends are there: bytes go."""
+        self._other, other._other = other, self
+        if self._transport is None or self._transport.is_closing():
+            other.abort()
+            return
+        self._read_on()
+        other._read_on()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """See asyncio. Its own buffers have 256 KiB, which costs as much as all the rest of the way."""
+        return _received
+
+    def buffer_updated(self, count: int) -> None:
+        """See asyncio."""
+        other, data = self._other, bytes(_received[:count])
+        assert other is not None and other._transport is not None
+        if self._meter is not None:
+            try:
+                wait = self._meter.feed(data)
+            except OverBudget as error:
+                self._relay.cut(error)
+                return
+            if wait:
+                self._wait(wait)
+        other._transport.write(data)
+
+    def _wait(self, seconds: float) -> None:
+        assert self._transport is not None
+        if self._waits is None:
+            self._transport.pause_reading()
+            self._waits = asyncio.get_running_loop().call_later(seconds, self._waited)
+
+    def _waited(self) -> None:
+        self._waits = None
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self._full and self._waits is None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        """See asyncio: the other end is not read while this one is full."""
+        if self._other is not None and self._other._transport is not None:
+            self._other._full = True
+            self._other._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        if self._other is not None:
+            self._other._full = False
+            self._other._read_on()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See asyncio: what has come so far still goes out at the other end."""
+        self._relay.left(self)
+        if self._waits is not None:
+            self._waits.cancel()
+        if self._other is not None and self._other._transport is not None:
+            self._other._transport.close()
+
+    def abort(self) -> None:
+        """Ends both ends, at once."""
+        for end in (self, self._other):
+            if end is not None and end._transport is not None:
+                end._transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def relay(target: int, budget: Budget) -> AsyncIterator[Relay]:
+    """A relay to the socket with the descriptor `target`, which must stay open until the end of the block."""
+    made = Relay(target, budget)
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+        with tempfile.TemporaryDirectory(prefix="relay-") as folder:
+            listening.bind(f"{folder}/s")
+            made.fd = os.open(f"{folder}/s", os.O_PATH | os.O_CLOEXEC)
+        stack.callback(os.close, made.fd)
+        server = await asyncio.get_running_loop().create_unix_server(made.accept, sock=listening, backlog=_BACKLOG)
+        try:
+            yield made
+        finally:
+            server.close()
+            made.close()

@@ -1,0 +1,165 @@
+"""What a launcher says, checked: it is untrusted, and so is the guest behind it.
+
+Every string is cut to a length and cleaned of control characters, every list to a number of items; what does not look
+like what it should be is left out. Nothing in a report says who it is about: that is known from where it came.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import ip_interface
+
+from protos import launcher_pb2 as pb
+
+MAX_INTERFACES = 32
+MAX_ADDRESSES = 16
+MAX_DISKS = 128
+MAX_NICS = 64
+MAX_QUEUES = 256
+MAX_STRING = 256
+MAX_CAPACITY = 32
+MAX_MESSAGE = 1024
+_WORD = re.compile(r"[A-Z][A-Za-z0-9]{0,63}")
+_MACHINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_TARGET = re.compile(r"[a-z][a-z0-9]{0,15}")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_NIC = re.compile(r"[A-Za-z0-9_-]{1,63}", re.ASCII)
+_VOLUME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class GuestInterface:
+    """A network interface as the guest's agent sees it."""
+
+    name: str
+    mac: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReportedDisk:
+    """A disk's name in the guest and its size in bytes. `capacity`: of its claim, as the launcher was told."""
+
+    volume: str
+    target: str
+    size: int
+    capacity: str = ""
+
+
+@dataclass(frozen=True)
+class NicInfo:
+    """A NIC of the domain. `name`: of the VMI's interface."""
+
+    name: str
+    mac: str
+    link_up: bool
+    queues: int
+
+
+@dataclass(frozen=True)
+class LauncherState:
+    """A checked report."""
+
+    state: int = pb.DOMAIN_STATE_NONE
+    reason: str = ""
+    message: str = ""
+    vmi_uid: str = ""
+    accelerator: str = ""
+    machine: str = ""
+    agent: bool = False
+    os: dict[str, str] = field(default_factory=dict)
+    interfaces: tuple[GuestInterface, ...] = ()
+    disks: tuple[ReportedDisk, ...] = ()
+    nics: tuple[NicInfo, ...] = ()
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a domain that runs or stands paused."""
+        return self.state in (pb.DOMAIN_STATE_RUNNING, pb.DOMAIN_STATE_PAUSED, pb.DOMAIN_STATE_IO_ERROR)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the VM is over."""
+        return self.state in (pb.DOMAIN_STATE_SHUTOFF, pb.DOMAIN_STATE_CRASHED)
+
+
+# Fields of the message and of status.guestOSInfo.
+_OS_FIELDS = {
+    "name": "name",
+    "id": "id",
+    "version": "version",
+    "version_id": "versionId",
+    "pretty_name": "prettyName",
+    "kernel_release": "kernelRelease",
+    "kernel_version": "kernelVersion",
+    "machine": "machine",
+}
+
+
+def text(value: str, limit: int = MAX_STRING) -> str:
+    """A string without control characters, line breaks and the like, cut to `limit` characters."""
+    clean = "".join(character if character.isprintable() else " " for character in value[: 2 * limit])
+    return " ".join(clean.split(" ")).strip()[:limit]
+
+
+def check(report: pb.Report) -> LauncherState:
+    """The report with everything bounded. Never raises."""
+    known = report.state in pb.DomainState.values()
+    return LauncherState(
+        state=report.state if known else pb.DOMAIN_STATE_NONE,
+        reason=report.reason if _WORD.fullmatch(report.reason) else "",
+        message=text(report.message, MAX_MESSAGE),
+        vmi_uid=text(report.vmi_uid, 64),
+        accelerator=report.accelerator if report.accelerator in ("kvm", "tcg") else "",
+        machine=report.machine if _MACHINE.fullmatch(report.machine) else "",
+        agent=report.agent_connected,
+        os=_os(report.guest.os),
+        interfaces=tuple(_interfaces(report.guest.interfaces)),
+        disks=tuple(_disks(report.disks)),
+        nics=tuple(_nics(report.nics)),
+    )
+
+
+def _os(info: pb.OsInfo) -> dict[str, str]:
+    found = {ours: text(getattr(info, theirs)) for theirs, ours in _OS_FIELDS.items()}
+    return {key: value for key, value in found.items() if value}
+
+
+def _interfaces(items: Iterable[pb.GuestInterface]) -> Iterable[GuestInterface]:
+    for index, item in enumerate(items):
+        if index >= MAX_INTERFACES:
+            return
+        mac = item.mac.lower()
+        name = text(item.name, 64)
+        if not name or name == "lo" or (mac and not _MAC.fullmatch(mac)):
+            continue
+        addresses = (_address(address) for address in item.addresses[:MAX_ADDRESSES])
+        yield GuestInterface(name, mac, tuple(address for address in addresses if address))
+
+
+def _address(value: str) -> str:
+    try:
+        interface = ip_interface(value[:64])
+    except ValueError:
+        return ""
+    return "" if interface.ip.is_loopback or "%" in value else str(interface.ip)
+
+
+def _disks(items: Iterable[pb.DiskInfo]) -> Iterable[ReportedDisk]:
+    for index, item in enumerate(items):
+        if index >= MAX_DISKS:
+            return
+        if _VOLUME.fullmatch(item.volume) and _TARGET.fullmatch(item.target):
+            yield ReportedDisk(item.volume, item.target, min(item.size, 2**63 - 1), text(item.capacity, MAX_CAPACITY))
+
+
+def _nics(items: Iterable[pb.NicInfo]) -> Iterable[NicInfo]:
+    seen: set[str] = set()
+    for index, item in enumerate(items):
+        if index >= MAX_NICS:
+            return
+        mac = item.mac.lower()
+        if not _NIC.fullmatch(item.name) or item.name in seen:
+            continue
+        seen.add(item.name)
+        yield NicInfo(item.name, mac if _MAC.fullmatch(mac) else "", item.link_up, min(item.queues, MAX_QUEUES))

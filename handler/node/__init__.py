@@ -1,0 +1,1 @@
+"""This node: heartbeat, labels, certificate, processes of its pods."""

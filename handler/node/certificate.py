@@ -1,0 +1,154 @@
+"""The handler's certificate: its key never leaves this process, the gateway signs for this node's name only."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import grpc
+import msgspec
+
+from api import names
+from api.errors import ApiUnavailable, HyperletError
+from api.k8s.meta import Struct
+from api.k8s.objects import ConfigMap, K8sObject
+from kit import log, tls
+from kit.kube import Kube
+from kit.tls import TlsIdentity
+
+TOKEN = Path("/run/secrets/hyperlet/token")
+"""The projected service account token with audience `hyperlet`; the kubelet renews it."""
+SECONDS = 10.0
+MAX_MESSAGE = 500
+"""Bytes kept of a refusal."""
+RETRY_SECONDS = (1.0, 30.0)
+
+_log = log.logger(component="certificate")
+
+
+class ServiceSpec(Struct):
+    """Where a Service is."""
+
+    clusterIP: str | None = None
+
+
+class Service(K8sObject):
+    """A Service, as far as this is looked at."""
+
+    spec: ServiceSpec = ServiceSpec()
+
+
+class _Signed(msgspec.Struct):
+    certificate: str
+    roots: str
+
+
+class NodeCertificate:
+    """What this node's gRPC server shows, renewed at two thirds of its life by `run()`."""
+
+    def __init__(
+        self, kube: Kube, node: str, token: Path = TOKEN, clock: Callable[[], float] = time.time, port: int = 443
+    ) -> None:
+        self._kube = kube
+        self._node = node
+        self._token = token
+        self._clock = clock
+        self._port = port
+        self._there = asyncio.Event()
+        self.identity: TlsIdentity | None = None
+        """The newest; None before the first."""
+
+    async def there(self) -> None:
+        """Returns when there is a certificate."""
+        await self._there.wait()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For `add_secure_port`, once `there()`: every new connection is shown the newest certificate.
+
+        Clients without a certificate of the internal authority are refused; whose it is, the service has to check.
+        """
+        given: list[TlsIdentity] = []
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            newest = self.identity
+            if newest is None or (given and given[0] is newest):
+                return None  # as before
+            given[:] = [newest]
+            return _configuration(newest)
+
+        if self.identity is None:
+            raise RuntimeError("there is no certificate yet: await there() first")
+        return grpc.dynamic_ssl_server_credentials(
+            _configuration(self.identity), fetch, require_client_authentication=True
+        )
+
+    async def run(self) -> None:
+        """Gets a certificate and renews it, for ever. While the gateway is away the old one serves on."""
+        pause, longest = RETRY_SECONDS
+        while True:
+            try:
+                self.identity = await self.obtain()
+            except HyperletError as error:
+                _log.warning("No certificate was signed: trying again", why=error.message, seconds=pause)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, longest)
+                continue
+            pause = RETRY_SECONDS[0]
+            self._there.set()
+            left = tls.expiry(self.identity.certificate) - self._clock()
+            _log.info("The gateway signed this node's certificate", node=self._node, seconds=round(left))
+            await asyncio.sleep(max(left * 2 / 3, pause))
+
+    async def obtain(self) -> TlsIdentity:
+        """A new key and its certificate. Raises HyperletError in words."""
+        bundle = (await self._kube.get(ConfigMap, self._kube.namespace, names.AUTHORITIES)).data or {}
+        service = await self._kube.get(Service, self._kube.namespace, names.GATEWAY_SERVICE)
+        if not bundle.get(names.SERVING_BUNDLE) or not service.spec.clusterIP:
+            raise ApiUnavailable("the gateway has not said yet whom to believe")
+        key = await asyncio.to_thread(tls.new_key)
+        signed = await self._asked(
+            service.spec.clusterIP, bundle[names.SERVING_BUNDLE].encode(), tls.request(key, self._node)
+        )
+        identity = TlsIdentity(signed.certificate.encode(), key, signed.roots.encode())
+        try:
+            tls.check_pair(tls.KeyPair(identity.certificate, key))
+            mine = tls.uris(identity.certificate)
+        except tls.TlsError as error:
+            raise ApiUnavailable(f"the gateway's answer is not what was asked for: {error}") from error
+        if mine != [names.node_uri(self._node)]:
+            raise ApiUnavailable(f"the gateway signed for {mine}, not for {names.node_uri(self._node)}")
+        return identity
+
+    async def _asked(self, address: str, roots: bytes, request: bytes) -> _Signed:
+        host = f"[{address}]" if ":" in address else address
+        url = f"https://{host}:{self._port}/sign"
+        name = f"{names.GATEWAY_SERVICE}.{self._kube.namespace}.svc"
+        try:
+            token = self._token.read_text().strip()
+            context = tls.client_context(roots)
+            timeout = aiohttp.ClientTimeout(total=SECONDS)
+            async with (
+                aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
+                session.post(
+                    url,
+                    data=request,
+                    ssl=context,
+                    server_hostname=name,
+                    headers={"Authorization": f"Bearer {token}"},
+                    allow_redirects=False,
+                ) as response,
+            ):
+                body = await response.read()
+                if response.status != 200:
+                    said = body[:MAX_MESSAGE].decode(errors="replace")
+                    raise ApiUnavailable(f"the gateway answers {response.status}: {said}")
+                return msgspec.json.decode(body, type=_Signed)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, msgspec.DecodeError) as error:
+            raise ApiUnavailable(f"the gateway at {url}: {error or type(error).__name__}") from error
+
+
+def _configuration(identity: TlsIdentity) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(identity.key, identity.certificate)], root_certificates=identity.roots
+    )

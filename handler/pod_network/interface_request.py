@@ -1,0 +1,162 @@
+"""What a VMI asks of its networks, checked: one request for each of its interfaces."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from api import defaults
+from api.errors import NetworkError
+from api.kubevirt.networks import Interface, Network, pod_interface
+from api.kubevirt.vmi import VirtualMachineInstance
+from handler.pod_network import nftables
+
+GATEWAY_MAC = "02:00:00:00:00:01"
+DEFAULT_SUBNET4 = "10.0.2.0/24"
+DEFAULT_SUBNET6 = "fd10:0:2::/120"
+MAX_REQUESTS = 64
+"""Of one VM."""
+_MAX_QUEUES = 256
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+
+
+@dataclass(frozen=True)
+class MasqueradeNetwork:
+    """The network behind the masquerade binding. The gateway has a subnet's first address, the guest the second."""
+
+    subnet4: ipaddress.IPv4Network
+    subnet6: ipaddress.IPv6Network
+    ports: tuple[nftables.ForwardedPorts, ...] = ()
+
+    @property
+    def gateways(self) -> tuple[ipaddress.IPv4Interface, ipaddress.IPv6Interface]:
+        """The gateway's address of each version."""
+        return (
+            ipaddress.IPv4Interface((self.subnet4.network_address + 1, self.subnet4.prefixlen)),
+            ipaddress.IPv6Interface((self.subnet6.network_address + 1, self.subnet6.prefixlen)),
+        )
+
+
+@dataclass(frozen=True)
+class InterfaceRequest:
+    """One interface of a VMI."""
+
+    name: str
+    interface: str = ""
+    """The pod's interface that it joins; empty for the pod's own network, whose interface may have any name."""
+    mac: str = ""
+    """Of the guest; empty: that of the pod's interface."""
+    insists: bool = False
+    """Whether a person chose that MAC: any other would be wrong."""
+    queues: int = 1
+    translated: MasqueradeNetwork | None = None
+    """Of the masquerade binding."""
+    hardware: bool = False
+    """The sriov binding: the guest gets a device of the host, and nothing of it is made in the pod."""
+
+    @property
+    def on_pod_network(self) -> bool:
+        """Whether it is on the pod's own network."""
+        return not self.interface
+
+    @property
+    def bridged(self) -> bool:
+        """Whether it has the bridge binding."""
+        return self.translated is None and not self.hardware
+
+
+def is_mac(text: str) -> bool:
+    """Whether it is an Ethernet address, written small and with colons."""
+    return bool(_MAC.fullmatch(text))
+
+
+def requests_of(vmi: VirtualMachineInstance) -> tuple[InterfaceRequest, ...]:
+    """What the VMI asks for now, in the order of its interfaces. Raises NetworkError, in words, for what cannot be had.
+
+    Interfaces whose state is `absent` ask for nothing.
+    """
+    nics = [nic for nic in vmi.spec.domain.devices.interfaces or [] if nic.state != "absent"]
+    if len(nics) > MAX_REQUESTS:
+        raise NetworkError(f"the virtual machine has {len(nics)} interfaces; {MAX_REQUESTS} are the most")
+    networks = {network.name: network for network in vmi.spec.networks or []}
+    found = tuple(_request(vmi, nic, networks.get(nic.name)) for nic in nics)
+    own = [request.name for request in found if request.on_pod_network]
+    if len(own) > 1:
+        raise NetworkError(f"interfaces {', '.join(own)}: only one can be on the pod's own network")
+    if len({request.name for request in found}) < len(found):
+        raise NetworkError("two interfaces have the same name; give each its own")
+    return found
+
+
+def _request(vmi: VirtualMachineInstance, nic: Interface, network: Network | None) -> InterfaceRequest:
+    if network is None or (network.pod is None and network.multus is None):
+        raise NetworkError(f"interface {nic.name}: there is no pod or multus network of this name in spec.networks")
+    mac = _mac(nic)
+    insists = bool(mac) and mac != defaults.mac_address(vmi.metadata, nic.name)
+    interface = "" if network.pod is not None else pod_interface(nic.name)
+    if nic.masquerade is not None:
+        return _masqueraded(vmi, nic, network, mac)
+    if nic.bridge is not None:
+        return InterfaceRequest(nic.name, interface, mac, insists, _queues(vmi, nic))
+    if nic.sriov is not None and network.multus is not None:
+        return InterfaceRequest(nic.name, interface, mac, insists, 0, hardware=True)
+    raise NetworkError(
+        f"interface {nic.name}: only the bindings masquerade, bridge and (on multus networks) sriov exist"
+    )
+
+
+def _masqueraded(vmi: VirtualMachineInstance, nic: Interface, network: Network, mac: str) -> InterfaceRequest:
+    pod = network.pod
+    if network.multus is not None:
+        raise NetworkError(f"interface {nic.name}: masquerade exists on the pod's own network only; use bridge")
+    if not mac:
+        raise NetworkError(f"interface {nic.name}: it has no MAC address; set macAddress")
+    subnet4 = _subnet4(nic.name, (pod and pod.vmNetworkCIDR) or DEFAULT_SUBNET4)
+    subnet6 = _subnet6(nic.name, (pod and pod.vmIPv6NetworkCIDR) or DEFAULT_SUBNET6)
+    return InterfaceRequest(
+        nic.name, "", mac, True, _queues(vmi, nic), MasqueradeNetwork(subnet4, subnet6, _ports(nic))
+    )
+
+
+def _mac(nic: Interface) -> str:
+    if not nic.macAddress:
+        return ""
+    mac = nic.macAddress.lower().replace("-", ":")
+    if not is_mac(mac):
+        raise NetworkError(f"interface {nic.name}: {nic.macAddress!r} is not an Ethernet address")
+    if mac == GATEWAY_MAC:
+        raise NetworkError(f"interface {nic.name}: {mac} is the gateway's own address; choose another")
+    return mac
+
+
+def _subnet4(nic: str, text: str) -> ipaddress.IPv4Network:
+    try:
+        subnet = ipaddress.IPv4Network(text, strict=False)
+    except ValueError as error:
+        raise NetworkError(f"interface {nic}: {error}") from error
+    if not 8 <= subnet.prefixlen <= 30:
+        raise NetworkError(f"interface {nic}: {text} has no room for a gateway and a guest")
+    return subnet
+
+
+def _subnet6(nic: str, text: str) -> ipaddress.IPv6Network:
+    try:
+        subnet = ipaddress.IPv6Network(text, strict=False)
+    except ValueError as error:
+        raise NetworkError(f"interface {nic}: {error}") from error
+    if not 8 <= subnet.prefixlen <= 126:
+        raise NetworkError(f"interface {nic}: {text} has no room for a gateway and a guest")
+    return subnet
+
+
+def _ports(nic: Interface) -> tuple[nftables.ForwardedPorts, ...]:
+    single = [
+        nftables.ForwardedPorts((port.protocol or "TCP").lower(), port.port, port.port) for port in nic.ports or []
+    ]
+    ranges = [nftables.ForwardedPorts(item.protocol.lower(), item.start, item.end) for item in nic.portRanges or []]
+    return tuple(single + ranges)
+
+
+def _queues(vmi: VirtualMachineInstance, nic: Interface) -> int:
+    if not vmi.spec.domain.devices.networkInterfaceMultiqueue or (nic.model or "virtio") != "virtio":
+        return 1
+    return max(1, min(defaults.vcpus(vmi.spec), _MAX_QUEUES))

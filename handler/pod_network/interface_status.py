@@ -1,0 +1,156 @@
+"""The protocol's messages about NICs and their entries in the VMI's status, from what the networks have become."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from api import names
+from api.kubevirt.vmi import VirtualMachineInstance
+from handler.launchers.reports import GuestInterface, LauncherState, NicInfo
+from handler.pod_network.resolv_conf import with_subdomain
+from handler.pod_network.setup import PodNetworkState
+from handler.pod_network.vm_interface import VmInterface
+from protos import launcher_pb2 as pb
+
+Json = dict[str, Any]
+
+
+def messages(vmi: VirtualMachineInstance, made: PodNetworkState) -> list[pb.Nic]:
+    """One message for each interface that the VMI asks for, in its order."""
+    settings = with_subdomain(made.resolver, vmi.spec.subdomain, vmi.metadata.namespace or "")
+    made = replace(made, resolver=settings)
+    return [_message(vmi, made, attachment) for attachment in made.attachments]
+
+
+def _message(vmi: VirtualMachineInstance, made: PodNetworkState, attachment: VmInterface) -> pb.Nic:
+    nic = pb.Nic(
+        name=attachment.request.name,
+        tap=attachment.tap,
+        mac=attachment.mac,
+        mtu=attachment.mtu,
+        queues=attachment.request.queues,
+    )
+    if attachment.lease4 is not None:
+        nic.dhcp4.CopyFrom(_dhcp4(vmi, made, attachment))
+    if attachment.lease6 is not None:
+        nic.dhcp6.CopyFrom(_dhcp6(made, attachment))
+    return nic
+
+
+def _dhcp4(vmi: VirtualMachineInstance, made: PodNetworkState, attachment: VmInterface) -> pb.Dhcp4:
+    lease = attachment.lease4
+    assert lease is not None
+    # The cluster's name servers are reached through the pod's own network only.
+    resolver = made.resolver if attachment.request.on_pod_network else None
+    return pb.Dhcp4(
+        device=attachment.bridge,
+        server=str(lease.server),
+        address=str(lease.address.ip),
+        prefix=lease.address.network.prefixlen,
+        router=str(lease.router or ""),
+        # RFC 3442: a gateway of 0.0.0.0 says that the destination is on the link itself.
+        routes=[
+            pb.Route(destination=str(way.destination), gateway=str(way.gateway or "0.0.0.0")) for way in lease.routes
+        ],
+        dns=map(str, resolver.servers4) if resolver else (),
+        search=resolver.search if resolver else (),
+        hostname=hostname(vmi),
+        lease_seconds=0,
+    )
+
+
+def _dhcp6(made: PodNetworkState, attachment: VmInterface) -> pb.Dhcp6:
+    resolver = made.resolver if attachment.request.on_pod_network else None
+    return pb.Dhcp6(
+        device=attachment.bridge,
+        address=str(attachment.lease6),
+        dns=map(str, resolver.servers6) if resolver else (),
+        search=resolver.search if resolver else (),
+    )
+
+
+def hostname(vmi: VirtualMachineInstance) -> str:
+    """The guest's host name, as the pod's: the spec's, else the VMI's name as one DNS label."""
+    return vmi.spec.hostname or (vmi.metadata.name or "").replace(".", "-")[:63].rstrip("-")
+
+
+def status(
+    vmi: VirtualMachineInstance, made: PodNetworkState, state: LauncherState, told: frozenset[str] = frozenset()
+) -> list[Json]:
+    """The entries of `status.interfaces`: that on the pod's own network first, so that the first address is the pod's.
+
+    Then what is on its way out, then what only the guest's agent knows of. `told`: the pod's interfaces that its
+    network-status tells of.
+    """
+    nics = {nic.name: nic for nic in state.nics}
+    guests = {interface.mac: interface for interface in reversed(state.interfaces) if interface.mac}
+    ordered = sorted(made.attachments, key=lambda attachment: not attachment.request.on_pod_network)
+    entries = [
+        _entry(vmi, attachment, nics.get(attachment.request.name), guests, attachment.interface in told)
+        for attachment in ordered
+    ]
+    entries += [_departing(nics[name], guests) for name in made.going if name in nics]
+    shown = {entry.get("interfaceName") for entry in entries}
+    return entries + list(_guests_own(interface for interface in state.interfaces if interface.name not in shown))
+
+
+def _entry(
+    vmi: VirtualMachineInstance,
+    attachment: VmInterface,
+    nic: NicInfo | None,
+    guests: dict[str, GuestInterface],
+    told: bool,
+) -> Json:
+    request = attachment.request
+    # A launcher that says nothing of NICs may be an older one: its domain was made from our words.
+    mac = attachment.mac or (nic.mac if nic else "")
+    entry: Json = {"name": request.name, "linkState": _link(vmi, request.name, nic)}
+    if mac:
+        entry["mac"] = mac
+    if attachment.interface:
+        entry["podInterfaceName"] = attachment.interface
+    if not request.hardware:
+        entry["queueCount"] = (nic.queues if nic else 0) or request.queues
+    guest = guests.get(mac)
+    # Behind NAT the guest's own address is hidden: the pod's addresses stay the ones to reach it by. On a network
+    # where nobody gave it an address, only the guest knows.
+    addresses = [str(address) for address in attachment.addresses]
+    if not addresses and guest is not None and not request.on_pod_network:
+        addresses = list(guest.addresses)
+    return entry | _addressed(addresses) | _known(guest, told)
+
+
+def _link(vmi: VirtualMachineInstance, name: str, nic: NicInfo | None) -> str:
+    if nic is not None:
+        return "up" if nic.link_up else "down"
+    down = any(each.name == name and each.state == "down" for each in vmi.spec.domain.devices.interfaces or ())
+    return "down" if down else "up"
+
+
+def _departing(nic: NicInfo, guests: dict[str, GuestInterface]) -> Json:
+    entry: Json = {"name": nic.name, "linkState": "up" if nic.link_up else "down"}
+    if nic.mac:
+        entry["mac"] = nic.mac
+    return entry | _known(guests.get(nic.mac), told=False)
+
+
+def _known(guest: GuestInterface | None, told: bool) -> Json:
+    """Where the facts come from, and the name that the guest has for the interface."""
+    sources = [names.INFO_DOMAIN]
+    if guest is not None:
+        sources.append(names.INFO_GUEST_AGENT)
+    if told:
+        sources.append(names.INFO_MULTUS)
+    return {"infoSource": ", ".join(sources)} | ({"interfaceName": guest.name} if guest else {})
+
+
+def _addressed(addresses: list[str]) -> Json:
+    return {"ipAddress": addresses[0], "ipAddresses": addresses} if addresses else {}
+
+
+def _guests_own(interfaces: Iterable[GuestInterface]) -> Iterable[Json]:
+    for interface in interfaces:
+        entry: Json = {"interfaceName": interface.name, "infoSource": names.INFO_GUEST_AGENT}
+        if interface.mac:
+            entry["mac"] = interface.mac
+        yield entry | _addressed(list(interface.addresses))

@@ -1,0 +1,131 @@
+"""IPv6 router advertisements to a guest: its default route, and the word that addresses come by DHCPv6.
+
+One raw socket per guest, opened in the pod's network namespace and served by the handler's own event loop. The
+advertised life times are the longest there are, so a handler that is away for hours takes nothing from a guest.
+Source: RFC 4861 sections 4.1, 4.2 and 6.2; RFC 8319 (life times).
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from ipaddress import IPv6Interface
+
+from handler.pod_network.vm_interface import Ipv6Router
+from kit import proc
+
+_ROUTER_SOLICITATION, _ROUTER_ADVERTISEMENT = 133, 134
+_ICMP6_FILTER = 1
+_ALL_NODES, _ALL_ROUTERS = "ff02::1", "ff02::2"
+_MANAGED, _OTHER = 0x80, 0x40
+_ON_LINK = 0x80
+_LONGEST, _FOREVER = 65535, 0xFFFFFFFF
+_FIRST_SECONDS, _STEADY_SECONDS = (0.5, 1.0, 2.0, 4.0, 16.0), 600.0
+_QUIET_SECONDS, _DRAINED = 0.5, 64
+
+
+def advertisement(gateway: IPv6Interface, mac: str, mtu: int, leads_on: bool = True) -> bytes:
+    """The message; the kernel fills in its checksum. A router that does not lead on says nothing of a default route
+    (a life time of 0)."""
+    life = _LONGEST if leads_on else 0
+    head = struct.pack("!BBHBBHII", _ROUTER_ADVERTISEMENT, 0, 0, 64, _MANAGED | _OTHER, life, 0, 0)
+    link = struct.pack("!BB6s", 1, 1, bytes.fromhex(mac.replace(":", "")))
+    largest = struct.pack("!BBHI", 5, 1, 0, mtu)
+    prefix = struct.pack(
+        "!BBBBIII16s",
+        3,
+        4,
+        gateway.network.prefixlen,
+        _ON_LINK,
+        _FOREVER,
+        _FOREVER,
+        0,
+        gateway.network.network_address.packed,
+    )
+    return head + link + largest + prefix
+
+
+def open_socket(process: proc.Process, bridge: str) -> tuple[socket.socket, int]:
+    """A socket for the bridge in the process's network namespace, and the bridge's index there. Raises OSError.
+
+    Changes the calling thread's namespace: call it through `kit.proc.isolated`.
+    """
+    with proc.closing(process.namespace("net")) as namespace:
+        proc.setns(namespace, proc.CLONE_NEWNET)
+    index = socket.if_nametoindex(bridge)
+    raw = socket.socket(
+        socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMPV6
+    )
+    try:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, bridge.encode())
+        # One bit for each of the 256 types, set: blocked.
+        blocked = bytearray(b"\xff" * 32)
+        blocked[_ROUTER_SOLICITATION // 32 * 4 + _ROUTER_SOLICITATION % 32 // 8] &= (
+            ~(1 << _ROUTER_SOLICITATION % 8) & 0xFF
+        )
+        raw.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, bytes(blocked))
+        # The kernel makes the least of it: what waits here is memory of ours that a guest fills.
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+        # A receiver ignores what has crossed a router: anything below 255 hops.
+        raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 255)
+        raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
+        membership = socket.inet_pton(socket.AF_INET6, _ALL_ROUTERS) + struct.pack("@I", index)
+        raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)
+    except BaseException:
+        raw.close()
+        raise
+    return raw, index
+
+
+class Advertiser:
+    """Advertises to one guest until closed. It keeps the pod's network namespace alive: close it with the pod."""
+
+    def __init__(self, raw: socket.socket, index: int, message: bytes) -> None:
+        self._socket = raw
+        self._target = (_ALL_NODES, 0, 0, index)
+        self._message = message
+        self._loop = asyncio.get_running_loop()
+        self._listening: asyncio.TimerHandle | None = None
+        self._listen()
+        self._task = self._loop.create_task(self._repeat(), name="advertiser")
+
+    @classmethod
+    async def start(cls, process: proc.Process, bridge: str, router: Ipv6Router, mac: str, mtu: int) -> "Advertiser":
+        """Starts advertising on the bridge, whose address is `mac`. Raises OSError."""
+        raw, index = await proc.isolated(lambda: open_socket(process, bridge))
+        return cls(raw, index, advertisement(router.gateway, mac, mtu, router.leads_on))
+
+    def close(self) -> None:
+        """Ends it. The guest keeps what it was told."""
+        self._task.cancel()
+        if self._listening is not None:
+            self._listening.cancel()
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+
+    async def _repeat(self) -> None:
+        for pause in _FIRST_SECONDS:
+            self._send()
+            await asyncio.sleep(pause)
+        while True:
+            self._send()
+            await asyncio.sleep(_STEADY_SECONDS)
+
+    def _listen(self) -> None:
+        self._listening = None
+        self._loop.add_reader(self._socket, self._solicited)
+
+    def _solicited(self) -> None:
+        """Answers, and turns a deaf ear for a while: a guest may ask a hundred thousand times a second."""
+        with contextlib.suppress(OSError):
+            for _ in range(_DRAINED):
+                self._socket.recv(2048)
+        self._loop.remove_reader(self._socket)
+        self._listening = self._loop.call_later(_QUIET_SECONDS, self._listen)
+        self._send()
+
+    def _send(self) -> None:
+        # Before the guest has opened its tap the bridge has no link-local address: it is said again later.
+        with contextlib.suppress(OSError):
+            self._socket.sendto(self._message, self._target)

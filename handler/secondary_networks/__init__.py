@@ -1,0 +1,1 @@
+"""Secondary networks: CNI invocations, attachments and their records."""

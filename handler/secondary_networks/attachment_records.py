@@ -1,0 +1,124 @@
+"""What this handler has joined pods to, on the node's disk.
+
+It is written before a network is joined, so that it is left again whatever dies in between: plugin, handler or node.
+
+One file a pod, root's alone: `/var/lib/hyperlet/attachments/<pod uid>.json`.
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+import msgspec
+
+from api.k8s.meta import ObjectMeta, Struct
+from api.k8s.objects import Pod
+from api.network_attachments import Selection
+from handler.secondary_networks.cni_config import CniNetwork, Json
+from kit import log
+
+FOLDER = pathlib.Path("/var/lib/hyperlet/attachments")
+_UID = re.compile(r"[0-9A-Za-z][0-9A-Za-z\-]{0,63}")
+_log = log.logger(component="attachments")
+
+
+class Attachment(Struct):
+    """One network of a pod. `result` is the chain's, absent until its ADD has come to an end."""
+
+    selection: Selection
+    name: str
+    version: str
+    plugins: list[Json]
+    result: Json | None = None
+
+    @property
+    def network(self) -> CniNetwork:
+        """The very configuration of the ADD: the definition may have changed, or be gone, by the time of the DEL."""
+        return CniNetwork(f"network {self.selection.network}", self.name, self.version, tuple(self.plugins))
+
+
+class AttachmentRecord(Struct):
+    """What one pod was joined to."""
+
+    namespace: str
+    name: str
+    uid: str
+    joined: list[Attachment] = []
+
+    def of(self, interface: str) -> Attachment | None:
+        """The network of an interface."""
+        return next((each for each in self.joined if each.selection.interface == interface), None)
+
+    def having(self, joined: Attachment) -> "AttachmentRecord":
+        """The record with a network added, or with what is known of it replaced."""
+        return self.without(joined.selection.interface, joined)
+
+    def without(self, interface: str, *instead: Attachment) -> "AttachmentRecord":
+        """The record without the network of an interface."""
+        others = [each for each in self.joined if each.selection.interface != interface]
+        return msgspec.structs.replace(self, joined=[*others, *instead])
+
+    @property
+    def pod(self) -> Pod:
+        """The pod as far as Events need it: it may be gone."""
+        return Pod(kind="Pod", metadata=ObjectMeta(namespace=self.namespace, name=self.name, uid=self.uid))
+
+
+class AttachmentRecords:
+    """All records of this node, in memory and on disk. Methods raise OSError."""
+
+    def __init__(self, folder: pathlib.Path = FOLDER) -> None:
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        self._known: dict[str, AttachmentRecord] = {}
+        for path in sorted(folder.glob("*.json")):
+            self._load(path)
+
+    def _load(self, path: pathlib.Path) -> None:
+        try:
+            record = msgspec.json.decode(path.read_bytes(), type=AttachmentRecord)
+        except (OSError, msgspec.DecodeError, UnicodeError) as error:
+            _log.error(
+                "A record of a pod's networks cannot be read: what it says is not undone",
+                file=str(path),
+                why=str(error),
+            )
+            return
+        if record.uid == path.stem:
+            self._known[record.uid] = record
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._known))
+
+    def get(self, uid: str) -> AttachmentRecord | None:
+        """What a pod was joined to."""
+        return self._known.get(uid)
+
+    def keep(self, record: AttachmentRecord) -> None:
+        """Writes a record so that it outlives the loss of power; one without networks is removed."""
+        if not _UID.fullmatch(record.uid):
+            raise OSError(0, f"{record.uid[:80]!r} is not the UID of a pod")
+        path = self._folder / f"{record.uid}.json"
+        if record.joined:
+            draft = path.with_suffix(".draft")
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as stream:
+                stream.write(msgspec.json.encode(record))
+                stream.flush()
+                os.fsync(stream.fileno())
+            draft.rename(path)
+            self._known[record.uid] = record
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+            self._known.pop(record.uid, None)
+        self._settle()
+
+    def _settle(self) -> None:
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

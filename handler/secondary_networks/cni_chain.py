@@ -1,0 +1,137 @@
+"""Joining a pod to a network and leaving it again: a chain of CNI plugins, run as libcni runs it.
+
+ADD goes through the plugins in order, each given the result of the one before; DEL goes the other way, through all of
+them whatever one says. Source: CNI specification 1.1.0, section "Execution protocol"; libcni's `api.go` for the order.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from api.errors import NetworkError
+from api.network_attachments import Selection
+from handler.launchers import reports
+from handler.secondary_networks import cni_config
+from handler.secondary_networks.cni_config import CniNetwork, Json
+from handler.secondary_networks.cni_exec import CniHost, PluginMissing, PluginResult
+
+_MAX_MESSAGE = 600
+
+
+@dataclass(frozen=True)
+class PodSandbox:
+    """The pod that is joined. `netns` is a descriptor of its network namespace, or None when that is gone."""
+
+    namespace: str
+    name: str
+    uid: str
+    netns: int | None = None
+
+    @property
+    def path(self) -> str:
+        """The namespace as a plugin on the host can open it; a descriptor, for a pid may be somebody else's by then."""
+        return "" if self.netns is None else f"/proc/{os.getpid()}/fd/{self.netns}"
+
+
+async def require(host: CniHost, network: CniNetwork) -> None:
+    """Raises NetworkError when the node has not all the plugins: before anything is done that could not be undone."""
+    kinds = [network.kind(place) for place in range(len(network.plugins))]
+    try:
+        missing = await host.missing(kinds)
+    except OSError as error:
+        raise NetworkError(f"{network.source}: the node's CNI plugins cannot be looked at: {error.strerror}") from error
+    if missing:
+        raise NetworkError(_not_there(f"{network.source}: plugin {missing[0]}", host))
+
+
+async def add(host: CniHost, network: CniNetwork, selection: Selection, home: PodSandbox) -> Json:
+    """Joins the pod and returns the last plugin's result. Raises NetworkError: then `delete` is owed."""
+    result: Json | None = None
+    for place in range(len(network.plugins)):
+        stdin = cni_config.for_add(network, place, selection, result)
+        answer = await _call(host, network, place, "ADD", selection, home, stdin)
+        if not isinstance(answer, dict):
+            raise NetworkError(f"{network.source}: plugin {network.kind(place)} printed no result")
+        result = answer
+    return result or {}
+
+
+async def delete(
+    host: CniHost, network: CniNetwork, selection: Selection, home: PodSandbox, result: Json | None
+) -> None:
+    """Leaves the network; `result` is what `add` returned, if it came so far. Raises NetworkError after trying all."""
+    first: NetworkError | None = None
+    for place in reversed(range(len(network.plugins))):
+        stdin = cni_config.for_del(network, place, selection, result)
+        try:
+            await _call(host, network, place, "DEL", selection, home, stdin)
+        except NetworkError as error:
+            first = first or error
+    if first is not None:
+        raise first
+
+
+async def _call(
+    host: CniHost, network: CniNetwork, place: int, command: str, selection: Selection, home: PodSandbox, stdin: bytes
+) -> Any:
+    environment = {
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": home.uid,
+        "CNI_NETNS": home.path,
+        "CNI_IFNAME": selection.interface,
+        "CNI_ARGS": ";".join(_arguments(selection, home)),
+    }
+    kind, where = network.kind(place), f"{network.source}: plugin {network.kind(place)}"
+    try:
+        outcome = await host.run(kind, environment, stdin)
+    except PluginMissing:
+        raise NetworkError(_not_there(where, host)) from None
+    except OSError as error:
+        raise NetworkError(f"{where} cannot be run: {error.strerror or error}") from error
+    return _answer(where, command, outcome)
+
+
+def _not_there(where: str, host: CniHost) -> str:
+    return f"{where} is not on this node: no executable of that name in {' or '.join(host.plugins)}"
+
+
+def _arguments(selection: Selection, home: PodSandbox) -> Iterator[str]:
+    # Names are DNS names and the MAC has been checked: no semicolon comes in by them.
+    yield "IgnoreUnknown=1"
+    yield f"K8S_POD_NAMESPACE={home.namespace}"
+    yield f"K8S_POD_NAME={home.name}"
+    yield f"K8S_POD_INFRA_CONTAINER_ID={home.uid}"
+    yield f"K8S_POD_UID={home.uid}"
+    if selection.mac:
+        yield f"MAC={selection.mac}"
+
+
+def _answer(where: str, command: str, outcome: PluginResult) -> Any:
+    """The JSON that a plugin printed, None if it printed nothing. Raises NetworkError with the plugin's own words."""
+    if outcome.trouble:
+        raise NetworkError(f"{where} {outcome.trouble}")
+    document: Any = None
+    if outcome.stdout.strip():
+        try:
+            document = msgspec.json.decode(outcome.stdout)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            document = None if outcome.code or command == "DEL" else NetworkError(f"{where} printed no JSON")
+    if isinstance(document, NetworkError):
+        raise document
+    if outcome.code == 0:
+        return document
+    raise NetworkError(f"{where} {_failure(document, outcome)}")
+
+
+def _failure(document: Any, outcome: PluginResult) -> str:
+    if isinstance(document, dict) and isinstance(document.get("msg"), str):
+        details = document.get("details")
+        more = f" ({details})" if isinstance(details, str) and details else ""
+        code = document.get("code")
+        number = f" (CNI error {code})" if isinstance(code, int) else ""
+        return f"says: {reports.text(document['msg'] + more, _MAX_MESSAGE)}{number}"
+    said = (outcome.stderr or outcome.stdout).decode("utf-8", "replace")
+    return f"failed with exit code {outcome.code}: {reports.text(said, _MAX_MESSAGE) or 'it said nothing'}"

@@ -1,0 +1,219 @@
+"""The host's CNI: its plugins, run in the host's namespaces, and its configuration files, read.
+
+The handler's pod shares the host's pids, so pid 1's namespaces are the host's. A plugin is the child of a thread that
+has gone there; it sees the host's files and devices, and nothing of the handler's.
+"""
+
+import contextlib
+import os
+import pathlib
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from kit import proc
+
+T = TypeVar("T")
+SECONDS = 100.0
+"""For one plugin; cnv-bridge waits 90 s for its daemon, and an IPAM plugin 60 s for a DHCP server."""
+OUTPUT = 1 << 20
+_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MULTUS = ("multus", "multus-shim")
+_BRIDGING = ("bridge", "cnv-bridge")
+_DEFAULT_BRIDGE = "cni0"
+"""What either plugin uses when its configuration names none."""
+_MAX_FILE = 1 << 20
+
+
+class PluginMissing(Exception):
+    """No CNI directory of the host has an executable of that name."""
+
+
+@dataclass(frozen=True)
+class PluginResult:
+    """How a plugin ended. `trouble`: why it was stopped, in words."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class NodeCniConfig:
+    """What the host's CNI configuration says: the pod network's name, all names in it, and whether Multus is in it."""
+
+    default: str
+    names: frozenset[str]
+    multus: bool
+    bridges: frozenset[str] = frozenset()
+    """The bridges that the pod network's plugins put pods on."""
+
+
+@dataclass(frozen=True)
+class CniHost:
+    """Where the host's namespaces, plugins and configurations are; the first directory that has a plugin counts."""
+
+    mounts: str = "/proc/1/ns/mnt"
+    network: str = "/proc/1/ns/net"
+    plugins: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
+    configurations: tuple[str, ...] = (
+        "/etc/cni/net.d",
+        "/etc/kubernetes/cni/net.d",
+        "/var/lib/rancher/k3s/agent/etc/cni/net.d",
+    )
+
+    @classmethod
+    def configured(cls) -> "CniHost":
+        """With HYPERLET_CNI_BIN and HYPERLET_CNI_CONF (directories, separated by colons) in the place of the usual."""
+        usual = cls()
+        return cls(
+            plugins=_folders("HYPERLET_CNI_BIN") or usual.plugins,
+            configurations=_folders("HYPERLET_CNI_CONF") or usual.configurations,
+        )
+
+    async def run(
+        self, plugin: str, environment: dict[str, str], stdin: bytes, seconds: float = SECONDS
+    ) -> PluginResult:
+        """Runs a plugin to its end, or stops it. Raises PluginMissing, OSError."""
+        given = {os.fsencode(key): os.fsencode(value) for key, value in environment.items()}
+        given |= {b"PATH": _PATH, b"CNI_PATH": os.fsencode(":".join(self.plugins))}
+        feed = os.memfd_create("cni", os.MFD_CLOEXEC)
+
+        def body() -> PluginResult:
+            with proc.closing(feed):
+                os.write(feed, stdin)
+                os.lseek(feed, 0, os.SEEK_SET)
+                self._enter()
+                program = _find(self.plugins, plugin)
+                if program is None:
+                    raise PluginMissing(plugin)
+                return _run(program, given, feed, seconds)
+
+        return await proc.isolated(body)
+
+    async def missing(self, plugins: Sequence[str]) -> list[str]:
+        """Those of the plugins that are not on the host. Raises OSError."""
+        return await self._inside(lambda: [each for each in plugins if _find(self.plugins, each) is None])
+
+    async def node(self) -> NodeCniConfig:
+        """What the host's configuration says now. A file that cannot be read or understood is passed over."""
+        return await self._inside(lambda: _summary(self.configurations))
+
+    async def _inside(self, work: Callable[[], T]) -> T:
+        def body() -> T:
+            self._enter()
+            return work()
+
+        return await proc.isolated(body)
+
+    def _enter(self) -> None:
+        """Moves the calling thread to the host. From here on it must not import anything."""
+        network = os.open(self.network, os.O_RDONLY | os.O_CLOEXEC)
+        with proc.closing(network), proc.closing(os.open(self.mounts, os.O_RDONLY | os.O_CLOEXEC)) as mounts:
+            proc.setns(network, proc.CLONE_NEWNET)
+            proc.enter_mounts(mounts)
+
+
+def _folders(variable: str) -> tuple[str, ...]:
+    return tuple(each for each in os.environ.get(variable, "").split(":") if each.startswith("/"))
+
+
+def _find(folders: Sequence[str], plugin: str) -> str | None:
+    places = (f"{folder}/{plugin}" for folder in folders)
+    return next((path for path in places if os.path.isfile(path) and os.access(path, os.X_OK)), None)  # noqa: PTH113
+
+
+def _run(program: str, environment: dict[bytes, bytes], feed: int, seconds: float) -> PluginResult:
+    process = subprocess.Popen(
+        [os.fsencode(program)],
+        stdin=feed,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        cwd=b"/",
+        start_new_session=True,
+    )
+    assert process.stdout and process.stderr
+    with process.stdout as stdout, process.stderr as stderr:
+        output = {stdout.fileno(): bytearray(), stderr.fileno(): bytearray()}
+        trouble = _collect(process, output, time.monotonic() + seconds)
+        if trouble:
+            # Not reaped yet, so the number is still its own; with it goes all that it has started.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        code = process.wait()
+        said, complained = output.values()
+    return PluginResult(code, bytes(said), bytes(complained[-4096:]), trouble.format(seconds))
+
+
+def _collect(process: subprocess.Popen[bytes], output: dict[int, bytearray], deadline: float) -> str:
+    """Reads until the plugin has ended; empty, or why it has to be stopped (with room for the seconds it had)."""
+    late = "did not end within {:g} s and was stopped"
+    with selectors.PollSelector() as selector:
+        for fd in output:
+            selector.register(fd, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
+                chunk = os.read(key.fd, 65536)
+                if not chunk:
+                    selector.unregister(key.fd)
+                output[key.fd] += chunk
+                if len(output[key.fd]) > OUTPUT:
+                    return f"printed more than {OUTPUT >> 20} MiB and was stopped"
+            if time.monotonic() >= deadline:
+                return late
+    try:
+        process.wait(max(0.1, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return late
+    return ""
+
+
+def _summary(folders: Sequence[str]) -> NodeCniConfig:
+    default, names, multus, bridges = "", set(), False, set()
+    for folder in folders:
+        for document in _documents(folder):
+            name = document.get("name")
+            listed = document.get("plugins")
+            plugins = [
+                each for each in [document, *(listed if isinstance(listed, list) else [])] if isinstance(each, dict)
+            ]
+            multus = multus or any(plugin.get("type") in _MULTUS for plugin in plugins)
+            if isinstance(name, str) and name:
+                names.add(name)
+                if not default:
+                    default, bridges = name, {found for plugin in plugins if (found := _bridge(plugin))}
+    return NodeCniConfig(default, frozenset(names), multus, frozenset(bridges))
+
+
+def _bridge(plugin: dict[str, Any]) -> str:
+    """The bridge that a plugin puts pods on, empty for one that uses none."""
+    kind, delegate = plugin.get("type"), plugin.get("delegate")
+    if kind == "flannel":  # it has the plugin `bridge` do the work, unless `delegate` says another
+        plugin = {"type": "bridge"} | (delegate if isinstance(delegate, dict) else {})
+    if plugin.get("type") not in _BRIDGING:
+        return ""
+    name = plugin.get("bridge") or _DEFAULT_BRIDGE
+    return name if isinstance(name, str) else ""
+
+
+def _documents(folder: str) -> list[dict[str, Any]]:
+    try:
+        files = sorted(each for each in os.listdir(folder) if each.endswith((".conf", ".conflist", ".json")))  # noqa: PTH208
+    except OSError:
+        return []
+    found = []
+    for name in files:
+        with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeError, RecursionError):
+            with pathlib.Path(folder, name).open("rb") as stream:
+                document = msgspec.json.decode(stream.read(_MAX_FILE))
+            if isinstance(document, dict):
+                found.append(document)
+    return found

@@ -1,0 +1,1 @@
+"""The gateway-facing gRPC service."""

@@ -1,0 +1,80 @@
+"""What a launcher says about its guest when it is asked, checked like its reports (`handler.launchers.reports`)."""
+
+from handler.launchers.reports import text
+from protos import launcher_pb2 as pb
+
+CHUNK = 64 << 10
+USERS, FILESYSTEMS, DISKS, INTERFACES, ADDRESSES = 1000, 1000, 64, 256, 64
+LARGEST_PICTURE = 900 << 10
+_OS_FIELDS = ("name", "id", "version", "version_id", "pretty_name", "kernel_release", "kernel_version", "machine")
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class BadAnswer(ValueError):
+    """The launcher has broken the protocol."""
+
+
+def guest_info(info: pb.GuestInfo) -> pb.GuestInfo:
+    """What the agent has told, bounded."""
+    return pb.GuestInfo(
+        agent_version=text(info.agent_version),
+        hostname=text(info.hostname),
+        timezone=text(info.timezone),
+        os=pb.OsInfo(**{name: text(getattr(info.os, name)) for name in _OS_FIELDS}),
+        interfaces=[
+            pb.GuestInterface(
+                name=text(item.name),
+                mac=text(item.mac, 32),
+                addresses=[text(a, 64) for a in item.addresses[:ADDRESSES]],
+            )
+            for item in info.interfaces[:INTERFACES]
+        ],
+    )
+
+
+def users(reply: pb.UsersReply) -> pb.UsersReply:
+    """Who is logged in, bounded."""
+    return pb.UsersReply(
+        users=[
+            pb.GuestUser(name=text(user.name), domain=text(user.domain), login_time=user.login_time)
+            for user in reply.users[:USERS]
+        ]
+    )
+
+
+def filesystems(reply: pb.FilesystemsReply) -> pb.FilesystemsReply:
+    """What is mounted, bounded."""
+    return pb.FilesystemsReply(
+        filesystems=[
+            pb.GuestFilesystem(
+                name=text(item.name),
+                mount_point=text(item.mount_point),
+                type=text(item.type),
+                used_bytes=item.used_bytes,
+                total_bytes=item.total_bytes,
+                disks=[pb.GuestDisk(serial=text(disk.serial), bus=text(disk.bus)) for disk in item.disks[:DISKS]],
+            )
+            for item in reply.filesystems[:FILESYSTEMS]
+        ]
+    )
+
+
+def screenshot(reply: pb.ScreenshotReply) -> pb.ScreenshotReply:
+    """A picture. Raises BadAnswer if it is none."""
+    if not reply.png.startswith(_PNG) or len(reply.png) > LARGEST_PICTURE:
+        raise BadAnswer("the launcher's picture of the screen is no PNG, or too large")
+    return reply
+
+
+def console_output(message: pb.ConsoleOutput | None) -> pb.ConsoleOutput:
+    """A piece of the serial console: bytes as they are, words made harmless. Raises BadAnswer."""
+    if message is None or len(message.data) > CHUNK:
+        raise BadAnswer("the launcher's console sends what it may not")
+    return pb.ConsoleOutput(data=message.data, notice=text(message.notice))
+
+
+def chunk(message: pb.Chunk | None) -> pb.Chunk:
+    """A piece of a VNC connection. Raises BadAnswer."""
+    if message is None or len(message.data) > CHUNK:
+        raise BadAnswer("the launcher's screen sends what it may not")
+    return message

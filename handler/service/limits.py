@@ -1,0 +1,65 @@
+"""How much may be asked of one VM at a time, and of this node."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+
+from api.errors import HyperletError
+
+STREAMS_OF_VM = 64
+"""Consoles and screens together."""
+STREAMS_OF_NAMESPACE = 250
+"""A tenant's part of them."""
+STREAMS = 1000
+CALLS_OF_VM = 8
+
+
+class Busy(HyperletError):
+    """There is too much going on already; later it may be taken."""
+
+
+class CallLimits:
+    """Counts what goes on, by pod UID."""
+
+    def __init__(
+        self,
+        streams_of_vm: int = STREAMS_OF_VM,
+        streams: int = STREAMS,
+        calls: int = CALLS_OF_VM,
+        streams_of_namespace: int = STREAMS_OF_NAMESPACE,
+    ) -> None:
+        self._most = {"stream": streams_of_vm, "call": calls, "namespace": streams_of_namespace}
+        self._streams = streams
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._all = 0
+
+    @contextlib.contextmanager
+    def stream(self, uid: str, namespace: str = "") -> Iterator[None]:
+        """A console or a screen of the VM. Raises Busy."""
+        if self._all >= self._streams:
+            raise Busy(f"{self._streams} consoles are open on this node, which is all it serves: try again later")
+        self._all += 1
+        try:
+            with (
+                self._one("stream", uid, "consoles and screens of this virtual machine are open"),
+                self._one("namespace", namespace, "consoles and screens of this namespace are open on this node"),
+            ):
+                yield
+        finally:
+            self._all -= 1
+
+    def call(self, uid: str) -> contextlib.AbstractContextManager[None]:
+        """Anything else that the VM is asked. Raises Busy."""
+        return self._one("call", uid, "requests wait for this virtual machine")
+
+    @contextlib.contextmanager
+    def _one(self, kind: str, uid: str, words: str) -> Iterator[None]:
+        if self._counts[kind, uid] >= self._most[kind]:
+            raise Busy(f"{self._most[kind]} {words} already: try again later")
+        self._counts[kind, uid] += 1
+        try:
+            yield
+        finally:
+            self._counts[kind, uid] -= 1
+            if not self._counts[kind, uid]:
+                del self._counts[kind, uid]

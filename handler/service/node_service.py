@@ -1,0 +1,312 @@
+"""The Node service of protos/node.proto: what the gateway may ask about the VMs of this node.
+
+The gateway knows who the user is and what they may do; here it is made sure that it is the gateway that asks, and that
+the VM is the one it means. Launchers stay untrusted: what they say is checked, and bounded like all that waits here for
+either side: one message a direction and gRPC's window.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import grpc.aio
+
+from api import names
+from api.errors import HyperletError, LauncherUnavailable, NotFound
+from handler.launchers.connection import LauncherConnection
+from handler.launchers.reports import MAX_MESSAGE, text
+from handler.service import guest_answers as answers
+from handler.service.limits import Busy, CallLimits
+from kit import log, rpc
+from kit.duplex import TAKEN, until_one_ends
+from protos import launcher_pb2 as pb
+from protos import node_pb2, node_pb2_grpc
+
+PORT = 8444
+VERB_SECONDS = 45.0
+"""For an answer of the launcher: freezing takes as long as the guest has to write."""
+FIRST_SECONDS = 10.0
+CLOSE_SECONDS = 1.0
+_NO_TEXT = "the launcher gave no reason"
+# Others are gRPC's own, or none of a launcher's business.
+_PASSED_ON = frozenset(
+    grpc.StatusCode[name]
+    for name in (
+        "INVALID_ARGUMENT",
+        "FAILED_PRECONDITION",
+        "ALREADY_EXISTS",
+        "RESOURCE_EXHAUSTED",
+        "UNAVAILABLE",
+        "DEADLINE_EXCEEDED",
+        "UNIMPLEMENTED",
+    )
+)
+OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", rpc.MAX_MESSAGE),
+    ("grpc.max_send_message_length", rpc.MAX_MESSAGE),
+    ("grpc.max_metadata_size", 16384),
+    ("grpc.max_concurrent_streams", 2000),
+    # As on the way to the launchers: windows that do not grow.
+    ("grpc.http2.bdp_probe", 0),
+    # A gateway that is gone without a word is found out, and its streams with it. It asks likewise, and may.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0),
+]
+
+A = TypeVar("A")
+Find = Callable[[str, str, str], LauncherConnection]
+"""The launcher of the VMI with this namespace, name and UID. Raises NotFound."""
+_log = log.logger(component="node-service")
+
+
+class Denied(HyperletError):
+    """Whoever calls is not the gateway."""
+
+
+class Closing(HyperletError):
+    """This process is about to end."""
+
+
+class BadRequest(HyperletError):
+    """What was sent does not follow the protocol."""
+
+
+class NodeService(node_pb2_grpc.NodeServicer):
+    """Passes on what the gateway asks to the launcher of the VM."""
+
+    def __init__(self, find: Find, limits: CallLimits | None = None) -> None:
+        self._find = find
+        self._limits = limits or CallLimits()
+        self._closing = asyncio.Event()
+
+    def close(self) -> None:
+        """Ends all streams with UNAVAILABLE: the gateway may try again with our successor."""
+        self._closing.set()
+
+    # ---- verbs -----------------------------------------------------------------------------------------------------
+
+    async def Pause(self, request: node_pb2.Vmi, context: Any) -> node_pb2.Done:
+        """See the .proto."""
+        return await self._done(context, request, lambda stub: stub.Pause(pb.PauseRequest(), timeout=VERB_SECONDS))
+
+    async def Unpause(self, request: node_pb2.Vmi, context: Any) -> node_pb2.Done:
+        """See the .proto."""
+        return await self._done(context, request, lambda stub: stub.Unpause(pb.UnpauseRequest(), timeout=VERB_SECONDS))
+
+    async def Reset(self, request: node_pb2.Vmi, context: Any) -> node_pb2.Done:
+        """See the .proto."""
+        return await self._done(context, request, lambda stub: stub.Reset(pb.ResetRequest(), timeout=VERB_SECONDS))
+
+    async def SoftReboot(self, request: node_pb2.Vmi, context: Any) -> node_pb2.Done:
+        """See the .proto."""
+        asked = pb.SoftRebootRequest()
+        return await self._done(context, request, lambda stub: stub.SoftReboot(asked, timeout=VERB_SECONDS))
+
+    async def Freeze(self, request: node_pb2.FreezeVmi, context: Any) -> node_pb2.Done:
+        """See the .proto."""
+        asked = pb.FreezeRequest(unfreeze_seconds=request.unfreeze_seconds)
+        return await self._done(context, request.vmi, lambda stub: stub.Freeze(asked, timeout=VERB_SECONDS))
+
+    async def Unfreeze(self, request: node_pb2.Vmi, context: Any) -> node_pb2.Done:
+        """See the .proto."""
+        asked = pb.UnfreezeRequest()
+        return await self._done(context, request, lambda stub: stub.Unfreeze(asked, timeout=VERB_SECONDS))
+
+    async def GuestInfo(self, request: node_pb2.Vmi, context: Any) -> pb.GuestInfo:
+        """See the .proto."""
+        async with self._answering(context):
+            launcher = self._launcher(context, request)
+            with self._limits.call(launcher.pod_uid):
+                report = await launcher.report()
+            if not report.agent_connected:
+                await context.abort(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    "no guest agent is connected: install and start it in the guest",
+                )
+            return answers.guest_info(report.guest)
+
+    async def Users(self, request: node_pb2.Vmi, context: Any) -> pb.UsersReply:
+        """See the .proto."""
+        asked = pb.UsersRequest()
+        return await self._ask(context, request, lambda stub: stub.Users(asked, timeout=VERB_SECONDS), answers.users)
+
+    async def Filesystems(self, request: node_pb2.Vmi, context: Any) -> pb.FilesystemsReply:
+        """See the .proto."""
+        asked = pb.FilesystemsRequest()
+        return await self._ask(
+            context, request, lambda stub: stub.Filesystems(asked, timeout=VERB_SECONDS), answers.filesystems
+        )
+
+    async def Screenshot(self, request: node_pb2.Vmi, context: Any) -> pb.ScreenshotReply:
+        """See the .proto."""
+        asked = pb.ScreenshotRequest()
+        return await self._ask(
+            context, request, lambda stub: stub.Screenshot(asked, timeout=VERB_SECONDS), answers.screenshot
+        )
+
+    async def _done(self, context: Any, vmi: node_pb2.Vmi, ask: Callable[[Any], Awaitable[Any]]) -> node_pb2.Done:
+        return await self._ask(context, vmi, ask, lambda _: node_pb2.Done())
+
+    async def _ask(
+        self, context: Any, vmi: node_pb2.Vmi, ask: Callable[[Any], Awaitable[Any]], check: Callable[[Any], A]
+    ) -> A:
+        async with self._answering(context):
+            launcher = self._launcher(context, vmi)
+            with self._limits.call(launcher.pod_uid):
+                answer = await ask(launcher.stub)
+            if answer is None:  # what gRPC makes of a message that cannot be parsed
+                raise answers.BadAnswer("the launcher's answer cannot be read")
+            return check(answer)
+
+    # ---- streams ---------------------------------------------------------------------------------------------------
+
+    async def Console(self, requests: AsyncIterator[node_pb2.ConsoleInput], context: Any) -> None:
+        """See the .proto."""
+        async with self._answering(context):
+            first = await self._first(context, requests)
+            launcher = self._launcher(context, first.vmi)
+            with self._limits.stream(launcher.pod_uid, first.vmi.namespace):
+                call = launcher.stub.Console()
+                await self._relay(call, context, first.input, _inputs(requests), answers.console_output)
+
+    async def Vnc(self, requests: AsyncIterator[node_pb2.VncInput], context: Any) -> None:
+        """See the .proto."""
+        async with self._answering(context):
+            first = await self._first(context, requests)
+            launcher = self._launcher(context, first.vmi)
+            with self._limits.stream(launcher.pod_uid, first.vmi.namespace):
+                call = launcher.stub.Vnc()
+                await self._relay(call, context, first.chunk, _chunks(requests), answers.chunk)
+
+    async def _first(self, context: Any, requests: AsyncIterator[Any]) -> Any:
+        check_peer(context)
+        try:
+            async with asyncio.timeout(FIRST_SECONDS):
+                return await anext(aiter(requests))
+        except (TimeoutError, StopAsyncIteration):
+            raise BadRequest("the first message, which names the VMI, did not come") from None
+
+    async def _relay(
+        self, call: Any, context: Any, first: Any, inputs: AsyncIterator[Any], check: Callable[[Any], Any]
+    ) -> None:
+        """Carries messages both ways until either side, or this process, ends."""
+
+        async def up() -> None:
+            # When the launcher has ended the call, the other direction hears how, once all that came before is out.
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await call.write(first)
+                async for message in inputs:
+                    await call.write(message)
+                await call.done_writing()
+            await asyncio.Event().wait()
+
+        async def down() -> None:
+            # Before any message: one that is cancelled on its way would take this with it, and the status would fail.
+            opened = TAKEN[0] in tuple(await call.initial_metadata())
+            if opened:
+                await context.send_initial_metadata(TAKEN)
+            async for message in call:
+                if not opened:
+                    opened = True
+                    await context.send_initial_metadata(())
+                await context.write(check(message))
+
+        async def closing() -> None:
+            await self._closing.wait()
+            raise Closing("the node's handler starts again: connect again")
+
+        try:
+            await until_one_ends(up(), down(), closing())
+        finally:
+            call.cancel()
+
+    # ---- who asks, about what --------------------------------------------------------------------------------------
+
+    def _launcher(self, context: Any, vmi: node_pb2.Vmi) -> LauncherConnection:
+        check_peer(context)
+        if not (vmi.namespace and vmi.name and vmi.uid):
+            raise BadRequest("the VMI's namespace, name and UID are needed")
+        return self._find(vmi.namespace, vmi.name, vmi.uid)
+
+    @contextlib.asynccontextmanager
+    async def _answering(self, context: Any) -> AsyncIterator[None]:
+        """Turns errors into statuses."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            await _abort(context, error.code(), error.details())
+        except HyperletError as error:
+            await context.abort(_code(error), text(error.message, MAX_MESSAGE))
+        except answers.BadAnswer as error:
+            await context.abort(grpc.StatusCode.INTERNAL, str(error))
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the launcher did not answer in time")
+
+
+def check_peer(context: Any) -> None:
+    """Raises Denied unless the client's certificate, which TLS has verified, is the gateway's and nothing else's."""
+    uris = context.auth_context().get("peer_uri") or ()
+    if list(uris) != [names.URI_GATEWAY.encode()]:
+        _log.warning("Somebody who is not the gateway has called", peer=context.peer(), uris=[*map(repr, uris)][:4])
+        raise Denied("only the gateway may call")
+
+
+def _code(error: HyperletError) -> grpc.StatusCode:
+    match error:
+        case Denied():
+            return grpc.StatusCode.PERMISSION_DENIED
+        case NotFound():
+            return grpc.StatusCode.NOT_FOUND
+        case Busy():
+            return grpc.StatusCode.RESOURCE_EXHAUSTED
+        case BadRequest():
+            return grpc.StatusCode.INVALID_ARGUMENT
+        case LauncherUnavailable() | Closing():
+            return grpc.StatusCode.UNAVAILABLE
+    return grpc.StatusCode.INTERNAL
+
+
+async def _abort(context: Any, code: grpc.StatusCode, details: str | None) -> NoReturn:
+    """Ends a call as the launcher has ended it, in words that are fit to be read."""
+    if code is grpc.StatusCode.CANCELLED:
+        code = grpc.StatusCode.UNAVAILABLE
+    code = code if code in _PASSED_ON else grpc.StatusCode.INTERNAL
+    await context.abort(code, text(details or "", MAX_MESSAGE) or _NO_TEXT)
+    raise AssertionError("abort() raises")
+
+
+async def _inputs(requests: AsyncIterator[node_pb2.ConsoleInput]) -> AsyncIterator[pb.ConsoleInput]:
+    async for request in requests:
+        yield pb.ConsoleInput(data=_bounded(request.input.data))
+
+
+async def _chunks(requests: AsyncIterator[node_pb2.VncInput]) -> AsyncIterator[pb.Chunk]:
+    async for request in requests:
+        yield pb.Chunk(data=_bounded(request.chunk.data))
+
+
+def _bounded(data: bytes) -> bytes:
+    if len(data) > answers.CHUNK:
+        raise BadRequest(f"more than {answers.CHUNK >> 10} KiB in a message")
+    return data
+
+
+@contextlib.asynccontextmanager
+async def serving(service: NodeService, credentials: grpc.ServerCredentials, address: str) -> AsyncIterator[int]:
+    """Serves on `address` (host:port) inside the block, and gives the port."""
+    server = grpc.aio.server(options=OPTIONS)
+    add: Callable[[object, grpc.aio.Server], None] = node_pb2_grpc.add_NodeServicer_to_server
+    add(service, server)
+    port = server.add_secure_port(address, credentials)
+    await server.start()
+    try:
+        yield port
+    finally:
+        service.close()
+        await server.stop(CLOSE_SECONDS)

@@ -1,0 +1,1 @@
+"""Images and volumes for launchers: containerd, mounts, ownership."""

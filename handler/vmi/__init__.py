@@ -1,0 +1,1 @@
+"""The VMI reconciler: from the hand-over to the end of the guest."""

@@ -1,0 +1,349 @@
+"""What to do next for one VMI of this node: pure.
+
+The controller hands a VMI over by phase Scheduled with this node's name; from there until its pod has ended everything
+about it is said here. A VMI is driven only through the pod that the controller names by UID: labels and owners, which
+people can set, prove nothing.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from api import disruption, names, network_attachments
+from api.errors import LauncherUnavailable
+from api.k8s.objects import Pod
+from api.kubevirt.vmi import VirtualMachineInstance
+from api.launcher_pods import END_PHASES, may_run_qemu
+from api.schema import codec
+from handler.launchers.reports import LauncherState
+from handler.vmi import status as vmi_status
+from handler.vmi.node_setup import NodeResources
+from handler.vmi.status import Problem, StatusFacts, StatusPatch
+from kit.reconcile import RequeueAfter
+from protos import launcher_pb2 as pb
+
+CONFIRM_SECONDS = 1.0
+"""Between two looks for processes of a pod: one that forks and ends may hide its child from one of them."""
+COALESCE_SECONDS = 2.0
+"""How long a change that nobody waits for may wait for others to be written with."""
+SILENCE_SECONDS = 20.0
+"""A launcher may be silent for so long (it is starting, or its server starts again) before the VMI says so."""
+UNPLUG_SECONDS = 20.0
+"""Between two requests to a guest to give back a NIC."""
+CAUSE_SECONDS = 10.0
+"""How long a kubelet may take to say why it has ended a pod."""
+LOST_SECONDS = 15.0
+"""A launcher's server that starts again needs a moment until it knows its VM."""
+
+
+@dataclass(frozen=True)
+class ObservedLauncher:
+    """Everything that the plan for a VMI depends on."""
+
+    vmi: VirtualMachineInstance
+    pod: Pod | None
+    now: datetime
+    clock: float = 0.0
+    state: LauncherState | None = None
+    state_seconds: float = 0.0
+    """How long the launcher has been in this state."""
+    silent_seconds: float = 0.0
+    silence: str = ""
+    cut_off: str = ""
+    """Why the launcher is silent, if that is because it sent too much."""
+    resources: NodeResources | None = None
+    synced: str = ""
+    synced_at: float = 0.0
+    busy: bool = False
+    trouble: Problem | None = None
+    retry_at: float = 0.0
+    tried: str = ""
+    """What the last try that failed was made for: whatever else comes is tried at once."""
+    minor_since: float = 0.0
+    kvm: str = ""
+    unreported: frozenset[str] = frozenset()
+    """UIDs of pods of this node that the VMI was handed over to and whose end no kubelet will report: their objects are
+    gone, or say Failed and nothing of the containers' end."""
+    empty: frozenset[str] = frozenset()
+    """Those that were found without any process, twice in a row."""
+
+    @property
+    def phase(self) -> str:
+        """The VMI's phase."""
+        return (self.vmi.status.phase if self.vmi.status else None) or names.PHASE_UNSET
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """Make the node's side of the VM, and have the launcher make the VM (`sync`)."""
+
+    sync: bool
+
+
+@dataclass(frozen=True)
+class PatchVmi:
+    """Patch the VMI, then record Events."""
+
+    patch: StatusPatch
+    events: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class RecordEventOnce:
+    """Record an Event, once in the life of a pod."""
+
+    event: tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class DeferWrite:
+    """Note since when something minor waits to be written; 0: nothing does."""
+
+    since: float
+
+
+Action = SetUp | PatchVmi | RecordEventOnce | DeferWrite | RequeueAfter
+
+
+def plan(seen: ObservedLauncher) -> list[Action]:
+    """What to do next for one VMI."""
+    return list(_plan(seen))
+
+
+def _plan(seen: ObservedLauncher) -> Iterator[Action]:
+    if seen.unreported:
+        yield from _confirm(seen)
+    state = seen.state
+    # A pod that is gone is the controller's business again, and so is a VMI that is not handed over yet.
+    if seen.pod is None or seen.phase not in (names.PHASE_SCHEDULED, names.PHASE_RUNNING):
+        return
+    if state is not None and state.ended:
+        yield from _end(seen, state)
+    elif seen.pod.status.phase in END_PHASES:
+        return  # the launcher had no time to tell: the controller reads its last words from the pod
+    elif seen.vmi.metadata.deletionTimestamp:
+        return  # the guest is shutting down; what it says on the way out is not worth a write
+    elif seen.pod.metadata.deletionTimestamp:
+        yield from _disrupted(seen, seen.pod)
+    elif seen.silent_seconds > 0:
+        yield from _silent(seen)
+    elif state is not None:
+        yield from _drive(seen, state)
+
+
+def _confirm(seen: ObservedLauncher) -> Iterator[Action]:
+    """Tells the controller that nothing is left of a pod, which it cannot know: the VM may be started again then."""
+    if ended := sorted(seen.unreported & seen.empty):
+        body = {"metadata": {"uid": seen.vmi.metadata.uid}, "status": {"activePods": dict.fromkeys(ended)}}
+        yield PatchVmi(StatusPatch(body, urgent=True))
+    else:
+        yield RequeueAfter(CONFIRM_SECONDS)
+
+
+def _disrupted(seen: ObservedLauncher, pod: Pod) -> Iterator[Action]:
+    """The pod has to go and the VMI has not asked for it: says why, once, while the guest shuts down."""
+    cause = disruption.cause(pod)
+    patch = vmi_status.disrupted(seen.vmi, cause, seen.now) if cause is not None else None
+    if cause is not None and patch is not None:
+        yield PatchVmi(patch, ((cause.reason, f"{cause.message}; the guest is being shut down", "Warning"),))
+
+
+def _end(seen: ObservedLauncher, state: LauncherState) -> Iterator[Action]:
+    cause = None
+    if (
+        seen.pod is not None
+        and state.reason in disruption.ANNOUNCED_REASONS
+        and not seen.vmi.metadata.deletionTimestamp
+    ):
+        # The kubelet says only after the containers' end why it has ended them.
+        cause = disruption.cause(seen.pod)
+        if cause is None and seen.pod.status.phase in END_PHASES:
+            return  # it does not say: the controller, which sees its Events, tells the end
+        if cause is None and seen.state_seconds < CAUSE_SECONDS:
+            yield RequeueAfter(CAUSE_SECONDS - seen.state_seconds + 0.1)
+            return
+        cause = cause or disruption.last_cause(seen.vmi, seen.pod)
+    patch = vmi_status.ended(seen.vmi, state, seen.now, cause)
+    if patch is None:
+        return
+    if cause is not None:
+        event = (cause.reason, f"The virtual machine ended: {cause.message}", "Warning")
+    elif state.state == pb.DOMAIN_STATE_CRASHED:
+        event = (
+            names.REASON_CRASHED,
+            f"The virtual machine ended: {state.message or state.reason or 'it crashed'}",
+            "Warning",
+        )
+    else:
+        event = (names.REASON_STOPPED, f"The virtual machine ended: {state.message or 'the guest shut down'}", "Normal")
+    if seen.vmi.metadata.deletionTimestamp:
+        # When the pod has ended, the controller writes the end together with the finalizer: one write instead of two.
+        yield RecordEventOnce(event)
+    else:
+        yield PatchVmi(patch, (event,))
+
+
+def _silent(seen: ObservedLauncher) -> Iterator[Action]:
+    if seen.cut_off:
+        yield from _with_event(seen, Problem(names.REASON_LAUNCHER_CUT_OFF, seen.cut_off))
+    elif seen.silent_seconds < SILENCE_SECONDS:
+        yield RequeueAfter(SILENCE_SECONDS - seen.silent_seconds + 0.1)
+    else:
+        trouble = Problem(LauncherUnavailable.reason, seen.silence or "the launcher does not answer")
+        yield from _with_event(seen, trouble)
+
+
+def _drive(seen: ObservedLauncher, state: LauncherState) -> Iterator[Action]:
+    if seen.trouble is not None and seen.trouble.permanent:
+        yield from _with_event(seen, seen.trouble)
+        return
+    lost = seen.phase == names.PHASE_RUNNING and state.state == pb.DOMAIN_STATE_NONE
+    if lost:
+        # It was running: starting it a second time is nobody's right but the controller's.
+        if seen.state_seconds < LOST_SECONDS:
+            yield RequeueAfter(LOST_SECONDS - seen.state_seconds + 0.1)
+        else:
+            yield from _with_event(
+                seen, Problem("Lost", "the launcher knows nothing of the virtual machine that it ran")
+            )
+        return
+    needs_sync = (seen.phase == names.PHASE_SCHEDULED and not state.runs) or _is_out_of_date(seen, state)
+    waits = seen.resources is not None and bool(seen.resources.pending)
+    if not seen.busy and (seen.resources is None or needs_sync or waits or _is_unplugged(seen.resources, state)):
+        assert seen.pod is not None
+        if seen.clock >= seen.retry_at or seen.tried != setup_key(seen.vmi, seen.pod):
+            yield SetUp(needs_sync)
+        else:
+            yield RequeueAfter(seen.retry_at - seen.clock + 0.01)
+    if seen.resources is not None and seen.resources.made.going:
+        yield RequeueAfter(UNPLUG_SECONDS)
+    # Without progress means that it did not run: it does now.
+    is_over = state.runs and seen.trouble is not None and seen.trouble.reason == names.REASON_NO_PROGRESS
+    trouble = None if is_over else seen.trouble
+    if state.runs and seen.resources is not None:
+        # What cannot be changed of a VM that runs keeps nothing else about it from being told.
+        yield from _run(seen, state, seen.pod, seen.resources, trouble)
+    elif trouble is not None:
+        yield from _with_event(seen, trouble)
+
+
+def _is_out_of_date(seen: ObservedLauncher, state: LauncherState) -> bool:
+    """Whether the launcher has to be told of the VMI again."""
+    assert seen.pod is not None
+    if seen.synced == "":
+        # This process has told it nothing. Whoever did before may have ended between a change and telling it.
+        return state.runs and (_nics_differ(seen.vmi, state) or _claims_differ(seen.vmi, state))
+    if seen.synced != digest(seen.vmi, seen.pod):
+        return True
+    # A guest that is starting does not hear that it is to give back a NIC: it is asked again.
+    going = seen.resources.made.going if seen.resources else ()
+    return bool(going) and seen.clock - seen.synced_at >= UNPLUG_SECONDS
+
+
+def _nics_differ(vmi: VirtualMachineInstance, state: LauncherState) -> bool:
+    nics = vmi.spec.domain.devices.interfaces or ()
+    # A device of the host has no link that anybody could set.
+    wanted = {nic.name: nic.state != "down" or nic.sriov is not None for nic in nics if nic.state != "absent"}
+    return bool(state.nics) and wanted != {nic.name: nic.link_up for nic in state.nics}
+
+
+def _claims_differ(vmi: VirtualMachineInstance, state: LauncherState) -> bool:
+    known = capacities(vmi)
+    return any(known.get(disk.volume, "") != disk.capacity for disk in state.disks)
+
+
+def capacities(vmi: VirtualMachineInstance) -> dict[str, str]:
+    """How large the claims behind the VMI's volumes are, by volume."""
+    found = {}
+    for entry in (vmi.status.volumeStatus if vmi.status else None) or ():
+        info = entry.persistentVolumeClaimInfo
+        if info and info.capacity and (amount := info.capacity.get("storage")):
+            found[entry.name] = str(amount)
+    return found
+
+
+def _is_unplugged(resources: NodeResources, state: LauncherState) -> bool:
+    """Whether the launcher no longer uses what was kept for it."""
+    return state.runs and not set(resources.made.going) <= {nic.name for nic in state.nics}
+
+
+def _run(
+    seen: ObservedLauncher, state: LauncherState, pod: Pod | None, resources: NodeResources, trouble: Problem | None
+) -> Iterator[Action]:
+    assert pod is not None
+    if any(item.state and item.state.terminated for item in pod.status.containerStatuses or ()):
+        return  # the report of its end is on its way
+    patch = vmi_status.running(
+        seen.vmi, StatusFacts(state, pod, resources.made, seen.kvm, resources.told, trouble), seen.now
+    )
+    if patch is None:
+        if seen.minor_since:
+            yield DeferWrite(0.0)
+    elif patch.urgent or (seen.minor_since and seen.clock - seen.minor_since >= COALESCE_SECONDS):
+        yield PatchVmi(patch, tuple(_pending_changes(seen, state, trouble)))
+        yield DeferWrite(0.0)
+    else:
+        since = seen.minor_since or seen.clock
+        yield DeferWrite(since)
+        yield RequeueAfter(since + COALESCE_SECONDS - seen.clock + 0.05)
+
+
+def _pending_changes(
+    seen: ObservedLauncher, state: LauncherState, trouble: Problem | None
+) -> Iterator[tuple[str, str, str]]:
+    if trouble is not None and not _has(seen.vmi, names.CONDITION_SYNCHRONIZED, trouble.reason):
+        yield (trouble.reason, trouble.message, "Warning")
+    if seen.phase == names.PHASE_SCHEDULED:
+        yield (names.REASON_STARTED, "The virtual machine runs", "Normal")
+    if state.state == pb.DOMAIN_STATE_IO_ERROR and not _has(
+        seen.vmi, names.CONDITION_PAUSED, names.REASON_PAUSED_IO_ERROR
+    ):
+        yield (
+            names.REASON_PAUSED_IO_ERROR,
+            f"The virtual machine is paused: {state.message or 'a disk failed or is full'}",
+            "Warning",
+        )
+
+
+def _with_event(seen: ObservedLauncher, trouble: Problem) -> Iterator[Action]:
+    patch = vmi_status.failing(seen.vmi, trouble, seen.now)
+    if patch is None:
+        return
+    known = _has(seen.vmi, names.CONDITION_SYNCHRONIZED, trouble.reason) and not trouble.permanent
+    yield PatchVmi(patch, () if known else ((trouble.reason, trouble.message, "Warning"),))
+
+
+def _has(vmi: VirtualMachineInstance, type: str, reason: str) -> bool:
+    conditions = (vmi.status.conditions if vmi.status else None) or ()
+    return any(item.type == type and item.reason == reason for item in conditions)
+
+
+def digest(vmi: VirtualMachineInstance, pod: Pod) -> str:
+    """Tells one spec from another, one choice of networks of the pod from another, and one size of its claims."""
+    networks = (pod.metadata.annotations or {}).get(network_attachments.ANNOTATION_NETWORKS) or ""
+    parts = (codec.encode(vmi.spec), networks.encode(), codec.encode(capacities(vmi)))
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def setup_key(vmi: VirtualMachineInstance, pod: Pod) -> str:
+    """Tells one situation in which a VM is brought up from another: the spec, and what the pod is told of networks."""
+    told = (pod.metadata.annotations or {}).get(network_attachments.ANNOTATION_STATUS) or ""
+    return f"{digest(vmi, pod)}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+
+
+def is_active(vmi: VirtualMachineInstance, pod: Pod) -> bool:
+    """Whether the controller has handed the VMI over to this pod, on this node.
+
+    Nobody else writes that, while anybody who may make pods can make one that looks like the VMI's. And it is written
+    down before QEMU starts, so that the controller knows where to ask whether it has ended.
+    """
+    return bool(pod.spec.nodeName) and may_run_qemu(vmi).get(pod.metadata.uid or "") == pod.spec.nodeName
+
+
+def has_started(pod: Pod) -> bool:
+    """Whether the launcher's container runs."""
+    return any(
+        item.name == names.COMPUTE_CONTAINER and item.state and item.state.running
+        for item in pod.status.containerStatuses or ()
+    )

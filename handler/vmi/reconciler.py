@@ -1,0 +1,405 @@
+"""The VMIs of this node, brought to what `handler.vmi.plan` says they should be."""
+
+import asyncio
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from prometheus_client import Counter, Histogram
+
+from api import defaults, names
+from api.errors import ApiUnavailable, Conflict, HyperletError, LauncherUnavailable, NetworkError, NotFound
+from api.k8s.objects import Pod
+from api.kubevirt.vmi import VirtualMachineInstance
+from api.launcher_pods import END_PHASES, has_ended, may_run_qemu, origin
+from api.schema import codec
+from handler.launchers.connection import PODS, WAKE, LauncherConnection, SyncRefused
+from handler.launchers.discovery import LauncherDiscovery
+from handler.launchers.start_limiter import StartLimiter
+from handler.node import pod_processes
+from handler.pod_network import interface_status
+from handler.pod_network.setup import InterfaceMissing
+from handler.storage.containerd import PullRefused
+from handler.vmi.node_setup import NodeSetup
+from handler.vmi.plan import (
+    CONFIRM_SECONDS,
+    DeferWrite,
+    ObservedLauncher,
+    PatchVmi,
+    RecordEventOnce,
+    SetUp,
+    digest,
+    has_started,
+    is_active,
+    plan,
+    setup_key,
+)
+from handler.vmi.status import Problem
+from handler.vmi.tracked_vm import TrackedVm
+from kit import log
+from kit.cache import Store
+from kit.kube import Kube
+from kit.reconcile import Reconciler
+
+Key = tuple[str, str]
+API_SECONDS = 2.0
+"""Between two tries at an API server that is away."""
+LONGEST_PAUSE = 30.0
+"""Between two tries at bringing up a VM."""
+
+SETUP_SECONDS = Histogram(
+    "hyperlet_handler_bring_seconds",
+    "Time from a VMI's hand-over being seen until its launcher has made the VM",
+    buckets=(0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 10, 30, 60),
+)
+FAILURES = Counter("hyperlet_handler_bring_failures_total", "VMs that could not be brought up, by reason", ["reason"])
+
+
+class NoProgress(HyperletError):
+    """All went well, and nothing is different: the launcher says Yes and does nothing."""
+
+    reason = names.REASON_NO_PROGRESS
+
+    def __init__(self, sync: bool) -> None:
+        what = "said that it made the virtual machine, which does not run" if sync else "still uses what it let go of"
+        super().__init__(f"the launcher {what}: see the log of the launcher pod")
+
+
+class NicsPending(NetworkError):
+    """Interfaces wait for being plugged in; all else is done."""
+
+    def __init__(self, missing: Mapping[str, str]) -> None:
+        super().__init__("; ".join(f"interface {name} is not plugged in: {words}" for name, words in missing.items()))
+
+
+class VmiReconciler(Reconciler[Key, ObservedLauncher]):
+    """Drives every VMI of this node."""
+
+    name = "vmi"
+
+    def __init__(
+        self,
+        kube: Kube,
+        node: str,
+        node_setup: NodeSetup,
+        kvm: Callable[[], str],
+        launcher: Callable[[str, Callable[[], None], StartLimiter], LauncherConnection] = LauncherConnection,
+        pods: pathlib.Path = PODS,
+        any_alive: Callable[[str], bool] = pod_processes.any_alive,
+    ) -> None:
+        """`any_alive` tells of a pod's UID whether a process of it is left on this node. It may block."""
+        super().__init__()
+        self._kube = kube
+        self._node = node
+        self._node_setup = node_setup
+        self._kvm = kvm
+        self._launcher = launcher
+        self._start_limiter = StartLimiter()
+        self._tracked: dict[str, TrackedVm] = {}
+        self._discovery = LauncherDiscovery(self._on_discovered, pods, WAKE)
+        self._any_alive = any_alive
+        self._empty: dict[Key, dict[str, float]] = {}
+        """When pods were first found without a process, by VMI and UID."""
+        self.vmis: Store[VirtualMachineInstance] = Store(
+            kube, VirtualMachineInstance, labels={names.LABEL_NODE_NAME: node}
+        )
+        self.pods: Store[Pod] = Store(kube, Pod, fields={"spec.nodeName": node})
+        self.pods.index("vmi", lambda pod: [made_for.uid] if (made_for := origin(pod)) else [])
+        self.pods.index("uid", lambda pod: [pod.metadata.uid or ""] if origin(pod) else [])
+        self.vmis.on_change(self._vmi_changed)
+        self.pods.on_change(self._pod_changed)
+
+    def __len__(self) -> int:
+        return len(self._tracked)
+
+    def living(self) -> set[str]:
+        """UIDs of the launcher pods that are on this node."""
+        return {pod.metadata.uid or "" for pod in self.pods.all() if origin(pod)}
+
+    async def run(self, workers: int = 8) -> None:
+        """Works until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(super().run(workers))
+            group.create_task(self._discovery.run())
+
+    # ---- watching --------------------------------------------------------------------------------------------------
+
+    def _vmi_changed(self, old: VirtualMachineInstance | None, new: VirtualMachineInstance | None) -> None:
+        vmi = new or old
+        if vmi is not None:
+            self.queue.add((vmi.metadata.namespace or "", vmi.metadata.name or ""))
+
+    def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        pod = new or old
+        if pod is None or origin(pod) is None:
+            return
+        uid = pod.metadata.uid or ""
+        if new is None:
+            self._forget(uid)
+        elif has_ended(new):
+            self._retire(uid)
+        elif has_started(new):
+            self._on_discovered(uid)
+        elif new.status.phase in END_PHASES:
+            self._discovery.forget(uid)  # refused by the kubelet before anything of it started
+        elif uid not in self._tracked:
+            self._discovery.expect(uid)
+        self._enqueue_pod(pod)
+
+    def _on_discovered(self, pod_uid: str) -> None:
+        """A launcher is there, its VMI not handed over yet: the conversation stands when the first request is due."""
+        self._discovery.forget(pod_uid)
+        if pod_uid not in self._tracked:
+            launcher = self._launcher(pod_uid, lambda: self._enqueue(pod_uid), self._start_limiter)
+            self._tracked[pod_uid] = TrackedVm(launcher)
+
+    def _enqueue(self, pod_uid: str) -> None:
+        for pod in self.pods.by("uid", pod_uid):
+            self._enqueue_pod(pod)
+
+    def _enqueue_pod(self, pod: Pod) -> None:
+        if made_for := origin(pod):
+            self.queue.add((pod.metadata.namespace or "", made_for.name))
+
+    def _retire(self, pod_uid: str) -> None:
+        """The pod has ended, and may stay for long: only what its launcher said last is kept."""
+        self._discovery.forget(pod_uid)
+        machine = self._tracked.get(pod_uid)
+        if machine is None or machine.retired:
+            return
+        machine.retired = True
+        if machine.task is not None:
+            machine.task.cancel()
+        if machine.resources is not None:
+            machine.resources.close()
+        background(self._drop(pod_uid, machine))
+
+    def _forget(self, pod_uid: str) -> None:
+        self._retire(pod_uid)
+        self._tracked.pop(pod_uid, None)
+
+    async def _drop(self, pod_uid: str, machine: TrackedVm) -> None:
+        await machine.launcher.close()
+        await self._node_setup.forget(pod_uid)
+
+    # ---- observing -------------------------------------------------------------------------------------------------
+
+    def _pod_of(self, vmi: VirtualMachineInstance) -> Pod | None:
+        """The VMI's pod on this node; the one that still runs if there is more than one."""
+        own = [
+            pod
+            for pod in self.pods.by("vmi", vmi.metadata.uid or "-")
+            if pod.metadata.namespace == vmi.metadata.namespace
+            and pod.spec.nodeName == self._node
+            and is_active(vmi, pod)
+        ]
+        return min(own, key=lambda pod: pod.status.phase in END_PHASES, default=None)
+
+    def launcher_of(self, namespace: str, name: str, uid: str) -> LauncherConnection:
+        """The launcher of this very VMI. Raises NotFound if it is not here."""
+        vmi = self.vmis.get(namespace, name)
+        if vmi is not None and vmi.metadata.uid == uid and vmi.status and vmi.status.nodeName == self._node:
+            pod = self._pod_of(vmi)
+            if pod is not None and (machine := self._tracked.get(pod.metadata.uid or "")):
+                return machine.launcher
+        raise NotFound(f"the virtual machine instance {namespace}/{name} (UID {uid}) does not run on node {self._node}")
+
+    async def observe(self, key: Key) -> ObservedLauncher | None:
+        """What the caches and the launcher say."""
+        vmi = self.vmis.get(*key)
+        if vmi is None or vmi.status is None or vmi.status.nodeName != self._node:
+            self._empty.pop(key, None)
+            return None
+        unreported = self._unreported(vmi)
+        empty = await self._without_processes(key, unreported)
+        pod = self._pod_of(vmi)
+        machine = self._tracked.get(pod.metadata.uid or "") if pod else None
+        now = datetime.now(UTC), time.monotonic()
+        seen = ObservedLauncher(vmi, pod, *now, kvm=self._kvm(), unreported=unreported, empty=empty)
+        if machine is None:
+            return seen
+        launcher = machine.launcher
+        return replace(
+            seen,
+            state=launcher.state,
+            state_seconds=seen.clock - launcher.since,
+            silent_seconds=launcher.silent_seconds,
+            silence=launcher.trouble,
+            cut_off=launcher.cut_off,
+            resources=machine.resources,
+            synced=machine.synced,
+            synced_at=machine.synced_at,
+            busy=machine.busy,
+            trouble=machine.trouble,
+            retry_at=machine.retry_at,
+            tried=machine.tried,
+            minor_since=machine.minor_since,
+        )
+
+    def _unreported(self, vmi: VirtualMachineInstance) -> frozenset[str]:
+        """See `ObservedLauncher`. Nothing is known before the pods of this node are."""
+        here = [uid for uid, node in may_run_qemu(vmi).items() if node == self._node] if self.pods.is_synced else []
+        found = {uid: next(iter(self.pods.by("uid", uid)), None) for uid in here}
+        return frozenset(
+            uid for uid, pod in found.items() if pod is None or (pod.status.phase in END_PHASES and not has_ended(pod))
+        )
+
+    async def _without_processes(self, key: Key, uids: frozenset[str]) -> frozenset[str]:
+        """Those of the pods that no process is left of, now and a moment ago."""
+        before = self._empty.pop(key, {})
+        if not uids:
+            return frozenset()
+        now, since = time.monotonic(), {}
+        for uid in uids:
+            if not await asyncio.to_thread(self._any_alive, uid):
+                since[uid] = before.get(uid, now)
+        self._empty[key] = since
+        return frozenset(uid for uid, at in since.items() if now - at >= CONFIRM_SECONDS)
+
+    def plan(self, observed: ObservedLauncher) -> Sequence[Any]:
+        """See the function of this name."""
+        return plan(observed)
+
+    # ---- doing -----------------------------------------------------------------------------------------------------
+
+    async def apply(self, observed: ObservedLauncher, action: Any) -> None:
+        """Does one thing."""
+        machine = self._tracked.get((observed.pod.metadata.uid if observed.pod else "") or "")
+        if isinstance(action, PatchVmi):
+            await self._write(observed, action, machine)
+        elif machine is not None and isinstance(action, RecordEventOnce):
+            if not machine.told:
+                machine.told = True
+                self._events(observed.vmi, (action.event,))
+        elif machine is not None and isinstance(action, DeferWrite):
+            machine.minor_since = action.since
+        elif machine is not None and isinstance(action, SetUp) and not machine.busy:
+            machine.task = asyncio.create_task(self._set_up(observed, machine, action.sync))
+
+    async def _write(self, observed: ObservedLauncher, action: PatchVmi, machine: TrackedVm | None) -> None:
+        meta = observed.vmi.metadata
+        key = (meta.namespace or "", meta.name or "")
+        final = action.patch.body["status"].get("phase") in names.FINAL_PHASES
+        if machine is not None and not final and (pause := machine.write_in(observed.clock)):
+            self.queue.add_after(key, pause)
+            return
+        if machine is not None:
+            machine.writes.append(observed.clock)
+        try:
+            self.vmis.learn(await self._kube.patch(VirtualMachineInstance, *key, action.patch.body))
+        except Conflict:
+            self.queue.add_after(key, 0.1)  # somebody else wrote: the cache will know in a moment
+            return
+        except ApiUnavailable as error:
+            self.log.warning(
+                "The API server is away: trying again",
+                why=error.message,
+                again_in=API_SECONDS,
+                **log.about(observed.vmi),
+            )
+            self.queue.add_after(key, API_SECONDS)
+            return
+        except NotFound:
+            return
+        if phase := action.patch.body["status"].get("phase"):
+            self.log.info("The VMI has come to a phase", phase=phase, **log.about(observed.vmi))
+        self._events(observed.vmi, action.events)
+
+    def _events(self, vmi: VirtualMachineInstance, events: Sequence[tuple[str, str, str]]) -> None:
+        for reason, message, type in events:
+            background(self._kube.event(vmi, reason, message, "Warning" if type == "Warning" else "Normal"))
+
+    async def _set_up(self, observed: ObservedLauncher, machine: TrackedVm, sync: bool) -> None:
+        began = time.monotonic()
+        vmi = defaults.default_vmi(observed.vmi)
+        try:
+            assert observed.pod is not None
+            before = machine.resources.pending if machine.resources is not None else {}
+            machine.resources = await self._node_setup.set_up(vmi, observed.pod, machine.launcher, machine.resources)
+            pending = machine.resources.pending
+            if sync or pending != before:
+                nics = interface_status.messages(vmi, machine.resources.made)
+                await self._start_limiter.take(machine.launcher.sync(codec.encode(vmi), nics))
+                machine.synced_at = time.monotonic()
+            machine.synced = digest(observed.vmi, observed.pod)
+            if pending:
+                raise NicsPending(pending)
+            if await self._is_repeated(observed):
+                raise NoProgress(sync)
+            machine.trouble, machine.failures, machine.retry_at = None, 0, 0.0
+            SETUP_SECONDS.observe(time.monotonic() - began)
+            self.log.info(
+                "Brought up what the VM needs",
+                seconds=round(time.monotonic() - began, 3),
+                synced=sync,
+                **log.about(vmi),
+            )
+        except HyperletError as error:
+            self._note(observed, machine, error)
+        except Exception as error:
+            self.log.exception("Bringing up a VM failed in a way nobody foresaw", **log.about(observed.vmi))
+            self._note(observed, machine, HyperletError(f"{type(error).__name__}: {error}"))
+        finally:
+            machine.task = None
+            self.queue.add((observed.vmi.metadata.namespace or "", observed.vmi.metadata.name or ""))
+
+    async def _is_repeated(self, observed: ObservedLauncher) -> bool:
+        """Whether what was just done would be done again at once, for the same reason: it has changed nothing."""
+        assert observed.pod is not None
+        now = await self.observe((observed.vmi.metadata.namespace or "", observed.vmi.metadata.name or ""))
+        if now is None or now.pod is None or setup_key(now.vmi, now.pod) != setup_key(observed.vmi, observed.pod):
+            return False
+        return any(isinstance(action, SetUp) for action in plan(replace(now, busy=False, retry_at=0.0, trouble=None)))
+
+    def _note(self, observed: ObservedLauncher, machine: TrackedVm, error: HyperletError) -> None:
+        machine.failures += 1
+        pause = min(LONGEST_PAUSE, 0.1 * 2 ** min(machine.failures, 20))
+        reason = error.reason
+        if isinstance(error, PullRefused):
+            pause = error.again_in
+            if machine.failures > 1:
+                reason = names.REASON_IMAGE_PULL_BACKOFF
+        FAILURES.labels(reason).inc()
+        machine.retry_at = time.monotonic() + pause
+        if observed.pod is not None:
+            machine.tried = setup_key(observed.vmi, observed.pod)
+        permanent = isinstance(error, SyncRefused) and error.permanent
+        # A launcher that is starting, or starts again, is no news; nor is a network that is being joined.
+        quiet = 2 if isinstance(error, NicsPending) else 5
+        if (
+            not isinstance(error, LauncherUnavailable | InterfaceMissing | NicsPending | NoProgress)
+            or machine.failures > quiet
+        ):
+            machine.trouble = Problem(reason, error.message, permanent)
+        self.log.warning(
+            "The VM runs without all that it is to have"
+            if isinstance(error, NicsPending)
+            else "Could not bring up the VM",
+            why=error.message,
+            failures=machine.failures,
+            again_in=None if permanent else round(pause, 1),
+            **log.about(observed.vmi),
+        )
+
+    async def close(self) -> None:
+        """Ends every conversation. The VMs run on."""
+        for machine in self._tracked.values():
+            if machine.task is not None:
+                machine.task.cancel()
+            if machine.resources is not None:
+                machine.resources.close()
+        await asyncio.gather(*(machine.launcher.close() for machine in self._tracked.values()), return_exceptions=True)
+        self._tracked.clear()
+
+
+_tasks: set[asyncio.Task[Any]] = set()
+
+
+def background(work: Any) -> None:
+    """Runs a coroutine whose outcome nobody waits for."""
+    task = asyncio.get_running_loop().create_task(work)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)

@@ -1,0 +1,263 @@
+"""What a VMI's status should say, and the one patch that makes it say so. Pure.
+
+Conditions and lists are written whole, as a merge patch has it, so every patch names the version of the object that it
+was made from.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from api import names
+from api.disruption import Cause
+from api.k8s.meta import format_time
+from api.k8s.objects import Pod
+from api.kubevirt.vmi import VirtualMachineInstance
+from handler.launchers.reports import LauncherState
+from handler.pod_network import interface_status
+from handler.pod_network.setup import PodNetworkState
+from protos import launcher_pb2 as pb
+
+Json = dict[str, Any]
+FIELDS = frozenset(
+    {
+        "activePods",
+        "conditions",
+        "guestOSInfo",
+        "interfaces",
+        "machine",
+        "phase",
+        "phaseTransitionTimestamps",
+        "reason",
+        "volumeStatus",
+    }
+)
+"""The fields of a VMI's status that a handler writes. The API server refuses it every other one: a new one belongs into
+manifests/policies-handler.yaml too."""
+_MESSAGE_LIMIT = 1500
+_NOT_MIGRATABLE = ("LiveMigrationNotSupported", "this version of hyperlet does not migrate virtual machines")
+# Conditions whose change people and other programs wait for; the rest may wait to be written with something else.
+_URGENT = frozenset(
+    {names.CONDITION_READY, names.CONDITION_PAUSED, names.CONDITION_SYNCHRONIZED, names.CONDITION_EMULATED}
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What keeps a VMI from being what it should be."""
+
+    reason: str
+    message: str
+    permanent: bool = False
+
+
+@dataclass(frozen=True)
+class StatusFacts:
+    """Everything that a running VMI's status is made of."""
+
+    state: LauncherState
+    pod: Pod
+    made: PodNetworkState
+    kvm: str
+    """The sentence of the KVM probe."""
+    told: frozenset[str] = frozenset()
+    """The pod's interfaces that its network-status tells of."""
+    trouble: Problem | None = None
+    """What keeps the VM from being all that it should be, though it runs."""
+
+
+@dataclass(frozen=True)
+class StatusPatch:
+    """A merge patch of the VMI. `urgent`: somebody waits for it."""
+
+    body: Json
+    urgent: bool
+
+
+def running(vmi: VirtualMachineInstance, facts: StatusFacts, now: datetime) -> StatusPatch | None:
+    """The patch for a VMI whose domain runs; None when the status says so already."""
+    status = _status(vmi)
+    wanted: Json = {"phase": names.PHASE_RUNNING, "reason": None}
+    wanted["conditions"] = merged(status.get("conditions"), _conditions(facts, status), _gone(facts), now)
+    interfaces = interface_status.status(vmi, facts.made, facts.state, facts.told)
+    if interfaces or status.get("interfaces"):
+        wanted["interfaces"] = interfaces
+    if facts.state.machine:
+        wanted["machine"] = {"type": facts.state.machine}
+    if facts.state.os:
+        wanted["guestOSInfo"] = facts.state.os
+    if volumes := _volumes(vmi, status.get("volumeStatus"), facts.state):
+        wanted["volumeStatus"] = volumes
+    return _patch(vmi, status, wanted, now)
+
+
+def failing(vmi: VirtualMachineInstance, trouble: Problem | None, now: datetime) -> StatusPatch | None:
+    """The patch that says what is wrong, and for a permanent trouble that the VMI has failed."""
+    status = _status(vmi)
+    wanted: Json = {}
+    if trouble is not None:
+        conditions = [condition(names.CONDITION_SYNCHRONIZED, False, trouble.reason, trouble.message)]
+        if trouble.permanent:
+            wanted = {"phase": names.PHASE_FAILED, "reason": trouble.reason}
+            conditions.append(condition(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, trouble.message))
+        wanted["conditions"] = merged(status.get("conditions"), conditions, (), now)
+    return _patch(vmi, status, wanted, now)
+
+
+def ended(
+    vmi: VirtualMachineInstance, state: LauncherState, now: datetime, cause: Cause | None = None
+) -> StatusPatch | None:
+    """The patch for a VMI whose domain is over. `cause`: why its pod was ended, though the VMI was not to end."""
+    status = _status(vmi)
+    failed = state.state == pb.DOMAIN_STATE_CRASHED or cause is not None
+    words = state.message or ("the virtual machine crashed" if failed else "the guest shut down")
+    if cause is not None:
+        words = f"{cause.message}; {words}"
+    conditions = [condition(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, words)]
+    gone = (names.CONDITION_AGENT_CONNECTED, names.CONDITION_PAUSED)
+    wanted: Json = {
+        "phase": names.PHASE_FAILED if failed else names.PHASE_SUCCEEDED,
+        "reason": cause.reason if cause is not None else state.reason or None,
+        "conditions": merged(status.get("conditions"), conditions, gone, now),
+    }
+    return _patch(vmi, status, wanted, now)
+
+
+def disrupted(vmi: VirtualMachineInstance, cause: Cause, now: datetime) -> StatusPatch | None:
+    """The patch that says why a guest is being shut down that nobody asked to stop; None when the status says so."""
+    status = _status(vmi)
+    words = f"{cause.message}; the guest is being shut down"
+    wanted = [condition(names.CONDITION_READY, False, cause.reason, words)]
+    return _patch(vmi, status, {"conditions": merged(status.get("conditions"), wanted, (), now)}, now)
+
+
+def condition(type: str, status: bool, reason: str = "", message: str = "") -> Json:
+    """A condition without times."""
+    made = {"type": type, "status": names.TRUE if status else names.FALSE}
+    return made | ({"reason": reason} if reason else {}) | ({"message": message[:_MESSAGE_LIMIT]} if message else {})
+
+
+def merged(old: Iterable[Json] | None, wanted: Iterable[Json], gone: Iterable[str], now: datetime) -> list[Json]:
+    """The conditions to write: those wanted in place of the old ones of their types, without those that are gone.
+
+    A condition's time changes only with its status.
+    """
+    fresh = {item["type"]: item for item in wanted}
+    result = []
+    for item in old or ():
+        new = fresh.pop(item["type"], None)
+        if new is None:
+            if item["type"] not in gone:
+                result.append(item)
+        elif new["status"] == item["status"]:
+            result.append({**new, "lastTransitionTime": item.get("lastTransitionTime") or format_time(now)})
+        else:
+            result.append({**new, "lastTransitionTime": format_time(now)})
+    return result + [{**item, "lastTransitionTime": format_time(now)} for item in fresh.values()]
+
+
+def _status(vmi: VirtualMachineInstance) -> Json:
+    status: Json = msgspec.to_builtins(vmi.status) if vmi.status else {}
+    for item in status.get("conditions") or ():
+        item.pop("lastProbeTime", None)
+    return status
+
+
+def _conditions(facts: StatusFacts, status: Json) -> list[Json]:
+    state = facts.state
+    found = [
+        _ready(facts),
+        condition(names.CONDITION_LIVE_MIGRATABLE, False, *_NOT_MIGRATABLE),
+        _synchronized(facts.trouble),
+    ]
+    if state.state == pb.DOMAIN_STATE_PAUSED:
+        found.append(
+            condition(
+                names.CONDITION_PAUSED, True, names.REASON_PAUSED_BY_USER, "the virtual machine was paused by a user"
+            )
+        )
+    elif state.state == pb.DOMAIN_STATE_IO_ERROR:
+        words = state.message or "a disk failed or is full: the virtual machine is paused until that is mended"
+        found.append(condition(names.CONDITION_PAUSED, True, names.REASON_PAUSED_IO_ERROR, words))
+    if state.agent:
+        found.append(condition(names.CONDITION_AGENT_CONNECTED, True))
+    known = any(item["type"] == names.CONDITION_EMULATED for item in status.get("conditions") or ())
+    if state.accelerator == "tcg" and not known:
+        words = f"the processor is emulated in software, which is slow: {facts.kvm}"
+        found.append(condition(names.CONDITION_EMULATED, True, "KVMNotUsable", words))
+    return found
+
+
+def _synchronized(trouble: Problem | None) -> Json:
+    if trouble is None:
+        return condition(names.CONDITION_SYNCHRONIZED, True)
+    return condition(names.CONDITION_SYNCHRONIZED, False, trouble.reason, trouble.message)
+
+
+def _gone(facts: StatusFacts) -> tuple[str, ...]:
+    paused = facts.state.state != pb.DOMAIN_STATE_RUNNING
+    return (() if paused else (names.CONDITION_PAUSED,)) + (
+        () if facts.state.agent else (names.CONDITION_AGENT_CONNECTED,)
+    )
+
+
+def _ready(facts: StatusFacts) -> Json:
+    if facts.state.state != pb.DOMAIN_STATE_RUNNING:
+        return condition(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, "the guest is paused")
+    for item in facts.pod.status.conditions or ():
+        if item.type == "ContainersReady" and item.status != names.TRUE:
+            return condition(names.CONDITION_READY, False, item.reason or "ContainersNotReady", item.message or "")
+    return condition(names.CONDITION_READY, True)
+
+
+def _volumes(vmi: VirtualMachineInstance, known: list[Json] | None, state: LauncherState) -> list[Json]:
+    # A launcher that made names up, new ones every time, would let the object grow until nobody can write it.
+    own = {volume.name for volume in vmi.spec.volumes or ()}
+    disks = {disk.volume: disk for disk in state.disks if disk.volume in own}
+    result = []
+    for entry in known or ():
+        disk = disks.pop(entry["name"], None)
+        result.append(entry | {"target": disk.target, "size": disk.size} if disk else entry)
+    return result + [{"name": disk.volume, "target": disk.target, "size": disk.size} for disk in disks.values()]
+
+
+def _patch(vmi: VirtualMachineInstance, status: Json, wanted: Mapping[str, Any], now: datetime) -> StatusPatch | None:
+    changed = {key: value for key, value in wanted.items() if status.get(key) != value}
+    if not changed:
+        return None
+    if "phase" in changed:
+        stamps = status.get("phaseTransitionTimestamps") or []
+        stamp = {"phase": wanted["phase"], "phaseTransitionTimestamp": format_time(now)}
+        changed["phaseTransitionTimestamps"] = [
+            *(item for item in stamps if item.get("phase") != wanted["phase"]),
+            stamp,
+        ]
+    if foreign := changed.keys() - FIELDS:
+        raise ValueError(f"status fields that a handler may not write: {', '.join(sorted(foreign))}")
+    body = {"metadata": {"resourceVersion": vmi.metadata.resourceVersion}, "status": changed}
+    return StatusPatch(
+        body,
+        "phase" in changed
+        or _urgent(status.get("conditions"), changed.get("conditions"))
+        # Plugged in or out: the controller waits for it.
+        or ("interfaces" in changed and _plugged(status.get("interfaces")) != _plugged(changed["interfaces"])),
+    )
+
+
+def _plugged(interfaces: list[Json] | None) -> set[str]:
+    return {entry["name"] for entry in interfaces or () if entry.get("name")}
+
+
+def _urgent(old: list[Json] | None, new: list[Json] | None) -> bool:
+    if new is None:
+        return False
+
+    def chosen(items: list[Json] | None) -> list[tuple[str, ...]]:
+        return sorted(
+            (item["type"], item["status"], item.get("reason") or "") for item in items or () if item["type"] in _URGENT
+        )
+
+    return chosen(old) != chosen(new)

@@ -1,0 +1,248 @@
+"""The serial console for any number of people: all see the same output, one of them types.
+
+QEMU's serial socket takes one connection. It is open while somebody is attached, and only then: a VM whose console
+nobody looks at costs nothing. Whoever comes first is shown what the supervisor has kept
+(`launcher.console.serial_tail`), who comes later what everybody has just seen.
+
+Nobody's slowness costs more than LAG bytes. Output waits for the person who types (so the guest does, too), but not
+for longer than STALL_SECONDS; whoever is behind for longer, or only watches, misses output and is told how much.
+"""
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections import deque
+from collections.abc import AsyncIterator
+
+from launcher.console import serial_tail
+from launcher.guest.agent import text
+from launcher.log import log
+from launcher.vm.errors import OperationRefused
+from protos import launcher_pb2 as pb
+
+CHUNK = 32 << 10
+LAG = 32 << 10
+"""Bytes that may wait for one person; the chunk that goes beyond is taken in whole."""
+MAX_CLIENTS = 64
+STALL_SECONDS = 10.0
+SETTLE_SECONDS = 0.05
+"""For QEMU to take the connection: what it prints meanwhile is in the supervisor's file only."""
+_SMALL = 1024
+_PACE_SECONDS = 0.001
+"""QEMU writes byte by byte. After a small read, what follows is gathered for so long."""
+_BLOCKED_SECONDS = 0.005
+_NOTICES = 16
+
+
+class SerialClient:
+    """Somebody who is attached. `output()` is what goes to them."""
+
+    def __init__(self, who: str, watch: bool, replay: bytes) -> None:
+        self.who = who
+        self.watch = watch
+        self.told_that_watching = False
+        self._waiting = bytearray(replay)
+        self._skipped = 0
+        self._notices: deque[str] = deque(maxlen=_NOTICES)
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._ended = False
+
+    @property
+    def behind(self) -> bool:
+        """Whether nothing more can wait for them."""
+        return len(self._waiting) >= LAG
+
+    @property
+    def misses(self) -> bool:
+        """Whether they are missing output just now."""
+        return self._skipped > 0
+
+    def feed(self, data: bytes) -> None:
+        """Output of the guest."""
+        if self._skipped or self.behind:
+            self._skipped += len(data)
+        else:
+            self._waiting += data
+        self._news.set()
+
+    def notify(self, notice: str) -> None:
+        """A word to the person."""
+        self._notices.append(notice)
+        self._news.set()
+
+    def end(self) -> None:
+        """There will be no more."""
+        self._ended = True
+        self._news.set()
+        self._room.set()
+
+    async def output(self) -> AsyncIterator[pb.ConsoleOutput]:
+        """What the person is to see, until the end."""
+        while True:
+            while (message := self._next()) is not None:
+                yield message
+            if self._ended:
+                return
+            self._news.clear()
+            await self._news.wait()
+
+    def _next(self) -> pb.ConsoleOutput | None:
+        if self._notices:
+            return pb.ConsoleOutput(notice=self._notices.popleft())
+        if self._waiting:
+            data = bytes(self._waiting[:CHUNK])
+            del self._waiting[: len(data)]
+            self._room.set()
+            return pb.ConsoleOutput(data=data)
+        if self._skipped:
+            skipped, self._skipped = self._skipped, 0
+            return pb.ConsoleOutput(notice=f"{skipped} bytes of output are missing here: this viewer was too slow")
+        return None
+
+    async def room(self) -> None:
+        """Returns when more can wait for them, or after STALL_SECONDS."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STALL_SECONDS):
+                while self.behind and not self._ended:
+                    self._room.clear()
+                    await self._room.wait()
+
+
+class SerialHub:
+    """The console of this pod's VM. Everything runs in the event loop."""
+
+    def __init__(self, serial: str, last: str) -> None:
+        self._path, self._last = serial, last
+        self._viewers: list[SerialClient] = []
+        self._opening = asyncio.Lock()
+        self._serial: socket.socket | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._recent = bytearray()
+
+    @property
+    def typist(self) -> SerialClient | None:
+        """Who types: whoever came last of those who did not come to watch."""
+        return next((viewer for viewer in reversed(self._viewers) if not viewer.watch), None)
+
+    # -- coming and going
+
+    async def attach(self, who: str, watch: bool, takeover: bool) -> SerialClient:
+        """Lets somebody in; `leave` has to follow. Raises OperationRefused."""
+        async with self._opening:
+            if len(self._viewers) >= MAX_CLIENTS:
+                raise OperationRefused("RESOURCE_EXHAUSTED", f"{MAX_CLIENTS} people are at the serial console already")
+            before = self.typist
+            if before and not watch and not takeover:
+                raise OperationRefused(
+                    "ALREADY_EXISTS", f"{before.who} is at the serial console: watch it, or take it over"
+                )
+            if self._reading and self._reading.done():
+                raise OperationRefused("FAILED_PRECONDITION", "the virtual machine has ended")
+            if self._serial is None:
+                await self._open()
+            viewer = SerialClient(text(who) or "somebody", watch, serial_tail.screenful(bytes(self._recent)))
+            self._viewers.append(viewer)
+        if before and not watch:
+            before.notify(f"{viewer.who} has taken over the console: you are watching")
+            before.told_that_watching = True
+        elif before:
+            viewer.notify(f"you are watching, {before.who} types")
+        return viewer
+
+    def leave(self, viewer: SerialClient) -> None:
+        """Lets somebody go. The last one closes the socket."""
+        before = self.typist
+        viewer.end()
+        with contextlib.suppress(ValueError):
+            self._viewers.remove(viewer)
+        if self.typist is not before and self.typist:
+            self.typist.told_that_watching = False
+            self.typist.notify(f"{viewer.who} has left the console: you type")
+        if not self._viewers:
+            self._close()
+
+    async def _open(self) -> None:
+        total, _ = serial_tail.read(self._last)
+        serial = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            serial.connect(self._path)
+            await asyncio.sleep(SETTLE_SECONDS)
+            # In this order: what is in the file by now, QEMU has written to the socket before.
+            now, last = serial_tail.read(self._last)
+            fresh = _received(serial)
+        except BaseException as error:
+            serial.close()
+            if isinstance(error, OSError):
+                raise OperationRefused("FAILED_PRECONDITION", _reason(error)) from error
+            raise
+        if len(fresh) < serial_tail.LARGEST:
+            self._recent += serial_tail.before(last, fresh, now - total)
+        self._remember(fresh)
+        self._serial = serial
+        self._reading = asyncio.get_running_loop().create_task(self._read(serial))
+
+    def _close(self) -> None:
+        if self._reading:
+            self._reading.cancel()
+        if self._serial:
+            self._serial.close()
+        self._reading = self._serial = None
+        self._recent.clear()
+
+    # -- output
+
+    def _remember(self, data: bytes) -> None:
+        self._recent += data
+        del self._recent[: -serial_tail.LARGEST]
+
+    async def _read(self, serial: socket.socket) -> None:
+        """Passes on what the guest prints, until the VM is no more."""
+        loop = asyncio.get_running_loop()
+        try:
+            while data := await loop.sock_recv(serial, CHUNK):
+                self._remember(data)
+                for viewer in self._viewers:
+                    viewer.feed(data)
+                typist = self.typist
+                if typist and typist.behind and not typist.misses:
+                    await typist.room()
+                if len(data) < _SMALL:
+                    await asyncio.sleep(_PACE_SECONDS)
+        except OSError as error:
+            log("warning", "the serial console broke off", error=str(error))
+        finally:
+            for viewer in self._viewers:
+                viewer.end()
+
+    # -- input
+
+    async def type(self, viewer: SerialClient, data: bytes) -> None:
+        """Passes on what somebody types, as fast as the guest reads it. Who only watches is told so, once."""
+        while data and self._serial:
+            if self.typist is not viewer:
+                if not viewer.told_that_watching:
+                    viewer.told_that_watching = True
+                    viewer.notify("you are watching: nothing you type reaches the guest")
+                return
+            try:
+                data = data[self._serial.send(data) :]
+            except BlockingIOError:
+                await asyncio.sleep(_BLOCKED_SECONDS)
+            except OSError:
+                return  # the VM has ended, and so does `output`
+
+
+def _received(serial: socket.socket) -> bytes:
+    """What is there to be read, as far as it is of use."""
+    try:
+        return serial.recv(CHUNK)
+    except BlockingIOError:
+        return b""
+
+
+def _reason(error: OSError) -> str:
+    if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+        return "the virtual machine has no serial console (spec.domain.devices.autoattachSerialConsole), or has ended"
+    return f"the serial console cannot be opened: {error.strerror}"

@@ -1,0 +1,102 @@
+"""The streaming calls: gRPC's side of the serial console and of VNC. Loaded with the first of them."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from kit.duplex import TAKEN, until_one_ends
+from launcher.console.serial_hub import SerialHub
+from launcher.guest.agent import text
+from launcher.paths import Paths
+from launcher.vm.errors import OperationRefused
+from protos import launcher_pb2 as pb
+
+CHUNK = 64 << 10
+FIRST_SECONDS = 10.0
+"""What the caller has to send the first message."""
+CONNECT_SECONDS, KNOCK_SECONDS = 5.0, 0.02
+"""Patience with a QEMU that has not yet taken the viewer before, and the pause between two tries."""
+
+
+class ConsoleStreams:
+    """The consoles of this pod's VM."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._vnc = paths.vnc_socket
+        self.hub = SerialHub(paths.serial_socket, paths.serial_tail)
+
+    async def console(self, requests: AsyncIterator[pb.ConsoleInput], context: Any) -> None:
+        """One person at the serial console, until they or the VM leave. Raises OperationRefused."""
+        first = await _first(requests)
+        viewer = await self.hub.attach(text(first.who), first.watch, first.takeover)
+
+        async def take() -> None:
+            async for request in requests:
+                await self.hub.type(viewer, request.data)
+
+        async def give() -> None:
+            async for message in viewer.output():
+                await context.write(message)
+
+        try:
+            await context.send_initial_metadata(TAKEN)
+            await until_one_ends(take(), give())
+        finally:
+            self.hub.leave(viewer)
+
+    async def vnc(self, requests: AsyncIterator[pb.Chunk], context: Any) -> None:
+        """One viewer of the screen, with a connection of their own. Raises OperationRefused."""
+        await _first(requests)
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as screen:
+            await _connect(screen, self._vnc)
+            await context.send_initial_metadata(TAKEN)
+
+            async def take() -> None:
+                async for request in requests:
+                    await loop.sock_sendall(screen, request.data)
+
+            async def give() -> None:
+                while data := await loop.sock_recv(screen, CHUNK):
+                    await context.write(pb.Chunk(data=data))
+
+            with contextlib.suppress(ConnectionError):  # QEMU has hung up
+                await until_one_ends(take(), give())
+
+
+async def _connect(screen: socket.socket, path: str, seconds: float = CONNECT_SECONDS) -> None:
+    """Connects to QEMU's screen. Raises OperationRefused.
+
+    QEMU has room for one connection that it has not yet taken (listen(2) with a backlog of 1 in its VNC server), so of
+    several viewers who come together, or while a large screen is drawn, some have to knock again.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return screen.connect(path)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise OperationRefused(
+                    "RESOURCE_EXHAUSTED", "QEMU is too busy to take another viewer of the screen: try again"
+                ) from error
+        except OSError as error:
+            raise OperationRefused("FAILED_PRECONDITION", _reason(error)) from error
+        await asyncio.sleep(KNOCK_SECONDS)
+
+
+async def _first(requests: AsyncIterator[Any]) -> Any:
+    """The message that opens a stream. Raises OperationRefused."""
+    try:
+        async with asyncio.timeout(FIRST_SECONDS):
+            return await anext(aiter(requests))
+    except (TimeoutError, StopAsyncIteration):
+        raise OperationRefused("INVALID_ARGUMENT", "the first message, which opens the stream, did not come") from None
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+        return "the virtual machine has no screen (spec.domain.devices.autoattachGraphicsDevice), or has ended"
+    return f"the screen cannot be opened: {error.strerror}"

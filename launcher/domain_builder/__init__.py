@@ -1,0 +1,1 @@
+"""The short-lived child process that turns a VMI into domain XML."""

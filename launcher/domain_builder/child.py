@@ -1,0 +1,138 @@
+"""The child that `launcher.domain_builder.process` starts: one request on standard input, one answer on standard
+output, both JSON.
+
+Finds and makes the disks, and builds the domain. For a domain that runs: if the request has a list `plug` of NICs,
+builds those; if it has the sizes of disks in `grow`, says how large they can be by now. Ends when its parent does:
+standard input closes.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+from api.errors import InvalidObject
+from api.kubevirt.networks import DHCPOptions
+from api.kubevirt.vmi import VirtualMachineInstance
+from api.schema import codec
+from launcher.domain import sriov
+from launcher.domain.build import build
+from launcher.domain.facts import DiskFacts, InvalidVmi, NicFacts, PodFacts
+from launcher.domain.nics import pluggable
+from launcher.domain.types import Disk
+from launcher.log import log
+from launcher.network import dhcp_options
+from launcher.paths import Paths, from_environment
+from launcher.storage.disks import find_disks, grown, kernel_boot
+from launcher.storage.untrusted_files import Missing
+
+KVM = "/dev/kvm"
+VHOST = "/dev/vhost-net"
+
+
+def prepare(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
+    """The answer to a request: the domain's XML and what the server has to remember. Raises InvalidVmi, Missing, ..."""
+    vmi = codec.decode(VirtualMachineInstance, request["vmi"])
+    kernel, initrd = kernel_boot(vmi, paths)
+    facts = PodFacts(
+        paths=paths,
+        kvm=kvm,
+        vhost=_can_use(VHOST),
+        nics=[NicFacts(**nic) for nic in request["nics"]],
+        functions=sriov.functions(vmi, os.environ),
+        disks=find_disks(vmi, paths),
+        kernel=kernel,
+        initrd=initrd,
+    )
+    domain = build(vmi, facts)
+    targets = {node.alias: node.target for node in domain.devices.nodes if isinstance(node, Disk)}
+    return {
+        "domain": domain.name,
+        "xml": domain.text(),
+        "paused": vmi.spec.startStrategy == "Paused",
+        "disks": [_shown(disk, targets) for disk in facts.disks.values()],
+        "dhcp_options": _all_dhcp_options(vmi),
+    }
+
+
+def plug(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
+    """The XML of each interface in `plug`, or what is wrong with it: one does not keep the others out."""
+    vmi = codec.decode(VirtualMachineInstance, request["vmi"])
+    nics = [NicFacts(**nic) for nic in request["nics"]]
+    facts = PodFacts(paths=paths, kvm=kvm, vhost=_can_use(VHOST), nics=nics)
+    devices, errors = {}, {}
+    for name in request["plug"]:
+        try:
+            devices[name] = pluggable(vmi, name, facts).text()
+        except (InvalidVmi, ValueError) as error:
+            errors[name] = str(error)
+    return {"devices": devices, "errors": errors, "dhcp_options": _all_dhcp_options(vmi)}
+
+
+def grow(request: dict[str, Any], paths: Paths) -> dict[str, Any]:
+    """The sizes that disks can be grown to. Raises Missing, OSError."""
+    vmi = codec.decode(VirtualMachineInstance, request["vmi"])
+    return {"sizes": grown(vmi, request["grow"], paths)}
+
+
+def _can_use(device: str) -> bool:
+    return os.access(device, os.R_OK | os.W_OK)
+
+
+def _all_dhcp_options(vmi: VirtualMachineInstance) -> dict[str, list[list[Any]]]:
+    return {
+        interface.name: _dhcp_options(interface.dhcpOptions)
+        for interface in vmi.spec.domain.devices.interfaces or []
+        if interface.dhcpOptions
+    }
+
+
+def _shown(disk: DiskFacts, targets: dict[str, str]) -> dict[str, Any]:
+    return {"volume": disk.volume, "target": targets[f"ua-{disk.volume}"], "size": disk.size}
+
+
+def _dhcp_options(options: DHCPOptions) -> list[list[Any]]:
+    pairs = dhcp_options.custom(
+        options.tftpServerName or "",
+        options.bootFileName or "",
+        options.ntpServers or [],
+        {option.option: option.value for option in options.privateOptions or []},
+    )
+    return [[code, value.hex()] for code, value in pairs]
+
+
+def answer(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
+    """Like `prepare`, `plug` or `grow`, with errors as an answer of their own."""
+    try:
+        if "grow" in request:
+            return grow(request, paths)
+        return (plug if "plug" in request else prepare)(request, paths, kvm)
+    except (InvalidVmi, InvalidObject, ValueError) as error:
+        return _error("INVALID_ARGUMENT", str(error))
+    except Missing as error:
+        return _error("NOT_FOUND", str(error))
+    except OSError as error:
+        return _error("INTERNAL", f"preparing the disks failed: {error}")
+
+
+def _error(code: str, message: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message}}
+
+
+def main() -> int:
+    """Answers one request."""
+    text = sys.stdin.buffer.read()
+    if not text:
+        return 0
+    kvm = _can_use(KVM)
+    try:
+        reply = answer(json.loads(text), from_environment(), kvm)
+    except Exception as error:
+        log("error", "preparing the domain failed for want of better code", error=repr(error))
+        reply = _error("INTERNAL", f"preparing the domain failed: {error!r}")
+    sys.stdout.write(json.dumps(reply))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

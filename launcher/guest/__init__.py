@@ -1,0 +1,1 @@
+"""The guest agent: what it reports, and what it is asked."""

@@ -1,0 +1,1 @@
+"""Changes of a running domain: NICs, sizes of disks."""

@@ -1,0 +1,63 @@
+"""Disks of a domain that runs grow with their claims."""
+
+import json
+from collections.abc import Callable, Iterable
+
+from launcher.domain_builder.process import BuildError, DomainBuilder
+from launcher.domain_builder.sync_request import question_of
+from launcher.hypervisor.connection import Hypervisor, HypervisorError, Unavailable
+from launcher.log import log
+from protos import launcher_pb2 as pb
+
+
+def capacities_of(vmi: bytes) -> dict[str, str]:
+    """The capacities of a VMI's claims, by volume: quantities as the API has them. Empty for what is no VMI."""
+    try:
+        entries = json.loads(vmi)["status"].get("volumeStatus") or []
+        infos = {entry["name"]: entry.get("persistentVolumeClaimInfo") or {} for entry in entries}
+        amounts = {name: (info.get("capacity") or {}).get("storage") for name, info in infos.items()}
+        return {name: str(amount) for name, amount in amounts.items() if amount is not None}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def note(disks: Iterable[pb.DiskInfo], capacities: dict[str, str]) -> None:
+    """Writes into a report's disks which capacities the launcher has been told."""
+    for disk in disks:
+        disk.capacity = capacities.get(disk.volume, "")
+
+
+async def follow(
+    hypervisor: Hypervisor,
+    builder: DomainBuilder,
+    domain: str,
+    request: pb.SyncRequest,
+    disks: Iterable[pb.DiskInfo],
+    done: Callable[[pb.DiskInfo], None],
+) -> None:
+    """Grows what has a larger claim than `disks` were made for, and calls `done` with each one that is as it should be.
+
+    One that fails does not keep the others from growing. Raises BuildError, which names every volume that failed;
+    Unavailable.
+    """
+    capacities = capacities_of(request.vmi)
+    changed = [disk for disk in disks if capacities.get(disk.volume, "") != disk.capacity]
+    if not changed:
+        return
+    answer = await builder.build(question_of(request) | {"grow": {disk.volume: disk.size for disk in changed}})
+    failures = []
+    for disk in changed:
+        size = answer["sizes"].get(disk.volume, disk.size)
+        try:
+            if size != disk.size:
+                await hypervisor.resize_disk(domain, disk.target, size)
+                log("info", "a disk has grown", volume=disk.volume, bytes=size, before=disk.size)
+        except Unavailable:
+            raise
+        except HypervisorError as error:
+            failures.append(f"volume {disk.volume}: its disk cannot be grown to {size} bytes: {error}")
+        else:
+            capacity = capacities.get(disk.volume, "")
+            done(pb.DiskInfo(volume=disk.volume, target=disk.target, size=size, capacity=capacity))
+    if failures:
+        raise BuildError("INTERNAL", "; ".join(failures))

@@ -1,0 +1,143 @@
+"""The cards of a domain that runs: plugged in, taken out, their cables put in and pulled, as the VMI says."""
+
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.domain_builder.process import BuildError, DomainBuilder
+from launcher.domain_builder.sync_request import question_of
+from launcher.hotplug.live_nics import ALIAS, LiveNic, with_link
+from launcher.hypervisor.connection import Hypervisor, HypervisorError, Unavailable
+from launcher.log import log
+from launcher.network.dhcp_service import DhcpError, DhcpService
+from protos import launcher_pb2 as pb
+
+DhcpOptions = dict[str, list[list[Any]]]
+"""Further DHCP options by interface: number and hexadecimal value."""
+
+
+@dataclass(frozen=True)
+class NicChanges:
+    """What has to be done to a domain. `links` says of a card whether its cable is to be in."""
+
+    plug: tuple[str, ...] = ()
+    unplug: tuple[str, ...] = ()
+    links: tuple[tuple[LiveNic, bool], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.plug or self.unplug or self.links)
+
+
+def states_of(vmi: bytes) -> dict[str, str]:
+    """up, down or absent for each of a VMI's interfaces. Raises BuildError for what is no VMI."""
+    try:
+        interfaces = json.loads(vmi)["spec"]["domain"]["devices"].get("interfaces") or []
+        return {interface["name"]: interface.get("state") or "up" for interface in interfaces}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise BuildError("INVALID_ARGUMENT", "spec.domain.devices.interfaces: no list of named interfaces") from None
+
+
+def plan(states: dict[str, str], tapped: Iterable[str], live: Iterable[LiveNic]) -> NicChanges:
+    """What turns the cards of a domain into what the VMI asks for. A card without a tap (`tapped`) waits for it."""
+    there = {nic.name: nic for nic in live}
+    wanted = {name: state for name, state in states.items() if state != "absent"}
+    return NicChanges(
+        plug=tuple(name for name in tapped if name in wanted and name not in there),
+        unplug=tuple(name for name in there if name not in wanted),
+        links=tuple(
+            (there[name], state == "up")
+            for name, state in wanted.items()
+            if name in there and there[name].model != "sriov" and there[name].link_up != (state == "up")
+        ),
+    )
+
+
+def infos_of(live: Iterable[LiveNic]) -> list[pb.NicInfo]:
+    """The cards as a Report has them."""
+    return [
+        pb.NicInfo(name=nic.name, mac=nic.mac, link_up=nic.link_up, queues=nic.queues, model=nic.model) for nic in live
+    ]
+
+
+class NicHotplug:
+    """Changes the cards of a running domain. `live` is what it had when somebody last looked; None: nobody has."""
+
+    def __init__(self, hypervisor: Hypervisor, builder: DomainBuilder, dhcp: DhcpService) -> None:
+        self._hypervisor, self._builder, self._dhcp = hypervisor, builder, dhcp
+        self.live: tuple[LiveNic, ...] | None = None
+
+    def serve(self, request: pb.SyncRequest, options: DhcpOptions) -> None:
+        """DHCP for the interfaces that are not absent. Raises DhcpError, with those served that can be."""
+        states = states_of(request.vmi)
+        self._dhcp.serve([nic for nic in request.nics if states.get(nic.name, "absent") != "absent"], options)
+
+    async def follow(
+        self, domain: str, request: pb.SyncRequest, options: DhcpOptions, poll: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Makes the cards what `request` says, and adds the DHCP options of new ones to `options`.
+
+        A card that fails does not keep the others from their change. `poll` renews `live`. Raises BuildError, which
+        names every interface that failed; Unavailable.
+        """
+        if self.live is None or self._plan(request):
+            await poll()
+        changes = self._plan(request)
+        failures: list[BuildError] = []
+        devices = await self._devices(request, changes.plug, options, failures) if changes.plug else {}
+        try:
+            self.serve(request, options)
+        except DhcpError as error:
+            failures.append(BuildError("INTERNAL", str(error)))
+        for nic, up in changes.links:
+            work = self._hypervisor.update_device(domain, with_link(nic, up))
+            await self._try(work, nic.name, f"its link cannot be set {'up' if up else 'down'}", failures)
+        for name in changes.unplug:
+            work = self._hypervisor.detach_device(domain, ALIAS + name)
+            await self._try(work, name, "it cannot be unplugged", failures)
+        taps = {nic.name: nic.tap for nic in request.nics}
+        for name, xml in devices.items():
+            work = self._hypervisor.attach_device(domain, xml)
+            await self._try(work, name, f"it cannot be plugged into {taps[name]}", failures)
+        if changes:
+            log("info", "changed network cards", plugged=list(devices), unplugging=list(changes.unplug))
+            await poll()
+        if failures:
+            raise _joined(failures)
+
+    def _plan(self, request: pb.SyncRequest) -> NicChanges:
+        return plan(states_of(request.vmi), [nic.name for nic in request.nics], self.live or ())
+
+    async def _devices(
+        self, request: pb.SyncRequest, plug: tuple[str, ...], options: DhcpOptions, failures: list[BuildError]
+    ) -> dict[str, str]:
+        """libvirt's XML of new cards, by interface."""
+        question = question_of(request) | {"plug": plug}
+        try:
+            answer = await self._builder.build(question)
+        except BuildError as error:
+            failures.append(error)
+            return {}
+        failures += [BuildError("INVALID_ARGUMENT", message) for message in answer["errors"].values()]
+        devices: dict[str, str] = answer["devices"]
+        for name in plug:
+            options.pop(name, None)
+        options |= {name: found for name, found in answer["dhcp_options"].items() if name in devices}
+        return devices
+
+    async def _try(self, work: Awaitable[None], name: str, what: str, failures: list[BuildError]) -> None:
+        try:
+            await work
+        except Unavailable:
+            raise
+        except HypervisorError as error:
+            words = str(error)
+            if "No more available PCI" in words:
+                words = "no PCI slot is free; restart the VM, or take another device out first"
+            failures.append(BuildError("INTERNAL", f"interface {name}: {what}: {words}"))
+
+
+def _joined(failures: list[BuildError]) -> BuildError:
+    codes = {error.code for error in failures}
+    code = codes.pop() if len(codes) == 1 else "INTERNAL"
+    return BuildError(code, "; ".join(str(error) for error in failures))

@@ -1,0 +1,347 @@
+"""The only module that knows libvirt's Python binding.
+
+Calls run in threads with deadlines; libvirt's own event loop runs in one more. When the daemon dies the connection is
+made again, and `connected` is called with the domain that it took back.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from launcher.hotplug.live_nics import LiveNic, live_nics
+from launcher.hypervisor import daemon
+from launcher.log import log
+from launcher.paths import Paths
+
+T = TypeVar("T")
+
+CALL_SECONDS = 10.0
+START_SECONDS = 120.0
+LARGEST_AGENT_ANSWER = 1 << 20
+_OPEN_SECONDS = 5.0
+# Of libvirt's ABI; the module may not be loaded yet when they are needed.
+_START_PAUSED, _SHUTDOWN_BY_ACPI, _SHUTDOWN_BY_AGENT, _LIVE = 1, 1, 2, 1
+_REBOOT_BY_ACPI, _REBOOT_BY_AGENT = 1, 2
+_RESIZE_BYTES = 1
+_RETRY_SECONDS = 0.01
+_LONGEST_RETRY_SECONDS = 0.5
+
+
+class HypervisorError(Exception):
+    """libvirt refused, in its own words."""
+
+
+class Unavailable(HypervisorError):
+    """There is no connection to the daemon, or it did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class DomainEvent:
+    """Something happened to the domain. `kind` is lifecycle, agent, reboot or device; numbers are libvirt's."""
+
+    kind: str
+    event: int = 0
+    detail: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DomainFacts:
+    """What libvirt knows of the running domain. `state` and `reason` are virDomainState and its reason."""
+
+    state: int
+    reason: int
+    accelerator: str
+    machine: str
+    agent_connected: bool
+    nics: tuple[LiveNic, ...]
+    qemu_pid: int
+
+
+class Hypervisor:
+    """The connection to this pod's daemon and its one domain."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        connected: Callable[[], None],
+        disconnected: Callable[[], None],
+        happened: Callable[[DomainEvent], None],
+    ) -> None:
+        self._paths = paths
+        self._connected, self._disconnected, self._happened = connected, disconnected, happened
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="libvirt")
+        self._slow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guest")
+        """For what a guest may let wait, so that it takes no thread from the rest."""
+        self._connection: Any = None
+        self._closed = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._libvirt: Any = None
+
+    # -- connection
+
+    async def keep_connected(self) -> None:
+        """Connects, and again whenever the connection is lost. Never returns."""
+        await self._run(self._load)
+        failures, pause, told = 0, _RETRY_SECONDS, ""
+        while True:
+            socket = self._find_socket()
+            try:
+                if socket:
+                    await asyncio.wait_for(self._run(self._open, socket), _OPEN_SECONDS)
+                    failures, pause, told = 0, _RETRY_SECONDS, ""
+                    await self._while_connected()
+                    continue
+            except (self._libvirt.libvirtError, TimeoutError) as error:
+                failures += isinstance(error, TimeoutError)
+                if str(error) != told:
+                    told = str(error)
+                    log("warning", "cannot connect to the libvirt daemon, trying again", error=told)
+                if failures >= 2:
+                    self._end_daemon()
+                    failures = 0
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_RETRY_SECONDS)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the daemon is there, as far as we know."""
+        return self._ready.is_set()
+
+    async def _while_connected(self) -> None:
+        self._ready.set()
+        self._connected()
+        await self._closed.wait()
+        log("info", "lost the connection to the libvirt daemon")
+        self._ready.clear()
+        self._connection = None
+        self._disconnected()
+
+    def _load(self) -> None:
+        import libvirt  # 10 MiB and 20 ms: meanwhile the daemon starts
+
+        self._libvirt = libvirt
+        libvirt.registerErrorHandler(lambda *_: None, None)
+        libvirt.virEventRegisterDefaultImpl()
+        threading.Thread(target=self._run_events, name="libvirt-events", daemon=True).start()
+
+    def _run_events(self) -> None:
+        while True:
+            with contextlib.suppress(self._libvirt.libvirtError):
+                self._libvirt.virEventRunDefaultImpl()
+
+    def _find_socket(self) -> str | None:
+        for name in daemon.DAEMONS:
+            path = self._paths.libvirt_socket(name)
+            if pathlib.Path(path).exists():
+                return path
+        return None
+
+    def _open(self, socket: str) -> None:
+        libvirt = self._libvirt
+        connection = libvirt.open(f"qemu+unix:///session?socket={socket}")
+        self._closed.clear()
+        connection.registerCloseCallback(lambda *_: self._post(self._closed.set), None)
+        connection.setKeepAlive(2, 3)
+        connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None)
+        connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, self._on_agent, None)
+        connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot, None)
+        for change in ("DEVICE_ADDED", "DEVICE_REMOVED", "DEVICE_REMOVAL_FAILED"):
+            connection.domainEventRegisterAny(
+                None, getattr(libvirt, f"VIR_DOMAIN_EVENT_ID_{change}"), self._on_device, None
+            )
+        self._connection = connection
+
+    def _end_daemon(self) -> None:
+        """A daemon that accepts connections and does not answer is no use: the supervisor starts another."""
+        for name in daemon.DAEMONS:
+            with contextlib.suppress(OSError, ValueError):
+                pid = int(pathlib.Path(f"{self._paths.libvirt_runtime}/{name}.pid").read_text(encoding="ascii"))
+                log("warning", "the libvirt daemon does not answer, ending it", pid=pid)
+                os.kill(pid, signal.SIGKILL)
+
+    # -- events, called in libvirt's thread
+
+    def _post(self, function: Callable[..., object], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: we are on our way out
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _on_lifecycle(self, _conn: object, _dom: object, event: int, detail: int, _opaque: object) -> None:
+        self._post(self._happened, DomainEvent("lifecycle", event, detail))
+
+    def _on_agent(self, _conn: object, _dom: object, state: int, _reason: int, _opaque: object) -> None:
+        self._post(self._happened, DomainEvent("agent", state))
+
+    def _on_reboot(self, _conn: object, _dom: object, _opaque: object) -> None:
+        self._post(self._happened, DomainEvent("reboot"))
+
+    def _on_device(self, _conn: object, _dom: object, _alias: str, _opaque: object) -> None:
+        self._post(self._happened, DomainEvent("device"))
+
+    # -- calls
+
+    async def _run(self, function: Callable[..., T], *arguments: object, slow: bool = False) -> T:
+        return await self._loop.run_in_executor(self._slow if slow else self._threads, function, *arguments)
+
+    async def _call(self, function: Callable[[Any], T], seconds: float = CALL_SECONDS, slow: bool = False) -> T:
+        """Runs `function(connection)` in a thread. Raises HypervisorError, Unavailable."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ready.wait()
+                return await self._run(function, self._connection, slow=slow)
+        except TimeoutError:
+            raise Unavailable(f"the libvirt daemon did not answer within {seconds:g} s") from None
+        except Exception as error:
+            if self._libvirt is not None and isinstance(error, self._libvirt.libvirtError):
+                words = error.get_error_message() or str(error)
+                lost = error.get_error_domain() in (self._libvirt.VIR_FROM_RPC, self._libvirt.VIR_FROM_REMOTE)
+                raise (Unavailable if lost else HypervisorError)(words) from None
+            raise
+
+    async def create(self, xml: str, paused: bool) -> None:
+        """Starts a transient domain. Raises HypervisorError."""
+        await self._call(lambda connection: connection.createXML(xml, _START_PAUSED if paused else 0), START_SECONDS)
+
+    async def facts(self, name: str) -> DomainFacts | None:
+        """What is known of the domain; None if there is none. Raises HypervisorError."""
+
+        def read(connection: Any) -> DomainFacts | None:
+            try:
+                domain = connection.lookupByName(name)
+            except self._libvirt.libvirtError as error:
+                if error.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN:
+                    return None
+                raise
+            state, reason = domain.state()
+            text = domain.XMLDesc()
+            return DomainFacts(state, reason, *_described(text), live_nics(text), self._qemu_pid(name))
+
+        return await self._call(read)
+
+    def _qemu_pid(self, name: str) -> int:
+        try:
+            return int(pathlib.Path(f"{self._paths.qemu_pids}/{name}.pid").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return 0
+
+    async def power_button(self, name: str, agent: bool) -> None:
+        """Asks the guest to shut down, by ACPI or by its agent. Raises HypervisorError."""
+        flags = _SHUTDOWN_BY_AGENT if agent else _SHUTDOWN_BY_ACPI
+        await self._call(lambda connection: connection.lookupByName(name).shutdownFlags(flags))
+
+    async def destroy(self, name: str) -> None:
+        """Ends QEMU. Raises HypervisorError."""
+        await self._call(lambda connection: connection.lookupByName(name).destroy(), 30.0)
+
+    async def suspend(self, name: str) -> None:
+        """Stops the vCPUs. Raises HypervisorError."""
+        await self._call(lambda connection: connection.lookupByName(name).suspend())
+
+    async def resume(self, name: str) -> None:
+        """Lets the vCPUs run. Raises HypervisorError."""
+        await self._call(lambda connection: connection.lookupByName(name).resume())
+
+    async def attach_device(self, name: str, xml: str) -> None:
+        """Plugs a device into the running domain. Raises HypervisorError."""
+        await self._call(lambda connection: connection.lookupByName(name).attachDeviceFlags(xml, _LIVE))
+
+    async def detach_device(self, name: str, alias: str) -> None:
+        """Asks the guest to let go of a device; the event tells when it has. Raises HypervisorError."""
+
+        def detach(connection: Any) -> None:
+            try:
+                connection.lookupByName(name).detachDeviceAlias(alias, _LIVE)
+            except self._libvirt.libvirtError as error:
+                gone = error.get_error_code() == self._libvirt.VIR_ERR_DEVICE_MISSING
+                # QEMU takes one request at a time; the guest still has the last one.
+                if not gone and "in the process of unplug" not in str(error):
+                    raise
+
+        await self._call(detach)
+
+    async def update_device(self, name: str, xml: str) -> None:
+        """Changes what can be changed of a device of the running domain. Raises HypervisorError."""
+        await self._call(lambda connection: connection.lookupByName(name).updateDeviceFlags(xml, _LIVE))
+
+    async def resize_disk(self, name: str, target: str, size: int) -> None:
+        """Tells QEMU and the guest that a disk has so many bytes; a file is made larger. Raises HypervisorError."""
+        await self._call(lambda connection: connection.lookupByName(name).blockResize(target, size, _RESIZE_BYTES))
+
+    async def reset(self, name: str) -> None:
+        """Presses the reset button. Raises HypervisorError."""
+        await self._call(lambda connection: connection.lookupByName(name).reset())
+
+    async def reboot(self, name: str, agent: bool) -> None:
+        """Asks the guest to reboot, by its agent or by ACPI. Raises HypervisorError."""
+        flags = _REBOOT_BY_AGENT if agent else _REBOOT_BY_ACPI
+        await self._call(lambda connection: connection.lookupByName(name).reboot(flags), slow=agent)
+
+    async def screenshot(self, name: str, limit: int) -> tuple[str, bytes]:
+        """MIME type and bytes of a picture of the screen; no bytes if over `limit`. Raises HypervisorError."""
+
+        def take(connection: Any) -> tuple[str, bytes]:
+            domain, stream = connection.lookupByName(name), connection.newStream()
+            mime = domain.screenshot(stream, 0)
+            data = bytearray()
+            try:
+                while piece := stream.recv(64 << 10):
+                    data += piece
+                    if len(data) > limit:
+                        stream.abort()
+                        return mime, b""
+                stream.finish()
+            except BaseException:
+                with contextlib.suppress(self._libvirt.libvirtError):
+                    stream.abort()
+                raise
+            return mime, bytes(data)
+
+        return await self._call(take)
+
+    async def dump_screen(self, name: str, path: str) -> None:
+        """Has QEMU write the screen to a file, as PPM. Raises HypervisorError."""
+        import libvirt_qemu  # type: ignore[import-untyped]
+
+        command = json.dumps({"execute": "screendump", "arguments": {"filename": path}})
+        await self._call(lambda connection: libvirt_qemu.qemuMonitorCommand(connection.lookupByName(name), command, 0))
+
+    async def agent_command(self, name: str, command: str, seconds: int) -> Any:
+        """The `return` of a guest agent's answer, decoded.
+
+        Raises HypervisorError; ValueError, AttributeError, RecursionError for an answer that is none.
+        """
+        import libvirt_qemu
+
+        def ask(connection: Any) -> Any:
+            text = libvirt_qemu.qemuAgentCommand(
+                connection.lookupByName(name), json.dumps({"execute": command}), seconds, 0
+            )
+            if len(text) > LARGEST_AGENT_ANSWER:
+                raise ValueError("the answer is too long")
+            return json.loads(text).get("return")
+
+        return await self._call(ask, seconds + 2.0, slow=True)
+
+
+def _described(text: str) -> tuple[str, str, bool]:
+    """Accelerator, machine type and whether the agent's channel is connected, from libvirt's XML of a domain.
+
+    libvirt writes attributes in one order and with single quotes; an XML parser would cost every VM half a MiB.
+    """
+    return (
+        "kvm" if text.startswith("<domain type='kvm'") else "tcg",
+        _between(text, " machine='", "'"),
+        "name='org.qemu.guest_agent.0' state='connected'" in text,
+    )
+
+
+def _between(text: str, before: str, after: str) -> str:
+    return text.partition(before)[2].partition(after)[0]

@@ -1,0 +1,1 @@
+"""DHCP for the guest."""

@@ -1,9 +1,0 @@
-"""What is said to a caller whose call does not fit the state."""
-
-
-class Refused(Exception):
-    """What was asked does not fit the state. `code` is a gRPC status name."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code

@@ -1,0 +1,64 @@
+"""What is wrong with the disk on a claim, in words that name volume and claim. Pure but for `checked`."""
+
+import json
+import re
+from typing import BinaryIO
+
+from launcher.storage.untrusted_files import Missing
+
+SECTOR = 512
+_IMAGES = {b"QFI\xfb": "a qcow2 image", b"KDMV": "a VMDK image", b"vhdx": "a VHDX image", b"QED\0": "a QED image"}
+"""What nobody puts onto the bare disk of a guest. Others may stand there by right: LUKS, an archive."""
+_LOCK = re.compile(r'Failed to get "?(?:shared )?"?(?:write|consistent read|resize)"? lock')
+_PATH = re.compile(r"/volumes/([a-z0-9][-a-z0-9.]{0,252})")
+_QCOW2_BACKING = slice(8, 16)
+"""Offset of the backing file's name; 0: there is none. Source: QEMU, docs/interop/qcow2.rst."""
+
+
+def checked(file: BinaryIO, what: str) -> None:
+    """Raises Missing for an image of a format: as the raw disk that a claim holds, the guest would see its headers."""
+    start = file.read(16)
+    file.seek(0)
+    kind = next((kind for magic, kind in _IMAGES.items() if start.startswith(magic)), None)
+    if kind is None:
+        return
+    if kind.endswith("qcow2 image") and any(start[_QCOW2_BACKING]):
+        kind += " with a backing file"
+    raise Missing(
+        f"{what} is {kind}, and a claim holds a raw disk: write it there by `qemu-img convert -O raw`, or use it as a "
+        "containerDisk"
+    )
+
+
+def whole_sectors(size: int, what: str) -> None:
+    """Raises Missing for a size that no disk has."""
+    if size % SECTOR:
+        raise Missing(
+            f"{what} has {size} bytes, which are no whole sectors of {SECTOR}: make it {-(-size // SECTOR) * SECTOR} "
+            "bytes long (`truncate`)"
+        )
+
+
+def in_use(words: str, vmi: bytes) -> str | None:
+    """A refusal of QEMU's lock, told by volume and claim; None for any other words of libvirt's. `vmi` is JSON."""
+    if not _LOCK.search(words):
+        return None
+    claims = _claim_names(vmi)
+    named = [volume for volume in _PATH.findall(words) if volume in claims] or list(claims)
+    shown = " or ".join(f"volume {volume}: claim {claims[volume]}" for volume in dict.fromkeys(named))
+    return (
+        f"{shown or 'a disk'} is in use by another virtual machine or pod, which holds QEMU's lock on it: stop that "
+        "one first, or give each its own claim"
+    )
+
+
+def _claim_names(vmi: bytes) -> dict[str, str]:
+    try:
+        volumes = json.loads(vmi)["spec"].get("volumes") or []
+        return {
+            str(volume["name"]): str(volume["persistentVolumeClaim"]["claimName"])
+            for volume in volumes
+            if volume.get("persistentVolumeClaim")
+        }
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}

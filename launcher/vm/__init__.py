@@ -1,0 +1,1 @@
+"""The one virtual machine of this pod: lifecycle, reports, state files."""

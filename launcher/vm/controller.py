@@ -1,0 +1,331 @@
+"""The one virtual machine of this pod: what it is told, what becomes of it, and the report of both."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from launcher.domain_builder.process import BuildError, DomainBuilder
+from launcher.domain_builder.sync_request import question_of, uid_of
+from launcher.guest.agent import GuestAgent
+from launcher.hotplug import disk_resize
+from launcher.hotplug.nic_hotplug import NicHotplug, infos_of
+from launcher.hypervisor.connection import DomainEvent, DomainFacts, Hypervisor, HypervisorError
+from launcher.hypervisor.domain_poller import DomainPoller
+from launcher.hypervisor.domain_states import FinalState, end_of, is_panic, state_of
+from launcher.hypervisor.qemu_watcher import QemuWatcher
+from launcher.log import log
+from launcher.network.dhcp_service import DhcpError, DhcpService
+from launcher.paths import Paths
+from launcher.storage import claims
+from launcher.vm.errors import OperationRefused
+from launcher.vm.report_publisher import ReportPublisher
+from launcher.vm.shutdown import ShutdownControl
+from launcher.vm.state_files import StateFiles
+from protos import launcher_pb2 as pb
+
+EXPLAIN_SECONDS = 2.0
+"""What libvirt has to say how QEMU ended; less than the supervisor waits."""
+
+Connect = Callable[[Paths, Callable[[], None], Callable[[], None], Callable[[DomainEvent], None]], Hypervisor]
+"""Makes the hypervisor: what `Hypervisor` itself is called with."""
+
+
+def _plain(disk: pb.DiskInfo) -> dict[str, Any]:
+    return {"volume": disk.volume, "target": disk.target, "size": disk.size, "capacity": disk.capacity}
+
+
+class VmController:
+    """State of the VM. Everything runs in the event loop; `self._lock` orders what must not overlap."""
+
+    def __init__(self, paths: Paths, record: StateFiles, builder: DomainBuilder, connect: Connect = Hypervisor) -> None:
+        self._record, self._builder = record, builder
+        self.hypervisor = connect(paths, self._on_connected, lambda: None, self._on_event)
+        """The connection to libvirt."""
+        self._reports = ReportPublisher(self._spawn)
+        self.agent = GuestAgent(self.hypervisor, self._reports.publish)
+        """Who asks the guest's agent."""
+        self._dhcp = DhcpService()
+        self._nic_hotplug = NicHotplug(self.hypervisor, builder, self._dhcp)
+        self._poller = DomainPoller(self.hypervisor, self._on_domain_facts, self._spawn)
+        self._qemu = QemuWatcher(self._on_qemu_gone)
+        self._power = ShutdownControl(self.hypervisor, lambda: self._report, lambda: self.final is not None)
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._saved: dict[str, Any] = {}
+        self._domain = ""
+        self._started = False
+        self._panicked = False
+        self._early_ends: list[FinalState] = []
+        """libvirt told of the end before it told of the start."""
+        self._unfinished: pb.SyncRequest | None = None
+        """What the last server was told; it may have been ended before all was done."""
+        self.final: FinalState | None = None
+        self.delivered = asyncio.Event()
+        """Somebody has been told the end."""
+
+    # -- life
+
+    async def run(self) -> None:
+        """Keeps the connection to libvirt. Never returns."""
+        await self.hypervisor.keep_connected()
+
+    def restore(self) -> None:
+        """Knows again what the last server knew, if there was one."""
+        saved = self._record.load()
+        request = self._record.load_request()
+        if not saved or request is None:
+            return
+        self._domain, self._started = saved["domain"], saved["started"]
+        self._report.vmi_uid = saved["uid"]
+        self._report.qemu_pid = saved["qemu_pid"]
+        self._report.disks.extend(pb.DiskInfo(**disk) for disk in saved["disks"])
+        self._saved = saved
+        if saved["final"]:
+            self.final = FinalState(**saved["final"])
+            self._reports.set_state(self.final.state, self.final.reason, self.final.message)
+        if not self._started or self.final is not None:
+            return
+        self._qemu.watch(saved["qemu_pid"])
+        self._unfinished = request
+        try:
+            self._nic_hotplug.serve(request, saved["dhcp_options"])
+        except (BuildError, DhcpError) as error:
+            log("error", "the guest gets no DHCP replies until the next Sync", error=str(error))
+
+    def _save(self) -> None:
+        self._saved |= {
+            "uid": self._report.vmi_uid,
+            "disks": [_plain(disk) for disk in self._report.disks],
+            "domain": self._domain,
+            "started": self._started,
+            "qemu_pid": self._report.qemu_pid,
+            "final": self.final.as_dict() if self.final else None,
+        }
+        self._record.save(self._saved)
+
+    @property
+    def _report(self) -> pb.Report:
+        return self._reports.current
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- what the handler asks
+
+    async def sync(self, request: pb.SyncRequest) -> pb.Report:
+        """Starts the domain if it is not there. Raises OperationRefused, BuildError, DhcpError, HypervisorError.
+
+        A client that gives up does not stop what it has begun: the next call waits for it.
+        """
+        work = asyncio.get_running_loop().create_task(self._sync(request))
+        return await asyncio.shield(work)
+
+    async def _sync(self, request: pb.SyncRequest) -> pb.Report:
+        uid = uid_of(request)
+        async with self._lock:
+            if self._report.vmi_uid and uid != self._report.vmi_uid:
+                owner = self._report.vmi_uid
+                raise OperationRefused("FAILED_PRECONDITION", f"this launcher belongs to the VMI with UID {owner}")
+            if not self._started:
+                self._power.refuse_when_stopping()
+            self._report.vmi_uid = uid
+            if self.final is None and not self._started:
+                await self._start(request)
+            elif self.final is None and not self._power.stopping:
+                await self._rewire(request)
+            return self._report
+
+    async def _start(self, request: pb.SyncRequest) -> None:
+        self._reports.set_state(pb.DOMAIN_STATE_STARTING, "Starting", "")
+        try:
+            plan = await self._builder.build(question_of(request))
+            self._domain = plan["domain"]
+            self._saved = {"disks": plan["disks"], "dhcp_options": plan["dhcp_options"]}
+            del self._report.disks[:]
+            self._report.disks.extend(pb.DiskInfo(**disk) for disk in plan["disks"])
+            disk_resize.note(self._report.disks, disk_resize.capacities_of(request.vmi))
+            self._record.save_request(request)
+            self._save()
+            self._nic_hotplug.serve(request, plan["dhcp_options"])
+            self._power.refuse_when_stopping()
+            self._early_ends.clear()
+            await self._create(plan, request.vmi)
+        except (BuildError, DhcpError, HypervisorError, OperationRefused) as error:
+            self._dhcp.close()
+            self._reports.set_state(pb.DOMAIN_STATE_NONE, "StartFailed", str(error))
+            raise
+        self._started = True
+        if self._early_ends:
+            self._end(self._early_ends[0])
+            return
+        with contextlib.suppress(HypervisorError):
+            await self._refresh()
+        if self._power.stopping:
+            self._spawn(self._power.request_shutdown(self._domain))
+
+    async def _create(self, plan: dict[str, Any], vmi: bytes) -> None:
+        """Starts the domain. Raises HypervisorError, which names volume and claim of a disk that is in use."""
+        try:
+            await self.hypervisor.create(plan["xml"], plan["paused"])
+        except HypervisorError as error:
+            if words := claims.in_use(str(error), vmi):
+                raise type(error)(words) from error
+            raise
+
+    async def _rewire(self, request: pb.SyncRequest) -> None:
+        """Network cards as they are wanted now, disks as large as their claims. Raises BuildError, HypervisorError."""
+        self._unfinished = None
+        self._record.save_request(request)
+        try:
+            try:
+                await self._nic_hotplug.follow(self._domain, request, self._saved["dhcp_options"], self._refresh)
+            finally:
+                disks = list(self._report.disks)
+                await disk_resize.follow(self.hypervisor, self._builder, self._domain, request, disks, self._note_disk)
+        except (BuildError, HypervisorError):
+            if self.final is None:
+                raise
+        finally:
+            self._save()
+
+    def _note_disk(self, disk: pb.DiskInfo) -> None:
+        for known in self._report.disks:
+            if known.volume == disk.volume:
+                known.CopyFrom(disk)
+        self._reports.publish()
+
+    async def _finish(self) -> None:
+        """What the last server has left undone."""
+        async with self._lock:
+            if self._unfinished is None or self.final is not None or self._power.stopping:
+                return
+            try:
+                await self._rewire(self._unfinished)
+            except (BuildError, HypervisorError) as error:
+                log("warning", "network cards are not as they should be until the next Sync", error=str(error))
+
+    async def watch(self) -> AsyncIterator[pb.Report]:
+        """The report now, then after every change; ends after the final one."""
+        async with contextlib.aclosing(self._reports.follow()) as reports:
+            async for report in reports:
+                final = self.final is not None
+                yield report
+                if final:
+                    # Resumed: gRPC has taken the report.
+                    self.delivered.set()
+                    return
+
+    async def shutdown(self, grace: float) -> None:
+        """Has the guest shut down, and ends it after `grace` seconds."""
+        if self._started and self.final is None:
+            self._spawn(self._power.force_off(self._domain, grace))
+            self.stop()
+
+    def stop(self) -> None:
+        """The pod is being ended: the guest is to shut down. The supervisor owns the deadline."""
+        if not self._power.stopping:
+            self._power.stopping = True
+            self._builder.discard()
+            if self._started:
+                self._spawn(self._power.request_shutdown(self._domain))
+
+    async def pause(self, paused: bool) -> pb.Report:
+        """Stops or starts the vCPUs. Raises OperationRefused, HypervisorError."""
+        domain = self.running()
+        await (self.hypervisor.suspend if paused else self.hypervisor.resume)(domain)
+        return await self.poll()
+
+    # -- what launcher.guest.operations needs
+
+    def running(self) -> str:
+        """The domain's name for libvirt. Raises OperationRefused if it does not run."""
+        if not self._started or self.final is not None:
+            raise OperationRefused("FAILED_PRECONDITION", "the virtual machine does not run")
+        return self._domain
+
+    async def poll(self) -> pb.Report:
+        """The report, as libvirt says it now. Raises HypervisorError."""
+        await self._refresh()
+        return self._report
+
+    def remember(self, name: str, value: float) -> None:
+        """Keeps a number for the next server; `recall` gives it."""
+        self._saved[name] = value
+        self._save()
+
+    def recall(self, name: str) -> float:
+        """What was remembered under this name; 0 if nothing was."""
+        value = self._saved.get(name)
+        return float(value) if isinstance(value, int | float) else 0.0
+
+    # -- what libvirt says
+
+    def _on_connected(self) -> None:
+        self._refresh_soon()
+        if self._unfinished is not None:
+            self._spawn(self._finish())
+
+    def _refresh_soon(self) -> None:
+        if self._domain:
+            self._poller.poll_soon(self._domain)
+
+    async def _refresh(self) -> None:
+        await self._poller.poll(self._domain)
+
+    def _on_event(self, event: DomainEvent) -> None:
+        if event.kind == "lifecycle":
+            self._panicked = self._panicked or is_panic(event.event, event.detail)
+            final = end_of(event.event, event.detail, self._panicked, self._power.stopping, self._power.forced)
+            if final and self._started:
+                self._end(final)
+                return
+            if final:
+                self._early_ends.append(final)
+        self._refresh_soon()
+
+    def _on_domain_facts(self, facts: DomainFacts | None) -> None:
+        if self.final is not None:
+            return
+        if facts is not None:
+            self._apply(facts)
+        elif self._started:
+            # libvirt forgets a domain before it sends the event that says how it ended.
+            asyncio.get_running_loop().call_later(EXPLAIN_SECONDS, self._end_unexplained)
+
+    def _apply(self, facts: DomainFacts) -> None:
+        report = self._report
+        report.accelerator, report.machine = facts.accelerator, facts.machine
+        if facts.qemu_pid != report.qemu_pid or not self._started:
+            self._started = True
+            report.qemu_pid = facts.qemu_pid
+            self._save()
+            self._qemu.watch(facts.qemu_pid)
+        self._nic_hotplug.live = facts.nics
+        del report.nics[:]
+        report.nics.extend(infos_of(facts.nics))
+        report.agent_connected = facts.agent_connected
+        self.agent.connected(self._domain, facts.agent_connected)
+        state, reason = state_of(facts.state, facts.reason)
+        self._reports.set_state(state, reason, "")
+
+    def _on_qemu_gone(self) -> None:
+        pause = EXPLAIN_SECONDS if self.hypervisor.is_connected else 0
+        asyncio.get_running_loop().call_later(pause, self._end_unexplained)
+
+    def _end_unexplained(self) -> None:
+        if self.final is None:
+            self._end(FinalState.unknown(self._power.stopping, self._power.forced))
+
+    def _end(self, final: FinalState) -> None:
+        if self.final is not None:
+            return
+        self.final = final
+        self._dhcp.close()
+        del self._report.nics[:]
+        self.agent.connected(self._domain, False)
+        self._report.agent_connected = False
+        self._save()
+        self._reports.set_state(final.state, final.reason, final.message)

@@ -1,0 +1,59 @@
+"""The report of the VM, and those who wait for its changes."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any
+
+from protos import launcher_pb2 as pb
+
+COALESCE_SECONDS = 0.05
+"""Between two reports to the same watcher."""
+_MESSAGE_BYTES = 1024
+
+
+class ReportPublisher:
+    """The report now, its changes published. `spawn` runs a coroutine that nobody waits for."""
+
+    def __init__(self, spawn: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+        self._spawn = spawn
+        self._changed = asyncio.Condition()
+        self._published = pb.Report()
+        self.current = pb.Report()
+        """Whoever changes it calls `publish` afterwards."""
+
+    def set_state(self, state: pb.DomainState.ValueType, reason: str, message: str) -> None:
+        """Changes the state, and publishes all that has changed with it."""
+        self.current.state, self.current.reason = state, reason
+        self.current.message = message.encode()[:_MESSAGE_BYTES].decode(errors="ignore")
+        self.publish()
+
+    def publish(self, guest: pb.GuestInfo | None = None) -> None:
+        """Tells the watchers that the report has changed. A new message: gRPC may still be sending the last one."""
+        report = pb.Report()
+        report.CopyFrom(self.current)
+        if guest is not None:
+            report.guest.CopyFrom(guest)
+        if not report.agent_connected:
+            report.ClearField("guest")
+        if report == self._published:
+            return
+        report.sequence += 1
+        self.current = report
+        self._published = pb.Report()
+        self._published.CopyFrom(report)
+        self._spawn(self._notify())
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def follow(self) -> AsyncGenerator[pb.Report, None]:
+        """The report now, then after every change. Never ends."""
+        sequence = -1
+        while True:
+            async with self._changed:
+                while self.current.sequence == sequence:
+                    await self._changed.wait()
+            sequence = self.current.sequence
+            yield self.current
+            await asyncio.sleep(COALESCE_SECONDS)

@@ -1,0 +1,1 @@
+"""Tests on this machine's libvirt, QEMU and network namespaces."""

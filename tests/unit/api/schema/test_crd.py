@@ -1,0 +1,210 @@
+"""The CRDs: fresh, structural, small enough for `kubectl apply`, and of one mind with the decoder."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from api.schema import crd
+from tests.unit.api.documents import full
+
+ROOT = Path(__file__).parents[4]
+KINDS = pytest.mark.parametrize("kind", crd.KINDS, ids=lambda kind: kind.plural)
+KUBEVIRTS = [kind for kind in crd.KINDS if kind.group == "kubevirt.io"]
+OF_KUBEVIRT = pytest.mark.parametrize("kind", KUBEVIRTS, ids=lambda kind: kind.plural)
+# What apiextensions v1 lets a structural schema have, as far as it is used here.
+ALLOWED = {
+    "type",
+    "description",
+    "properties",
+    "required",
+    "items",
+    "additionalProperties",
+    "enum",
+    "format",
+    "pattern",
+    "minimum",
+    "maximum",
+    "nullable",
+    "anyOf",
+    "x-kubernetes-int-or-string",
+    "x-kubernetes-list-type",
+    "x-kubernetes-list-map-keys",
+    "x-kubernetes-preserve-unknown-fields",
+}
+# kubectl keeps the whole object in an annotation; all annotations together may have 262144 bytes.
+LAST_APPLIED = 230_000
+
+
+def schemas(kind: crd.CrdKind) -> list[dict[str, Any]]:
+    return [version["schema"]["openAPIV3Schema"] for version in crd.definition(kind)["spec"]["versions"]]
+
+
+def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, schema
+    for name, child in schema.get("properties", {}).items():
+        yield from nodes(child, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if key in schema:
+            yield from nodes(schema[key], f"{path}.{key}")
+
+
+@KINDS
+def test_the_files_are_fresh(kind: crd.CrdKind) -> None:
+    path = ROOT / "manifests" / "crds" / f"{kind.plural}.yaml"
+    assert path.read_text() == crd.manifest(kind), "run: make manifests"
+
+
+@KINDS
+def test_the_yaml_is_what_was_meant(kind: crd.CrdKind) -> None:
+    assert yaml.safe_load(crd.manifest(kind)) == crd.definition(kind)
+
+
+@KINDS
+def test_the_schema_is_structural(kind: crd.CrdKind) -> None:
+    for schema in schemas(kind):
+        for path, node in nodes(schema):
+            assert set(node) <= ALLOWED, path
+            assert ("type" in node) != ("x-kubernetes-int-or-string" in node), path
+            assert not ("properties" in node and "additionalProperties" in node), path
+            if node.get("type") == "array":
+                assert "items" in node, path
+            if "anyOf" in node:
+                assert node["anyOf"] == [{"type": "integer"}, {"type": "string"}], path
+            for name in node.get("required", ()):
+                assert name in node["properties"], f"{path}.{name}"
+            for key in node.get("x-kubernetes-list-map-keys", ()):
+                assert key in node["items"]["required"], path
+
+
+@KINDS
+def test_it_can_be_applied_client_side(kind: crd.CrdKind) -> None:
+    assert len(json.dumps(crd.definition(kind), separators=(",", ":"))) < LAST_APPLIED
+
+
+@OF_KUBEVIRT
+def test_both_versions_say_the_same(kind: crd.CrdKind) -> None:
+    def bare(schema: Any) -> Any:
+        if isinstance(schema, dict):
+            return {
+                key: bare(value) for key, value in schema.items() if key != "description" or not isinstance(value, str)
+            }
+        return schema
+
+    new, old = schemas(kind)
+    assert bare(new) == bare(old)
+    versions = crd.definition(kind)["spec"]["versions"]
+    assert [(version["name"], version["served"], version["storage"]) for version in versions] == [
+        ("v1", True, True),
+        ("v1alpha3", True, False),
+    ]
+
+
+@KINDS
+def test_every_field_is_explained(kind: crd.CrdKind) -> None:
+    new = schemas(kind)[0]
+    for part in {"spec", "status"} & set(new["properties"]):
+        for path, node in nodes(new["properties"][part], part):
+            if not path.endswith((".items", ".additionalProperties")) and ".metadata." not in path:
+                assert node.get("description"), path
+
+
+@OF_KUBEVIRT
+def test_the_schema_takes_the_document_with_every_field(kind: crd.CrdKind) -> None:
+    document = full(kind.cls.__name__)
+    for schema in schemas(kind):
+        for part in ("spec", "status"):
+            assert list(misfits(schema["properties"][part], document[part], part)) == []
+
+
+def misfits(schema: dict[str, Any], value: Any, path: str) -> Iterator[str]:
+    """Where a document has what the schema has not: the server would prune it."""
+    if isinstance(value, dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        for key, child in value.items():
+            below = schema.get("properties", {}).get(key) or schema.get("additionalProperties")
+            if below is None:
+                yield f"{path}.{key}"
+            else:
+                yield from misfits(below, child, f"{path}.{key}")
+    elif isinstance(value, list):
+        for child in value:
+            yield from misfits(schema["items"], child, path)
+
+
+def test_what_people_type_and_see() -> None:
+    names = {kind.plural: crd.definition(kind)["spec"]["names"] for kind in crd.KINDS}
+    assert {plural: entry["shortNames"] for plural, entry in names.items()} == {
+        "virtualmachines": ["vm", "vms"],
+        "virtualmachineinstances": ["vmi", "vmis"],
+        "virtualmachineinstancemigrations": ["vmim", "vmims"],
+        "kubevirts": ["kv", "kvs"],
+        "network-attachment-definitions": ["net-attach-def", "net-attach-defs"],
+    }
+    assert all(names[kind.plural]["categories"] == ["all"] for kind in KUBEVIRTS)
+    columns = {kind.plural: [column[0] for column in kind.columns if not column[3]] for kind in crd.KINDS}
+    assert columns["virtualmachines"] == ["Age", "Status", "Ready"]
+    assert columns["virtualmachineinstances"] == ["Age", "Phase", "IP", "NodeName", "Ready"]
+    assert columns["virtualmachineinstancemigrations"] == ["Phase", "VMI"]
+
+
+def test_only_the_vmi_has_no_status_subresource() -> None:
+    without = [
+        kind.plural
+        for kind in KUBEVIRTS
+        for version in crd.definition(kind)["spec"]["versions"]
+        if "subresources" not in version
+    ]
+    assert without == ["virtualmachineinstances"] * 2
+
+
+def test_the_server_refuses_two_of_one_name() -> None:
+    spec = crd.root_schema(crd.VirtualMachineInstance)["properties"]["spec"]["properties"]
+    devices = spec["domain"]["properties"]["devices"]["properties"]
+    for field in (spec["volumes"], spec["networks"], devices["disks"], devices["interfaces"]):
+        assert field["x-kubernetes-list-map-keys"] == ["name"]
+
+
+def test_the_network_definition_is_as_multus_brings_it() -> None:
+    """Names, versions and schema, so that applying one over the other changes nothing for anybody's objects."""
+    (kind,) = [kind for kind in crd.KINDS if kind.group != "kubevirt.io"]
+    made = crd.definition(kind)
+    assert made["metadata"]["name"] == "network-attachment-definitions.k8s.cni.cncf.io"
+    assert made["spec"]["group"] == "k8s.cni.cncf.io" and made["spec"]["scope"] == "Namespaced"
+    assert made["spec"]["names"] == {
+        "kind": "NetworkAttachmentDefinition",
+        "listKind": "NetworkAttachmentDefinitionList",
+        "plural": "network-attachment-definitions",
+        "singular": "network-attachment-definition",
+        "shortNames": ["net-attach-def", "net-attach-defs"],
+    }
+    (version,) = made["spec"]["versions"]
+    assert (version["name"], version["served"], version["storage"]) == ("v1", True, True)
+    assert "subresources" not in version
+    schema = version["schema"]["openAPIV3Schema"]
+    assert "required" not in schema and schema["properties"]["spec"]["properties"]["config"]["type"] == "string"
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "refused"),
+    [
+        ("virtualmachines", "spec.template.spec.domain.devices.tpm", True),
+        ("virtualmachines", "spec.template.spec.domain.devices.disks.items.lun", True),
+        ("virtualmachines", "spec.instancetype", True),
+        ("virtualmachines", "spec.template.spec.domain.devices.disks.items.disk", False),
+        ("virtualmachines", "spec.template.spec.domain.devices.logSerialConsole", False),
+        ("virtualmachineinstances", "spec.accessCredentials", True),
+        ("virtualmachineinstances", "spec.livenessProbe.exec", True),
+        ("virtualmachineinstances", "spec.livenessProbe.tcpSocket", False),
+        ("kubevirts", "spec.configuration.migrations", True),
+        ("kubevirts", "spec.configuration.cpuModel", False),
+    ],
+)
+def test_explain_promises_nothing_that_is_refused(kind: str, path: str, refused: bool) -> None:
+    (found,) = [each for each in crd.KINDS if each.plural == kind]
+    node = schemas(found)[0]
+    for step in path.split("."):
+        node = node["items"] if step == "items" else node["properties"][step]
+    assert node["description"].startswith(crd.NOT_SUPPORTED) == refused

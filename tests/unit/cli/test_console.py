@@ -1,0 +1,255 @@
+"""The console on a real terminal: keys as they are, ctrl-], and the window as it was, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from cli.terminal import ScreenTracker
+from tests.unit.cli.conftest import Hyperctl
+from tests.unit.cli.published import OBJ, SUB, Published, Stream, echo, status
+from tests.unit.cli.window import PATIENCE, ROOT, Window
+
+CONSOLE = f"{SUB}/virtualmachineinstances/testvm/console"
+VMI = f"{OBJ}/virtualmachineinstances/testvm"
+VM = f"{OBJ}/virtualmachines/testvm"
+CTRL_C, CTRL_D, CTRL_Z, CTRL_RIGHT = "\x03", "\x04", "\x1a", "\x1d"
+
+
+async def guest(socket: web.WebSocketResponse) -> None:
+    """A guest that greets and echoes."""
+    await socket.send_bytes(b"login: ")
+    await echo(socket)
+
+
+def ending(code: int, reason: bytes) -> Stream:
+    """A guest that greets and whose console then ends so."""
+
+    async def stream(socket: web.WebSocketResponse) -> None:
+        await socket.send_bytes(b"login: ")
+        await socket.receive()
+        await socket.close(code=code, message=reason)
+
+    return stream
+
+
+@pytest.fixture
+def window(server: Published, tmp_path: Path) -> Callable[..., Window]:
+    server.streams.setdefault(CONSOLE, guest)
+    config = server.kubeconfig(tmp_path)
+    return lambda *words: Window("console", "testvm", *words, kubeconfig=config)
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_keys_go_to_the_guest_as_they_are_and_ctrl_right_bracket_leaves(
+    server: Published, window: Callable[..., Window]
+) -> None:
+    with window() as shell:
+        shell.until("Successfully connected to testvm console. Press Ctrl+] or Ctrl+5 to exit console.")
+        shell.until("login: ")
+        assert shell.raw
+        shell.type(f"root\r{CTRL_C}{CTRL_D}{CTRL_Z}é!")
+        shell.until(f"root\r{CTRL_C}{CTRL_D}{CTRL_Z}é!")
+        shell.type(CTRL_RIGHT)
+        assert shell.ended() == 0
+        assert shell.settings() == shell.before
+    until(lambda: server.open_streams == 0)
+
+
+def test_what_was_typed_before_ctrl_right_bracket_still_arrives(
+    server: Published, window: Callable[..., Window]
+) -> None:
+    heard: list[bytes] = []
+
+    async def listening(socket: web.WebSocketResponse) -> None:
+        await socket.send_bytes(b"login: ")
+        async for message in socket:
+            heard.append(message.data)
+
+    server.streams[CONSOLE] = listening
+    with window() as shell:
+        shell.until("login: ")
+        shell.type(f"last words{CTRL_RIGHT}not these")
+        assert shell.ended() == 0
+    until(lambda: server.open_streams == 0)
+    assert b"".join(heard) == b"last words"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_leaves_the_window_as_it_was(window: Callable[..., Window], number: signal.Signals) -> None:
+    with window() as shell:
+        shell.until("login: ")
+        assert shell.raw
+        shell.signal(number)
+        assert shell.ended() == 128 + number
+        assert shell.settings() == shell.before
+        assert b"Traceback" not in shell.shown
+
+
+def test_a_stop_gives_the_window_back_and_going_on_takes_it_again(window: Callable[..., Window]) -> None:
+    with window() as shell:
+        shell.until("login: ")
+        shell.signal(signal.SIGTSTP)
+        until(lambda: shell.settings() == shell.before)
+        until(lambda: Path(f"/proc/{shell.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        shell.signal(signal.SIGCONT)
+        until(lambda: shell.raw)
+        shell.type("still here")
+        shell.until("still here")
+        shell.type(CTRL_RIGHT)
+        assert shell.ended() == 0
+        assert shell.settings() == shell.before
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "exit_code", "words"),
+    [
+        (1000, b"the guest's side has ended", 0, "The console of testvm was closed: the guest's side has ended"),
+        (1000, b"", 0, "The console of testvm was closed."),
+        (1001, b"the gateway stops", 1, "disconnected from the console of testvm: the gateway stops"),
+        (1011, b"", 1, "somebody else took the console over"),
+    ],
+)
+def test_the_server_ends_it(
+    server: Published, window: Callable[..., Window], code: int, reason: bytes, exit_code: int, words: str
+) -> None:
+    server.streams[CONSOLE] = ending(code, reason)
+    with window() as shell:
+        shell.until("login: ")
+        shell.type("x")
+        assert shell.ended() == exit_code
+        shell.until(words)
+        assert shell.settings() == shell.before
+
+
+def test_the_connection_breaks(server: Published, window: Callable[..., Window]) -> None:
+    async def breaks(socket: web.WebSocketResponse) -> None:
+        await socket.send_bytes(b"login: ")
+        await socket.receive()
+        assert socket._req is not None and socket._req.transport is not None
+        socket._req.transport.abort()
+
+    server.streams[CONSOLE] = breaks
+    with window() as shell:
+        shell.until("login: ")
+        shell.type("x")
+        assert shell.ended() == 1
+        shell.until("or the network failed")
+        assert shell.settings() == shell.before
+
+
+def test_an_unforeseen_error_leaves_the_window_as_it_was(server: Published, tmp_path: Path) -> None:
+    server.streams[CONSOLE] = guest
+    sabotage = tmp_path / "sitecustomize.py"
+    sabotage.write_text(
+        "import cli.terminal\n"
+        "def write(self, data): raise RuntimeError('out of paper')\n"
+        "cli.terminal.Terminal.write = write\n"
+    )
+    config = server.kubeconfig(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+        with Window("console", "testvm", kubeconfig=config) as shell:
+            assert shell.ended() == 1
+            shell.until("RuntimeError: out of paper")
+            assert shell.settings() == shell.before
+
+
+def test_a_lot_of_output_arrives_whole(server: Published, window: Callable[..., Window]) -> None:
+    lines = "".join(f"line {number} {'x' * 60}\r\n" for number in range(20000)).encode()
+
+    async def floods(socket: web.WebSocketResponse) -> None:
+        for at in range(0, len(lines), 65536):
+            await socket.send_bytes(lines[at : at + 65536])
+        await socket.send_bytes(b"THE END")
+        await socket.receive()
+
+    server.streams[CONSOLE] = floods
+    with window() as shell:
+        shell.until("exit console.")
+        shell.until("THE END")
+        shell.type(CTRL_RIGHT)
+        assert shell.ended() == 0
+        assert lines in shell.shown
+
+
+def test_a_machine_that_starts_is_waited_for(server: Published, window: Callable[..., Window]) -> None:
+    running = status(400, "BadRequest", "VMI is not running")
+    server.answers["GET", CONSOLE] = [status(404, "NotFound", "no such vmi"), running, None]
+    server.answers["GET", VM] = {"status": {"printableStatus": "Starting"}}
+    server.answers["GET", VMI] = {"status": {"phase": "Scheduled"}}
+    with window() as shell:
+        shell.until("waiting for its console")
+        shell.until("login: ")
+        shell.type(CTRL_RIGHT)
+        assert shell.ended() == 0
+
+
+def test_a_console_that_never_comes_is_not_waited_for(server: Published, hyperctl: Hyperctl) -> None:
+    server.answers["GET", CONSOLE] = status(400, "BadRequest", "No serial consoles are present.")
+    server.answers["GET", VMI] = {"status": {"phase": "Running"}}
+    words = "cannot open the console of VirtualMachineInstance testvm: No serial consoles are present."
+    assert hyperctl("console", "testvm") == (1, "", f"error: {words}\n")
+    server.answers["GET", CONSOLE] = status(403, "Forbidden", "not allowed")
+    assert "not allowed" in hyperctl("console", "testvm").err
+    server.answers["GET", CONSOLE] = status(404, "NotFound", "no such vmi")
+    server.answers["GET", VM] = {"status": {"printableStatus": "Stopped"}}
+    assert "no such vmi" in hyperctl("console", "testvm").err
+
+
+def test_patience_ends(server: Published, hyperctl: Hyperctl) -> None:
+    server.answers["GET", CONSOLE] = status(400, "BadRequest", "VMI is not running")
+    server.answers["GET", VMI] = {"status": {"phase": "Scheduling"}}
+    assert "VMI is not running" in hyperctl("console", "testvm", "--timeout=0.001").err
+
+
+def test_a_shared_console_is_asked_for(server: Published, window: Callable[..., Window]) -> None:
+    with window("--shared") as shell:
+        shell.until("login: ")
+        shell.type(CTRL_RIGHT)
+        assert shell.ended() == 0
+    assert [request.query for request in server.requests if request.path == CONSOLE] == [{"shared": "true"}]
+
+
+def test_a_console_works_on_pipes(server: Published, tmp_path: Path) -> None:
+    server.streams[CONSOLE] = guest
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "console", "testvm", f"--kubeconfig={server.kubeconfig(tmp_path)}"],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    with process:
+        assert process.stdin and process.stdout
+        assert process.stdout.read(7) == b"login: "
+        process.stdin.write(b"hello")
+        process.stdin.flush()
+        assert process.stdout.read(5) == b"hello"
+        process.stdin.write(CTRL_RIGHT.encode())
+        process.stdin.flush()
+        assert process.wait(PATIENCE) == 0
+
+
+# ---- what guests leave behind
+
+
+def test_the_alternate_screen_is_left() -> None:
+    screen = ScreenTracker()
+    screen.saw(b"\x1b[?10")
+    screen.saw(b"49hvim")
+    assert screen.other and screen.undo().startswith(b"\x1b[?1049l")
+    screen.saw(b"\x1b[?1049l$ ")
+    assert not screen.other and b"1049" not in screen.undo()
+    assert b"\x1b[?25h" in screen.undo() and b"\x1b[0m" in screen.undo()

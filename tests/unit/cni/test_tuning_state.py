@@ -1,0 +1,12 @@
+"""The state folder of cnv-tuning."""
+
+import pytest
+
+from cni import tuning_state
+from cni.errors import CniError
+
+
+@pytest.mark.parametrize("path", ["", "x", "/run/cnix", "/run/cni/../etc", "/", "/etc"])
+def test_a_data_dir_elsewhere_is_refused(path: str) -> None:
+    with pytest.raises(CniError):
+        tuning_state.Folder(-1, path, ("/run/cni",))

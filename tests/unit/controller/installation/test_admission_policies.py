@@ -1,0 +1,86 @@
+"""Whether the API server's policies are in force, as the KubeVirt CR tells it."""
+
+import itertools
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from api.kubevirt.kubevirt import KubeVirt
+from controller.actions import Patch
+from controller.installation import status as installation_status
+from controller.installation.admission_policies import NOT_SERVED, POLICIES, PolicyCheck, PolicyWatcher
+from kit.kube import Kube
+from tests.unit.kit.fakeapi import FakeApi
+
+MANIFESTS = Path(__file__).resolve().parents[4] / "manifests"
+NOW = datetime(2026, 12, 1, tzinfo=UTC)
+
+
+async def put(api: FakeApi, name: str, actions: list[str]) -> None:
+    await api.put("validatingadmissionpolicies", {"metadata": {"name": name}})
+    binding = {"metadata": {"name": name}, "spec": {"policyName": name, "validationActions": actions}}
+    await api.put("validatingadmissionpolicybindings", binding)
+
+
+def test_the_policies_are_those_of_the_manifests() -> None:
+    loaded = itertools.chain.from_iterable(
+        yaml.safe_load_all(path.read_text()) for path in sorted(MANIFESTS.glob("policies-*.yaml"))
+    )
+    names = sorted(d["metadata"]["name"] for d in loaded if d["kind"] == "ValidatingAdmissionPolicy")
+    assert names == sorted(POLICIES)
+
+
+async def test_all_there_and_denying_is_in_force(tmp_path: Path) -> None:
+    async with FakeApi() as api, Kube.connect("controller", api.kubeconfig(tmp_path)) as kube:
+        for name in POLICIES:
+            await put(api, name, ["Deny"])
+        policies = PolicyWatcher(kube)
+        changes: list[PolicyCheck | None] = []
+        policies.on_change(lambda: changes.append(policies.verdict))
+        await policies.refresh()
+        await policies.refresh()
+        assert [verdict.in_force for verdict in changes if verdict] == [True]
+
+
+async def test_a_binding_that_only_audits_is_missing(tmp_path: Path) -> None:
+    async with FakeApi() as api, Kube.connect("controller", api.kubeconfig(tmp_path)) as kube:
+        for name in POLICIES:
+            await put(api, name, ["Audit"] if name == "hyperlet-handler-nodes" else ["Deny"])
+        await api.remove("validatingadmissionpolicies", "hyperlet-instances", "")
+        policies = PolicyWatcher(kube)
+        await policies.refresh()
+        assert policies.verdict is not None and policies.verdict[:2] == (False, "PoliciesMissing")
+        assert "ValidatingAdmissionPolicy hyperlet-instances" in policies.verdict.message
+        assert "denies by hyperlet-handler-nodes" in policies.verdict.message
+        assert "hyperlet-handler-pods" not in policies.verdict.message
+
+
+async def test_a_server_without_policies_is_told(tmp_path: Path) -> None:
+    async with FakeApi() as api, Kube.connect("controller", api.kubeconfig(tmp_path)) as kube:
+        api.unserved.add("validatingadmissionpolicies")
+        policies = PolicyWatcher(kube)
+        await policies.refresh()
+        assert policies.verdict == NOT_SERVED
+
+
+async def test_a_look_that_fails_changes_nothing(tmp_path: Path) -> None:
+    async with FakeApi() as api, Kube.connect("controller", api.kubeconfig(tmp_path, token="bad")) as kube:
+        policies = PolicyWatcher(kube)
+        await policies.refresh()
+        assert policies.verdict is None
+
+
+def test_the_kubevirt_cr_says_so() -> None:
+    metadata = {"name": "kubevirt", "namespace": "hyperlet"}
+    document = {"apiVersion": "kubevirt.io/v1", "kind": "KubeVirt", "metadata": metadata, "spec": {}}
+    kubevirt = msgspec.convert(document, KubeVirt)
+    told = []
+    for verdict in (None, NOT_SERVED):
+        (patch,) = installation_status.plan(kubevirt, "v1", (), verdict, NOW)
+        assert isinstance(patch, Patch)
+        told.append({condition["type"]: condition for condition in patch.patch["status"]["conditions"]})
+    assert "NodeRestriction" not in told[0]
+    assert told[1]["NodeRestriction"]["status"] == "False"
+    assert told[1]["NodeRestriction"]["reason"] == "PoliciesNotServed"

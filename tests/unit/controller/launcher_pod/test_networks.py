@@ -1,0 +1,187 @@
+"""What the secondary networks of a VMI ask of its pod, on whole snapshots: before there is one, and while it runs."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from api import defaults, names
+from api.k8s.objects import Pod
+from api.kubevirt.networks import pod_interface
+from api.kubevirt.vmi import VirtualMachineInstance
+from api.network_attachments import ANNOTATION_NETWORKS, selections
+from controller.actions import Concurrently, Create, Patch, RecordEvent
+from controller.installation.settings import ControllerSettings
+from controller.launcher_pod import networks as pod_networks
+from controller.launcher_pod.resources import devices
+from controller.vmi.plan import ObservedVmi, plan
+from tests.unit.controller.objects import LONG_AGO, NOW, SPEC, definition, definitions, pod, vmi
+
+Json = dict[str, Any]
+RED: Json = {"name": "red", "bridge": {}, "macAddress": "02:00:00:00:00:0A"}
+BRIDGE = "bridge.network.kubevirt.io/br1"
+
+
+def spec(*cards: Json, network: str = "br1") -> Json:
+    networks = [{"name": card["name"], "multus": {"networkName": network}} for card in cards]
+    return {**SPEC, "networks": networks, "domain": {**SPEC["domain"], "devices": {"interfaces": list(cards)}}}
+
+
+def see(instance: VirtualMachineInstance, **more: Any) -> list[Any]:
+    flat: list[Any] = []
+    for action in plan(ObservedVmi(vmi=instance, now=NOW, **more)):
+        flat += action.actions if isinstance(action, Concurrently) else [action]
+    return flat
+
+
+def told(actions: list[Any]) -> str:
+    """The words that the VMI's condition and the Event say alike."""
+    patch, event = actions
+    assert isinstance(patch, Patch) and isinstance(event, RecordEvent) and event.type == "Warning"
+    condition = next(c for c in patch.patch["status"]["conditions"] if c["type"] == names.CONDITION_SYNCHRONIZED)
+    assert condition["reason"] == event.reason == names.REASON_NETWORK_NOT_FOUND
+    assert condition["message"] == event.message
+    return event.message
+
+
+# ---- before there is a pod
+
+
+def test_a_missing_network_is_named_with_where_and_what_to_do() -> None:
+    instance = vmi("Pending", spec=spec(RED))
+    assert told(see(instance)) == (
+        "NetworkAttachmentDefinition br1 not found in namespace default (spec.networks[0].multus.networkName): "
+        "create it there, or name another"
+    )
+    (create,) = see(instance, definitions=definitions(definition("br1")))
+    assert isinstance(create, Create) and create.kind is Pod
+
+
+def test_every_missing_network_is_named_at_once() -> None:
+    two = spec(RED, {"name": "blue", "bridge": {}})
+    two["networks"][1]["multus"]["networkName"] = "default/br2"
+    words = told(see(vmi("Pending", spec=two)))
+    assert "NetworkAttachmentDefinition br1 not" in words and "NetworkAttachmentDefinition br2 not" in words
+    assert "networks[1]" in words
+
+
+def test_a_cluster_without_the_kind_is_told_apart() -> None:
+    words = told(see(vmi("Pending", spec=spec(RED)), knows_definitions=False))
+    assert "does not know the kind: apply its CustomResourceDefinition" in words
+
+
+def test_an_absent_card_needs_no_network() -> None:
+    (create,) = see(vmi("Pending", spec=spec({**RED, "state": "absent"})))
+    assert isinstance(create, Create) and ANNOTATION_NETWORKS not in create.obj["metadata"]["annotations"]
+
+
+def test_a_device_needs_a_resource() -> None:
+    instance = vmi("Pending", spec=spec({"name": "vf", "sriov": {}}))
+    words = told(see(instance, definitions=definitions(definition("br1"))))
+    assert "default/br1: annotation k8s.v1.cni.cncf.io/resourceName is missing" in words and "'vf'" in words
+
+
+@pytest.mark.parametrize(
+    "resource",
+    ["cpu", "memory", "devices.kubevirt.io/kvm", "kubernetes.io/x", "hugepages-2Mi", "a.kubernetes.io/x", "a b/c",
+     "example.com/", "/x", "example.com/x/y", "x" * 300 + ".com/x", "requests.cpu", "pods", "Example.com/x"],
+)  # fmt: skip
+def test_a_definition_cannot_ask_for_the_pods_own_resources(resource: str) -> None:
+    """Whoever may write a definition writes into the pods of everybody who names it."""
+    found = definitions(definition("br1", resource))
+    words = told(see(vmi("Pending", spec=spec(RED)), definitions=found))
+    assert "is no device plugin's resource such as" in words and len(words) < 400
+
+
+def test_each_network_asks_for_its_own_device() -> None:
+    cards = [{"name": name, "bridge": {}} for name in "abc"]
+    (create,) = see(vmi("Pending", spec=spec(*cards)), definitions=definitions(definition("br1", BRIDGE)))
+    (compute,) = create.obj["spec"]["containers"]
+    assert compute["resources"]["limits"][BRIDGE] == "3"
+    assert not [each for each in compute["env"] if each["name"].startswith("KUBEVIRT_")]
+
+
+def test_the_annotation_is_what_those_who_attach_networks_read() -> None:
+    (create,) = see(vmi("Pending", spec=spec(RED)), definitions=definitions(definition("br1", BRIDGE)))
+    (asked,) = selections("default", create.obj["metadata"]["annotations"][ANNOTATION_NETWORKS])
+    assert (asked.network, asked.interface, asked.mac) == ("default/br1", pod_interface("red"), "02:00:00:00:00:0a")
+
+
+def test_vhost_net_is_for_cards_that_can_use_it() -> None:
+    def wanted(card: Json) -> bool:
+        return names.DEVICE_VHOST_NET in devices(defaults.default_vmi(vmi(spec=spec(card))).spec, ControllerSettings())
+
+    assert wanted(RED)
+    assert not wanted({**RED, "model": "e1000e"})
+    assert not wanted({"name": "vf", "sriov": {}})
+    assert not wanted({**RED, "state": "absent"})
+
+
+# ---- while it runs
+
+
+def running(*cards: Json, annotation: str | None, phase: str = "Running", **more: Any) -> list[Any]:
+    """What is done about a pod that asks for the networks of `annotation`."""
+    instance = vmi(phase, spec=spec(*cards), stamps={phase: LONG_AGO}, conditions=more.pop("conditions", []))
+    launcher = pod("running", gate="True", **more)
+    annotations = {} if annotation is None else {ANNOTATION_NETWORKS: annotation}
+    meta = msgspec.structs.replace(launcher.metadata, annotations=annotations)
+    actions = see(instance, pod=msgspec.structs.replace(launcher, metadata=meta))
+    return [each for each in actions if isinstance(each, Patch) and each.kind is Pod]
+
+
+def asked(*cards: Json) -> str | None:
+    return pod_networks.annotation(defaults.default_vmi(vmi(spec=spec(*cards))))
+
+
+BLUE: Json = {"name": "blue", "bridge": {}}
+
+
+@pytest.mark.parametrize("phase", ["Scheduling", "Scheduled", "Running"])
+def test_a_pod_is_asked_to_join_what_its_vmi_has_got(phase: str) -> None:
+    (patch,) = running(RED, BLUE, annotation=asked(RED), phase=phase)
+    assert patch.subresource == "status" and patch.patch_kind == "merge"
+    assert patch.patch == {"metadata": {"uid": "pod-uid", "annotations": {ANNOTATION_NETWORKS: asked(RED, BLUE)}}}
+    assert running(RED, BLUE, annotation=asked(RED, BLUE), phase=phase) == []
+
+
+def test_a_pod_without_any_network_gets_its_first() -> None:
+    (patch,) = running(RED, annotation=None)
+    assert patch.patch["metadata"]["annotations"] == {ANNOTATION_NETWORKS: asked(RED)}
+
+
+def test_a_network_stays_until_the_guest_has_let_go_of_it() -> None:
+    gone = {**RED, "state": "absent"}
+    assert running(gone, BLUE, annotation=asked(RED, BLUE)) == []
+    (patch,) = running(BLUE, annotation=asked(RED, BLUE))
+    assert patch.patch["metadata"]["annotations"] == {ANNOTATION_NETWORKS: asked(BLUE)}
+
+
+def test_the_last_network_takes_the_annotation_along() -> None:
+    instance = {**SPEC, "domain": {**SPEC["domain"], "devices": {"autoattachPodInterface": False}}}
+    launcher = pod("running", gate="True")
+    meta = msgspec.structs.replace(launcher.metadata, annotations={ANNOTATION_NETWORKS: asked(RED) or ""})
+    found = see(
+        vmi("Running", spec=instance, stamps={"Running": LONG_AGO}),
+        pod=msgspec.structs.replace(launcher, metadata=meta),
+    )
+    assert [each.patch["metadata"]["annotations"] for each in found] == [{ANNOTATION_NETWORKS: None}]
+
+
+def test_a_pod_on_its_way_out_joins_nothing() -> None:
+    assert running(RED, annotation=None, deleting=True) == []
+
+
+@pytest.mark.parametrize("junk", ["", "[", "{}", "[1]", '"x"', "null", "net1,net2", "[" * 200_000])
+def test_an_annotation_that_somebody_spoilt_is_written_anew(junk: str) -> None:
+    (patch,) = running(RED, annotation=junk)
+    assert json.loads(patch.patch["metadata"]["annotations"][ANNOTATION_NETWORKS])[0]["name"] == "br1"
+
+
+def test_a_running_pod_is_not_sent_into_anybody_elses_network() -> None:
+    """Whoever may write VMIs but no pods would otherwise have the controller write the annotation for him."""
+    instance = vmi("Running", spec=spec(RED, network="kube-system/secrets"), stamps={"Running": LONG_AGO})
+    assert see(instance, pod=pod("running", gate="True")) == []
+    theirs = definitions(definition("secrets", BRIDGE, "kube-system"))
+    assert pod_networks.amounts(instance, theirs) == {} and pod_networks.environment(instance, theirs) == {}

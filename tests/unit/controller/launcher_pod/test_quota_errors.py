@@ -1,0 +1,87 @@
+"""Refusals of launcher pods by quotas and LimitRanges: limits that help, and the VM's own fields."""
+
+from typing import Any
+
+import pytest
+
+from controller.installation.settings import ControllerSettings
+from controller.launcher_pod import pod, quota_errors
+from tests.unit.controller.objects import vmi
+
+LACKING = "failed quota: q: must specify limits.cpu for: compute; limits.memory for: compute"
+DEFAULTED = (
+    'Pod "virt-launcher-web-x" is invalid: spec.containers[0].resources.requests: Invalid value: "1Gi": must be less '
+    "than or equal to memory limit of 512Mi"
+)
+RANGE = 'pods "x" is forbidden: maximum memory usage per Container is 1Gi, but limit is 2Gi'
+EXCEEDED = (
+    'pods "x" is forbidden: exceeded quota: q, requested: limits.memory=2Gi,requests.cpu=1, used: limits.memory=0'
+)
+
+
+def added(message: str, **domain: Any) -> tuple[dict[str, str] | None, dict[str, str]]:
+    """The limits that are added, and the pod's requests, which stay."""
+    domain = {"devices": {}, "memory": {"guest": "64Mi"}, **domain}
+    instance = vmi(spec={"domain": domain})
+    made = pod.launcher_pod(instance, ControllerSettings(), {})
+    bounded = quota_errors.with_limits(made, instance.spec, ControllerSettings(), message)
+    before = made["spec"]["containers"][0]["resources"]
+    if bounded is None:
+        return None, before["requests"]
+    after = bounded["spec"]["containers"][0]["resources"]
+    assert after["requests"] == before["requests"]
+    return {key: each for key, each in after["limits"].items() if key not in before["limits"]}, before["requests"]
+
+
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [
+        (LACKING, {"cpu", "memory"}),
+        ("failed quota: q: must specify limits.cpu,requests.storage", {"cpu"}),
+        ("failed quota: q: must specify limits.ephemeral-storage for: compute", set()),
+        (DEFAULTED, {"memory"}),
+        (RANGE, set()),
+        (EXCEEDED, set()),
+        ("limits.cpu", set()),
+    ],
+)
+def test_which_limits_a_refusal_wants(message: str, wanted: set[str]) -> None:
+    assert quota_errors.wanted_limits(message) == wanted
+
+
+def test_limits_are_a_cpu_for_each_vcpu_and_the_memory_that_is_asked_for() -> None:
+    limits, requests = added(LACKING, cpu={"cores": 3})
+    assert limits == {"cpu": "3", "memory": requests["memory"]}
+    assert added(DEFAULTED)[0] == {"memory": added(DEFAULTED)[1]["memory"]}
+
+
+def test_a_request_above_the_guests_own_stays_below_its_limit() -> None:
+    limits, requests = added(LACKING, resources={"requests": {"memory": "1Gi", "cpu": "2"}})
+    assert limits == {"cpu": "2", "memory": requests["memory"]}
+
+
+def test_no_second_try_where_nothing_would_be_different() -> None:
+    assert added(RANGE)[0] is None
+    assert added(LACKING, resources={"limits": {"cpu": "1", "memory": "64Mi"}})[0] is None
+
+
+@pytest.mark.parametrize(
+    ("message", "fields"),
+    [
+        (RANGE, "resources.requests.memory, memory.guest, resources.limits.memory"),
+        (EXCEEDED, "resources.limits.memory, memory.guest, resources.requests.cpu"),
+        ("must specify limits.ephemeral-storage for: compute", "resources.limits.ephemeral-storage"),
+        ("minimum cpu usage per Pod is 1, but request is 100m", "resources.requests.cpu, resources.limits.cpu"),
+        (
+            "memory max limit to request ratio per Container is 2, but provided ratio is 3",
+            "resources.requests.memory, memory.guest, resources.limits.memory",
+        ),
+    ],
+)
+def test_a_refusal_is_told_with_the_fields_of_the_vm(message: str, fields: str) -> None:
+    told = quota_errors.explain(message)
+    assert told == f"{message}. The fields for this, in the VM's spec.template.spec.domain: {fields}"
+
+
+def test_what_is_about_no_amount_is_told_as_it_is() -> None:
+    assert quota_errors.explain("violates PodSecurity") == "violates PodSecurity"

@@ -1,0 +1,751 @@
+"""The controller at work against a little API server, with a make-believe scheduler, kubelet and handler.
+
+Here the budget of API calls is kept, and the controller is killed after every single write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api import names
+from controller.cache.cluster import ClusterCache
+from controller.installation import image_volumes
+from controller.installation.admission_policies import PolicyWatcher
+from controller.reconcilers import InstallationReconciler, LauncherPodReconciler, VmReconciler
+from kit.kube import Kube
+from tests.unit.controller.objects import SPEC, claim
+from tests.unit.kit.fakeapi import FakeApi, Json, Refusal
+
+READS = {"list", "watch"}
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.003)
+
+
+class Nodes:
+    """Binds pods, runs them, starts their guests, and ends them when they are deleted."""
+
+    def __init__(self, api: FakeApi) -> None:
+        self.api = api
+        self.handler = True
+        self.tells_deletions = True
+        self.silent = False
+        self.attests = False
+        """Whether handlers take a pod that has vanished off the instance's ledger: nothing of it runs on their node."""
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(0.003)
+            if self.silent:
+                continue
+            for pod in self.api.of("pods"):
+                await self._pod(pod)
+            for vmi in self.api.of("virtualmachineinstances"):
+                if self.handler and vmi.get("status", {}).get("phase") == "Scheduled":
+                    await self._phase(vmi["metadata"]["name"], "Running", True)
+                if self.attests:
+                    there = {pod["metadata"]["uid"] for pod in self.api.of("pods")}
+                    gone = {uid: None for uid in vmi.get("status", {}).get("activePods", {}) if uid not in there}
+                    if gone:
+                        change = {"status": {"activePods": gone}}
+                        await self.api.patch("virtualmachineinstances", vmi["metadata"]["name"], change)
+
+    async def _phase(self, name: str, phase: str, ready: bool) -> None:
+        condition = {"type": "Ready", "status": str(ready), "reason": "x"}
+        await self.api.patch("virtualmachineinstances", name, {"status": {"phase": phase, "conditions": [condition]}})
+
+    async def _pod(self, pod: Json) -> None:
+        meta, name = pod["metadata"], pod["metadata"]["name"]
+        owner = next(each["value"] for each in pod["spec"]["containers"][0]["env"] if each["name"] == "HYPERLET_NAME")
+        if meta.get("deletionTimestamp"):
+            if self.handler and self.tells_deletions and self.api.find("virtualmachineinstances", owner):
+                await self._phase(owner, "Succeeded", False)
+            ended = pod["status"]["phase"] == "Succeeded"
+            await self.end(name, "Succeeded")
+            if self.tells_deletions or ended:  # the kubelet removes what it has reported as ended
+                await self.api.remove("pods", name)
+        elif pod["status"]["phase"] == "Pending":
+            running = {"phase": "Running", "containerStatuses": [{"name": "compute", "state": {"running": {}}}]}
+            await self.api.patch("pods", name, {"spec": {"nodeName": "node1"}, "status": running})
+
+    async def end(self, pod: str, phase: str) -> None:
+        """The pod's container ends; a handler that is there says so."""
+        words = f'{{"phase":"{phase}","reason":"Told","message":"by the launcher"}}'
+        status = {"name": "compute", "state": {"running": None, "terminated": {"exitCode": 0, "message": words}}}
+        await self.api.patch("pods", pod, {"status": {"phase": phase, "containerStatuses": [status]}})
+
+
+class World:
+    """An API server, nodes, and a controller that can be killed and started."""
+
+    def __init__(self, api: FakeApi, config: str) -> None:
+        self.api, self.config = api, config
+        self.nodes = Nodes(api)
+        self._node_task = asyncio.create_task(self.nodes.run())
+        self._running: asyncio.Task[None] | None = None
+        self.cluster: ClusterCache | None = None
+
+    async def start(self) -> None:
+        ready = asyncio.Event()
+        self._running = asyncio.create_task(self._controller(ready))
+        await ready.wait()
+
+    async def _controller(self, ready: asyncio.Event) -> None:
+        async with Kube.connect("controller", self.config) as kube:
+            cluster = self.cluster = ClusterCache.of(kube)
+            installation = InstallationReconciler(kube, cluster, "v1", PolicyWatcher(kube))
+            loops = [VmReconciler(kube, cluster), LauncherPodReconciler(kube, cluster), installation]
+            async with asyncio.TaskGroup() as group:
+                for store in cluster.all_stores():
+                    group.create_task(store.run())
+                for store in cluster.all_stores():
+                    await store.synced()
+                for loop in loops:
+                    loop.add_all()
+                    group.create_task(loop.run(4))
+                ready.set()
+
+    async def kill(self) -> None:
+        if self._running:
+            self._running.cancel()
+            with contextlib.suppress(BaseException):
+                await self._running
+
+    async def close(self) -> None:
+        await self.kill()
+        self._node_task.cancel()
+
+    async def vm(self, run: str = "Always", spec: Json | None = None) -> None:
+        await self.api.put(
+            "virtualmachines",
+            {
+                "apiVersion": "kubevirt.io/v1",
+                "kind": "VirtualMachine",
+                "metadata": {
+                    "name": "web",
+                    "namespace": "default",
+                    "generation": 1,
+                    "finalizers": [names.FINALIZER_VM],
+                },
+                "spec": {"runStrategy": run, "template": {"spec": spec or SPEC}},
+            },
+        )
+
+    async def vmi(self, spec: Json | None = None) -> None:
+        await self.api.put(
+            "virtualmachineinstances",
+            {
+                "apiVersion": "kubevirt.io/v1",
+                "kind": "VirtualMachineInstance",
+                "metadata": {"name": "web", "namespace": "default"},
+                "spec": spec or SPEC,
+            },
+        )
+
+    def status(self, plural: str = "virtualmachines") -> Json:
+        status: Json = (self.api.find(plural, "web") or {}).get("status", {})
+        return status
+
+    def shown(self) -> Any:
+        return self.status().get("printableStatus")
+
+    def writes(self) -> dict[str, int]:
+        calls = self.api.calls.copy()
+        self.api.calls.clear()
+        return {f"{verb} {resource}": count for (verb, resource), count in calls.items() if count and verb not in READS}
+
+    async def quiet(self) -> None:
+        """Waits until nothing has been written for a while."""
+        version = -1
+        while version != self.api.version:
+            version = self.api.version
+            await asyncio.sleep(0.15)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with FakeApi() as api:
+        made = World(api, api.kubeconfig(tmp_path))
+        yield made
+        await made.close()
+
+
+# ---- the budget: the handler's two calls come on top of each
+
+
+async def test_a_vmi_costs_four_calls_to_run_and_two_to_delete(world: World) -> None:
+    await world.start()
+    await world.vmi()
+    await until(lambda: world.status("virtualmachineinstances").get("phase") == "Running")
+    await world.quiet()
+    assert world.writes() == {"create pods": 1, "patch virtualmachineinstances": 2, "patch pods/status": 1}
+    await world.api.delete("virtualmachineinstances", "web")
+    await until(lambda: not world.api.of("virtualmachineinstances"))
+    await world.quiet()
+    assert world.writes() == {"delete pods": 1, "patch virtualmachineinstances": 1}
+
+
+async def test_unreported_end_of_a_deleted_vmi_costs_no_call_more(world: World) -> None:
+    await world.start()
+    await world.vmi()
+    await until(lambda: world.status("virtualmachineinstances").get("phase") == "Running")
+    await world.quiet()
+    world.writes()
+    world.nodes.tells_deletions = False
+    await world.api.delete("virtualmachineinstances", "web")
+    await until(lambda: not world.api.of("virtualmachineinstances"))
+    await world.quiet()
+    assert world.writes() == {"delete pods": 1, "patch virtualmachineinstances": 1}
+
+
+async def test_a_vm_costs_eight_calls_to_start_one_more_with_a_new_template_and_six_to_stop(world: World) -> None:
+    await world.vm("Halted")
+    await world.start()
+    await until(lambda: world.shown() == "Stopped")
+    world.writes()
+    await world.api.patch("virtualmachines", "web", {"spec": {"runStrategy": "Always"}})
+    await until(lambda: world.shown() == "Running")
+    await world.quiet()
+    started = world.writes()
+    assert sum(started.values()) == 9, started
+    assert started["patch virtualmachines/status"] == 2 and started["create events"] == 1
+    assert started["create controllerrevisions"] == 1
+    await world.api.patch("virtualmachines", "web", {"spec": {"runStrategy": "Halted"}})
+    await until(lambda: world.shown() == "Stopped")
+    await world.quiet()
+    stopped = world.writes()
+    assert sum(stopped.values()) == 6, stopped
+    await world.api.patch("virtualmachines", "web", {"spec": {"runStrategy": "Always"}})
+    await until(lambda: world.shown() == "Running")
+    await world.quiet()
+    again = world.writes()
+    assert sum(again.values()) == 8 and "create controllerrevisions" not in again, again
+    (revision,) = world.api.of("controllerrevisions")
+    told = world.status("virtualmachineinstances")["virtualMachineRevisionName"]
+    assert told == revision["metadata"]["name"] and revision["data"]["spec"]["template"]["spec"]["domain"]
+
+
+async def test_a_controller_that_starts_writes_nothing_when_all_is_well(world: World) -> None:
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    await world.quiet()
+    await world.kill()
+    world.api.calls.clear()
+    await world.start()
+    await world.quiet()
+    assert world.writes() == {}
+
+
+# ---- kill -9 at any moment
+
+
+@pytest.mark.parametrize("writes", range(1, 9))
+@pytest.mark.parametrize("answered", [True, False])
+async def test_a_kill_after_any_write_loses_and_doubles_nothing(world: World, writes: int, answered: bool) -> None:
+    """The API server has carried out the write; the controller dies before, or after, it reads the answer."""
+    left = [writes]
+    dead = asyncio.Event()
+    create, patch = world.api._create, world.api._patch
+
+    async def counted(write: Any, *args: Any) -> Json:
+        result: Json = await write(*args)
+        left[0] -= 1
+        if left[0] == 0:
+            dead.set()
+            if not answered:
+                await asyncio.sleep(600)
+        return result
+
+    world.api._create = lambda *args: counted(create, *args)  # type: ignore[method-assign]
+    world.api._patch = lambda *args: counted(patch, *args)  # type: ignore[method-assign]
+    await world.vm()
+    await world.start()
+    await dead.wait()
+    await world.kill()
+    world.api._create, world.api._patch = create, patch  # type: ignore[method-assign]
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    await world.quiet()
+    assert len(world.api.of("pods")) == 1 and len(world.api.of("virtualmachineinstances")) == 1
+    assert world.api.version < 100 + 25, "somebody writes in circles"
+
+
+# ---- what goes wrong
+
+
+async def test_a_refused_pod_is_told_and_tried_again(world: World) -> None:
+    quota = Refusal(403, "Forbidden", 'pods "x" is forbidden: exceeded quota: thrift')
+    world.api.refuse = lambda verb, plural, body: quota if (verb, plural) == ("create", "pods") else None
+    await world.vm()
+    await world.start()
+    await until(lambda: any("exceeded quota" in c.get("message", "") for c in world.status().get("conditions", [])))
+    assert [event["reason"] for event in world.api.of("events") if event["type"] == "Warning"] == ["FailedCreate"]
+    world.api.refuse = lambda verb, plural, body: None
+    await until(lambda: world.shown() == "Running")
+    assert "Failure" not in [c["type"] for c in world.status()["conditions"]]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'pods "x" is forbidden: failed quota: q: must specify limits.cpu for: compute; limits.memory for: compute',
+        'pods "x" is forbidden: failed quota: q: must specify limits.cpu,limits.memory',
+    ],
+)
+async def test_a_quota_on_limits_gets_them(world: World, words: str) -> None:
+    quota = Refusal(403, "Forbidden", words)
+
+    def refuse(verb: str, plural: str, body: Json) -> Refusal | None:
+        if (verb, plural) != ("create", "pods"):
+            return None
+        limits = body["spec"]["containers"][0]["resources"]["limits"]
+        return None if {"cpu", "memory"} <= limits.keys() else quota
+
+    world.api.refuse = refuse
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    (pod,) = world.api.of("pods")
+    amounts = pod["spec"]["containers"][0]["resources"]
+    assert amounts["limits"]["cpu"] == "1" and amounts["limits"]["memory"] == amounts["requests"]["memory"]
+
+
+async def test_a_claim_that_comes_late_starts_the_vm(world: World) -> None:
+    await world.vm(spec={**SPEC, "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]})
+    await world.start()
+    await until(lambda: world.shown() == "ErrorPvcNotFound")
+    assert not world.api.of("pods")
+    await world.api.put(
+        "persistentvolumeclaims",
+        {
+            "metadata": {"name": "data", "namespace": "default"},
+            "spec": {"volumeMode": "Block"},
+            "status": {"phase": "Bound"},
+        },
+    )
+    await until(lambda: world.shown() == "Running")
+    (pod,) = world.api.of("pods")
+    assert pod["spec"]["containers"][0]["volumeDevices"] == [{"name": "v-data", "devicePath": "/dev/volumes/data"}]
+    assert claim("data").spec.volumeMode == "Filesystem"
+
+
+BRIDGED = {
+    **SPEC,
+    "domain": {**SPEC["domain"], "devices": {"interfaces": [{"name": "red", "bridge": {}}]}},
+    "networks": [{"name": "red", "multus": {"networkName": "default/br1"}}],
+}
+ANNOTATION = "k8s.v1.cni.cncf.io/networks"
+
+
+async def define(api: FakeApi, name: str) -> None:
+    """Makes a NetworkAttachmentDefinition."""
+    annotations = {"k8s.v1.cni.cncf.io/resourceName": f"bridge.network.kubevirt.io/{name}"}
+    await api.put(
+        "network-attachment-definitions",
+        {
+            "apiVersion": "k8s.cni.cncf.io/v1",
+            "kind": "NetworkAttachmentDefinition",
+            "metadata": {"name": name, "namespace": "default", "annotations": annotations},
+            "spec": {"config": "{}"},
+        },
+    )
+
+
+def complaint(world: World) -> str:
+    conditions = world.status("virtualmachineinstances").get("conditions", [])
+    return next((c.get("message", "") for c in conditions if c["type"] == "Synchronized"), "")
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_a_network_that_comes_late_starts_the_vm(
+    world: World, monkeypatch: pytest.MonkeyPatch, served: bool
+) -> None:
+    """Whether only the definition was missing, or its kind as well."""
+    monkeypatch.setattr("controller.cache.definitions.ABSENT_SECONDS", 0.02)
+    if not served:
+        world.api.unserved.add("network-attachment-definitions")
+    await world.vm(spec=BRIDGED)
+    await world.start()
+    await until(lambda: "NetworkAttachmentDefinition br1 not found in namespace default" in complaint(world))
+    assert ("does not know the kind" in complaint(world)) is not served
+    await world.quiet()
+    assert not world.api.of("pods") and world.status().get("printableStatus") == "Starting"
+    assert [c["reason"] for c in world.status()["conditions"] if c["type"] == "Failure"] == [
+        names.REASON_NETWORK_NOT_FOUND
+    ]
+    world.api.unserved.clear()
+    await define(world.api, "br1")
+    await until(lambda: world.shown() == "Running")
+    assert "Failure" not in [c["type"] for c in world.status()["conditions"]]
+    (pod,) = world.api.of("pods")
+    assert pod["spec"]["containers"][0]["resources"]["limits"]["bridge.network.kubevirt.io/br1"] == "1"
+    assert '"name":"br1"' in pod["metadata"]["annotations"][ANNOTATION]
+
+
+async def test_a_vm_with_a_network_costs_no_call_more_than_one_without(world: World) -> None:
+    await define(world.api, "br1")
+    await world.start()
+    await world.vmi(BRIDGED)
+    await until(lambda: world.status("virtualmachineinstances").get("phase") == "Running")
+    await world.quiet()
+    assert world.writes() == {"create pods": 1, "patch virtualmachineinstances": 2, "patch pods/status": 1}
+
+
+async def test_cards_are_plugged_in_and_out_of_a_running_vm(world: World) -> None:
+    """From the template to the VMI and the pod, and when the handler says so, back out of all three."""
+    two = {
+        **BRIDGED,
+        "domain": {**SPEC["domain"], "devices": {"interfaces": [{"name": "red", "bridge": {}},
+                                                                {"name": "blue", "bridge": {}}]}},
+        "networks": [*BRIDGED["networks"], {"name": "blue", "multus": {"networkName": "br2"}}],
+    }  # fmt: skip
+
+    def cards() -> list[Any]:
+        spec = world.api.objects["virtualmachineinstances", "default", "web"]["spec"]
+        return [(nic["name"], nic.get("state")) for nic in spec["domain"]["devices"]["interfaces"]]
+
+    def networks() -> list[str]:
+        (pod,) = world.api.of("pods")
+        return [entry["name"] for entry in json.loads(pod["metadata"]["annotations"][ANNOTATION])]
+
+    async def report(*names: str) -> None:
+        shown = [{"name": name, "infoSource": "domain"} for name in names]
+        await world.api.patch("virtualmachineinstances", "web", {"status": {"interfaces": shown}})
+
+    await define(world.api, "br1")
+    await world.vm(spec=BRIDGED)
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    await report("red")
+    await world.quiet()
+    world.writes()
+    await world.api.patch("virtualmachines", "web", {"spec": {"template": {"spec": two}}})
+    await until(lambda: networks() == ["br1", "br2"])
+    await world.quiet()
+    assert cards() == [("red", None), ("blue", None)]
+    assert world.writes() == {"patch virtualmachineinstances": 1, "patch pods/status": 1}
+    await report("red", "blue")
+    two["domain"]["devices"]["interfaces"][1]["state"] = "absent"
+    await world.api.patch("virtualmachines", "web", {"spec": {"template": {"spec": two}}})
+    await until(lambda: cards() == [("red", None), ("blue", "absent")])
+    await world.quiet()
+    assert networks() == ["br1", "br2"]
+    await report("red")
+    await until(lambda: networks() == ["br1"])
+    await world.quiet()
+    assert cards() == [("red", None)]
+    template = world.api.objects["virtualmachines", "default", "web"]["spec"]["template"]["spec"]
+    assert [nic["name"] for nic in template["domain"]["devices"]["interfaces"]] == ["red"]
+    assert [network["name"] for network in template["networks"]] == ["red"]
+    assert "RestartRequired" not in [c["type"] for c in world.status()["conditions"]]
+    assert len(world.api.of("pods")) == 1
+
+
+async def test_what_the_installation_forbade_starts_when_it_is_allowed(world: World) -> None:
+    network = {"permitBridgeInterfaceOnPodNetwork": False}
+    await world.api.put(
+        "kubevirts",
+        {
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "KubeVirt",
+            "spec": {"configuration": {"network": network}},
+            "metadata": {"name": "kubevirt", "namespace": "hyperlet", "generation": 1},
+        },
+    )
+    on_pod = {**BRIDGED, "networks": [{"name": "red", "pod": {}}]}
+    await world.vm(spec=on_pod)
+    await world.start()
+    await until(lambda: any("is off here" in c.get("message", "") for c in world.status().get("conditions", [])))
+    assert not world.api.of("virtualmachineinstances")
+    network["permitBridgeInterfaceOnPodNetwork"] = True
+    await world.api.patch(
+        "kubevirts", "kubevirt", {"spec": {"configuration": {"network": network}}}, namespace="hyperlet"
+    )
+    await until(lambda: world.shown() == "Running")
+
+
+async def test_a_stranger_in_the_pods_place_is_not_taken_for_ours(world: World) -> None:
+    async def squat(verb: str, plural: str, body: Json) -> None:
+        world.api.objects["pods", "default", body["metadata"]["name"]] = {
+            "metadata": {
+                "name": body["metadata"]["name"],
+                "namespace": "default",
+                "uid": "stranger",
+                "resourceVersion": "1",
+            },
+            "spec": {},
+            "status": {"phase": "Succeeded"},
+        }
+
+    def refuse(verb: str, plural: str, body: Json) -> Refusal | None:
+        if (verb, plural) == ("create", "pods"):
+            asyncio.get_running_loop().create_task(squat(verb, plural, body))
+            return Refusal(409, "AlreadyExists", "exists")
+        return None
+
+    world.api.refuse = refuse
+    await world.vmi()
+    await world.start()
+    await until(lambda: world.api.calls["get", "pods"] >= 3)
+    assert world.status("virtualmachineinstances").get("phase") in (None, "", "Pending")
+
+
+async def test_a_pods_silent_node_keeps_the_vm_from_starting_elsewhere(world: World) -> None:
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    world.nodes.silent = True
+    (pod,) = world.api.of("pods")
+    await world.api.delete("pods", pod["metadata"]["name"])
+    await world.api.delete("virtualmachineinstances", "web")
+    await world.quiet()
+    assert [each["metadata"]["uid"] for each in world.api.of("pods")] == [pod["metadata"]["uid"]]
+    assert world.shown() == "Stopping"
+    world.nodes.silent = False
+    uid = pod["metadata"]["uid"]
+    await until(lambda: world.shown() == "Running" and world.api.of("pods")[0]["metadata"]["uid"] != uid)
+
+
+async def test_a_dead_nodes_vms_are_unknown_until_it_is_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.vmi.plan.LOST_SECONDS", 0.3)
+    node: Json = {"kind": "Node", "apiVersion": "v1", "metadata": {"name": "node1"}}
+    await world.api.put("nodes", {**node, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    world.nodes.silent = True
+    await world.quiet()
+    world.writes()
+    silent = {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
+    await world.api.patch("nodes", "node1", silent, namespace="")
+    await until(lambda: world.shown() == "Unknown")
+    await world.quiet()
+    spent = {what: count for what, count in world.writes().items() if "events" not in what}
+    assert spent == {"patch virtualmachineinstances": 1, "patch virtualmachines/status": 1}
+    assert len(world.api.of("pods")) == 1 and world.status("virtualmachineinstances")["phase"] == "Running"
+    # Its pod's going proves nothing ...
+    monkeypatch.setattr("controller.vmi.plan.END_SECONDS", 0.05)
+    (pod,) = world.api.of("pods")
+    world.nodes.silent = False
+    await world.api.remove("pods", pod["metadata"]["name"])
+    await world.quiet()
+    assert not world.api.of("pods") and world.status("virtualmachineinstances")["phase"] == "Running"
+    # ... but the word of somebody who knows that the node is off does.
+    taint = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
+    await world.api.patch("nodes", "node1", {"spec": {"taints": [taint]}}, namespace="")
+    old = pod["metadata"]["uid"]
+    await until(lambda: [each for each in world.api.of("pods") if each["metadata"]["uid"] != old])
+
+
+async def test_a_pod_deleted_by_force_is_started_elsewhere_only_when_its_node_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.vmi.plan.AWAIT_SECONDS", 0.05)
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    world.nodes.silent = True
+    (pod,) = world.api.of("pods")
+    await world.api.remove("pods", pod["metadata"]["name"])
+    await until(lambda: world.shown() == "Unknown")
+    # A controller that starts anew has not forgotten it.
+    await world.kill()
+    await world.start()
+    await world.quiet()
+    assert not world.api.of("pods")
+    assert world.status("virtualmachineinstances")["activePods"] == {pod["metadata"]["uid"]: "node1"}
+    # Nor does a deletion make it go.
+    await world.api.delete("virtualmachineinstances", "web")
+    await world.quiet()
+    assert world.api.of("virtualmachineinstances") and not world.api.of("pods")
+    world.nodes.silent = False
+    gone = {"status": {"activePods": {pod["metadata"]["uid"]: None}}}
+    await world.api.patch("virtualmachineinstances", "web", gone)
+    await until(lambda: world.shown() == "Running")
+
+
+async def test_a_kubelet_that_says_failed_before_it_has_ended_the_pod_is_not_believed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.vmi.plan.END_SECONDS", 0.05)
+    monkeypatch.setattr("controller.vmi.plan.AWAIT_SECONDS", 0.05)
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    (pod,) = world.api.of("pods")
+    name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+    early = {**pod["status"], "phase": "Failed", "reason": "Preempting", "containerStatuses": None}
+    await world.api.put("pods", {**pod, "status": {key: value for key, value in early.items() if value is not None}})
+    await until(lambda: world.shown() == "Unknown")
+    await world.quiet()
+    assert [each["metadata"]["uid"] for each in world.api.of("pods")] == [uid]
+    await world.nodes.end(name, "Failed")
+    await until(lambda: world.shown() == "Running" and world.api.of("pods")[-1]["metadata"]["uid"] != uid)
+
+
+async def test_a_vmi_made_after_another_was_torn_away_waits_for_its_pod(world: World) -> None:
+    """Finalizer and owner reference were taken off: the pod of the earlier instance runs on."""
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    await world.quiet()
+    world.nodes.silent = True
+    (pod,) = world.api.of("pods")
+    await world.api.patch("pods", pod["metadata"]["name"], {"metadata": {"ownerReferences": [], "labels": None}})
+    await world.api.remove("virtualmachineinstances", "web")
+    await until(lambda: "earlier instance" in complaint(world))
+    await world.quiet()
+    (still,) = world.api.of("pods")
+    assert still["metadata"]["uid"] == pod["metadata"]["uid"] and still["metadata"]["deletionTimestamp"]
+    # Its object goes, by force: its node has not said that it has ended.
+    await world.api.remove("pods", pod["metadata"]["name"])
+    await world.quiet()
+    assert not world.api.of("pods")
+    gone = {"status": {"activePods": {pod["metadata"]["uid"]: None}}}
+    await world.api.patch("virtualmachineinstances", "web", gone)
+    world.nodes.silent = False
+    await until(lambda: world.shown() == "Running")
+
+
+async def test_a_pod_that_lost_its_label_is_not_taken_for_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.vmi.plan.END_SECONDS", 0.05)
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    (pod,) = world.api.of("pods")
+    await world.api.patch("pods", pod["metadata"]["name"], {"metadata": {"labels": {names.LABEL_APP: None}}})
+    await asyncio.sleep(0.3)
+    await world.quiet()
+    assert [each["metadata"]["uid"] for each in world.api.of("pods")] == [pod["metadata"]["uid"]]
+    assert world.shown() == "Running"
+    # Its end is noticed all the same.
+    await world.nodes.end(pod["metadata"]["name"], "Failed")
+    uid = pod["metadata"]["uid"]
+    await until(lambda: world.shown() == "Running" and world.api.of("pods")[0]["metadata"]["uid"] != uid)
+
+
+async def test_without_a_handler_the_end_is_told_all_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.vmi.plan.END_SECONDS", 0.05)
+    await world.vmi()
+    await world.start()
+    await until(lambda: world.status("virtualmachineinstances").get("phase") == "Running")
+    world.nodes.handler = False
+    (pod,) = world.api.of("pods")
+    await world.nodes.end(pod["metadata"]["name"], "Failed")
+    await until(lambda: world.status("virtualmachineinstances").get("phase") == "Failed")
+    assert world.status("virtualmachineinstances")["reason"] == "Told"
+
+
+async def test_an_api_server_that_was_away_is_caught_up_with(world: World) -> None:
+    await world.vm()
+    await world.start()
+    await until(lambda: world.shown() == "Running")
+    # The pod's last status may fall into the gap between two watches; then only its node can tell that it has ended.
+    world.nodes.attests = True
+    await world.api.leave()
+    await until(lambda: world.cluster and not any(store.connected for store in world.cluster.all_stores()))
+    world.api.objects["virtualmachines", "default", "web"]["spec"]["runStrategy"] = "Halted"
+    world.api.version += 1
+    world.api.objects["virtualmachines", "default", "web"]["metadata"]["resourceVersion"] = str(world.api.version)
+    world.api.compact()
+    world.api.away = False
+    await until(lambda: world.shown() == "Stopped")
+
+
+async def test_an_odd_object_is_told_what_is_wrong_with_it(world: World) -> None:
+    await world.start()
+    await world.api.put(
+        "virtualmachines",
+        {
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "VirtualMachine",
+            "metadata": {"name": "web", "namespace": "default"},
+            "spec": {
+                "runStrategy": "Always",
+                "template": {"spec": {"domain": {"devices": {}, "cpu": {"cores": "many"}}}},
+            },
+        },
+    )
+    await until(lambda: any("cores" in c.get("message", "") for c in world.status().get("conditions", [])))
+
+
+# ---- the installation
+
+
+async def test_the_installations_status_says_deployed_once(world: World) -> None:
+    await world.api.put(
+        "kubevirts",
+        {
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "KubeVirt",
+            "spec": {},
+            "metadata": {"name": "kubevirt", "namespace": "hyperlet", "generation": 1},
+        },
+    )
+    await world.start()
+    found = ("kubevirts", "hyperlet", "kubevirt")
+    await until(lambda: world.api.objects[found].get("status", {}).get("phase") == "Deployed")
+    await world.quiet()
+    assert world.writes() == {"patch kubevirts/status": 1}
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+async def test_image_volumes_are_found_out_without_making_a_pod(world: World, keeps: bool) -> None:
+    world.api.keeps_image_volumes = keeps
+    async with Kube.connect("controller", world.config) as kube:
+        assert await image_volumes.supported(kube, "default") is keeps
+    assert not world.api.of("pods")
+
+
+NO_SOURCE = {"reason": "FieldValueRequired", "field": "spec.volumes[0]", "message": "must specify a volume type"}
+POLICY = {"reason": "FieldValueForbidden", "field": "spec.containers[0].image", "message": "not from our registry"}
+
+
+@pytest.mark.parametrize(
+    "refusals, answer",
+    [
+        ([Refusal(422, "Invalid", "spec.volumes[0]: must specify a volume type", [NO_SOURCE])], False),
+        ([Refusal(422, "Invalid", "refused by a policy", [POLICY])], True),
+        ([Refusal(403, "Forbidden", "exceeded quota")], True),
+        ([Refusal(503, "ServiceUnavailable", "no etcd leader"), Refusal(500, "InternalError", "no webhook")], True),
+    ],
+)
+async def test_what_is_no_answer_about_image_volumes_is_not_taken_for_no(
+    world: World, monkeypatch: pytest.MonkeyPatch, refusals: list[Refusal], answer: bool
+) -> None:
+    monkeypatch.setattr(image_volumes, "AGAIN_SECONDS", 0.01)
+    world.api.keeps_image_volumes = True
+    waiting = list(refusals)
+    world.api.refuse = lambda verb, plural, body: waiting.pop(0) if plural == "pods" and waiting else None
+    async with Kube.connect("controller", world.config) as kube:
+        assert await image_volumes.supported(kube, "default") is answer
+    assert not waiting and not world.api.of("pods")
+
+
+async def test_a_server_that_is_updated_gets_image_volumes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_volumes, "UPDATE_SECONDS", 0.01)
+    async with Kube.connect("controller", world.config) as kube:
+        waiting = asyncio.create_task(image_volumes.appear(kube, "default"))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        world.api.keeps_image_volumes = True
+        await asyncio.wait_for(waiting, 30)
+
+
+async def test_pods_made_after_the_servers_update_use_image_volumes(world: World) -> None:
+    await world.start()
+    assert world.cluster is not None
+    assert world.cluster.settings.image_volumes is False
+    world.cluster.use_image_volumes()
+    assert world.cluster.settings.image_volumes is True

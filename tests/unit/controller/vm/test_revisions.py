@@ -1,0 +1,79 @@
+"""ControllerRevisions: one for each template that a VM was started with."""
+
+import json
+from typing import Any
+
+import msgspec
+
+from api import names
+from api.k8s.objects import ControllerRevision
+from api.kubevirt.vm import VirtualMachine
+from controller.actions import Create, Delete
+from controller.vm import revisions
+from tests.unit.controller.objects import SPEC, vm
+
+
+def kept(actions: list[Any]) -> list[ControllerRevision]:
+    return [
+        msgspec.convert(action.obj, ControllerRevision)
+        for action in actions
+        if isinstance(action, Create) and action.kind is ControllerRevision
+    ]
+
+
+def changed(generation: int, guest: str) -> VirtualMachine:
+    return vm(generation=generation, spec={"domain": {"devices": {}, "memory": {"guest": guest}}})
+
+
+def test_the_first_start_keeps_the_spec() -> None:
+    (action,) = revisions.keep(vm(generation=3), [])
+    assert isinstance(action, Create)
+    assert action.obj["metadata"]["name"] == "revision-start-vm-vm-uid-3" == revisions.name_of(vm(generation=3), [])
+    assert (
+        msgspec.json.decode(action.obj["data"]) == {"spec": msgspec.to_builtins(vm(generation=3).spec)}
+        and action.obj["revision"] == 3
+    )
+    (owner,) = action.obj["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"], owner["controller"]) == ("VirtualMachine", "vm-uid", True)
+    assert revisions.owner_uid(kept([action])[0]) == "vm-uid"
+
+
+def test_an_unchanged_template_costs_nothing_whatever_else_changed() -> None:
+    known = kept(list(revisions.keep(vm(generation=3), [])))
+    later = vm(generation=5, run="Manual")
+    assert list(revisions.keep(later, known)) == []
+    assert revisions.name_of(later, known) == "revision-start-vm-vm-uid-3"
+
+
+def test_a_changed_template_costs_one_and_the_oldest_of_many_goes() -> None:
+    known: list[ControllerRevision] = []
+    for generation in range(1, revisions.HISTORY + 1):
+        actions = list(revisions.keep(changed(generation, f"{generation}Mi"), known))
+        assert len(actions) == 1
+        known += kept(actions)
+    oldest = known[0].metadata.name
+    new = changed(9, "9Gi")
+    assert [type(each) for each in revisions.keep(new, known)] == [Create, Delete]
+    assert [each.name for each in revisions.keep(new, known) if isinstance(each, Delete)] == [oldest]
+    spared = [each.name for each in revisions.keep(new, known, oldest) if isinstance(each, Delete)]
+    assert spared == [known[1].metadata.name]
+
+
+def test_a_revision_of_another_name_is_not_ours() -> None:
+    (made,) = kept(list(revisions.keep(vm(), [])))
+    forged = msgspec.structs.replace(made, metadata=msgspec.structs.replace(made.metadata, name="mine"))
+    assert len(list(revisions.keep(vm(), [forged]))) == 1
+    assert names.LABEL_TEMPLATE in (made.metadata.labels or {})
+
+
+def test_data_is_written_as_the_api_server_writes_it_again() -> None:
+    """Other bytes of the same meaning are a change to it, and no patch of the metadata would be taken any more."""
+    user_data = "#cloud-config\nruncmd: [a && b < c > d\u2028]\n"
+    volumes = [{"name": "init", "cloudInitNoCloud": {"userData": user_data}}]
+    (action,) = revisions.keep(vm(spec={**SPEC, "volumes": volumes}), [])
+    assert isinstance(action, Create)
+    text = bytes(action.obj["data"]).decode()
+    assert "a \\u0026\\u0026 b \\u003c c \\u003e d\\u2028" in text and ": " not in text.replace("runcmd: ", "")
+    sorted_again = json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    assert json.loads(sorted_again) == json.loads(text)
+    assert list(json.loads(text)["spec"]["template"]["spec"]) == sorted(json.loads(text)["spec"]["template"]["spec"])

@@ -1,0 +1,77 @@
+"""fence: an administrator's word is taken where a VMI waits for it, and for the pods that it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from api import names
+from api.kubevirt.vmi import VirtualMachineInstance
+from gateway.subresources.verbs.fence import refusal
+from tests.unit.gateway.lab import NODE, POD_UID, World, vmi, world
+from tests.unit.kit.fakeapi import Json
+
+FENCE = "virtualmachineinstances/web/fence"
+
+
+@pytest.fixture
+async def gate(tmp_path: Path) -> AsyncIterator[World]:
+    async with world(tmp_path) as made:
+        yield made
+
+
+def waiting(kind: str = "Ready", reason: str = names.REASON_LAUNCHER_NOT_ENDED, **status: Any) -> Json:
+    document = vmi("Running", **status)
+    document["status"]["conditions"] = [{"type": kind, "status": "False", "reason": reason}]
+    return document
+
+
+async def test_the_word_is_written_into_the_instance_for_these_pods(gate: World) -> None:
+    await gate.api.put("virtualmachineinstances", waiting())
+    assert await gate.ask("PUT", FENCE, body={"pods": [POD_UID]}) == (200, b"")
+    stored = gate.api.find("virtualmachineinstances", "web") or {}
+    assert stored["metadata"]["annotations"] == {names.ANNOTATION_FENCED: POD_UID}
+    assert stored["status"]["activePods"] == {POD_UID: NODE}, "what follows is the controller's"
+
+
+async def test_a_dry_run_writes_nothing(gate: World) -> None:
+    await gate.api.put("virtualmachineinstances", waiting())
+    code, _ = await gate.ask("PUT", FENCE, body={"pods": [POD_UID], "dryRun": ["All"]})
+    stored = gate.api.find("virtualmachineinstances", "web") or {}
+    assert code == 200 and not stored["metadata"].get("annotations")
+
+
+async def test_a_refusal_names_what_is_waited_for(gate: World) -> None:
+    await gate.api.put("virtualmachineinstances", waiting())
+    code, body = await gate.ask("PUT", FENCE)
+    assert code == 409 and f"{POD_UID} on node {NODE}" in body["message"]
+
+
+def refused(document: Json, *pods: str) -> str:
+    return refusal(msgspec.convert(document, VirtualMachineInstance), list(pods))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("Ready", names.REASON_LAUNCHER_NOT_ENDED),
+        ("Ready", names.REASON_NODE_NOT_READY),
+        ("Synchronized", names.REASON_LAUNCHER_NOT_ENDED),
+    ],
+)
+def test_it_is_taken_from_an_instance_that_waits(kind: str, reason: str) -> None:
+    assert refused(waiting(kind, reason), POD_UID) == ""
+
+
+def test_it_is_not_taken_where_it_would_make_a_second_copy() -> None:
+    """A VM that simply runs, a pod that was not looked at, one more pod than was looked at."""
+    assert "its node tells" in refused(vmi("Running", conditions=("Ready",)), POD_UID)
+    assert "its node tells" in refused(waiting(reason="GuestNotRunning"), POD_UID)
+    assert POD_UID in refused(waiting())
+    assert POD_UID in refused(waiting(), "another")
+    assert "other" in refused(waiting(activePods={POD_UID: NODE, "other": NODE}), POD_UID)
+    assert "nothing to fence" in refused(waiting(activePods={POD_UID: ""}), POD_UID)

@@ -1,0 +1,8 @@
+"""Devices that the device plugin offers."""
+
+from handler.devices.device_plugin import openable
+
+
+async def test_device_that_is_not_there(tmp_path):
+    verdict = await openable(str(tmp_path / "none"))
+    assert not verdict.works and "No such file" in verdict.sentence

@@ -1,0 +1,85 @@
+"""Which launcher the gateway is led to: that of the very VMI it names, on this node, by UIDs and activePods."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from api.errors import NotFound
+from api.k8s.objects import Pod
+from api.kubevirt.vmi import VirtualMachineInstance
+from handler.vmi.reconciler import VmiReconciler
+
+
+class Conversation:
+    """Stands for a launcher's conversation."""
+
+    def __init__(self, pod_uid: str, changed: object, limiter: object) -> None:
+        self.pod_uid = pod_uid
+
+
+def vmi(uid: str = "uid-1", node: str = "node1", active: tuple[str, ...] = ("pod-1",)) -> VirtualMachineInstance:
+    return msgspec.convert(
+        {
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "VirtualMachineInstance",
+            "metadata": {"namespace": "ns", "name": "vm", "uid": uid, "resourceVersion": "1"},
+            "spec": {"domain": {"devices": {}}},
+            "status": {"nodeName": node, "activePods": dict.fromkeys(active, node)},
+        },
+        VirtualMachineInstance,
+    )
+
+
+def pod(uid: str = "pod-1", namespace: str = "ns", node: str = "node1", **given: Any) -> Pod:
+    environment = {"HYPERLET_NAMESPACE": "ns", "HYPERLET_NAME": "vm", "HYPERLET_UID": "uid-1", **given}
+    variables = [{"name": name, "value": value} for name, value in environment.items()]
+    return msgspec.convert(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "namespace": namespace, "name": uid, "uid": uid, "resourceVersion": "1",
+                "labels": {"kubevirt.io": "virt-launcher", "kubevirt.io/created-by": "uid-1"},
+            },
+            "spec": {"nodeName": node, "containers": [{"name": "compute", "env": variables}]},
+            "status": {
+                "phase": "Running",
+                "containerStatuses": [{"name": "compute", "state": {"running": {}}}],
+            },
+        },
+        Pod,
+    )  # fmt: skip
+
+
+def machines(found: VirtualMachineInstance | None, *pods: Pod) -> VmiReconciler:
+    made = VmiReconciler(None, "node1", None, lambda: "", Conversation)  # type: ignore[arg-type]
+    if found:
+        made.vmis.learn(found)
+    for each in pods:
+        made.pods.learn(each)
+        made._pod_changed(None, each)
+    return made
+
+
+async def test_the_very_vmi_of_this_node() -> None:
+    assert machines(vmi(), pod()).launcher_of("ns", "vm", "uid-1").pod_uid == "pod-1"
+
+
+@pytest.mark.parametrize(
+    ("found", "pods"),
+    [
+        (None, [pod()]),
+        (vmi(uid="uid-2"), [pod(uid="pod-1")]),  # made again under the same name
+        (vmi(node="node2"), [pod()]),  # handed over to another node
+        (vmi(), []),
+        (vmi(), [pod(node="node2")]),
+        (vmi(), [pod(namespace="other")]),  # somebody else's pod that says it is ours
+        (vmi(), [pod(uid="pod-9")]),  # one that the controller does not know
+        (vmi(), [pod(HYPERLET_UID="uid-0")]),  # made for an earlier VMI of this name
+        (vmi(), [pod(HYPERLET_NAMESPACE="other")]),
+    ],
+)
+async def test_no_other(found: VirtualMachineInstance | None, pods: list[Pod]) -> None:
+    with pytest.raises(NotFound, match="ns/vm"):
+        machines(found, *pods).launcher_of("ns", "vm", "uid-1")

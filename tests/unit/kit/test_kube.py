@@ -1,0 +1,291 @@
+"""The client and the cache, against a little API server on loopback."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from api import errors
+from api.k8s.objects import ConfigMap, Pod
+from kit.cache import Store
+from kit.kube import Kube, Undecodable, selector_text
+from tests.unit.kit.fakeapi import FakeApi, Refusal
+
+Json = dict[str, object]
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[FakeApi]:
+    async with FakeApi() as server:
+        yield server
+
+
+@pytest.fixture
+async def kube(api: FakeApi, tmp_path: Path) -> AsyncIterator[Kube]:
+    async with Kube.connect("test", api.kubeconfig(tmp_path)) as client:
+        yield client
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def config_map(name: str, **data: str) -> Json:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}, "data": data}
+
+
+async def test_an_object_lives_and_dies(api: FakeApi, kube: Kube) -> None:
+    made = await kube.create(ConfigMap, config_map("a", x="1"))
+    assert made.metadata.uid and made.data == {"x": "1"}
+    assert made.metadata.managedFields is None, "the bulk of an object that nobody reads is kept"
+    changed = await kube.patch(ConfigMap, "default", "a", {"data": {"x": None, "y": "2"}})
+    assert changed.data == {"y": "2"}
+    assert (await kube.get(ConfigMap, "default", "a")).data == {"y": "2"}
+    assert await kube.delete(ConfigMap, "default", "a", uid=made.metadata.uid) is None
+    assert await kube.delete(ConfigMap, "default", "a") is None, "deleting what is gone is no error"
+    assert api.agents == {"hyperlet-test/0.1.0"}
+
+
+async def test_a_deletion_that_takes_time_returns_the_object(api: FakeApi, kube: Kube) -> None:
+    await api.put("pods", {"kind": "Pod", "metadata": {"name": "p", "namespace": "default"}, "spec": {"nodeName": "n"}})
+    going = await kube.delete(Pod, "default", "p")
+    assert going is not None and going.metadata.deletionTimestamp
+
+
+@pytest.mark.parametrize(
+    "refusal, kind, retry",
+    [
+        (Refusal(403, "Forbidden", 'pods "x" is forbidden: exceeded quota: q'), errors.Forbidden, True),
+        (Refusal(409, "AlreadyExists", "exists"), errors.AlreadyExists, True),
+        (Refusal(409, "Conflict", "modified"), errors.Conflict, True),
+        (Refusal(429, "TooManyRequests", "slow down"), errors.ApiUnavailable, True),
+        (Refusal(500, "InternalError", "oh"), errors.ApiUnavailable, True),
+        (Refusal(404, "NotFound", "no"), errors.NotFound, True),
+    ],
+)
+async def test_refusals_become_our_errors(
+    api: FakeApi,
+    kube: Kube,
+    refusal: Refusal,
+    kind: type[errors.HyperletError],
+    retry: bool,
+) -> None:
+    api.refuse = lambda verb, plural, body: refusal
+    with pytest.raises(kind) as caught:
+        await kube.create(ConfigMap, config_map("a"))
+    assert type(caught.value) is kind and caught.value.retry is retry
+    assert caught.value.message == refusal.body["message"]
+
+
+async def test_an_invalid_object_names_its_fields(api: FakeApi, kube: Kube) -> None:
+    causes = [{"field": "spec.x", "reason": "FieldValueInvalid", "message": "too long"}]
+    api.refuse = lambda verb, plural, body: Refusal(422, "Invalid", "it is invalid", causes)
+    with pytest.raises(errors.InvalidObject) as caught:
+        await kube.create(ConfigMap, config_map("a"))
+    assert caught.value.faults == [errors.Fault("spec.x", "FieldValueInvalid", "too long")]
+
+
+async def test_no_answer_is_an_error_that_names_the_request(api: FakeApi, kube: Kube) -> None:
+    await api.leave()
+    with pytest.raises(errors.ApiUnavailable, match="GET /api/v1/namespaces/default/configmaps/a"):
+        await kube.get(ConfigMap, "default", "a")
+
+
+async def test_a_preconditions_conflict_is_told(api: FakeApi, kube: Kube) -> None:
+    await kube.create(ConfigMap, config_map("a"))
+    with pytest.raises(errors.Conflict):
+        await kube.patch(ConfigMap, "default", "a", {"metadata": {"resourceVersion": "1"}, "data": {"x": "1"}})
+    with pytest.raises(errors.Conflict):
+        await kube.delete(ConfigMap, "default", "a", uid="another")
+    with pytest.raises(errors.Conflict):
+        await kube.delete(ConfigMap, "default", "a", resource_version="1")
+
+
+async def test_a_token_that_was_renewed_in_its_file_is_read_again(api: FakeApi, tmp_path: Path) -> None:
+    config, token = Path(api.kubeconfig(tmp_path)), tmp_path / "token"
+    token.write_text("good")
+    config.write_text(config.read_text().replace('"token": "good"', f'"tokenFile": "{token}"'))
+    async with Kube.connect("test", str(config)) as kube:
+        await kube.create(ConfigMap, config_map("a"))
+        api.tokens = {"newer"}
+        token.write_text("newer")
+        await kube.get(ConfigMap, "default", "a")
+        token.write_text("wrong")
+        api.tokens = {"newest"}
+        with pytest.raises(errors.Forbidden):
+            await kube.get(ConfigMap, "default", "a")
+
+
+async def test_long_lists_come_in_chunks(api: FakeApi, kube: Kube, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kit.kube.CHUNK", 2)
+    for number in range(5):
+        await api.put("configmaps", config_map(f"c{number}"))
+    items, version = await kube.list(ConfigMap)
+    assert [item.metadata.name for item in items] == ["c0", "c1", "c2", "c3", "c4"]
+    assert version == str(api.version) and api.calls["list", "configmaps"] == 3
+
+
+async def test_an_odd_object_does_not_hide_the_others(api: FakeApi, kube: Kube) -> None:
+    await api.put("configmaps", {**config_map("odd"), "data": "no map"})
+    await api.put("configmaps", config_map("even"))
+    bad: list[Undecodable] = []
+    items, _ = await kube.list(ConfigMap, bad=bad.append)
+    assert [item.metadata.name for item in items] == ["even"]
+    assert bad[0].metadata["name"] == "odd" and "data" in bad[0].message
+
+
+def test_selectors() -> None:
+    assert selector_text({"a": "b", "c": "d"}) == "a=b,c=d"
+    assert selector_text("a!=b") == "a!=b"
+    assert selector_text({}) is None
+
+
+# ---- Events
+
+
+async def test_a_repeated_event_is_counted_and_a_flood_cut_off(api: FakeApi, kube: Kube) -> None:
+    about = await kube.create(ConfigMap, config_map("a"))
+    for _ in range(3):
+        await kube.event(about, "Tried", "It did not work", "Warning")
+    (event,) = api.of("events")
+    assert event["count"] == 3 and event["type"] == "Warning" and event["source"] == {"component": "hyperlet-test"}
+    assert event["involvedObject"]["uid"] == about.metadata.uid and event["involvedObject"]["kind"] == "ConfigMap"
+    for number in range(60):
+        await kube.event(about, "Tried", f"Try {number} did not work")
+    assert api.calls["create", "events"] + api.calls["patch", "events"] == 25
+
+
+async def test_an_event_that_cannot_be_written_is_no_error(api: FakeApi, kube: Kube) -> None:
+    about = await kube.create(ConfigMap, config_map("a"))
+    api.refuse = lambda verb, plural, body: Refusal(403, "Forbidden", "no")
+    await kube.event(about, "Tried", "It did not work")
+    assert not api.of("events")
+    api.refuse = lambda verb, plural, body: None
+    await kube.event(about, "Tried", "It did not work")
+    assert len(api.of("events")) == 1
+
+
+# ---- the cache
+
+
+@pytest.fixture
+async def store(kube: Kube) -> AsyncIterator[Store[ConfigMap]]:
+    made = Store(kube, ConfigMap)
+    yield made
+    await made.stop()
+
+
+def names(store: Store[ConfigMap]) -> list[str | None]:
+    return sorted(item.metadata.name or "" for item in store.all())
+
+
+async def test_a_store_follows(api: FakeApi, store: Store[ConfigMap]) -> None:
+    await api.put("configmaps", config_map("a"))
+    changes: list[tuple[bool, bool]] = []
+    store.on_change(lambda old, new: changes.append((old is not None, new is not None)))
+    store.start()
+    await store.synced()
+    await api.put("configmaps", config_map("b"))
+    await api.patch("configmaps", "a", {"data": {"x": "1"}})
+    await api.remove("configmaps", "b")
+    await until(lambda: len(changes) == 4)
+    assert changes == [(False, True), (False, True), (True, True), (True, False)]
+    found = store.get("default", "a")
+    assert found and found.data == {"x": "1"} and names(store) == ["a"]
+
+
+async def test_what_a_write_returned_is_known_at_once_and_its_echo_is_no_news(
+    api: FakeApi,
+    kube: Kube,
+    store: Store[ConfigMap],
+) -> None:
+    store.start()
+    await store.synced()
+    changes: list[object] = []
+    store.on_change(lambda old, new: changes.append(new))
+    made = await kube.create(ConfigMap, config_map("mine"))
+    store.learn(made)
+    assert names(store) == ["mine"]
+    await api.put("configmaps", config_map("later"))
+    await until(lambda: "later" in names(store))
+    assert len(changes) == 2, "the echo of our own write was told again"
+
+
+async def test_an_answer_that_comes_after_the_deletion_makes_no_ghost(
+    api: FakeApi,
+    kube: Kube,
+    store: Store[ConfigMap],
+) -> None:
+    store.start()
+    await store.synced()
+    made = await kube.create(ConfigMap, config_map("brief"))
+    await api.remove("configmaps", "brief")
+    await api.put("configmaps", config_map("marker"))
+    await until(lambda: "marker" in names(store))
+    store.learn(made)
+    assert names(store) == ["marker"]
+
+
+async def test_forgotten_history_is_listed_anew_and_only_differences_are_told(
+    api: FakeApi,
+    store: Store[ConfigMap],
+) -> None:
+    for name in ("a", "b"):
+        await api.put("configmaps", config_map(name))
+    store.start()
+    await store.synced()
+    await until(lambda: store.connected)
+    changes: list[tuple[str | None, bool]] = []
+    store.on_change(lambda old, new: changes.append(((new or old).metadata.name, new is not None)))  # type: ignore[union-attr]
+    await api.leave()
+    await until(lambda: not store.connected)
+    del api.objects["configmaps", "default", "a"]
+    api.objects["configmaps", "default", "c"] = {
+        "metadata": {"name": "c", "namespace": "default", "resourceVersion": "500"}
+    }
+    api.version = 501
+    api.compact()
+    api.away = False
+    await until(lambda: len(changes) == 2)
+    assert sorted(changes) == [("a", False), ("c", True)] and api.calls["list", "configmaps"] == 2
+
+
+async def test_a_broken_watch_is_taken_up_where_it_was(api: FakeApi, store: Store[ConfigMap]) -> None:
+    store.start()
+    await store.synced()
+    await until(lambda: store.connected)
+    await api.leave()
+    await until(lambda: not store.connected)
+    await api.put("configmaps", config_map("meanwhile"))
+    api.away = False
+    await until(lambda: names(store) == ["meanwhile"])
+    assert api.calls["list", "configmaps"] == 1
+
+
+async def test_an_index_follows_its_objects(api: FakeApi, store: Store[ConfigMap]) -> None:
+    store.index("colour", lambda item: [item.data["colour"]] if item.data and "colour" in item.data else [])
+    store.start()
+    await store.synced()
+    await api.put("configmaps", config_map("a", colour="red"))
+    await api.put("configmaps", config_map("b", colour="red"))
+    await until(lambda: len(store.by("colour", "red")) == 2)
+    await api.patch("configmaps", "a", {"data": {"colour": "blue"}})
+    await until(lambda: len(store.by("colour", "blue")) == 1)
+    assert [item.metadata.name for item in store.by("colour", "red")] == ["b"]
+    assert store.by("colour", "green") == []
+
+
+async def test_a_store_keeps_only_what_it_should(api: FakeApi, kube: Kube) -> None:
+    some = Store(kube, ConfigMap, labels={"mine": "yes"}, keep=lambda item: item.metadata.name != "b")
+    for name in ("a", "b"):
+        obj = config_map(name)
+        obj["metadata"] = {"name": name, "namespace": "default", "labels": {"mine": "yes"}}
+        await api.put("configmaps", obj)
+    await api.put("configmaps", config_map("c"))
+    some.start()
+    await some.synced()
+    assert names(some) == ["a"]
+    await some.stop()

@@ -1,0 +1,186 @@
+"""The queue's promises, the loop's patience, and who leads."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.errors import Conflict
+from kit import leader as leading
+from kit.kube import Kube
+from kit.leader import Leader, LeadershipLost
+from kit.reconcile import Queue, Reconciler, RequeueAfter
+from tests.unit.kit.fakeapi import FakeApi
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+async def test_a_key_waits_once_however_often_it_is_added() -> None:
+    queue: Queue[str] = Queue("t1")
+    for key in ("a", "b", "a"):
+        queue.add(key)
+    assert [await queue.get(), await queue.get()] == ["a", "b"]
+    queue.done("a")
+    queue.done("b")
+    assert queue.idle()
+
+
+async def test_a_key_added_while_it_is_looked_at_comes_up_after() -> None:
+    queue: Queue[str] = Queue("t2")
+    queue.add("a")
+    assert await queue.get() == "a"
+    queue.add("a")
+    waiting = asyncio.ensure_future(queue.get())
+    await asyncio.sleep(0)
+    assert not waiting.done(), "two workers would look at one key"
+    queue.done("a")
+    assert await waiting == "a"
+
+
+async def test_later_comes_later_and_sooner_wins() -> None:
+    queue: Queue[str] = Queue("t3")
+    queue.add_after("slow", 600)
+    queue.add_after("slow", 900)
+    queue.add_after("quick", 0.01)
+    assert await queue.get() == "quick"
+    queue.done("quick")
+    queue.add("slow")
+    assert await queue.get() == "slow"
+    queue.done("slow")
+    assert queue.idle(), "the time that had been set before still stands"
+
+
+async def test_failures_in_a_row_wait_longer_until_forgotten() -> None:
+    queue: Queue[str] = Queue("t4")
+    waits = [queue.fail("a")[1] for _ in range(30)]
+    assert waits[0] < 0.3 < waits[3] and 40 < waits[-1] < 80
+    queue.forget("a")
+    assert queue.fail("a")[0] == 1
+
+
+class Loop(Reconciler[str, str]):
+    """Applies what it is told to."""
+
+    def __init__(self, actions: Sequence[Any], refuse: int = 0) -> None:
+        self.name = f"loop-{id(self)}"
+        super().__init__()
+        self.actions, self.refuse = actions, refuse
+        self.done: list[Any] = []
+        self.told: list[tuple[str, int]] = []
+
+    async def observe(self, key: str) -> str | None:
+        return None if key == "gone" else key
+
+    def plan(self, observed: str) -> Sequence[Any]:
+        return self.actions
+
+    async def apply(self, observed: str, action: Any) -> None:
+        if self.refuse:
+            self.refuse -= 1
+            raise action if isinstance(action, Exception) else Conflict("modified meanwhile")
+        self.done.append(action)
+
+    async def report(self, key: str, error: str, failures: int) -> None:
+        self.told.append((error, failures))
+        raise RuntimeError("even this")
+
+
+async def test_an_error_never_ends_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kit.reconcile.FIRST_SECONDS", 0.0001)
+    loop = Loop([ZeroDivisionError("a bug")], refuse=9)
+    task = asyncio.create_task(loop.run(2))
+    loop.queue.add("a")
+    loop.queue.add("gone")
+    await until(lambda: loop.done)
+    assert loop.told == [("ZeroDivisionError: a bug", 4), ("ZeroDivisionError: a bug", 8)]
+    task.cancel()
+
+
+async def test_the_first_failure_ends_the_round() -> None:
+    loop = Loop(["one", "two"], refuse=1)
+    await loop.once("a")
+    assert loop.done == []
+    await loop.once("a")
+    assert loop.done == ["one", "two"]
+
+
+async def test_a_plan_may_ask_for_another_look() -> None:
+    loop = Loop([RequeueAfter(0.001)])
+    await loop.once("a")
+    assert await loop.queue.get() == "a" and loop.done == []
+
+
+# ---- leaders
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leading, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(leading, "RENEW_DEADLINE", 0.3)
+
+
+async def test_one_leads_and_hands_over_when_it_ends(tmp_path: Path, quick: None) -> None:
+    async with FakeApi() as api, Kube.connect("test", api.kubeconfig(tmp_path)) as kube:
+        order: list[str] = []
+
+        async def work(name: str) -> None:
+            order.append(name)
+            await asyncio.sleep(0.05)
+
+        first, second = Leader(kube, "default", "lease", "first"), Leader(kube, "default", "lease", "second")
+        await first.lead(work("first"))
+        await second.lead(work("second"))
+        assert order == ["first", "second"]
+        (lease,) = api.of("leases")
+        assert lease["spec"]["leaseTransitions"] == 2 and lease["spec"]["holderIdentity"] == ""
+
+
+async def test_nobody_leads_beside_the_holder_of_a_lease(tmp_path: Path, quick: None) -> None:
+    async with FakeApi() as api, Kube.connect("test", api.kubeconfig(tmp_path)) as kube:
+        ended = asyncio.Event()
+        holder = asyncio.create_task(Leader(kube, "default", "lease", "first").lead(ended.wait()))
+        await until(lambda: api.of("leases"))
+        other = Leader(kube, "default", "lease", "second")
+        for _ in range(20):
+            assert not await other._try()
+        ended.set()
+        await holder
+        # A renewal that was on its way when the work ended may have gone before the release.
+        async with asyncio.timeout(10):
+            while not await other._try():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def test_a_leader_that_cannot_renew_stops_its_work(tmp_path: Path, quick: None) -> None:
+    async with FakeApi() as api, Kube.connect("test", api.kubeconfig(tmp_path)) as kube:
+        cancelled = asyncio.Event()
+
+        async def work() -> None:
+            await api.leave()
+            try:
+                await asyncio.sleep(600)
+            finally:
+                cancelled.set()
+
+        with pytest.raises(LeadershipLost):
+            await Leader(kube, "default", "lease", "first").lead(work())
+        assert cancelled.is_set()
+
+
+async def test_a_leader_whose_lease_was_taken_stops_its_work(tmp_path: Path, quick: None) -> None:
+    async with FakeApi() as api, Kube.connect("test", api.kubeconfig(tmp_path)) as kube:
+
+        async def work() -> None:
+            await api.patch("leases", "lease", {"spec": {"holderIdentity": "thief"}})
+            await asyncio.sleep(600)
+
+        with pytest.raises(LeadershipLost):
+            await Leader(kube, "default", "lease", "first").lead(work())
+        (lease,) = api.of("leases")
+        assert lease["spec"]["holderIdentity"] == "thief", "a lease that was lost was given away"

@@ -1,0 +1,99 @@
+"""Network cards of the domain beyond the goldens: those that are plugged in, and what cannot be."""
+
+import json
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from api.kubevirt.vmi import VirtualMachineInstance
+from api.schema import codec
+from launcher.domain.facts import InvalidVmi, NicFacts, PodFacts
+from launcher.domain.nics import interfaces, pluggable
+from launcher.domain_builder import child
+from launcher.paths import Paths
+
+MAC = "02:00:00:00:00:01"
+
+
+def text_of(*cards: dict[str, Any]) -> str:
+    document = {
+        "apiVersion": "kubevirt.io/v1",
+        "kind": "VirtualMachineInstance",
+        "metadata": {"name": "vm", "namespace": "test"},
+        "spec": {"domain": {"devices": {"interfaces": list(cards)}}},
+    }
+    return json.dumps(document)
+
+
+def vmi(*cards: dict[str, Any]) -> VirtualMachineInstance:
+    return codec.decode(VirtualMachineInstance, text_of(*cards))
+
+
+def facts(*names: str, kvm: bool = False, vhost: bool = False) -> PodFacts:
+    return PodFacts(paths=Paths(), kvm=kvm, vhost=vhost, nics=[NicFacts(name, f"tap-{name}", MAC) for name in names])
+
+
+@pytest.mark.parametrize("model", [None, "virtio", "e1000e"])
+def test_express_cards_can_be_plugged_in(model: str | None) -> None:
+    element = pluggable(vmi({"name": "a", "bridge": {}, "model": model}), "a", facts("a")).element()
+    assert element.find(f"model[@type='{model or 'virtio'}']") is not None
+    assert element.find("alias[@name='ua-nic_a']") is not None and element.find("target[@dev='tap-a']") is not None
+
+
+@pytest.mark.parametrize("model", ["e1000", "rtl8139", "pcnet", "ne2k_pci"])
+def test_older_cards_cannot(model: str) -> None:
+    with pytest.raises(
+        InvalidVmi, match=rf"interfaces\[0\].model: 'a' cannot .*, since {model} is no PCI Express card"
+    ):
+        pluggable(vmi({"name": "a", "bridge": {}, "model": model}), "a", facts("a"))
+
+
+def test_virtual_functions_cannot() -> None:
+    with pytest.raises(InvalidVmi, match=r"interfaces\[0\].sriov: 'a' cannot be plugged in while the VM runs"):
+        pluggable(vmi({"name": "a", "sriov": {}}), "a", facts("a"))
+
+
+def test_a_card_needs_its_tap_and_its_place_in_the_vmi() -> None:
+    with pytest.raises(InvalidVmi, match=r"interfaces\[0\].name: the handler has made no tap for 'a'"):
+        pluggable(vmi({"name": "a", "bridge": {}}), "a", facts("b"))
+    with pytest.raises(InvalidVmi, match="interfaces: none is named 'b'"):
+        pluggable(vmi({"name": "a", "bridge": {}}), "b", facts("b"))
+
+
+@pytest.mark.parametrize(("kvm", "vhost", "driver"), [(True, True, "vhost"), (True, False, None), (False, True, None)])
+def test_the_kernel_carries_packets_only_where_it_can(kvm: bool, vhost: bool, driver: str | None) -> None:
+    (element,) = (node.element() for node in interfaces(vmi({"name": "a"}), facts("a", kvm=kvm, vhost=vhost)))
+    found = element.find("driver")
+    assert (None if found is None else found.get("name")) == driver
+    (emulated,) = interfaces(vmi({"name": "a", "model": "e1000e"}), facts("a", kvm=kvm, vhost=vhost))
+    assert emulated.element().find("driver") is None
+
+
+@pytest.mark.parametrize("address", ["00:11.0", "0000:00:11.8", "0000:00:11.0'/><hostdev/>"])
+def test_an_address_that_is_none(address: str) -> None:
+    card = {"name": "a", "bridge": {}, "pciAddress": address}
+    with pytest.raises(InvalidVmi, match=r"interfaces\[0\].pciAddress: .* is no PCI address"):
+        pluggable(vmi(card), "a", facts("a"))
+
+
+def test_a_name_stays_a_name() -> None:
+    """Were it not refused on the way here, it would still be no element of its own."""
+    name = "a'/><hostdev mode='subsystem'/><alias name='b"
+    element = ElementTree.fromstring(pluggable(vmi({"name": name, "bridge": {}}), name, facts(name)).text())
+    assert {child.tag for child in element} == {"mac", "target", "model", "rom", "alias"}
+
+
+def test_the_child_answers_for_each_card_alone() -> None:
+    cards = [
+        {"name": "good", "dhcpOptions": {"bootFileName": "b", "privateOptions": [{"option": 240, "value": "x"}]}},
+        {"name": "old", "model": "e1000"},
+        {"name": "strange", "pciAddress": "nowhere"},
+    ]
+    nics = [{"name": card["name"], "tap": "tap0", "mac": MAC, "mtu": 1500, "queues": 1} for card in cards]
+    question = {"vmi": text_of(*cards), "nics": nics, "plug": ["good", "old", "strange", "unknown"]}
+    answer = child.answer(question, Paths(), False)
+    assert list(answer["devices"]) == ["good"] and answer["devices"]["good"].startswith('<interface type="ethernet">')
+    assert list(answer["errors"]) == ["old", "strange", "unknown"]
+    assert answer["dhcp_options"] == {"good": [[67, "62"], [240, "78"]]}
+    assert child.answer(question | {"vmi": "{"}, Paths(), False)["error"]["code"] == "INVALID_ARGUMENT"

@@ -1,0 +1,92 @@
+"""The child that builds domains: forked, asked once, and never waited for in vain."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[4]
+HEAD = """
+import os, signal, subprocess, sys, time
+from launcher.domain_builder.process import ForkedChild
+
+def say(text):
+    sys.stdout.write(text)
+    return 0
+
+def echo():
+    data = sys.stdin.buffer.read()
+    sys.stdout.buffer.write(data[::-1])
+    return 0
+
+def hang():
+    sys.stdin.buffer.read()
+    time.sleep(600)
+"""
+
+
+def run(script: str) -> str:
+    """What a script prints. In a process of its own: one with threads, as pytest may be, must not fork."""
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD + script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_question_and_an_answer_may_be_larger_than_a_pipe() -> None:
+    script = """
+data = os.urandom(1 << 20)
+child = ForkedChild(echo)
+answer, _ = child.communicate(data, timeout=30)
+child.kill()
+child.wait()
+assert answer == data[::-1]
+say("the same")
+"""
+    assert run(script) == "the same"
+
+
+def test_a_child_that_does_not_answer_is_not_waited_for() -> None:
+    script = """
+child = ForkedChild(hang)
+try:
+    child.communicate(bytes(1 << 20), timeout=0.2)
+except subprocess.TimeoutExpired:
+    say("too late")
+child.kill()
+child.wait()
+try:
+    os.waitpid(-1, 0)
+except ChildProcessError:
+    say(", and gone")
+"""
+    assert run(script) == "too late, and gone"
+
+
+def test_a_child_that_dies_has_no_answer_and_its_words_are_on_standard_error() -> None:
+    script = """
+def fail():
+    raise LookupError("odd")
+
+child = ForkedChild(fail)
+os.dup2(os.open("/dev/null", os.O_WRONLY), 2)
+say(repr(child.communicate(bytes(1 << 20), timeout=30)[0]))
+child.kill()
+child.wait()
+"""
+    assert run(script) == "b''"
+
+
+def test_a_child_ends_with_its_parent() -> None:
+    """Its standard input ends: nobody else holds the other end, the child itself least of all."""
+    script = """
+def wait():
+    sys.stdin.buffer.read()
+    os.write(2, b"the end")
+    return 0
+
+child = ForkedChild(wait)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", HEAD + script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr == "the end"

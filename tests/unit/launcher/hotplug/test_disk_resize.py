@@ -1,0 +1,97 @@
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from launcher.domain_builder.process import BuildError
+from launcher.hotplug import disk_resize
+from launcher.hypervisor.connection import HypervisorError, Unavailable
+from protos import launcher_pb2 as pb
+
+GIB = 1 << 30
+
+
+def request(**capacities: str) -> pb.SyncRequest:
+    infos = {name: {"persistentVolumeClaimInfo": {"capacity": {"storage": text}}} for name, text in capacities.items()}
+    entries = [{"name": "root"}, *({"name": name, **info} for name, info in infos.items())]
+    return pb.SyncRequest(vmi=json.dumps({"status": {"volumeStatus": entries}}).encode())
+
+
+class World:
+    """A hypervisor and a builder: `sizes` is what disks can grow to, `fails` what libvirt says of a disk."""
+
+    def __init__(self, sizes: dict[str, int], fails: dict[str, Exception] | None = None) -> None:
+        self.sizes, self.fails = sizes, fails or {}
+        self.asked: list[dict[str, int]] = []
+        self.resized: list[tuple[str, int]] = []
+        self.done: dict[str, tuple[int, str]] = {}
+
+    async def build(self, question: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(question["grow"])
+        return {"sizes": {name: size for name, size in self.sizes.items() if name in question["grow"]}}
+
+    async def resize_disk(self, domain: str, target: str, size: int) -> None:
+        if target in self.fails:
+            raise self.fails[target]
+        self.resized.append((target, size))
+
+    async def follow(self, wish: pb.SyncRequest, *disks: pb.DiskInfo) -> None:
+        def done(disk: pb.DiskInfo) -> None:
+            self.done[disk.volume] = (disk.size, disk.capacity)
+
+        await disk_resize.follow(self, self, "vm", wish, disks, done)  # type: ignore[arg-type]
+
+
+def disk(volume: str, target: str, capacity: str = "1Gi") -> pb.DiskInfo:
+    return pb.DiskInfo(volume=volume, target=target, size=GIB, capacity=capacity)
+
+
+def test_claims_as_they_were_cost_no_build() -> None:
+    world = World({"a": 2 * GIB})
+    asyncio.run(world.follow(request(a="1Gi"), disk("a", "vda"), disk("root", "vdb", "")))
+    assert (world.asked, world.done) == ([], {})
+
+
+def test_only_what_has_another_claim_grows() -> None:
+    world = World({"a": 2 * GIB, "b": 3 * GIB})
+    asyncio.run(world.follow(request(a="2Gi", b="1Gi"), disk("a", "vda"), disk("b", "vdb")))
+    assert world.asked == [{"a": GIB}]
+    assert world.resized == [("vda", 2 * GIB)]
+    assert world.done == {"a": (2 * GIB, "2Gi")}
+
+
+def test_a_claim_that_brings_no_room_is_noted_and_not_asked_about_again() -> None:
+    world = World({})
+    asyncio.run(world.follow(request(a="1024Mi"), disk("a", "vda")))
+    assert world.resized == []
+    assert world.done == {"a": (GIB, "1024Mi")}
+
+
+def test_one_that_fails_keeps_no_other_from_growing_and_is_tried_again() -> None:
+    world = World({"a": 2 * GIB, "b": 2 * GIB}, {"vda": HypervisorError("no medium")})
+    with pytest.raises(BuildError, match=rf"volume a: its disk cannot be grown to {2 * GIB} bytes: no medium"):
+        asyncio.run(world.follow(request(a="2Gi", b="2Gi"), disk("a", "vda"), disk("b", "vdb")))
+    assert world.done == {"b": (2 * GIB, "2Gi")}
+
+
+def test_a_daemon_that_is_away_is_no_fault_of_the_disk() -> None:
+    with pytest.raises(Unavailable):
+        asyncio.run(World({"a": 2 * GIB}, {"vda": Unavailable("gone")}).follow(request(a="2Gi"), disk("a", "vda")))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"[]", b"{}", b'{"status":null}', b'{"status":{"volumeStatus":[7]}}', b'{"status":{"volumeStatus":null}}',
+        b'{"status":{"volumeStatus":[{"name":"a","persistentVolumeClaimInfo":null}]}}',
+    ],
+)  # fmt: skip
+def test_what_says_nothing_of_claims(text: bytes) -> None:
+    assert disk_resize.capacities_of(text) == {}
+
+
+def test_the_report_says_what_was_told() -> None:
+    disks = [disk("a", "vda", ""), disk("root", "vdb", "old")]
+    disk_resize.note(disks, {"a": "1Gi"})
+    assert [each.capacity for each in disks] == ["1Gi", ""]

@@ -1,0 +1,152 @@
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from launcher.domain_builder.process import BuildError
+from launcher.hotplug.live_nics import LiveNic
+from launcher.hotplug.nic_hotplug import NicChanges, NicHotplug, plan, states_of
+from launcher.hypervisor.connection import HypervisorError, Unavailable
+from launcher.network.dhcp_service import DhcpError
+from protos import launcher_pb2 as pb
+
+
+def live(name: str, up: bool = True, model: str = "virtio") -> LiveNic:
+    return LiveNic(name, "02:00:00:00:00:01", up, 1, model, f"<{name}>\n      <model ")
+
+
+def request(*taps: str, **states: str) -> pb.SyncRequest:
+    interfaces = [{"name": name, "state": state} for name, state in states.items()]
+    vmi = {"spec": {"domain": {"devices": {"interfaces": interfaces}}}}
+    return pb.SyncRequest(vmi=json.dumps(vmi).encode(), nics=[pb.Nic(name=name, tap=f"tap-{name}") for name in taps])
+
+
+def test_nothing_to_do() -> None:
+    assert not plan({"a": "up", "b": "down"}, ["a", "b"], [live("a"), live("b", up=False)])
+
+
+def test_new_ones_wait_for_their_tap() -> None:
+    assert plan({"a": "up", "b": "up", "c": "down"}, ["a", "c"], [live("a")]) == NicChanges(plug=("c",))
+
+
+def test_absent_and_vanished_ones_go() -> None:
+    assert plan({"a": "absent"}, ["a"], [live("a"), live("b")]) == NicChanges(unplug=("a", "b"))
+    assert not plan({"a": "absent"}, ["a"], [])
+
+
+def test_links_follow_but_for_virtual_functions() -> None:
+    a, b = live("a"), live("b", up=False)
+    assert plan({"a": "down", "b": "up"}, [], [a, b]) == NicChanges(links=((a, False), (b, True)))
+    assert not plan({"a": "down"}, [], [live("a", model="sriov")])
+
+
+@pytest.mark.parametrize("vmi", [b"", b"[]", b"{}", b'{"spec":{"domain":{"devices":{"interfaces":[{}]}}}}'])
+def test_what_is_no_vmi_is_told(vmi: bytes) -> None:
+    with pytest.raises(BuildError, match="interfaces: no list"):
+        states_of(vmi)
+
+
+class World:
+    """What Cards works on. `fails` maps a card to what libvirt says about it; a domain's cards are in `cards.live`."""
+
+    def __init__(self, *there: LiveNic, fails: dict[str, Exception] | None = None, **errors: str) -> None:
+        self.done: list[str] = []
+        self.looks = 0
+        self.there = there
+        self.fails, self.errors = fails or {}, errors
+        self.dhcp_fails = False
+        self.cards = NicHotplug(self, self, self)  # type: ignore[arg-type]
+
+    async def follow(self, wish: pb.SyncRequest, options: dict[str, Any] | None = None) -> None:
+        await self.cards.follow("vm", wish, {} if options is None else options, self.poll)
+
+    async def poll(self) -> None:
+        self.looks += 1
+        self.cards.live = self.there
+
+    async def build(self, question: dict[str, Any]) -> dict[str, Any]:
+        self.done.append(f"build {' '.join(question['plug'])}")
+        devices = {name: f"<{name}>" for name in question["plug"] if name not in self.errors}
+        errors = {name: text for name, text in self.errors.items() if name in question["plug"]}
+        return {"devices": devices, "errors": errors, "dhcp_options": {name: [[67, "00"]] for name in devices}}
+
+    def serve(self, nics: list[pb.Nic], options: dict[str, Any]) -> None:
+        self.done.append(f"serve {' '.join(nic.name for nic in nics)}")
+        if self.dhcp_fails:
+            raise DhcpError("interface a: cannot serve DHCP: no such device")
+
+    async def _change(self, what: str, name: str) -> None:
+        if name in self.fails:
+            raise self.fails[name]
+        self.done.append(f"{what} {name}")
+
+    async def attach_device(self, _: str, xml: str) -> None:
+        await self._change("attach", xml.strip("<>"))
+
+    async def detach_device(self, _: str, alias: str) -> None:
+        await self._change("detach", alias.removeprefix("ua-nic_"))
+
+    async def update_device(self, _: str, xml: str) -> None:
+        await self._change("down" if "state='down'" in xml else "up", xml[1 : xml.index(">")])
+
+
+def test_nobody_is_asked_when_nothing_changed() -> None:
+    world = World(live("a"))
+
+    async def twice() -> None:
+        await world.follow(request("a", a="up"))
+        await world.follow(request("a", a="up"))
+
+    asyncio.run(twice())
+    assert world.done == ["serve a", "serve a"] and world.looks == 1
+
+
+def test_everything_at_once() -> None:
+    world = World(live("old"), live("cable"))
+    options: dict[str, Any] = {"new": "of an earlier card of that name"}
+    wish = request("old", "cable", "new", old="absent", cable="down", new="up")
+    asyncio.run(world.follow(wish, options))
+    assert world.done == ["build new", "serve cable new", "down cable", "detach old", "attach new"]
+    assert options == {"new": [[67, "00"]]}
+
+
+def test_one_failure_keeps_nobody_out() -> None:
+    world = World(
+        live("gone"), live("cable"), fails={"cable": HypervisorError("no"), "b": HypervisorError("never")}, a="bad"
+    )
+    with pytest.raises(BuildError) as raised:
+        asyncio.run(world.follow(request("a", "b", "c", a="up", b="up", c="up", cable="down")))
+    assert world.done == ["build a b c", "serve a b c", "detach gone", "attach c"]
+    assert raised.value.code == "INTERNAL"
+    assert str(raised.value) == (
+        "bad; interface cable: its link cannot be set down: no; interface b: it cannot be plugged into tap-b: never"
+    )
+
+
+def test_the_code_is_the_users_fault_only_if_all_is() -> None:
+    with pytest.raises(BuildError) as raised:
+        asyncio.run(World(a="bad", b="worse").follow(request("a", "b", a="up", b="up")))
+    assert (raised.value.code, str(raised.value)) == ("INVALID_ARGUMENT", "bad; worse")
+
+
+def test_no_slot_is_told_with_a_remedy() -> None:
+    world = World(fails={"a": HypervisorError("internal error: No more available PCI slots")})
+    with pytest.raises(
+        BuildError, match="interface a: it cannot be plugged into tap-a: no PCI slot is free; restart the VM"
+    ):
+        asyncio.run(world.follow(request("a", a="up")))
+
+
+def test_without_dhcp_the_card_is_plugged_in_all_the_same() -> None:
+    world = World()
+    world.dhcp_fails = True
+    with pytest.raises(BuildError, match="interface a: cannot serve DHCP"):
+        asyncio.run(world.follow(request("a", a="up")))
+    assert world.done == ["build a", "serve a", "attach a"]
+
+
+def test_a_daemon_that_is_away_is_another_matter() -> None:
+    world = World(live("a"), fails={"a": Unavailable("gone")})
+    with pytest.raises(Unavailable):
+        asyncio.run(world.follow(request()))

@@ -1,0 +1,219 @@
+"""The machine with a hypervisor whose answers come when a test lets them."""
+
+import asyncio
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from launcher.hypervisor.connection import DomainEvent, DomainFacts
+from launcher.paths import Paths
+from launcher.vm.controller import VmController
+from launcher.vm.errors import OperationRefused
+from launcher.vm.state_files import StateFiles
+from protos import launcher_pb2 as pb
+
+STARTING = DomainFacts(3, 11, "tcg", "pc-q35-7.2", False, (), 0)
+"""virDomainState PAUSED, because it is starting up."""
+RUNNING = DomainFacts(1, 1, "tcg", "pc-q35-7.2", False, (), 0)
+LIFECYCLE_STARTED, LIFECYCLE_STOPPED = DomainEvent("lifecycle", 2, 0), DomainEvent("lifecycle", 5, 0)
+
+
+class Libvirt:
+    """Tells what a test has it tell. Every look at the domain waits in `looks` for its answer."""
+
+    def __init__(
+        self, _: Paths, connected: Callable[[], None], __: object, happened: Callable[[DomainEvent], None]
+    ) -> None:
+        self.happened = happened
+        self.looks: list[asyncio.Future[DomainFacts | None]] = []
+        self.looked = asyncio.Condition()
+        self.is_connected = True
+        self.while_creating: list[DomainEvent] = []
+        self.resized: list[tuple[str, str, int]] = []
+
+    async def resize_disk(self, domain: str, target: str, size: int) -> None:
+        self.resized.append((domain, target, size))
+
+    async def create(self, xml: str, paused: bool) -> None:
+        for event in self.while_creating:
+            self.happened(event)
+
+    async def facts(self, domain: str) -> DomainFacts | None:
+        poll: asyncio.Future[DomainFacts | None] = asyncio.get_running_loop().create_future()
+        self.looks.append(poll)
+        async with self.looked:
+            self.looked.notify_all()
+        return await poll
+
+    async def asked(self, times: int) -> None:
+        """Waits until somebody has begun that many looks."""
+        async with self.looked:
+            await asyncio.wait_for(self.looked.wait_for(lambda: len(self.looks) >= times), 10)
+
+
+class Builder:
+    """Any VMI becomes the same domain."""
+
+    def discard(self) -> None:
+        """Nothing waits here."""
+
+    async def build(self, question: dict[str, Any]) -> dict[str, Any]:
+        if "grow" in question:
+            return {"sizes": {name: size * 2 for name, size in question["grow"].items()}}
+        disks = [{"volume": "data", "target": "vda", "size": 1 << 30}]
+        return {"domain": "web_vm", "xml": "<domain/>", "paused": False, "disks": disks, "dhcp_options": {}}
+
+
+def request(uid: str = "uid-1", capacity: str = "1Gi") -> pb.SyncRequest:
+    claims = [{"name": "data", "persistentVolumeClaimInfo": {"capacity": {"storage": capacity}}}]
+    vmi = {"metadata": {"uid": uid}, "spec": {"domain": {"devices": {}}}, "status": {"volumeStatus": claims}}
+    return pb.SyncRequest(vmi=json.dumps(vmi).encode())
+
+
+@pytest.fixture
+async def world(tmp_path: pathlib.Path) -> tuple[VmController, Libvirt]:
+    paths = Paths(str(tmp_path))
+    pathlib.Path(paths.run).mkdir(parents=True)
+    machine = VmController(paths, StateFiles(paths), Builder(), Libvirt)  # type: ignore[arg-type]
+    return machine, machine.hypervisor  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("slow", ["the event's", "Sync's"])
+async def test_a_slow_look_never_overwrites_one_that_was_begun_later(
+    world: tuple[VmController, Libvirt], slow: str
+) -> None:
+    machine, libvirt = world
+    sync = asyncio.create_task(machine.sync(request()))
+    if slow == "the event's":
+        libvirt.while_creating = [LIFECYCLE_STARTED]
+        # The order of the two is the event loop's; what is begun last says RUNNING, and is answered first.
+        await libvirt.asked(2)
+    else:
+        await libvirt.asked(1)
+        libvirt.happened(LIFECYCLE_STARTED)
+        await libvirt.asked(2)
+    first, second = libvirt.looks
+    second.set_result(RUNNING)
+    await until(machine, pb.DOMAIN_STATE_RUNNING)
+    first.set_result(STARTING)
+    assert (await asyncio.wait_for(sync, 10)).state == pb.DOMAIN_STATE_RUNNING
+    assert (await reported(machine)).state == pb.DOMAIN_STATE_RUNNING
+
+
+async def test_looks_in_order_all_count(world: tuple[VmController, Libvirt]) -> None:
+    machine, libvirt = world
+    sync = asyncio.create_task(machine.sync(request()))
+    await libvirt.asked(1)
+    libvirt.looks[0].set_result(STARTING)
+    assert (await asyncio.wait_for(sync, 10)).state == pb.DOMAIN_STATE_STARTING
+    libvirt.happened(LIFECYCLE_STARTED)
+    await libvirt.asked(2)
+    libvirt.looks[1].set_result(RUNNING)
+    await until(machine, pb.DOMAIN_STATE_RUNNING)
+
+
+async def test_many_events_are_one_look(world: tuple[VmController, Libvirt]) -> None:
+    machine, libvirt = world
+    sync = asyncio.create_task(machine.sync(request()))
+    await libvirt.asked(1)
+    libvirt.looks[0].set_result(RUNNING)
+    await asyncio.wait_for(sync, 10)
+    for _ in range(1000):
+        libvirt.happened(DomainEvent("device"))
+    await libvirt.asked(2)
+    for _ in range(1000):  # while that look lasts they are one more, which waits for it
+        libvirt.happened(DomainEvent("device"))
+    libvirt.looks[1].set_result(RUNNING)
+    await libvirt.asked(3)
+    libvirt.looks[2].set_result(RUNNING)
+    poll = asyncio.create_task(machine.poll())
+    await libvirt.asked(4)
+    libvirt.looks[3].set_result(RUNNING)
+    await asyncio.wait_for(poll, 10)
+    assert len(libvirt.looks) == 4
+
+
+async def test_a_look_that_is_answered_after_the_end_changes_nothing(world: tuple[VmController, Libvirt]) -> None:
+    machine, libvirt = world
+    libvirt.while_creating = [LIFECYCLE_STARTED]
+    sync = asyncio.create_task(machine.sync(request()))
+    await libvirt.asked(2)
+    libvirt.happened(LIFECYCLE_STOPPED)
+    for poll in libvirt.looks:
+        poll.set_result(RUNNING)
+    assert (await asyncio.wait_for(sync, 10)).state == pb.DOMAIN_STATE_SHUTOFF
+    reports = [report async for report in machine.watch()]
+    assert reports[-1].state == pb.DOMAIN_STATE_SHUTOFF and machine.delivered.is_set()
+
+
+async def test_an_end_that_is_told_before_the_start(world: tuple[VmController, Libvirt]) -> None:
+    machine, libvirt = world
+    libvirt.while_creating = [LIFECYCLE_STOPPED]
+    assert (await asyncio.wait_for(machine.sync(request()), 10)).state == pb.DOMAIN_STATE_SHUTOFF
+    with pytest.raises(OperationRefused, match="does not run"):
+        machine.running()
+
+
+async def test_nothing_starts_while_the_pod_ends(world: tuple[VmController, Libvirt]) -> None:
+    machine, libvirt = world
+    machine.stop()
+    with pytest.raises(OperationRefused, match="the pod is being ended"):
+        await machine.sync(request())
+    assert not libvirt.looks
+
+
+async def test_a_disk_grows_and_the_next_server_knows(
+    world: tuple[VmController, Libvirt], tmp_path: pathlib.Path
+) -> None:
+    machine, libvirt = world
+    sync = asyncio.create_task(machine.sync(request()))
+    await libvirt.asked(1)
+    libvirt.looks[0].set_result(RUNNING)
+    report = await asyncio.wait_for(sync, 10)
+    assert [(disk.size, disk.capacity) for disk in report.disks] == [(1 << 30, "1Gi")]
+    await asyncio.wait_for(machine.sync(request(capacity="2Gi")), 10)
+    assert libvirt.resized == [("web_vm", "vda", 2 << 30)]
+    assert [(disk.size, disk.capacity) for disk in (await reported(machine)).disks] == [(2 << 30, "2Gi")]
+    paths = Paths(str(tmp_path))
+    again = VmController(paths, StateFiles(paths), Builder(), Libvirt)  # type: ignore[arg-type]
+    again.restore()
+    assert [(disk.size, disk.capacity) for disk in (await reported(again)).disks] == [(2 << 30, "2Gi")]
+
+
+async def test_only_one_vmi(world: tuple[VmController, Libvirt]) -> None:
+    machine, libvirt = world
+    sync = asyncio.create_task(machine.sync(request()))
+    await libvirt.asked(1)
+    libvirt.looks[0].set_result(RUNNING)
+    await asyncio.wait_for(sync, 10)
+    with pytest.raises(OperationRefused, match="belongs to the VMI with UID uid-1") as caught:
+        await machine.sync(request("uid-2"))
+    assert caught.value.code == "FAILED_PRECONDITION"
+
+
+@pytest.mark.parametrize("vmi", [b"", b"[]", b"{}", b'{"metadata":{"uid":""}}', b'{"metadata":{"uid":7}}'])
+async def test_a_vmi_without_a_uid(world: tuple[VmController, Libvirt], vmi: bytes) -> None:
+    with pytest.raises(OperationRefused, match=r"metadata\.uid: missing") as caught:
+        await world[0].sync(pb.SyncRequest(vmi=vmi))
+    assert caught.value.code == "INVALID_ARGUMENT"
+
+
+async def reported(machine: VmController) -> pb.Report:
+    """What a watcher who comes now is told first."""
+    async for report in machine.watch():
+        return report
+    raise AssertionError("nothing was reported")
+
+
+async def until(machine: VmController, state: pb.DomainState.ValueType) -> None:
+    """Waits for a state to be reported."""
+
+    async def wait() -> None:
+        async for report in machine.watch():
+            if report.state == state:
+                return
+
+    await asyncio.wait_for(wait(), 10)
