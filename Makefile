@@ -6,12 +6,9 @@ PYTEST  := .venv/bin/pytest
 # What boots guests and clusters spends most of its time waiting, so SIDE_BY_SIDE files of it run at a time (a file's tests
 # share guests, and stay together).
 SIDE_BY_SIDE ?= 3
-# On a machine shared with others it can miss a deadline: what failed is run once more, by itself, and only then is it a
-# failure. Both runs are printed, so that an unsteady test is seen. $(1): which tests; $(2): how.
-define steady
-	$(PYTEST) $(1) -q $(2) || { [ $$? -eq 1 ] && echo "Once more, only what failed:" && \
-	  $(PYTEST) $(1) -q --last-failed --last-failed-no-failures none; }
-endef
+# On a machine shared with others a test can miss a deadline: what failed is run once more, by itself, and only then is it
+# a failure. Tests that passed only then are listed at the end of `make test`. $(1): which tests; $(2): pytest's options.
+steady = $(PYTHON) -m tests.steady run $(1) -- $(2)
 side_by_side = -n $(SIDE_BY_SIDE) --dist loadfile
 export HYPERLET_CACHE ?= $(HOME)/.cache/hyperlet
 
@@ -31,11 +28,14 @@ status: .venv/ready ## what is running
 
 # The node tests leave a processor half idle, and Kubernetes takes minutes to build: it is built meanwhile, with what they
 # leave. Whatever goes wrong there comes up again in e2e, which builds what is missing and says so.
-test: check ## everything there is to test
+test: .venv/ready ## everything there is to test
+	@$(PYTHON) -m tests.steady begin
+	@$(MAKE) --no-print-directory check
 	@mkdir -p $(HYPERLET_CACHE); echo "building for e2e meanwhile ($(HYPERLET_CACHE)/ahead.log)"; \
 	  nice -n 19 sh -c '$(PYTHON) -m cluster build && $(PYTHON) -m images build && $(PYTHON) -m cluster build dns extras runc' >$(HYPERLET_CACHE)/ahead.log 2>&1 & ahead=$$!; \
 	  $(MAKE) --no-print-directory node-test; status=$$?; wait $$ahead || true; exit $$status
 	@$(MAKE) --no-print-directory e2e
+	@$(PYTHON) -m tests.steady report
 
 check: lint types unit ## style, types, unit tests
 
@@ -61,8 +61,8 @@ e2e: .venv/ready ## on the real cluster (brings it up if it is not)
 	@$(PYTHON) -m images build
 	@$(PYTHON) -m deploy.hyperlet up
 	@$(PYTHON) -m cluster dns
-	$(call steady,tests/e2e -m "not alone and not unproven",$(side_by_side))
-	$(call steady,tests/e2e -m "alone and not unproven")
+	$(call steady,tests/e2e,-m "not alone and not unproven" $(side_by_side))
+	$(call steady,tests/e2e,-m "alone and not unproven")
 
 e2e-unproven: .venv/ready ## the e2e tests that have not been seen passing yet (tests/e2e/unproven.txt)
 	@$(PYTHON) -m images build
