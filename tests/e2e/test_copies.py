@@ -355,15 +355,13 @@ def test_a_kubelet_that_starts_again_ends_nothing_though_the_nodes_label_is_off(
     try:
         with stopped_handler(kubectl, node):
             kubectl("label", "node", node, "--overwrite", f"{labels[0]}=false", f"{labels[1]}-")
-            before = project("cluster", "exec", node, "--", "pidof", "kubelet").strip()
+
+            def kubelet() -> str:
+                return project("cluster", "exec", node, "--", "sh", "-c", "pidof -s kubelet; true").strip()
+
+            before = kubelet()
             project("cluster", "exec", node, "--", "kill", "-KILL", before)
-            wait_for(
-                lambda: (
-                    (now := project("cluster", "exec", node, "--", "pidof", "-s", "kubelet").strip()) and now != before
-                ),
-                "another kubelet runs",
-                seconds=30,
-            )
+            wait_for(lambda: kubelet() not in ("", before), "another kubelet runs", seconds=30)
             stays(
                 lambda: stubborn.uid() == old and qemus(space, stubborn.name) == [qemu], "the guest runs on", seconds=20
             )
