@@ -143,6 +143,8 @@ def _lost(seen: ObservedVmi) -> Patch | None:
     if (
         pod is not None
         and is_running(pod)
+        # The handler takes the entry off when it finds nothing left of a pod whose status is stale.
+        and pod.status.phase not in END_PHASES
         and phase_of(vmi) not in names.FINAL_PHASES
         and pod.metadata.uid not in known
     ):

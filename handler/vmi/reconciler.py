@@ -121,6 +121,8 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
 
     async def run(self, workers: int = 8) -> None:
         """Works until cancelled."""
+        # A VMI seen before the pods are listed tells nothing of vanished ones, and is not queued again.
+        await self.pods.synced()
         async with asyncio.TaskGroup() as group:
             group.create_task(super().run(workers))
             group.create_task(self._discovery.run())

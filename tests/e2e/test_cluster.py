@@ -179,8 +179,9 @@ def test_a_privileged_pod_sees_only_harmless_devices(space: Space, busybox: str)
     pod = web("privileged", busybox, "node1", securityContext={"privileged": True})
     space.apply(pod)
     space.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "pod/privileged")
-    devices = space.kubectl("exec", "privileged", "--", "/busybox", "find", "/dev", "-type", "b")
-    assert devices.strip() == ""
+    devices = space.kubectl("exec", "privileged", "--", "/busybox", "find", "/dev", "-type", "b").split()
+    # Volumes stand on loop devices; of the machine's disks there is none.
+    assert not [device for device in devices if not device.startswith("/dev/loop")]
     assert "tun" in space.kubectl("exec", "privileged", "--", "/busybox", "ls", "/dev/net")
     space.kubectl("delete", "pod", "privileged", "--wait=false")
 

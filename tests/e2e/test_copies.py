@@ -193,6 +193,19 @@ def pod_processes(uid: str) -> list[int]:
     return found
 
 
+def end_pod_processes(uid: str) -> None:
+    """Kill a pod's processes until none is left: one may be born between the look and the kill."""
+
+    def none_left() -> bool:
+        left = pod_processes(uid)
+        for victim in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        return not left
+
+    wait_for(none_left, "no process of the pod is left", seconds=20)
+
+
 @pytest.mark.parametrize("reason", ["Preempting", "Evicted", "Terminated", "NodeShutdown"])
 def test_a_pod_called_failed_before_its_containers_have_ended_is_not_replaced(
     space: Space, stubborn: Machine, reason: str
@@ -221,8 +234,7 @@ def test_a_pod_called_failed_before_its_containers_have_ended_is_not_replaced(
 def test_a_failed_pod_with_a_stale_running_container_is_told_and_has_a_way_out(space: Space, stubborn: Machine) -> None:
     old, node, pod = stubborn.uid(), stubborn.node(), stubborn.pod()
     with stopped_kubelet(node):
-        for victim in pod_processes(pod["metadata"]["uid"]):
-            os.kill(victim, signal.SIGKILL)
+        end_pod_processes(pod["metadata"]["uid"])
         name = pod["metadata"]["name"]
         space.kubectl(
             "patch", "pod", name, "--subresource=status", "--type=merge", "-p", '{"status": {"phase": "Failed"}}'
@@ -355,15 +367,13 @@ def test_a_kubelet_that_starts_again_ends_nothing_though_the_nodes_label_is_off(
     try:
         with stopped_handler(kubectl, node):
             kubectl("label", "node", node, "--overwrite", f"{labels[0]}=false", f"{labels[1]}-")
-            before = project("cluster", "exec", node, "--", "pidof", "kubelet").strip()
+
+            def kubelet() -> str:
+                return project("cluster", "exec", node, "--", "sh", "-c", "pidof -s kubelet; true").strip()
+
+            before = kubelet()
             project("cluster", "exec", node, "--", "kill", "-KILL", before)
-            wait_for(
-                lambda: (
-                    (now := project("cluster", "exec", node, "--", "pidof", "-s", "kubelet").strip()) and now != before
-                ),
-                "another kubelet runs",
-                seconds=30,
-            )
+            wait_for(lambda: kubelet() not in ("", before), "another kubelet runs", seconds=30)
             stays(
                 lambda: stubborn.uid() == old and qemus(space, stubborn.name) == [qemu], "the guest runs on", seconds=20
             )
@@ -419,8 +429,7 @@ def test_the_administrators_word_for_one_machine(space: Space, stubborn: Machine
         stack.enter_context(stopped_handler(space.kubectl, node))
         space.kubectl("delete", "pod", pod["metadata"]["name"], "--force", "--grace-period=0", "--wait=false")
         wait_for(lambda: told(stubborn), "what it waits for is told", explain=stubborn.story)
-        for victim in pod_processes(pod["metadata"]["uid"]):
-            os.kill(victim, signal.SIGKILL)
+        end_pod_processes(pod["metadata"]["uid"])
         stays(lambda: stubborn.uid() == old, "nobody knows that it has ended", seconds=6)
         project("cli", f"--kubeconfig={space.kubectl.kubeconfig}", "fence", "-n", space.name, stubborn.name, "--yes")
         anew(stubborn, old)

@@ -271,7 +271,7 @@ async def test_deleted_pod_costs_one_patch_for_its_cause_and_one_for_the_end(kub
         await asyncio.sleep(2.5)
         launcher.tell(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down"})
         await until(lambda: kube.status()["phase"] == "Succeeded")
-    assert [reason for _, reason, _ in kube.events] == ["Started", "DeletionByUser", "Stopped"]
+    assert [reason for _, reason, _ in kube.events] == ["Started", "PodDeleted", "Stopped"]
     assert len(kube.patches) == 3
 
 
@@ -514,3 +514,25 @@ async def test_pod_that_ended_but_stays_keeps_nothing_alive(kube, pods):
             kube.remove(Pod, "test", "virt-launcher-vm-abcde")
             await until(lambda: len(machines) == 0)
     assert len(kube.patches) == 2
+
+
+async def test_a_pod_that_vanished_unseen_is_reported_though_the_pods_are_listed_late(kube, lab, pods, monkeypatch):
+    launcher = lab.launcher()
+    given(kube, lab)
+    async with handler(kube, pods):
+        await until(lambda: kube.status()["phase"] == "Running")
+    kube.remove(Pod, "test", "virt-launcher-vm-abcde")
+    launcher.kill()
+    lab.sandbox.close()
+    listing, known = kube.list, asyncio.Event()
+
+    async def late(kind, *words, **more):
+        if kind is Pod:
+            await known.wait()
+        return await listing(kind, *words, **more)
+
+    monkeypatch.setattr(kube, "list", late)
+    async with handler(kube, pods):
+        await asyncio.sleep(0.5)
+        known.set()
+        await until(lambda: not kube.status()["activePods"])

@@ -711,6 +711,16 @@ def test_a_pod_that_runs_is_put_back_into_active_pods() -> None:
     assert status_of(patch) == {"activePods": {"pod-uid": "node1"}}
 
 
+def test_an_entry_that_the_handler_took_off_stays_off_though_the_pods_status_is_stale() -> None:
+    stale = pod("running", gate="True")
+    stale = msgspec.structs.replace(stale, status=msgspec.structs.replace(stale.status, phase="Failed"))
+    planned = see(vmi("Running", stamps=RUNNING, activePods={}), pod=stale, ended_for=inf)
+    assert status_of(planned[0])["phase"] == "Failed"
+    assert not any(
+        "pod-uid" in (status_of(each).get("activePods") or {}) for each in planned if isinstance(each, Patch)
+    )
+
+
 def test_a_vmi_in_deletion_gets_no_finalizer() -> None:
     """The API server refuses that."""
     bare = vmi("Running", stamps=RUNNING, finalizer=False, deleting=True)
