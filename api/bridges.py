@@ -61,8 +61,8 @@ def faults(annotations: Mapping[str, str] | None) -> Iterator[Fault]:
                 yield Fault(
                     f"metadata.annotations.{key}",
                     names.FAULT_INVALID,
-                    f"{pattern[:40]!r} is no name of a bridge: 1 to 15 letters, digits, '_', '.' or '-', where '*' and "
-                    "'?' stand for others; separate names by commas",
+                    f"{pattern[:40]!r} is not a bridge name pattern: 1 to 15 letters, digits, '_', '.', '-' and the wildcards "
+                    "'*' and '?'; separate patterns with commas",
                 )
 
 

@@ -22,11 +22,11 @@ REASON_POD_TERMINATED = "PodTerminated"
 _BY_KUBELET = "TerminationByKubelet"
 _EVENTS = frozenset({"Evicted", "Preempting"})
 _WORDS = {
-    "EvictionByEvictionAPI": "the launcher pod was evicted (a drain of its node, for instance)",
+    "EvictionByEvictionAPI": "the launcher pod was evicted (for example by kubectl drain)",
     "PreemptionByScheduler": "the launcher pod was preempted by a pod of higher priority",
     "DeletionByTaintManager": "the launcher pod does not tolerate a taint of its node",
-    "DeletionByPodGC": "the node of the launcher pod is gone",
-    _BY_KUBELET: "the node's kubelet ended the launcher pod",
+    "DeletionByPodGC": "the node of the launcher pod no longer exists",
+    _BY_KUBELET: "the kubelet terminated the launcher pod",
     REASON_POD_DELETED: "the launcher pod was deleted",
 }
 _REASON = re.compile(r"[A-Za-z][A-Za-z0-9]{0,62}")
@@ -69,8 +69,8 @@ def last_cause(vmi: VirtualMachineInstance, pod: Pod, warning: tuple[str, str] |
     if warning is not None and warning[0] in _EVENTS:
         return _announced(warning[0], _BY_KUBELET, warning[1])
     if vmi.spec.livenessProbe is not None:
-        return Cause(REASON_LIVENESS, "the kubelet ended the launcher pod: its liveness probe failed")
-    return Cause(REASON_POD_TERMINATED, "the launcher pod was told to end, though neither it nor the VM was deleted")
+        return Cause(REASON_LIVENESS, "the kubelet terminated the launcher pod: its liveness probe failed")
+    return Cause(REASON_POD_TERMINATED, "the launcher pod received SIGTERM, although neither the pod nor the VM was deleted")
 
 
 def _announced(reason: str, kind: str | None, message: str | None) -> Cause:

@@ -57,7 +57,7 @@ def machine_problem(written: str, config: "KubeVirtConfiguration | None") -> str
     patterns = _patterns(config)
     if not any(fnmatchcase(written, pattern) for pattern in patterns):
         allowed = ", ".join(patterns)
-        return f"{written[:60]!r} is not allowed here: emulatedMachines of the KubeVirt object is {allowed}"
+        return f"{written[:60]!r} is not allowed: emulatedMachines of the KubeVirt object allows {allowed}"
     if machine_type(written) not in AVAILABLE:
         return f"{written[:60]!r} is not supported: use {', '.join(AVAILABLE)}"
     return None
@@ -66,7 +66,7 @@ def machine_problem(written: str, config: "KubeVirtConfiguration | None") -> str
 def machine_warning(written: str) -> str | None:
     """What is to be said about a machine type that is accepted under another name."""
     given = machine_type(written)
-    return None if given == written else f"{written[:60]} is not built here: the VM gets {given}, the nearest there is"
+    return None if given == written else f"{written[:60]} is not available: the VM uses {given}, the closest upstream type"
 
 
 def _patterns(config: "KubeVirtConfiguration | None") -> tuple[str, ...]:

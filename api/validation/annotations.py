@@ -28,71 +28,71 @@ class KnownAnnotation(NamedTuple):
 _TEST = "for KubeVirt's own tests"
 KNOWN = (
     KnownAnnotation(
-        "hooks.kubevirt.io/", "runs hook sidecars, which may change the domain", "there are no hook sidecars here"
+        "hooks.kubevirt.io/", "runs hook sidecars, which may change the domain", "hook sidecars are not implemented"
     ),
     KnownAnnotation(
         "kubevirt.io/ignitiondata",
-        "hands Ignition data to the guest by the firmware",
-        "put the Ignition data into userData of a cloudInitConfigDrive volume",
+        "passes Ignition data to the guest through fw_cfg",
+        "set userData of a cloudInitConfigDrive volume instead",
     ),
     KnownAnnotation(
         "kubevirt.io/placePCIDevicesOnRootComplex",
         "puts PCI devices on the root complex",
-        "devices sit behind PCI Express ports here: name a place by pciAddress",
+        "hyperlet puts devices behind PCI Express root ports: set pciAddress to choose a slot",
         ("false",),
     ),
     KnownAnnotation(
-        "kubevirt.io/disablePCIHole64", "leaves out the 64 bit PCI window", "the window is always there", ("false",)
+        "kubevirt.io/disablePCIHole64", "removes the 64-bit PCI hole", "the 64-bit PCI hole is always present", ("false",)
     ),
     KnownAnnotation(
-        "kubevirt.io/memfd", "chooses memfd behind the guest's memory", "memory is anonymous here", ("false",)
+        "kubevirt.io/memfd", "selects memfd as the backend of guest memory", "guest memory is always anonymous memory", ("false",)
     ),
     KnownAnnotation(
         "kubevirt.io/libvirt-log-filters",
         "sets libvirt's log filters",
-        "read the log of the pod's container compute, or ask libvirt with `hyperctl virsh`",
+        "read the log of the pod's container `compute`, or query libvirt with `hyperctl virsh`",
     ),
     KnownAnnotation(
         "kubevirt.io/keep-launcher-alive-after-failure",
-        "keeps the pod of a failed VM",
-        "a failed VM's pod always ends: its messages stand in the VM's status and Events",
+        "keeps the launcher pod of a failed VM",
+        "the launcher pod of a failed VM always terminates: see the VM's status and Events",
         ("false",),
     ),
     KnownAnnotation(
         "kubevirt.io/create-migration-target",
         "makes the VM the target of a migration",
-        "live migration is not there yet",
+        "live migration is not implemented",
     ),
-    KnownAnnotation("kubevirt.io/func-test-", _TEST, "is for KubeVirt's own tests"),
+    KnownAnnotation("kubevirt.io/func-test-", _TEST, "the annotation is reserved for KubeVirt's own tests"),
     KnownAnnotation(
         "kubevirt.io/allow-pod-bridge-network-live-migration",
-        "lets a VM with a bridge on the pod network migrate",
-        "live migration is not there yet, so it has no effect",
+        "allows live migration of a VM with a bridge on the pod network",
+        "no effect: live migration is not implemented",
         warned=True,
     ),
     KnownAnnotation(
         "kubevirt.io/pci-topology-version",
-        "keeps PCI addresses over updates",
-        "PCI addresses are chosen here, so it has no effect",
+        "keeps PCI addresses across updates",
+        "no effect: hyperlet assigns PCI addresses itself",
         warned=True,
     ),
     KnownAnnotation(
         "kubevirt.io/pci-interface-slot-count",
-        "keeps PCI addresses over updates",
-        "PCI addresses are chosen here, so it has no effect",
+        "keeps PCI addresses across updates",
+        "no effect: hyperlet assigns PCI addresses itself",
         warned=True,
     ),
-    KnownAnnotation("kubevirt.io/nonroot", "runs the launcher without root", "is always so", ("*",)),
+    KnownAnnotation("kubevirt.io/nonroot", "runs the launcher as non-root", "always the case", ("*",)),
     KnownAnnotation(
         "kubevirt.io/image-volume-skip-digest-resolution",
-        "takes artifacts that are no images",
-        "is always so: images are mounted as they are",
+        "accepts artifacts that are not container images",
+        "always the case: images are mounted unchanged",
         ("*",),
     ),
     KnownAnnotation(
-        "kubevirt.io/immediate-data-volume-creation", "makes DataVolumes at once", "there are none yet", ("*",)
+        "kubevirt.io/immediate-data-volume-creation", "creates DataVolumes immediately", "DataVolumes are not implemented", ("*",)
     ),
-    KnownAnnotation("kubectl.kubernetes.io/default-container", "container that `kubectl logs` shows", "works", ("*",)),
+    KnownAnnotation("kubectl.kubernetes.io/default-container", "selects the container that `kubectl logs` shows", "supported", ("*",)),
 )
 
 
@@ -128,13 +128,13 @@ def annotation_warnings(annotations: Mapping[str, str] | None, path: str) -> Ite
 
 def table() -> str:
     """The table in docs/annotations.md."""
-    rows = ["| annotation | there | here |", "|---|---|---|"]
+    rows = ["| annotation | KubeVirt | hyperlet |", "|---|---|---|"]
     for known in KNOWN:
         name = f"{known.name}…" if known.name[-1] in "/-" else known.name
         if "*" in known.harmless:
             here = known.answer
         else:
-            here = ("a warning: " if known.warned else "refused: ") + known.answer
+            here = ("warning: " if known.warned else "refused: ") + known.answer
             here += "".join(f"; `{value}` is accepted" for value in known.harmless)
         rows.append(f"| `{name}` | {known.effect} | {here} |")
     return "\n".join(rows) + "\n"

@@ -78,5 +78,5 @@ def _probe_hosts(spec: Any, path: str) -> Iterator[Demand]:
             for key in (probe, action, "host"):
                 value = value.get(key) if isinstance(value, dict) else None
             if value:
-                words = "no probe may name a host. Leave it out: the probe goes to the guest"
+                words = "probes must not set a host: remove it, the probe then connects to the guest"
                 yield Demand(f"{path}.{probe}.{action}.host", "baseline", _PROBE_HOST_SINCE, words)

@@ -89,44 +89,44 @@ SUPPORTED_KUBEVIRT = [
 
 # Why, and what to do instead, for the fields that people are most likely to bring along.
 HINTS = {
-    "dataVolumeTemplates": "make a PersistentVolumeClaim and name it in volumes[].persistentVolumeClaim",
-    "instancetype": "write CPU and memory into template.spec.domain",
-    "preference": "write what it prefers into template.spec",
+    "dataVolumeTemplates": "create a PersistentVolumeClaim and reference it in volumes[].persistentVolumeClaim",
+    "instancetype": "set CPU and memory in template.spec.domain",
+    "preference": "set the preferred values in template.spec",
     "updateVolumesStrategy": "stop the VM to change its volumes",
-    "runStrategy": "live migration into this cluster is not there yet",
-    "domain.devices.gpus": "no device can be passed through yet",
-    "domain.devices.hostDevices": "no device can be passed through yet",
-    "domain.devices.filesystems": "no file system can be shared yet: use a volume with a disk",
-    "domain.devices.tpm": "there is no TPM yet",
-    "domain.devices.logSerialConsole": "the serial console is always copied to the pod's log",
-    "domain.devices.interfaces.binding": "network binding plugins are not there yet",
-    "domain.devices.interfaces.slirp": "KubeVirt has dropped it too: use masquerade",
-    "domain.devices.disks.lun": "use disk: raw SCSI passthrough is not there yet",
-    "domain.firmware.bootloader.efi": "only BIOS boots yet",
-    "domain.launchSecurity": "encrypted memory is not there yet",
-    "domain.cpu.dedicatedCpuPlacement": "CPUs cannot be pinned yet",
-    "domain.cpu.maxSockets": "CPUs cannot be added to a running guest yet",
-    "domain.memory.hugepages": "huge pages are not there yet",
-    "domain.memory.maxGuest": "memory cannot be added to a running guest yet",
-    "domain.ioThreadsPolicy": "disks share QEMU's main loop yet",
+    "runStrategy": "live migration into this cluster is not implemented",
+    "domain.devices.gpus": "device passthrough is not implemented",
+    "domain.devices.hostDevices": "device passthrough is not implemented",
+    "domain.devices.filesystems": "file system sharing is not implemented: use a volume with a disk",
+    "domain.devices.tpm": "TPM is not implemented",
+    "domain.devices.logSerialConsole": "the serial console is always written to the pod's log",
+    "domain.devices.interfaces.binding": "network binding plugins are not implemented",
+    "domain.devices.interfaces.slirp": "KubeVirt removed it: use masquerade",
+    "domain.devices.disks.lun": "SCSI passthrough is not implemented: use disk",
+    "domain.firmware.bootloader.efi": "EFI is not implemented: use bios",
+    "domain.launchSecurity": "memory encryption is not implemented",
+    "domain.cpu.dedicatedCpuPlacement": "CPU pinning is not implemented",
+    "domain.cpu.maxSockets": "CPU hot-plug is not implemented",
+    "domain.memory.hugepages": "huge pages are not implemented",
+    "domain.memory.maxGuest": "memory hot-plug is not implemented",
+    "domain.ioThreadsPolicy": "I/O threads are not implemented: disks run in QEMU's main loop",
     "domain.devices.interfaces.passtBinding": "use masquerade",
-    "domain.devices.interfaces.tag": "cloud-init data carries no device metadata yet",
+    "domain.devices.interfaces.tag": "device metadata in cloud-init data is not implemented",
     "networks.multus.default": (
-        "the pod keeps its own network: leave `default` out, and leave out the network with `pod` if the guest is not "
-        "to join that one"
+        "the pod always keeps the cluster network: remove `default`, and remove the network with `pod` to keep the "
+        "guest off the pod network"
     ),
-    "networks.resourceClaim": "name a NetworkAttachmentDefinition in multus.networkName",
-    "volumes.dataVolume": "name its PersistentVolumeClaim in volumes[].persistentVolumeClaim instead",
-    "volumes.ephemeral": "a disk that forgets its writes is not there yet",
-    "volumes.hostDisk": "files of the node are off limits",
+    "networks.resourceClaim": "set multus.networkName to a NetworkAttachmentDefinition",
+    "volumes.dataVolume": "reference its PersistentVolumeClaim in volumes[].persistentVolumeClaim instead",
+    "volumes.ephemeral": "ephemeral disks are not implemented",
+    "volumes.hostDisk": "files of the node are not accessible to VMs",
     "volumes.serviceAccount": "use a secret volume",
-    "volumes.persistentVolumeClaim.hotpluggable": "volumes cannot be added to a running guest yet",
+    "volumes.persistentVolumeClaim.hotpluggable": "volume hot-plug is not implemented",
     "livenessProbe.guestAgentPing": "use tcpSocket or httpGet",
     "livenessProbe.exec": "use tcpSocket or httpGet",
     "readinessProbe.guestAgentPing": "use tcpSocket or httpGet",
     "readinessProbe.exec": "use tcpSocket or httpGet",
-    "accessCredentials": "put keys and passwords into cloud-init data",
-    "architecture": "only amd64 guests run yet",
+    "accessCredentials": "set keys and passwords in cloud-init data",
+    "architecture": "only amd64 is implemented",
 }
 
 # An absent field and an explicit `false` mean the same for every flag but these.
@@ -251,7 +251,7 @@ def _text(value: str, path: str, key: str) -> Iterator[Fault]:
     match = (_CONTROL_IN_TEXT if text else _CONTROL).search(value)
     if match:
         yield Fault(
-            path, names.FAULT_INVALID, f"has the control character U+{ord(match[0]):04X} at position {match.start()}"
+            path, names.FAULT_INVALID, f"must not contain the control character U+{ord(match[0]):04X} at position {match.start()}"
         )
 
 

@@ -43,12 +43,12 @@ SPEC = "spec.template.spec"
 REFUSED = "not supported by this version of hyperlet: "
 REFUSALS = {
     "vm-running-false": {
-        f"{SPEC}.domain.devices.disks[0].name": "disk 'rootfs' has no volume of that name",
-        f"{SPEC}.domain.devices.interfaces[0].name": "interface 'default' has no network of that name",
+        f"{SPEC}.domain.devices.disks[0].name": "disk 'rootfs' has no volume with the same name",
+        f"{SPEC}.domain.devices.interfaces[0].name": "interface 'default' has no network with the same name",
     },
     "vm-datavolumetemplate": {
         "spec.dataVolumeTemplates": REFUSED + HINTS["dataVolumeTemplates"],
-        "spec.template": "this field is required: it describes the machine",
+        "spec.template": "required",
     },
 }
 

@@ -88,10 +88,10 @@ def test_a_refusal_is_told_in_the_servers_words(server: Published, hyperctl: Hyp
 
 
 def test_what_is_not_there_yet_is_told(server: Published, hyperctl: Hyperctl) -> None:
-    server.answers["PUT", f"{VM}/migrate"] = status(501, "NotImplemented", "live migration is not there yet")
+    server.answers["PUT", f"{VM}/migrate"] = status(501, "NotImplemented", "live migration is not implemented")
     result = hyperctl("migrate", "testvm")
     assert result.code == 1
-    assert "live migration is not there yet" in result.err
+    assert "live migration is not implemented" in result.err
 
 
 @pytest.mark.parametrize(
@@ -199,9 +199,9 @@ def test_expose_without_ports_says_so(server: Published, hyperctl: Hyperctl) -> 
 
 def test_addvolume_finds_out_what_the_volume_is(server: Published, hyperctl: Hyperctl) -> None:
     server.answers["GET", "/api/v1/namespaces/default/persistentvolumeclaims/data"] = {"kind": "PersistentVolumeClaim"}
-    server.answers["PUT", f"{VM}/addvolume"] = status(501, "NotImplemented", "hot-plugged volumes are not there yet")
+    server.answers["PUT", f"{VM}/addvolume"] = status(501, "NotImplemented", "volume hot-plug is not implemented")
     result = hyperctl("addvolume", "testvm", "--volume-name=data", "--cache=none")
-    assert "hot-plugged volumes are not there yet" in result.err
+    assert "volume hot-plug is not implemented" in result.err
     assert server.calls("PUT")[0].body == {
         "name": "data",
         "disk": {"name": "data", "disk": {"bus": "scsi"}, "serial": "data", "cache": "none"},
