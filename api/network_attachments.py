@@ -97,15 +97,15 @@ def selections(namespace: str, text: str | None) -> list[Selection]:
     if not text:
         return []
     if len(text) > _MAX_TEXT:
-        raise ValueError(f"{ANNOTATION_NETWORKS} has more than {_MAX_TEXT >> 10} KiB")
+        raise ValueError(f"{ANNOTATION_NETWORKS} exceeds {_MAX_TEXT >> 10} KiB")
     elements = _from_json(text) if text.startswith("[") else [_from_words(word) for word in text.split(",")]
     if len(elements) > MAX_NETWORKS:
-        raise ValueError(f"{ANNOTATION_NETWORKS} names {len(elements)} networks; at most {MAX_NETWORKS} are possible")
+        raise ValueError(f"{ANNOTATION_NETWORKS} lists {len(elements)} networks, exceeding the maximum of {MAX_NETWORKS}")
     found = [_checked(namespace, element, f"net{place}") for place, element in enumerate(elements, 1)]
     names = [each.interface for each in found]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{ANNOTATION_NETWORKS} names the interface {name} more than once")
+            raise ValueError(f"{ANNOTATION_NETWORKS} lists the interface {name} more than once")
     return found
 
 
@@ -119,7 +119,7 @@ def _from_json(text: str) -> list[_Element]:
 def _from_words(word: str) -> _Element:
     name, at, interface = word.strip().partition("@")
     if at and not interface:
-        raise ValueError(f"{ANNOTATION_NETWORKS}: {word.strip()!r} has nothing after its @")
+        raise ValueError(f"{ANNOTATION_NETWORKS}: {word.strip()!r} has no interface name after '@'")
     namespace, slash, rest = name.partition("/")
     return _Element(rest, namespace, interface or None) if slash else _Element(name, None, interface or None)
 
@@ -128,19 +128,19 @@ def _checked(namespace: str, element: _Element, default: str) -> Selection:
     where = f"{ANNOTATION_NETWORKS}: network {element.name[:80]!r}"
     target = element.namespace or namespace
     if not _DNS_NAME.fullmatch(element.name):
-        raise ValueError(f"{where}: not the name of a NetworkAttachmentDefinition")
+        raise ValueError(f"{where}: not a valid NetworkAttachmentDefinition name")
     if not _DNS_LABEL.fullmatch(target):
-        raise ValueError(f"{where}: {target[:80]!r} is not a namespace")
+        raise ValueError(f"{where}: {target[:80]!r} is not a valid namespace")
     if target not in (namespace, SHARED_NAMESPACE):
         raise ValueError(
             f"{where} is in namespace {target}; only networks of the pod's own namespace ({namespace}) and of "
             f"{SHARED_NAMESPACE} can be joined"
         )
     if element.default_route:
-        raise ValueError(f"{where}: default-route is not possible here; let its IPAM give the route")
+        raise ValueError(f"{where}: default-route is not supported: configure the route in the network's IPAM")
     interface = element.interface or default
     if not _INTERFACE.fullmatch(interface) or interface in _RESERVED:
-        raise ValueError(f"{where}: {interface[:80]!r} cannot be the name of its interface")
+        raise ValueError(f"{where}: {interface[:80]!r} is not a valid interface name")
     ips = tuple(_address(where, text) for text in element.ips or ())
     return Selection(
         namespace=target,
@@ -157,7 +157,7 @@ def _mac(where: str, text: str | None) -> str | None:
         return None
     mac = text.lower().replace("-", ":")
     if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
-        raise ValueError(f"{where}: mac {text[:80]!r} is not the address of one Ethernet interface")
+        raise ValueError(f"{where}: mac {text[:80]!r} is not a unicast MAC address")
     return mac
 
 

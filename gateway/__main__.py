@@ -45,7 +45,7 @@ def lifetimes() -> Lifetimes:
     authority = _seconds("HYPERLET_AUTHORITY_SECONDS", standard.authority)
     if leaf <= 0 or authority < 8 * leaf:
         raise ValueError(
-            f"HYPERLET_AUTHORITY_SECONDS is {authority:g}: at least eight times HYPERLET_LEAF_SECONDS ({leaf:g})"
+            f"HYPERLET_AUTHORITY_SECONDS is {authority:g}: must be at least eight times HYPERLET_LEAF_SECONDS ({leaf:g})"
         )
     return Lifetimes(authority, leaf)
 
@@ -55,7 +55,7 @@ def _seconds(name: str, usual: float) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{name} is {text!r}: not a number of seconds") from None
+        raise ValueError(f"{name} is {text!r}: must be a number of seconds") from None
 
 
 async def serve(stop: asyncio.Event, kube: Kube, lives: Lifetimes) -> None:
@@ -83,7 +83,7 @@ async def serve(stop: asyncio.Event, kube: Kube, lives: Lifetimes) -> None:
         stopping.cancel()
         if keeping.done():
             keeping.result()  # it never ends by itself: the error ends the process, and the kubelet starts another
-        _log.info("Asked to stop: serving on until nobody comes any more")
+        _log.info("shutting down: draining connections")
 
 
 def _endpoints(
@@ -101,7 +101,7 @@ def _endpoints(
         if server.stopping:
             return "stopping"
         if not kubevirts.is_synced:
-            return "the settings are not known yet"
+            return "the KubeVirt configuration is not synced yet"
         if not rotator.is_healthy:
             return rotator.trouble
         # On a cluster without an aggregation layer this never ends well, and admission has to work there too.

@@ -44,11 +44,11 @@ def refused(error: grpc.aio.AioRpcError, node: str, kind: str, name: str) -> Sta
         case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE:
             return status.bad_request(words)
         case grpc.StatusCode.UNIMPLEMENTED:
-            return status.not_implemented(f"the handler of node {node} cannot do this yet: {words}")
+            return status.not_implemented(f"the handler of node {node} does not support this operation: {words}")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return status.too_many(words)
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
-            return status.unavailable(f"The handler of node {node} cannot be reached: {words}")
+            return status.unavailable(f"The handler of node {node} is unreachable: {words}")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return StatusError(504, "Timeout", f"The handler of node {node} did not answer in time: {words}")
         case _:
@@ -83,7 +83,7 @@ class HandlerConnections:
 
     def trouble(self) -> str | None:
         """Why no node can be reached, if so: for the readiness check."""
-        return None if self._pods.is_synced else "the handlers' pods are not known yet"
+        return None if self._pods.is_synced else "the handler pods are not synced yet"
 
     async def close(self) -> None:
         """Ends all connections."""
@@ -117,7 +117,7 @@ class HandlerConnections:
     def _link(self, node: str) -> _HandlerConnection:
         address, identity = self._address(node), self._certificates.client
         if identity is None:
-            raise status.unavailable("The gateway has no certificate for the nodes yet")
+            raise status.unavailable("The gateway has no client certificate for the handlers yet: try again")
         link = self._links.get(node)
         if link is None or link.made_for != (address, identity):
             if link is not None:
@@ -131,7 +131,7 @@ class HandlerConnections:
         found = [pod for pod in self._pods.by("node", node) if pod.status.podIP and not pod.metadata.deletionTimestamp]
         found.sort(key=_is_ready, reverse=True)
         if not found:
-            raise status.unavailable(f"Node {node} has no running handler: the virtual machine cannot be reached")
+            raise status.unavailable(f"Node {node} has no running handler: the VirtualMachineInstance is unreachable")
         address = found[0].status.podIP
         return f"[{address}]:{self._port}" if address and ":" in address else f"{address}:{self._port}"
 

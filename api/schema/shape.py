@@ -148,7 +148,7 @@ def _shape_faults(shape: Shape, value: Any, path: str, hints: Iterator[int]) -> 
             yield from _shape_faults(shape.item, child, f"{path}[{index}]", hints)
     elif shape.kind == "map" and shape.item:
         if not isinstance(value, dict):
-            yield _wrong(path, "an object of keys and values", value)
+            yield _wrong(path, "a map of keys to values", value)
             return
         for key, child in value.items():
             yield from _shape_faults(shape.item, child, f"{path}.{key[:SHOWN]}", hints)

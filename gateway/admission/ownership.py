@@ -19,7 +19,7 @@ ADMINISTRATORS = "system:masters"
 FINALIZERS = frozenset({names.FINALIZER_VM, names.FINALIZER_VMI, names.FINALIZER_MIGRATION})
 NODE_NAME = "authentication.kubernetes.io/node-name"
 """What the API server knows of a token's node, in the user's extra values."""
-_OWNED = "is set by hyperlet itself"
+_OWNED = "is managed by hyperlet"
 _REPORTED = ("labels", "annotations", "finalizers", "ownerReferences")
 
 
@@ -42,19 +42,19 @@ def handler_faults(request: AdmissionRequest) -> Iterator[Fault]:
     """
     new, old = request.object or {}, request.oldObject
     if old is None or request.kind.kind != names.KIND_VMI:
-        yield Fault("", names.FAULT_FORBIDDEN, "handlers write the status of instances, and nothing else")
+        yield Fault("", names.FAULT_FORBIDDEN, "handlers may only write the status of VirtualMachineInstances")
         return
     if new.get("spec") != old.get("spec"):
-        yield Fault("spec", names.FAULT_FORBIDDEN, "a handler reports, and changes no instance")
+        yield Fault("spec", names.FAULT_FORBIDDEN, "handlers must not change VirtualMachineInstances")
     for field in _REPORTED:
         if _field(new, "metadata", field) != _field(old, "metadata", field):
-            yield Fault(f"metadata.{field}", names.FAULT_FORBIDDEN, "a handler reports, and changes no instance")
+            yield Fault(f"metadata.{field}", names.FAULT_FORBIDDEN, "handlers must not change VirtualMachineInstances")
     theirs = (request.userInfo.extra or {}).get(NODE_NAME) or []
     yield from _active_pods_faults(_field(new, "status", "activePods"), _field(old, "status", "activePods"), theirs)
     for document in (old, new):
         # A token of no pod, so of no node, writes nothing.
         if [_field(document, "status", "nodeName")] != theirs:
-            yield Fault("status.nodeName", names.FAULT_FORBIDDEN, "a handler writes to its own node's instances only")
+            yield Fault("status.nodeName", names.FAULT_FORBIDDEN, "a handler may only write VirtualMachineInstances of its own node")
             return
 
 
@@ -62,9 +62,9 @@ def _active_pods_faults(new: Any, old: Any, nodes: list[str]) -> Iterator[Fault]
     """A handler takes off pods of its own node that it found no process of, and adds none."""
     now, before = _map({"pods": new}, "pods"), _map({"pods": old}, "pods")
     if any(before.get(uid) != node for uid, node in now.items()):
-        yield Fault("status.activePods", names.FAULT_FORBIDDEN, "is the controller's to write")
+        yield Fault("status.activePods", names.FAULT_FORBIDDEN, "may only be written by the controller")
     elif any([node] != nodes for uid, node in before.items() if uid not in now):
-        yield Fault("status.activePods", names.FAULT_FORBIDDEN, "a handler takes off its own node's pods only")
+        yield Fault("status.activePods", names.FAULT_FORBIDDEN, "a handler may only remove pods of its own node")
 
 
 def is_administrator(request: AdmissionRequest) -> bool:
@@ -85,7 +85,7 @@ def metadata_faults(new: Any, old: Any, path: str = "metadata") -> Iterator[Faul
     if _map({"old": old}, "old").get("deletionTimestamp"):
         # Before that a manifest that is written anew may well leave it out: the controller puts it on again.
         for name in sorted(FINALIZERS & (_set(old, "finalizers") - _set(new, "finalizers"))):
-            yield Fault(f"{path}.finalizers", names.FAULT_FORBIDDEN, f"{name} goes when hyperlet has cleaned up")
+            yield Fault(f"{path}.finalizers", names.FAULT_FORBIDDEN, f"{name} must not be removed: hyperlet removes it after cleanup")
 
 
 def status_faults(new: dict[str, Any], old: dict[str, Any] | None) -> Iterator[Fault]:

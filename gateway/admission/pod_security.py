@@ -68,8 +68,8 @@ class PodSecurity:
             async with asyncio.timeout(ASK_SECONDS):
                 policy = await self._policy(request.namespace)
         except (HyperletError, TimeoutError) as error:
-            why = str(error) or "no answer in time"
-            _log.warning("Cannot tell what a namespace enforces on pods", namespace=request.namespace, why=why)
+            why = str(error) or "timed out"
+            _log.warning("cannot read the Pod Security labels of a namespace; skipping the check", namespace=request.namespace, why=why)
             return []
         return pod_security.faults(found, request.namespace, policy)
 

@@ -110,12 +110,12 @@ def parse(body: bytes, unbounded: Callable[[AdmissionRequest], bool] = lambda _:
         # Refused in due form: to many webhooks of an API server, an error means that anything may be stored.
         uid = _UID.search(body[:1024])
         if uid is None:
-            raise BadReview(f"this is no AdmissionReview: {_TOO_DEEP}") from error
+            raise BadReview(f"not an AdmissionReview: {_TOO_DEEP}") from error
         return AdmissionRequest(uid=uid[1].decode(), object={}, trouble=_TOO_DEEP)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadReview(f"this is no AdmissionReview: {error}") from error
+        raise BadReview(f"not an AdmissionReview: {error}") from error
     if review.kind != "AdmissionReview" or review.apiVersion != "admission.k8s.io/v1":
-        raise BadReview("this is no AdmissionReview of admission.k8s.io/v1")
+        raise BadReview("not an AdmissionReview of admission.k8s.io/v1")
     found = review.request
     asked = AdmissionRequest(
         **{name: getattr(found, name) for name in _ENVELOPE},
@@ -123,17 +123,17 @@ def parse(body: bytes, unbounded: Callable[[AdmissionRequest], bool] = lambda _:
     new, old = bytes(found.object), bytes(found.oldObject)
     if not unbounded(asked) and max(_values(new), _values(old)) > VALUES:
         asked = msgspec.structs.replace(asked, object={}, oldObject=None if old == b"null" else {})
-        return msgspec.structs.replace(asked, trouble=f"the object has more than {VALUES} values")
+        return msgspec.structs.replace(asked, trouble=f"must have at most {VALUES} values")
     try:
         return msgspec.structs.replace(asked, object=_documents.decode(new), oldObject=_documents.decode(old))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadReview(f"this is no AdmissionReview: {error}") from error
+        raise BadReview(f"not an AdmissionReview: {error}") from error
     except RecursionError:
         return msgspec.structs.replace(asked, object={}, trouble=_TOO_DEEP)
 
 
 _UID = re.compile(rb'"uid": ?"([0-9a-zA-Z-]{1,64})"')
-_TOO_DEEP = "the object is nested more deeply than any that is stored"
+_TOO_DEEP = "the object is nested too deeply"
 _ENVELOPE = tuple(name for name in AdmissionRequest.__struct_fields__ if name not in ("object", "oldObject", "trouble"))
 
 
@@ -178,7 +178,7 @@ def _cut(text: str) -> str:
 
 def _status(request: AdmissionRequest, faults: Sequence[Fault]) -> dict[str, Any]:
     told = [Fault(_cut(fault.path), fault.reason, _cut(fault.message)) for fault in faults[:FAULT_LIMIT]]
-    message = "; ".join(map(str, told)) + ("; and more" if len(faults) > FAULT_LIMIT else "")
+    message = "; ".join(map(str, told)) + ("; and more faults" if len(faults) > FAULT_LIMIT else "")
     return {
         "status": "Failure",
         "reason": "Invalid",

@@ -37,14 +37,14 @@ def _metadata(metadata: Any) -> Iterator[Fault]:
     for field in _METADATA:
         value = metadata.get(field)
         if isinstance(value, dict | list) and len(value) > ENTRIES:
-            yield _too_much(f"metadata.{field}", f"has {len(value)} entries, more than the {ENTRIES} possible")
+            yield _too_much(f"metadata.{field}", f"has {len(value)} entries, exceeding the maximum of {ENTRIES}")
     annotations = metadata.get("annotations")
     if isinstance(annotations, dict):
         # The API server has the same limit, and comes to it after the webhooks.
         size = sum(len(key) + len(value) for key, value in annotations.items() if isinstance(value, str))
         if size > MAX_ANNOTATION_BYTES:
-            words = f"{size} characters together, more than the {MAX_ANNOTATION_BYTES} possible"
-            yield _too_much("metadata.annotations", f"{words}: apply with --server-side, which needs no annotation")
+            words = f"{size} characters in total, exceeding the maximum of {MAX_ANNOTATION_BYTES}"
+            yield _too_much("metadata.annotations", f"{words}: use kubectl apply --server-side, which stores no annotation")
 
 
 def _spec(spec: Any) -> Iterator[Fault]:
@@ -81,7 +81,7 @@ def _excess(spec: Any) -> Iterator[Fault]:
         if node.__class__ not in _NESTED:
             continue
         if len(node) > ENTRIES:
-            yield _too_much(path, f"has {len(node)} entries, more than the {ENTRIES} possible")
+            yield _too_much(path, f"has {len(node)} entries, exceeding the maximum of {ENTRIES}")
             return
         values += len(node)
         if node.__class__ is dict:
@@ -91,11 +91,11 @@ def _excess(spec: Any) -> Iterator[Fault]:
             children = [(f"{path}[{index}]", child) for index, child in enumerate(node)]
         text += sum(len(child) for _, child in children if child.__class__ is str)
         if values > VALUES or text > TEXT:
-            words = f"more than {VALUES} values" if values > VALUES else f"texts of more than {TEXT} characters"
-            yield _too_much("spec", f"has {words} together")
+            words = f"{VALUES} values" if values > VALUES else f"{TEXT} characters"
+            yield _too_much("spec", f"must have at most {words} in total")
             return
         waiting += [(here, child) for here, child in children if child.__class__ in _NESTED]
 
 
 def _too_much(path: str, words: str) -> Fault:
-    return Fault(path, names.FAULT_INVALID, f"{words}; nothing else of the object was looked at")
+    return Fault(path, names.FAULT_INVALID, f"{words}; the rest of the object was not validated")

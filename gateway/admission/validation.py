@@ -38,7 +38,7 @@ def vmi(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> Iter
     if old is None:
         yield from validate.validate_document(new, configuration)
     else:
-        yield from _fixed(new, old, "change the template of its VirtualMachine, or delete the instance")
+        yield from _fixed(new, old, "change spec.template of its VirtualMachine, or delete the VirtualMachineInstance")
     if not ownership.is_administrator(request):
         yield from ownership.metadata_faults(new.get("metadata"), (old or {}).get("metadata"))
         yield from ownership.status_faults(new, old)
@@ -50,7 +50,7 @@ def migration(request: AdmissionRequest, configuration: KubeVirtConfiguration) -
     if old is None:
         yield from validate.validate_document(new, configuration)
     else:
-        yield from _fixed(new, old, "make another migration")
+        yield from _fixed(new, old, "create another VirtualMachineInstanceMigration")
     if not ownership.is_administrator(request):
         yield from ownership.metadata_faults(new.get("metadata"), (old or {}).get("metadata"))
 
@@ -131,7 +131,7 @@ def _fixed(new: dict[str, Any], old: dict[str, Any], remedy: str) -> Iterator[Fa
     for index, path in enumerate(differences(new.get("spec"), old.get("spec"), "spec")):
         if index == DIFFERENCES:
             return
-        yield Fault(path, names.FAULT_FORBIDDEN, f"cannot be changed any more: {remedy}")
+        yield Fault(path, names.FAULT_FORBIDDEN, f"field is immutable: {remedy}")
 
 
 def differences(new: Any, old: Any, path: str) -> Iterator[str]:

@@ -73,5 +73,5 @@ async def _answer(
     except BadReview as error:
         return web.Response(status=400, text=f"{error}\n")
     except RecursionError:
-        return web.Response(status=400, text="the object is nested more deeply than any that is stored\n")
+        return web.Response(status=400, text="the object is nested too deeply\n")
     return web.Response(body=body, content_type="application/json")

@@ -81,8 +81,8 @@ def settings_of(data: Mapping[str, str]) -> FrontProxySettings:
     if not found.allowed_names and ours & _certificates(data.get("client-ca-file", "")):
         # Without names every certificate of the authority is the front proxy's, and here every user has one.
         words = (
-            "has no requestheader-allowed-names although users' certificates come from the same authority, so that "
-            "anybody's would pass for the API server's: set --requestheader-allowed-names"
+            "has no requestheader-allowed-names, and the client CA is also the request header CA: any client "
+            "certificate would be accepted as the front proxy's. Set --requestheader-allowed-names"
         )
         return replace(found, refusal=f"ConfigMap {NAMESPACE}/{NAME} {words}")
     return found
@@ -110,7 +110,7 @@ class FrontProxy:
         self._certificates = certificates
         self._store = Store(kube, ConfigMap, fields={"metadata.name": NAME}, namespace=NAMESPACE)
         self._store.on_change(self._changed)
-        self.settings = FrontProxySettings(refusal="the gateway has not read yet who the API server's front proxy is")
+        self.settings = FrontProxySettings(refusal="the gateway has not read the front proxy settings yet: try again")
         self._trusted = ""
 
     def start(self) -> None:
@@ -127,8 +127,8 @@ class FrontProxy:
 
     def _changed(self, _old: ConfigMap | None, new: ConfigMap | None) -> None:
         if new is None:
-            self.settings = FrontProxySettings(refusal=f"ConfigMap {NAMESPACE}/{NAME} is not there")
-            _log.error("Nobody is served by the aggregated API", why=self.settings.refusal)
+            self.settings = FrontProxySettings(refusal=f"ConfigMap {NAMESPACE}/{NAME} not found")
+            _log.error("the aggregated API refuses all requests until the front proxy settings are valid", why=self.settings.refusal)
             return
         found = settings_of(new.data or {})
         if found.authorities != self._trusted and not found.refusal:
@@ -139,9 +139,9 @@ class FrontProxy:
                 found = replace(found, refusal=f"ConfigMap {NAMESPACE}/{NAME}: requestheader-client-ca-file: {error}")
         self.settings = found
         if found.refusal:
-            _log.error("Nobody is served by the aggregated API", why=found.refusal)
+            _log.error("the aggregated API refuses all requests until the front proxy settings are valid", why=found.refusal)
         else:
-            _log.info("Knows the API server's front proxy", names=found.allowed_names)
+            _log.info("loaded the front proxy settings of the API server", names=found.allowed_names)
 
     def user(self, request: web.Request) -> User:
         """The user whom the front proxy sends. Raises StatusError: 401, or 503 while it is not known who that is."""
@@ -149,12 +149,12 @@ class FrontProxy:
             raise unavailable(self.settings.refusal)
         certificate: dict[str, Any] | None = request.get_extra_info("peercert")
         if not certificate:
-            raise unauthorized("no client certificate: this API is reached through the Kubernetes API server")
+            raise unauthorized("no client certificate: connect through the Kubernetes API server")
         found = _common_names(certificate)
         allowed = self.settings.allowed_names
         # Of several names none counts: which one was meant is a guess.
         if allowed and (len(found) != 1 or found[0] not in allowed):
-            raise unauthorized("the client certificate is not the API server's front proxy's")
+            raise unauthorized("the client certificate does not belong to the front proxy of the API server")
         return identity(request.headers, self.settings)
 
 
@@ -167,7 +167,7 @@ def identity(headers: CIMultiDictProxy[str], settings: FrontProxySettings) -> Us
     """The user in the headers. Raises StatusError (401) when there is none, or more groups than anybody has."""
     name = _first(headers, settings.user_headers)
     if not name:
-        raise unauthorized("the front proxy names no user")
+        raise unauthorized("the front proxy sent no user name")
     groups = next((headers.getall(key) for key in settings.group_headers if key in headers), [])
     extra: dict[str, list[str]] = {}
     for key, value in headers.items():

@@ -97,7 +97,7 @@ class Authorizer:
         try:
             answer = await self._kube.create(SubjectAccessReview, review(user, wanted))
         except HyperletError as error:
-            raise unavailable(f"Cannot ask the API server whether {user.name!r} may: {error.message}") from error
+            raise unavailable(f"SubjectAccessReview for user {user.name!r} failed: {error.message}") from error
         return answer.status
 
 

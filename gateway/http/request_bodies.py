@@ -39,7 +39,7 @@ class RequestBodies:
                         self._take(address, len(kept) - held)
                         held = len(kept)
         except TimeoutError:
-            words = f"the body did not come within {self._seconds:g} s\n"
+            words = f"the request body was not received within {self._seconds:g} s\n"
             raise web.HTTPRequestTimeout(text=words, headers={"Connection": "close"}) from None
         finally:
             self._held[address] -= held
@@ -49,5 +49,5 @@ class RequestBodies:
 
     def _take(self, address: str, size: int) -> None:
         if self._held[address] + size > self._most or self._held.total() + size > self._total:
-            raise web.HTTPTooManyRequests(text="too many large bodies at once: try again\n")
+            raise web.HTTPTooManyRequests(text="too many large request bodies: try again\n")
         self._held[address] += size

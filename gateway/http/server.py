@@ -44,9 +44,9 @@ async def _message(request: web.Request, handler: Callable[[web.Request], object
     except web.HTTPException:
         raise
     except Exception:
-        _log.exception("A request failed", method=request.method, path=request.path[:200])
+        _log.exception("unhandled exception in HTTP request", method=request.method, path=request.path[:200])
         status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 500, "reason": "InternalError"}
-        return web.json_response({**status, "message": "the gateway failed: its log says why"}, status=500)
+        return web.json_response({**status, "message": "internal error: see the log of the gateway"}, status=500)
     assert isinstance(answer, web.StreamResponse)
     return answer
 

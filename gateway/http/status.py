@@ -138,4 +138,4 @@ def from_api_error(error: HyperletError, kind: str, name: str) -> StatusError:
         case errors.Forbidden():
             return forbidden(error.message, _about(kind, name))
         case _:
-            return unavailable(f"The API server cannot answer now: {error.message}")
+            return unavailable(f"The API server is unavailable: {error.message}")

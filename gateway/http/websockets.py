@@ -111,7 +111,7 @@ class WebSocketStreams:
     def admit(self, request: web.Request, namespace: str, name: str, user: str) -> web.WebSocketResponse:
         """The WebSocket that the request may become. Raises StatusError: 400, 429, or 503 while the gateway stops."""
         if self._stopping:
-            raise status.unavailable("The gateway stops: connect again")
+            raise status.unavailable("The gateway is shutting down: connect again")
         socket = web.WebSocketResponse(
             protocols=(PROTOCOL,),
             heartbeat=HEARTBEAT_SECONDS,
@@ -121,7 +121,7 @@ class WebSocketStreams:
             compress=False,
         )
         if not socket.can_prepare(request).ok:
-            raise status.bad_request(f"this is a stream: ask for an upgrade to a WebSocket of subprotocol {PROTOCOL}")
+            raise status.bad_request(f"this endpoint is a stream: request an upgrade to a WebSocket with subprotocol {PROTOCOL}")
         if len(self._open) >= STREAMS:
             raise status.too_many(f"this gateway has {STREAMS} streams open: close some, or try again later")
         theirs = [each for each in self._open.values() if each[0] == namespace]
@@ -138,7 +138,7 @@ class WebSocketStreams:
         self._stopping = True
         for end in self._open:
             if not end.done():
-                end.set_result(StreamEnd(WSCloseCode.GOING_AWAY, "the gateway stops: connect again"))
+                end.set_result(StreamEnd(WSCloseCode.GOING_AWAY, "the gateway is shutting down: connect again"))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)
 
@@ -195,7 +195,7 @@ async def _to_client(socket: web.WebSocketResponse, guest: Duplex) -> StreamEnd:
         except status.StatusError as error:
             return StreamEnd(WSCloseCode.INTERNAL_ERROR, error.message)
         if data is None:
-            return StreamEnd(WSCloseCode.OK, "the guest's side has ended")
+            return StreamEnd(WSCloseCode.OK, "the guest closed the stream")
         size = max(len(data), 1) if guest.whole else RECORD
         try:
             for at in range(0, max(len(data), 1), size):

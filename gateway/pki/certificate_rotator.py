@@ -45,7 +45,7 @@ class CertificateRotator:
         self._targets: list[tuple[type[Any], str, Store[Any]]] = [
             (kind, name, Store(kube, kind, fields={"metadata.name": name})) for kind, name in ca_injection.TARGETS
         ]
-        self.trouble: str | None = "the certificates are not there yet"
+        self.trouble: str | None = "no certificates have been issued yet"
         """None when the last round was fine, else what is wrong."""
         self.is_healthy = False
         """Whether in any round all was in place that is there: from then on the API server can call us."""
@@ -78,7 +78,7 @@ class CertificateRotator:
             pause = RETRY_SECONDS  # another replica was first: the watch brings what it wrote
         except HyperletError as error:
             if self.trouble != error.message:
-                _log.warning("Certificates are not all in place: trying again", why=error.message)
+                _log.warning("certificate rotation incomplete; retrying", why=error.message)
             self.trouble, pause = error.message, RETRY_SECONDS
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
@@ -88,7 +88,7 @@ class CertificateRotator:
         """One round: authorities, leaves, bundles. Raises HyperletError for what could not be done."""
         found = await self._authorities()
         if self._certificates.update(found):
-            _log.info("Certificates were made", seconds=self._certificates.lives.leaf)
+            _log.info("issued new leaf certificates", seconds=self._certificates.lives.leaf)
         bundle = self._certificates.bundle(SERVING)
         await self._publish(bundle)
         problems = [problem for target in self._targets if (problem := await self._inject(*target, bundle))]
@@ -99,13 +99,13 @@ class CertificateRotator:
             f"{kind.__name__} {name}" for kind, name, store in self._targets if store.get(None, name) is None
         ]:
             # Whoever took it away may have meant it: what is left is served.
-            raise ApiUnavailable(f"not there: {', '.join(missing)}: apply the manifests")
+            raise ApiUnavailable(f"not found: {', '.join(missing)}: apply the manifests")
 
     async def _authorities(self) -> dict[str, list[Authority]]:
         """The authorities of every purpose, those that are due made and the Secret written."""
         secret = self._secrets.get(self._namespace, names.AUTHORITIES)
         if secret is None:
-            raise ApiUnavailable(f"Secret {self._namespace}/{names.AUTHORITIES} is not there: apply the manifests")
+            raise ApiUnavailable(f"Secret {self._namespace}/{names.AUTHORITIES} not found: apply the manifests")
         now, lives = self._clock(), self._certificates.lives
         found: dict[str, list[Authority]] = {}
         change: dict[str, str | None] = {}
@@ -118,19 +118,19 @@ class CertificateRotator:
         if change:
             body = {"metadata": {"resourceVersion": secret.metadata.resourceVersion}, "data": change}
             self._secrets.learn(await self._kube.patch(Secret, self._namespace, names.AUTHORITIES, body))
-            _log.info("The certificate authorities changed", keys=sorted(change))
+            _log.info("rotated certificate authorities", keys=sorted(change))
         return found
 
     def _log_failure(self, wrong: list[str]) -> None:
         if fresh := frozenset(wrong) - self._told:
-            _log.warning("Authorities that cannot be read are replaced", secret=names.AUTHORITIES, why=sorted(fresh))
+            _log.warning("replacing unreadable certificate authorities", secret=names.AUTHORITIES, why=sorted(fresh))
             self._told |= fresh
 
     async def _publish(self, bundle: bytes) -> None:
         """Tells the handlers whom to believe when they have a certificate signed."""
         config = self._maps.get(self._namespace, names.AUTHORITIES)
         if config is None:
-            raise ApiUnavailable(f"ConfigMap {self._namespace}/{names.AUTHORITIES} is not there: apply the manifests")
+            raise ApiUnavailable(f"ConfigMap {self._namespace}/{names.AUTHORITIES} not found: apply the manifests")
         text = bundle.decode("ascii")
         if (config.data or {}).get(names.SERVING_BUNDLE) != text:
             body = {"data": {names.SERVING_BUNDLE: text}}
@@ -146,5 +146,5 @@ class CertificateRotator:
             store.learn(await self._kube.patch(kind, None, name, patch, patch_kind="json"))
         except HyperletError as error:
             return error.message
-        _log.info("The API server was told whom to believe", kind=kind.__name__, name=name)
+        _log.info("injected the CA bundle", kind=kind.__name__, name=name)
         return None

@@ -69,13 +69,13 @@ async def _sign(
 ) -> web.Response:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token or len(token) > TOKEN_LIMIT:
-        return _refusal(401, "Unauthorized", "a service account token is needed (Authorization: Bearer)")
+        return _refusal(401, "Unauthorized", "a service account token is required (Authorization: Bearer)")
     if not 0 < (request.content_length or 0) <= REQUEST_LIMIT:
-        return _refusal(413, "RequestEntityTooLarge", f"a signing request has 1 to {REQUEST_LIMIT} bytes, and says so")
+        return _refusal(413, "RequestEntityTooLarge", f"Content-Length must be between 1 and {REQUEST_LIMIT} bytes")
     # Before the turn: a body that never ends must keep nobody out.
     body = await bodies.read(request, REQUEST_LIMIT)
     if turns.locked():
-        return _refusal(503, "ServiceUnavailable", "too many requests at once: try again")
+        return _refusal(503, "ServiceUnavailable", "too many signing requests: try again")
     async with turns:
         try:
             public = tls.requested_key(body)
@@ -83,15 +83,15 @@ async def _sign(
         except tls.TlsError as error:
             return _refusal(400, "BadRequest", str(error))
         except Forbidden as error:
-            _log.warning("Refused to sign a certificate", why=error.message)
+            _log.warning("refused a certificate signing request", why=error.message)
             return _refusal(403, "Forbidden", error.message)
         except HyperletError as error:
-            _log.warning("A certificate cannot be signed now", why=error.message)
-            return _refusal(503, "ServiceUnavailable", "the API server cannot be asked who you are: try again")
+            _log.warning("cannot sign a certificate: the API server is unavailable", why=error.message)
+            return _refusal(503, "ServiceUnavailable", "the API server is unavailable, cannot verify the token: try again")
     if not gateway.certificates.ready:
-        return _refusal(503, "ServiceUnavailable", "the authorities are not known yet: try again")
+        return _refusal(503, "ServiceUnavailable", "the certificate authorities are not loaded yet: try again")
     signed = gateway.certificates.sign_node(public, node)
-    _log.info("Signed a handler's certificate", node=node)
+    _log.info("signed a handler certificate", node=node)
     return web.json_response({"certificate": signed.certificate.decode(), "roots": signed.roots.decode()})
 
 
@@ -112,11 +112,11 @@ async def node_of(gateway: Gateway, token: str) -> str:
     try:
         pod = await gateway.kube.get(Pod, gateway.namespace, name)
     except NotFound:
-        raise Forbidden(f"the token's pod {name} is gone") from None
+        raise Forbidden(f"the token's pod {name} does not exist") from None
     if pod.metadata.uid != uid:
-        raise Forbidden(f"the token's pod {name} is gone: another one has its name")
+        raise Forbidden(f"the token's pod {name} does not exist: another pod has its name")
     if pod.spec.serviceAccountName != names.HANDLER_ACCOUNT or not pod.spec.nodeName:
-        raise Forbidden(f"the token's pod {name} is no handler on a node")
+        raise Forbidden(f"the token's pod {name} is not a handler on a node")
     return pod.spec.nodeName
 
 

@@ -103,7 +103,7 @@ def _document(body: dict[str, Any]) -> Answer:
 
 async def _guestfs(_request: web.Request) -> web.StreamResponse:
     """501 as text: its published client reads no Status here, and shows what a body of type text/* says."""
-    message = "guestfs tools are not implemented yet: mount the claim in a pod of your own"
+    message = "guestfs tools are not implemented yet: mount the PersistentVolumeClaim in a pod instead"
     return web.Response(status=501, text=message)
 
 
@@ -140,7 +140,7 @@ def _unknown(services: Services) -> Answer:
 def _other_method(services: Services) -> Answer:
     async def answer(request: web.Request) -> web.StreamResponse:
         services.front_proxy.user(request)
-        raise StatusError(405, "MethodNotAllowed", f"{request.method} is not a method of this subresource")
+        raise StatusError(405, "MethodNotAllowed", f"{request.method} is not supported by this subresource")
 
     return answer
 
@@ -156,7 +156,7 @@ def _guarded(answer: Answer) -> Answer:
         except (web.HTTPException, ConnectionError):
             raise
         except Exception:
-            _log.exception("An answer failed", method=request.method, path=request.path)
-            return status.internal("the gateway's log tells more").response()
+            _log.exception("unhandled exception in subresource request", method=request.method, path=request.path)
+            return status.internal("see the log of the gateway").response()
 
     return guarded

@@ -90,7 +90,7 @@ _HOTPLUG = _later("hot-plugging of volumes is")
 async def _dump(call: SubresourceRequest) -> web.StreamResponse:
     """501, with the claim that `virtctl memory-dump get --create-claim` has made before it asks."""
     claim = (await call.options(options.MemoryDump)).claimName
-    left = f"; the claim {claim}, if it was made for this, can go: kubectl delete pvc {claim}" if claim else ""
+    left = f"; if PersistentVolumeClaim {claim} was created for the dump, delete it: kubectl delete pvc {claim}" if claim else ""
     raise status.not_implemented(f"memory dumps are not implemented yet{left}")
 
 
@@ -115,7 +115,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         "expand-spec",
         expand_spec.of_stored,
-        "The VirtualMachine with its instancetype and preference.",
+        "Get the VirtualMachine with its instancetype and preference expanded.",
         media=JSON,
     ),
     *_portforward(_vm, portforward.to_vm),
@@ -124,26 +124,26 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _vm("PUT", "memorydump", _dump, "Dump the memory of a VirtualMachine."),
     _vm("PUT", "removememorydump", _DUMP, "Remove the association with a memory dump."),
     _vm("PUT", "evacuate/cancel", _EVACUATION, "Cancel an evacuation."),
-    _vm("GET", "objectgraph", _GRAPH, "The objects that belong to a VirtualMachine."),
+    _vm("GET", "objectgraph", _GRAPH, "List the objects that belong to a VirtualMachine."),
     _vmi("PUT", "pause", vmi_verbs.pause, "Pause a VirtualMachineInstance.", body=options.PauseOptions),
     _vmi("PUT", "unpause", vmi_verbs.unpause, "Unpause a VirtualMachineInstance.", body=options.UnpauseOptions),
     _vmi("PUT", "freeze", vmi_verbs.freeze, "Freeze the guest's file systems.", body=options.FreezeUnfreezeTimeout),
     _vmi("PUT", "unfreeze", vmi_verbs.unfreeze, "Unfreeze the guest's file systems."),
-    _vmi("PUT", "reset", vmi_verbs.reset, "Press the reset button of a VirtualMachineInstance."),
-    _vmi("PUT", "softreboot", vmi_verbs.softreboot, "Ask the guest to reboot."),
-    _vmi("PUT", "fence", fence.fence, "Vouch for the end of its pods.", body=options.FenceOptions),
-    _vmi("GET", "guestosinfo", vmi_verbs.guestosinfo, "What the guest agent tells of the system.", media=JSON),
-    _vmi("GET", "userlist", vmi_verbs.userlist, "Who is logged in to the guest.", media=JSON),
-    _vmi("GET", "filesystemlist", vmi_verbs.filesystemlist, "The file systems that the guest has mounted.", media=JSON),
+    _vmi("PUT", "reset", vmi_verbs.reset, "Reset a VirtualMachineInstance."),
+    _vmi("PUT", "softreboot", vmi_verbs.softreboot, "Reboot the guest through the guest agent or ACPI."),
+    _vmi("PUT", "fence", fence.fence, "Confirm that pods of a VirtualMachineInstance have terminated.", body=options.FenceOptions),
+    _vmi("GET", "guestosinfo", vmi_verbs.guestosinfo, "Get information about the guest operating system from the guest agent.", media=JSON),
+    _vmi("GET", "userlist", vmi_verbs.userlist, "List the users logged in to the guest.", media=JSON),
+    _vmi("GET", "filesystemlist", vmi_verbs.filesystemlist, "List the file systems mounted in the guest.", media=JSON),
     _vmi(
-        "GET", "console", consoles.console, "The serial console (WebSocket).", query=("shared", "takeover"), success=101
+        "GET", "console", consoles.console, "Connect to the serial console (WebSocket).", query=("shared", "takeover"), success=101
     ),
-    _vmi("GET", "vnc", consoles.vnc, "The screen (WebSocket).", query=("preserveSession",), success=101),
+    _vmi("GET", "vnc", consoles.vnc, "Connect to the VNC server (WebSocket).", query=("preserveSession",), success=101),
     _vmi(
         "GET",
         "vnc/screenshot",
         consoles.screenshot,
-        "The screen as PNG.",
+        "Get a screenshot as PNG.",
         query=("moveCursor",),
         media="image/png",
     ),
@@ -152,19 +152,19 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _vmi("GET", "vsock", _later("VSOCK is"), "Connect to a VSOCK port (WebSocket)."),
     _vmi("PUT", "addvolume", _HOTPLUG, "Add a volume to a running VirtualMachineInstance."),
     _vmi("PUT", "removevolume", _HOTPLUG, "Remove a volume from a running VirtualMachineInstance."),
-    _vmi("PUT", "backup", _later("backups are"), "Back a VirtualMachineInstance up."),
+    _vmi("PUT", "backup", _later("backups are"), "Back up a VirtualMachineInstance."),
     _vmi("PUT", "evacuate/cancel", _EVACUATION, "Cancel an evacuation."),
-    _vmi("GET", "objectgraph", _GRAPH, "The objects that belong to a VirtualMachineInstance."),
-    _vmi("GET", "sev/fetchcertchain", _SEV, "The node's SEV certificates."),
-    _vmi("GET", "sev/querylaunchmeasurement", _SEV, "The SEV launch measurement."),
-    _vmi("PUT", "sev/setupsession", _SEV, "Set a SEV session up."),
+    _vmi("GET", "objectgraph", _GRAPH, "List the objects that belong to a VirtualMachineInstance."),
+    _vmi("GET", "sev/fetchcertchain", _SEV, "Get the SEV certificate chain of the node."),
+    _vmi("GET", "sev/querylaunchmeasurement", _SEV, "Get the SEV launch measurement."),
+    _vmi("PUT", "sev/setupsession", _SEV, "Set up a SEV session."),
     _vmi("PUT", "sev/injectlaunchsecret", _SEV, "Inject a SEV launch secret."),
     Endpoint(
         "PUT",
         EXPAND,
         "",
         expand_spec.of_sent,
-        "The VirtualMachine in the body, expanded.",
+        "Expand the VirtualMachine in the request body.",
         body=options.MachineToExpand,
         media=JSON,
     ),

@@ -27,7 +27,7 @@ _STATUS = "io.hyperlet.subresources.Status"
 # server renames one when it merges the documents.
 _STATUS_SCHEMA: Json = {
     "type": "object",
-    "description": "Why a request is refused.",
+    "description": "Reason for which a request was refused.",
     "required": ["kind", "apiVersion", "status", "message", "reason", "code"],
     "properties": {
         **{each: {"type": "string"} for each in ("kind", "apiVersion", "status", "message", "reason")},

@@ -46,9 +46,9 @@ class Services:
 def check_names(namespace: str, name: str) -> None:
     """Raises StatusError (400) unless these can be a namespace and (if not empty) an object's name."""
     if not _LABEL.fullmatch(namespace):
-        raise status.bad_request(f"namespace {namespace[:80]!r} is not a DNS label of lower case letters, digits and -")
+        raise status.bad_request(f"namespace {namespace[:80]!r} is not a DNS label: lower case letters, digits and '-'")
     if name and (len(name) > 253 or not _SUBDOMAIN.fullmatch(name)):
-        raise status.bad_request(f"name {name[:80]!r} is not a DNS name of lower case letters, digits, - and .")
+        raise status.bad_request(f"name {name[:80]!r} is not a DNS name: lower case letters, digits, '-' and '.'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class SubresourceRequest:
             raise status.bad_request(f"Can not unmarshal Request body to struct, error: {error}") from error
         dry_run = getattr(options, "dryRun", None)
         if dry_run and any(each != ALL for each in dry_run):
-            raise status.bad_request(f"dryRun: only {ALL!r} is a dry run, not {dry_run[0][:80]!r}")
+            raise status.bad_request(f"dryRun: the only supported value is {ALL!r}, not {dry_run[0][:80]!r}")
         return options
 
     async def body(self, limit: int) -> bytes:
@@ -111,10 +111,10 @@ class SubresourceRequest:
                 async for chunk in self.request.content.iter_chunked(16 << 10):
                     kept += chunk
                     if len(kept) > limit:
-                        message = f"the body is longer than {limit} bytes"
+                        message = f"the request body exceeds {limit} bytes"
                         raise status.StatusError(413, "RequestEntityTooLarge", message)
         except TimeoutError:
-            raise status.StatusError(408, "Timeout", f"the body did not come within {BODY_SECONDS:g} s") from None
+            raise status.StatusError(408, "Timeout", f"the request body was not received within {BODY_SECONDS:g} s") from None
         return bytes(kept)
 
 

@@ -44,7 +44,7 @@ async def console(call: SubresourceRequest) -> web.StreamResponse:
     )
     nodes, node = call.services.nodes, node_of(vmi)
     async with handler_stream(nodes, node, call.name, lambda stub: stub.Console, first) as talk:
-        _log.info("A console is opened", user=call.user.name, watch=watch, **log.about(vmi))
+        _log.info("opening serial console", user=call.user.name, watch=watch, **log.about(vmi))
         return await call.services.streams.serve(
             call.request, ConsoleStream(talk), call.namespace, call.name, CONSOLES, call.user.name
         )
@@ -56,7 +56,7 @@ async def vnc(call: SubresourceRequest) -> web.StreamResponse:
     need_screen(vmi)
     call.services.streams.admit(call.request, call.namespace, call.name, call.user.name)
     async with _screen(call, vmi) as screen:
-        _log.info("A screen is opened", user=call.user.name, **log.about(vmi))
+        _log.info("opening VNC connection", user=call.user.name, **log.about(vmi))
         return await call.services.streams.serve(
             call.request, screen, call.namespace, call.name, VIEWERS, call.user.name
         )
@@ -75,8 +75,8 @@ async def screenshot(call: SubresourceRequest) -> web.Response:
         node, names.KIND_VMI, call.name, lambda stub: stub.Screenshot(requested_by(vmi))
     )
     if not reply.png.startswith(PNG):
-        raise status.too_large(f"node {node} sent something else than a picture")
-    _log.info("A screenshot is taken", user=call.user.name, **log.about(vmi))
+        raise status.too_large(f"node {node} did not return a PNG image")
+    _log.info("took a screenshot", user=call.user.name, **log.about(vmi))
     return web.Response(
         body=reply.png,
         content_type="image/png",
@@ -118,7 +118,7 @@ def flag(request: web.Request, name: str, default: bool) -> bool:
         return True
     if text in ("0", "f", "F", "FALSE", "false", "False"):
         return False
-    raise status.bad_request(f"{name}: {text[:40]!r} is neither true nor false")
+    raise status.bad_request(f"{name}: {text[:40]!r} is not true or false")
 
 
 def screenshot_response(user: str) -> str:

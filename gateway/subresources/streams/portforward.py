@@ -51,14 +51,14 @@ async def _forward(call: SubresourceRequest, vmi: VirtualMachineInstance) -> web
     port = port_of(call.request.match_info.get("port", ""))
     protocol = call.request.match_info.get("protocol", "tcp")
     if protocol not in ("tcp", "udp"):
-        raise status.bad_request(f"protocol {protocol[:20]!r} is neither tcp nor udp")
+        raise status.bad_request(f"protocol {protocol[:20]!r} is not tcp or udp")
     if has_condition(vmi, names.CONDITION_PAUSED):
         raise status.conflict(names.KIND_VMI, call.name, "VMI is paused")
     call.services.streams.admit(call.request, call.namespace, call.name, call.user.name)
     address = await _address(call, vmi)
     open_tunnel = _udp if protocol == "udp" else _tcp
     async with open_tunnel(address, port) as tunnel:
-        _log.info("A port is forwarded", user=call.user.name, port=port, protocol=protocol, **log.about(vmi))
+        _log.info("opening port-forward", user=call.user.name, port=port, protocol=protocol, **log.about(vmi))
         return await call.services.streams.serve(
             call.request, tunnel, call.namespace, call.name, TUNNELS, call.user.name
         )
@@ -83,7 +83,7 @@ async def _address(call: SubresourceRequest, vmi: VirtualMachineInstance) -> str
         raise status.conflict(names.KIND_VMI, call.name, "VMI is not running")
     address = mine[0].status.podIP or ""
     if not _is_foreign(address):
-        raise status.conflict(names.KIND_VMI, call.name, f"its pod has the address {address}, which is no pod's")
+        raise status.conflict(names.KIND_VMI, call.name, f"its pod has the address {address}, which is not a pod address")
     return address
 
 
@@ -123,7 +123,7 @@ class _Stream:
         try:
             return await self._reader.read(BUFFER) or None
         except OSError as error:
-            raise status.unavailable(f"the guest broke the connection: {error.strerror or error}") from error
+            raise status.unavailable(f"the connection to the guest failed: {error.strerror or error}") from error
 
     async def write(self, data: bytes) -> None:
         """What the client sends."""
@@ -131,7 +131,7 @@ class _Stream:
             self._writer.write(data)
             await self._writer.drain()
         except OSError as error:
-            raise status.unavailable(f"the guest broke the connection: {error.strerror or error}") from error
+            raise status.unavailable(f"the connection to the guest failed: {error.strerror or error}") from error
 
 
 @contextlib.asynccontextmanager
@@ -207,4 +207,4 @@ async def _udp(address: str, port: int) -> AsyncIterator[Duplex]:
 
 def _undialled(error: BaseException, port: int) -> status.StatusError:
     words = (getattr(error, "strerror", None) or str(error)) if isinstance(error, OSError) else ""
-    return status.too_large(f"dialing VM: port {port}: {words or 'no answer in time'}")
+    return status.too_large(f"dialing VM: port {port}: {words or 'timed out'}")

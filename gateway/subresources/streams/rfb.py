@@ -25,7 +25,7 @@ class _Reader:
         while len(self._rest) < count:
             data = await self._screen.read()
             if data is None:
-                raise status.too_large("the guest's screen ended the conversation")
+                raise status.too_large("the VNC server closed the connection")
             self._rest += data
         taken, self._rest = self._rest[:count], self._rest[count:]
         return taken
@@ -39,20 +39,20 @@ async def wake(screen: Duplex) -> None:
             for position in (0, 1):
                 await screen.write(struct.pack(">BBHH", _POINTER, 0, position, position))
     except TimeoutError:
-        raise status.StatusError(504, "Timeout", "the guest's screen did not answer in time") from None
+        raise status.StatusError(504, "Timeout", "the VNC server did not answer in time") from None
 
 
 async def _join(screen: Duplex, reader: _Reader) -> None:
     greeting = await reader.take(len(VERSION))
     if not greeting.startswith(b"RFB 003."):
-        raise status.too_large("the guest's screen does not speak RFB")
+        raise status.too_large("the VNC server does not speak RFB")
     await screen.write(VERSION)
     kinds = await reader.take((await reader.take(1))[0])
     if _NONE not in kinds:
-        raise status.too_large("the guest's screen asks for a password")
+        raise status.too_large("the VNC server requires a password")
     await screen.write(bytes([_NONE]))
     if (await reader.take(4)) != bytes(4):
-        raise status.too_large("the guest's screen refused us")
+        raise status.too_large("the VNC server refused the connection")
     await screen.write(_SHARED)
     # Size, pixel format and the length of the name, which nobody here needs.
     await reader.take(24)

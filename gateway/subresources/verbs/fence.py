@@ -39,7 +39,7 @@ async def fence(call: SubresourceRequest) -> web.Response:
     except HyperletError as error:
         raise status.from_api_error(error, names.KIND_VMI, call.name) from error
     _log.warning(
-        "An administrator vouches for the end of a VM's pods",
+        "fencing pods of a VMI on behalf of an administrator",
         user=call.user.name,
         pods=may_run_qemu(vmi),
         dry_run=bool(wanted.dryRun),
@@ -52,10 +52,10 @@ def refusal(vmi: VirtualMachineInstance, pods: list[str]) -> str:
     """Why the word is not taken; empty when it is. Pure."""
     listed = may_run_qemu(vmi)
     if not listed:
-        return "no pod of the VMI may still run: there is nothing to fence"
+        return "the VMI has no pod that may still run: nothing to fence"
     found = (vmi.status.conditions if vmi.status else None) or ()
     if not any(each.status == names.FALSE and each.reason in WAITING for each in found):
-        return "the VMI is not waiting for evidence that a pod has ended: its node tells what runs there"
+        return "the VMI does not wait for a pod to terminate: its node reports what runs there"
     if set(pods) != set(listed):
         shown = ", ".join(f"{uid} on node {node}" for uid, node in sorted(listed.items()))
         return f"pods: must be the UIDs of the pods that the VMI waits for: {shown}"

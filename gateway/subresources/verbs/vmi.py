@@ -145,7 +145,7 @@ def freeze_seconds(wanted: options.FreezeUnfreezeTimeout) -> int:
     # A number is nanoseconds, as Go's time.Duration.
     seconds = value / 1e9 if isinstance(value, int) else float(meta.parse_duration(value))
     if seconds < 0 or seconds > LONGEST_FREEZE_SECONDS:
-        raise status.bad_request(f"unfreezeTimeout: {value} is not between 0 and {LONGEST_FREEZE_SECONDS} seconds")
+        raise status.bad_request(f"unfreezeTimeout: {value} must be between 0 and {LONGEST_FREEZE_SECONDS} seconds")
     return math.ceil(seconds) or THAW_SECONDS
 
 
@@ -198,5 +198,5 @@ async def _verb(
     node_of(vmi)
     if not dry_run:
         await _asked(call, vmi, ask)
-        _log.info("A VMI is told", verb=verb, user=call.user.name, **log.about(vmi))
+        _log.info("handling VMI subresource request", verb=verb, user=call.user.name, **log.about(vmi))
     return web.Response(status=200)

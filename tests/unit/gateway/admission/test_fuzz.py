@@ -136,7 +136,7 @@ def test_what_is_admitted_is_admitted_again_with_its_defaults(new: Json) -> None
 @settings(max_examples=150)
 @given(body=st.binary(max_size=200) | values.map(lambda value: json.dumps(value).encode()))
 def test_what_is_no_review_is_refused_in_words(body: bytes) -> None:
-    with pytest.raises(review.BadReview, match="no AdmissionReview"):
+    with pytest.raises(review.BadReview, match="not an AdmissionReview"):
         review.parse(body)
 
 

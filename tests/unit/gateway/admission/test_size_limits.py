@@ -70,7 +70,7 @@ def test_more_than_any_vm_has_is_refused_with_one_fault(changes: dict[str, Any],
     response = answered(machine(changes))
     assert response["allowed"] is False and response["uid"]
     (cause,) = response["status"]["details"]["causes"]
-    assert cause["field"] == path and "nothing else of the object was looked at" in cause["message"]
+    assert cause["field"] == path and "the rest of the object was not validated" in cause["message"]
 
 
 def test_deep_nesting_is_refused_and_not_let_through_by_a_failure_of_the_webhook() -> None:

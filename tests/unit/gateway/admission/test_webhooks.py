@@ -321,7 +321,7 @@ def test_the_components_labels_are_theirs(label: str) -> None:
         marked = changed(document, path, {label: "node-1"})
         moved = changed(document, path, {label: "node-2"})
         at = f"{path.replace('/', '.')}.{label}"
-        assert refused(asked(marked)) == {at: "is set by hyperlet itself"}
+        assert refused(asked(marked)) == {at: "is managed by hyperlet"}
         assert set(refused(asked(moved, marked))) == {at}
         assert set(refused(asked(document, marked))) == {at}
         assert refused(asked(marked, marked)) == {}

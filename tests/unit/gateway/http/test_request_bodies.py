@@ -73,7 +73,7 @@ async def test_large_bodies_of_one_address_have_a_limit_together_and_small_ones_
             while not bodies._held.total():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         async with session.post(url, data=b"x" * (1 << 20)) as response:
-            assert response.status == 429 and "too many large bodies" in await response.text()
+            assert response.status == 429 and "too many large request bodies" in await response.text()
         async with session.post(url, data=b"x" * 1000) as response:
             assert response.status == 200
         go_on.set()

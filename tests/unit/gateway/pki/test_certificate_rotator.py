@@ -166,7 +166,7 @@ async def test_a_spoiled_authority_is_replaced(api: FakeApi, tmp_path: Path) -> 
 async def test_what_is_missing_is_said_in_words(api: FakeApi, tmp_path: Path) -> None:
     async with Replica(api, tmp_path) as replica:
         await replica.until(lambda: replica.rotator.trouble and "apply the manifests" in replica.rotator.trouble)
-        assert replica.rotator.trouble == "Secret hyperlet/hyperlet-ca is not there: apply the manifests"
+        assert replica.rotator.trouble == "Secret hyperlet/hyperlet-ca not found: apply the manifests"
         assert not replica.certificates.ready and not replica.rotator.is_healthy
         await furnish(api)
         await replica.until(lambda: replica.rotator.is_healthy)

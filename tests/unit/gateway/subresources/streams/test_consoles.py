@@ -95,7 +95,7 @@ async def test_a_guest_that_ends_closes_with_words(gate: World) -> None:
         assert (message.type, message.data, message.extra) == (
             aiohttp.WSMsgType.CLOSE,
             1000,
-            "the guest's side has ended",
+            "the guest closed the stream",
         )
 
 
@@ -123,7 +123,7 @@ async def test_the_gateways_end_is_told_to_everybody(gate: World) -> None:
     for socket in sockets:
         message = await socket.receive()
         assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
-        assert message.extra == "the gateway stops: connect again"
+        assert message.extra == "the gateway is shutting down: connect again"
     await closing
     await until(lambda: gate.node.open == 0)
     code, body = await refusal(gate, CONSOLE)
@@ -196,7 +196,7 @@ async def test_a_stream_wants_an_upgrade(gate: World, path: str) -> None:
         (CONSOLE, {"spec": {"domain": {"devices": {"autoattachSerialConsole": False}}}}, 400, "No serial consoles"),
         (VNC, {"phase": "Succeeded"}, 400, "VMI is not running"),
         (VNC, {"spec": {"domain": {"devices": {"autoattachGraphicsDevice": False}}}}, 400, "No graphics devices"),
-        (CONSOLE + "?shared=perhaps", {}, 400, "neither true nor false"),
+        (CONSOLE + "?shared=perhaps", {}, 400, "is not true or false"),
         ("virtualmachineinstances/web/portforward/80", {"conditions": ("Paused",)}, 409, "VMI is paused"),
         ("virtualmachineinstances/web/portforward/80", {"phase": "Scheduled"}, 409, "VMI is not running"),
         ("virtualmachineinstances/web/portforward/0", {}, 400, "port"),

@@ -69,8 +69,8 @@ def test_it_is_taken_from_an_instance_that_waits(kind: str, reason: str) -> None
 
 def test_it_is_not_taken_where_it_would_make_a_second_copy() -> None:
     """A VM that simply runs, a pod that was not looked at, one more pod than was looked at."""
-    assert "its node tells" in refused(vmi("Running", conditions=("Ready",)), POD_UID)
-    assert "its node tells" in refused(waiting(reason="GuestNotRunning"), POD_UID)
+    assert "its node reports" in refused(vmi("Running", conditions=("Ready",)), POD_UID)
+    assert "its node reports" in refused(waiting(reason="GuestNotRunning"), POD_UID)
     assert POD_UID in refused(waiting())
     assert POD_UID in refused(waiting(), "another")
     assert "other" in refused(waiting(activePods={POD_UID: NODE, "other": NODE}), POD_UID)
