@@ -52,7 +52,7 @@ def test_impersonation_is_sent(server: Published, hyperctl: Hyperctl) -> None:
 def test_a_token_flag_replaces_the_users(server: Published, hyperctl: Hyperctl) -> None:
     server.answers["PUT", START] = b""
     assert hyperctl("start", "testvm", "--token=bad").err.startswith(
-        "error: cannot start VirtualMachine testvm: the API server does not accept these credentials"
+        "error: cannot start VirtualMachine testvm: the API server rejected the credentials"
     )
     assert hyperctl("start", "testvm", "--token=good").code == 0
 
@@ -66,7 +66,7 @@ def test_a_server_that_is_away_is_one_sentence(hyperctl: Hyperctl) -> None:
 
 
 def test_names_cannot_lead_elsewhere(server: Published, hyperctl: Hyperctl) -> None:
-    assert hyperctl("start", "..").err == "error: '..' is not a name\n"
+    assert hyperctl("start", "..").err == "error: '..' is not a valid name\n"
     hyperctl("start", "../../secrets/x")
     assert server.requests[0].raw == f"{SUB}/virtualmachines/..%2F..%2Fsecrets%2Fx/start"
 
@@ -87,7 +87,7 @@ def test_flags_as_go_programs_take_them(words: list[str], read: list[str]) -> No
 
 
 def test_a_switch_is_true_or_false(hyperctl: Hyperctl) -> None:
-    assert "--force is true or false" in hyperctl("stop", "x", "--force=maybe").err
+    assert "--force must be true or false" in hyperctl("stop", "x", "--force=maybe").err
 
 
 def test_the_program_is_called_as_it_was_typed() -> None:

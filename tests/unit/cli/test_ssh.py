@@ -67,8 +67,8 @@ def test_the_exit_code_of_the_remote_command_is_passed_on(
 
 
 def test_a_user_cannot_be_an_option(hyperctl: Hyperctl, client: Path) -> None:
-    assert "begins with a dash" in hyperctl("ssh", "--", "-oProxyCommand=x@vmi/testvm").err
-    assert "begins with a dash" in hyperctl("ssh", "--username=-oProxyCommand=x", "vmi/testvm").err
+    assert "must not start with a dash" in hyperctl("ssh", "--", "-oProxyCommand=x@vmi/testvm").err
+    assert "must not start with a dash" in hyperctl("ssh", "--username=-oProxyCommand=x", "vmi/testvm").err
     assert not client.exists()
 
 
@@ -197,7 +197,7 @@ async def test_a_stranger_is_told_by_ssh_itself(server: Published, guest: int, t
 
 def test_without_a_client(hyperctl: Hyperctl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "there is no ssh on this machine" in hyperctl("ssh", "vmi/testvm").err
+    assert "ssh not found in PATH" in hyperctl("ssh", "vmi/testvm").err
 
 
 def test_this_program_is_started_again_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

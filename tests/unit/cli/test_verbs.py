@@ -105,11 +105,11 @@ def test_contradictions_are_found_before_anything_is_sent(server: Published, hyp
 
 def test_a_cluster_without_the_api_is_told_apart(server: Published, hyperctl: Hyperctl) -> None:
     result = hyperctl("start", "testvm")
-    assert "is hyperlet installed" in result.err
+    assert "check that hyperlet and its gateway are installed" in result.err
     # What the API server says while nothing answers behind an APIService.
     server.answers["PUT", f"{VM}/start"] = b"service unavailable\n"
     server.codes["PUT", f"{VM}/start"] = 503
-    assert "gateway: is it running?" in hyperctl("start", "testvm").err
+    assert "gateway: check that its pods are running" in hyperctl("start", "testvm").err
 
 
 def test_migrate_cancel_deletes_the_migration_under_way(server: Published, hyperctl: Hyperctl) -> None:
