@@ -61,8 +61,8 @@ def faults(annotations: Mapping[str, str] | None) -> Iterator[Fault]:
                 yield Fault(
                     f"metadata.annotations.{key}",
                     names.FAULT_INVALID,
-                    f"{pattern[:40]!r} is not a bridge name pattern: 1 to 15 letters, digits, '_', '.', '-' and the wildcards "
-                    "'*' and '?'; separate patterns with commas",
+                    f"{pattern[:40]!r} is not a bridge name pattern: 1 to 15 letters, digits, '_', '.', '-' and the "
+                    "wildcards '*' and '?'; separate patterns with commas",
                 )
 
 

@@ -70,7 +70,9 @@ def last_cause(vmi: VirtualMachineInstance, pod: Pod, warning: tuple[str, str] |
         return _announced(warning[0], _BY_KUBELET, warning[1])
     if vmi.spec.livenessProbe is not None:
         return Cause(REASON_LIVENESS, "the kubelet terminated the launcher pod: its liveness probe failed")
-    return Cause(REASON_POD_TERMINATED, "the launcher pod received SIGTERM, although neither the pod nor the VM was deleted")
+    return Cause(
+        REASON_POD_TERMINATED, "the launcher pod received SIGTERM, although neither the pod nor the VM was deleted"
+    )
 
 
 def _announced(reason: str, kind: str | None, message: str | None) -> Cause:

@@ -100,7 +100,9 @@ def selections(namespace: str, text: str | None) -> list[Selection]:
         raise ValueError(f"{ANNOTATION_NETWORKS} exceeds {_MAX_TEXT >> 10} KiB")
     elements = _from_json(text) if text.startswith("[") else [_from_words(word) for word in text.split(",")]
     if len(elements) > MAX_NETWORKS:
-        raise ValueError(f"{ANNOTATION_NETWORKS} lists {len(elements)} networks, exceeding the maximum of {MAX_NETWORKS}")
+        raise ValueError(
+            f"{ANNOTATION_NETWORKS} lists {len(elements)} networks, exceeding the maximum of {MAX_NETWORKS}"
+        )
     found = [_checked(namespace, element, f"net{place}") for place, element in enumerate(elements, 1)]
     names = [each.interface for each in found]
     for name in names:

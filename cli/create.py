@@ -94,7 +94,9 @@ def vm(
 
     made = any((user, password_file, ssh_keys, ga_manage_ssh))
     if cloud_init_user_data and made:
-        raise CliError("--cloud-init-user-data cannot be combined with --user, --password-file, --ssh-key or --ga-manage-ssh")
+        raise CliError(
+            "--cloud-init-user-data cannot be combined with --user, --password-file, --ssh-key or --ga-manage-ssh"
+        )
     for flag, data in (("user", cloud_init_user_data), ("network", cloud_init_network_data)):
         _check_base64(f"--cloud-init-{flag}-data", data)
     password = _password(password_file) if password_file else None

@@ -44,7 +44,9 @@ def declared_ports(machine: Json) -> list[Json]:
 @click.argument("kind", metavar="vm|vmi")
 @click.argument("machine", metavar="NAME")
 @click.option("--name", required=True, help="Name of the Service.")
-@click.option("--port", type=click.IntRange(1, 65535), help="Port of the Service; by default the ports of the VM's interfaces.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="Port of the Service; by default the ports of the VM's interfaces."
+)
 @click.option("--target-port", metavar="PORT", help="Port of the guest; by default --port.")
 @click.option("--protocol", type=click.Choice(["TCP", "UDP"]), default="TCP", show_default=True)
 @click.option("--port-name", metavar="NAME", help="Name of the port.")
@@ -57,7 +59,9 @@ def declared_ports(machine: Json) -> list[Json]:
 @click.option("--cluster-ip", metavar="ADDRESS", help="Cluster IP; None for a headless Service.")
 @click.option("--external-ip", metavar="ADDRESS", help="External IP of the Service.")
 @click.option("--load-balancer-ip", metavar="ADDRESS", help="IP to request from the load balancer.")
-@click.option("--ip-family", type=click.Choice(list(FAMILIES), case_sensitive=False), help="IP families: ipv4, ipv6 or both.")
+@click.option(
+    "--ip-family", type=click.Choice(list(FAMILIES), case_sensitive=False), help="IP families: ipv4, ipv6 or both."
+)
 @click.option("--ip-family-policy", type=click.Choice(POLICIES), help="IP family policy.")
 @click.option("--labels", metavar="KEY=VALUE,…", help="Labels of the Service.")
 @click.option("--dry-run", is_flag=True, help="Create nothing; with -o, print the Service.")

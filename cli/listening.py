@@ -94,7 +94,9 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)  # has its methods, but not its class before Python 3.12
+        self._transport = cast(
+            asyncio.DatagramTransport, transport
+        )  # has its methods, but not its class before Python 3.12
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         queue = self._queues.get(addr)

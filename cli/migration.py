@@ -25,7 +25,11 @@ def selector_of(words: tuple[str, ...]) -> dict[str, str] | None:
 @command("migrate", short_help="Migrate a running VM to another node.")
 @machine("VM")
 @click.option(
-    "--addedNodeSelector", "selector", multiple=True, metavar="KEY=VALUE,…", help="Labels that the target node must have."
+    "--addedNodeSelector",
+    "selector",
+    multiple=True,
+    metavar="KEY=VALUE,…",
+    help="Labels that the target node must have.",
 )
 @dry_run_option
 def migrate(settings: CliSettings, name: str, selector: tuple[str, ...], dry_run: bool) -> None:

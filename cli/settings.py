@@ -79,13 +79,17 @@ OPTIONS: tuple[click.Option, ...] = (
     click.Option(["--client-certificate"], metavar="FILE", help="Client certificate for authentication."),
     click.Option(["--client-key"], metavar="FILE", help="The key of --client-certificate."),
     click.Option(
-        ["--insecure-skip-tls-verify", "insecure"], is_flag=True, help="Do not verify the server's certificate. Insecure."
+        ["--insecure-skip-tls-verify", "insecure"],
+        is_flag=True,
+        help="Do not verify the server's certificate. Insecure.",
     ),
+    click.Option(["--request-timeout"], metavar="TIME", help="Timeout of a request, such as 30s. 0: no timeout."),
     click.Option(
-        ["--request-timeout"], metavar="TIME", help="Timeout of a request, such as 30s. 0: no timeout."
-    ),
-    click.Option(
-        ["--v", "-v", "verbosity"], metavar="LEVEL", type=int, default=0, help="Log verbosity. 6: log requests; 9: tracebacks."
+        ["--v", "-v", "verbosity"],
+        metavar="LEVEL",
+        type=int,
+        default=0,
+        help="Log verbosity. 6: log requests; 9: tracebacks.",
     ),
 )
 """The global flags as click options, accepted by every command."""

@@ -38,7 +38,9 @@ def ssh_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the common flags, named like virtctl's."""
     for option in (
         click.option("--local-ssh", is_flag=True, hidden=True, default=True, help="No effect: always the case."),
-        click.option("--local-ssh-opts", "-t", multiple=True, metavar="OPTION", help="Additional option for the SSH client."),
+        click.option(
+            "--local-ssh-opts", "-t", multiple=True, metavar="OPTION", help="Additional option for the SSH client."
+        ),
         click.option(
             "--port", "-p", type=click.IntRange(1, 65535), default=22, show_default=True, help="SSH port of the guest."
         ),

@@ -15,7 +15,9 @@ from cli.wait import wait_option
 
 Json = dict[str, Any]
 
-dry_run_option = click.option("--dry-run", is_flag=True, help="Validate the request on the server without executing it.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Validate the request on the server without executing it."
+)
 
 
 def options_of(dry_run: bool, **values: Any) -> Json:
@@ -78,9 +80,7 @@ def start(settings: CliSettings, name: str, paused: bool, dry_run: bool, wait: b
 
 def grace_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The flags `--force` and `--grace-period`, like virtctl's."""
-    force = click.option(
-        "--force", is_flag=True, help="With --grace-period=0: power off immediately."
-    )
+    force = click.option("--force", is_flag=True, help="With --grace-period=0: power off immediately.")
     grace = click.option(
         "--grace-period", type=int, default=-1, metavar="SECONDS", help="Time for the guest to shut down."
     )

@@ -77,9 +77,7 @@ def found(port: int, platform: str = sys.platform, applications: Path = Path("/A
     for name, arguments in IN_PATH:
         if program := shutil.which(name):
             return VncViewer(program, arguments(port))
-    raise CliError(
-        f"no VNC viewer found: install one of {_listed(name for name, _ in IN_PATH)}, or use --proxy-only"
-    )
+    raise CliError(f"no VNC viewer found: install one of {_listed(name for name, _ in IN_PATH)}, or use --proxy-only")
 
 
 def _listed(names: Iterable[str]) -> str:

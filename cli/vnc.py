@@ -78,7 +78,9 @@ class WithScreenshot(Command):
 @machine("VMI")
 @click.option("--address", default="127.0.0.1", show_default=True, help="Listen address, with --proxy-only.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Local port; a free port by default.")
-@click.option("--proxy-only", is_flag=True, help="Print the local port and serve it until ctrl-C, without starting a viewer.")
+@click.option(
+    "--proxy-only", is_flag=True, help="Print the local port and serve it until ctrl-C, without starting a viewer."
+)
 @click.option("--vnc-type", type=click.Choice(list(TYPES)), help="Type of the viewer in --vnc-path.")
 @click.option("--vnc-path", metavar="FILE", help="Path of the VNC viewer.")
 def vnc(

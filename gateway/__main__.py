@@ -45,7 +45,7 @@ def lifetimes() -> Lifetimes:
     authority = _seconds("HYPERLET_AUTHORITY_SECONDS", standard.authority)
     if leaf <= 0 or authority < 8 * leaf:
         raise ValueError(
-            f"HYPERLET_AUTHORITY_SECONDS is {authority:g}: must be at least eight times HYPERLET_LEAF_SECONDS ({leaf:g})"
+            f"HYPERLET_AUTHORITY_SECONDS is {authority:g}: must be at least 8 * HYPERLET_LEAF_SECONDS ({leaf:g})"
         )
     return Lifetimes(authority, leaf)
 

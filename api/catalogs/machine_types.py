@@ -66,7 +66,9 @@ def machine_problem(written: str, config: "KubeVirtConfiguration | None") -> str
 def machine_warning(written: str) -> str | None:
     """What is to be said about a machine type that is accepted under another name."""
     given = machine_type(written)
-    return None if given == written else f"{written[:60]} is not available: the VM uses {given}, the closest upstream type"
+    return (
+        None if given == written else f"{written[:60]} is not available: the VM uses {given}, the closest upstream type"
+    )
 
 
 def _patterns(config: "KubeVirtConfiguration | None") -> tuple[str, ...]:

@@ -72,7 +72,7 @@ class ChangedBlockTrackingSelectors(Struct):
 
 
 class CommonInstancetypesDeployment(Struct):
-    """Ready-made instancetypes."""
+    """Predefined instancetypes."""
 
     enabled: bool | None = None
     """They are there."""
@@ -133,7 +133,7 @@ class DeveloperConfiguration(Struct):
     clusterProfiler: bool | None = None
     """Profiles all components."""
     cpuAllocationRatio: UInt32 | None = None
-    """Virtual CPUs per physical CPU that a pod asks for; 10 when absent."""
+    """Virtual CPUs per physical CPU in the pod's request; 10 when absent."""
     disabledFeatureGates: list[str] | None = None
     """Features to switch off."""
     diskVerification: DiskVerification | None = None
@@ -143,7 +143,7 @@ class DeveloperConfiguration(Struct):
     logVerbosity: LogVerbosity | None = None
     """How much components log."""
     memoryOvercommit: Int32 | None = None
-    """Guest memory in percent of the memory that a pod asks for; 100 when absent."""
+    """Guest memory in percent of the pod's memory request; 100 when absent."""
     minimumClusterTSCFrequency: Int64 | None = None
     """Least frequency of the time stamp counter."""
     minimumReservePVCBytes: Int64 | None = None
@@ -151,7 +151,7 @@ class DeveloperConfiguration(Struct):
     nodeSelectors: dict[str, str] | None = None
     """Labels that the nodes of VMs must have."""
     pvcTolerateLessSpaceUpToPercent: Int32 | None = None
-    """Percent by which a volume may be smaller than asked for."""
+    """Percent by which a volume may be smaller than requested."""
     useEmulation: bool | None = None
     """Runs guests without KVM, in software, where KVM is not there or does not work."""
 
@@ -164,7 +164,7 @@ class HypervisorConfiguration(Struct):
 
 
 class InstancetypeConfiguration(Struct):
-    """How instancetypes are taken over."""
+    """How instancetypes are applied."""
 
     referencePolicy: str | None = None
     """reference keeps the reference, expand writes the values into the VM."""
@@ -183,7 +183,7 @@ class LiveUpdateConfiguration(Struct):
     maxCpuSockets: Int64 | None = None
     """Sockets up to which CPUs may be added."""
     maxGuest: Quantity | None = None
-    """Memory up to which a guest may grow."""
+    """Maximum memory of a guest with memory hot-plug."""
     maxHotplugRatio: Int64 | None = None
     """Factor on what a VM starts with."""
 
@@ -203,7 +203,7 @@ class MediatedDevicesConfiguration(Struct):
     """Slices of devices that nodes make."""
 
     enabled: bool | None = None
-    """They are made."""
+    """They are created."""
     mediatedDeviceTypes: list[str] | None = None
     """Types of slices."""
     mediatedDevicesTypes: list[str] | None = None
@@ -216,7 +216,7 @@ class MigrationConfiguration(Struct):
     """Settings of migrations."""
 
     allowAutoConverge: bool | None = None
-    """Slows the guest down when its memory changes too fast."""
+    """Throttles the guest when its memory changes too fast."""
     allowPostCopy: bool | None = None
     """Lets the guest run at the target before all memory is there."""
     allowWorkloadDisruption: bool | None = None
@@ -234,7 +234,7 @@ class MigrationConfiguration(Struct):
     network: str | None = None
     """Secondary network that memory goes over."""
     nodeDrainTaintKey: str | None = None
-    """Taint that says that a node is to be emptied."""
+    """Taint of a node that is being drained."""
     parallelMigrationsPerCluster: UInt32 | None = None
     """Migrations at the same time in the cluster; 5 when absent."""
     parallelOutboundMigrationsPerNode: UInt32 | None = None
@@ -269,9 +269,9 @@ class InterfaceBindingPlugin(Struct):
     computeResourceOverhead: ResourceRequirementsWithoutClaims | None = None
     """Resources that it adds to the pod."""
     domainAttachmentType: str | None = None
-    """What it hands to the guest: a tap device or its own."""
+    """What it attaches to the guest: a tap device or its own device."""
     downwardAPI: str | None = None
-    """What it is told about the device."""
+    """Device information passed to the plugin."""
     migration: InterfaceBindingMigration | None = None
     """How it behaves in migrations."""
     networkAttachmentDefinition: str | None = None
@@ -336,7 +336,7 @@ class USBHostDevice(Struct):
 
 
 class PermittedHostDevices(Struct):
-    """Devices of the host that may be handed to guests."""
+    """Host devices that may be passed through to guests."""
 
     mediatedDevices: list[MediatedHostDevice] | None = None
     """Slices of devices."""
@@ -421,7 +421,7 @@ class DisableFreePageReporting(Struct):
 
 
 class DisableSerialConsoleLog(Struct):
-    """Serial consoles are not copied to the pods' logs."""
+    """Serial consoles are not written to the pods' logs."""
 
 
 class VirtualMachineOptions(Struct):
@@ -430,7 +430,7 @@ class VirtualMachineOptions(Struct):
     disableFreePageReporting: DisableFreePageReporting | None = None
     """Guests do not tell which pages they freed."""
     disableSerialConsoleLog: DisableSerialConsoleLog | None = None
-    """Serial consoles are not copied to the pods' logs."""
+    """Serial consoles are not written to the pods' logs."""
 
 
 class KubeVirtConfiguration(Struct):
@@ -447,7 +447,7 @@ class KubeVirtConfiguration(Struct):
     changedBlockTrackingLabelSelectors: ChangedBlockTrackingSelectors | None = None
     """VMs that changed blocks are kept account of for."""
     commonInstancetypesDeployment: CommonInstancetypesDeployment | None = None
-    """Ready-made instancetypes."""
+    """Predefined instancetypes."""
     confidentialCompute: ConfidentialComputeConfiguration | None = None
     """Encrypted guests."""
     controllerConfiguration: ReloadableComponentConfiguration | None = None
@@ -455,7 +455,7 @@ class KubeVirtConfiguration(Struct):
     cpuModel: str | None = None
     """CPU model of guests that name none."""
     cpuRequest: Quantity | None = None
-    """CPU that a launcher pod asks for when nothing says otherwise."""
+    """Default CPU request of a launcher pod."""
     defaultRuntimeClass: str | None = None
     """Runtime class of launcher pods."""
     developerConfiguration: DeveloperConfiguration | None = None
@@ -471,7 +471,7 @@ class KubeVirtConfiguration(Struct):
     imagePullPolicy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """When container disks are pulled."""
     instancetype: InstancetypeConfiguration | None = None
-    """How instancetypes are taken over."""
+    """How instancetypes are applied."""
     ksmConfiguration: KSMConfiguration | None = None
     """Nodes that share equal pages of memory."""
     liveUpdateConfiguration: LiveUpdateConfiguration | None = None
@@ -493,7 +493,7 @@ class KubeVirtConfiguration(Struct):
     ovmfPath: str | None = None
     """Folder of the UEFI firmware."""
     permittedHostDevices: PermittedHostDevices | None = None
-    """Devices of the host that may be handed to guests."""
+    """Host devices that may be passed through to guests."""
     persistentReservationConfiguration: PersistentReservationConfiguration | None = None
     """SCSI persistent reservations."""
     roleAggregationStrategy: str | None = None

@@ -1,4 +1,4 @@
-"""The part of a DataVolume (cdi.kubevirt.io/v1beta1) that stands in a VM's dataVolumeTemplates."""
+"""The part of a DataVolume (cdi.kubevirt.io/v1beta1) used in a VM's dataVolumeTemplates."""
 
 from typing import Literal
 
@@ -211,10 +211,10 @@ class DataVolumeSpec(Struct):
     priorityClassName: str | None = None
     """Priority of the pod that fills it."""
     pvc: PersistentVolumeClaimSpec | None = None
-    """The claim, as Kubernetes has it."""
+    """The PersistentVolumeClaim."""
     source: DataVolumeSource | None = None
     """What it is filled with."""
     sourceRef: DataVolumeSourceRef | None = None
-    """A DataSource that says what it is filled with."""
+    """A DataSource with the content to import."""
     storage: StorageSpec | None = None
-    """The claim, with what is left out taken from the storage profile."""
+    """The claim; absent fields are taken from the storage profile."""

@@ -39,7 +39,7 @@ class CDRomTarget(Struct):
     bus: Bus | None = None
     """sata (when absent), scsi or usb."""
     readonly: bool | None = None
-    """A CD-ROM can only be read; true when absent."""
+    """A CD-ROM is read-only; true when absent."""
     tray: Literal["open", "closed"] | None = None
     """open or closed."""
 
@@ -56,7 +56,7 @@ class DiskTarget(Struct):
 
 
 class LunTarget(Struct):
-    """A SCSI device that is handed through."""
+    """A SCSI device that is passed through."""
 
     bus: Bus | None = None
     """scsi or sata."""
@@ -86,7 +86,7 @@ class Disk(Struct):
     disk: DiskTarget | None = None
     """Shows the volume as a disk; the default."""
     errorPolicy: Literal["stop", "ignore", "report", "enospace"] | None = None
-    """What happens on a failed request: the guest stops, is told, or is not."""
+    """On a failed request: pause the guest, ignore the error, report it to the guest, or pause on ENOSPC only."""
     io: Literal["native", "threads", "default"] | None = None
     """How QEMU issues requests: native or threads."""
     lun: LunTarget | None = None
@@ -176,7 +176,7 @@ class Input(Struct):
 
 
 class PanicDevice(Struct):
-    """A device by which the guest tells of its crash."""
+    """A device through which the guest reports a crash."""
 
     model: str | None = None
     """Kind of the device."""
@@ -254,7 +254,7 @@ class Devices(Struct):
     blockMultiQueue: bool | None = None
     """One request queue per CPU for virtio disks."""
     clientPassthrough: ClientPassthroughDevices | None = None
-    """USB devices that a client hands over through its console connection."""
+    """USB devices that a client redirects to the guest."""
     disableHotplug: bool | None = None
     """Nothing will be plugged in while the guest runs, so no free slots are kept."""
     disks: Annotated[list[Disk], BY_NAME] | None = None
@@ -264,9 +264,9 @@ class Devices(Struct):
     filesystems: list[Filesystem] | None = None
     """Volumes that the guest mounts as file systems instead of disks."""
     gpus: list[GPU] | None = None
-    """Graphics cards or slices of them that are handed to the guest."""
+    """GPUs or vGPUs that are passed through to the guest."""
     hostDevices: list[HostDevice] | None = None
-    """Devices of the host that are handed to the guest."""
+    """Host devices that are passed through to the guest."""
     inputs: list[Input] | None = None
     """Pointing devices."""
     interfaces: Annotated[list[Interface], BY_NAME] | None = None
@@ -276,7 +276,7 @@ class Devices(Struct):
     networkInterfaceMultiqueue: bool | None = None
     """One queue per CPU for virtio network cards."""
     panicDevices: list[PanicDevice] | None = None
-    """Devices by which the guest tells of its crash."""
+    """Devices through which the guest reports a crash."""
     rng: Rng | None = None
     """Random numbers from the host."""
     sound: SoundDevice | None = None

@@ -23,7 +23,7 @@ class Chassis(Struct):
 
 
 class CPUFeature(Struct):
-    """A CPU feature that is treated differently from what the model says."""
+    """A CPU feature that differs from the CPU model."""
 
     name: str
     """Name of the feature as libvirt spells it, such as pcid."""
@@ -32,7 +32,7 @@ class CPUFeature(Struct):
 
 
 class NUMAGuestMappingPassthrough(Struct):
-    """Shows the guest the host's own layout."""
+    """Exposes the host's NUMA topology to the guest."""
 
 
 class NUMA(Struct):
@@ -59,11 +59,11 @@ class CPU(Struct):
     features: list[CPUFeature] | None = None
     """CPU features to force, require or forbid."""
     isolateEmulatorThread: bool | None = None
-    """With dedicated CPUs: one more for QEMU's own work."""
+    """With dedicated CPUs: one more CPU for the QEMU emulator thread."""
     maxSockets: UInt32 | None = None
     """Sockets up to which CPUs may be added while the guest runs."""
     model: str | None = None
-    """CPU model: a name that libvirt knows, host-model or host-passthrough; the installation's default when absent."""
+    """CPU model: a name known to libvirt, host-model or host-passthrough; the installation's default when absent."""
     numa: NUMA | None = None
     """How the guest's memory is laid out over NUMA nodes."""
     realtime: Realtime | None = None
@@ -157,18 +157,18 @@ class Memory(Struct):
     maxGuest: Quantity | None = None
     """Memory up to which the guest may grow while it runs."""
     reservedOverhead: ReservedOverhead | None = None
-    """Memory beyond the guest's own that is set aside for it."""
+    """Memory reserved in addition to guest memory."""
 
 
 class ResourceRequirements(Struct):
-    """What the launcher pod asks Kubernetes for."""
+    """Resources of the launcher pod."""
 
     limits: dict[str, Quantity] | None = None
     """Greatest amounts of cpu and memory."""
     overcommitGuestOverhead: bool | None = None
     """Leaves the overhead out of the request: more VMs fit, and may be killed when memory is short."""
     requests: dict[str, Quantity] | None = None
-    """Least amounts of cpu and memory; without memory here, the guest's memory plus overhead is asked for."""
+    """Requested cpu and memory; memory defaults to guest memory plus overhead."""
 
 
 class DomainSpec(Struct):
@@ -185,7 +185,7 @@ class DomainSpec(Struct):
     features: Features | None = None
     """Hypervisor features that are switched on or off, such as ACPI or the Hyper-V ones."""
     firmware: Firmware | None = None
-    """What boots the guest: BIOS or EFI, a kernel handed over directly, UUID and serial."""
+    """Firmware: BIOS or EFI, direct kernel boot, UUID and serial."""
     ioThreads: DiskIOThreads | None = None
     """Extra threads for disk requests."""
     ioThreadsPolicy: Literal["shared", "auto", "supplementalPool"] | None = None
@@ -199,4 +199,4 @@ class DomainSpec(Struct):
     rebootPolicy: Literal["Reboot", "Terminate"] | None = None
     """Whether a reboot from inside restarts the guest in place or ends the VMI."""
     resources: ResourceRequirements | None = None
-    """CPU and memory that the launcher pod asks Kubernetes for."""
+    """CPU and memory of the launcher pod."""

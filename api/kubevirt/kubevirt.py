@@ -18,7 +18,7 @@ class CertConfig(Struct):
     duration: Duration | None = None
     """How long it is valid."""
     renewBefore: Duration | None = None
-    """How long before its end a new one is made."""
+    """How long before its expiry a new one is issued."""
 
 
 class KubeVirtSelfSignConfiguration(Struct):
@@ -68,7 +68,7 @@ class CustomizeComponentsPatch(Struct):
 
 
 class CustomizeComponents(Struct):
-    """Changes to the installation's own manifests."""
+    """Patches of the installation's manifests."""
 
     flags: Flags | None = None
     """Flags of the components."""
@@ -84,7 +84,7 @@ class NodePlacement(Struct):
     nodeSelector: dict[str, str] | None = None
     """Labels that the node must have."""
     tolerations: list[Toleration] | None = None
-    """Taints that are put up with."""
+    """Tolerated taints."""
 
 
 class ComponentConfig(Struct):
@@ -115,7 +115,7 @@ class KubeVirtSpec(Struct):
     configuration: KubeVirtConfiguration | None = None
     """Settings of virtual machines."""
     customizeComponents: CustomizeComponents | None = None
-    """Changes to the installation's own manifests."""
+    """Patches of the installation's manifests."""
     imagePullPolicy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """When the components' images are pulled."""
     imagePullSecrets: list[LocalObjectReference] | None = None
@@ -173,11 +173,11 @@ class KubeVirtStatus(Struct):
     """What there is of an installation."""
 
     conditions: list[KubeVirtCondition] | None = None
-    """Aspects of its state, with reasons in words."""
+    """Conditions of the object."""
     defaultArchitecture: str | None = None
     """Architecture of guests that name none."""
     generations: list[GenerationStatus] | None = None
-    """Generations of the installation's own objects."""
+    """Generations of the installation's objects."""
     observedDeploymentConfig: str | None = None
     """Settings of the installation that are in force."""
     observedDeploymentID: str | None = None
@@ -220,7 +220,7 @@ class KubeVirt(Object):
 
 
 def spec_of(objects: Iterable[KubeVirt]) -> KubeVirtSpec:
-    """The spec of the KubeVirt CR (the oldest, if somebody made two); an empty one when there is none."""
+    """The spec of the KubeVirt CR (the oldest of several); an empty one when there is none."""
     by_age = sorted(objects, key=lambda kv: (kv.metadata.creationTimestamp or "", kv.metadata.name or ""))
     return by_age[0].spec if by_age else KubeVirtSpec()
 

@@ -26,7 +26,7 @@ class VirtualMachineInstanceMigrationSpec(Struct):
     """What to move and where."""
 
     addedNodeSelector: dict[str, str] | None = None
-    """Labels that the target must have beyond what the VMI asks for."""
+    """Labels that the target node must have in addition to the VMI's nodeSelector."""
     priority: str | None = None
     """Order among waiting migrations."""
     receive: VirtualMachineInstanceMigrationTarget | None = None
@@ -51,10 +51,10 @@ class VirtualMachineInstanceMigrationPhaseTransitionTimestamp(Struct):
 
 
 class VirtualMachineInstanceMigrationStatus(Struct):
-    """How far a migration has come."""
+    """Progress of a migration."""
 
     conditions: list[VirtualMachineInstanceMigrationCondition] | None = None
-    """Aspects of its state, with reasons in words."""
+    """Conditions of the object."""
     migrationState: VirtualMachineInstanceMigrationState | None = None
     """Details, as in the VMI."""
     phase: str | None = None
@@ -75,4 +75,4 @@ class VirtualMachineInstanceMigration(Object):
     spec: VirtualMachineInstanceMigrationSpec
     """What to move."""
     status: VirtualMachineInstanceMigrationStatus | None = None
-    """How far it has come. Written by hyperlet only."""
+    """Progress. Written by hyperlet only."""

@@ -1,10 +1,10 @@
-"""How far a migration has come, as it stands in the status of the VMI and of the migration."""
+"""Progress of a migration, in the status of the VMI and of the migration."""
 
 from api.k8s.meta import Int32, Int64, Quantity, Struct, Time, UInt32
 
 
 class DowntimeTuningOptions(Struct):
-    """How the allowed standstill grows."""
+    """How the allowed downtime grows."""
 
     cooldownSeconds: Int32 | None = None
     """Seconds between steps."""
@@ -26,7 +26,7 @@ class StallDetectorOptions(Struct):
     patienceWindowDecayFactor: Quantity | None = None
     """How fast patience wears off."""
     precopyPossibleFactor: Quantity | None = None
-    """Factor that says whether copying before the switch can work."""
+    """Factor that determines whether pre-copy can converge."""
     searchLocalMinima: bool | None = None
     """Looks for the moment with the least memory left."""
     stallMargin: Int64 | None = None
@@ -43,7 +43,7 @@ class ExperimentalMigrationOptions(Struct):
     compression: str | None = None
     """Method by which memory is packed."""
     downtimeTuning: DowntimeTuningOptions | None = None
-    """How the allowed standstill grows."""
+    """How the allowed downtime grows."""
     stallDetector: StallDetectorOptions | None = None
     """How it is noticed that a migration gets nowhere."""
 
@@ -52,7 +52,7 @@ class VMIMConfigurationOptions(Struct):
     """Settings of one migration."""
 
     allowAutoConverge: bool | None = None
-    """Slows the guest down when its memory changes too fast."""
+    """Throttles the guest when its memory changes too fast."""
     allowPostCopy: bool | None = None
     """Lets the guest run at the target before all memory is there."""
     allowWorkloadDisruption: bool | None = None
@@ -72,7 +72,7 @@ class VMIMConfigurationOptions(Struct):
     network: str | None = None
     """Secondary network that memory goes over."""
     nodeDrainTaintKey: str | None = None
-    """Taint that says that a node is to be emptied."""
+    """Taint of a node that is being drained."""
     parallelMigrationsPerCluster: UInt32 | None = None
     """Migrations at the same time in the cluster; 5 when absent."""
     parallelOutboundMigrationsPerNode: UInt32 | None = None
@@ -97,7 +97,7 @@ class VirtualMachineInstanceMigrationSourceState(Struct):
     node: str | None = None
     """The node."""
     nodeSelectors: dict[str, str] | None = None
-    """Labels that the VMI asks of a node."""
+    """Node labels required by the VMI."""
     persistentStatePVCName: str | None = None
     """Claim with the firmware's and TPM's state."""
     pod: str | None = None
@@ -148,7 +148,7 @@ class VirtualMachineInstanceMigrationTargetState(Struct):
 
 
 class VirtualMachineInstanceMigrationState(Struct):
-    """How far a migration has come."""
+    """Progress of a migration."""
 
     abortRequested: bool | None = None
     """It was called off."""
@@ -161,7 +161,7 @@ class VirtualMachineInstanceMigrationState(Struct):
     failed: bool | None = None
     """It has failed."""
     failureReason: str | None = None
-    """Why, in words."""
+    """Human-readable reason of the failure."""
     migrationConfiguration: VMIMConfigurationOptions | None = None
     """Settings in force."""
     migrationNetworkType: str | None = None

@@ -22,7 +22,7 @@ class MultusNetwork(Struct):
     networkName: str
     """Its NetworkAttachmentDefinition: [namespace/]name."""
     default: bool | None = None
-    """Takes the place of the pod's own network."""
+    """Replaces the pod's cluster network."""
 
 
 class PodNetwork(Struct):
@@ -77,7 +77,7 @@ class DHCPPrivateOptions(Struct):
 
 
 class DHCPOptions(Struct):
-    """What the guest is told by DHCP beyond its address."""
+    """DHCP options for the guest."""
 
     bootFileName: str | None = None
     """File to boot from the network (option 67)."""
@@ -106,7 +106,7 @@ class InterfacePasstBinding(Struct):
 
 
 class PortRange(Struct):
-    """Ports that are handed to the guest."""
+    """Ports that are forwarded to the guest."""
 
     end: PortNumber
     """Last port."""
@@ -117,7 +117,7 @@ class PortRange(Struct):
 
 
 class Port(Struct):
-    """A port that is handed to the guest."""
+    """A port that is forwarded to the guest."""
 
     port: PortNumber
     """Number of the port."""
@@ -149,7 +149,7 @@ class Interface(Struct):
     bridge: InterfaceBridge | None = None
     """Joins by a bridge: the guest takes over the pod's address."""
     dhcpOptions: DHCPOptions | None = None
-    """Further options that the guest is told by DHCP."""
+    """Additional DHCP options for the guest."""
     macAddress: str | None = None
     """MAC address; derived from the VM when absent, so that it stays."""
     macvtap: DeprecatedInterfaceMacvtap | None = None
@@ -165,9 +165,9 @@ class Interface(Struct):
     pciAddress: str | None = None
     """Place on the guest's PCI bus."""
     portRanges: list[PortRange] | None = None
-    """Ranges of ports that are handed to the guest."""
+    """Port ranges that are forwarded to the guest."""
     ports: list[Port] | None = None
-    """Ports that are handed to the guest; all when absent."""
+    """Ports that are forwarded to the guest; all when absent."""
     slirp: DeprecatedInterfaceSlirp | None = None
     """No longer there."""
     sriov: InterfaceSRIOV | None = None

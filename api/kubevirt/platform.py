@@ -103,7 +103,7 @@ class FeatureSpinlocks(Struct):
     enabled: bool | None = None
     """On or off; on when the switch is named without saying so."""
     spinlocks: UInt32 | None = None
-    """Number of tries before the host is told; 4096 when absent."""
+    """Number of retries before the hypervisor is notified; 4096 when absent."""
 
 
 class SyNICTimer(Struct):
@@ -186,7 +186,7 @@ class Features(Struct):
     """What the hypervisor offers the guest."""
 
     acpi: FeatureState | None = None
-    """ACPI tables; on when absent. Without them the guest cannot be asked to shut down."""
+    """ACPI tables; on when absent. Required for a graceful shutdown through ACPI."""
     apic: FeatureAPIC | None = None
     """The interrupt controller of each CPU."""
     hyperv: FeatureHyperv | None = None
@@ -260,7 +260,7 @@ class KernelBoot(Struct):
 
 
 class Firmware(Struct):
-    """What runs before the guest's own system."""
+    """Firmware of the guest."""
 
     acpi: ACPI | None = None
     """ACPI tables from a Secret."""

@@ -15,7 +15,7 @@ class DataVolumeTemplateDummyStatus(Struct):
 
 
 class DataVolumeTemplateSpec(Struct):
-    """A DataVolume that is made with the machine."""
+    """A DataVolume that is created with the VM."""
 
     spec: DataVolumeSpec
     """What it is filled with."""
@@ -60,22 +60,22 @@ class PreferenceMatcher(Struct):
 
 
 class VirtualMachineSpec(Struct):
-    """A machine, and whether it is to run."""
+    """The VM template and run strategy."""
 
     # KubeVirt's schema requires it. Here validation does, so that kubectl does not stop at this one fault of many.
     template: VirtualMachineInstanceTemplateSpec = VirtualMachineInstanceTemplateSpec()
-    """What its VMI is made from; required."""
+    """Template of the VMI; required."""
     dataVolumeTemplates: list[DataVolumeTemplateSpec] | None = None
-    """DataVolumes that are made with the machine and go with it."""
+    """DataVolumes that are created and deleted with the VM."""
     instancetype: InstancetypeMatcher | None = None
-    """A named size that CPU and memory are taken from."""
+    """The instancetype that provides CPU and memory."""
     preference: PreferenceMatcher | None = None
     """Named preferences for devices."""
     runStrategy: Literal["Always", "Halted", "Manual", "RerunOnFailure", "Once", "WaitAsReceiver"] | None = None
     """Always keeps it running, RerunOnFailure unless the guest shuts down, Once starts it once, Manual obeys start and
     stop, Halted keeps it off."""
     running: bool | None = None
-    """True is Always, false is Halted. Older than runStrategy, and not together with it."""
+    """Deprecated: use runStrategy. True is Always, false is Halted. Mutually exclusive with runStrategy."""
     updateVolumesStrategy: Literal["Migration", "Replacement"] | None = None
     """Whether a changed volume replaces the old one or its content is moved over."""
 
@@ -112,7 +112,7 @@ class VirtualMachineMemoryDumpRequest(Struct):
     claimName: str
     """Claim that takes it."""
     phase: str
-    """How far it has come."""
+    """Phase of its life cycle."""
     endTimestamp: Time | None = None
     """When it ended."""
     fileName: str | None = None
@@ -120,7 +120,7 @@ class VirtualMachineMemoryDumpRequest(Struct):
     message: str | None = None
     """What went wrong."""
     remove: bool | None = None
-    """The claim is to be let go."""
+    """The claim is to be removed."""
     startTimestamp: Time | None = None
     """When it began."""
 
@@ -137,14 +137,14 @@ class VirtualMachineStartFailure(Struct):
 
 
 class VirtualMachineStateChangeRequest(Struct):
-    """A start or stop that was asked for."""
+    """A requested start or stop."""
 
     action: str
     """Start or Stop."""
     data: dict[str, str] | None = None
     """Parameters."""
     uid: str | None = None
-    """UID of the VMI that is to stop."""
+    """UID of the VMI to stop."""
 
 
 class AddVolumeOptions(Struct):
@@ -209,7 +209,7 @@ class VirtualMachineStatus(Struct):
     changedBlockTracking: ChangedBlockTrackingStatus | None = None
     """Whether changed blocks are kept account of."""
     conditions: list[VirtualMachineCondition] | None = None
-    """Ready, Failure, Paused and RestartRequired, with reasons in words."""
+    """Conditions: Ready, Failure, Paused and RestartRequired."""
     created: bool | None = None
     """The VMI exists."""
     desiredGeneration: Int64 | None = None
@@ -217,13 +217,13 @@ class VirtualMachineStatus(Struct):
     instancetypeRef: InstancetypeStatusRef | None = None
     """The instancetype in use."""
     memoryDumpRequest: VirtualMachineMemoryDumpRequest | None = None
-    """A dump of memory that was asked for."""
+    """A requested memory dump."""
     observedGeneration: Int64 | None = None
-    """Generation that the VMI was made from."""
+    """Generation of the spec that the VMI was created from."""
     preferenceRef: InstancetypeStatusRef | None = None
     """The preference in use."""
     printableStatus: str | None = None
-    """One word for people, as kubectl shows it."""
+    """Human-readable status, shown by kubectl."""
     ready: bool | None = None
     """The VMI is running and ready."""
     restoreInProgress: str | None = None
@@ -235,7 +235,7 @@ class VirtualMachineStatus(Struct):
     startFailure: VirtualMachineStartFailure | None = None
     """Starts that failed in a row, and when the next one is due."""
     stateChangeRequests: list[VirtualMachineStateChangeRequest] | None = None
-    """Starts and stops that were asked for and not yet done."""
+    """Pending start and stop requests."""
     volumeRequests: list[VirtualMachineVolumeRequest] | None = None
     """Volumes to be plugged in or out."""
     volumeSnapshotStatuses: list[VolumeSnapshotStatus] | None = None
@@ -245,13 +245,13 @@ class VirtualMachineStatus(Struct):
 
 
 class VirtualMachine(Object):
-    """A machine that is kept, started and stopped. While it is to run there is a VirtualMachineInstance of its name."""
+    """A virtual machine that can be started and stopped. While it runs, a VirtualMachineInstance has the same name."""
 
     apiVersion: Literal["kubevirt.io/v1", "kubevirt.io/v1alpha3"]
     """API group and version."""
     kind: Literal["VirtualMachine"]
     """Kind of the object."""
     spec: VirtualMachineSpec
-    """The machine that is wanted, and whether it is to run."""
+    """Desired state: the VM template and run strategy."""
     status: VirtualMachineStatus | None = None
     """What there is. Written by hyperlet only."""

@@ -113,7 +113,7 @@ class GuestAgentPing(Struct):
 
 
 class Probe(Struct):
-    """A question that is asked of the guest again and again; one of the kinds."""
+    """A periodic check of the guest; exactly one action."""
 
     exec: ExecAction | None = None
     """Runs a command by the guest agent."""
@@ -143,7 +143,7 @@ class VirtualMachineInstanceResourceClaim(Struct):
     resourceClaimName: str | None = None
     """A claim that is there."""
     resourceClaimTemplateName: str | None = None
-    """A template that a claim is made from."""
+    """A ResourceClaimTemplate to create the claim from."""
 
 
 class VirtualMachineInstanceSpec(Struct):
@@ -154,17 +154,17 @@ class VirtualMachineInstanceSpec(Struct):
     accessCredentials: list[AccessCredential] | None = None
     """SSH keys and passwords that are put into the guest."""
     affinity: Affinity | None = None
-    """Rules for choosing the node; handed to the pod."""
+    """Scheduling rules, copied to the pod."""
     architecture: str | None = None
     """Architecture of the guest; amd64 when absent."""
     dnsConfig: PodDNSConfig | None = None
     """DNS settings, for the pod and by DHCP for the guest."""
     dnsPolicy: Literal["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"] | None = None
-    """How the pod finds its name servers; the guest is told the same ones."""
+    """DNS policy of the pod; the guest gets the same name servers."""
     evictionStrategy: Literal["None", "LiveMigrate", "LiveMigrateIfPossible", "External"] | None = None
-    """What a drain of the node does: None ends the VM, LiveMigrate moves it, External leaves it to somebody else."""
+    """On a node drain: None stops the VM, LiveMigrate migrates it, External leaves it to an external controller."""
     hostname: str | None = None
-    """Host name of the guest, told by DHCP and cloud-init; the VMI's name when absent."""
+    """Host name of the guest, set through DHCP and cloud-init; the VMI's name when absent."""
     livenessProbe: Probe | None = None
     """Restarts the guest when it fails."""
     networks: Annotated[list[Network], BY_NAME] | None = None
@@ -186,13 +186,13 @@ class VirtualMachineInstanceSpec(Struct):
     subdomain: str | None = None
     """With the hostname: the guest's name in DNS, by a headless Service of this name."""
     terminationGracePeriodSeconds: GraceSeconds | None = None
-    """Seconds that the guest has for shutting down before it is switched off."""
+    """Seconds for the guest to shut down before it is powered off."""
     tolerations: list[Toleration] | None = None
-    """Taints of nodes that are put up with."""
+    """Tolerated node taints."""
     topologySpreadConstraints: list[TopologySpreadConstraint] | None = None
     """Spreads VMs evenly over nodes or zones."""
     utilityVolumes: list[UtilityVolume] | None = None
-    """Claims for the launcher's own use."""
+    """Claims used by the launcher."""
     volumes: Annotated[list[Volume], BY_NAME] | None = None
     """Contents of the disks."""
 
@@ -211,7 +211,7 @@ class VirtualMachineInstance(Object):
 
 
 class VirtualMachineInstanceTemplateSpec(Struct):
-    """What the VMI of a VirtualMachine is made from."""
+    """The template of a VirtualMachine's VMI."""
 
     metadata: ObjectMeta | None = None
     """Labels and annotations that the VMI gets."""

@@ -75,7 +75,7 @@ class VirtualMachineInstanceGuestOSInfo(Struct):
     name: str | None = None
     """Name."""
     prettyName: str | None = None
-    """Name and version for people."""
+    """Human-readable name and version."""
     version: str | None = None
     """Version."""
     versionId: str | None = None
@@ -86,7 +86,7 @@ class VirtualMachineInstanceNetworkInterface(Struct):
     """A network card as it is now."""
 
     infoSource: str | None = None
-    """Who told: domain, guest-agent or both."""
+    """Source of the information: domain, guest-agent or both."""
     interfaceName: str | None = None
     """Name inside the guest."""
     ipAddress: str | None = None
@@ -153,9 +153,9 @@ class PersistentVolumeClaimInfo(Struct):
     filesystemOverhead: str | None = None
     """Share of the size that the file system needs."""
     preallocated: bool | None = None
-    """The space is taken already."""
+    """The space is preallocated."""
     requests: dict[str, Quantity] | None = None
-    """Size that was asked for."""
+    """Requested size."""
     volumeMode: Literal["Block", "Filesystem", "FromStorageProfile"] | None = None
     """Block or Filesystem."""
 
@@ -234,9 +234,9 @@ class VolumeStatus(Struct):
     persistentVolumeClaimInfo: PersistentVolumeClaimInfo | None = None
     """Its claim."""
     phase: str | None = None
-    """How far it has come."""
+    """Phase of its life cycle."""
     reason: str | None = None
-    """One word on the phase."""
+    """CamelCase reason of the phase."""
     size: Int64 | None = None
     """Bytes."""
 
@@ -251,15 +251,15 @@ class VirtualMachineInstanceStatus(Struct):
     changedBlockTracking: ChangedBlockTrackingStatus | None = None
     """Whether changed blocks are kept account of."""
     conditions: list[VirtualMachineInstanceCondition] | None = None
-    """Ready, Synchronized, Paused, AgentConnected, LiveMigratable and others, with reasons in words."""
+    """Conditions: Ready, Synchronized, Paused, AgentConnected, LiveMigratable and others."""
     currentCPUTopology: CPUTopology | None = None
     """CPUs that the guest has now."""
     evacuationNodeName: str | None = None
-    """Node that the VMI is to leave."""
+    """Node that the VMI is to be evacuated from."""
     fsFreezeStatus: str | None = None
     """frozen while file systems of the guest are."""
     guestOSInfo: VirtualMachineInstanceGuestOSInfo | None = None
-    """The guest's system, as its agent tells."""
+    """The guest operating system, as reported by the guest agent."""
     interfaces: list[VirtualMachineInstanceNetworkInterface] | None = None
     """The guest's network cards and addresses."""
     kernelBootStatus: KernelBootStatus | None = None
@@ -275,7 +275,7 @@ class VirtualMachineInstanceStatus(Struct):
     migrationMethod: str | None = None
     """BlockMigration moves disks too, LiveMigration shares them."""
     migrationState: VirtualMachineInstanceMigrationState | None = None
-    """How far the latest migration has come."""
+    """Progress of the latest migration."""
     migrationTransport: str | None = None
     """How memory gets to the target."""
     nodeName: str | None = None
@@ -287,7 +287,7 @@ class VirtualMachineInstanceStatus(Struct):
     qosClass: Literal["BestEffort", "Burstable", "Guaranteed"] | None = None
     """Quality of service of the pod."""
     reason: str | None = None
-    """One word on why it failed."""
+    """CamelCase reason of the failure."""
     runtimeUser: Int64 | None = None
     """User id that the launcher runs as."""
     selinuxContext: str | None = None
@@ -295,6 +295,6 @@ class VirtualMachineInstanceStatus(Struct):
     topologyHints: TopologyHints | None = None
     """What the node must have for the guest's clock."""
     virtualMachineRevisionName: str | None = None
-    """ControllerRevision of the VM that it was made from."""
+    """ControllerRevision of the VM that it was created from."""
     volumeStatus: list[VolumeStatus] | None = None
     """The volumes and how they are attached."""

@@ -92,7 +92,7 @@ class DataVolumeSource(Struct):
     name: str
     """Name of the DataVolume."""
     hotpluggable: bool | None = None
-    """May be taken out while the guest runs."""
+    """Can be unplugged while the guest runs."""
 
 
 class DownwardAPIVolumeSource(Struct):
@@ -121,13 +121,13 @@ class PersistentVolumeClaimVolumeSource(Struct):
     claimName: str
     """Name of the claim."""
     hotpluggable: bool | None = None
-    """May be taken out while the guest runs."""
+    """Can be unplugged while the guest runs."""
     readOnly: bool | None = None
     """The guest cannot write."""
 
 
 class EphemeralVolumeSource(Struct):
-    """A claim whose changes are thrown away."""
+    """A claim with a copy-on-write overlay that is discarded."""
 
     persistentVolumeClaim: PersistentVolumeClaimVolumeSource | None = None
     """The claim that is read."""
@@ -139,9 +139,9 @@ class HostDisk(Struct):
     path: str
     """Absolute path of the file."""
     type: Literal["Disk", "DiskOrCreate"]
-    """Disk takes a file that is there; DiskOrCreate makes it."""
+    """Disk uses an existing file; DiskOrCreate creates it if missing."""
     capacity: Quantity | None = None
-    """Size of a file that is made."""
+    """Size of a created file."""
     shared: bool | None = None
     """Several VMs may use the file at once."""
 
@@ -152,7 +152,7 @@ class MemoryDumpVolumeSource(Struct):
     claimName: str
     """Name of the claim."""
     hotpluggable: bool | None = None
-    """May be taken out while the guest runs."""
+    """Can be unplugged while the guest runs."""
     readOnly: bool | None = None
     """The guest cannot write."""
 

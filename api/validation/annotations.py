@@ -42,10 +42,16 @@ KNOWN = (
         ("false",),
     ),
     KnownAnnotation(
-        "kubevirt.io/disablePCIHole64", "removes the 64-bit PCI hole", "the 64-bit PCI hole is always present", ("false",)
+        "kubevirt.io/disablePCIHole64",
+        "removes the 64-bit PCI hole",
+        "the 64-bit PCI hole is always present",
+        ("false",),
     ),
     KnownAnnotation(
-        "kubevirt.io/memfd", "selects memfd as the backend of guest memory", "guest memory is always anonymous memory", ("false",)
+        "kubevirt.io/memfd",
+        "selects memfd as the backend of guest memory",
+        "guest memory is always anonymous memory",
+        ("false",),
     ),
     KnownAnnotation(
         "kubevirt.io/libvirt-log-filters",
@@ -90,9 +96,17 @@ KNOWN = (
         ("*",),
     ),
     KnownAnnotation(
-        "kubevirt.io/immediate-data-volume-creation", "creates DataVolumes immediately", "DataVolumes are not implemented", ("*",)
+        "kubevirt.io/immediate-data-volume-creation",
+        "creates DataVolumes immediately",
+        "DataVolumes are not implemented",
+        ("*",),
     ),
-    KnownAnnotation("kubectl.kubernetes.io/default-container", "selects the container that `kubectl logs` shows", "supported", ("*",)),
+    KnownAnnotation(
+        "kubectl.kubernetes.io/default-container",
+        "selects the container that `kubectl logs` shows",
+        "supported",
+        ("*",),
+    ),
 )
 
 

@@ -19,7 +19,9 @@ def option_faults(interface: Interface, path: str) -> Iterator[Fault]:
         return
     if interface.sriov is not None:
         yield Fault(
-            f"{path}.dhcpOptions", names.FAULT_INVALID, "not supported for sriov: hyperlet does not serve DHCP on an sriov interface"
+            f"{path}.dhcpOptions",
+            names.FAULT_INVALID,
+            "not supported for sriov: hyperlet does not serve DHCP on an sriov interface",
         )
     yield from _dhcp(interface.dhcpOptions, f"{path}.dhcpOptions")
 
@@ -30,7 +32,9 @@ def _ports(interface: Interface, path: str) -> Iterator[Fault]:
         if entries and (interface.bridge is not None or interface.sriov is not None):
             yield Fault(f"{path}.{field}", names.FAULT_INVALID, f"{field} requires masquerade")
         if entries and len(entries) > MAX_PORTS:
-            yield Fault(f"{path}.{field}", names.FAULT_INVALID, f"must have at most {MAX_PORTS} entries: use portRanges")
+            yield Fault(
+                f"{path}.{field}", names.FAULT_INVALID, f"must have at most {MAX_PORTS} entries: use portRanges"
+            )
     named: set[str] = set()
     for index, port in enumerate(interface.ports or ()):
         if port.name:
@@ -42,7 +46,9 @@ def _ports(interface: Interface, path: str) -> Iterator[Fault]:
     for index, span in enumerate(interface.portRanges or ()):
         if span.start > span.end:
             yield Fault(
-                f"{path}.portRanges[{index}].end", names.FAULT_INVALID, f"{span.end} must not be less than start ({span.start})"
+                f"{path}.portRanges[{index}].end",
+                names.FAULT_INVALID,
+                f"{span.end} must not be less than start ({span.start})",
             )
 
 

@@ -49,7 +49,9 @@ def network_faults(
         yield from _network(network, here, namespace)
         if network.name not in joined:
             yield Fault(
-                f"{here}.name", names.FAULT_INVALID, f"network {network.name[:63]!r} has no interface with the same name"
+                f"{here}.name",
+                names.FAULT_INVALID,
+                f"network {network.name[:63]!r} has no interface with the same name",
             )
     if sum(network.pod is not None for network in networks) > 1:
         yield Fault(networks_path, names.FAULT_INVALID, "only one network can have the pod source")

@@ -32,7 +32,9 @@ def storage_faults(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Faul
         here = f"{disks_path}[{index}]"
         yield from _disk(disk, here)
         if disk.name not in known:
-            yield Fault(f"{here}.name", names.FAULT_INVALID, f"disk {disk.name[:63]!r} has no volume with the same name")
+            yield Fault(
+                f"{here}.name", names.FAULT_INVALID, f"disk {disk.name[:63]!r} has no volume with the same name"
+            )
     for index, volume in enumerate(volumes):
         yield from _volume(volume, f"{volumes_path}[{index}]")
     yield from _locked(disks, volumes, path)
@@ -63,13 +65,19 @@ def _disk(disk: Disk, path: str) -> Iterator[Fault]:
     if disk.serial is not None:
         yield from check(syntax.word(disk.serial), f"{path}.serial")
     if disk.cdrom and disk.cdrom.bus == "virtio":
-        yield Fault(f"{path}.cdrom.bus", names.FAULT_NOT_SUPPORTED, "virtio is not supported for a CD-ROM: use sata or scsi")
+        yield Fault(
+            f"{path}.cdrom.bus", names.FAULT_NOT_SUPPORTED, "virtio is not supported for a CD-ROM: use sata or scsi"
+        )
     if disk.cdrom and disk.cdrom.readonly is False:
         yield Fault(f"{path}.cdrom.readonly", names.FAULT_INVALID, "a CD-ROM must be read-only")
     if disk.disk and disk.disk.pciAddress is not None:
         yield from check(syntax.pci_address(disk.disk.pciAddress), f"{path}.disk.pciAddress")
         if disk.disk.bus not in (None, "virtio"):
-            yield Fault(f"{path}.disk.pciAddress", names.FAULT_INVALID, "requires bus virtio: only a virtio disk is a PCI device")
+            yield Fault(
+                f"{path}.disk.pciAddress",
+                names.FAULT_INVALID,
+                "requires bus virtio: only a virtio disk is a PCI device",
+            )
     if disk.io == "native" and disk.cache in ("writethrough", "writeback"):
         yield Fault(f"{path}.io", names.FAULT_INVALID, f"native requires cache none, not {disk.cache}")
 
@@ -215,4 +223,6 @@ def _inline64(text: str | None, path: str) -> Iterator[Fault]:
 
 
 def _too_long(path: str) -> Fault:
-    return Fault(path, names.FAULT_INVALID, f"must be at most {MAX_CLOUD_INIT_BYTES} bytes: put larger data into a Secret")
+    return Fault(
+        path, names.FAULT_INVALID, f"must be at most {MAX_CLOUD_INIT_BYTES} bytes: put larger data into a Secret"
+    )

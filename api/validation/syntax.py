@@ -63,7 +63,9 @@ def object_name(value: str) -> str | None:
     """RFC 1123 subdomain: names of Kubernetes objects."""
     if len(value) <= 253 and _SUBDOMAIN.fullmatch(value):
         return None
-    return f"{_shown(value)} is not a valid object name: lower case letters, digits, '-' and '.', at most 253 characters"
+    return (
+        f"{_shown(value)} is not a valid object name: lower case letters, digits, '-' and '.', at most 253 characters"
+    )
 
 
 def label_key(value: str) -> str | None:
@@ -78,7 +80,9 @@ def label_value(value: str) -> str | None:
     """Value of a label."""
     if not value or _QUALIFIED.fullmatch(value):
         return None
-    return f"{_shown(value)} is not a label value: at most 63 letters, digits, '-', '_' and '.', starting and ending alphanumeric"
+    return (
+        f"{_shown(value)} is not a label value: at most 63 letters, digits, '-', '_', '.', first and last alphanumeric"
+    )
 
 
 def word(value: str, limit: int = 256) -> str | None:

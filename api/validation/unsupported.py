@@ -251,7 +251,9 @@ def _text(value: str, path: str, key: str) -> Iterator[Fault]:
     match = (_CONTROL_IN_TEXT if text else _CONTROL).search(value)
     if match:
         yield Fault(
-            path, names.FAULT_INVALID, f"must not contain the control character U+{ord(match[0]):04X} at position {match.start()}"
+            path,
+            names.FAULT_INVALID,
+            f"must not contain the control character U+{ord(match[0]):04X} at position {match.start()}",
         )
 
 

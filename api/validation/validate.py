@@ -184,7 +184,9 @@ def _metadata(metadata: ObjectMeta, path: str) -> Iterator[Fault]:
     for key in metadata.annotations or ():
         yield from check(syntax.label_key(key), f"{path}.annotations")
     if sum(len(key) + len(value) for key, value in (metadata.annotations or {}).items()) > MAX_ANNOTATION_BYTES:
-        yield Fault(f"{path}.annotations", names.FAULT_INVALID, f"must be at most {MAX_ANNOTATION_BYTES} bytes in total")
+        yield Fault(
+            f"{path}.annotations", names.FAULT_INVALID, f"must be at most {MAX_ANNOTATION_BYTES} bytes in total"
+        )
     yield from annotation_faults(metadata.annotations, f"{path}.annotations")
 
 
@@ -232,7 +234,11 @@ def _dns(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
     config = spec.dnsConfig
     servers = (config.nameservers if config else None) or []
     if spec.dnsPolicy == "None" and not servers:
-        yield Fault(f"{path}.dnsConfig.nameservers", names.FAULT_REQUIRED, "required: dnsPolicy None needs at least one name server")
+        yield Fault(
+            f"{path}.dnsConfig.nameservers",
+            names.FAULT_REQUIRED,
+            "required: dnsPolicy None needs at least one name server",
+        )
     if len(servers) > 3:
         yield Fault(f"{path}.dnsConfig.nameservers", names.FAULT_INVALID, "must have at most three name servers")
     for index, server in enumerate(servers):
@@ -250,7 +256,11 @@ def _probes(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
     if threshold is not None and threshold > 1:
         yield Fault(f"{path}.livenessProbe.successThreshold", names.FAULT_INVALID, "must be 1 for a liveness probe")
     if spec.startStrategy is not None and spec.livenessProbe is not None:
-        yield Fault(f"{path}.startStrategy", names.FAULT_INVALID, "not supported with livenessProbe: a guest that starts paused fails the probe")
+        yield Fault(
+            f"{path}.startStrategy",
+            names.FAULT_INVALID,
+            "not supported with livenessProbe: a guest that starts paused fails the probe",
+        )
 
 
 def _probe(probe: Probe, named: set[str], path: str) -> Iterator[Fault]:
@@ -291,7 +301,7 @@ def _warnings(vm: VirtualMachine, config: "KubeVirtConfiguration | None") -> Ite
     }
     for field, amount in amounts.items():
         if isinstance(amount, str) and amount.endswith("B"):
-            yield f"spec.template.spec.domain.{field}: {amount} is read as {amount[:-1]}: Kubernetes quantities have no suffix B"
+            yield f"spec.template.spec.domain.{field}: {amount} is read as {amount[:-1]}: quantities have no suffix B"
     for disk in spec.domain.devices.disks or ():
         if disk.serial and len(disk.serial) > 20 and (disk.disk is None or disk.disk.bus in (None, "virtio")):
             yield f"disk {disk.name}: a virtio disk exposes only the first 20 characters of its serial"
@@ -312,8 +322,14 @@ def _eviction_warnings(
     if strategy is None and config is not None and config.evictionStrategy is not None:
         strategy, whose = config.evictionStrategy, "the KubeVirt object's evictionStrategy"
     if strategy == names.EVICTION_LIVE_MIGRATE:
-        yield f"{whose} is LiveMigrate, but live migration is not implemented: draining the node blocks until the VM is stopped"
+        yield (
+            f"{whose} is LiveMigrate, but live migration is not implemented: "
+            "draining the node blocks until the VM is stopped"
+        )
     elif strategy == names.EVICTION_LIVE_MIGRATE_IF_POSSIBLE:
-        yield f"{whose} is LiveMigrateIfPossible, but live migration is not implemented: draining the node shuts the guest down"
+        yield (
+            f"{whose} is LiveMigrateIfPossible, but live migration is not implemented: "
+            "draining the node shuts the guest down"
+        )
     elif strategy == names.EVICTION_EXTERNAL:
         yield f"{whose} is External: draining the node waits for the controller that acts on status.evacuationNodeName"

@@ -54,7 +54,11 @@ def handler_faults(request: AdmissionRequest) -> Iterator[Fault]:
     for document in (old, new):
         # A token of no pod, so of no node, writes nothing.
         if [_field(document, "status", "nodeName")] != theirs:
-            yield Fault("status.nodeName", names.FAULT_FORBIDDEN, "a handler may only write VirtualMachineInstances of its own node")
+            yield Fault(
+                "status.nodeName",
+                names.FAULT_FORBIDDEN,
+                "a handler may only write VirtualMachineInstances of its own node",
+            )
             return
 
 
@@ -85,7 +89,11 @@ def metadata_faults(new: Any, old: Any, path: str = "metadata") -> Iterator[Faul
     if _map({"old": old}, "old").get("deletionTimestamp"):
         # Before that a manifest that is written anew may well leave it out: the controller puts it on again.
         for name in sorted(FINALIZERS & (_set(old, "finalizers") - _set(new, "finalizers"))):
-            yield Fault(f"{path}.finalizers", names.FAULT_FORBIDDEN, f"{name} must not be removed: hyperlet removes it after cleanup")
+            yield Fault(
+                f"{path}.finalizers",
+                names.FAULT_FORBIDDEN,
+                f"{name} must not be removed: hyperlet removes it after cleanup",
+            )
 
 
 def status_faults(new: dict[str, Any], old: dict[str, Any] | None) -> Iterator[Fault]:

@@ -69,7 +69,11 @@ class PodSecurity:
                 policy = await self._policy(request.namespace)
         except (HyperletError, TimeoutError) as error:
             why = str(error) or "timed out"
-            _log.warning("cannot read the Pod Security labels of a namespace; skipping the check", namespace=request.namespace, why=why)
+            _log.warning(
+                "cannot read the Pod Security labels of a namespace; skipping the check",
+                namespace=request.namespace,
+                why=why,
+            )
             return []
         return pod_security.faults(found, request.namespace, policy)
 

@@ -44,7 +44,9 @@ def _metadata(metadata: Any) -> Iterator[Fault]:
         size = sum(len(key) + len(value) for key, value in annotations.items() if isinstance(value, str))
         if size > MAX_ANNOTATION_BYTES:
             words = f"{size} characters in total, exceeding the maximum of {MAX_ANNOTATION_BYTES}"
-            yield _too_much("metadata.annotations", f"{words}: use kubectl apply --server-side, which stores no annotation")
+            yield _too_much(
+                "metadata.annotations", f"{words}: use kubectl apply --server-side, which stores no annotation"
+            )
 
 
 def _spec(spec: Any) -> Iterator[Fault]:

@@ -128,7 +128,10 @@ class FrontProxy:
     def _changed(self, _old: ConfigMap | None, new: ConfigMap | None) -> None:
         if new is None:
             self.settings = FrontProxySettings(refusal=f"ConfigMap {NAMESPACE}/{NAME} not found")
-            _log.error("the aggregated API refuses all requests until the front proxy settings are valid", why=self.settings.refusal)
+            _log.error(
+                "the aggregated API refuses all requests until the front proxy settings are valid",
+                why=self.settings.refusal,
+            )
             return
         found = settings_of(new.data or {})
         if found.authorities != self._trusted and not found.refusal:
@@ -139,7 +142,9 @@ class FrontProxy:
                 found = replace(found, refusal=f"ConfigMap {NAMESPACE}/{NAME}: requestheader-client-ca-file: {error}")
         self.settings = found
         if found.refusal:
-            _log.error("the aggregated API refuses all requests until the front proxy settings are valid", why=found.refusal)
+            _log.error(
+                "the aggregated API refuses all requests until the front proxy settings are valid", why=found.refusal
+            )
         else:
             _log.info("loaded the front proxy settings of the API server", names=found.allowed_names)
 

@@ -121,7 +121,9 @@ class WebSocketStreams:
             compress=False,
         )
         if not socket.can_prepare(request).ok:
-            raise status.bad_request(f"this endpoint is a stream: request an upgrade to a WebSocket with subprotocol {PROTOCOL}")
+            raise status.bad_request(
+                f"this endpoint is a stream: request an upgrade to a WebSocket with subprotocol {PROTOCOL}"
+            )
         if len(self._open) >= STREAMS:
             raise status.too_many(f"this gateway has {STREAMS} streams open: close some, or try again later")
         theirs = [each for each in self._open.values() if each[0] == namespace]

@@ -87,7 +87,9 @@ async def _sign(
             return _refusal(403, "Forbidden", error.message)
         except HyperletError as error:
             _log.warning("cannot sign a certificate: the API server is unavailable", why=error.message)
-            return _refusal(503, "ServiceUnavailable", "the API server is unavailable, cannot verify the token: try again")
+            return _refusal(
+                503, "ServiceUnavailable", "the API server is unavailable, cannot verify the token: try again"
+            )
     if not gateway.certificates.ready:
         return _refusal(503, "ServiceUnavailable", "the certificate authorities are not loaded yet: try again")
     signed = gateway.certificates.sign_node(public, node)

@@ -90,7 +90,11 @@ _HOTPLUG = _later("hot-plugging of volumes is")
 async def _dump(call: SubresourceRequest) -> web.StreamResponse:
     """501, with the claim that `virtctl memory-dump get --create-claim` has made before it asks."""
     claim = (await call.options(options.MemoryDump)).claimName
-    left = f"; if PersistentVolumeClaim {claim} was created for the dump, delete it: kubectl delete pvc {claim}" if claim else ""
+    left = (
+        f"; if PersistentVolumeClaim {claim} was created for the dump, delete it: kubectl delete pvc {claim}"
+        if claim
+        else ""
+    )
     raise status.not_implemented(f"memory dumps are not implemented yet{left}")
 
 
@@ -131,12 +135,29 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _vmi("PUT", "unfreeze", vmi_verbs.unfreeze, "Unfreeze the guest's file systems."),
     _vmi("PUT", "reset", vmi_verbs.reset, "Reset a VirtualMachineInstance."),
     _vmi("PUT", "softreboot", vmi_verbs.softreboot, "Reboot the guest through the guest agent or ACPI."),
-    _vmi("PUT", "fence", fence.fence, "Confirm that pods of a VirtualMachineInstance have terminated.", body=options.FenceOptions),
-    _vmi("GET", "guestosinfo", vmi_verbs.guestosinfo, "Get information about the guest operating system from the guest agent.", media=JSON),
+    _vmi(
+        "PUT",
+        "fence",
+        fence.fence,
+        "Confirm that pods of a VirtualMachineInstance have terminated.",
+        body=options.FenceOptions,
+    ),
+    _vmi(
+        "GET",
+        "guestosinfo",
+        vmi_verbs.guestosinfo,
+        "Get information about the guest operating system from the guest agent.",
+        media=JSON,
+    ),
     _vmi("GET", "userlist", vmi_verbs.userlist, "List the users logged in to the guest.", media=JSON),
     _vmi("GET", "filesystemlist", vmi_verbs.filesystemlist, "List the file systems mounted in the guest.", media=JSON),
     _vmi(
-        "GET", "console", consoles.console, "Connect to the serial console (WebSocket).", query=("shared", "takeover"), success=101
+        "GET",
+        "console",
+        consoles.console,
+        "Connect to the serial console (WebSocket).",
+        query=("shared", "takeover"),
+        success=101,
     ),
     _vmi("GET", "vnc", consoles.vnc, "Connect to the VNC server (WebSocket).", query=("preserveSession",), success=101),
     _vmi(

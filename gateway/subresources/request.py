@@ -114,7 +114,9 @@ class SubresourceRequest:
                         message = f"the request body exceeds {limit} bytes"
                         raise status.StatusError(413, "RequestEntityTooLarge", message)
         except TimeoutError:
-            raise status.StatusError(408, "Timeout", f"the request body was not received within {BODY_SECONDS:g} s") from None
+            raise status.StatusError(
+                408, "Timeout", f"the request body was not received within {BODY_SECONDS:g} s"
+            ) from None
         return bytes(kept)
 
 

@@ -83,7 +83,9 @@ async def _address(call: SubresourceRequest, vmi: VirtualMachineInstance) -> str
         raise status.conflict(names.KIND_VMI, call.name, "VMI is not running")
     address = mine[0].status.podIP or ""
     if not _is_foreign(address):
-        raise status.conflict(names.KIND_VMI, call.name, f"its pod has the address {address}, which is not a pod address")
+        raise status.conflict(
+            names.KIND_VMI, call.name, f"its pod has the address {address}, which is not a pod address"
+        )
     return address
 
 

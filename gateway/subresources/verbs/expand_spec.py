@@ -40,6 +40,8 @@ async def of_sent(call: SubresourceRequest) -> web.Response:
 
 def _expanded(vm: VirtualMachine) -> web.Response:
     if vm.spec.instancetype is not None or vm.spec.preference is not None:
-        raise status.not_implemented("instancetypes and preferences are not implemented yet: set the values in spec.template.spec")
+        raise status.not_implemented(
+            "instancetypes and preferences are not implemented yet: set the values in spec.template.spec"
+        )
     found = codec.to_dict(vm)
     return web.Response(body=codec.encode({**found, "apiVersion": names.API_VERSION}), content_type="application/json")

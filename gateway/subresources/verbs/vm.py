@@ -45,7 +45,9 @@ async def migrate(call: SubresourceRequest) -> web.Response:
     vmi = await call.vmi_of(await call.vm())
     if vmi is None or phase_of(vmi) != names.PHASE_RUNNING:
         raise status.conflict(names.KIND_VM, call.name, run_state.NOT_RUNNING)
-    raise status.not_implemented("live migration is not implemented yet: stop and start the VM to move it to another node")
+    raise status.not_implemented(
+        "live migration is not implemented yet: stop and start the VM to move it to another node"
+    )
 
 
 async def _change(call: SubresourceRequest, verb: str, decide: Decide[Wanted], wanted: Wanted) -> web.Response:
@@ -61,7 +63,13 @@ async def _change(call: SubresourceRequest, verb: str, decide: Decide[Wanted], w
             if isinstance(error, errors.InvalidObject) and any(f.path == "metadata.uid" for f in error.faults):
                 continue  # another object of that name has taken the place of the one that was decided about
             raise status.from_api_error(error, names.KIND_VM, call.name) from error
-        _log.info("handling VM subresource request", verb=verb, dry_run=bool(wanted.dryRun), user=call.user.name, **log.about(vm))
+        _log.info(
+            "handling VM subresource request",
+            verb=verb,
+            dry_run=bool(wanted.dryRun),
+            user=call.user.name,
+            **log.about(vm),
+        )
         return web.Response(status=202)
     raise status.conflict(names.KIND_VM, call.name, "the object has been modified; please try again")
 

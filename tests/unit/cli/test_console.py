@@ -120,7 +120,12 @@ def test_a_stop_gives_the_window_back_and_going_on_takes_it_again(window: Callab
     [
         (1000, b"the guest closed the stream", 0, "The console of testvm was closed: the guest closed the stream"),
         (1000, b"", 0, "The console of testvm was closed."),
-        (1001, b"the gateway is shutting down", 1, "disconnected from the console of testvm: the gateway is shutting down"),
+        (
+            1001,
+            b"the gateway is shutting down",
+            1,
+            "disconnected from the console of testvm: the gateway is shutting down",
+        ),
         (1011, b"", 1, "another client took over the console"),
     ],
 )
