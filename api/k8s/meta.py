@@ -1,10 +1,10 @@
-"""What every object has: metadata, conditions, and the scalar formats of the Kubernetes API.
+"""Metadata, conditions, and the scalar formats of the Kubernetes API.
 
 Sources: the Kubernetes API conventions (metadata, conditions), the `resource.Quantity` format
 (https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/), Go's duration format, RFC 3339.
 
 A field that is absent is None here; an explicit `null` is read as absent, which is what it means to the API server.
-Defaults never stand in a Struct: `api.defaults` fills them in, so that what a person wrote is never lost or invented.
+Structs contain no defaults: `api.defaults` applies them, so that a decoded object contains exactly what was written.
 """
 
 import re
@@ -15,11 +15,11 @@ from typing import Annotated, Any, dataclass_transform
 import msgspec
 from msgspec import Meta
 
-# The suffixes of resource.Quantity. `2GB`, which Kubernetes itself refuses, is read as `2G`: manifests carry it.
+# The suffixes of resource.Quantity. `2GB`, which Kubernetes refuses, is read as `2G`: some manifests contain it.
 QUANTITY_PATTERN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[kKMGTPE]i?B|[eE][+-]?[0-9]{1,3})?$"
 DURATION_PATTERN = r"^[+-]?(0|([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h))+)$"
 
-# Longer is none that Kubernetes writes, and matching these patterns takes the square of the length.
+# Kubernetes writes no longer ones, and matching these patterns takes quadratic time.
 MAX_NUMBER = 64
 Quantity = (
     Annotated[
@@ -38,17 +38,17 @@ UInt32 = Annotated[int, Meta(ge=0, le=2**32 - 1, extra_json_schema={"format": "i
 Positive32 = Annotated[int, Meta(ge=1, le=2**31 - 1, extra_json_schema={"format": "int32"})]
 UInt8 = Annotated[int, Meta(ge=0, le=255)]
 
-# On a list field: the API server itself refuses two entries of one name, and server-side apply merges by name.
+# On a list field: the API server refuses duplicate names, and server-side apply merges by name.
 BY_NAME = Meta(extra_json_schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]})
 
 
-# For type checkers: what the class options below do at run time is inherited, but the checkers would not know.
+# For type checkers, which do not see that the class options are inherited.
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class Struct(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, gc=False):
     """Base of every API type: immutable, field names are the JSON names, absent fields are None and stay absent.
 
-    `msgspec.structs.replace(obj, field=value)` makes a changed copy. `gc=False`: API documents are trees, and leaving
-    them out of cycle collection is what keeps thousands of cached objects cheap.
+    `msgspec.structs.replace(obj, field=value)` makes a changed copy. `gc=False`: API documents are acyclic, and
+    excluding them from garbage collection keeps thousands of cached objects cheap.
     """
 
 
@@ -142,7 +142,7 @@ _BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 def parse_quantity(value: str | int | float) -> Fraction:
     """The exact number that a Kubernetes quantity stands for (`"1500m"` is 3/2, `"1Ki"` is 1024).
 
-    Raises ValueError, in words, for anything that is not a quantity.
+    Raises ValueError for anything that is not a quantity.
     """
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError(f"{value!r} is not a quantity: expected a number or a string such as 2Gi")
@@ -223,7 +223,7 @@ _UNIT_SECONDS = {
 
 
 def parse_duration(value: str) -> float:
-    """Seconds of a Go duration such as `1h30m`, `90s`, `0`. Raises ValueError, in words."""
+    """Seconds of a Go duration such as `1h30m`, `90s`, `0`. Raises ValueError."""
     if len(value) > MAX_NUMBER or not re.fullmatch(DURATION_PATTERN[1:-1], value, re.ASCII):
         raise ValueError(
             f"{value[:MAX_NUMBER]!r} is not a duration: expected numbers with units, such as 90s, 5m or 1h30m"

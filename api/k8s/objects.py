@@ -1,8 +1,7 @@
-"""The Kubernetes objects that hyperlet reads, lean: only the fields that it uses; all others are skipped on decoding.
+"""Kubernetes objects with the fields that hyperlet uses; other fields are skipped on decoding.
 
-Never write back what was decoded with these: patch instead. Everything has a default, so that no version of
-Kubernetes can send an object that does not decode. What stands whole inside a VM's spec is in `api.k8s.podspec`
-and is offered here too.
+Never write decoded objects back: use patches. All fields have defaults, so that objects of any Kubernetes version
+decode. Types embedded in a VM's spec are in `api.k8s.podspec` and re-exported here.
 """
 
 from api.k8s.meta import ObjectMeta, Quantity, Struct

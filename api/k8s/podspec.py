@@ -1,6 +1,6 @@
-"""Parts of Kubernetes' own API that stand inside a VM's spec and are handed on to the launcher pod as they are.
+"""Kubernetes types embedded in a VM's spec and copied to the launcher pod unchanged.
 
-Source: the Kubernetes core/v1 and meta/v1 API. Whole, unlike `api.k8s.objects`: what a person wrote must reach the pod.
+Source: the Kubernetes core/v1 and meta/v1 API. Complete, unlike `api.k8s.objects`: all fields must reach the pod.
 """
 
 from typing import Annotated, Literal
