@@ -1,7 +1,7 @@
-"""Annotations that mean something to KubeVirt: what becomes of each one here. docs/annotations.md is made of this.
+"""Annotations with a meaning in KubeVirt, and how hyperlet treats them. The source of docs/annotations.md.
 
-Source: kubevirt.io/api, core/v1/types.go, and pkg/hooks. All others are for people and tools: they are kept, and handed
-on to the pod.
+Source: kubevirt.io/api, core/v1/types.go, and pkg/hooks. Other annotations are kept, and copied
+to the pod.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,17 +12,17 @@ from api.errors import Fault
 
 
 class KnownAnnotation(NamedTuple):
-    """An annotation, or all that begin with `name` where it ends in a slash or dash."""
+    """An annotation; a `name` ending in a slash or dash is a prefix."""
 
     name: str
     effect: str
-    """What it does there."""
+    """Its effect in KubeVirt."""
     answer: str
-    """What is done here: for people, as one sentence."""
+    """How hyperlet treats it: a message for users."""
     harmless: tuple[str, ...] = ()
-    """Values that ask for what happens anyway; `*` stands for every value."""
+    """Values that match hyperlet's behaviour; `*` matches every value."""
     warned: bool = False
-    """Accepted with a warning instead of refused: the VM runs as it should without."""
+    """Accepted with a warning instead of refused: the VM runs correctly without it."""
 
 
 _TEST = "for KubeVirt's own tests"
@@ -111,7 +111,7 @@ KNOWN = (
 
 
 def find(key: str) -> KnownAnnotation | None:
-    """What is known of an annotation."""
+    """The entry of an annotation key."""
     for known in KNOWN:
         if key == known.name or (known.name[-1] in "/-" and key.startswith(known.name)):
             return known
@@ -119,7 +119,7 @@ def find(key: str) -> KnownAnnotation | None:
 
 
 def _asking(annotations: Mapping[str, str] | None) -> Iterator[tuple[str, KnownAnnotation]]:
-    """Annotations that ask for what does not happen."""
+    """Annotations whose effect is not implemented."""
     for key, value in (annotations or {}).items():
         known = find(key)
         if known is not None and "*" not in known.harmless and value not in known.harmless:
@@ -127,14 +127,14 @@ def _asking(annotations: Mapping[str, str] | None) -> Iterator[tuple[str, KnownA
 
 
 def annotation_faults(annotations: Mapping[str, str] | None, path: str) -> Iterator[Fault]:
-    """A Fault for every annotation that has a meaning which is not there yet. `path` is that of the annotations."""
+    """A Fault for every refused annotation. `path` is the path of the annotations."""
     for key, known in _asking(annotations):
         if not known.warned:
             yield Fault(f"{path}.{key[:120]}", names.FAULT_NOT_SUPPORTED, f"not supported: {known.answer}")
 
 
 def annotation_warnings(annotations: Mapping[str, str] | None, path: str) -> Iterator[str]:
-    """One sentence for every annotation that is accepted without its effect."""
+    """A warning for every annotation that is accepted without effect."""
     for key, known in _asking(annotations):
         if known.warned:
             yield f"{path}.{key[:120]}: {known.answer}"

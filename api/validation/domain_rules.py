@@ -20,13 +20,13 @@ from api.validation import syntax
 if TYPE_CHECKING:
     from api.kubevirt.configuration import KubeVirtConfiguration
 
-# More than 255 need an IOMMU that remaps interrupts (x2APIC), which the launcher does not build.
+# More than 255 require interrupt remapping by an IOMMU (x2APIC), which the launcher does not configure.
 MAX_VCPUS = 255
-# Less boots nothing; catches `128m`, which is an eighth of a byte.
+# Too small to boot; also catches `128m`, which is 0.128 bytes.
 MIN_GUEST_BYTES = 1 << 20
-# More than any machine has; QEMU itself stops at 52 bits of address.
+# A sanity limit; QEMU supports up to 52 address bits.
 MAX_GUEST_BYTES = 64 << 40
-# A machine of today has some hundreds. Kubernetes counts other resources in a signed 64-bit number.
+# Sanity limits. Kubernetes stores resource amounts in a signed 64-bit integer.
 MAX_CPUS = 4096
 MAX_AMOUNT = 1 << 60
 MAX_KERNEL_ARGS = 2048
@@ -35,7 +35,7 @@ MAX_KERNEL_ARGS = 2048
 def domain_faults(
     spec: VirtualMachineInstanceSpec, path: str, config: "KubeVirtConfiguration | None" = None
 ) -> Iterator[Fault]:
-    """Faults of everything in `domain` except its devices. `path` is the path of the VMI's spec."""
+    """Faults of `domain`, except its devices. `path` is the path of the VMI's spec."""
     domain, here = spec.domain, f"{path}.domain"
     yield from _memory(domain, here)
     yield from _resources(domain.resources, f"{here}.resources")
@@ -61,7 +61,7 @@ def check(problem: str | None, path: str) -> Iterator[Fault]:
 
 
 def quantity(value: Quantity | None, path: str, faults: list[Fault], most: int = MAX_GUEST_BYTES) -> Fraction | None:
-    """The number of a quantity; a Fault is added when it is none, negative or more than `most`."""
+    """The value of a quantity; adds a Fault when it is invalid, negative or greater than `most`."""
     if value is None:
         return None
     try:
@@ -145,7 +145,7 @@ def _cpu(cpu: CPU, path: str) -> Iterator[Fault]:
 
 
 def _known(name: str, known: Collection[str], what: str, path: str) -> Iterator[Fault]:
-    """A Fault for a name that the launcher's libvirt would refuse when the VM starts."""
+    """A Fault for a name unknown to the launcher's libvirt."""
     if name not in known:
         near = difflib.get_close_matches(name[:64], known, n=3, cutoff=0.75)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""

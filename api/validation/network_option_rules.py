@@ -1,4 +1,4 @@
-"""Rules for what an interface tells its guest by DHCP, and which ports it hands on."""
+"""Rules for DHCP options and forwarded ports of an interface."""
 
 from collections.abc import Iterator
 
@@ -53,7 +53,7 @@ def _ports(interface: Interface, path: str) -> Iterator[Fault]:
 
 
 def _overlaps(interface: Interface, path: str) -> Iterator[Fault]:
-    """A port that is handed on twice is a mistake: of the one who counts, or of the one who copies."""
+    """Ports that are listed twice, alone or in ranges."""
     spans = [
         *(
             (port.protocol or "TCP", port.port, port.port, f"{path}.ports[{index}].port")

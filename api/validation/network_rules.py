@@ -1,4 +1,4 @@
-"""Rules for network cards and the networks that they join. What each field is for: `api.kubevirt.networks`."""
+"""Rules for interfaces and networks. The fields are described in `api.kubevirt.networks`."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -29,9 +29,9 @@ def network_faults(
     namespace: str | None = None,
     config: "KubeVirtConfiguration | None" = None,
 ) -> Iterator[Fault]:
-    """Faults of interfaces and networks. Neither of both is none: the pod network is joined by default.
+    """Faults of interfaces and networks. Without either, the VM gets the pod network by default.
 
-    `namespace` is the VM's: without it nothing is said of the namespaces of networks.
+    `namespace` is the VM's; without it the namespaces of networks are not checked.
     """
     interfaces, networks = spec.domain.devices.interfaces or [], spec.networks or []
     interfaces_path, networks_path = f"{path}.domain.devices.interfaces", f"{path}.networks"
@@ -94,7 +94,7 @@ def _plain(mac: str) -> str:
 def _binding(
     interface: Interface, network: Network, path: str, config: "KubeVirtConfiguration | None"
 ) -> Iterator[Fault]:
-    """What binding fits what network."""
+    """Whether the binding is supported on the network."""
     if network.pod is None:
         if interface.masquerade is not None and (network.multus or network.resourceClaim):
             yield Fault(f"{path}.masquerade", names.FAULT_INVALID, "requires the pod network: use bridge")
@@ -117,7 +117,7 @@ def _binding(
 
 
 def _state(interface: Interface, network: Network | None, path: str) -> Iterator[Fault]:
-    """A link can be put down where there is a tap; a NIC can be unplugged where the pod can lose it."""
+    """Link state down requires a tap device; absent requires a hot-pluggable secondary network."""
     if interface.state == "absent":
         on_pod = network is not None and network.pod is not None
         others = [binding for binding in BINDINGS if binding != "bridge" and getattr(interface, binding) is not None]
@@ -150,7 +150,7 @@ def _network(network: Network, path: str, namespace: str | None) -> Iterator[Fau
 
 
 def _definition(text: str, path: str, namespace: str | None) -> Iterator[Fault]:
-    """A NetworkAttachmentDefinition's name, `[namespace/]name`, in a namespace that this VM may use."""
+    """The name of a NetworkAttachmentDefinition, `[namespace/]name`, in a namespace that the VM may use."""
     prefix, slash, name = text.rpartition("/")
     problem = syntax.object_name(name) or (syntax.dns_label(prefix) if slash else None)
     if problem is not None:
@@ -164,7 +164,7 @@ def _definition(text: str, path: str, namespace: str | None) -> Iterator[Fault]:
         )
 
 
-# ---- among all of them ----------------------------------------------------------------------------------------------
+# ---- uniqueness -----------------------------------------------------------------------------------------------------
 
 
 def _used_once(interfaces: Sequence[Interface], path: str) -> Iterator[Fault]:
@@ -184,7 +184,7 @@ def _used_once(interfaces: Sequence[Interface], path: str) -> Iterator[Fault]:
 
 
 def _places(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
-    """Addresses on the PCI bus, which disks and interfaces share."""
+    """PCI addresses, unique among disks and interfaces."""
     devices, seen = spec.domain.devices, dict[str, str]()
     taken = [
         *(

@@ -1,4 +1,4 @@
-"""Rules for where a VM may run: what the API server would refuse of the launcher pod, told by the VM's own fields.
+"""Rules for scheduling fields: those of the API server for pods, reported with the paths of the VM.
 
 Source: k8s.io/kubernetes, pkg/apis/core/validation (Kubernetes 1.36).
 """
@@ -30,7 +30,7 @@ _INT64 = 2**63
 
 
 def scheduling_faults(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
-    """Faults of nodeSelector, affinity, tolerations, topologySpreadConstraints and the names beside them."""
+    """Faults of nodeSelector, affinity, tolerations, topologySpreadConstraints and related names."""
     for key, value in (spec.nodeSelector or {}).items():
         yield from check(syntax.label_key(key), f"{path}.nodeSelector")
         yield from check(syntax.label_value(value), f"{path}.nodeSelector.{key[:80]}")

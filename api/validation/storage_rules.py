@@ -10,7 +10,7 @@ from api.kubevirt.volumes import CloudInitConfigDriveSource, CloudInitNoCloudSou
 from api.validation import syntax
 from api.validation.domain_rules import check, quantity
 
-# KubeVirt allows 2 KiB inline, for which there is no reason but etcd's limit of 1.5 MiB for the whole object.
+# KubeVirt allows 2 KiB inline; the technical limit is etcd's 1.5 MiB for the whole object.
 MAX_CLOUD_INIT_BYTES = 64 * 1024
 MAX_DISKS = 256
 _WRITABLE = "a disk on the default bus sata cannot be read-only: use bus virtio or scsi, or cdrom"
@@ -19,7 +19,7 @@ _TARGETS = ("disk", "cdrom", "lun")
 
 
 def storage_faults(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
-    """Faults of disks and volumes. A volume without a disk is none: it gets a disk by default."""
+    """Faults of disks and volumes. A volume without a disk is valid: it gets a disk by default."""
     disks, volumes = spec.domain.devices.disks or [], spec.volumes or []
     disks_path, volumes_path = f"{path}.domain.devices.disks", f"{path}.volumes"
     if max(len(disks), len(volumes)) > MAX_DISKS:
@@ -49,7 +49,7 @@ def storage_faults(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Faul
 
 
 def duplicates(entries: list[str], path: str, what: str) -> Iterator[Fault]:
-    """A Fault for every name that stands in a list for the second time."""
+    """A Fault for every duplicate name."""
     seen: set[str] = set()
     for index, name in enumerate(entries):
         if name in seen:
@@ -83,7 +83,7 @@ def _disk(disk: Disk, path: str) -> Iterator[Fault]:
 
 
 def _locked(disks: list[Disk], volumes: list[Volume], path: str) -> Iterator[Fault]:
-    """libvirt has no read-only SATA disks, and SATA is where a disk is that names no bus."""
+    """Read-only disks on SATA, the default bus, which libvirt does not support."""
     claims = {volume.name for volume in volumes if (claim := volume.persistentVolumeClaim) and claim.readOnly}
     for index, disk in enumerate(disks):
         target = disk.disk or DiskTarget()
@@ -131,7 +131,7 @@ def _image_volume(volume: Volume, path: str) -> Iterator[Fault]:
 
 
 def _named_volume(volume: Volume, path: str) -> Iterator[Fault]:
-    """Volumes that name another object."""
+    """Volumes that reference another object."""
     if volume.persistentVolumeClaim:
         claim = volume.persistentVolumeClaim.claimName
         yield from check(syntax.object_name(claim), f"{path}.persistentVolumeClaim.claimName")
@@ -152,7 +152,7 @@ def _required_name(name: str | None, path: str) -> Iterator[Fault]:
 
 def _volume_label(label: str | None, path: str) -> Iterator[Fault]:
     if label is not None:
-        # ISO 9660 has 32 characters for the label.
+        # An ISO 9660 volume label has 32 characters.
         yield from check(syntax.word(label, 32), path)
 
 
@@ -192,7 +192,7 @@ def _cloud_init(source: CloudInitNoCloudSource | CloudInitConfigDriveSource, pat
 
 
 def _network_json(source: CloudInitConfigDriveSource, path: str) -> Iterator[Fault]:
-    """A config drive holds openstack/latest/network_data.json: cloud-init reads no YAML there."""
+    """Network data of a config drive is openstack/latest/network_data.json, which must be JSON."""
     if source.networkData and not syntax.is_json_object(source.networkData.encode("utf-8", "surrogatepass")):
         yield Fault(f"{path}.networkData", names.FAULT_INVALID, syntax.NETWORK_DATA)
     encoded = syntax.from_base64(source.networkDataBase64 or "")
@@ -212,7 +212,7 @@ def _inline(text: str | None, path: str) -> Iterator[Fault]:
 def _inline64(text: str | None, path: str) -> Iterator[Fault]:
     if text is None:
         return
-    if len(text) > 2 * MAX_CLOUD_INIT_BYTES:  # a third is base64's own, and some may be line ends
+    if len(text) > 2 * MAX_CLOUD_INIT_BYTES:  # allows for base64's overhead of a third and line ends
         yield _too_long(path)
         return
     size = syntax.base64_size(text)

@@ -1,4 +1,4 @@
-"""Formats of the strings in a VM's spec. Each function returns what is wrong with a value, in words, or None."""
+"""Formats of the strings in a VM's spec. Each function returns an error message, or None for a valid value."""
 
 import base64
 import binascii
@@ -10,10 +10,10 @@ NETWORK_DATA = (
     "must be a JSON object: a config drive requires OpenStack's network_data.json; cloud-init's YAML goes into "
     "cloudInitNoCloud"
 )
-"""What is wrong with a config drive's network data that `is_json_object` refuses."""
+"""The error for network data of a config drive that fails `is_json_object`."""
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
-# KubeVirt's own rule for interfaces, with a bound: the name becomes part of an identifier in QEMU.
+# KubeVirt's rule for interfaces, with a length limit: the name becomes part of a QEMU identifier.
 _DEVICE = re.compile(r"[A-Za-z0-9_-]{1,63}", re.ASCII)
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
 _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", re.ASCII)
@@ -29,7 +29,7 @@ _IMAGE = re.compile(
     r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[A-Za-z0-9]+([+._-][A-Za-z0-9]+)*:[0-9a-fA-F]{32,})?",
     re.ASCII,
 )
-# The shortest prefix of a network behind address translation.
+# The shortest prefix of a masquerade network.
 _SHORTEST = 8
 _TIMEZONE = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*", re.ASCII)
 
@@ -46,14 +46,14 @@ def dns_label(value: str) -> str | None:
 
 
 def device_name(value: str) -> str | None:
-    """Name of a network, interface, input device or watchdog, as the published API takes them."""
+    """Name of a network, interface, input device or watchdog, as in the KubeVirt API."""
     if _DEVICE.fullmatch(value):
         return None
     return f"{_shown(value)} must be 1 to 63 letters, digits, '-' or '_'"
 
 
 def port_name(value: str) -> str | None:
-    """IANA service name, as Kubernetes wants for a container's port (RFC 6335, section 5.1)."""
+    """IANA service name, required for container ports (RFC 6335, section 5.1)."""
     if len(value) <= 15 and _LABEL.fullmatch(value) and "--" not in value and not value.replace("-", "").isdigit():
         return None
     return f"{_shown(value)} must be 1 to 15 lower case letters, digits or single '-', with at least one letter"
@@ -86,21 +86,21 @@ def label_value(value: str) -> str | None:
 
 
 def word(value: str, limit: int = 256) -> str | None:
-    """A word that is safe in XML, file names and command lines: serials, CPU models, features."""
+    """A string that is safe in XML, file names and command lines: serials, CPU models, features."""
     if len(value) <= limit and _WORD.fullmatch(value):
         return None
     return f"{_shown(value)} must be 1 to {limit} letters, digits, '_', '.', '+' or '-'"
 
 
 def printable(value: str, limit: int = 256) -> str | None:
-    """A line of printable ASCII, as SMBIOS strings and kernel arguments are."""
+    """Printable ASCII: SMBIOS strings and kernel arguments."""
     if len(value) <= limit and _PRINTABLE.fullmatch(value):
         return None
     return f"{_shown(value)} must be at most {limit} printable ASCII characters"
 
 
 def mac_address(value: str) -> str | None:
-    """Six bytes; a unicast address, not all zeros."""
+    """A unicast MAC address, not all zeros."""
     if not _MAC.fullmatch(value):
         return f"{_shown(value)} is not a MAC address such as 02:00:00:aa:bb:cc"
     octets = bytes.fromhex(value.replace(":", "").replace("-", ""))
@@ -128,14 +128,14 @@ def image(value: str) -> str | None:
 
 
 def timezone(value: str) -> str | None:
-    """A name of the tz database."""
+    """Syntax of a tz database name."""
     return None if len(value) <= 64 and _TIMEZONE.fullmatch(value) else f"{_shown(value)} is not a time zone name"
 
 
 def image_path(value: str) -> str | None:
-    """An absolute, normal path inside an image: it must not leave the image, nor name anything twice.
+    """An absolute, normalized path inside an image.
 
-    Symbolic links are not known here: whoever opens the path has to refuse those that leave the image.
+    Symbolic links are not resolved: the code that opens the path must refuse links that leave the image.
     """
     if not value.startswith("/"):
         return f"{_shown(value)} must be an absolute path inside the image"
@@ -150,7 +150,7 @@ def image_path(value: str) -> str | None:
 
 
 def ipv4_network(value: str, longest: int) -> str | None:
-    """An IPv4 network such as 10.0.2.0/24, with room for `longest` as the longest prefix."""
+    """An IPv4 network such as 10.0.2.0/24, with a prefix of at most `longest` bits."""
     return _network(value, 4, longest)
 
 
@@ -194,7 +194,7 @@ def ipv4_address(value: str) -> str | None:
 
 
 def from_base64(value: str) -> bytes | None:
-    """The bytes that a base64 text stands for, or None when it is none."""
+    """Decodes base64; None if invalid."""
     try:
         return base64.b64decode(value.replace("\n", "").replace("\r", ""), validate=True)
     except (binascii.Error, ValueError):
@@ -202,7 +202,7 @@ def from_base64(value: str) -> bytes | None:
 
 
 def base64_size(value: str) -> int | None:
-    """Bytes that a base64 text stands for, or None when it is none."""
+    """Decoded size of base64 in bytes; None if invalid."""
     data = from_base64(value)
     return None if data is None else len(data)
 

@@ -1,8 +1,8 @@
-"""What this version of hyperlet builds; every other field is refused by name, never ignored.
+"""The supported fields; every other field is refused with its path, never ignored.
 
-`SUPPORTED` is the one list. Whoever teaches the launcher or the controller a new field adds its path here. A path
-stands for the field and everything below it; the fields above it are implied. `[]` is not written: the path of
-`disks[3].name` is `disks.name`. `field=a|b` allows only these values.
+`SUPPORTED` is the list. Support for a new field adds its path here. A path includes the field and everything below it;
+its parents are implied. List indexes are omitted: the path of `disks[3].name` is `disks.name`. `field=a|b` allows only
+these values.
 """
 
 import re
@@ -87,7 +87,7 @@ SUPPORTED_KUBEVIRT = [
     *_below("configuration.architectureConfiguration", "defaultArchitecture=amd64 amd64.machineType"),
 ]
 
-# Why, and what to do instead, for the fields that people are most likely to bring along.
+# Reason or alternative, for the most common unsupported fields.
 HINTS = {
     "dataVolumeTemplates": "create a PersistentVolumeClaim and reference it in volumes[].persistentVolumeClaim",
     "instancetype": "set CPU and memory in template.spec.domain",
@@ -129,13 +129,13 @@ HINTS = {
     "architecture": "only amd64 is implemented",
 }
 
-# An absent field and an explicit `false` mean the same for every flag but these.
+# `false` is equivalent to absence for every flag except these.
 _FALSE_ASKS = {"domain.devices.logSerialConsole"}
 
-# Where the other value is what always happens.
+# Flags whose given value is the fixed behaviour.
 _TRUE_IS_SO = {"domain.devices.logSerialConsole"}
 
-# What no XML document, file name or log line may carry. Cloud-init data and annotations may hold newlines.
+# Characters not allowed in XML, file names and log lines. Cloud-init data and annotations may contain newlines.
 _CONTROL = re.compile("[\x00-\x1f\x7f\ufffe\uffff\ud800-\udfff]")
 _CONTROL_IN_TEXT = re.compile("[\x00\ud800-\udfff]")
 _TEXTS = {"userData", "networkData", "userDataBase64", "networkDataBase64"}
@@ -145,7 +145,7 @@ EVERYTHING: Node = {}
 
 
 def _compile(paths: list[str]) -> Node:
-    """A tree of names; a leaf is EVERYTHING below, or a frozenset of allowed values."""
+    """Builds a tree of names; a leaf is EVERYTHING, or a frozenset of allowed values."""
     root: Node = {}
     for path in paths:
         path, _, values = path.partition("=")
@@ -161,15 +161,15 @@ _VM, _SPEC, _KUBEVIRT = map(_compile, (SUPPORTED_VM, SUPPORTED_SPEC, SUPPORTED_K
 
 
 def unsupported_vm(spec: Any, path: str = "spec") -> Iterator[Fault]:
-    """A Fault for every field of a VM's spec (a plain document) that asks for what is not there yet."""
+    """A Fault for every unsupported field of a VM's spec, given as plain data."""
     skipped = ignorable_matchers(spec)
     return _walk(_VM, {key: spec[key] for key in spec if key not in skipped} if skipped else spec, path, "")
 
 
 def ignorable_matchers(spec: Any) -> list[str]:
-    """Instance type and preference, if they are to be inferred from a volume and may be left out where that fails.
+    """Instancetype and preference matchers that are inferred from a volume with failure policy Ignore.
 
-    Nothing can be inferred yet. `virtctl create vm` adds them so to every VM.
+    Inference is not implemented. `virtctl create vm` adds such matchers to every VM.
     """
     if not isinstance(spec, dict):
         return []
@@ -184,17 +184,17 @@ def ignorable_matchers(spec: Any) -> list[str]:
 
 
 def unsupported_vmi(spec: Any, path: str = "spec") -> Iterator[Fault]:
-    """Likewise for the spec of a VMI."""
+    """A Fault for every unsupported field of a VMI's spec."""
     return _walk(_SPEC, spec, path, "")
 
 
 def unsupported_kubevirt(spec: Any, path: str = "spec") -> Iterator[Fault]:
-    """Likewise for the spec of the KubeVirt object."""
+    """A Fault for every unsupported field of the KubeVirt object's spec."""
     return _walk(_KUBEVIRT, spec, path, "")
 
 
 def refused_paths(kind: str) -> Callable[[str], bool] | None:
-    """Tells which fields below a kind's spec (`a.b`, without indexes) are refused; None for a kind that has no list."""
+    """A predicate for refused fields below a kind's spec (`a.b`, without indexes); None for a kind without a list."""
     tree = {names.KIND_VM: _VM, names.KIND_VMI: _SPEC, names.KIND_KUBEVIRT: _KUBEVIRT}.get(kind)
     if tree is None:
         return None
@@ -221,11 +221,11 @@ def _walk(node: Any, value: Any, path: str, plain: str) -> Iterator[Fault]:
                 if _asks(child, here):
                     yield _refusal(f"{path}.{key}", here)
             elif isinstance(below, frozenset):
-                # Anything but a string is of the wrong type, which is reported elsewhere.
+                # Non-strings have the wrong type, which is reported elsewhere.
                 if isinstance(child, str) and child not in below:
                     yield _refusal(f"{path}.{key}", here, child)
             elif child.__class__ is str:
-                # Most are printable and need no second look: control characters and halves of pairs are not.
+                # Fast path: control characters and lone surrogates are not printable.
                 if not child.isprintable():
                     yield from _text(child, f"{path}.{key}", key)
             elif child.__class__ is dict or child.__class__ is list:
@@ -240,7 +240,7 @@ def _walk(node: Any, value: Any, path: str, plain: str) -> Iterator[Fault]:
 
 
 def _asks(value: Any, plain: str) -> bool:
-    """Whether the value asks for anything at all."""
+    """Whether the value differs from the default."""
     if value is True and _bare(plain) in _TRUE_IS_SO:
         return False
     return value is not None and value != [] and (value is not False or _bare(plain) in _FALSE_ASKS)

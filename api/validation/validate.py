@@ -1,8 +1,7 @@
-"""Whether a VM makes sense: every fault at once, each with its path.
+"""Validation of objects: all faults at once, each with its path.
 
-`validate_document` is for what arrives from a person (admission): it needs nothing but the decoded JSON and reports
-unknown fields, wrong types, unsupported features and contradictions together. The others are for decoded objects.
-An empty list means: accepted.
+`validate_document` is for admission: it takes decoded JSON and reports unknown fields, wrong types, unsupported fields
+and inconsistencies together. The other functions take decoded objects. An empty list means valid.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,11 +31,11 @@ from api.validation.unsupported import unsupported_kubevirt, unsupported_vm, uns
 if TYPE_CHECKING:
     from api.kubevirt.configuration import KubeVirtConfiguration
 
-# The name becomes the value of a label (vm.kubevirt.io/name), which holds 63 characters.
+# The name becomes the value of label vm.kubevirt.io/name, limited to 63 characters.
 MAX_NAME = 63
-# The API server's limit for all annotations of an object together.
+# The API server's limit for all annotations of an object.
 MAX_ANNOTATION_BYTES = 256 * 1024
-# Seconds, or probes in a row: a day.
+# Seconds (a day), or consecutive probes.
 MAX_PROBE = 86400
 KINDS: dict[str, type[Struct]] = {
     names.KIND_VM: VirtualMachine,
@@ -47,9 +46,9 @@ KINDS: dict[str, type[Struct]] = {
 
 
 def validate_document(document: dict[str, Any], config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
-    """Every fault of a VirtualMachine, VirtualMachineInstance, migration or KubeVirt as a person wrote it.
+    """All faults of a VirtualMachine, VirtualMachineInstance, migration or KubeVirt manifest.
 
-    `config` is the installation's: some of it forbids things.
+    `config` is the installation's, which may restrict values.
     """
     kind = document.get("kind")
     cls = KINDS.get(kind) if isinstance(kind, str) else None
@@ -57,7 +56,7 @@ def validate_document(document: dict[str, Any], config: "KubeVirtConfiguration |
         return [Fault("kind", names.FAULT_NOT_SUPPORTED, f"{str(kind)[:63]!r} is not one of {', '.join(KINDS)}")]
     try:
         more = _decoded_faults(decode(cls, document), config)
-        # What decodes has no wrong type or value, so that only the fields' names are left to look at.
+        # The document decodes, so types and values are valid; only unknown fields remain.
         shape = struct_shape(cls)
         faults = [] if knows(shape, document) else list(islice(unknown_fields(shape, document), MAX_FAULTS))
     except InvalidObject as error:
@@ -70,9 +69,9 @@ def validate_document(document: dict[str, Any], config: "KubeVirtConfiguration |
 def _remaining_faults(
     cls: type[Struct], document: dict[str, Any], config: "KubeVirtConfiguration | None"
 ) -> list[Fault]:
-    """What else is wrong with a document that does not decode, as far as that can be told.
+    """Further faults of a document that does not decode, best effort.
 
-    What is missing is not reported: it may be what was left out here.
+    Missing fields are not reported: they may have been dropped here.
     """
     try:
         rest = decode(cls, salvaged(struct_shape(cls), document))
@@ -103,7 +102,7 @@ def _decoded_faults(value: Struct, config: "KubeVirtConfiguration | None") -> li
 
 
 def validate_vm(vm: VirtualMachine, config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
-    """Every fault of a VirtualMachine; `config` is the installation's."""
+    """All faults of a VirtualMachine; `config` is the installation's."""
     spec = vm.spec
     faults = list(_name(vm.metadata))
     if spec.running is not None and spec.runStrategy is not None:
@@ -121,7 +120,7 @@ def validate_vm(vm: VirtualMachine, config: "KubeVirtConfiguration | None" = Non
 
 
 def validate_vmi(vmi: VirtualMachineInstance, config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
-    """Every fault of a VirtualMachineInstance; `config` is the installation's."""
+    """All faults of a VirtualMachineInstance; `config` is the installation's."""
     annotations = annotation_faults(vmi.metadata.annotations, "metadata.annotations")
     return [*_name(vmi.metadata), *annotations, *validate_vmi_spec(vmi.spec, "spec", vmi.metadata.namespace, config)]
 
@@ -132,22 +131,22 @@ def validate_vmi_spec(
     namespace: str | None = None,
     config: "KubeVirtConfiguration | None" = None,
 ) -> list[Fault]:
-    """Every fault of a VMI's spec, with or without its defaults; `path` is where it stands."""
+    """All faults of a VMI's spec, with or without defaults; `path` is its path."""
     return [*unsupported_vmi(to_dict(spec), path), *_spec_faults(spec, path, namespace, config)]
 
 
 def validate_kubevirt(kubevirt: KubeVirt) -> list[Fault]:
-    """Every setting of the KubeVirt object that has no effect, or cannot have one."""
+    """Unsupported and invalid settings of the KubeVirt object."""
     return [*bridges.faults(kubevirt.metadata.annotations), *unsupported_kubevirt(to_dict(kubevirt.spec))]
 
 
 def validate_migration(migration: VirtualMachineInstanceMigration) -> list[Fault]:
-    """Refuses every migration: the feature is not there yet."""
+    """Refuses every migration: not implemented."""
     return [Fault("spec", names.FAULT_NOT_SUPPORTED, "live migration is not supported by this version of hyperlet")]
 
 
 def warnings(vm: VirtualMachine, config: "KubeVirtConfiguration | None" = None) -> list[str]:
-    """What is accepted but probably not meant, one sentence each, for the admission response."""
+    """Warnings about a valid VM, for the admission response."""
     return list(_warnings(vm, config))
 
 
@@ -177,7 +176,7 @@ def _name(metadata: ObjectMeta) -> Iterator[Fault]:
 
 
 def _metadata(metadata: ObjectMeta, path: str) -> Iterator[Fault]:
-    """Labels and annotations of a template: the API server checks only an object's own."""
+    """Labels and annotations of a template; the API server checks only those of the object."""
     for key, value in (metadata.labels or {}).items():
         yield from check(syntax.label_key(key), f"{path}.labels")
         yield from check(syntax.label_value(value), f"{path}.labels.{key[:80]}")
@@ -309,7 +308,7 @@ def _warnings(vm: VirtualMachine, config: "KubeVirtConfiguration | None") -> Ite
 
 
 def vmi_warnings(vmi: VirtualMachineInstance, config: "KubeVirtConfiguration | None" = None) -> list[str]:
-    """What is accepted of an instance but probably not meant."""
+    """Warnings about a valid VMI, for the admission response."""
     told = annotation_warnings(vmi.metadata.annotations, "metadata.annotations")
     return [*told, *_eviction_warnings(vmi.spec, config, "spec")]
 
@@ -317,7 +316,7 @@ def vmi_warnings(vmi: VirtualMachineInstance, config: "KubeVirtConfiguration | N
 def _eviction_warnings(
     spec: VirtualMachineInstanceSpec, config: "KubeVirtConfiguration | None", path: str
 ) -> Iterator[str]:
-    """LiveMigrate asks for protection, and what cannot be moved yet is protected by refusing the eviction."""
+    """Effect of the eviction strategy on a drain: without live migration, LiveMigrate blocks evictions."""
     strategy, whose = spec.evictionStrategy, f"{path}.evictionStrategy"
     if strategy is None and config is not None and config.evictionStrategy is not None:
         strategy, whose = config.evictionStrategy, "the KubeVirt object's evictionStrategy"

@@ -1,7 +1,7 @@
-"""How much one object may hold, looked at before anything else: what comes after takes the time of what there is.
+"""Size limits of an object, checked first, because later checks take time proportional to the size.
 
-A VM of the largest kind has some thousand values. The limits are far above that, and low enough for a review to take
-less than 50 ms of CPU whatever is sent (`bench admission`).
+The largest VMs have a few thousand values. The limits are far above that, and keep the CPU time of a review below
+50 ms for any input (`bench admission`).
 """
 
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ from api.validation.validate import MAX_ANNOTATION_BYTES
 from gateway.admission.review import AdmissionRequest
 
 ENTRIES = 512
-"""Entries of one list or object."""
+"""Maximum number of entries of a list or object."""
 VALUES = 10_000
-"""Values of a spec, all together."""
+"""Maximum number of values in a spec."""
 TEXT = 448 << 10
-"""Characters of a spec, all together: a template's annotations and cloud-init data at their limits."""
+"""Maximum number of characters in a spec: a template's annotations and cloud-init data at their limits."""
 _NESTED = (dict, list)
 _METADATA = ("labels", "annotations", "finalizers", "ownerReferences")
 
 
 def faults(request: AdmissionRequest) -> list[Fault]:
-    """What there is too much of; nothing else is to be looked at then."""
+    """A Fault for an exceeded limit; no other check may run then."""
     if request.trouble:
         return [_too_much("", request.trouble)]
     document = request.object or {}
@@ -40,7 +40,7 @@ def _metadata(metadata: Any) -> Iterator[Fault]:
             yield _too_much(f"metadata.{field}", f"has {len(value)} entries, exceeding the maximum of {ENTRIES}")
     annotations = metadata.get("annotations")
     if isinstance(annotations, dict):
-        # The API server has the same limit, and comes to it after the webhooks.
+        # The API server has the same limit, but checks it after the webhooks.
         size = sum(len(key) + len(value) for key, value in annotations.items() if isinstance(value, str))
         if size > MAX_ANNOTATION_BYTES:
             words = f"{size} characters in total, exceeding the maximum of {MAX_ANNOTATION_BYTES}"
@@ -55,7 +55,7 @@ def _spec(spec: Any) -> Iterator[Fault]:
 
 
 def _fits(spec: Any) -> bool:
-    """Whether `_excess` would find nothing: without paths, which nearly no document needs."""
+    """Whether all limits are met: a fast check without paths."""
     values, text = 0, 0
     waiting: list[Any] = [spec] if spec.__class__ in _NESTED else []
     for node in waiting:
