@@ -61,8 +61,8 @@ def has_ended(pod: Pod) -> bool:
 def may_run_qemu(vmi: VirtualMachineInstance) -> dict[str, str]:
     """Node by UID of the VMI's pods that may still run QEMU, from `status.activePods`.
 
-    An entry is added before a handler may start QEMU, and removed with evidence of termination: by the controller on the
-    kubelet's report or a fence, by the node's handler when no process of the pod is left.
+    An entry is added before a handler may start QEMU, and removed with evidence of termination: by the controller on
+    the kubelet's report or a fence, by the node's handler when no process of the pod is left.
     """
     known = (vmi.status.activePods if vmi.status else None) or {}
     return {uid: node for uid, node in known.items() if node}

@@ -31,7 +31,7 @@ HEALTH_PORT = 8080
 PATIENCE_SECONDS = 15.0
 """After start, how long readiness waits for the aggregated API."""
 SETTLED_SECONDS = 30.0
-"""After start, when caches, certificates and OpenAPI documents are loaded: garbage collection is then tuned."""
+"""After start, when caches, certificates and OpenAPI documents are loaded: free memory is then released."""
 PARTS: tuple[Routes, ...] = (webhooks.routes, signing.routes, routes.routes)
 READY = Gauge("kubevirt_virt_api_ready_status", "1 while this replica can be called")
 

@@ -1,7 +1,7 @@
-"""`POST /sign`: a handler has its certificate signed, for its own node and no other.
+"""`POST /sign`: signs a handler's certificate, for its own node only.
 
-The handler shows its service account token, which the kubelet binds to its pod. Who it is comes from the API server
-(TokenReview), where it runs from the Pod object; of the signing request only the public key is used.
+The handler authenticates with its service account token, which is bound to its pod. The identity is taken from a
+TokenReview, the node from the Pod object; of the signing request only the public key is used.
 """
 
 import asyncio
@@ -21,23 +21,23 @@ PATH = "/sign"
 TOKEN_LIMIT = 16 << 10
 REQUEST_LIMIT = 16 << 10
 PARALLEL = 8
-"""Requests that are looked into at a time: each costs the API server two calls, and anybody may send one."""
+"""Maximum number of concurrent requests: each costs two API calls, and clients are not authenticated yet."""
 POD_NAME = "authentication.kubernetes.io/pod-name"
 POD_UID = "authentication.kubernetes.io/pod-uid"
-"""What the API server says of a bound token in TokenReview's status.user.extra."""
+"""Keys of a bound token's pod in TokenReview's status.user.extra."""
 
 _log = log.logger(component="sign")
 
 
 class TokenUser(Struct):
-    """Whose token it is."""
+    """The user of a token."""
 
     username: str = ""
     extra: dict[str, list[str]] | None = None
 
 
 class TokenReviewStatus(Struct):
-    """What the API server thinks of a token."""
+    """Status of a TokenReview."""
 
     authenticated: bool = False
     user: TokenUser = TokenUser()
@@ -46,7 +46,7 @@ class TokenReviewStatus(Struct):
 
 
 class TokenReview(K8sObject):
-    """Of authentication.k8s.io/v1."""
+    """See authentication.k8s.io/v1."""
 
     status: TokenReviewStatus = TokenReviewStatus()
 
@@ -72,7 +72,7 @@ async def _sign(
         return _refusal(401, "Unauthorized", "a service account token is required (Authorization: Bearer)")
     if not 0 < (request.content_length or 0) <= REQUEST_LIMIT:
         return _refusal(413, "RequestEntityTooLarge", f"Content-Length must be between 1 and {REQUEST_LIMIT} bytes")
-    # Before the turn: a body that never ends must keep nobody out.
+    # Read the body before taking the semaphore: a slow client must not block others.
     body = await bodies.read(request, REQUEST_LIMIT)
     if turns.locked():
         return _refusal(503, "ServiceUnavailable", "too many signing requests: try again")
@@ -98,7 +98,7 @@ async def _sign(
 
 
 async def node_of(gateway: Gateway, token: str) -> str:
-    """The node of the handler's pod that a token is bound to. Raises Forbidden in words for everybody else."""
+    """The node of the handler pod that the token is bound to. Raises Forbidden for any other token."""
     spec = {"token": token, "audiences": [names.GATEWAY_AUDIENCE]}
     review = await gateway.kube.create(TokenReview, {"metadata": {}, "spec": spec})
     status = review.status

@@ -1,4 +1,4 @@
-"""The table of endpoints: routes, discovery, authorization and OpenAPI all come from it."""
+"""The table of endpoints, the source of routes, discovery, authorization and OpenAPI."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from gateway.subresources.verbs import vm as vm_verbs
 from gateway.subresources.verbs import vmi as vmi_verbs
 
 VERSIONS = (names.VERSION, names.OLD_VERSION)
-"""The preferred one first."""
+"""Served versions, the preferred one first."""
 EXPAND = "expand-vm-spec"
 JSON = "application/json"
 
@@ -26,7 +26,7 @@ _VERBS = {"GET": "get", "PUT": "update"}
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One method of one subresource. `subresource` is what roles name; `parameters` follow it in the path."""
+    """A method of a subresource. `subresource` is its name in RBAC rules; `parameters` follow it in the path."""
 
     method: str
     resource: str
@@ -37,17 +37,17 @@ class Endpoint:
     body: type[Any] | None = None
     query: tuple[str, ...] = ()
     media: str = ""
-    """Of the answer's body; empty where it has none."""
+    """Media type of the response body; empty without a body."""
     success: int = 200
 
     @property
     def verb(self) -> str:
-        """The verb that roles name."""
+        """The RBAC verb."""
         return _VERBS[self.method]
 
     @property
     def name(self) -> str:
-        """As in discovery and in roles."""
+        """The name in discovery and RBAC rules."""
         return f"{self.resource}/{self.subresource}" if self.subresource else self.resource
 
     def path(self, version: str) -> str:
@@ -59,7 +59,7 @@ class Endpoint:
 
 
 def _later(what: str) -> Handle:
-    """The answer of an endpoint whose feature is not there yet."""
+    """A handler that returns 501."""
 
     async def answer(call: SubresourceRequest) -> web.StreamResponse:
         raise status.not_implemented(f"{what} not implemented yet")
@@ -76,7 +76,7 @@ def _vmi(method: str, subresource: str, handle: Handle, doc: str, **more: Any) -
 
 
 def _portforward(of: Callable[..., Endpoint], handle: Handle) -> tuple[Endpoint, Endpoint]:
-    """TCP without a word about the protocol, and either protocol by name."""
+    """Port-forward endpoints with and without a protocol; the default is TCP."""
     tcp = of("GET", "portforward", handle, "Forward a TCP port (WebSocket).", parameters=("port",), success=101)
     either = of(
         "GET", "portforward", handle, "Forward a port (WebSocket).", parameters=("port", "protocol"), success=101
@@ -88,7 +88,7 @@ _HOTPLUG = _later("hot-plugging of volumes is")
 
 
 async def _dump(call: SubresourceRequest) -> web.StreamResponse:
-    """501, with the claim that `virtctl memory-dump get --create-claim` has made before it asks."""
+    """501, with a hint about the claim that `virtctl memory-dump get --create-claim` creates before the request."""
     claim = (await call.options(options.MemoryDump)).claimName
     left = (
         f"; if PersistentVolumeClaim {claim} was created for the dump, delete it: kubectl delete pvc {claim}"

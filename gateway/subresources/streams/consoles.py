@@ -17,7 +17,7 @@ from kit import log
 from protos import launcher_pb2, node_pb2
 
 WHO_LIMIT = 256
-"""Bytes of a user's name that others are shown."""
+"""Maximum bytes of a user name shown to other users."""
 PNG = b"\x89PNG\r\n\x1a\n"
 CONSOLES = Gauge("kubevirt_console_active_connections", "Open serial consoles", ["namespace", "vmi"])
 VIEWERS = Gauge("kubevirt_vnc_active_connections", "Open VNC connections", ["namespace", "vmi"])
@@ -26,10 +26,10 @@ _log = log.logger(component="consoles")
 
 
 async def console(call: SubresourceRequest) -> web.StreamResponse:
-    """A WebSocket to the serial console.
+    """Serial console (WebSocket).
 
-    Who comes last types, and who typed before becomes a watcher and is told. `?shared=true` watches from the start;
-    `?takeover=false` refuses (409) instead of taking over.
+    The most recent client is read-write; the previous one becomes read-only and gets a notice. `?shared=true` attaches
+    read-only; `?takeover=false` fails with 409 instead of taking over.
     """
     watch = flag(call.request, "shared", False)
     takeover = flag(call.request, "takeover", True)
@@ -51,7 +51,7 @@ async def console(call: SubresourceRequest) -> web.StreamResponse:
 
 
 async def vnc(call: SubresourceRequest) -> web.StreamResponse:
-    """A WebSocket to the screen. Any number of viewers; `preserveSession` is taken, and nobody is ever thrown out."""
+    """VNC (WebSocket), for any number of clients; `preserveSession` is accepted, and no client is ever disconnected."""
     vmi = await call.vmi()
     need_screen(vmi)
     call.services.streams.admit(call.request, call.namespace, call.name, call.user.name)
@@ -63,7 +63,7 @@ async def vnc(call: SubresourceRequest) -> web.StreamResponse:
 
 
 async def screenshot(call: SubresourceRequest) -> web.Response:
-    """The screen as PNG. `?moveCursor=true` moves the pointer first, which wakes a screen saver."""
+    """A screenshot as PNG. `?moveCursor=true` moves the pointer first, which wakes a screen saver."""
     move = flag(call.request, "moveCursor", False)
     vmi = await call.vmi()
     need_screen(vmi)
@@ -92,7 +92,7 @@ async def _screen(call: SubresourceRequest, vmi: VirtualMachineInstance) -> Asyn
 
 
 def need_console(vmi: VirtualMachineInstance) -> None:
-    """Raises StatusError unless the VMI has a serial console that can be opened now."""
+    """Raises StatusError unless the VMI is running and has a serial console."""
     if vmi.spec.domain.devices.autoattachSerialConsole is False:
         raise status.bad_request("No serial consoles are present.")
     if phase_of(vmi) == names.PHASE_FAILED:
@@ -102,7 +102,7 @@ def need_console(vmi: VirtualMachineInstance) -> None:
 
 
 def need_screen(vmi: VirtualMachineInstance) -> None:
-    """Raises StatusError unless the VMI has a screen that can be seen now."""
+    """Raises StatusError unless the VMI is running and has a graphics device."""
     if vmi.spec.domain.devices.autoattachGraphicsDevice is False:
         raise status.bad_request("No graphics devices are present.")
     if phase_of(vmi) != names.PHASE_RUNNING:
@@ -110,7 +110,7 @@ def need_screen(vmi: VirtualMachineInstance) -> None:
 
 
 def flag(request: web.Request, name: str, default: bool) -> bool:
-    """A yes or no in the query, as Go's strconv.ParseBool reads them. Raises StatusError (400) for anything else."""
+    """A boolean query parameter, parsed like Go's strconv.ParseBool. Raises StatusError (400)."""
     text = request.query.get(name, "")
     if not text:
         return default
@@ -122,5 +122,5 @@ def flag(request: web.Request, name: str, default: bool) -> bool:
 
 
 def screenshot_response(user: str) -> str:
-    """A user's name for other people's terminals: what could move their cursor is taken out."""
+    """A user name for other users' terminals, without control characters."""
     return status.readable(user).encode()[:WHO_LIMIT].decode("utf-8", "ignore")

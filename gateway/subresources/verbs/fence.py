@@ -1,7 +1,7 @@
-"""fence: an administrator's word that no QEMU of a VM runs any more, where no node can tell (docs/nodes.md).
+"""fence: an administrator confirms that no QEMU of a VM runs on an unreachable node (docs/nodes.md).
 
-It is written into the VMI for the pods that it is given for; what follows is the controller's. No role of a namespace
-has this right: the word, given wrongly, makes two copies of a guest write to one disk.
+The confirmation is stored in the VMI for the given pods; the controller acts on it. No namespaced role has this
+permission: a wrong confirmation lets two instances of a guest write to one disk.
 """
 
 from aiohttp import web
@@ -16,12 +16,12 @@ from gateway.subresources.request import SubresourceRequest
 from kit import log
 
 WAITING = frozenset({names.REASON_LAUNCHER_NOT_ENDED, names.REASON_NODE_NOT_READY})
-"""Reasons of a condition with which an instance says that it is not known whether its guest runs."""
+"""Condition reasons of a VMI for which it is unknown whether its guest is running."""
 _log = log.logger(component="fencing")
 
 
 async def fence(call: SubresourceRequest) -> web.Response:
-    """200: the VM may be started again. 409 unless it waits for exactly these pods."""
+    """200: the VM may be started again. 409 unless it waits for exactly the given pods."""
     wanted = await call.options(options.FenceOptions)
     vmi = await call.vmi()
     if words := refusal(vmi, wanted.pods):
@@ -49,7 +49,7 @@ async def fence(call: SubresourceRequest) -> web.Response:
 
 
 def refusal(vmi: VirtualMachineInstance, pods: list[str]) -> str:
-    """Why the word is not taken; empty when it is. Pure."""
+    """Why the fence is refused; empty when it is accepted. Pure."""
     listed = may_run_qemu(vmi)
     if not listed:
         return "the VMI has no pod that may still run: nothing to fence"
