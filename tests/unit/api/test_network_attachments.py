@@ -1,4 +1,4 @@
-"""The annotation by which a pod asks for networks: both forms, and what is wrong with it in words."""
+"""The network selection annotation of a pod: both forms, and errors."""
 
 import json
 
@@ -17,7 +17,7 @@ def test_no_annotation_is_no_network() -> None:
     )
 
 
-def test_words() -> None:
+def test_comma_separated_selections() -> None:
     assert network_attachments.selections("web", "one, default/two@dmz ,web/three") == [
         Selection(namespace="web", name="one", interface="net1"),
         Selection(namespace="default", name="two", interface="dmz"),
@@ -66,7 +66,7 @@ def test_a_json_list() -> None:
         ("a" * 70000, "has more than 64 KiB"),
     ],
 )
-def test_what_cannot_be_had_is_told_in_words(text: str, words: str) -> None:
+def test_invalid_selection_raises_value_error(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=r"k8s\.v1\.cni\.cncf\.io/networks") as caught:
         network_attachments.selections("web", text)
     assert words in str(caught.value) and len(str(caught.value)) < 400

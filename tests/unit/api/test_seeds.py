@@ -1,4 +1,4 @@
-"""The users' own manifests: accepted, or refused with a message that names what is missing."""
+"""User-supplied manifests: accepted, or refused with the missing field."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def vmi_of(vm: VirtualMachine) -> VirtualMachineInstance:
 
 
 @pytest.mark.parametrize("name", ["vm-cloudinit", "vm-masquerade-containerdisk", "vm-bridge-multus"])
-def test_complete_machines_are_accepted(name: str) -> None:
+def test_complete_manifests_are_accepted(name: str) -> None:
     document = seed(name)
     assert validate_document(document) == []
     vm = decode_strict(VirtualMachine, document)
@@ -54,11 +54,11 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("name", "faults"), REFUSALS.items())
-def test_the_others_are_refused_by_name(name: str, faults: dict[str, str]) -> None:
+def test_incomplete_manifests_are_refused_with_paths(name: str, faults: dict[str, str]) -> None:
     assert {fault.path: fault.message for fault in validate_document(seed(name))} == faults
 
 
-def test_running_false_runs_once_its_volume_and_network_are_added() -> None:
+def test_running_false_manifest_is_valid_with_volume_and_network() -> None:
     document = seed("vm-running-false")
     spec = document["spec"]["template"]["spec"]
     spec["volumes"] = [{"name": "rootfs", "containerDisk": {"image": "registry.example/disk:1"}}]

@@ -1,4 +1,4 @@
-"""`create vm`: manifests that hyperlet takes, and every fault told."""
+"""`create vm`: valid manifests, and errors of invalid flags."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def spec(text: str) -> dict[str, object]:
     return found
 
 
-def test_the_least_that_can_be_said(hyperctl: Hyperctl) -> None:
+def test_create_vm_without_flags(hyperctl: Hyperctl) -> None:
     result = hyperctl("create", "vm")
     document = yaml.safe_load(result.out)
     assert result.code == 0 and validate_document(document) == []
@@ -98,6 +98,6 @@ def test_cloud_init_data(hyperctl: Hyperctl) -> None:
         (["--instancetype=u1"], "No such option"),
     ],
 )
-def test_what_cannot_be_is_told(hyperctl: Hyperctl, words: list[str], said: str) -> None:
+def test_invalid_flags_are_reported(hyperctl: Hyperctl, words: list[str], said: str) -> None:
     result = hyperctl("create", "vm", *words)
     assert result.code == 1 and result.out == "" and said in result.err, result.err

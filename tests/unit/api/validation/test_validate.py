@@ -1,4 +1,4 @@
-"""Each rule: what breaks it, where the fault points, and what it says."""
+"""Each validation rule: a violation, the path of the fault, and its message."""
 
 import base64
 from typing import Any
@@ -41,12 +41,12 @@ TWO_NICS = {
 }
 
 
-def test_the_machine_itself_is_accepted() -> None:
+def test_valid_vm_is_accepted() -> None:
     assert validate_document(machine()) == []
     assert warnings(decoded()) == []
 
 
-# (what is changed, path of the only fault below spec.template.spec, part of its message)
+# (changes, path of the only fault below spec.template.spec, part of its message)
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 NODE = f"affinity.nodeAffinity.{REQUIRED}.nodeSelectorTerms"
@@ -296,7 +296,7 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
     (_spread({"labelSelector": {"matchLabels": {"a": "b c"}}}),
      "topologySpreadConstraints[0].labelSelector.matchLabels.a", "not a label value"),
     (_spread({}, {}), "topologySpreadConstraints[1].topologyKey", "is already used by another constraint"),
-    # annotations that mean something elsewhere
+    # annotations with a meaning in KubeVirt
     ({"/spec.template.metadata.annotations": {"hooks.kubevirt.io/hookSidecars": "[]"}},
      "/spec.template.metadata.annotations.hooks.kubevirt.io/hookSidecars", "hook sidecars are not implemented"),
     ({"/spec.template.metadata.annotations": {"kubevirt.io/ignitiondata": "{}"}},
@@ -305,7 +305,7 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("changes", "path", "words"), RULES, ids=[f"{path}: {words}" for _, path, words in RULES])
-def test_a_rule(changes: dict[str, Any], path: str, words: str) -> None:
+def test_rule_reports_fault_at_path(changes: dict[str, Any], path: str, words: str) -> None:
     faults = validate_document(machine(changes))
     known = [(fault.path, fault.message) for fault in faults]
     where = path[1:] if path.startswith("/") else f"{SPEC}.{path}"
@@ -337,19 +337,19 @@ def test_a_rule(changes: dict[str, Any], path: str, words: str) -> None:
         ({"/apiVersion": "v1"}, "apiVersion", "'v1' is not one of: kubevirt.io/v1"),
     ],
 )
-def test_a_rule_of_the_whole_object(changes: dict[str, Any], path: str, words: str) -> None:
+def test_object_rule_reports_fault_at_path(changes: dict[str, Any], path: str, words: str) -> None:
     faults = validate_document(machine(changes))
     assert [(fault.path, words in fault.message) for fault in faults] == [(path, True)], faults
 
 
 @pytest.mark.parametrize("name", ["net.1", "é", "", "x" * 64, "a b"])
-def test_a_network_that_has_no_name(name: str) -> None:
+def test_invalid_network_name_is_refused(name: str) -> None:
     faults = validate_document(machine({f"{NIC}.name": name, f"{NETWORK}.name": name}))
     assert {fault.path.removeprefix(f"{SPEC}.") for fault in faults} == {f"{N}.name", "networks[0].name"}
     assert all("must be 1 to 63 letters, digits, '-' or '_'" in fault.message for fault in faults)
 
 
-def test_two_networks_of_one_name() -> None:
+def test_duplicate_network_name_is_refused() -> None:
     faults = validate_document(machine({"networks.1": {"name": "default", "pod": {}}}))
     assert (f"{SPEC}.networks[1].name", "duplicate network name 'default'") in [fault[::2] for fault in faults]
 
@@ -429,12 +429,12 @@ def test_every_fault_is_reported_at_once() -> None:
         *({f"{NIC}.model": model} for model in ("virtio", "e1000", "e1000e", "ne2k_pci", "pcnet", "rtl8139")),
     ],
 )  # fmt: skip
-def test_what_is_fine(changes: dict[str, Any]) -> None:
+def test_valid_variants_are_accepted(changes: dict[str, Any]) -> None:
     assert validate_document(machine(changes)) == []
 
 
-def test_a_network_of_another_namespace_is_refused_where_the_vms_namespace_is_known() -> None:
-    """Otherwise a name would be enough to join what somebody else made for himself."""
+def test_network_of_another_namespace_is_refused() -> None:
+    """Otherwise knowing the name would be enough to join another tenant's network."""
     changes = MULTUS | {"networks.0.multus.networkName": "theirs/br1"}
     assert validate_document(machine(changes | {"/metadata": {"name": "small", "namespace": "theirs"}})) == []
     assert validate_document(machine(changes | {"/metadata": {"name": "small"}})) == []
@@ -447,7 +447,7 @@ def test_a_network_of_another_namespace_is_refused_where_the_vms_namespace_is_kn
     ]
 
 
-def test_a_bridge_on_the_pod_network_may_be_forbidden() -> None:
+def test_configuration_can_forbid_bridge_on_pod_network() -> None:
     def faults(nic: dict[str, Any], permit: bool | None, default: str | None = None) -> list[str]:
         network = NetworkConfiguration(permitBridgeInterfaceOnPodNetwork=permit, defaultNetworkInterface=default)
         found = validate_document(machine({NIC: nic}), KubeVirtConfiguration(network=network))
@@ -460,7 +460,7 @@ def test_a_bridge_on_the_pod_network_may_be_forbidden() -> None:
         permitBridgeInterfaceOnPodNetwork=False))) == []  # fmt: skip
 
 
-def test_what_is_wrong_hides_nothing_and_invents_nothing() -> None:
+def test_undecodable_document_reports_further_faults_without_false_ones() -> None:
     faults = validate_document(
         machine(
             {
@@ -492,7 +492,7 @@ def test_warnings() -> None:
     [(None, ""), ("None", ""), ("LiveMigrate", "blocks until the VM is stopped"),
      ("LiveMigrateIfPossible", "shuts the guest down"), ("External", "status.evacuationNodeName")],
 )  # fmt: skip
-def test_what_a_drain_will_do_is_told_of_vms_and_instances(strategy: Any, words: str) -> None:
+def test_eviction_strategy_warnings_for_vm_and_vmi(strategy: Any, words: str) -> None:
     own, default = KubeVirtConfiguration(), KubeVirtConfiguration(evictionStrategy=strategy)
     for config, changes in ((own, {"evictionStrategy": strategy} if strategy else {}), (default, {})):
         vm = decoded(changes)
@@ -503,7 +503,7 @@ def test_what_a_drain_will_do_is_told_of_vms_and_instances(strategy: Any, words:
     assert warnings(decoded({"evictionStrategy": "None"}), KubeVirtConfiguration(evictionStrategy="LiveMigrate")) == []
 
 
-def test_what_is_accepted_without_its_effect_is_told() -> None:
+def test_ignored_annotation_and_replaced_machine_type_are_warned() -> None:
     vm = decoded({"domain.machine": {"type": "pc-q35-rhel9.4.0"},
                   "/spec.template.metadata.annotations": {"kubevirt.io/pci-topology-version": "v3"}})  # fmt: skip
     assert warnings(vm) == [
@@ -514,7 +514,7 @@ def test_what_is_accepted_without_its_effect_is_told() -> None:
     ]
 
 
-def test_an_instance_is_told_so_too() -> None:
+def test_vmi_annotation_is_warned() -> None:
     spec = decoded().spec.template.spec
     assert spec is not None
     metadata = ObjectMeta(name="small", annotations={"kubevirt.io/pci-topology-version": "v3"})
@@ -526,7 +526,7 @@ def test_an_instance_is_told_so_too() -> None:
     ]
 
 
-def test_the_installation_says_which_machine_types_may_be_used() -> None:
+def test_configuration_restricts_machine_types() -> None:
     def faults(written: str, **settings: Any) -> list[str]:
         found = validate_document(machine({"domain.machine": {"type": written}}), KubeVirtConfiguration(**settings))
         return [fault.message for fault in found]
@@ -551,7 +551,7 @@ def test_a_migration_is_refused() -> None:
 
 @LOOSE
 @given(st.one_of(*(documents(kind) for kind in ROOTS)))
-def test_no_legal_document_breaks_validation_or_defaults(document: dict[str, Any]) -> None:
+def test_any_valid_document_is_validated_and_defaulted(document: dict[str, Any]) -> None:
     validate_document(document)
     if document["kind"] == "VirtualMachineInstance":
         vmi = decode(VirtualMachineInstance, document)
@@ -565,7 +565,7 @@ JUNK = st.sampled_from([None, True, -1, 2**70, "", "\x00", "é", [], [None], {},
 
 @LOOSE
 @given(documents("VirtualMachine"), JUNK, st.randoms(use_true_random=False))
-def test_no_junk_breaks_validation(document: dict[str, Any], junk: Any, random: Any) -> None:
+def test_junk_values_are_reported_as_faults(document: dict[str, Any], junk: Any, random: Any) -> None:
     node: Any = document
     while True:
         keys = list(node) if isinstance(node, dict) else list(range(len(node)))
@@ -585,7 +585,7 @@ def test_no_junk_breaks_validation(document: dict[str, Any], junk: Any, random: 
             assert faults
 
 
-def test_validation_of_what_was_decoded_is_the_same() -> None:
+def test_decoded_and_raw_validation_agree() -> None:
     document = machine({"domain.memory": DELETE, "domain.devices.tpm": {}})
     raw = msgspec.json.encode(document)
     assert validate_vm(decode(VirtualMachine, raw)) == validate_document(document)
