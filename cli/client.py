@@ -118,7 +118,7 @@ class ApiClient:
             async with self._open().request(
                 method, url, params=params, data=data, headers={**headers, **auth}, timeout=timeout
             ) as answer:
-                self._tell(method, path, answer.status)
+                self._log_request(method, path, answer.status)
                 return await answer.read()
 
         return await self._authenticated(send)
@@ -136,7 +136,7 @@ class ApiClient:
                 max_msg_size=0,
                 timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
             )
-            self._tell("GET", path, 101)
+            self._log_request("GET", path, 101)
             return socket
 
         return await self._authenticated(send)
@@ -187,7 +187,7 @@ class ApiClient:
             raise CliError("--as-group and --as-uid require --as")
         return headers
 
-    def _tell(self, method: str, path: str, status: int) -> None:
+    def _log_request(self, method: str, path: str, status: int) -> None:
         if self._settings.verbosity >= 6:
             print(f"{method} {self._where.server}{path} {status}", file=sys.stderr)
 

@@ -37,7 +37,7 @@ def like_cobra(words: Iterable[str], switches: frozenset[str], takes_value: froz
     """Rewrites arguments in the syntax of Go's cobra for click.
 
     `switches` are the flags without a value (`--force=true` becomes `--force`, `--force=false` nothing); `takes_value`
-    are those whose next word is theirs, whatever it looks like. A short flag may have an equals sign: `-o=json`.
+    are flags that consume the next argument. A short flag may have an equals sign: `-o=json`.
     """
     out: list[str] = []
     rest = iter(words)
@@ -79,8 +79,8 @@ class Command(click.Command):
         switches = frozenset(name for option in options if option.is_flag for name in option.opts)
         takes_value = frozenset(name for option in options if not option.is_flag for name in option.opts)
         rest = super().parse_args(ctx, like_cobra(args, switches, takes_value))
-        mine = {str(option.name): ctx.params.pop(str(option.name)) for option in self._globals()}
-        ctx.obj = CliSettings.of(mine)
+        global_values = {str(option.name): ctx.params.pop(str(option.name)) for option in self._globals()}
+        ctx.obj = CliSettings.of(global_values)
         return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

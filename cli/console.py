@@ -56,8 +56,8 @@ async def _console(settings: CliSettings, name: str, seconds: float, shared: boo
     params = {"shared": "true"} if shared else {}
     async with ApiClient(settings) as client:
         path = machine_path(INSTANCES, client.namespace, name, "console")
-        with progress(f"{name}: waiting for its console") as tell:
-            socket = await _opened(client, name, path, params, seconds, tell)
+        with progress(f"{name}: waiting for its console") as update:
+            socket = await _opened(client, name, path, params, seconds, update)
         try:
             await attach(socket, Terminal(), name)
         finally:
@@ -65,7 +65,7 @@ async def _console(settings: CliSettings, name: str, seconds: float, shared: boo
 
 
 async def _opened(
-    client: ApiClient, name: str, path: str, params: dict[str, str], seconds: float, tell: Callable[[str], None]
+    client: ApiClient, name: str, path: str, params: dict[str, str], seconds: float, update: Callable[[str], None]
 ) -> aiohttp.ClientWebSocketResponse:
     """Opens the console; waits for a VM that is starting."""
     from cli.client import RequestRefused
@@ -78,7 +78,7 @@ async def _opened(
             late = asyncio.get_running_loop().time() > deadline
             if late or not await _starting(client, name, refusal):
                 raise CliError(f"cannot open the console of VirtualMachineInstance {name}: {refusal}") from refusal
-            tell(f"{name}: waiting for its console: {refusal}")
+            update(f"{name}: waiting for its console: {refusal}")
         await asyncio.sleep(RETRY_SECONDS)
 
 

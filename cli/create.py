@@ -102,7 +102,7 @@ def vm(
     password = _password(password_file) if password_file else None
     if password:
         click.echo("warning: --password-file: the manifest contains the password in plain text", err=True)
-    told = manifest.CloudInit(
+    cloud_init_flags = manifest.CloudInit(
         source=cloud_init.lower(),
         user=user,
         password=password,
@@ -111,7 +111,7 @@ def vm(
         user_data=cloud_init_user_data,
         network_data=cloud_init_network_data,
     )
-    if told.source == "none" and told.wanted:
+    if cloud_init_flags.source == "none" and cloud_init_flags.wanted:
         click.echo("warning: --cloud-init=none: the other cloud-init flags have no effect", err=True)
     vm_options = manifest.VmOptions(
         name=name or random_name(),
@@ -122,7 +122,7 @@ def vm(
         cpus=cpus,
         containerdisks=containerdisks,
         claims=claims,
-        cloud_init=told,
+        cloud_init=cloud_init_flags,
     )
     show(manifest.machine(vm_options), output)
 

@@ -11,7 +11,7 @@ from cli.problem import CliError
 from cli.settings import CliSettings
 
 
-def _tell(settings: CliSettings, name: str, verb: str, what: str, output: str) -> None:
+def _print_info(settings: CliSettings, name: str, verb: str, what: str, output: str) -> None:
     from cli.client import ApiClient, RequestRefused, run
 
     async def ask() -> dict[str, Any]:
@@ -29,7 +29,7 @@ def _tell(settings: CliSettings, name: str, verb: str, what: str, output: str) -
 @format_option("json")
 def guestosinfo(settings: CliSettings, name: str, output: str) -> None:
     """Show the guest operating system, as reported by the guest agent."""
-    _tell(settings, name, "guestosinfo", "operating system", output)
+    _print_info(settings, name, "guestosinfo", "operating system", output)
 
 
 @command("userlist", short_help="List the users logged in to a guest.")
@@ -37,7 +37,7 @@ def guestosinfo(settings: CliSettings, name: str, output: str) -> None:
 @format_option("json")
 def userlist(settings: CliSettings, name: str, output: str) -> None:
     """List the users logged in to a guest, as reported by the guest agent."""
-    _tell(settings, name, "userlist", "users", output)
+    _print_info(settings, name, "userlist", "users", output)
 
 
 @command("fslist", short_help="List the file systems mounted in a guest.")
@@ -45,4 +45,4 @@ def userlist(settings: CliSettings, name: str, output: str) -> None:
 @format_option("json")
 def fslist(settings: CliSettings, name: str, output: str) -> None:
     """List the file systems mounted in a guest, as reported by the guest agent."""
-    _tell(settings, name, "filesystemlist", "file systems", output)
+    _print_info(settings, name, "filesystemlist", "file systems", output)

@@ -37,9 +37,9 @@ def ask(
     trying: str,
     state: str = "",
     *,
-    anew: bool = False,
+    new_instance: bool = False,
 ) -> None:
-    """Sends `verb` to a VM or VMI; waits for `state` if given, with `anew` in a new VMI.
+    """Sends `verb` to a VM or VMI; waits for `state` if given, with `new_instance` in another VMI.
 
     Raises CliError: "cannot `trying`: why".
     """
@@ -48,7 +48,7 @@ def ask(
 
     async def put() -> None:
         async with ApiClient(settings) as client:
-            former = await instance_uid(client, name) if anew and state else None
+            former = await instance_uid(client, name) if new_instance and state else None
             try:
                 await client.put(machine_path(resource, client.namespace, name, verb), body)
             except RequestRefused as refusal:
@@ -131,7 +131,7 @@ def restart(settings: CliSettings, name: str, force: bool, grace_period: int, dr
     """
     body = options_of(dry_run, gracePeriodSeconds=grace_of(force, grace_period))
     state = "Running" if wait and not dry_run else ""
-    ask(settings, MACHINES, name, "restart", body, f"restart VirtualMachine {name}", state, anew=True)
+    ask(settings, MACHINES, name, "restart", body, f"restart VirtualMachine {name}", state, new_instance=True)
     click.echo(f"VM {name} was scheduled to restart")
 
 

@@ -28,8 +28,8 @@ def client_version() -> dict[str, str]:
 
 def version_lines(info: dict[str, Any]) -> str:
     """The format of Go clients, which scripts parse for GitVersion."""
-    told = [f'{name[0].upper()}{name[1:]}:"{info[name]}"' for name in _FIELDS if info.get(name)]
-    return f"version.Info{{{', '.join(told)}}}"
+    versions = [f'{name[0].upper()}{name[1:]}:"{info[name]}"' for name in _FIELDS if info.get(name)]
+    return f"version.Info{{{', '.join(versions)}}}"
 
 
 @command("version", short_help="Show the versions of the client and the server.")
@@ -37,13 +37,13 @@ def version_lines(info: dict[str, Any]) -> str:
 @format_option()
 def version(settings: CliSettings, client_only: bool, output: str | None) -> None:
     """Show the versions of the client and of hyperlet in the cluster."""
-    told = {"clientVersion": client_version()}
+    versions = {"clientVersion": client_version()}
     if not client_only:
-        told["serverVersion"] = _server_version(settings)
+        versions["serverVersion"] = _server_version(settings)
     if output:
-        show(told, output)
+        show(versions, output)
         return
-    for key, info in told.items():
+    for key, info in versions.items():
         click.echo(f"{key.removesuffix('Version').capitalize()} Version: {version_lines(info)}")
 
 

@@ -150,5 +150,5 @@ async def _show(viewer: VncViewer) -> None:
         if process.returncode is None:
             process.terminate()
     if process.returncode:
-        said = " ".join(output.decode(errors="replace").split())[-OUTPUT_LIMIT:]
-        raise CliError(f"{viewer.path} failed with exit code {process.returncode}{f': {said}' if said else ''}")
+        text = " ".join(output.decode(errors="replace").split())[-OUTPUT_LIMIT:]
+        raise CliError(f"{viewer.path} failed with exit code {process.returncode}{f': {text}' if text else ''}")

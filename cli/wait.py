@@ -57,11 +57,11 @@ async def reached(client: ApiClient, name: str, state: str, former: str | None =
 
     Raises CliError when the VM is deleted.
     """
-    with progress(f"{name}: waiting until it is {state}") as tell:
+    with progress(f"{name}: waiting until it is {state}") as update:
         while True:
             vm = await client.get(object_path(MACHINES, client.namespace, name))
             status = (vm.get("status") or {}).get("printableStatus") or "Unknown"
-            tell(f"{name}: {status}, waiting until it is {state}")
+            update(f"{name}: {status}, waiting until it is {state}")
             if status == state and (former is None or await instance_uid(client, name) not in (None, former)):
                 return
             await asyncio.sleep(POLL_SECONDS)

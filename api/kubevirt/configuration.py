@@ -417,7 +417,7 @@ class VirtTemplateDeployment(Struct):
 
 
 class DisableFreePageReporting(Struct):
-    """Guests do not tell which pages they freed."""
+    """Disables free page reporting by guests."""
 
 
 class DisableSerialConsoleLog(Struct):
@@ -428,7 +428,7 @@ class VirtualMachineOptions(Struct):
     """Switches for all VMs."""
 
     disableFreePageReporting: DisableFreePageReporting | None = None
-    """Guests do not tell which pages they freed."""
+    """Disables free page reporting by guests."""
     disableSerialConsoleLog: DisableSerialConsoleLog | None = None
     """Serial consoles are not written to the pods' logs."""
 

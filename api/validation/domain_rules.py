@@ -123,8 +123,8 @@ def _resources(resources: ResourceRequirements | None, path: str) -> Iterator[Fa
         for name, value in (amounts or {}).items():
             if name not in ("cpu", "memory"):
                 quantity(value, f"{path}.{field}.{name[:80]}", faults, MAX_AMOUNT)
-    asked, most = ((amounts or {}).get("ephemeral-storage") for amounts in (resources.requests, resources.limits))
-    if not faults and asked is not None and most is not None and parse_quantity(asked) > parse_quantity(most):
+    storage, maximum = ((amounts or {}).get("ephemeral-storage") for amounts in (resources.requests, resources.limits))
+    if not faults and storage is not None and maximum is not None and parse_quantity(storage) > parse_quantity(maximum):
         message = "must not exceed resources.limits.ephemeral-storage"
         faults.append(Fault(f"{path}.requests.ephemeral-storage", names.FAULT_INVALID, message))
     if request is not None and limit is not None and request > limit:

@@ -309,26 +309,26 @@ def _warnings(vm: VirtualMachine, config: "KubeVirtConfiguration | None") -> Ite
 
 def vmi_warnings(vmi: VirtualMachineInstance, config: "KubeVirtConfiguration | None" = None) -> list[str]:
     """Warnings about a valid VMI, for the admission response."""
-    told = annotation_warnings(vmi.metadata.annotations, "metadata.annotations")
-    return [*told, *_eviction_warnings(vmi.spec, config, "spec")]
+    warnings_of_annotations = annotation_warnings(vmi.metadata.annotations, "metadata.annotations")
+    return [*warnings_of_annotations, *_eviction_warnings(vmi.spec, config, "spec")]
 
 
 def _eviction_warnings(
     spec: VirtualMachineInstanceSpec, config: "KubeVirtConfiguration | None", path: str
 ) -> Iterator[str]:
     """Effect of the eviction strategy on a drain: without live migration, LiveMigrate blocks evictions."""
-    strategy, whose = spec.evictionStrategy, f"{path}.evictionStrategy"
+    strategy, source = spec.evictionStrategy, f"{path}.evictionStrategy"
     if strategy is None and config is not None and config.evictionStrategy is not None:
-        strategy, whose = config.evictionStrategy, "the KubeVirt object's evictionStrategy"
+        strategy, source = config.evictionStrategy, "the KubeVirt object's evictionStrategy"
     if strategy == names.EVICTION_LIVE_MIGRATE:
         yield (
-            f"{whose} is LiveMigrate, but live migration is not implemented: "
+            f"{source} is LiveMigrate, but live migration is not implemented: "
             "draining the node blocks until the VM is stopped"
         )
     elif strategy == names.EVICTION_LIVE_MIGRATE_IF_POSSIBLE:
         yield (
-            f"{whose} is LiveMigrateIfPossible, but live migration is not implemented: "
+            f"{source} is LiveMigrateIfPossible, but live migration is not implemented: "
             "draining the node shuts the guest down"
         )
     elif strategy == names.EVICTION_EXTERNAL:
-        yield f"{whose} is External: draining the node waits for the controller that acts on status.evacuationNodeName"
+        yield f"{source} is External: draining the node waits for the controller that acts on status.evacuationNodeName"

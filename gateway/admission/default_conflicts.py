@@ -50,9 +50,9 @@ def _paths(document: Json, new: Json, old: Json) -> Iterator[str]:
         and not _is_set_by_user(document, "runStrategy")
     ):
         yield "runStrategy"
-    mine, theirs = _machine(new), _machine(old)
-    yield from _bindings(document, mine, theirs)
-    yield from _networks(document, mine, theirs)
+    new_networks, old_networks = _machine(new), _machine(old)
+    yield from _bindings(document, new_networks, old_networks)
+    yield from _networks(document, new_networks, old_networks)
 
 
 def _bindings(document: Json, new: Json, old: Json) -> Iterator[str]:
@@ -60,8 +60,8 @@ def _bindings(document: Json, new: Json, old: Json) -> Iterator[str]:
     before = {nic.get("name"): nic for nic in _list(old, "interfaces")}
     for index, nic in enumerate(_list(new, "interfaces")):
         stored = [binding for binding in BINDINGS if before.get(nic.get("name"), {}).get(binding) is not None]
-        said = [binding for binding in BINDINGS if nic.get(binding) is not None and binding not in stored]
-        is_default = nic.get("name") == _DEFAULT_NETWORK and len(stored) == len(said) == 1
+        added = [binding for binding in BINDINGS if nic.get(binding) is not None and binding not in stored]
+        is_default = nic.get("name") == _DEFAULT_NETWORK and len(stored) == len(added) == 1
         if not is_default or nic.get(stored[0]) != {}:
             continue
         path = "template.spec.domain.devices.interfaces"

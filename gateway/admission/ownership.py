@@ -49,11 +49,11 @@ def handler_faults(request: AdmissionRequest) -> Iterator[Fault]:
     for field in _REPORTED:
         if _field(new, "metadata", field) != _field(old, "metadata", field):
             yield Fault(f"metadata.{field}", names.FAULT_FORBIDDEN, "handlers must not change VirtualMachineInstances")
-    theirs = (request.userInfo.extra or {}).get(NODE_NAME) or []
-    yield from _active_pods_faults(_field(new, "status", "activePods"), _field(old, "status", "activePods"), theirs)
+    nodes = (request.userInfo.extra or {}).get(NODE_NAME) or []
+    yield from _active_pods_faults(_field(new, "status", "activePods"), _field(old, "status", "activePods"), nodes)
     for document in (old, new):
         # A token that is not bound to a pod has no node and may not write.
-        if [_field(document, "status", "nodeName")] != theirs:
+        if [_field(document, "status", "nodeName")] != nodes:
             yield Fault(
                 "status.nodeName",
                 names.FAULT_FORBIDDEN,
@@ -82,9 +82,9 @@ def metadata_faults(new: Any, old: Any, path: str = "metadata") -> Iterator[Faul
     Also for removal of hyperlet's finalizer from an object that is being deleted.
     """
     for field, owned in (("labels", names.OWNED_LABELS), ("annotations", names.OWNED_ANNOTATIONS)):
-        ours, theirs = _map(new, field), _map(old, field)
-        for key in sorted(owned & (ours.keys() | theirs.keys())):
-            if ours.get(key) != theirs.get(key):
+        new_map, old_map = _map(new, field), _map(old, field)
+        for key in sorted(owned & (new_map.keys() | old_map.keys())):
+            if new_map.get(key) != old_map.get(key):
                 yield Fault(f"{path}.{field}.{key}", names.FAULT_FORBIDDEN, _OWNED)
     if _map({"old": old}, "old").get("deletionTimestamp"):
         # Before deletion a replaced manifest may omit it: the controller adds it again.

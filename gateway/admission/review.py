@@ -117,19 +117,19 @@ def parse(body: bytes, unbounded: Callable[[AdmissionRequest], bool] = lambda _:
     if review.kind != "AdmissionReview" or review.apiVersion != "admission.k8s.io/v1":
         raise BadReview("not an AdmissionReview of admission.k8s.io/v1")
     found = review.request
-    asked = AdmissionRequest(
+    request = AdmissionRequest(
         **{name: getattr(found, name) for name in _ENVELOPE},
     )
     new, old = bytes(found.object), bytes(found.oldObject)
-    if not unbounded(asked) and max(_values(new), _values(old)) > VALUES:
-        asked = msgspec.structs.replace(asked, object={}, oldObject=None if old == b"null" else {})
-        return msgspec.structs.replace(asked, trouble=f"must have at most {VALUES} values")
+    if not unbounded(request) and max(_values(new), _values(old)) > VALUES:
+        request = msgspec.structs.replace(request, object={}, oldObject=None if old == b"null" else {})
+        return msgspec.structs.replace(request, trouble=f"must have at most {VALUES} values")
     try:
-        return msgspec.structs.replace(asked, object=_documents.decode(new), oldObject=_documents.decode(old))
+        return msgspec.structs.replace(request, object=_documents.decode(new), oldObject=_documents.decode(old))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadReview(f"not an AdmissionReview: {error}") from error
     except RecursionError:
-        return msgspec.structs.replace(asked, object={}, trouble=_TOO_DEEP)
+        return msgspec.structs.replace(request, object={}, trouble=_TOO_DEEP)
 
 
 _UID = re.compile(rb'"uid": ?"([0-9a-zA-Z-]{1,64})"')
@@ -177,8 +177,8 @@ def _cut(text: str) -> str:
 
 
 def _status(request: AdmissionRequest, faults: Sequence[Fault]) -> dict[str, Any]:
-    told = [Fault(_cut(fault.path), fault.reason, _cut(fault.message)) for fault in faults[:FAULT_LIMIT]]
-    message = "; ".join(map(str, told)) + ("; and more faults" if len(faults) > FAULT_LIMIT else "")
+    shown = [Fault(_cut(fault.path), fault.reason, _cut(fault.message)) for fault in faults[:FAULT_LIMIT]]
+    message = "; ".join(map(str, shown)) + ("; and more faults" if len(faults) > FAULT_LIMIT else "")
     return {
         "status": "Failure",
         "reason": "Invalid",
@@ -188,6 +188,6 @@ def _status(request: AdmissionRequest, faults: Sequence[Fault]) -> dict[str, Any
             "name": request.name or "",
             "group": request.kind.group,
             "kind": request.kind.kind,
-            "causes": [{"reason": fault.reason, "message": fault.message, "field": fault.path} for fault in told],
+            "causes": [{"reason": fault.reason, "message": fault.message, "field": fault.path} for fault in shown],
         },
     }

@@ -58,9 +58,9 @@ def migration(request: AdmissionRequest, configuration: KubeVirtConfiguration) -
 def kubevirt(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
     """Faults of the KubeVirt object."""
     new, old = request.object or {}, request.oldObject
-    told = list(_spec_faults(new, old, configuration))
-    yield from told
-    if not told and _annotations(new) != _annotations(old):
+    spec_faults = list(_spec_faults(new, old, configuration))
+    yield from spec_faults
+    if not spec_faults and _annotations(new) != _annotations(old):
         yield from bridges.faults(_annotations(new))
 
 
@@ -140,8 +140,8 @@ def differences(new: Any, old: Any, path: str) -> Iterator[str]:
         for key in sorted(new.keys() | old.keys()):
             yield from differences(new.get(key), old.get(key), f"{path}.{key}")
     elif isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
-        for index, (mine, theirs) in enumerate(zip(new, old, strict=True)):
-            yield from differences(mine, theirs, f"{path}[{index}]")
+        for index, (new_entry, old_entry) in enumerate(zip(new, old, strict=True)):
+            yield from differences(new_entry, old_entry, f"{path}[{index}]")
     elif new != old:
         yield path
 

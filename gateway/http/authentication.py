@@ -74,11 +74,11 @@ def settings_of(data: Mapping[str, str]) -> FrontProxySettings:
         )
     except msgspec.DecodeError as error:
         return FrontProxySettings(refusal=f"ConfigMap {NAMESPACE}/{NAME} cannot be read: {error}")
-    ours = _certificates(found.authorities)
-    if not ours:
+    authorities = _certificates(found.authorities)
+    if not authorities:
         words = "has no requestheader-client-ca-file: the API server's aggregation layer is not set up"
         return replace(found, refusal=f"ConfigMap {NAMESPACE}/{NAME} {words}")
-    if not found.allowed_names and ours & _certificates(data.get("client-ca-file", "")):
+    if not found.allowed_names and authorities & _certificates(data.get("client-ca-file", "")):
         # Without names every certificate of the CA would be accepted, and users' certificates are signed by it, too.
         words = (
             "has no requestheader-allowed-names, and the client CA is also the request header CA: any client "

@@ -126,10 +126,10 @@ class WebSocketStreams:
             )
         if len(self._open) >= STREAMS:
             raise status.too_many(f"this gateway has {STREAMS} streams open: close some, or try again later")
-        theirs = [each for each in self._open.values() if each[0] == namespace]
-        if sum(each[1] == name for each in theirs) >= STREAMS_OF_ONE:
+        in_namespace = [each for each in self._open.values() if each[0] == namespace]
+        if sum(each[1] == name for each in in_namespace) >= STREAMS_OF_ONE:
             raise status.too_many(f"{namespace}/{name} has {STREAMS_OF_ONE} streams open: close some first")
-        if len(theirs) >= STREAMS_OF_NAMESPACE:
+        if len(in_namespace) >= STREAMS_OF_NAMESPACE:
             raise status.too_many(f"namespace {namespace} has {STREAMS_OF_NAMESPACE} streams open: close some first")
         if sum(each[2] == user for each in self._open.values()) >= STREAMS_OF_USER:
             raise status.too_many(f"you have {STREAMS_OF_USER} streams open: close some first")

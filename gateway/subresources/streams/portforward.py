@@ -77,10 +77,10 @@ async def _address(call: SubresourceRequest, vmi: VirtualMachineInstance) -> str
     except HyperletError as error:
         raise status.from_api_error(error, names.KIND_VMI, call.name) from error
     node = vmi.status.nodeName if vmi.status else None
-    mine = [pod for pod in pods if belongs(pod, vmi) and pod.spec.nodeName == node and pod.status.podIP]
-    if phase_of(vmi) != names.PHASE_RUNNING or not mine:
+    matching = [pod for pod in pods if belongs(pod, vmi) and pod.spec.nodeName == node and pod.status.podIP]
+    if phase_of(vmi) != names.PHASE_RUNNING or not matching:
         raise status.conflict(names.KIND_VMI, call.name, "VMI is not running")
-    address = mine[0].status.podIP or ""
+    address = matching[0].status.podIP or ""
     if not _is_foreign(address):
         raise status.conflict(
             names.KIND_VMI, call.name, f"its pod has the address {address}, which is not a pod address"
