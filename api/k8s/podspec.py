@@ -285,7 +285,7 @@ class PersistentVolumeClaimSpec(Struct):
     selector: LabelSelector | None = None
     """Volumes that may be bound."""
     dataSource: TypedLocalObjectReference | None = None
-    """What the volume is filled from at first: a snapshot or another claim."""
+    """Initial content: a snapshot or another claim."""
     dataSourceRef: TypedObjectReference | None = None
     """Like dataSource, for any kind and namespace."""
     volumeAttributesClassName: str | None = None

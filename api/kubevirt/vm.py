@@ -18,11 +18,11 @@ class DataVolumeTemplateSpec(Struct):
     """A DataVolume that is created with the VM."""
 
     spec: DataVolumeSpec
-    """What it is filled with."""
+    """Source of the content."""
     apiVersion: str | None = None
-    """Accepted for manifests that carry it; it means nothing."""
+    """Accepted and ignored."""
     kind: str | None = None
-    """Accepted for manifests that carry it; it means nothing."""
+    """Accepted and ignored."""
     metadata: ObjectMeta | None = None
     """Its name and labels."""
     status: DataVolumeTemplateDummyStatus | None = None
@@ -30,33 +30,33 @@ class DataVolumeTemplateSpec(Struct):
 
 
 class InstancetypeMatcher(Struct):
-    """Refers to an instancetype."""
+    """Reference to an instancetype."""
 
     kind: str | None = None
-    """Kind of what is referred to: of the namespace or of the cluster."""
+    """Kind of the referenced object, namespaced or cluster-wide."""
     inferFromVolume: str | None = None
-    """Volume whose labels name the instancetype."""
+    """Volume from whose labels the instancetype is inferred."""
     inferFromVolumeFailurePolicy: Literal["Reject", "Ignore"] | None = None
-    """Whether the VM is refused when the volume names none."""
+    """Whether to refuse the VM when inference fails."""
     name: str | None = None
     """Name of the instancetype."""
     revisionName: str | None = None
-    """ControllerRevision with the instancetype as it was."""
+    """ControllerRevision with the stored instancetype."""
 
 
 class PreferenceMatcher(Struct):
-    """Refers to a preference."""
+    """Reference to a preference."""
 
     kind: str | None = None
-    """Kind of what is referred to: of the namespace or of the cluster."""
+    """Kind of the referenced object, namespaced or cluster-wide."""
     inferFromVolume: str | None = None
-    """Volume whose labels name the preference."""
+    """Volume from whose labels the preference is inferred."""
     inferFromVolumeFailurePolicy: Literal["Reject", "Ignore"] | None = None
-    """Whether the VM is refused when the volume names none."""
+    """Whether to refuse the VM when inference fails."""
     name: str | None = None
     """Name of the preference."""
     revisionName: str | None = None
-    """ControllerRevision with the preference as it was."""
+    """ControllerRevision with the stored preference."""
 
 
 class VirtualMachineSpec(Struct):
@@ -70,22 +70,21 @@ class VirtualMachineSpec(Struct):
     instancetype: InstancetypeMatcher | None = None
     """The instancetype that provides CPU and memory."""
     preference: PreferenceMatcher | None = None
-    """Named preferences for devices."""
+    """The preference for devices."""
     runStrategy: Literal["Always", "Halted", "Manual", "RerunOnFailure", "Once", "WaitAsReceiver"] | None = None
-    """Always keeps it running, RerunOnFailure unless the guest shuts down, Once starts it once, Manual obeys start and
-    stop, Halted keeps it off."""
+    """Always restarts, RerunOnFailure restarts on failure, Once runs once, Manual acts on requests, Halted is off."""
     running: bool | None = None
     """Deprecated: use runStrategy. True is Always, false is Halted. Mutually exclusive with runStrategy."""
     updateVolumesStrategy: Literal["Migration", "Replacement"] | None = None
-    """Whether a changed volume replaces the old one or its content is moved over."""
+    """Whether a changed volume replaces the old one or is migrated to."""
 
 
 class VirtualMachineCondition(Condition):
-    """One aspect of a machine's state."""
+    """A condition of a VM."""
 
 
 class ControllerRevisionRef(Struct):
-    """Refers to a ControllerRevision."""
+    """Reference to a ControllerRevision."""
 
     name: str | None = None
     """Its name."""
@@ -95,7 +94,7 @@ class InstancetypeStatusRef(Struct):
     """An instancetype or preference in use."""
 
     kind: str | None = None
-    """Kind of what is referred to: of the namespace or of the cluster."""
+    """Kind of the referenced object, namespaced or cluster-wide."""
     controllerRevisionRef: ControllerRevisionRef | None = None
     """ControllerRevision that keeps it as it was."""
     inferFromVolume: str | None = None
@@ -114,15 +113,15 @@ class VirtualMachineMemoryDumpRequest(Struct):
     phase: str
     """Phase of its life cycle."""
     endTimestamp: Time | None = None
-    """When it ended."""
+    """End time."""
     fileName: str | None = None
     """Name of the file."""
     message: str | None = None
-    """What went wrong."""
+    """Error message."""
     remove: bool | None = None
     """The claim is to be removed."""
     startTimestamp: Time | None = None
-    """When it began."""
+    """Start time."""
 
 
 class VirtualMachineStartFailure(Struct):
@@ -190,7 +189,7 @@ class VolumeSnapshotStatus(Struct):
 
 
 class VolumeMigrationState(Struct):
-    """Volumes whose content is being moved."""
+    """Volumes being migrated."""
 
     migratedVolumes: list[StorageMigratedVolumeInfo] | None = None
     """The volumes, with the claims they leave and enter."""
@@ -200,20 +199,20 @@ class VolumeUpdateState(Struct):
     """Volumes that change."""
 
     volumeMigrationState: VolumeMigrationState | None = None
-    """Volumes whose content is being moved."""
+    """Volumes being migrated."""
 
 
 class VirtualMachineStatus(Struct):
-    """What there is of a machine."""
+    """Observed state of a VM."""
 
     changedBlockTracking: ChangedBlockTrackingStatus | None = None
-    """Whether changed blocks are kept account of."""
+    """Changed block tracking state."""
     conditions: list[VirtualMachineCondition] | None = None
     """Conditions: Ready, Failure, Paused and RestartRequired."""
     created: bool | None = None
     """The VMI exists."""
     desiredGeneration: Int64 | None = None
-    """Generation of the machine that was last seen."""
+    """Last observed generation."""
     instancetypeRef: InstancetypeStatusRef | None = None
     """The instancetype in use."""
     memoryDumpRequest: VirtualMachineMemoryDumpRequest | None = None
@@ -227,21 +226,21 @@ class VirtualMachineStatus(Struct):
     ready: bool | None = None
     """The VMI is running and ready."""
     restoreInProgress: str | None = None
-    """Restore that is under way."""
+    """Restore in progress."""
     runStrategy: str | None = None
-    """Run strategy in force."""
+    """Effective run strategy."""
     snapshotInProgress: str | None = None
-    """Snapshot that is under way."""
+    """Snapshot in progress."""
     startFailure: VirtualMachineStartFailure | None = None
-    """Starts that failed in a row, and when the next one is due."""
+    """Consecutive start failures and time of the next attempt."""
     stateChangeRequests: list[VirtualMachineStateChangeRequest] | None = None
     """Pending start and stop requests."""
     volumeRequests: list[VirtualMachineVolumeRequest] | None = None
-    """Volumes to be plugged in or out."""
+    """Pending hot-plug requests."""
     volumeSnapshotStatuses: list[VolumeSnapshotStatus] | None = None
     """Which volumes can be part of a snapshot."""
     volumeUpdateState: VolumeUpdateState | None = None
-    """Volumes whose content is being moved."""
+    """Volumes being migrated."""
 
 
 class VirtualMachine(Object):
@@ -254,4 +253,4 @@ class VirtualMachine(Object):
     spec: VirtualMachineSpec
     """Desired state: the VM template and run strategy."""
     status: VirtualMachineStatus | None = None
-    """What there is. Written by hyperlet only."""
+    """Observed state. Written by hyperlet only."""

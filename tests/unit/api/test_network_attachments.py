@@ -50,8 +50,8 @@ def test_a_json_list() -> None:
         ("one@", "has no interface name after '@'"),
         ("one,", "not a valid NetworkAttachmentDefinition name"),
         ("one@eth0", "'eth0' is not a valid interface name"),
-        ("one@lo", "'lo' cannot be"),
-        ("one@a/b", "'a/b' cannot be"),
+        ("one@lo", "'lo' is not a valid interface name"),
+        ("one@a/b", "'a/b' is not a valid interface name"),
         ("one@sixteencharacter", "is not a valid interface name"),
         ("one@net1,two@net1", "lists the interface net1 more than once"),
         ("one@net2,two", "lists the interface net2 more than once"),
@@ -63,7 +63,7 @@ def test_a_json_list() -> None:
         ('[{"name": "one", "ips": ["10.0.0.1/64"]}]', "in ips is not an IP address"),
         ('[{"name": "one", "default-route": ["10.0.0.1"]}]', "default-route is not supported"),
         (",".join(["one"] * 33), "lists 33 networks, exceeding the maximum of 32"),
-        ("a" * 70000, "has more than 64 KiB"),
+        ("a" * 70000, "exceeds 64 KiB"),
     ],
 )
 def test_invalid_selection_raises_value_error(text: str, words: str) -> None:

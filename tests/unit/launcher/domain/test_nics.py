@@ -73,7 +73,7 @@ def test_the_kernel_carries_packets_only_where_it_can(kvm: bool, vhost: bool, dr
 @pytest.mark.parametrize("address", ["00:11.0", "0000:00:11.8", "0000:00:11.0'/><hostdev/>"])
 def test_an_address_that_is_none(address: str) -> None:
     card = {"name": "a", "bridge": {}, "pciAddress": address}
-    with pytest.raises(InvalidVmi, match=r"interfaces\[0\].pciAddress: .* is not a PCI address"):
+    with pytest.raises(InvalidVmi, match=r"interfaces\[0\].pciAddress: .* is no PCI address"):
         pluggable(vmi(card), "a", facts("a"))
 
 
