@@ -1,1 +1,1 @@
-"""What things are: Structs of every kind, defaults, validation, CRD schemas, names, errors. Pure: no I/O, no clock."""
+"""API types of every kind, defaults, validation, CRD schemas, names and errors. Pure: no I/O, no clock."""

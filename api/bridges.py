@@ -1,6 +1,6 @@
-"""Which of a node's bridges VMs may ask for: the administrator's choice, in annotations of the KubeVirt object. Pure.
+"""Policy for the node bridges that VMs may use, read from annotations of the KubeVirt object. Pure.
 
-The published configuration has no field for it, and a field of our own would be one that other tools drop.
+The KubeVirt configuration has no field for it, and an additional field would be dropped by other tools.
 """
 
 import fnmatch
@@ -19,17 +19,17 @@ _PATTERN = re.compile(r"[A-Za-z0-9_.*?\-]{1,15}")
 class _Object(Protocol):
     @property
     def metadata(self) -> ObjectMeta:
-        """Name, age and annotations."""
+        """Metadata of the object."""
 
 
 class BridgePolicy(NamedTuple):
-    """Name patterns (`*`, `?`). `allowed`: None for every bridge."""
+    """Name patterns with wildcards `*` and `?`. `allowed` None permits every bridge."""
 
     allowed: tuple[str, ...] | None = None
     denied: tuple[str, ...] = ()
 
     def permits(self, bridge: str) -> bool:
-        """Whether the bridge may be offered."""
+        """Whether VMs may use the bridge."""
         if any(fnmatch.fnmatchcase(bridge, pattern) for pattern in self.denied):
             return False
         return self.allowed is None or any(fnmatch.fnmatchcase(bridge, pattern) for pattern in self.allowed)
@@ -39,7 +39,7 @@ NONE = BridgePolicy(allowed=())
 
 
 def bridge_policy(annotations: Mapping[str, str] | None) -> BridgePolicy:
-    """What the annotations choose. A list that is not one chooses nothing: no bridge is offered by mistake."""
+    """The policy in the annotations. Fails closed: an invalid list permits no bridge."""
     if list(faults(annotations)):
         return NONE
     allowed = (annotations or {}).get(names.ANNOTATION_BRIDGES_ALLOWED)
@@ -48,21 +48,21 @@ def bridge_policy(annotations: Mapping[str, str] | None) -> BridgePolicy:
 
 
 def bridge_policy_of(objects: Iterable[_Object]) -> BridgePolicy:
-    """That of the KubeVirt object, the oldest if there are several; every bridge when there is none."""
+    """The policy of the KubeVirt object (the oldest of several); permits every bridge without one."""
     by_age = sorted(objects, key=lambda obj: (obj.metadata.creationTimestamp or "", obj.metadata.name or ""))
     return bridge_policy(by_age[0].metadata.annotations) if by_age else BridgePolicy()
 
 
 def faults(annotations: Mapping[str, str] | None) -> Iterator[Fault]:
-    """A Fault for every pattern that can match no bridge."""
+    """Faults of invalid patterns."""
     for key in ANNOTATIONS:
         for pattern in _patterns((annotations or {}).get(key) or ""):
             if not _PATTERN.fullmatch(pattern):
                 yield Fault(
                     f"metadata.annotations.{key}",
                     names.FAULT_INVALID,
-                    f"{pattern[:40]!r} is no name of a bridge: 1 to 15 letters, digits, '_', '.' or '-', where '*' and "
-                    "'?' stand for others; separate names by commas",
+                    f"{pattern[:40]!r} is not a bridge name pattern: 1 to 15 letters, digits, '_', '.', '-' and the "
+                    "wildcards '*' and '?'; separate patterns with commas",
                 )
 
 

@@ -1,7 +1,7 @@
-"""What an absent field means: the one place where defaults stand.
+"""Defaults of absent fields.
 
-Every function here is pure, returns a new object and changes nothing that was given: applying it twice is applying it
-once. Addresses and identities are derived by hashing names, so that a VM keeps them when it is restarted or moved.
+Every function is pure, idempotent, and returns a new object. MAC addresses and UUIDs are derived from hashed names, so
+that a VM keeps them across restarts and migrations.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_MACHINE = "q35"
 DEFAULT_ARCHITECTURE = "amd64"
 DEFAULT_BUS = "sata"
-"""Every guest that boots from a disk drives AHCI without further drivers, Windows' installer included."""
+"""AHCI works in every guest without additional drivers, including the Windows installer."""
 DEFAULT_CPU_MODEL = "host-model"
 DEFAULT_GRACE_SECONDS = 30
 DEFAULT_NETWORK = "default"
@@ -39,15 +39,14 @@ _BINDINGS = ("bridge", "masquerade", "sriov", "macvtap", "passt", "passtBinding"
 def default_vmi(
     vmi: VirtualMachineInstance, *, config: "KubeVirtConfiguration | None" = None
 ) -> VirtualMachineInstance:
-    """The VMI with every default filled in. A spec that `api.validation.validate` refuses may stay as faulty as it
-    was."""
+    """The VMI with all defaults. Faults of an invalid spec are left for `api.validation.validate`."""
     return replace(vmi, spec=default_vmi_spec(vmi.spec, vmi.metadata, config=config))
 
 
 def default_vmi_spec(
     spec: VirtualMachineInstanceSpec, metadata: ObjectMeta, *, config: "KubeVirtConfiguration | None" = None
 ) -> VirtualMachineInstanceSpec:
-    """The spec with every default filled in, for the VMI of the given name, namespace and owner."""
+    """The spec with all defaults; `metadata` provides name, namespace and owner."""
     networks, interfaces = _joined(spec, config)
     domain = spec.domain
     devices = replace(
@@ -70,7 +69,7 @@ def default_vmi_spec(
 
 
 def run_strategy(vm: VirtualMachine) -> str:
-    """The run strategy in force: `runStrategy`, or what `running` stands for. Neither means Halted."""
+    """The effective run strategy: `runStrategy`, else derived from `running`, else Halted."""
     if vm.spec.runStrategy is not None:
         return vm.spec.runStrategy
     return names.RUN_ALWAYS if vm.spec.running else names.RUN_HALTED
@@ -85,7 +84,7 @@ def vcpus(spec: VirtualMachineInstanceSpec) -> int:
 
 
 def guest_memory(domain: DomainSpec) -> str | int | None:
-    """The guest's memory as written: `memory.guest`, else the memory requested, else the memory limit, else None."""
+    """The guest memory as written: `memory.guest`, else the memory request, else the memory limit, else None."""
     if domain.memory and domain.memory.guest is not None:
         return domain.memory.guest
     resources = domain.resources
@@ -96,14 +95,14 @@ def guest_memory(domain: DomainSpec) -> str | int | None:
 
 
 def firmware_uuid(metadata: ObjectMeta) -> str:
-    """The SMBIOS UUID of a VMI, hashed from namespace and name: a VM that is created anew keeps its licences."""
+    """The SMBIOS UUID of a VMI, hashed from namespace and name: a recreated VM keeps its licences."""
     return str(uuid.uuid5(_UUID_NAMESPACE, f"{metadata.namespace or ''}/{metadata.name or ''}"))
 
 
 def mac_address(metadata: ObjectMeta, interface: str) -> str:
     """A locally administered unicast MAC address (02:…), the same for every VMI of one VM.
 
-    Hashed from the owning VM's UID where there is one, so that equal names in two clusters on one wire do not collide;
+    Hashed from the owner VM's UID if present, so that equal names in two clusters on one L2 network do not collide;
     else from namespace and name.
     """
     digest = hashlib.sha256(f"{_identity(metadata)}/{interface}".encode()).digest()
@@ -159,7 +158,7 @@ def _cpu(domain: DomainSpec, config: "KubeVirtConfiguration | None") -> CPU:
 
 
 def _cpus_of_resources(domain: DomainSpec) -> int:
-    """Whole CPUs of the limit, else of the request, else one."""
+    """CPUs of the limit, else of the request, rounded up; else one."""
     resources = domain.resources
     for amounts in (resources.limits, resources.requests) if resources else ():
         if amounts and "cpu" in amounts:
@@ -181,7 +180,7 @@ def _memory(domain: DomainSpec) -> Memory | None:
 
 
 def _disks(spec: VirtualMachineInstanceSpec) -> list[Disk] | None:
-    """The disks, one more for every volume that none of them names, each with its bus."""
+    """The disks with a bus, and a disk for every volume without one."""
     devices = spec.domain.devices
     disks = list(devices.disks or ())
     named = {disk.name for disk in disks} | {filesystem.name for filesystem in devices.filesystems or ()}
@@ -208,7 +207,7 @@ def _cdrom(target: CDRomTarget) -> CDRomTarget:
 
 
 def _features(features: Features | None) -> Features | None:
-    """Features with what those of Hyper-V need of each other, where the spec is silent: QEMU refuses one without."""
+    """Adds the Hyper-V features that enabled ones depend on: QEMU refuses a feature without its dependencies."""
     hyperv = features.hyperv if features else None
     if features is None or hyperv is None:
         return features
@@ -236,7 +235,7 @@ def _watchdog(watchdog: Watchdog | None) -> Watchdog | None:
 def _joined(
     spec: VirtualMachineInstanceSpec, config: "KubeVirtConfiguration | None"
 ) -> tuple[list[Network], list[Interface]]:
-    """Networks and interfaces; the pod network where neither is named and nobody declined it."""
+    """Networks and interfaces; the pod network when both are absent and autoattachPodInterface is not false."""
     networks, interfaces = list(spec.networks or ()), list(spec.domain.devices.interfaces or ())
     if not networks and not interfaces and spec.domain.devices.autoattachPodInterface is not False:
         return [Network(name=DEFAULT_NETWORK, pod=PodNetwork())], [Interface(name=DEFAULT_NETWORK)]
@@ -255,10 +254,9 @@ def _interface(
 
 
 def _has_own_mac(interface: Interface, network: Network | None) -> bool:
-    """Whether the address is ours to choose.
+    """Whether hyperlet generates the MAC address.
 
-    With a bridge on the pod network the guest takes over the pod's own address, and so its MAC; a virtual function
-    has one already.
+    With a bridge on the pod network the guest takes over the pod's IP and MAC address; an SR-IOV VF has its own MAC.
     """
     if interface.bridge is not None:
         return network is not None and network.multus is not None
@@ -266,9 +264,9 @@ def _has_own_mac(interface: Interface, network: Network | None) -> bool:
 
 
 def _bound(interface: Interface, network: Network, config: "KubeVirtConfiguration | None") -> Interface:
-    """An interface that names no binding: masquerade on the pod network unless the installation says otherwise.
+    """Sets the binding of an interface without one: masquerade on the pod network unless configured otherwise.
 
-    KubeVirt's own default there is a bridge, which moves the pod's address into the guest and so cannot migrate.
+    KubeVirt's default is bridge, which moves the pod's address into the guest and prevents live migration.
     """
     settings = config.network if config else None
     chosen = (settings.defaultNetworkInterface if settings else None) or "masquerade"

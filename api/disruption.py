@@ -1,8 +1,8 @@
-"""Why a launcher pod was ended that its VMI did not ask to end: evicted, preempted, its node shut down, deleted. Pure.
+"""Causes of launcher pod disruptions: eviction, preemption, node shutdown, deletion. Pure.
 
-A guest that powers off of itself has done its work; one that was shut down because its pod had to go has not. By the
-launcher's word alone the two look alike, so that the cause is read from the pod. Handler and controller, either of
-which may write the end, decide by this.
+A guest that powers itself off has succeeded; a guest shut down because its pod was disrupted has not. The launcher's
+report does not distinguish the two, so the cause is read from the pod. Used by handler and controller, either of which
+may write the final phase.
 
 Source of the conditions: https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions
 """
@@ -15,18 +15,18 @@ from api.k8s.objects import Pod
 from api.kubevirt.vmi import VirtualMachineInstance
 
 ANNOUNCED_REASONS = frozenset({names.REASON_TERMINATED, "ForceOff", "NeverStarted"})
-"""Reasons that a launcher gives for its end when its pod was told to end (SIGTERM), not the guest."""
+"""Reasons reported by a launcher that terminates because of SIGTERM, not because of the guest."""
 REASON_POD_DELETED = "PodDeleted"
 REASON_LIVENESS = "LivenessProbeFailed"
 REASON_POD_TERMINATED = "PodTerminated"
 _BY_KUBELET = "TerminationByKubelet"
 _EVENTS = frozenset({"Evicted", "Preempting"})
 _WORDS = {
-    "EvictionByEvictionAPI": "the launcher pod was evicted (a drain of its node, for instance)",
+    "EvictionByEvictionAPI": "the launcher pod was evicted (for example by kubectl drain)",
     "PreemptionByScheduler": "the launcher pod was preempted by a pod of higher priority",
     "DeletionByTaintManager": "the launcher pod does not tolerate a taint of its node",
-    "DeletionByPodGC": "the node of the launcher pod is gone",
-    _BY_KUBELET: "the node's kubelet ended the launcher pod",
+    "DeletionByPodGC": "the node of the launcher pod no longer exists",
+    _BY_KUBELET: "the kubelet terminated the launcher pod",
     REASON_POD_DELETED: "the launcher pod was deleted",
 }
 _REASON = re.compile(r"[A-Za-z][A-Za-z0-9]{0,62}")
@@ -34,18 +34,18 @@ _LIMIT = 512
 
 
 class Cause(NamedTuple):
-    """Why a pod ended: a reason for conditions and Events, and half a sentence for people."""
+    """Why a pod terminated: reason and message for conditions and Events."""
 
     reason: str
     message: str
 
 
 def cause(pod: Pod) -> Cause | None:
-    """Why a pod is being ended or was; None while nothing but its launcher says that it is."""
+    """Why a pod is terminating or has terminated; None if only its launcher reports it."""
     status = pod.status
     target = next((each for each in status.conditions or () if each.type == names.CONDITION_DISRUPTION_TARGET), None)
     if target is not None and target.status == names.TRUE:
-        # What the kubelet does has its own reason in the status: Evicted, Preempting, Terminated.
+        # The kubelet sets its own reason in the status: Evicted, Preempting, Terminated.
         own = _reason(status.reason) if target.reason == _BY_KUBELET else None
         return _announced(
             own or _reason(target.reason) or names.CONDITION_DISRUPTION_TARGET, target.reason, target.message
@@ -58,10 +58,10 @@ def cause(pod: Pod) -> Cause | None:
 
 
 def last_cause(vmi: VirtualMachineInstance, pod: Pod, warning: tuple[str, str] | None = None) -> Cause:
-    """Why a pod was told to end, once its containers have ended: where nothing says so, the kubelet ended them.
+    """Why a pod with terminated containers was stopped; without other evidence, by the kubelet.
 
-    `warning`: reason and message of the latest Warning Event about the pod. Of a pod whose containers all ended well, a
-    kubelet forgets in the status that it has evicted it, and says it by that Event only (seen with 1.36).
+    `warning`: reason and message of the latest Warning Event about the pod. If all containers exited with code 0, the
+    kubelet drops the eviction from the pod status and reports it in that Event only (seen with 1.36).
     """
     found = cause(pod)
     if found is not None:
@@ -69,8 +69,10 @@ def last_cause(vmi: VirtualMachineInstance, pod: Pod, warning: tuple[str, str] |
     if warning is not None and warning[0] in _EVENTS:
         return _announced(warning[0], _BY_KUBELET, warning[1])
     if vmi.spec.livenessProbe is not None:
-        return Cause(REASON_LIVENESS, "the kubelet ended the launcher pod: its liveness probe failed")
-    return Cause(REASON_POD_TERMINATED, "the launcher pod was told to end, though neither it nor the VM was deleted")
+        return Cause(REASON_LIVENESS, "the kubelet terminated the launcher pod: its liveness probe failed")
+    return Cause(
+        REASON_POD_TERMINATED, "the launcher pod received SIGTERM, although neither the pod nor the VM was deleted"
+    )
 
 
 def _announced(reason: str, kind: str | None, message: str | None) -> Cause:

@@ -1,18 +1,18 @@
-"""What can go wrong, wrapped once at the border where it happens.
+"""Exceptions, wrapped once at the boundary where they occur.
 
-Each class carries the CamelCase reason for conditions and Events, the condition it sets on the object that is being
-worked on, and whether trying again can help.
+Each class has the CamelCase reason for conditions and Events, the condition type that it sets, and whether a retry can
+help.
 """
 
 from collections.abc import Iterable
 from typing import ClassVar, NamedTuple
 
 MAX_FAULTS = 101
-"""Faults of one document that are looked for: a person is told a hundred of them, and that there are more."""
+"""Maximum number of faults collected per document: 100 are reported, one more indicates truncation."""
 
 
 class Fault(NamedTuple):
-    """One thing wrong with an object. `path` is the JSON path from the object's root, such as `spec.running`."""
+    """One validation error. `path` is the JSON path from the object's root, such as `spec.running`."""
 
     path: str
     reason: str
@@ -23,10 +23,10 @@ class Fault(NamedTuple):
 
 
 class HyperletError(Exception):
-    """Base of everything that hyperlet raises on purpose.
+    """Base of hyperlet's exceptions.
 
-    `reason` is one CamelCase word, `condition` the condition type that is set on the object, `retry` whether
-    the same step may succeed later without anybody changing the object.
+    `reason` is CamelCase, `condition` the condition type to set on the object, `retry` whether the same step may
+    succeed later without a change of the object.
     """
 
     reason: ClassVar[str] = "InternalError"
@@ -39,7 +39,7 @@ class HyperletError(Exception):
 
 
 class InvalidObject(HyperletError):
-    """The object contradicts the API. `faults` has every fault with its path."""
+    """The object is invalid. `faults` has all faults with their paths."""
 
     reason = "InvalidObject"
     condition = "Failure"
@@ -51,39 +51,39 @@ class InvalidObject(HyperletError):
 
 
 class NotFound(HyperletError):
-    """The object is not there."""
+    """The object does not exist."""
 
     reason = "NotFound"
 
 
 class Conflict(HyperletError):
-    """Somebody else changed the object meanwhile, or it exists already: read it again."""
+    """The object was changed concurrently, or already exists: read it again."""
 
     reason = "Conflict"
 
 
 class AlreadyExists(Conflict):
-    """An object of that name is there already."""
+    """An object with that name already exists."""
 
     reason = "AlreadyExists"
 
 
 class Expired(HyperletError):
-    """The API server no longer knows that resourceVersion (410): list again."""
+    """The resourceVersion has expired (410): list again."""
 
     reason = "Expired"
 
 
 class ApiUnavailable(HyperletError):
-    """The API server does not answer, or answers that it cannot (429, 5xx)."""
+    """The API server did not respond, or responded with 429 or 5xx."""
 
     reason = "ApiUnavailable"
 
 
 class Forbidden(HyperletError):
-    """Refused by a quota, by admission, or for want of a permission. Retried: an administrator may lift the refusal.
+    """Refused by quota, admission or RBAC. Retried: an administrator may lift the refusal.
 
-    `causes` are the reasons that the API server gives in one word each, if any, such as NodeCapacity.
+    `causes` are the reasons in the Status details, if any, such as NodeCapacity.
     """
 
     reason = "Forbidden"
@@ -95,19 +95,19 @@ class Forbidden(HyperletError):
 
 
 class LauncherUnavailable(HyperletError):
-    """The launcher does not answer on its socket."""
+    """The launcher does not respond on its socket."""
 
     reason = "LauncherUnavailable"
 
 
 class ImagePullFailed(HyperletError):
-    """A container disk or kernel image cannot be had, or has no disk in it."""
+    """A container disk or kernel image cannot be pulled, or does not contain a disk."""
 
     reason = "ImagePullFailed"
 
 
 class VolumeError(HyperletError):
-    """A volume is missing, unusable or not what it claims to be."""
+    """A volume is missing, unusable or invalid."""
 
     reason = "VolumeError"
 

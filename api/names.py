@@ -1,6 +1,6 @@
-"""Every name that users, tools, dashboards or other parts of hyperlet rely on: one place, spelled once.
+"""Names in the API: groups, labels, annotations, conditions, reasons, phases.
 
-The names are those of the KubeVirt API, so that what was written for it keeps working.
+They are the names of the KubeVirt API, for compatibility with its clients.
 """
 
 from typing import Final
@@ -23,7 +23,7 @@ PLURAL_VMI: Final = "virtualmachineinstances"
 PLURAL_MIGRATION: Final = "virtualmachineinstancemigrations"
 PLURAL_KUBEVIRT: Final = "kubevirts"
 
-# Where hyperlet itself runs
+# hyperlet's namespace and objects
 NAMESPACE: Final = "kubevirt"
 KUBEVIRT_NAME: Final = "kubevirt"
 HANDLER_NAME: Final = "virt-handler"
@@ -32,10 +32,10 @@ API_NAME: Final = "virt-api"
 CONTROLLER_LEASE: Final = "virt-controller"
 FIELD_MANAGER: Final = "hyperlet"
 
-# The gateway's Service, and who its certificates are for
+# The gateway's Service, and the subjects of certificates
 GATEWAY_SERVICE: Final = "hyperlet-gateway"
 GATEWAY_AUDIENCE: Final = "hyperlet"
-# A Secret with the authorities, and a ConfigMap with the certificates of those that sign the gateway's own
+# The Secret with the CAs, and the ConfigMap with the CA bundle of the gateway's serving certificate
 AUTHORITIES: Final = "hyperlet-ca"
 SERVING_BUNDLE: Final = "serving.crt"
 HANDLER_ACCOUNT: Final = "hyperlet-handler"
@@ -43,12 +43,12 @@ URI_GATEWAY: Final = "hyperlet://gateway"
 
 
 def node_uri(node: str) -> str:
-    """The URI in a handler's certificate."""
+    """The URI SAN of a handler's certificate."""
     return f"hyperlet://node/{node}"
 
 
 def node_dns_name(node: str) -> str:
-    """The DNS name in a handler's certificate: what its caller has TLS check. Nobody resolves it."""
+    """The DNS SAN of a handler's certificate, verified by TLS clients. Never resolved."""
     return f"{node}.node.hyperlet"
 
 
@@ -95,7 +95,7 @@ ANNOTATION_TEMPLATE: Final = "hyperlet/template-hash"
 ANNOTATION_FENCED: Final = "hyperlet/fenced"
 ANNOTATION_CARRIED: Final = "hyperlet/carried"
 
-# What hyperlet writes itself on VMs, VMIs and pods, whoever has the right to write the object.
+# Written by hyperlet only on VMs, VMIs and pods, regardless of RBAC.
 OWNED_LABELS: Final = frozenset(
     {
         LABEL_NODE_NAME,
@@ -110,7 +110,7 @@ OWNED_LABELS: Final = frozenset(
 OWNED_ANNOTATIONS: Final = frozenset(
     {ANNOTATION_CARRIED, ANNOTATION_FENCED, ANNOTATION_GENERATION, ANNOTATION_MIGRATION_JOB, ANNOTATION_TEMPLATE}
 )
-# On the KubeVirt object: names of bridges, with wildcards, separated by commas
+# On the KubeVirt object: comma-separated bridge name patterns
 ANNOTATION_BRIDGES_ALLOWED: Final = "hyperlet/allowed-bridges"
 ANNOTATION_BRIDGES_DENIED: Final = "hyperlet/denied-bridges"
 
@@ -131,7 +131,7 @@ DEVICE_TUN: Final = "devices.kubevirt.io/tun"
 DEVICE_VHOST_NET: Final = "devices.kubevirt.io/vhost-net"
 DEVICES_PER_NODE: Final = 1000
 
-# VMI phases; UNSET before anybody has looked at the object
+# VMI phases; UNSET before the first reconciliation
 PHASE_UNSET: Final = ""
 PHASE_PENDING: Final = "Pending"
 PHASE_SCHEDULING: Final = "Scheduling"
@@ -142,7 +142,7 @@ PHASE_FAILED: Final = "Failed"
 PHASE_UNKNOWN: Final = "Unknown"
 FINAL_PHASES: Final = frozenset({PHASE_SUCCEEDED, PHASE_FAILED})
 
-# Migration phases beyond those above
+# Additional migration phases
 PHASE_PREPARING_TARGET: Final = "PreparingTarget"
 PHASE_TARGET_READY: Final = "TargetReady"
 
@@ -164,15 +164,15 @@ CONDITION_EVICTION_REQUESTED: Final = "EvictionRequested"
 CONDITION_FAILURE: Final = "Failure"
 CONDITION_RESTART_REQUIRED: Final = "RestartRequired"
 CONDITION_POD_SCHEDULED: Final = "PodScheduled"
-# Not KubeVirt's: says that software emulation is in use, because the node's KVM does not work.
+# Not in KubeVirt: software emulation is in use, because KVM is unavailable on the node.
 CONDITION_EMULATED: Final = "SoftwareEmulation"
-# Not KubeVirt's, on the KubeVirt CR: whether the API server holds each handler to its own node.
+# Not in KubeVirt, on the KubeVirt CR: whether the API server restricts each handler to its own node.
 CONDITION_NODE_RESTRICTION: Final = "NodeRestriction"
 TRUE: Final = "True"
 FALSE: Final = "False"
 UNKNOWN: Final = "Unknown"
 
-# VM printableStatus, in order: the first that matches is shown
+# VM printableStatus, in order of precedence
 STATUS_TERMINATING: Final = "Terminating"
 STATUS_STOPPING: Final = "Stopping"
 STATUS_MIGRATING: Final = "Migrating"
@@ -247,8 +247,8 @@ REASON_VMI_NOT_EXISTS: Final = "VMINotExists"
 REASON_UNSCHEDULABLE: Final = "Unschedulable"
 REASON_ERR_IMAGE_PULL: Final = "ErrImagePull"
 REASON_IMAGE_PULL_BACKOFF: Final = "ImagePullBackOff"
-# What the kubelet says of a container whose image, or an image volume of it, it cannot bring (and ImagePullBackOff
-# between two tries); the last is our own, where no kubelet looked.
+# Kubelet reasons for a container whose image or image volume cannot be pulled (ImagePullBackOff between attempts);
+# the last is hyperlet's own.
 REASONS_NO_IMAGE: Final = frozenset(
     {
         REASON_ERR_IMAGE_PULL,

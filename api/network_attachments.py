@@ -1,4 +1,4 @@
-"""NetworkAttachmentDefinitions, and the annotations by which a pod asks for them and hears what it got.
+"""NetworkAttachmentDefinitions, and the pod annotations that select them and report their status.
 
 Source: the Kubernetes Network Plumbing Working Group's "Network Custom Resource Definition De-facto Standard" 1.3.
 """
@@ -16,13 +16,13 @@ VERSION: Final = "v1"
 PLURAL: Final = "network-attachment-definitions"
 
 ANNOTATION_NETWORKS: Final = "k8s.v1.cni.cncf.io/networks"
-"""On a pod: the networks it is to join."""
+"""On a pod: the networks to attach."""
 ANNOTATION_STATUS: Final = "k8s.v1.cni.cncf.io/network-status"
-"""On a pod: the interfaces it has, a JSON list, the pod's own network first."""
+"""On a pod: its interfaces, a JSON list, the cluster network first."""
 ANNOTATION_RESOURCE: Final = "k8s.v1.cni.cncf.io/resourceName"
-"""On a definition: the resource that a pod of this network asks its node for."""
+"""On a definition: the extended resource that pods of this network request."""
 SHARED_NAMESPACE: Final = "default"
-"""Definitions of this namespace are everybody's."""
+"""Definitions in this namespace may be used from every namespace."""
 
 MAX_NETWORKS: Final = 32
 _MAX_TEXT: Final = 64 << 10
@@ -34,14 +34,14 @@ _RESERVED = ("lo", "eth0")
 
 
 class NetworkAttachmentDefinitionSpec(Struct):
-    """How the network is joined."""
+    """Configuration of the network."""
 
     config: str | None = None
     """CNI configuration as JSON: one plugin's, or a list of them under "plugins"."""
 
 
 class NetworkAttachmentDefinition(Struct):
-    """A network that pods and virtual machines can join beside the pod network."""
+    """A secondary network for pods and virtual machines."""
 
     apiVersion: str | None = None
     """API group and version."""
@@ -50,11 +50,11 @@ class NetworkAttachmentDefinition(Struct):
     metadata: ObjectMeta = ObjectMeta()
     """Name, namespace, labels and life cycle."""
     spec: NetworkAttachmentDefinitionSpec = NetworkAttachmentDefinitionSpec()
-    """How the network is joined."""
+    """Configuration of the network."""
 
 
 class Selection(Struct):
-    """One network that a pod asks for, with names and addresses checked."""
+    """One network selected by a pod, with validated names and addresses."""
 
     namespace: str
     """Namespace of the definition: the pod's own or `default`."""
@@ -63,11 +63,11 @@ class Selection(Struct):
     interface: str
     """Name of the interface in the pod."""
     mac: str | None = None
-    """MAC address that the interface is to have, in lower case with colons."""
+    """Requested MAC address, in lower case with colons."""
     ips: tuple[str, ...] = ()
-    """Addresses that the interface is to have, with or without prefix length."""
+    """Requested IP addresses, with or without prefix length."""
     cniArgs: dict[str, Any] | None = None
-    """Goes into the configuration as `args.cni`."""
+    """Passed to the plugin as `args.cni`."""
 
     @property
     def network(self) -> str:
@@ -90,22 +90,24 @@ class _Element(msgspec.Struct, frozen=True, gc=False):
 def selections(namespace: str, text: str | None) -> list[Selection]:
     """The networks of a pod's annotation, which is a JSON list or `[namespace/]name[@interface], ...`.
 
-    `namespace` is the pod's. Interfaces without a name are called net1, net2, ... by their place. Raises ValueError, in
-    words, for anything that cannot be had.
+    `namespace` is the pod's. Interfaces without a name are named net1, net2, ... by position. Raises ValueError for
+    invalid or unsupported elements.
     """
     text = (text or "").strip()
     if not text:
         return []
     if len(text) > _MAX_TEXT:
-        raise ValueError(f"{ANNOTATION_NETWORKS} has more than {_MAX_TEXT >> 10} KiB")
+        raise ValueError(f"{ANNOTATION_NETWORKS} exceeds {_MAX_TEXT >> 10} KiB")
     elements = _from_json(text) if text.startswith("[") else [_from_words(word) for word in text.split(",")]
     if len(elements) > MAX_NETWORKS:
-        raise ValueError(f"{ANNOTATION_NETWORKS} names {len(elements)} networks; at most {MAX_NETWORKS} are possible")
+        raise ValueError(
+            f"{ANNOTATION_NETWORKS} lists {len(elements)} networks, exceeding the maximum of {MAX_NETWORKS}"
+        )
     found = [_checked(namespace, element, f"net{place}") for place, element in enumerate(elements, 1)]
     names = [each.interface for each in found]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{ANNOTATION_NETWORKS} names the interface {name} more than once")
+            raise ValueError(f"{ANNOTATION_NETWORKS} lists the interface {name} more than once")
     return found
 
 
@@ -119,7 +121,7 @@ def _from_json(text: str) -> list[_Element]:
 def _from_words(word: str) -> _Element:
     name, at, interface = word.strip().partition("@")
     if at and not interface:
-        raise ValueError(f"{ANNOTATION_NETWORKS}: {word.strip()!r} has nothing after its @")
+        raise ValueError(f"{ANNOTATION_NETWORKS}: {word.strip()!r} has no interface name after '@'")
     namespace, slash, rest = name.partition("/")
     return _Element(rest, namespace, interface or None) if slash else _Element(name, None, interface or None)
 
@@ -128,19 +130,19 @@ def _checked(namespace: str, element: _Element, default: str) -> Selection:
     where = f"{ANNOTATION_NETWORKS}: network {element.name[:80]!r}"
     target = element.namespace or namespace
     if not _DNS_NAME.fullmatch(element.name):
-        raise ValueError(f"{where}: not the name of a NetworkAttachmentDefinition")
+        raise ValueError(f"{where}: not a valid NetworkAttachmentDefinition name")
     if not _DNS_LABEL.fullmatch(target):
-        raise ValueError(f"{where}: {target[:80]!r} is not a namespace")
+        raise ValueError(f"{where}: {target[:80]!r} is not a valid namespace")
     if target not in (namespace, SHARED_NAMESPACE):
         raise ValueError(
             f"{where} is in namespace {target}; only networks of the pod's own namespace ({namespace}) and of "
             f"{SHARED_NAMESPACE} can be joined"
         )
     if element.default_route:
-        raise ValueError(f"{where}: default-route is not possible here; let its IPAM give the route")
+        raise ValueError(f"{where}: default-route is not supported: configure the route in the network's IPAM")
     interface = element.interface or default
     if not _INTERFACE.fullmatch(interface) or interface in _RESERVED:
-        raise ValueError(f"{where}: {interface[:80]!r} cannot be the name of its interface")
+        raise ValueError(f"{where}: {interface[:80]!r} is not a valid interface name")
     ips = tuple(_address(where, text) for text in element.ips or ())
     return Selection(
         namespace=target,
@@ -157,7 +159,7 @@ def _mac(where: str, text: str | None) -> str | None:
         return None
     mac = text.lower().replace("-", ":")
     if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
-        raise ValueError(f"{where}: mac {text[:80]!r} is not the address of one Ethernet interface")
+        raise ValueError(f"{where}: mac {text[:80]!r} is not a unicast MAC address")
     return mac
 
 

@@ -1,1 +1,1 @@
-"""hyperctl, the command line: the verbs people know from virtctl. Also the kubectl plugin `kubectl-virt`."""
+"""hyperctl, the command line, with virtctl's commands. Also the kubectl plugin `kubectl-virt`."""

@@ -1,4 +1,4 @@
-"""Requests and WebSockets through the API server, as the person of the kubeconfig."""
+"""Requests and WebSockets to the API server, with the user's kubeconfig."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ T = TypeVar("T")
 Json = dict[str, Any]
 
 PROTOCOL = "plain.kubevirt.io"
-"""The WebSockets' subprotocol: bytes as they are."""
+"""The WebSocket subprotocol: raw bytes."""
 REQUEST_SECONDS = 30.0
 HEARTBEAT_SECONDS = 30.0
-"""How often an open WebSocket is pinged, so that a dead connection is noticed."""
+"""Ping interval of an open WebSocket; detects dead connections."""
 ANSWER_SECONDS = 10.0
-"""Patience with the body of a refusal."""
+"""Timeout for the body of an error response."""
 
 _SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "h": 3600.0}
 
 
 class RequestRefused(CliError):
-    """The server's answer is no. `status` has its code, reason and message."""
+    """The server refused the request. `status` has its code, reason and message."""
 
     def __init__(self, status: faults.Status) -> None:
         super().__init__(_message(status))
@@ -43,11 +43,11 @@ class RequestRefused(CliError):
 def _message(status: faults.Status) -> str:
     message = " ".join(status.message.split())
     if status.code == 401:
-        return f"the API server does not accept these credentials: {message}"
+        return f"the API server rejected the credentials: {message}"
     if status.code == 503 and message == "service unavailable":
-        return "the API server does not reach hyperlet's gateway: is it running?"
+        return "the API server cannot reach hyperlet's gateway: check that its pods are running"
     if status.code == 404 and ("could not find the requested resource" in message or "page not found" in message):
-        return "this cluster does not serve that: is hyperlet installed, with its gateway?"
+        return "the cluster does not serve this API: check that hyperlet and its gateway are installed"
     return message
 
 
@@ -57,12 +57,12 @@ def seconds_of(text: str | None) -> float | None:
         return REQUEST_SECONDS
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", text)
     if match is None:
-        raise CliError(f"--request-timeout is a time such as 30s or 2m, not {text!r}")
+        raise CliError(f"--request-timeout must be a duration such as 30s or 2m, not {text!r}")
     return float(match[1]) * _SECONDS[match[2] or ""] or None
 
 
 class ApiClient:
-    """One API server. `async with Client(settings) as client:`; all methods raise Problem."""
+    """A client of one API server: `async with ApiClient(settings) as client:`. All methods raise CliError."""
 
     def __init__(self, settings: CliSettings) -> None:
         try:
@@ -80,7 +80,7 @@ class ApiClient:
             connector=aiohttp.TCPConnector(limit=0, ssl=self._where.tls or True),
             headers=self._fixed_headers(),
             cookie_jar=aiohttp.DummyCookieJar(),
-            # The body of a refusal is read here: by the time ws_connect raises, it is gone.
+            # Reads the body of an error response here: it is lost once ws_connect raises.
             raise_for_status=_refuse,
         )
         return self
@@ -90,15 +90,15 @@ class ApiClient:
             await self._session.close()
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> Json:
-        """A JSON document."""
+        """Gets a JSON document."""
         return _document(await self.call("GET", path, params=params))
 
     async def put(self, path: str, body: Json | None = None) -> bytes:
-        """Sends options to a subresource; what it answers."""
+        """Sends options to a subresource and returns the response body."""
         return await self.call("PUT", path, body)
 
     async def document(self, method: str, path: str, body: Json | None) -> Json:
-        """Sends a document and gets one back."""
+        """Sends a document and returns the document of the response."""
         return _document(await self.call(method, path, body))
 
     async def delete(self, path: str, body: Json) -> None:
@@ -108,7 +108,7 @@ class ApiClient:
     async def call(
         self, method: str, path: str, body: Json | None = None, params: Mapping[str, str] | None = None
     ) -> bytes:
-        """The answer's bytes, whatever they are."""
+        """Sends a request and returns the raw response body."""
         data = None if body is None else msgspec.json.encode(body)
         headers = {"Content-Type": "application/json"} if data is not None else {}
         timeout = aiohttp.ClientTimeout(total=self._seconds, sock_connect=10)
@@ -118,13 +118,13 @@ class ApiClient:
             async with self._open().request(
                 method, url, params=params, data=data, headers={**headers, **auth}, timeout=timeout
             ) as answer:
-                self._tell(method, path, answer.status)
+                self._log_request(method, path, answer.status)
                 return await answer.read()
 
         return await self._authenticated(send)
 
     async def connect(self, path: str, params: Mapping[str, str] | None = None) -> aiohttp.ClientWebSocketResponse:
-        """An open WebSocket with the published subprotocol, to be closed by the caller."""
+        """Opens a WebSocket with subprotocol PROTOCOL; the caller closes it."""
 
         async def send(auth: Mapping[str, str]) -> aiohttp.ClientWebSocketResponse:
             socket = await self._open().ws_connect(
@@ -136,7 +136,7 @@ class ApiClient:
                 max_msg_size=0,
                 timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
             )
-            self._tell("GET", path, 101)
+            self._log_request("GET", path, 101)
             return socket
 
         return await self._authenticated(send)
@@ -145,7 +145,7 @@ class ApiClient:
     async def socket(
         self, path: str, params: Mapping[str, str] | None = None
     ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-        """The same, closed at the end of the body."""
+        """Like `connect`, closed on exit."""
         opened = await self.connect(path, params)
         try:
             yield opened
@@ -153,7 +153,7 @@ class ApiClient:
             await opened.close()
 
     async def _authenticated(self, send: Callable[[Mapping[str, str]], Awaitable[T]]) -> T:
-        """What `send` returns, given the credentials; a second time with new ones when the first are refused."""
+        """Calls `send` with the credentials' headers; on 401 once more with renewed credentials."""
         for renew in (False, True):
             try:
                 if self._auth is None or renew:
@@ -167,7 +167,7 @@ class ApiClient:
             except TimeoutError as error:
                 raise CliError(f"the API server {self._where.server} did not answer in time") from error
             except aiohttp.WSServerHandshakeError as error:
-                raise CliError(f"the server does not open a stream here: HTTP {error.status}") from error
+                raise CliError(f"the server refused the WebSocket upgrade: HTTP {error.status}") from error
             except (aiohttp.ClientError, OSError) as error:
                 raise CliError(f"cannot reach the API server {self._where.server}: {error}") from error
         raise AssertionError("the second attempt returns or raises")
@@ -184,10 +184,10 @@ class ApiClient:
             headers += [("Impersonate-Group", group) for group in given.impersonate_groups]
             headers += [("Impersonate-Uid", uid) for uid in [given.impersonate_uid] if uid]
         elif given.impersonate_groups or given.impersonate_uid:
-            raise CliError("--as-group and --as-uid need --as")
+            raise CliError("--as-group and --as-uid require --as")
         return headers
 
-    def _tell(self, method: str, path: str, status: int) -> None:
+    def _log_request(self, method: str, path: str, status: int) -> None:
         if self._settings.verbosity >= 6:
             print(f"{method} {self._where.server}{path} {status}", file=sys.stderr)
 
@@ -205,12 +205,12 @@ def _document(body: bytes) -> Json:
     try:
         document = msgspec.json.decode(body)
     except msgspec.DecodeError as error:
-        raise CliError(f"the server's answer is not JSON: {error}") from error
+        raise CliError(f"the server's response is not JSON: {error}") from error
     if not isinstance(document, dict):
-        raise CliError("the server's answer is not a JSON object")
+        raise CliError("the server's response is not a JSON object")
     return document
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a command's coroutine to its end."""
+    """Runs a command's coroutine to completion."""
     return asyncio.run(work)

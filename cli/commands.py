@@ -1,4 +1,4 @@
-"""How commands are declared: loaded one by one, with the global flags, with Go's `--flag=true`."""
+"""Declaration of commands: loaded lazily, with the global flags and Go's `--flag=true` syntax."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "hyperctl"
 VARIABLE = "_HYPERCTL_COMPLETE"
-"""Environment variable by which a shell's completion script asks."""
+"""Environment variable set by the shell's completion script."""
 
 _TRUE = {"1", "t", "true"}
 _FALSE = {"0", "f", "false"}
@@ -28,16 +28,16 @@ _SHORT_WITH_EQUALS = re.compile(r"^-[A-Za-z]=")
 
 
 def program_name(path: str | None = None) -> str:
-    """What a person typed: `kubectl virt` where it runs as a plugin, else `hyperctl`."""
+    """The name to show in usage: `kubectl virt` as a kubectl plugin, else `hyperctl`."""
     name = PurePath(path if path is not None else sys.argv[0]).name.removesuffix(".exe")
     return f"{name.removesuffix('-virt')} virt" if name.endswith("-virt") else PROGRAM
 
 
 def like_cobra(words: Iterable[str], switches: frozenset[str], takes_value: frozenset[str]) -> list[str]:
-    """The words of a command line as click reads them, from how Go programs let people write them.
+    """Rewrites arguments in the syntax of Go's cobra for click.
 
     `switches` are the flags without a value (`--force=true` becomes `--force`, `--force=false` nothing); `takes_value`
-    are those whose next word is theirs, whatever it looks like. A short flag may have an equals sign: `-o=json`.
+    are flags that consume the next argument. A short flag may have an equals sign: `-o=json`.
     """
     out: list[str] = []
     rest = iter(words)
@@ -47,7 +47,7 @@ def like_cobra(words: Iterable[str], switches: frozenset[str], takes_value: froz
         flag, equals, value = word.partition("=")
         if flag in switches and equals:
             if value.lower() not in _TRUE | _FALSE:
-                raise click.UsageError(f"{flag} is true or false, not {value!r}")
+                raise click.UsageError(f"{flag} must be true or false, not {value!r}")
             if value.lower() in _TRUE:
                 out.append(flag)
         elif _SHORT_WITH_EQUALS.match(word):
@@ -79,8 +79,8 @@ class Command(click.Command):
         switches = frozenset(name for option in options if option.is_flag for name in option.opts)
         takes_value = frozenset(name for option in options if not option.is_flag for name in option.opts)
         rest = super().parse_args(ctx, like_cobra(args, switches, takes_value))
-        mine = {str(option.name): ctx.params.pop(str(option.name)) for option in self._globals()}
-        ctx.obj = CliSettings.of(mine)
+        global_values = {str(option.name): ctx.params.pop(str(option.name)) for option in self._globals()}
+        ctx.obj = CliSettings.of(global_values)
         return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -89,11 +89,11 @@ class Command(click.Command):
         with formatter.section("Flags"):
             formatter.write_dl([record for record in own if record is not None])
         formatter.write_paragraph()
-        formatter.write_text(f'"{program_name()} options" lists the flags that all commands have.')
+        formatter.write_text(f'Use "{program_name()} options" for a list of global flags.')
 
 
 class CommandEntry(NamedTuple):
-    """Where a command is, and the line that the list of commands has about it."""
+    """Module and attribute of a command, and its line in the list of commands."""
 
     module: str
     attribute: str
@@ -101,18 +101,18 @@ class CommandEntry(NamedTuple):
 
 
 class Lazy(click.Group):
-    """A group whose commands are imported when they are asked for: a start costs what its own command costs."""
+    """A group that imports a command's module only when the command is used, to keep startup fast."""
 
     def __init__(self, entries: Mapping[str, CommandEntry], **attributes: Any) -> None:
         super().__init__(**attributes)
         self.entries = entries
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names, in alphabetical order."""
+        """Names of the commands, sorted."""
         return sorted(self.entries)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, loaded now."""
+        """Imports and returns the command."""
         entry = self.entries.get(cmd_name)
         if entry is None:
             return None
@@ -121,17 +121,17 @@ class Lazy(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, from the table."""
+        """Writes the list of commands."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.entries[name].summary) for name in self.list_commands(ctx)])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Global flags may stand before the command: they are handed on to it. Without a command: the help."""
+        """Moves global flags in front of the command behind it. Without a command: --help."""
         return super().parse_args(ctx, _command_first(args, self.entries) or ["--help"])
 
 
 def _command_first(args: list[str], names: Iterable[str]) -> list[str]:
-    """`-n ns start vm` as `start -n ns vm`: cobra's global flags may stand anywhere."""
+    """Turns `-n ns start vm` into `start -n ns vm`: cobra accepts global flags anywhere."""
     takes_value = {name for option in settings.OPTIONS if not option.is_flag for name in option.opts}
     known = takes_value | {name for option in settings.OPTIONS if option.is_flag for name in option.opts}
     known_names = set(names)
@@ -150,7 +150,7 @@ def _command_first(args: list[str], names: Iterable[str]) -> list[str]:
 
 
 def machine(metavar: str) -> Callable[[Any], Any]:
-    """The argument `name`, a VM or VMI as `metavar` says, whose names the shell completes."""
+    """The argument `name` of a VM or VMI (`metavar`), with shell completion."""
     resource = INSTANCES if metavar == "VMI" else MACHINES
 
     def names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -1,4 +1,4 @@
-"""`completion`: a script for the shell; and names of machines, asked of the server while somebody presses tab."""
+"""`completion`: the shell's completion script, and completion of VM and VMI names from the API server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SHELLS = ("bash", "zsh", "fish")
 TIMEOUT = "2s"
-"""Patience with a server while a person waits for the tab key."""
+"""Timeout of requests for shell completion."""
 
 
 @command("completion", short_help="Print the completion script of a shell.")
@@ -35,17 +35,17 @@ def completion(settings: CliSettings, shell: str) -> None:
 
     kind = get_completion_class(shell) if shell in SHELLS else None
     if kind is None:
-        raise CliError(f"{shell!r} is no shell that this knows: bash, zsh or fish")
+        raise CliError(f"unsupported shell {shell!r}: use bash, zsh or fish")
     click.echo(kind(application(), {}, PROGRAM, VARIABLE).source())
 
 
 def answer(group: Lazy) -> int:
-    """Answers the shell's question, which is in the environment."""
+    """Prints the completions requested by the shell through environment variables."""
     return shell_complete(group, {}, PROGRAM, VARIABLE, os.environ[VARIABLE])
 
 
 def machines(resource: str, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-    """The names that begin so; none where the server does not say."""
+    """Names with the prefix `incomplete`; empty on any error."""
     from dataclasses import replace
 
     from cli.client import ApiClient, run

@@ -1,4 +1,4 @@
-"""`console`: a machine's serial console on this terminal."""
+"""`console`: the serial console of a VM in the terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BEFORE_RUNNING = {"", "Pending", "Scheduling", "Scheduled"}
 _STOPPED = {"", "Stopped", "Stopping", "Terminating"}
 
 
-@command("console", short_help="Open the serial console of a machine.")
+@command("console", short_help="Connect to the serial console of a VM.")
 @machine("VMI")
 @click.option(
     "--timeout",
@@ -32,11 +32,11 @@ _STOPPED = {"", "Stopped", "Stopping", "Terminating"}
     default=5,
     show_default=True,
     metavar="MINUTES",
-    help="Patience with a machine that starts.",
+    help="Minutes to wait for a VM that is starting.",
 )
-@click.option("--shared", is_flag=True, help="Watch a console that somebody else has, instead of taking it over.")
+@click.option("--shared", is_flag=True, help="Attach read-only instead of taking over the console.")
 def console(settings: CliSettings, name: str, timeout: float, shared: bool) -> None:
-    """Open the serial console of a machine. Ctrl-] (or ctrl-5) leaves it.
+    """Connect to the serial console of a VM. Press ctrl-] (or ctrl-5) to exit.
 
     \b
     Examples:
@@ -56,8 +56,8 @@ async def _console(settings: CliSettings, name: str, seconds: float, shared: boo
     params = {"shared": "true"} if shared else {}
     async with ApiClient(settings) as client:
         path = machine_path(INSTANCES, client.namespace, name, "console")
-        with progress(f"{name}: waiting for its console") as tell:
-            socket = await _opened(client, name, path, params, seconds, tell)
+        with progress(f"{name}: waiting for its console") as update:
+            socket = await _opened(client, name, path, params, seconds, update)
         try:
             await attach(socket, Terminal(), name)
         finally:
@@ -65,9 +65,9 @@ async def _console(settings: CliSettings, name: str, seconds: float, shared: boo
 
 
 async def _opened(
-    client: ApiClient, name: str, path: str, params: dict[str, str], seconds: float, tell: Callable[[str], None]
+    client: ApiClient, name: str, path: str, params: dict[str, str], seconds: float, update: Callable[[str], None]
 ) -> aiohttp.ClientWebSocketResponse:
-    """The open console; a machine that is still starting is waited for."""
+    """Opens the console; waits for a VM that is starting."""
     from cli.client import RequestRefused
 
     deadline = asyncio.get_running_loop().time() + seconds
@@ -78,12 +78,12 @@ async def _opened(
             late = asyncio.get_running_loop().time() > deadline
             if late or not await _starting(client, name, refusal):
                 raise CliError(f"cannot open the console of VirtualMachineInstance {name}: {refusal}") from refusal
-            tell(f"{name}: waiting for its console: {refusal}")
+            update(f"{name}: waiting for its console: {refusal}")
         await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _starting(client: ApiClient, name: str, refusal: RequestRefused) -> bool:
-    """Whether a refusal may only be too early: the machine is on its way."""
+    """Whether a refusal is temporary because the VM is starting."""
     from cli.client import RequestRefused
 
     try:
@@ -99,12 +99,12 @@ async def _starting(client: ApiClient, name: str, refusal: RequestRefused) -> bo
                 asked = any(request.get("action") == "Start" for request in status.get("stateChangeRequests") or ())
                 return asked or (status.get("printableStatus") or "") not in _STOPPED
     except RequestRefused:
-        pass  # what the person may not see, or what is not there, tells nothing
+        pass  # not found or not permitted: the first refusal is reported
     return False
 
 
 async def attach(socket: aiohttp.ClientWebSocketResponse, terminal: Terminal, name: str) -> None:
-    """Gives the terminal to the guest until the person leaves or the server ends it. Raises CliError for a bad end."""
+    """Connects the terminal to the console until the user exits or the server closes. Raises CliError on an error."""
     from cli.streams import StreamClosed, incoming, outgoing
 
     loop = asyncio.get_running_loop()
@@ -128,11 +128,11 @@ async def attach(socket: aiohttp.ClientWebSocketResponse, terminal: Terminal, na
             task.cancel()
         await asyncio.gather(typing, showing, return_exceptions=True)
     if left.done():
-        raise CliError(f"left the console of {name}: signal {left.result()}", 128 + left.result())
+        raise CliError(f"console of {name} closed by signal {left.result()}", 128 + left.result())
     if not ended:
-        terminal.say("")  # the shell's prompt gets a line of its own
+        terminal.say("")  # start a new line for the shell's prompt
         if not typing.cancelled():
-            typing.result()  # an error that nobody foresaw is not an end that somebody wished
+            typing.result()  # re-raises an unexpected error
         return
     try:
         reason = await showing
@@ -142,7 +142,7 @@ async def attach(socket: aiohttp.ClientWebSocketResponse, terminal: Terminal, na
 
 
 async def until_escape(keys: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """What is typed before ctrl-]."""
+    """Input up to ctrl-]."""
     async for data in keys:
         before, escape, _ = data.partition(ESCAPE)
         if before:
@@ -155,6 +155,6 @@ def _disconnected(name: str, reason: str) -> str:
     if reason:
         return f"disconnected from the console of {name}: {reason}"
     return (
-        f"disconnected from the console of {name}: the machine was powered off, somebody else took the console over, "
+        f"disconnected from the console of {name}: the VM was powered off, another client took over the console, "
         "or the network failed"
     )

@@ -1,4 +1,4 @@
-"""`create vm`: a manifest from flags."""
+"""`create vm`: prints a manifest built from flags."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ from cli.problem import CliError
 from cli.settings import CliSettings
 
 create = Lazy(
-    {"vm": CommandEntry("cli.create", "vm", "Print the manifest of a virtual machine.")},
+    {"vm": CommandEntry("cli.create", "vm", "Print a VirtualMachine manifest.")},
     name="create",
-    help="Print manifests made from flags.",
+    help="Generate manifests from flags.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 def random_name() -> str:
-    """`vm-` and five letters or digits, as virtctl does."""
+    """`vm-` and five random letters or digits, like virtctl."""
     return "vm-" + "".join(random.choices(string.ascii_lowercase + string.digits, k=5))
 
 
-@command("vm", short_help="Print the manifest of a virtual machine.")
-@click.option("--name", help="Its name; a random one by default.")
+@command("vm", short_help="Print a VirtualMachine manifest.")
+@click.option("--name", help="Name of the VM; random by default.")
 @click.option(
     "--run-strategy", default="Always", show_default=True, help="Always, Halted, Manual, Once, RerunOnFailure."
 )
 @click.option("--termination-grace-period", type=click.IntRange(0), default=180, show_default=True, metavar="SECONDS")
-@click.option("--memory", default="512Mi", show_default=True, help="The guest's memory.")
-@click.option("--cpu", "cpus", type=click.IntRange(1), help="The guest's processors. (virtctl has no such flag.)")
+@click.option("--memory", default="512Mi", show_default=True, help="Guest memory.")
+@click.option("--cpu", "cpus", type=click.IntRange(1), help="Number of vCPUs (not in virtctl).")
 @click.option(
     "--volume-containerdisk",
     "containerdisks",
     multiple=True,
     metavar="src:IMAGE[,name:NAME][,bootorder:N]",
-    help="A disk image from a registry. May be given several times.",
+    help="Container disk volume. Can be repeated.",
 )
 @click.option(
     "--volume-pvc",
     "claims",
     multiple=True,
     metavar="src:CLAIM[,name:NAME][,bootorder:N]",
-    help="A PersistentVolumeClaim. May be given several times.",
+    help="PersistentVolumeClaim volume. Can be repeated.",
 )
-@click.option("--user", help="Cloud-init: the guest's user.")
-@click.option("--password-file", metavar="FILE", help="Cloud-init: the user's password; it will stand in the manifest.")
-@click.option("--ssh-key", "ssh_keys", multiple=True, help="Cloud-init: a public key, or several with commas between.")
+@click.option("--user", help="Cloud-init: default user.")
+@click.option("--password-file", metavar="FILE", help="Cloud-init: file with the password, stored in the manifest.")
+@click.option("--ssh-key", "ssh_keys", multiple=True, help="Cloud-init: comma-separated SSH public keys.")
 @click.option("--ga-manage-ssh", is_flag=True, help="Cloud-init: let the guest agent manage authorized keys.")
 @click.option(
     "--cloud-init",
     type=click.Choice(["nocloud", "configdrive", "none"], case_sensitive=False),
     default="nocloud",
     show_default=True,
-    help="How the guest gets its cloud-init data.",
+    help="Cloud-init data source.",
 )
-@click.option("--cloud-init-user-data", metavar="BASE64", help="The user data, instead of what the flags above make.")
-@click.option("--cloud-init-network-data", metavar="BASE64", help="The network data.")
+@click.option("--cloud-init-user-data", metavar="BASE64", help="User data; replaces the flags above.")
+@click.option("--cloud-init-network-data", metavar="BASE64", help="Network data.")
 @format_option("yaml")
 def vm(
     settings: CliSettings,
@@ -82,7 +82,7 @@ def vm(
     cloud_init_network_data: str | None,
     output: str,
 ) -> None:
-    """Print the manifest of a virtual machine, for kubectl apply.
+    """Print a VirtualMachine manifest for kubectl apply.
 
     \b
     Examples:
@@ -94,13 +94,15 @@ def vm(
 
     made = any((user, password_file, ssh_keys, ga_manage_ssh))
     if cloud_init_user_data and made:
-        raise CliError("--cloud-init-user-data excludes --user, --password-file, --ssh-key and --ga-manage-ssh")
+        raise CliError(
+            "--cloud-init-user-data cannot be combined with --user, --password-file, --ssh-key or --ga-manage-ssh"
+        )
     for flag, data in (("user", cloud_init_user_data), ("network", cloud_init_network_data)):
         _check_base64(f"--cloud-init-{flag}-data", data)
     password = _password(password_file) if password_file else None
     if password:
-        click.echo("warning: --password-file: the password stands in the manifest for all to read", err=True)
-    told = manifest.CloudInit(
+        click.echo("warning: --password-file: the manifest contains the password in plain text", err=True)
+    cloud_init_flags = manifest.CloudInit(
         source=cloud_init.lower(),
         user=user,
         password=password,
@@ -109,7 +111,7 @@ def vm(
         user_data=cloud_init_user_data,
         network_data=cloud_init_network_data,
     )
-    if told.source == "none" and told.wanted:
+    if cloud_init_flags.source == "none" and cloud_init_flags.wanted:
         click.echo("warning: --cloud-init=none: the other cloud-init flags have no effect", err=True)
     vm_options = manifest.VmOptions(
         name=name or random_name(),
@@ -120,7 +122,7 @@ def vm(
         cpus=cpus,
         containerdisks=containerdisks,
         claims=claims,
-        cloud_init=told,
+        cloud_init=cloud_init_flags,
     )
     show(manifest.machine(vm_options), output)
 

@@ -1,4 +1,4 @@
-"""`expand`: a VM with everything that it refers to written out."""
+"""`expand`: prints a VM with its instancetype and preference expanded."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from cli.settings import CliSettings
 Json = dict[str, Any]
 
 
-@command("expand", short_help="Show a VM with its defaults written out.")
-@click.option("--vm", "name", metavar="NAME", help="A VM of the cluster.")
-@click.option("--file", "-f", "file", metavar="FILE", help="A manifest; - is standard input.")
+@command("expand", short_help="Expand the instancetype and preference of a VM.")
+@click.option("--vm", "name", metavar="NAME", help="Name of a VM in the cluster.")
+@click.option("--file", "-f", "file", metavar="FILE", help="Manifest file; - for standard input.")
 @format_option("yaml")
 def expand(settings: CliSettings, name: str | None, file: str | None, output: str) -> None:
-    """Show a VM with everything that it refers to written out.
+    """Print a VM with its instancetype and preference expanded.
 
     \b
     Examples:
@@ -32,7 +32,7 @@ def expand(settings: CliSettings, name: str | None, file: str | None, output: st
     from cli.client import ApiClient, run
 
     if (name is None) == (file is None):
-        raise CliError("say which: a VM with --vm, or a manifest with --file")
+        raise CliError("exactly one of --vm and --file is required")
     manifest = read(file) if file else None
 
     async def ask() -> Json:
@@ -46,7 +46,7 @@ def expand(settings: CliSettings, name: str | None, file: str | None, output: st
 
 
 def read(file: str) -> Json:
-    """A manifest in YAML or JSON. Raises CliError."""
+    """Reads a manifest in YAML or JSON. Raises CliError."""
     import yaml
 
     try:
@@ -54,5 +54,5 @@ def read(file: str) -> Json:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CliError(f"cannot read {file}: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
-        raise CliError(f"{file} has no VirtualMachine")
+        raise CliError(f"{file} does not contain a VirtualMachine")
     return document

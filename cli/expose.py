@@ -1,4 +1,4 @@
-"""`expose`: a Service for ports of a machine."""
+"""`expose`: creates a Service for ports of a VM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cli.problem import CliError
 from cli.settings import CliSettings
 
 NAME_LABEL = "vm.kubevirt.io/name"
-"""Label of a launcher pod that has its machine's name."""
+"""Label of a launcher pod with the name of its VM."""
 FAMILIES = {
     "ipv4": ("SingleStack", ["IPv4"]),
     "ipv6": ("SingleStack", ["IPv6"]),
@@ -25,12 +25,12 @@ Json = dict[str, Any]
 
 
 def target_port_of(text: str) -> int | str:
-    """A number or the name of a port, as Kubernetes' IntOrString has it."""
+    """A port number or name (Kubernetes' IntOrString)."""
     return int(text) if text.isascii() and text.isdigit() else text
 
 
 def declared_ports(machine: Json) -> list[Json]:
-    """The Service's ports for those that the machine's interfaces name."""
+    """Service ports for the ports declared by the VM's interfaces."""
     spec = machine["spec"]["template"]["spec"] if "template" in machine["spec"] else machine["spec"]
     interfaces = ((spec.get("domain") or {}).get("devices") or {}).get("interfaces") or ()
     found = [port for interface in interfaces for port in interface.get("ports") or ()]
@@ -40,30 +40,34 @@ def declared_ports(machine: Json) -> list[Json]:
     ]
 
 
-@command("expose", short_help="Make a Service for ports of a machine.")
+@command("expose", short_help="Expose ports of a VM as a Service.")
 @click.argument("kind", metavar="vm|vmi")
 @click.argument("machine", metavar="NAME")
 @click.option("--name", required=True, help="Name of the Service.")
-@click.option("--port", type=click.IntRange(1, 65535), help="Its port; by default those of the machine's interfaces.")
-@click.option("--target-port", metavar="PORT", help="The guest's port, if it is another.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="Port of the Service; by default the ports of the VM's interfaces."
+)
+@click.option("--target-port", metavar="PORT", help="Port of the guest; by default --port.")
 @click.option("--protocol", type=click.Choice(["TCP", "UDP"]), default="TCP", show_default=True)
 @click.option("--port-name", metavar="NAME", help="Name of the port.")
 @click.option(
     "--type", "service_type", default="ClusterIP", show_default=True,
     type=click.Choice(["ClusterIP", "NodePort", "LoadBalancer"]), metavar="TYPE",
-    help="ClusterIP, NodePort or LoadBalancer.",
+    help="Type of the Service: ClusterIP, NodePort or LoadBalancer.",
 )  # fmt: skip
-@click.option("--node-port", type=click.IntRange(0, 65535), default=0, help="With NodePort: which.")
-@click.option("--cluster-ip", metavar="ADDRESS", help="The Service's address; None for a headless one.")
-@click.option("--external-ip", metavar="ADDRESS", help="One more address that the nodes accept for it.")
-@click.option("--load-balancer-ip", metavar="ADDRESS", help="The address to ask a load balancer for.")
-@click.option("--ip-family", type=click.Choice(list(FAMILIES), case_sensitive=False), help="ipv4, ipv6 or both.")
-@click.option("--ip-family-policy", type=click.Choice(POLICIES), help="What a Service does on two families.")
+@click.option("--node-port", type=click.IntRange(0, 65535), default=0, help="Node port, with --type=NodePort.")
+@click.option("--cluster-ip", metavar="ADDRESS", help="Cluster IP; None for a headless Service.")
+@click.option("--external-ip", metavar="ADDRESS", help="External IP of the Service.")
+@click.option("--load-balancer-ip", metavar="ADDRESS", help="IP to request from the load balancer.")
+@click.option(
+    "--ip-family", type=click.Choice(list(FAMILIES), case_sensitive=False), help="IP families: ipv4, ipv6 or both."
+)
+@click.option("--ip-family-policy", type=click.Choice(POLICIES), help="IP family policy.")
 @click.option("--labels", metavar="KEY=VALUE,…", help="Labels of the Service.")
-@click.option("--dry-run", is_flag=True, help="Make nothing; with -o, show what would be made.")
+@click.option("--dry-run", is_flag=True, help="Create nothing; with -o, print the Service.")
 @format_option()
 def expose(settings: CliSettings, kind: str, machine: str, name: str, output: str | None, **flags: Any) -> None:
-    """Make a Service for ports of a machine.
+    """Expose ports of a VM as a Service.
 
     \b
     Examples:
@@ -89,14 +93,14 @@ def expose(settings: CliSettings, kind: str, machine: str, name: str, output: st
 
 
 def service(name: str, namespace: str, machine: str, flags: Json, found: Json) -> Json:
-    """The Service as it is sent. Raises CliError when no port is known."""
+    """The Service to create. Raises CliError when there is no port."""
     spec: Json = {
         "type": flags["service_type"],
         "selector": {NAME_LABEL: machine},
         "ports": _ports(flags) or declared_ports(found),
     }
     if not spec["ports"]:
-        raise CliError(f"the interfaces of {machine} name no ports: say which with --port")
+        raise CliError(f"the interfaces of {machine} declare no ports: set --port")
     for field, flag in (("clusterIP", "cluster_ip"), ("loadBalancerIP", "load_balancer_ip")):
         if flags[flag]:
             spec[field] = flags[flag]
@@ -115,7 +119,7 @@ def service(name: str, namespace: str, machine: str, flags: Json, found: Json) -
 def _ports(flags: Json) -> list[Json]:
     if flags["port"] is None:
         if flags["target_port"] or flags["node_port"] or flags["port_name"]:
-            raise CliError("--target-port, --node-port and --port-name need --port")
+            raise CliError("--target-port, --node-port and --port-name require --port")
         return []
     port: Json = {"port": flags["port"], "protocol": flags["protocol"]}
     if flags["port_name"]:
@@ -130,5 +134,5 @@ def _ports(flags: Json) -> list[Json]:
 def _labels(text: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in text.split(",")]
     if not all(key and equals for key, equals, _ in pairs):
-        raise CliError(f"--labels is key=value,…, not {text!r}")
+        raise CliError(f"--labels must be key=value,…, not {text!r}")
     return {key: value for key, _, value in pairs}

@@ -1,4 +1,4 @@
-"""fence: an administrator's word that a machine whose node does not answer runs there no more."""
+"""`fence`: lets an administrator confirm that a VM no longer runs on an unreachable node."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from cli.problem import CliError
 from cli.settings import CliSettings
 
 
-@command("fence", short_help="Vouch that a machine no longer runs on a node that is lost.")
+@command("fence", short_help="Confirm that a VM no longer runs on a lost node.")
 @machine("VMI")
-@click.option("--yes", is_flag=True, help="You made sure of it: without this, only what is waited for is told.")
+@click.option("--yes", is_flag=True, help="Confirm; without this flag the pending pods are only listed.")
 def fence(settings: CliSettings, name: str, yes: bool) -> None:
-    """Give your word that no QEMU of this machine runs on the nodes that it waits for.
+    """Confirm that no QEMU of this VM runs on the nodes that it waits for.
 
-    A machine whose node or pod is lost is not started again before there is evidence that it has ended, because a
-    second copy would destroy its disks. Where neither kubelet nor handler can give it, you can, by this: look first
-    that the node is off, or that no qemu-system process of the machine is left there.
+    A VM whose node or pod is lost is not restarted before there is evidence that its QEMU has terminated, because
+    a second instance would corrupt its disks. If neither the kubelet nor the handler can provide it, you can: first
+    check that the node is off, or that no qemu-system process of the VM is left on it.
 
-    A node that is off as a whole is better told to Kubernetes, which then detaches its volumes, too:
+    For a node that is off, prefer the out-of-service taint: Kubernetes then also detaches its volumes:
     kubectl taint node NODE node.kubernetes.io/out-of-service=nodeshutdown:NoExecute
 
     \b
@@ -45,5 +45,5 @@ def fence(settings: CliSettings, name: str, yes: bool) -> None:
     for uid, node in run(put()).items():
         click.echo(f"pod {uid} on node {node}")
     if not yes:
-        raise CliError("nothing was changed: if you made sure that none of these runs any more, add --yes")
+        raise CliError("nothing was changed: add --yes after checking that none of these pods is still running")
     click.echo(f"VMI {name} was fenced")

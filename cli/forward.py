@@ -1,4 +1,4 @@
-"""`port-forward`: ports of a machine on this one, or one of them on standard input and output."""
+"""`port-forward`: forwards local ports, or standard input and output, to ports of a VM."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from cli.client import ApiClient
 
 
-@command("port-forward", short_help="Reach ports of a machine from here.")
+@command("port-forward", short_help="Forward local ports to a VM.")
 @click.argument("target", metavar="TYPE/NAME[/NAMESPACE]")
 @click.argument("ports", nargs=-1, required=True, metavar="[PROTOCOL/]LOCAL[:REMOTE]…")
-@click.option("--address", default="127.0.0.1", show_default=True, help="The address of this machine to listen on.")
-@click.option("--stdio", is_flag=True, help="Carry one port on standard input and output; nothing listens.")
+@click.option("--address", default="127.0.0.1", show_default=True, help="Local address to listen on.")
+@click.option("--stdio", is_flag=True, help="Forward one port over standard input and output.")
 def port_forward(settings: CliSettings, target: str, ports: tuple[str, ...], address: str, stdio: bool) -> None:
-    """Reach ports of a machine from here, through the API server. Ctrl-C ends it.
+    """Forward local ports to a VM through the API server. Stop with ctrl-C.
 
     Type is vm or vmi, the protocol tcp (the default) or udp.
 
@@ -39,7 +39,7 @@ def port_forward(settings: CliSettings, target: str, ports: tuple[str, ...], add
 
     machine, forwards = target_of(target), [forward_of(port) for port in ports]
     if stdio and len(forwards) != 1:
-        raise CliError("--stdio carries one port, not several")
+        raise CliError("--stdio accepts exactly one port")
     if stdio:
         run(_on_stdio(settings, machine, forwards[0]))
         return

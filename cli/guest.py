@@ -1,4 +1,4 @@
-"""What the guest agent tells: guestosinfo, userlist, fslist."""
+"""`guestosinfo`, `userlist`, `fslist`: information from the guest agent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cli.problem import CliError
 from cli.settings import CliSettings
 
 
-def _tell(settings: CliSettings, name: str, verb: str, what: str, output: str) -> None:
+def _print_info(settings: CliSettings, name: str, verb: str, what: str, output: str) -> None:
     from cli.client import ApiClient, RequestRefused, run
 
     async def ask() -> dict[str, Any]:
@@ -24,25 +24,25 @@ def _tell(settings: CliSettings, name: str, verb: str, what: str, output: str) -
     show(run(ask()), output)
 
 
-@command("guestosinfo", short_help="Tell what runs in a guest.")
+@command("guestosinfo", short_help="Show the guest operating system.")
 @machine("VMI")
 @format_option("json")
 def guestosinfo(settings: CliSettings, name: str, output: str) -> None:
-    """Tell which operating system runs in a guest, as its agent says."""
-    _tell(settings, name, "guestosinfo", "operating system", output)
+    """Show the guest operating system, as reported by the guest agent."""
+    _print_info(settings, name, "guestosinfo", "operating system", output)
 
 
-@command("userlist", short_help="List who is logged in to a guest.")
+@command("userlist", short_help="List the users logged in to a guest.")
 @machine("VMI")
 @format_option("json")
 def userlist(settings: CliSettings, name: str, output: str) -> None:
-    """List who is logged in to a guest, as its agent says."""
-    _tell(settings, name, "userlist", "users", output)
+    """List the users logged in to a guest, as reported by the guest agent."""
+    _print_info(settings, name, "userlist", "users", output)
 
 
-@command("fslist", short_help="List the file systems of a guest.")
+@command("fslist", short_help="List the file systems mounted in a guest.")
 @machine("VMI")
 @format_option("json")
 def fslist(settings: CliSettings, name: str, output: str) -> None:
-    """List the mounted file systems of a guest, as its agent says."""
-    _tell(settings, name, "filesystemlist", "file systems", output)
+    """List the file systems mounted in a guest, as reported by the guest agent."""
+    _print_info(settings, name, "filesystemlist", "file systems", output)

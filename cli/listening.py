@@ -1,4 +1,4 @@
-"""Local ports, each connection of which is carried to a machine by a WebSocket of its own."""
+"""Local listeners; each connection is forwarded to a VM over its own WebSocket."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from cli.client import ApiClient
 
 IDLE_SECONDS = 300.0
-"""A sender of datagrams that was silent for so long is forgotten."""
+"""Idle timeout of a UDP sender."""
 QUEUE = 64
-"""Datagrams that wait for the network; more are lost, as they may be."""
+"""Queued datagrams per sender; more are dropped."""
 
 
 def report_error(words: str) -> None:
-    """Tells of a connection that failed; the others go on."""
+    """Reports a failed connection; the others continue."""
     print(f"error: {words}", file=sys.stderr, flush=True)
 
 
 def bound(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
-    """A socket on a local address; port 0 means any. Raises CliError."""
+    """Binds a socket to a local address; port 0 selects a free port. Raises CliError."""
     opened: socket.socket | None = None
     try:
         family, _, protocol, _, place = socket.getaddrinfo(address, port, type=kind, flags=socket.AI_PASSIVE)[0]
@@ -46,7 +46,7 @@ def bound(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def tcp(client: ApiClient, path: str, address: str, port: int, what: str) -> AsyncIterator[int]:
-    """Listens while the body runs; yields the port. `what` names the machine in complaints."""
+    """Listens for TCP until exit; yields the port. `what` names the target in error messages."""
     from cli.streams import StreamClosed, both_ways, pieces
 
     tasks: set[asyncio.Task[None]] = set()
@@ -60,9 +60,9 @@ async def tcp(client: ApiClient, path: str, address: str, port: int, what: str) 
             async with client.socket(path) as remote:
                 await both_ways(pieces(reader), remote, write)
         except (CliError, StreamClosed) as error:
-            report_error(f"{what}: {error or 'the connection broke'}")
+            report_error(f"{what}: {error or 'connection lost'}")
         except ConnectionError:
-            pass  # the local program went away
+            pass  # the local client disconnected
         finally:
             writer.close()
 
@@ -83,7 +83,7 @@ async def tcp(client: ApiClient, path: str, address: str, port: int, what: str) 
 
 
 class _Datagrams(asyncio.DatagramProtocol):
-    """One local UDP port: a WebSocket for every sender, a message for every datagram."""
+    """A local UDP port: one WebSocket per sender, one message per datagram."""
 
     def __init__(self, client: ApiClient, path: str, what: str) -> None:
         self._client = client
@@ -94,7 +94,9 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)  # by its methods; its class says otherwise
+        self._transport = cast(
+            asyncio.DatagramTransport, transport
+        )  # has its methods, but not its class before Python 3.12
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         queue = self._queues.get(addr)
@@ -117,19 +119,19 @@ class _Datagrams(asyncio.DatagramProtocol):
             async with self._client.socket(self._path) as remote:
                 await both_ways(_waiting(queue), remote, write)
         except (CliError, StreamClosed) as error:
-            report_error(f"{self._what}: {error or 'the connection broke'}")
+            report_error(f"{self._what}: {error or 'connection lost'}")
         finally:
             self._queues.pop(sender, None)
 
     async def close(self) -> None:
-        """Ends all senders' connections."""
+        """Closes the connections of all senders."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def _waiting(queue: asyncio.Queue[bytes]) -> AsyncIterator[bytes]:
-    """Datagrams until there was none for IDLE_SECONDS."""
+    """Yields datagrams until none arrived for IDLE_SECONDS."""
     while True:
         try:
             yield await asyncio.wait_for(queue.get(), IDLE_SECONDS)
@@ -139,7 +141,7 @@ async def _waiting(queue: asyncio.Queue[bytes]) -> AsyncIterator[bytes]:
 
 @contextlib.asynccontextmanager
 async def udp(client: ApiClient, path: str, address: str, port: int, what: str) -> AsyncIterator[int]:
-    """Listens while the body runs; yields the port."""
+    """Listens for UDP until exit; yields the port."""
     listener = bound(address, port, socket.SOCK_DGRAM)
     protocol = _Datagrams(client, path, what)
     transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: protocol, sock=listener)

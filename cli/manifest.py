@@ -1,4 +1,4 @@
-"""The manifest of a VM from flags: what `create vm` prints. Pure."""
+"""Builds the manifest that `create vm` prints. Pure."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CLOUD_INITS = ("nocloud", "configdrive", "none")
 CLOUD_INIT_DISK = "cloudinitdisk"
 _CLOUD_INIT_SOURCES = {"nocloud": "cloudInitNoCloud", "configdrive": "cloudInitConfigDrive"}
 _GUEST_AGENT_KEYS = "setsebool -P virt_qemu_ga_manage_ssh on"
-"""Lets the guest agent write authorized keys where SELinux would not."""
+"""Allows the guest agent to write authorized_keys under SELinux."""
 
 
 @dataclass(frozen=True)
 class CloudInit:
-    """What the guest's first boot is told. Data is base64; the rest becomes a #cloud-config."""
+    """Cloud-init settings. Data is base64; the rest becomes a #cloud-config."""
 
     source: str = "nocloud"
     user: str | None = None
@@ -34,13 +34,13 @@ class CloudInit:
 
     @property
     def wanted(self) -> bool:
-        """Whether there is anything to tell."""
+        """Whether any setting is present."""
         return any((self.user, self.password, self.ssh_keys, self.agent_keys, self.user_data, self.network_data))
 
 
 @dataclass(frozen=True)
 class VmOptions:
-    """The flags. `containerdisks` and `claims` are written `src:…[,name:…][,bootorder:…]`."""
+    """The flags. Format of `containerdisks` and `claims`: `src:…[,name:…][,bootorder:…]`."""
 
     name: str
     namespace: str | None = None
@@ -54,16 +54,16 @@ class VmOptions:
 
 
 def parameters(flag: str, text: str, known: Sequence[str]) -> dict[str, str]:
-    """`key:value,key:value` of a flag; the first colon of each pair divides. Raises CliError."""
+    """Parses `key:value,key:value` of a flag, split at the first colon of each pair. Raises CliError."""
     pairs = [pair.partition(":") for pair in text.split(",")]
     wrong = [key for key, colon, _ in pairs if not colon or key not in known]
     if wrong:
-        raise CliError(f"--{flag}: {wrong[0]!r} is none of {', '.join(f'{key}:…' for key in known)}")
+        raise CliError(f"--{flag}: {wrong[0]!r} is not one of {', '.join(f'{key}:…' for key in known)}")
     return {key: value for key, _, value in pairs}
 
 
 class _VmManifest:
-    """A VM while it is put together."""
+    """Builder of the VM."""
 
     def __init__(self, vm_options: VmOptions) -> None:
         self.vm_options = vm_options
@@ -71,26 +71,26 @@ class _VmManifest:
         self.disks: list[Json] = []
 
     def add(self, flag: str, text: str, default_name: str | None, source: str, field_name: str) -> None:
-        """A volume from a flag, and its disk where it has a place in the boot order."""
+        """Adds the volume of a flag, and a disk if it has a boot order."""
         given = parameters(flag, text, ("src", "name", "bootorder"))
         if not given.get("src"):
-            raise CliError(f"--{flag}: src must be given, as in --{flag}=src:…")
+            raise CliError(f"--{flag}: src is required, as in --{flag}=src:…")
         name = given.get("name") or default_name or given["src"]
         if any(volume["name"] == name for volume in self.volumes):
-            raise CliError(f"--{flag}: there is already a volume {name!r}")
+            raise CliError(f"--{flag}: duplicate volume {name!r}")
         self.volumes.append({"name": name, source: {field_name: given["src"]}})
         if "bootorder" in given:
             self.disks.append({"name": name, "bootOrder": self._order(flag, given["bootorder"])})
 
     def _order(self, flag: str, text: str) -> int:
         if not text.isascii() or not text.isdigit() or int(text) < 1:
-            raise CliError(f"--{flag}: bootorder is a number from 1, not {text!r}")
+            raise CliError(f"--{flag}: bootorder must be a positive integer, not {text!r}")
         if any(disk["bootOrder"] == int(text) for disk in self.disks):
-            raise CliError(f"--{flag}: bootorder {text} is given twice")
+            raise CliError(f"--{flag}: duplicate bootorder {text}")
         return int(text)
 
     def manifest(self) -> Json:
-        """The VM as the API has it."""
+        """The VirtualMachine as JSON data."""
         vm_options = self.vm_options
         domain: Json = {"memory": {"guest": vm_options.memory}, "devices": {"disks": self.disks} if self.disks else {}}
         if vm_options.cpus is not None:
@@ -111,11 +111,11 @@ def _strategy(text: str) -> str:
     for strategy in STRATEGIES:
         if strategy.lower() == text.lower():
             return strategy
-    raise CliError(f"--run-strategy is one of {', '.join(STRATEGIES)}, not {text!r}")
+    raise CliError(f"--run-strategy must be one of {', '.join(STRATEGIES)}, not {text!r}")
 
 
 def cloud_init_volume(vm_options: CloudInit) -> Json | None:
-    """The volume, or None where there is nothing to tell."""
+    """The cloud-init volume, or None without settings."""
     if not vm_options.wanted or vm_options.source == "none":
         return None
     source: Json = {"networkDataBase64": vm_options.network_data} if vm_options.network_data else {}
@@ -143,7 +143,7 @@ def user_data(vm_options: CloudInit) -> str:
 
 
 def machine(vm_options: VmOptions) -> Json:
-    """The VM. Raises CliError with every fault for which it would be refused."""
+    """The VM. Raises CliError with all validation faults."""
     made = _VmManifest(vm_options)
     for number, text in enumerate(vm_options.containerdisks):
         name = f"{vm_options.name}-containerdisk-{number}"
@@ -158,8 +158,8 @@ def machine(vm_options: VmOptions) -> Json:
 
 
 def _check(manifest: Mapping[str, Any]) -> None:
-    """The API server's rule for names, and all of hyperlet's."""
+    """Checks the name and the spec as admission would. Raises CliError."""
     if words := syntax.object_name(manifest["metadata"]["name"]):
-        raise CliError(f"such a VM would be refused: metadata.name: {words}")
+        raise CliError(f"invalid VirtualMachine: metadata.name: {words}")
     if faults := validate_document(dict(manifest)):
-        raise CliError(f"such a VM would be refused: {'; '.join(map(str, faults))}")
+        raise CliError(f"invalid VirtualMachine: {'; '.join(map(str, faults))}")

@@ -14,22 +14,26 @@ _FINAL = {"Succeeded", "Failed"}
 
 
 def selector_of(words: tuple[str, ...]) -> dict[str, str] | None:
-    """`a=1,b=2` (several times) as a mapping. Raises CliError."""
+    """Parses `a=1,b=2`, repeatable. Raises CliError."""
     pairs = [pair.partition("=") for word in words for pair in word.split(",")]
     for key, equals, value in pairs:
         if not key or not equals:
-            raise CliError(f"--addedNodeSelector is key=value,…, not {key + equals + value!r}")
+            raise CliError(f"--addedNodeSelector must be key=value,…, not {key + equals + value!r}")
     return {key: value for key, _, value in pairs} or None
 
 
-@command("migrate", short_help="Move a running machine to another node.")
+@command("migrate", short_help="Migrate a running VM to another node.")
 @machine("VM")
 @click.option(
-    "--addedNodeSelector", "selector", multiple=True, metavar="KEY=VALUE,…", help="Only to nodes with these labels."
+    "--addedNodeSelector",
+    "selector",
+    multiple=True,
+    metavar="KEY=VALUE,…",
+    help="Labels that the target node must have.",
 )
 @dry_run_option
 def migrate(settings: CliSettings, name: str, selector: tuple[str, ...], dry_run: bool) -> None:
-    """Move a running machine to another node.
+    """Migrate a running VM to another node.
 
     \b
     Example:
@@ -40,11 +44,11 @@ def migrate(settings: CliSettings, name: str, selector: tuple[str, ...], dry_run
     click.echo(f"VM {name} was scheduled to migrate")
 
 
-@command("migrate-cancel", short_help="Call a migration off.")
+@command("migrate-cancel", short_help="Cancel a migration.")
 @machine("VM")
 @dry_run_option
 def migrate_cancel(settings: CliSettings, name: str, dry_run: bool) -> None:
-    """Call the migration of a machine off; it stays where it is.
+    """Cancel the migration of a VM; it stays on its node.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`options`: the flags that all commands have."""
+"""`options`: lists the global flags."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from cli.commands import command
 from cli.settings import OPTIONS, CliSettings
 
 
-@command("options", short_help="List the flags that all commands have.")
+@command("options", short_help="List the global flags.")
 def options(settings: CliSettings) -> None:
-    """List the flags that all commands have."""
+    """List the global flags."""
     context = click.get_current_context()
     formatter = context.make_formatter()
-    with formatter.section("Flags of all commands"):
+    with formatter.section("Global flags"):
         formatter.write_dl([record for option in OPTIONS if (record := option.get_help_record(context))])
     click.echo(formatter.getvalue().rstrip())

@@ -1,4 +1,4 @@
-"""What is printed: objects as JSON or YAML."""
+"""Output of objects as JSON or YAML."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def render(document: Any, form: str) -> str:
         import yaml
 
         class Dumper(yaml.SafeDumper):
-            """Texts of several lines stay readable."""
+            """Writes multi-line strings as block scalars."""
 
         def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
             return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)

@@ -1,4 +1,4 @@
-"""Where things are in the API, and the words that people call them by."""
+"""API paths, and the resource names that users type."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SHORT = {MACHINES: "vm", INSTANCES: "vmi"}
 
 
 def resource_of(word: str) -> str:
-    """MACHINES or INSTANCES, from any of the words that kubectl knows them by. Raises CliError."""
+    """MACHINES or INSTANCES for any name or short name that kubectl accepts. Raises CliError."""
     try:
         return _KINDS[word.lower()]
     except KeyError:
-        raise CliError(f"{word!r} is no kind of machine: write vm or vmi") from None
+        raise CliError(f"unknown resource type {word!r}: use vm or vmi") from None
 
 
 def machine_path(resource: str, namespace: str, name: str, verb: str) -> str:
@@ -45,7 +45,7 @@ def core_path(resource: str, namespace: str, name: str | None = None) -> str:
 
 
 def _safe(name: str) -> str:
-    """A name as one piece of a path: `..` and slashes of a person's input lead nowhere else. Raises CliError."""
+    """A name as one path segment: rejects `..` and escapes slashes. Raises CliError."""
     if name in ("", ".", ".."):
-        raise CliError(f"{name!r} is not a name")
+        raise CliError(f"{name!r} is not a valid name")
     return quote(name, safe="")

@@ -1,4 +1,4 @@
-"""What the flags that every command has say: which cluster, as whom, where."""
+"""The global flags: cluster, user and namespace."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CliSettings:
-    """The global flags, named as kubectl's. None or empty: what the kubeconfig says."""
+    """Values of the global flags, named like kubectl's. None or empty: use the kubeconfig."""
 
     kubeconfig: str | None = None
     context: str | None = None
@@ -34,13 +34,13 @@ class CliSettings:
     verbosity: int = 0
 
     def choice(self) -> KubeconfigFlags:
-        """Those that choose from the kubeconfig, for kit.kubeconfig."""
+        """The flags that select from the kubeconfig, for kit.kubeconfig."""
         from kit.kubeconfig import KubeconfigFlags
 
         return KubeconfigFlags(**{field.name: getattr(self, field.name) for field in fields(KubeconfigFlags)})
 
     def words(self) -> list[str]:
-        """The flags as words of a command line, for a hyperctl that another program starts (ssh's ProxyCommand)."""
+        """The flags as command line arguments, for a hyperctl started by another program (ssh's ProxyCommand)."""
         words: list[str] = []
         for option in OPTIONS:
             name = str(option.name)
@@ -56,7 +56,7 @@ class CliSettings:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> CliSettings:
-        """From the parsed values of OPTIONS."""
+        """Creates settings from the parsed values of OPTIONS."""
         return cls(**values)
 
 
@@ -75,17 +75,21 @@ OPTIONS: tuple[click.Option, ...] = (
         ["--as-group", "impersonate_groups"], metavar="GROUP", multiple=True, help="Act as a member of this group."
     ),
     click.Option(["--as-uid", "impersonate_uid"], metavar="UID", help="Act as the user with this UID."),
-    click.Option(["--certificate-authority"], metavar="FILE", help="Who signed the API server's certificate."),
-    click.Option(["--client-certificate"], metavar="FILE", help="A certificate to authenticate with."),
+    click.Option(["--certificate-authority"], metavar="FILE", help="CA certificate of the API server."),
+    click.Option(["--client-certificate"], metavar="FILE", help="Client certificate for authentication."),
     click.Option(["--client-key"], metavar="FILE", help="The key of --client-certificate."),
     click.Option(
-        ["--insecure-skip-tls-verify", "insecure"], is_flag=True, help="Trust whoever answers. For experiments only."
+        ["--insecure-skip-tls-verify", "insecure"],
+        is_flag=True,
+        help="Do not verify the server's certificate. Insecure.",
     ),
+    click.Option(["--request-timeout"], metavar="TIME", help="Timeout of a request, such as 30s. 0: no timeout."),
     click.Option(
-        ["--request-timeout"], metavar="TIME", help="Give up a request after this long, such as 30s. 0: never."
-    ),
-    click.Option(
-        ["--v", "-v", "verbosity"], metavar="LEVEL", type=int, default=0, help="6: tell every request; 9: more."
+        ["--v", "-v", "verbosity"],
+        metavar="LEVEL",
+        type=int,
+        default=0,
+        help="Log verbosity. 6: log requests; 9: tracebacks.",
     ),
 )
-"""The global flags as click knows them; every command accepts them."""
+"""The global flags as click options, accepted by every command."""

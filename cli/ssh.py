@@ -1,6 +1,6 @@
-"""`ssh` and `scp`: this machine's own OpenSSH, with a port-forward for its way to the guest.
+"""`ssh` and `scp`: run the local OpenSSH client with hyperctl port-forward as ProxyCommand.
 
-Source of the words: ssh(1), ssh_config(5) (ProxyCommand and its percent signs).
+Source: ssh(1), ssh_config(5) (ProxyCommand and its percent tokens).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cli.targets import Login, login_of
 
 @dataclass(frozen=True)
 class SshOptions:
-    """The flags that ssh and scp share."""
+    """The flags common to ssh and scp."""
 
     username: str | None
     identity_file: str | None
@@ -35,25 +35,27 @@ class SshOptions:
 
 
 def ssh_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Those flags, named as virtctl's."""
+    """Adds the common flags, named like virtctl's."""
     for option in (
-        click.option("--local-ssh", is_flag=True, hidden=True, default=True, help="What is always done."),
-        click.option("--local-ssh-opts", "-t", multiple=True, metavar="OPTION", help="One more word for the client."),
+        click.option("--local-ssh", is_flag=True, hidden=True, default=True, help="No effect: always the case."),
         click.option(
-            "--port", "-p", type=click.IntRange(1, 65535), default=22, show_default=True, help="The guest's SSH port."
+            "--local-ssh-opts", "-t", multiple=True, metavar="OPTION", help="Additional option for the SSH client."
         ),
-        click.option("--known-hosts", metavar="FILE", help="Instead of the client's own list of known hosts."),
         click.option(
-            "--identity-file", "-i", metavar="FILE", help="The private key; else the client's own, or its agent."
+            "--port", "-p", type=click.IntRange(1, 65535), default=22, show_default=True, help="SSH port of the guest."
         ),
-        click.option("--username", "-l", metavar="USER", help="Whom to be in the guest; else whom the client says."),
+        click.option("--known-hosts", metavar="FILE", help="known_hosts file; by default the client's."),
+        click.option(
+            "--identity-file", "-i", metavar="FILE", help="Private key; by default the client's or the agent's."
+        ),
+        click.option("--username", "-l", metavar="USER", help="User in the guest; by default the client's."),
     ):
         function = option(function)
     return function
 
 
 def this_program() -> list[str]:
-    """The words that start hyperctl again."""
+    """The command that starts hyperctl."""
     path = sys.argv[0]
     if path.endswith("__main__.py"):
         return [sys.executable, "-m", "cli"]
@@ -61,13 +63,13 @@ def this_program() -> list[str]:
 
 
 def proxy_command(settings: CliSettings, login: Login, namespace: str, port: int, program: Sequence[str]) -> str:
-    """How ssh gets at the guest's port. ssh expands percent signs and has a shell run it: both are quoted away."""
+    """The ProxyCommand option. Quoted for ssh, which expands percent signs, and for the shell that runs it."""
     words = [*program, "port-forward", "--stdio", *settings.words(), login.target.words(namespace), str(port)]
     return f"ProxyCommand={shlex.join(words).replace('%', '%%')}"
 
 
 def client_words(settings: CliSettings, login: Login, namespace: str, options: SshOptions) -> list[str]:
-    """The options of ssh or scp, up to the host."""
+    """The arguments of ssh or scp in front of the host."""
     words = ["-o", proxy_command(settings, login, namespace, options.port, this_program())]
     if options.known_hosts:
         words += ["-o", f'UserKnownHostsFile="{options.known_hosts}"']
@@ -76,17 +78,17 @@ def client_words(settings: CliSettings, login: Login, namespace: str, options: S
 
 
 def place(login: Login, namespace: str, username: str | None) -> str:
-    """`user@host` for the client; a host that begins with a dash would be read as an option."""
+    """`user@host` for the client. Raises CliError for a leading dash, which would be parsed as an option."""
     user = login.user or username
     host = login.target.host(namespace)
     words = f"{user}@{host}" if user else host
     if words.startswith("-"):
-        raise CliError(f"{words!r} cannot be a user: it begins with a dash")
+        raise CliError(f"invalid user {words!r}: must not start with a dash")
     return words
 
 
 def namespace_of(settings: CliSettings, login: Login) -> str:
-    """The machine's namespace, or that of the flags or the kubeconfig."""
+    """The namespace of the target, else of the flags, else of the kubeconfig."""
     from kit import kubeconfig
 
     try:
@@ -97,19 +99,19 @@ def namespace_of(settings: CliSettings, login: Login) -> str:
 
 def _run(program: str, words: Sequence[str], settings: CliSettings) -> None:
     if shutil.which(program) is None:
-        raise CliError(f"there is no {program} on this machine: install OpenSSH's client")
+        raise CliError(f"{program} not found in PATH: install the OpenSSH client")
     if settings.verbosity >= 3:
         print(shlex.join([program, *words]), file=sys.stderr)
     code = subprocess.run([program, *words], check=False).returncode
     if code:
-        # ssh has told why; a command's own exit code is passed on.
+        # ssh has printed the reason; pass the exit code of the remote command on.
         raise click.exceptions.Exit(code if code > 0 else 128 - code)
 
 
-@command("ssh", short_help="Log in to a guest by SSH.")
+@command("ssh", short_help="Open an SSH session in a guest.")
 @click.argument("target", metavar="[USER@]TYPE/NAME[/NAMESPACE]")
 @ssh_options
-@click.option("--command", "-c", "remote", metavar="COMMAND", help="Run this in the guest instead of a shell.")
+@click.option("--command", "-c", "remote", metavar="COMMAND", help="Command to run in the guest instead of a shell.")
 def ssh(
     settings: CliSettings,
     target: str,
@@ -121,7 +123,7 @@ def ssh(
     local_ssh: bool,
     remote: str | None,
 ) -> None:
-    """Log in to a guest by SSH, through the API server, with the ssh of this machine.
+    """Open an SSH session in a guest through the API server, with the local ssh.
 
     \b
     Examples:
@@ -137,7 +139,7 @@ def ssh(
 
 
 def remote_of(text: str) -> tuple[Login, str] | None:
-    """`[user@]type/name[/namespace]:path` in its parts; None for a local path: one that exists, or has no colon."""
+    """Parses `[user@]type/name[/namespace]:path`. None for a local path: one that exists, or has no colon."""
     machine, colon, path = text.partition(":")
     if not colon or machine.startswith((".", "/")) or Path(text).exists():
         return None
@@ -148,8 +150,8 @@ def remote_of(text: str) -> tuple[Login, str] | None:
 @click.argument("source", metavar="SOURCE")
 @click.argument("destination", metavar="DESTINATION")
 @ssh_options
-@click.option("--recursive", "-r", is_flag=True, help="Whole folders.")
-@click.option("--preserve", is_flag=True, help="Keep times and modes.")
+@click.option("--recursive", "-r", is_flag=True, help="Copy directories recursively.")
+@click.option("--preserve", is_flag=True, help="Preserve times and modes.")
 def scp(
     settings: CliSettings,
     source: str,
@@ -163,7 +165,7 @@ def scp(
     recursive: bool,
     preserve: bool,
 ) -> None:
-    """Copy files to or from a guest by SSH, with the scp of this machine.
+    """Copy files to or from a guest over SSH, with the local scp.
 
     \b
     Examples:
@@ -172,7 +174,7 @@ def scp(
     """
     from_guest, to_guest = remote_of(source), remote_of(destination)
     if (from_guest is None) == (to_guest is None):
-        raise CliError("one of source and destination is in a guest: write [user@]vmi/name:path")
+        raise CliError("exactly one of source and destination must be in a guest: [user@]vmi/name:path")
     login, path = from_guest or to_guest or (login_of(source), "")
     namespace = namespace_of(settings, login)
     options = SshOptions(username, identity_file, known_hosts, port, local_ssh_opts)
@@ -183,5 +185,5 @@ def scp(
 
 
 def _local(path: str) -> str:
-    """A path that scp does not take for a host or an option."""
+    """A path that scp cannot mistake for a host or an option."""
     return path if os.path.isabs(path) else os.path.join(".", path)  # noqa: PTH117, PTH118

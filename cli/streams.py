@@ -1,4 +1,4 @@
-"""Bytes between a WebSocket and something local."""
+"""Copying of bytes between a WebSocket and a local stream."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import aiohttp
 
 CHUNK = 64 << 10
 NO_CODE = 1005
-"""The close code that stands for a close frame without one."""
+"""The close code of a close frame without a code."""
 GRACE_SECONDS = 10.0
-"""How long the far side may go on sending, from its last byte, after the near side said that it will send no more."""
+"""After the local side has closed: how long the remote side may stay silent before the stream is closed."""
 
 Write = Callable[[bytes], Awaitable[None]]
 
 
 class StreamClosed(Exception):
-    """The stream's other end closed it with an error. `code` is the WebSocket's (RFC 6455, 7.4.1)."""
+    """The remote side closed the stream with an error. `code` is the WebSocket close code (RFC 6455, 7.4.1)."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -26,18 +26,17 @@ class StreamClosed(Exception):
 
 
 async def outgoing(source: AsyncIterable[bytes], socket: aiohttp.ClientWebSocketResponse) -> bool:
-    """Sends everything that a source gives, as fast as the network takes it. False: the connection is gone."""
+    """Sends everything from a source, with backpressure. Returns False when the connection is lost."""
     async for data in source:
         try:
             await socket.send_bytes(data)
         except (aiohttp.ClientConnectionError, ConnectionError):
-            return False  # the reading side hears why
+            return False  # the reader gets the reason
     return True
 
 
 async def incoming(socket: aiohttp.ClientWebSocketResponse, write: Write) -> str:
-    """Writes everything that arrives, until the server closes; returns its reason. Raises StreamClosed for a bad
-    end."""
+    """Writes received data until the server closes; returns the close reason. Raises StreamClosed on an error."""
     while True:
         message = await socket.receive()
         if message.type is aiohttp.WSMsgType.BINARY:
@@ -50,12 +49,12 @@ async def incoming(socket: aiohttp.ClientWebSocketResponse, write: Write) -> str
                 return reason
             raise StreamClosed(code, reason)
         else:
-            # No word of farewell: the connection broke, or the ping was not answered.
+            # No close frame: the connection was lost, or a ping timed out.
             raise StreamClosed(aiohttp.WSCloseCode.ABNORMAL_CLOSURE, "")
 
 
 async def both_ways(source: AsyncIterable[bytes], socket: aiohttp.ClientWebSocketResponse, write: Write) -> str:
-    """Carries both directions until the server closes, or falls silent after the source's end. Returns its reason."""
+    """Copies both directions until the server closes, or is silent after the source's end. Returns its reason."""
     last = asyncio.get_running_loop().time()
 
     async def noted(data: bytes) -> None:
@@ -81,6 +80,6 @@ async def both_ways(source: AsyncIterable[bytes], socket: aiohttp.ClientWebSocke
 
 
 async def pieces(reader: asyncio.StreamReader) -> AsyncIterable[bytes]:
-    """What a local socket sends, in pieces."""
+    """Chunks read from a local socket."""
     while data := await reader.read(CHUNK):
         yield data

@@ -1,4 +1,4 @@
-"""The person's terminal while it belongs to a guest: raw, and as it was before, whatever happens.
+"""The terminal of a console session: raw mode, and restoration of the previous state on every exit.
 
 Sources: termios(3), and the control sequences of xterm (https://invisible-island.net/xterm/ctlseqs/ctlseqs.html).
 """
@@ -17,27 +17,27 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import FrameType
 
 ESCAPE = b"\x1d"
-"""ctrl-] leaves a console (also ctrl-5, which terminals send as the same byte)."""
+"""ctrl-] exits a console (also ctrl-5, which terminals send as the same byte)."""
 CHUNK = 64 << 10
 
 _LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _PLAIN = b"\x1b[0m\x1b[?25h\x1b[?7h\x1b[?1l\x1b>\x1b[?1000;1002;1003;1005;1006;2004l\x1b[r"
-"""Colours off, cursor seen, lines wrap, ordinary keys, no mouse and paste reports, the whole screen scrolls."""
+"""Resets: no colours, visible cursor, line wrap, normal keys, no mouse or paste reports, full scroll region."""
 _TO_OTHER_SCREEN = (b"\x1b[?1049h", b"\x1b[?1047h", b"\x1b[?47h")
 _FROM_OTHER_SCREEN = (b"\x1b[?1049l", b"\x1b[?1047l", b"\x1b[?47l")
 _LONGEST = 8
 
 
 class ScreenTracker:
-    """Follows what a guest does to the window, to undo what it left behind."""
+    """Tracks the terminal modes that a guest sets, to undo them."""
 
     def __init__(self) -> None:
         self._tail = b""
         self.other = False
-        """The guest is on the alternate screen, as an editor is."""
+        """The guest has switched to the alternate screen."""
 
     def saw(self, data: bytes) -> None:
-        """Takes note of output on its way to the terminal."""
+        """Scans output for control sequences."""
         text = self._tail + data
         entered = max(text.rfind(word) for word in _TO_OTHER_SCREEN)
         left = max(text.rfind(word) for word in _FROM_OTHER_SCREEN)
@@ -46,12 +46,12 @@ class ScreenTracker:
         self._tail = text[-(_LONGEST - 1) :]
 
     def undo(self) -> bytes:
-        """What makes the window usable again; the cursor stays where it is."""
+        """Control sequences that reset the terminal without moving the cursor."""
         return (b"\x1b[?1049l" if self.other else b"") + b"\x1b7" + _PLAIN + b"\x1b8"
 
 
 class Terminal:
-    """Standard input and output as one terminal, or as the pipes that they are."""
+    """Standard input and output, a terminal or pipes."""
 
     def __init__(self, stdin: int = 0, stdout: int = 1) -> None:
         self.stdin = stdin
@@ -61,21 +61,21 @@ class Terminal:
 
     @property
     def interactive(self) -> bool:
-        """Standard input is a terminal."""
+        """Whether standard input is a terminal."""
         return os.isatty(self.stdin)
 
     def enter(self) -> None:
-        """Every key goes to the guest as it is."""
+        """Sets raw mode."""
         if self.interactive:
             self._before = self._before or termios.tcgetattr(self.stdin)
             tty.setraw(self.stdin, termios.TCSANOW)
 
     def restore(self) -> None:
-        """As it was before `enter`; can be called at any time, and twice."""
+        """Restores the state before `enter`. Idempotent."""
         before, self._before = self._before, None
         if before is None:
             return
-        # A terminal that is gone (SIGHUP) needs nothing any more.
+        # After SIGHUP there is no terminal to restore.
         with contextlib.suppress(termios.error, OSError):
             termios.tcsetattr(self.stdin, termios.TCSANOW, before)  # type: ignore[arg-type]
         if os.isatty(self.stdout):
@@ -83,14 +83,14 @@ class Terminal:
                 os.write(self.stdout, self.screen.undo())
 
     def write(self, data: bytes) -> None:
-        """All of the guest's bytes; blocks while the terminal does not take them, which slows the guest down."""
+        """Writes all bytes; blocks while the terminal is full, which throttles the guest."""
         self.screen.saw(data)
         view = memoryview(data)
         while view:
             view = view[os.write(self.stdout, view) :]
 
     def say(self, words: str) -> None:
-        """A line for the person, on standard error, in the window's own way of ending lines."""
+        """Prints a message on standard error, with CR LF in raw mode."""
         end = "\r\n" if self._before is not None else "\n"
         sys.stderr.write(words.replace("\n", end) + end)
         sys.stderr.flush()
@@ -98,9 +98,9 @@ class Terminal:
 
 @contextlib.contextmanager
 def raw(terminal: Terminal, leave: Callable[[int], None]) -> Iterator[None]:
-    """The terminal is the guest's while the body runs. A signal restores it at once and calls `leave` with its number.
+    """Raw mode until exit. A signal restores the terminal and calls `leave` with its number.
 
-    A second signal ends the program on the spot, should something be stuck. SIGTSTP stops it as a shell expects.
+    A second signal terminates the program immediately. SIGTSTP stops it as a shell expects.
     """
     caught: list[int] = []
 
@@ -129,10 +129,10 @@ def raw(terminal: Terminal, leave: Callable[[int], None]) -> Iterator[None]:
 
 
 async def typed(descriptor: int, size: int = 4096) -> AsyncIterator[bytes]:
-    """What comes from a descriptor, until its end.
+    """Yields data from a file descriptor until EOF.
 
-    Read in a thread of its own: that works for terminals, pipes and files alike, and leaves the descriptor blocking,
-    which the shell that shares it relies on.
+    Reads in a thread: this works for terminals, pipes and files, and keeps the descriptor, which is shared with the
+    shell, in blocking mode.
     """
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[bytes] = asyncio.Queue()
@@ -148,7 +148,7 @@ async def typed(descriptor: int, size: int = 4096) -> AsyncIterator[bytes]:
             try:
                 loop.call_soon_threadsafe(arrived.put_nowait, data)
             except RuntimeError:
-                return  # the loop has ended, and with it the interest in input
+                return  # the event loop is closed
             taken.acquire()
 
     threading.Thread(target=read, name="stdin", daemon=True).start()

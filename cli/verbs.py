@@ -1,4 +1,4 @@
-"""The verbs: start, stop, restart, pause, unpause, soft-reboot, reset, migrate."""
+"""`start`, `stop`, `restart`, `pause`, `unpause`, `soft-reboot` and `reset`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from cli.wait import wait_option
 
 Json = dict[str, Any]
 
-dry_run_option = click.option("--dry-run", is_flag=True, help="Only ask whether it would be done.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Validate the request on the server without executing it."
+)
 
 
 def options_of(dry_run: bool, **values: Any) -> Json:
-    """The options of a subresource: those that are given."""
+    """The body of a subresource request, without unset options."""
     if dry_run:
         click.echo("Dry Run execution")
     given = {key: value for key, value in values.items() if value is not None}
@@ -35,9 +37,9 @@ def ask(
     trying: str,
     state: str = "",
     *,
-    anew: bool = False,
+    new_instance: bool = False,
 ) -> None:
-    """Has the server do `verb` to a machine; with `state`, waits for that, with `anew` in another instance.
+    """Sends `verb` to a VM or VMI; waits for `state` if given, with `new_instance` in another VMI.
 
     Raises CliError: "cannot `trying`: why".
     """
@@ -46,7 +48,7 @@ def ask(
 
     async def put() -> None:
         async with ApiClient(settings) as client:
-            former = await instance_uid(client, name) if anew and state else None
+            former = await instance_uid(client, name) if new_instance and state else None
             try:
                 await client.put(machine_path(resource, client.namespace, name, verb), body)
             except RequestRefused as refusal:
@@ -59,7 +61,7 @@ def ask(
 
 @command("start", short_help="Start a virtual machine.")
 @machine("VM")
-@click.option("--paused", is_flag=True, help="Leave its processors halted, until `unpause`.")
+@click.option("--paused", is_flag=True, help="Start with paused CPUs, until `unpause`.")
 @dry_run_option
 @wait_option("Running")
 def start(settings: CliSettings, name: str, paused: bool, dry_run: bool, wait: bool) -> None:
@@ -77,24 +79,22 @@ def start(settings: CliSettings, name: str, paused: bool, dry_run: bool, wait: b
 
 
 def grace_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--force --grace-period`, as virtctl has them."""
-    force = click.option(
-        "--force", is_flag=True, help="With --grace-period=0: end the machine at once, as if unplugged."
-    )
+    """The flags `--force` and `--grace-period`, like virtctl's."""
+    force = click.option("--force", is_flag=True, help="With --grace-period=0: power off immediately.")
     grace = click.option(
-        "--grace-period", type=int, default=-1, metavar="SECONDS", help="How long the guest has to shut down."
+        "--grace-period", type=int, default=-1, metavar="SECONDS", help="Time for the guest to shut down."
     )
     return force(grace(function))
 
 
 def grace_of(force: bool, seconds: int) -> int | None:
-    """The grace period to send; None leaves the machine its own. Raises CliError for a contradiction."""
+    """The grace period to send; None for the VM's own. Raises CliError for inconsistent flags."""
     if seconds == 0 and not force:
-        raise CliError("--grace-period=0 ends the machine without a shutdown: add --force if that is meant")
+        raise CliError("--grace-period=0 powers the VM off without a guest shutdown: confirm with --force")
     if force and seconds != 0:
-        raise CliError("--force needs --grace-period=0")
+        raise CliError("--force requires --grace-period=0")
     if seconds < -1:
-        raise CliError(f"--grace-period is a number of seconds, not {seconds}")
+        raise CliError(f"--grace-period must be a number of seconds, not {seconds}")
     return seconds if seconds >= 0 else None
 
 
@@ -104,7 +104,7 @@ def grace_of(force: bool, seconds: int) -> int | None:
 @dry_run_option
 @wait_option("Stopped")
 def stop(settings: CliSettings, name: str, force: bool, grace_period: int, dry_run: bool, wait: bool) -> None:
-    """Stop a virtual machine: its guest is asked to shut down.
+    """Stop a virtual machine by shutting down its guest.
 
     \b
     Examples:
@@ -123,7 +123,7 @@ def stop(settings: CliSettings, name: str, force: bool, grace_period: int, dry_r
 @dry_run_option
 @wait_option("Running again")
 def restart(settings: CliSettings, name: str, force: bool, grace_period: int, dry_run: bool, wait: bool) -> None:
-    """Stop a virtual machine and start it anew, so that changes of its template take effect.
+    """Stop and start a virtual machine, which applies changes of its template.
 
     \b
     Example:
@@ -131,7 +131,7 @@ def restart(settings: CliSettings, name: str, force: bool, grace_period: int, dr
     """
     body = options_of(dry_run, gracePeriodSeconds=grace_of(force, grace_period))
     state = "Running" if wait and not dry_run else ""
-    ask(settings, MACHINES, name, "restart", body, f"restart VirtualMachine {name}", state, anew=True)
+    ask(settings, MACHINES, name, "restart", body, f"restart VirtualMachine {name}", state, new_instance=True)
     click.echo(f"VM {name} was scheduled to restart")
 
 
@@ -152,12 +152,12 @@ def _must_exist(settings: CliSettings, name: str) -> None:
     run(look())
 
 
-@command("pause", short_help="Halt the processors of a machine.")
+@command("pause", short_help="Pause the CPUs of a VM.")
 @click.argument("kind", metavar="vm|vmi")
 @click.argument("name")
 @dry_run_option
 def pause(settings: CliSettings, kind: str, name: str, dry_run: bool) -> None:
-    """Halt the processors of a running machine; its memory stays.
+    """Pause the CPUs of a running VM; memory is kept.
 
     \b
     Examples:
@@ -167,12 +167,12 @@ def pause(settings: CliSettings, kind: str, name: str, dry_run: bool) -> None:
     _halt(settings, kind, name, dry_run, "pause")
 
 
-@command("unpause", short_help="Let a paused machine go on.")
+@command("unpause", short_help="Resume a paused VM.")
 @click.argument("kind", metavar="vm|vmi")
 @click.argument("name")
 @dry_run_option
 def unpause(settings: CliSettings, kind: str, name: str, dry_run: bool) -> None:
-    """Let a paused machine go on.
+    """Resume a paused VM.
 
     \b
     Example:
@@ -181,10 +181,10 @@ def unpause(settings: CliSettings, kind: str, name: str, dry_run: bool) -> None:
     _halt(settings, kind, name, dry_run, "unpause")
 
 
-@command("soft-reboot", short_help="Ask the guest of a machine to reboot.")
+@command("soft-reboot", short_help="Reboot the guest of a VM.")
 @machine("VMI")
 def soft_reboot(settings: CliSettings, name: str) -> None:
-    """Ask the guest to reboot, by its agent or by ACPI. The machine itself stays as it is.
+    """Reboot the guest through the guest agent or ACPI, within the same VMI.
 
     \b
     Example:
@@ -194,10 +194,10 @@ def soft_reboot(settings: CliSettings, name: str) -> None:
     click.echo(f"VMI {name} was scheduled to soft-reboot")
 
 
-@command("reset", short_help="Press the reset button of a machine.")
+@command("reset", short_help="Reset a VM without a guest shutdown.")
 @machine("VMI")
 def reset(settings: CliSettings, name: str) -> None:
-    """Reset a machine as its reset button would, without asking its guest.
+    """Reset a VM without a guest shutdown.
 
     \b
     Example:

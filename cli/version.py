@@ -1,4 +1,4 @@
-"""`version`: of this program, and of the server."""
+"""`version`: versions of the client and the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FIELDS = ("gitVersion", "gitCommit", "gitTreeState", "buildDate", "goVersion", 
 
 
 def client_version() -> dict[str, str]:
-    """What this program is."""
+    """Version information of the client."""
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     return {
         "gitVersion": f"v{VERSION}",
@@ -27,23 +27,23 @@ def client_version() -> dict[str, str]:
 
 
 def version_lines(info: dict[str, Any]) -> str:
-    """In the form in which Go programs print it, from which scripts cut the GitVersion."""
-    told = [f'{name[0].upper()}{name[1:]}:"{info[name]}"' for name in _FIELDS if info.get(name)]
-    return f"version.Info{{{', '.join(told)}}}"
+    """The format of Go clients, which scripts parse for GitVersion."""
+    versions = [f'{name[0].upper()}{name[1:]}:"{info[name]}"' for name in _FIELDS if info.get(name)]
+    return f"version.Info{{{', '.join(versions)}}}"
 
 
-@command("version", short_help="Tell the versions of this program and of the server.")
-@click.option("--client", "-c", "client_only", is_flag=True, help="Only of this program; no server is asked.")
+@command("version", short_help="Show the versions of the client and the server.")
+@click.option("--client", "-c", "client_only", is_flag=True, help="Client version only; does not contact the server.")
 @format_option()
 def version(settings: CliSettings, client_only: bool, output: str | None) -> None:
-    """Tell the versions of this program and of hyperlet in the cluster."""
-    told = {"clientVersion": client_version()}
+    """Show the versions of the client and of hyperlet in the cluster."""
+    versions = {"clientVersion": client_version()}
     if not client_only:
-        told["serverVersion"] = _server_version(settings)
+        versions["serverVersion"] = _server_version(settings)
     if output:
-        show(told, output)
+        show(versions, output)
         return
-    for key, info in told.items():
+    for key, info in versions.items():
         click.echo(f"{key.removesuffix('Version').capitalize()} Version: {version_lines(info)}")
 
 

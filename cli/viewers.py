@@ -1,4 +1,4 @@
-"""Programs that show a VNC screen: which there are, and how each is told where to connect."""
+"""VNC viewers: discovery and command lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cli.problem import CliError
 
 
 class VncViewer(NamedTuple):
-    """A program and the words to start it with."""
+    """Path and arguments of a viewer."""
 
     path: str
     arguments: tuple[str, ...]
@@ -38,7 +38,7 @@ def _address(port: int) -> tuple[str, ...]:
 
 
 TYPES: dict[str, Arguments] = {"tiger": _display, "chicken": _plain, "real": _real, "remote-viewer": _address}
-"""The words of --vnc-type. `::` before a port means that it is no display number (vncviewer(1))."""
+"""Values of --vnc-type. `::` marks a port, as opposed to a display number (vncviewer(1))."""
 
 IN_PATH: tuple[tuple[str, Arguments], ...] = (
     ("remote-viewer", _address),
@@ -50,26 +50,26 @@ IN_PATH: tuple[tuple[str, Arguments], ...] = (
     ("vinagre", _address),
     ("remmina", lambda port: ("-c", f"vnc://127.0.0.1:{port}")),
 )
-"""In the order in which they are looked for."""
+"""Viewers in PATH, in order of preference."""
 
 ON_MACOS: tuple[tuple[str, Arguments], ...] = (
     ("TigerVNC Viewer*.app/Contents/MacOS/TigerVNC Viewer", _display),
     ("Chicken.app/Contents/MacOS/Chicken", _plain),
     ("VNC Viewer.app/Contents/MacOS/vncviewer", _real),
 )
-"""Below /Applications; of several versions the last."""
+"""Viewers below /Applications; of several versions the last."""
 
 
 def chosen(kind: str, path: str, port: int) -> VncViewer:
-    """The one that --vnc-type and --vnc-path name. Raises CliError."""
+    """The viewer selected by --vnc-type and --vnc-path. Raises CliError."""
     program = shutil.which(path)
     if program is None:
-        raise CliError(f"--vnc-path: {path} is no program that can be run")
+        raise CliError(f"--vnc-path: {path} is not executable")
     return VncViewer(program, TYPES[kind](port))
 
 
 def found(port: int, platform: str = sys.platform, applications: Path = Path("/Applications")) -> VncViewer:
-    """The first viewer of this machine. Raises CliError when there is none."""
+    """The first viewer found locally. Raises CliError when there is none."""
     if platform == "darwin":
         for pattern, arguments in ON_MACOS:
             if matches := sorted(applications.glob(pattern)):
@@ -77,9 +77,7 @@ def found(port: int, platform: str = sys.platform, applications: Path = Path("/A
     for name, arguments in IN_PATH:
         if program := shutil.which(name):
             return VncViewer(program, arguments(port))
-    raise CliError(
-        f"there is no VNC viewer: install one of {_listed(name for name, _ in IN_PATH)}, or use --proxy-only"
-    )
+    raise CliError(f"no VNC viewer found: install one of {_listed(name for name, _ in IN_PATH)}, or use --proxy-only")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""`virsh`: what libvirt and QEMU say of a machine, asked in its launcher pod by kubectl."""
+"""`virsh`: runs virsh in the launcher pod of a VM, through kubectl exec."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cli.settings import CliSettings
 
 
 def pod_of(pods: dict[str, Any]) -> str | None:
-    """The name of the pod that runs, of a list of a machine's launcher pods."""
+    """The name of the running pod in a list of launcher pods."""
     for pod in pods.get("items") or []:
         if pod["metadata"]["name"].startswith(names.LAUNCHER_PREFIX) and pod["status"].get("phase") == "Running":
             return str(pod["metadata"]["name"])
@@ -24,17 +24,17 @@ def pod_of(pods: dict[str, Any]) -> str | None:
 
 
 def words_of(settings: CliSettings, namespace: str, pod: str, words: Sequence[str]) -> list[str]:
-    """kubectl's command line; it knows the global flags by the same names."""
+    """The kubectl command line; the global flags have the same names."""
     flags = [word for word in settings.words() if not word.startswith("--namespace")]
     where = [f"--namespace={namespace}", "exec", pod, f"--container={names.COMPUTE_CONTAINER}"]
     return ["kubectl", *flags, *where, "--", "virsh", *words]
 
 
-@command("virsh", short_help="Ask libvirt and QEMU about a running machine.")
+@command("virsh", short_help="Run virsh in the launcher pod of a VM.")
 @click.argument("name", metavar="VMI")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="VERB [ARGUMENT]...")
 def virsh(settings: CliSettings, name: str, words: tuple[str, ...]) -> None:
-    """Ask libvirt and QEMU about a running machine, for diagnosis. Needs kubectl, and the right to exec in its pod.
+    """Run virsh in the launcher pod of a VM, for diagnosis. Requires kubectl, and permission to exec in the pod.
 
     \b
     Examples:
@@ -46,7 +46,7 @@ def virsh(settings: CliSettings, name: str, words: tuple[str, ...]) -> None:
     from cli.paths import INSTANCES, core_path, object_path
 
     if shutil.which("kubectl") is None:
-        raise CliError("there is no kubectl on this machine: it is what runs virsh in the machine's pod")
+        raise CliError("kubectl not found in PATH: it is required to run virsh in the launcher pod")
 
     async def ask() -> tuple[str, str | None]:
         async with ApiClient(settings) as client:
@@ -60,7 +60,7 @@ def virsh(settings: CliSettings, name: str, words: tuple[str, ...]) -> None:
 
     namespace, pod = run(ask())
     if pod is None:
-        raise CliError(f"VirtualMachineInstance {name} has no launcher pod that runs: see its Events")
+        raise CliError(f"VirtualMachineInstance {name} has no running launcher pod: see its Events")
     code = subprocess.run(words_of(settings, namespace, pod, words or ("list",)), check=False).returncode
     if code:
         raise click.exceptions.Exit(code if code > 0 else 128 - code)

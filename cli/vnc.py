@@ -1,4 +1,4 @@
-"""`vnc`: a machine's screen in a viewer, or on a local port for any viewer; `vnc screenshot`."""
+"""`vnc`: opens a VNC viewer, or a local port for one; `vnc screenshot`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from cli.client import ApiClient
 
 OUTPUT_LIMIT = 500
-"""Characters that are told of what a failing viewer printed."""
+"""Characters of a failed viewer's output in the error message."""
 
 
-@command("screenshot", short_help="Take a picture of the screen of a machine.")
+@command("screenshot", short_help="Take a screenshot of a VM.")
 @machine("VMI")
-@click.option("--file", "-f", "target", required=True, metavar="FILE", help="Where the PNG goes; - is standard output.")
-@click.option("--move-cursor", "-m", is_flag=True, help="Move the mouse before, to wake a sleeping screen.")
+@click.option("--file", "-f", "target", required=True, metavar="FILE", help="File for the PNG; - for standard output.")
+@click.option("--move-cursor", "-m", is_flag=True, help="Move the mouse first, to wake the screen.")
 def screenshot(settings: CliSettings, name: str, target: str, move_cursor: bool) -> None:
-    """Take a picture of the screen of a machine, as PNG.
+    """Take a screenshot of a VM as PNG.
 
     \b
     Examples:
@@ -59,7 +59,7 @@ async def _picture(settings: CliSettings, name: str, move_cursor: bool) -> bytes
                 "GET", machine_path(INSTANCES, client.namespace, name, "vnc/screenshot"), params=params
             )
         except RequestRefused as refusal:
-            raise CliError(f"cannot take a picture of VirtualMachineInstance {name}: {refusal}") from refusal
+            raise CliError(f"cannot take a screenshot of VirtualMachineInstance {name}: {refusal}") from refusal
 
 
 class WithScreenshot(Command):
@@ -68,19 +68,21 @@ class WithScreenshot(Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """That of `screenshot`, where that is the first word."""
+        """The context of `screenshot` if that is the first argument."""
         if args[:1] == [screenshot.name]:
             return screenshot.make_context(f"{info_name} {screenshot.name}", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
 
-@command("vnc", cls=WithScreenshot, short_help="Open the screen of a machine.")
+@command("vnc", cls=WithScreenshot, short_help="Open a VNC connection to a VM.")
 @machine("VMI")
-@click.option("--address", default="127.0.0.1", show_default=True, help="With --proxy-only: where to listen.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The local port; any free one by default.")
-@click.option("--proxy-only", is_flag=True, help="Start no viewer: print the port and serve it until ctrl-C.")
-@click.option("--vnc-type", type=click.Choice(list(TYPES)), help="How to start the program of --vnc-path.")
-@click.option("--vnc-path", metavar="FILE", help="The viewer to start.")
+@click.option("--address", default="127.0.0.1", show_default=True, help="Listen address, with --proxy-only.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Local port; a free port by default.")
+@click.option(
+    "--proxy-only", is_flag=True, help="Print the local port and serve it until ctrl-C, without starting a viewer."
+)
+@click.option("--vnc-type", type=click.Choice(list(TYPES)), help="Type of the viewer in --vnc-path.")
+@click.option("--vnc-path", metavar="FILE", help="Path of the VNC viewer.")
 def vnc(
     settings: CliSettings,
     name: str,
@@ -90,7 +92,7 @@ def vnc(
     vnc_type: str | None,
     vnc_path: str | None,
 ) -> None:
-    """Open the screen of a machine in a VNC viewer. Several people may look at once.
+    """Open a VNC viewer for a VM. Several clients can connect at the same time.
 
     \b
     Examples:
@@ -101,12 +103,12 @@ def vnc(
     from cli.client import run
 
     if (vnc_type is None) != (vnc_path is None):
-        raise CliError("--vnc-type and --vnc-path need each other")
+        raise CliError("--vnc-type and --vnc-path must be set together")
     choice = (vnc_type, vnc_path) if vnc_type and vnc_path else None
     if not proxy_only:
         run(_vnc(settings, name, "127.0.0.1", port, False, choice))
         return
-    with contextlib.suppress(KeyboardInterrupt):  # which is how a proxy is meant to end
+    with contextlib.suppress(KeyboardInterrupt):  # the normal way to stop the proxy
         run(_vnc(settings, name, address, port, True, choice))
 
 
@@ -120,7 +122,7 @@ async def _vnc(
     async with ApiClient(settings) as client:
         path = machine_path(INSTANCES, client.namespace, name, "vnc")
         await _accessible(client, path, name)
-        async with tcp(client, path, address, port, f"screen of {name}") as local:
+        async with tcp(client, path, address, port, f"VNC of {name}") as local:
             if proxy_only:
                 click.echo(json.dumps({"port": local}))
                 await asyncio.Event().wait()
@@ -128,14 +130,14 @@ async def _vnc(
 
 
 async def _accessible(client: ApiClient, path: str, name: str) -> None:
-    """Learns before any viewer starts that there is no such machine, or no right to its screen."""
+    """Checks that the VMI exists and access is allowed, before starting a viewer. Raises CliError."""
     from cli.client import RequestRefused
 
     try:
         async with client.socket(path):
             pass
     except RequestRefused as refusal:
-        raise CliError(f"cannot open the screen of VirtualMachineInstance {name}: {refusal}") from refusal
+        raise CliError(f"cannot open VNC of VirtualMachineInstance {name}: {refusal}") from refusal
 
 
 async def _show(viewer: VncViewer) -> None:
@@ -148,5 +150,5 @@ async def _show(viewer: VncViewer) -> None:
         if process.returncode is None:
             process.terminate()
     if process.returncode:
-        said = " ".join(output.decode(errors="replace").split())[-OUTPUT_LIMIT:]
-        raise CliError(f"{viewer.path} failed with exit code {process.returncode}{f': {said}' if said else ''}")
+        text = " ".join(output.decode(errors="replace").split())[-OUTPUT_LIMIT:]
+        raise CliError(f"{viewer.path} failed with exit code {process.returncode}{f': {text}' if text else ''}")

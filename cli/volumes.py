@@ -1,4 +1,4 @@
-"""`addvolume` and `removevolume`: disks of a running machine."""
+"""`addvolume` and `removevolume`: hot-plug of disks."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 BUSES = {"disk": ("scsi", "virtio"), "lun": ("scsi",)}
 NAME_LIMIT = 63
-"""Characters of a disk's name (a DNS label)."""
+"""Maximum length of a disk name (a DNS label)."""
 
 
-@command("addvolume", short_help="Plug a volume into a running machine.")
+@command("addvolume", short_help="Add a volume to a running VM.")
 @machine("VMI")
-@click.option("--volume-name", required=True, metavar="NAME", help="The DataVolume or PersistentVolumeClaim.")
-@click.option("--disk-name", metavar="NAME", help="The disk's name in the machine, if it is not the volume's.")
-@click.option("--serial", help="The serial number by which the guest tells the disk.")
-@click.option("--cache", type=click.Choice(["none", "writethrough", "writeback"]), help="How writes are cached.")
+@click.option("--volume-name", required=True, metavar="NAME", help="Name of the DataVolume or PersistentVolumeClaim.")
+@click.option("--disk-name", metavar="NAME", help="Name of the disk in the VM; by default the volume's.")
+@click.option("--serial", help="Serial number of the disk.")
+@click.option("--cache", type=click.Choice(["none", "writethrough", "writeback"]), help="Cache mode.")
 @click.option("--disk-type", type=click.Choice(list(BUSES)), default="disk", show_default=True)
 @click.option("--bus", default="scsi", show_default=True, help="scsi or virtio.")
-@click.option("--persist", is_flag=True, hidden=True, help="What is always done.")
+@click.option("--persist", is_flag=True, hidden=True, help="No effect: always the case.")
 @dry_run_option
 def addvolume(settings: CliSettings, name: str, dry_run: bool, **flags: Any) -> None:
-    """Plug a volume into a running machine; it stays when the machine restarts.
+    """Add a volume to a running VM; it persists across restarts.
 
     \b
     Example:
@@ -53,20 +53,20 @@ def addvolume(settings: CliSettings, name: str, dry_run: bool, **flags: Any) -> 
 
 
 def disk_of(flags: Json) -> Json:
-    """The disk as the API has it. Raises CliError."""
+    """The disk as JSON data. Raises CliError."""
     name = flags["disk_name"] or flags["volume_name"]
     if len(name) > NAME_LIMIT:
-        raise CliError(f"the disk's name {name!r} is longer than {NAME_LIMIT} characters: give a shorter --disk-name")
+        raise CliError(f"disk name {name!r} exceeds {NAME_LIMIT} characters: set a shorter --disk-name")
     if flags["bus"] not in BUSES[flags["disk_type"]]:
         raise CliError(
-            f"--bus of a {flags['disk_type']} is {' or '.join(BUSES[flags['disk_type']])}, not {flags['bus']!r}"
+            f"--bus of a {flags['disk_type']} must be {' or '.join(BUSES[flags['disk_type']])}, not {flags['bus']!r}"
         )
     disk: Json = {"name": name, flags["disk_type"]: {"bus": flags["bus"]}, "serial": flags["serial"] or name}
     return {**disk, "cache": flags["cache"]} if flags["cache"] else disk
 
 
 async def _source(client: ApiClient, volume: str) -> Json:
-    """What the volume is: a DataVolume, where there is one of that name, else a claim."""
+    """The volume source: the DataVolume with that name if it exists, else the PersistentVolumeClaim."""
     from cli.client import RequestRefused
 
     datavolumes = f"/apis/cdi.kubevirt.io/v1beta1/namespaces/{client.namespace}/datavolumes"
@@ -82,12 +82,12 @@ async def _source(client: ApiClient, volume: str) -> Json:
             if refusal.status.code not in (403, 404):
                 raise
     raise CliError(
-        f"volume {volume} is neither a DataVolume nor a PersistentVolumeClaim of namespace {client.namespace}"
+        f"volume {volume} is neither a DataVolume nor a PersistentVolumeClaim in namespace {client.namespace}"
     )
 
 
 async def _put(client: ApiClient, name: str, verb: str, body: Json, trying: str) -> None:
-    """Asks for the VM, and for a machine without a VM for the VMI."""
+    """Sends the request to the VM, or to the VMI if there is no VM."""
     from cli.client import RequestRefused
 
     try:
@@ -101,13 +101,13 @@ async def _put(client: ApiClient, name: str, verb: str, body: Json, trying: str)
         raise CliError(f"cannot {trying}: {refusal}") from refusal
 
 
-@command("removevolume", short_help="Unplug a volume from a running machine.")
+@command("removevolume", short_help="Remove a volume from a running VM.")
 @machine("VMI")
-@click.option("--volume-name", required=True, metavar="NAME", help="The volume's name in the machine.")
-@click.option("--persist", is_flag=True, hidden=True, help="What is always done.")
+@click.option("--volume-name", required=True, metavar="NAME", help="Name of the volume in the VM.")
+@click.option("--persist", is_flag=True, hidden=True, help="No effect: always the case.")
 @dry_run_option
 def removevolume(settings: CliSettings, name: str, volume_name: str, persist: bool, dry_run: bool) -> None:
-    """Unplug a volume that was plugged into a running machine.
+    """Remove a hot-plugged volume from a running VM.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`--wait`: stays until a machine is in the state that was asked for, with a spinner on a terminal."""
+"""`--wait`: waits until a VM reaches the requested state, with a spinner on a terminal."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ POLL_SECONDS = 0.5
 
 def wait_option(state: str) -> Callable[[Any], Any]:
     """The flag `--wait`."""
-    return click.option("--wait", is_flag=True, help=f"Stay until the machine is {state}.")
+    return click.option("--wait", is_flag=True, help=f"Wait until the VM is {state}.")
 
 
 @contextlib.contextmanager
 def progress(words: str) -> Iterator[Callable[[str], None]]:
-    """A spinner beside `words` while the body runs, on standard error; nothing where that is no terminal.
+    """Shows `words` with a spinner on standard error until exit, if that is a terminal.
 
-    Yields a function that changes the words.
+    Yields a function that replaces the text.
     """
     if not sys.stderr.isatty():
         yield lambda _: None
@@ -40,7 +40,7 @@ def progress(words: str) -> Iterator[Callable[[str], None]]:
 
 
 async def instance_uid(client: ApiClient, name: str) -> str | None:
-    """Which instance of a VM runs now; None where none does."""
+    """UID of the VM's current VMI; None without one."""
     from cli.client import RequestRefused
 
     try:
@@ -53,15 +53,15 @@ async def instance_uid(client: ApiClient, name: str) -> str | None:
 
 
 async def reached(client: ApiClient, name: str, state: str, former: str | None = None) -> None:
-    """Returns when the VM is `state`: its printableStatus, in an instance that is not `former`.
+    """Waits until printableStatus of the VM is `state`, in a VMI whose UID is not `former`.
 
-    Raises CliError when the VM is deleted meanwhile.
+    Raises CliError when the VM is deleted.
     """
-    with progress(f"{name}: waiting until it is {state}") as tell:
+    with progress(f"{name}: waiting until it is {state}") as update:
         while True:
             vm = await client.get(object_path(MACHINES, client.namespace, name))
             status = (vm.get("status") or {}).get("printableStatus") or "Unknown"
-            tell(f"{name}: {status}, waiting until it is {state}")
+            update(f"{name}: {status}, waiting until it is {state}")
             if status == state and (former is None or await instance_uid(client, name) not in (None, former)):
                 return
             await asyncio.sleep(POLL_SECONDS)

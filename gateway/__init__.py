@@ -1,1 +1,1 @@
-"""The gateway: admission, the aggregated API `subresources.kubevirt.io`, and the certificates of both."""
+"""The gateway: admission webhooks, the aggregated API `subresources.kubevirt.io`, and their certificates."""

@@ -1,7 +1,7 @@
-"""`python -m gateway`: admission, the aggregated API and the certificates. Every replica is active.
+"""`python -m gateway`: admission webhooks, the aggregated API and certificates. All replicas are active.
 
 Environment: HYPERLET_PORT (8443), HYPERLET_HEALTH_PORT (8080), HYPERLET_LOG (info), POD_NAMESPACE,
-HYPERLET_LEAF_SECONDS (86400) and HYPERLET_AUTHORITY_SECONDS (a year): how long certificates live.
+HYPERLET_LEAF_SECONDS (86400) and HYPERLET_AUTHORITY_SECONDS (a year): lifetimes of certificates.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ from kit.kube import Kube
 PORT = 8443
 HEALTH_PORT = 8080
 PATIENCE_SECONDS = 15.0
-"""How long a replica that starts waits with being ready until the aggregated API can serve."""
+"""After start, how long readiness waits for the aggregated API."""
 SETTLED_SECONDS = 30.0
-"""After which all is as it will stay: the API server has asked for what there is, certificates and caches are there."""
+"""After start, when caches, certificates and OpenAPI documents are loaded: free memory is then released."""
 PARTS: tuple[Routes, ...] = (webhooks.routes, signing.routes, routes.routes)
 READY = Gauge("kubevirt_virt_api_ready_status", "1 while this replica can be called")
 
@@ -39,13 +39,13 @@ _log = log.logger(component="main")
 
 
 def lifetimes() -> Lifetimes:
-    """How long certificates live. Raises ValueError where an authority would not live through its succession."""
+    """Lifetimes of certificates. Raises ValueError when a CA would expire during its rotation."""
     standard = Lifetimes()
     leaf = _seconds("HYPERLET_LEAF_SECONDS", standard.leaf)
     authority = _seconds("HYPERLET_AUTHORITY_SECONDS", standard.authority)
     if leaf <= 0 or authority < 8 * leaf:
         raise ValueError(
-            f"HYPERLET_AUTHORITY_SECONDS is {authority:g}: at least eight times HYPERLET_LEAF_SECONDS ({leaf:g})"
+            f"HYPERLET_AUTHORITY_SECONDS is {authority:g}: must be at least 8 * HYPERLET_LEAF_SECONDS ({leaf:g})"
         )
     return Lifetimes(authority, leaf)
 
@@ -55,11 +55,11 @@ def _seconds(name: str, usual: float) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{name} is {text!r}: not a number of seconds") from None
+        raise ValueError(f"{name} is {text!r}: must be a number of seconds") from None
 
 
 async def serve(stop: asyncio.Event, kube: Kube, lives: Lifetimes) -> None:
-    """Serves until `stop`, then lets those finish who are being served."""
+    """Serves until `stop`, then drains connections."""
     namespace = os.environ.get("POD_NAMESPACE") or kube.namespace
     certificates = Certificates(namespace, lives)
     rotator = CertificateRotator(kube, namespace, certificates)
@@ -82,8 +82,8 @@ async def serve(stop: asyncio.Event, kube: Kube, lives: Lifetimes) -> None:
         await asyncio.wait({stopping, keeping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if keeping.done():
-            keeping.result()  # it never ends by itself: the error ends the process, and the kubelet starts another
-        _log.info("Asked to stop: serving on until nobody comes any more")
+            keeping.result()  # the rotator only ends with an error: exit, and let the kubelet restart the container
+        _log.info("shutting down: draining connections")
 
 
 def _endpoints(
@@ -101,10 +101,10 @@ def _endpoints(
         if server.stopping:
             return "stopping"
         if not kubevirts.is_synced:
-            return "the settings are not known yet"
+            return "the KubeVirt configuration is not synced yet"
         if not rotator.is_healthy:
             return rotator.trouble
-        # On a cluster without an aggregation layer this never ends well, and admission has to work there too.
+        # Admission must become ready on clusters without an aggregation layer, too.
         return aggregated() if asyncio.get_running_loop().time() < patience else None
 
     endpoints.ready("gateway", ready)

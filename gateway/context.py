@@ -1,4 +1,4 @@
-"""What every part of the gateway is given."""
+"""Shared dependencies of the gateway's parts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from kit.kube import Kube
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """One replica. `namespace` is its own, which is the handlers' too."""
+    """One replica. `namespace` is that of the gateway and the handlers."""
 
     kube: Kube
     namespace: str
     certificates: Certificates
     configuration: Callable[[], KubeVirtConfiguration] = KubeVirtConfiguration
-    """The settings in force, of the KubeVirt object."""
+    """Returns the current configuration of the KubeVirt object."""

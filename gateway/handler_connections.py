@@ -1,8 +1,8 @@
-"""The way to the handlers: one gRPC connection to each node that is asked, by mTLS.
+"""gRPC connections to the handlers: one per node, over mTLS.
 
-A handler is found by its pod (label `kubevirt.io=virt-handler`, in our own namespace, by `spec.nodeName`), and must
-show a certificate for `<node name>.node.hyperlet`: a pod that merely has the label, or another node's handler, is not
-talked to.
+A handler is found by its pod (label `kubevirt.io=virt-handler`, in the gateway's namespace, by `spec.nodeName`), and
+must present a certificate for `<node name>.node.hyperlet`: a labelled pod without it, or another node's handler, is
+rejected.
 """
 
 import asyncio
@@ -26,15 +26,15 @@ from protos import node_pb2_grpc as services
 
 PORT = 8444
 CALL_SECONDS = 50.0
-"""How long a node may take for a verb: a freeze takes as long as the guest has to write. The handler gives up at 45."""
+"""Timeout of a call: a freeze waits for the guest to flush. The handler's own timeout is 45 s."""
 
 T = TypeVar("T")
-Stub = Any  # NodeStub is generated without types
+Stub = Any  # the generated NodeStub is untyped
 _log = log.logger(component="nodes")
 
 
 def refused(error: grpc.aio.AioRpcError, node: str, kind: str, name: str) -> StatusError:
-    """What a node's refusal means to the one who asked us. The words come from far away and are cut."""
+    """Maps a handler's gRPC error to an HTTP Status. The untrusted details are truncated."""
     words = status.readable(error.details() or "no reason given")
     match error.code():
         case grpc.StatusCode.NOT_FOUND:
@@ -44,11 +44,11 @@ def refused(error: grpc.aio.AioRpcError, node: str, kind: str, name: str) -> Sta
         case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE:
             return status.bad_request(words)
         case grpc.StatusCode.UNIMPLEMENTED:
-            return status.not_implemented(f"the handler of node {node} cannot do this yet: {words}")
+            return status.not_implemented(f"the handler of node {node} does not support this operation: {words}")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return status.too_many(words)
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
-            return status.unavailable(f"The handler of node {node} cannot be reached: {words}")
+            return status.unavailable(f"The handler of node {node} is unreachable: {words}")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return StatusError(504, "Timeout", f"The handler of node {node} did not answer in time: {words}")
         case _:
@@ -56,7 +56,7 @@ def refused(error: grpc.aio.AioRpcError, node: str, kind: str, name: str) -> Sta
 
 
 class _HandlerConnection:
-    """One channel, how it was made, and who uses it."""
+    """A channel, its parameters, and its reference count."""
 
     def __init__(self, made_for: tuple[str, TlsIdentity], channel: grpc.aio.Channel) -> None:
         self.made_for = made_for
@@ -66,7 +66,7 @@ class _HandlerConnection:
 
 
 class HandlerConnections:
-    """Finds handlers and keeps the connections. Call `start`, and `close` at the end."""
+    """Discovers handlers and pools connections. Call `start`, and `close` at the end."""
 
     def __init__(self, kube: Kube, namespace: str, certificates: Certificates, port: int = PORT) -> None:
         labels = {names.LABEL_APP: names.APP_HANDLER}
@@ -78,15 +78,15 @@ class HandlerConnections:
         self._closing: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Follows the handlers' pods."""
+        """Starts watching the handler pods."""
         self._pods.start()
 
     def trouble(self) -> str | None:
-        """Why no node can be reached, if so: for the readiness check."""
-        return None if self._pods.is_synced else "the handlers' pods are not known yet"
+        """Why no node can be reached, for the readiness check; None when ready."""
+        return None if self._pods.is_synced else "the handler pods are not synced yet"
 
     async def close(self) -> None:
-        """Ends all connections."""
+        """Closes all connections."""
         await self._pods.stop()
         for link in self._links.values():
             await link.channel.close()
@@ -95,7 +95,7 @@ class HandlerConnections:
 
     @contextlib.asynccontextmanager
     async def stub(self, node: str) -> AsyncIterator[Stub]:
-        """A client of the node's handler for one conversation. Raises StatusError (503) when there is none."""
+        """A client of the node's handler for one exchange. Raises StatusError (503) when there is none."""
         link = self._link(node)
         link.users += 1
         try:
@@ -105,7 +105,7 @@ class HandlerConnections:
             self._sweep(link)
 
     async def call(self, node: str, kind: str, name: str, ask: Callable[[Stub], Awaitable[T]]) -> T:
-        """One answer of a node about the object `kind` `name`. Raises StatusError."""
+        """Calls a node about the object `kind` `name` and returns the response. Raises StatusError."""
         async with self.stub(node) as stub:
             try:
                 return await asyncio.wait_for(ask(stub), CALL_SECONDS)
@@ -117,7 +117,7 @@ class HandlerConnections:
     def _link(self, node: str) -> _HandlerConnection:
         address, identity = self._address(node), self._certificates.client
         if identity is None:
-            raise status.unavailable("The gateway has no certificate for the nodes yet")
+            raise status.unavailable("The gateway has no client certificate for the handlers yet: try again")
         link = self._links.get(node)
         if link is None or link.made_for != (address, identity):
             if link is not None:
@@ -127,11 +127,11 @@ class HandlerConnections:
         return link
 
     def _address(self, node: str) -> str:
-        """Where the node's handler listens: that of several pods which is ready, as when one is being replaced."""
+        """Address of the node's handler pod; a ready pod is preferred, for instance during a rollout."""
         found = [pod for pod in self._pods.by("node", node) if pod.status.podIP and not pod.metadata.deletionTimestamp]
         found.sort(key=_is_ready, reverse=True)
         if not found:
-            raise status.unavailable(f"Node {node} has no running handler: the virtual machine cannot be reached")
+            raise status.unavailable(f"Node {node} has no running handler: the VirtualMachineInstance is unreachable")
         address = found[0].status.podIP
         return f"[{address}]:{self._port}" if address and ":" in address else f"{address}:{self._port}"
 
@@ -154,19 +154,19 @@ def _channel(node: str, address: str, identity: TlsIdentity) -> grpc.aio.Channel
         address,
         credentials,
         options=[
-            # The name is the node's, never what DNS or the address says.
+            # Verify the certificate against the node's name, not the address.
             ("grpc.ssl_target_name_override", names.node_dns_name(node)),
             ("grpc.max_receive_message_length", rpc.MAX_MESSAGE),
             ("grpc.max_send_message_length", rpc.MAX_MESSAGE),
             ("grpc.max_metadata_size", 16384),
-            # Fixed windows: a viewer that does not read costs 64 KiB, not megabytes.
+            # Fixed flow control windows: a slow viewer buffers 64 KiB, not megabytes.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.enable_http_proxy", 0),
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 2000),
             ("grpc.max_reconnect_backoff_ms", 2000),
-            # An idle console must notice that its node is gone.
+            # Detects a lost node on idle consoles.
             ("grpc.keepalive_time_ms", 30000),
             ("grpc.keepalive_timeout_ms", 20000),
             ("grpc.http2.max_pings_without_data", 0),

@@ -1,1 +1,1 @@
-"""Names that the launcher's QEMU, libvirt and time zone database know."""
+"""Names supported by the launcher's QEMU, libvirt and time zone database."""

@@ -1,6 +1,6 @@
-"""Names of CPU models and features of x86: those that the launcher's libvirt knows.
+"""Names of x86 CPU models and features in the launcher's libvirt.
 
-Source: cpu_map/index.xml and x86_features.xml of libvirt 11.3; tests/e2e/test_habits.py asks the launcher.
+Source: cpu_map/index.xml and x86_features.xml of libvirt 11.3; verified by tests/e2e/test_habits.py.
 """
 
 _MODELS = """
@@ -66,4 +66,4 @@ _FEATURES = """
 """
 FEATURES = frozenset(_FEATURES.split())
 HOST = frozenset({"host-model", "host-passthrough"})
-"""Models that are the node's own."""
+"""Models derived from the node's CPU."""

@@ -1,7 +1,7 @@
-"""Machine types: which the launcher's QEMU has, and which of them stands for one of another distribution.
+"""Machine types of the launcher's QEMU, and the mapping of other distributions' machine types to them.
 
-A VM that was exported elsewhere names that distribution's own machine type. Its guest boots on the upstream type of the
-QEMU version that the distribution's was made from; `tests/e2e/test_habits.py` asks the launcher's QEMU for its list.
+A VM exported from another distribution may have a distribution-specific machine type. Its guest boots on the upstream
+type of the QEMU version that it is based on. `tests/e2e/test_habits.py` verifies the list with the launcher's QEMU.
 """
 
 import re
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 ALIAS = "q35"
 EMULATED = ("q35*", "pc-q35*")
-"""What `emulatedMachines` of the KubeVirt object means when it is absent, as published."""
+"""KubeVirt's default for `emulatedMachines`."""
 _PREFIX = "pc-q35-"
 _VERSIONS = (
     "2.4", "2.5", "2.6", "2.7", "2.8", "2.9", "2.10", "2.11", "2.12", "3.0", "3.1", "4.0", "4.0.1", "4.1", "4.2",
@@ -33,12 +33,12 @@ _UBUNTU_TYPE = re.compile(r"pc-q35-([a-z]+)(-hpb|-v2|-hpb-v2)?", re.ASCII)
 
 
 def machine_type(written: str) -> str:
-    """The machine type that a VM gets: what is written, or what stands here for another distribution's."""
+    """The machine type of the domain: the given one, or the upstream type of another distribution's."""
     return _PREFIX + version if (version := _elsewhere(written)) else written
 
 
 def _elsewhere(written: str) -> str | None:
-    """The upstream version behind another distribution's type; of releases in between, that of the one before."""
+    """The upstream type of another distribution's; for an unknown release, that of the preceding one."""
     rhel = _RHEL_TYPE.fullmatch(written)
     if rhel:
         wanted = _number(rhel[1])
@@ -53,20 +53,22 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 def machine_problem(written: str, config: "KubeVirtConfiguration | None") -> str | None:
-    """What is wrong with a machine type, or None. `config` may allow fewer than there are, or others by pattern."""
+    """Why a machine type is invalid, or None. `config` may restrict the types by pattern."""
     patterns = _patterns(config)
     if not any(fnmatchcase(written, pattern) for pattern in patterns):
         allowed = ", ".join(patterns)
-        return f"{written[:60]!r} is not allowed here: emulatedMachines of the KubeVirt object is {allowed}"
+        return f"{written[:60]!r} is not allowed: emulatedMachines of the KubeVirt object allows {allowed}"
     if machine_type(written) not in AVAILABLE:
         return f"{written[:60]!r} is not supported: use {', '.join(AVAILABLE)}"
     return None
 
 
 def machine_warning(written: str) -> str | None:
-    """What is to be said about a machine type that is accepted under another name."""
+    """Warning for a machine type that is replaced by another."""
     given = machine_type(written)
-    return None if given == written else f"{written[:60]} is not built here: the VM gets {given}, the nearest there is"
+    return (
+        None if given == written else f"{written[:60]} is not available: the VM uses {given}, the closest upstream type"
+    )
 
 
 def _patterns(config: "KubeVirtConfiguration | None") -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""Names of time zones: those that the launcher's tz database has. QEMU takes any other name for UTC, without a word.
+"""Time zones in the launcher's tz database. QEMU silently treats any other name as UTC.
 
-Source: Debian's tzdata 2025b without tzdata-legacy; tests/e2e/test_habits.py asks the launcher.
+Source: Debian's tzdata 2025b without tzdata-legacy; verified by tests/e2e/test_habits.py.
 """
 
 _ZONES = """

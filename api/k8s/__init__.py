@@ -1,1 +1,1 @@
-"""Kubernetes' own API: metadata, scalar formats, and the objects that hyperlet reads."""
+"""The Kubernetes API: metadata, scalar formats, and the objects that hyperlet reads."""

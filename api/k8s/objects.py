@@ -1,8 +1,7 @@
-"""The Kubernetes objects that hyperlet reads, lean: only the fields that it uses; all others are skipped on decoding.
+"""Kubernetes objects with the fields that hyperlet uses; other fields are skipped on decoding.
 
-Never write back what was decoded with these: patch instead. Everything has a default, so that no version of
-Kubernetes can send an object that does not decode. What stands whole inside a VM's spec is in `api.k8s.podspec`
-and is offered here too.
+Never write decoded objects back: use patches. All fields have defaults, so that objects of any Kubernetes version
+decode. Types embedded in a VM's spec are in `api.k8s.podspec` and re-exported here.
 """
 
 from api.k8s.meta import ObjectMeta, Quantity, Struct
@@ -68,12 +67,12 @@ class Container(Struct):
 
 
 class PodSpec(Struct):
-    """What was asked of a pod, as far as hyperlet looks at it."""
+    """Spec of a pod, restricted to the fields that hyperlet uses."""
 
     nodeName: str | None = None
     hostNetwork: bool | None = None
     hostUsers: bool | None = None
-    """False: the pod has a user namespace of its own."""
+    """False: the pod has its own user namespace."""
     containers: list[Container] = []
     initContainers: list[Container] | None = None
     priority: int | None = None
@@ -115,7 +114,7 @@ class ContainerState(Struct):
 
 
 class ContainerStatus(Struct):
-    """What the kubelet says of one container."""
+    """Status of a container, reported by the kubelet."""
 
     name: str = ""
     ready: bool = False
@@ -127,7 +126,7 @@ class ContainerStatus(Struct):
     state: ContainerState | None = None
     lastState: ContainerState | None = None
     resources: ContainerResources | None = None
-    """What the container has; its spec is what it is to have."""
+    """Allocated resources; the spec has the desired ones."""
 
 
 class PodIP(Struct):
@@ -137,7 +136,7 @@ class PodIP(Struct):
 
 
 class PodStatus(Struct):
-    """What the kubelet and the scheduler say of a pod."""
+    """Status of a pod, reported by kubelet and scheduler."""
 
     phase: str | None = None
     reason: str | None = None
@@ -170,7 +169,7 @@ class Taint(Struct):
 
 
 class NodeSpec(Struct):
-    """What an administrator set on a node."""
+    """Spec of a node."""
 
     unschedulable: bool | None = None
     taints: list[Taint] | None = None
@@ -209,7 +208,7 @@ class RuntimeHandler(Struct):
 
 
 class NodeStatus(Struct):
-    """What the kubelet says of its node."""
+    """Status of a node, reported by the kubelet."""
 
     capacity: dict[str, Quantity] | None = None
     allocatable: dict[str, Quantity] | None = None
@@ -227,7 +226,7 @@ class Node(K8sObject):
 
 
 class PersistentVolumeClaimStatus(Struct):
-    """How far a claim has come."""
+    """Status of a claim."""
 
     phase: str | None = None
     accessModes: list[str] | None = None
@@ -269,7 +268,7 @@ class ObjectReference(Struct):
 
 
 class EventSource(Struct):
-    """Who reports an Event."""
+    """Reporter of an Event."""
 
     component: str | None = None
     host: str | None = None
@@ -293,7 +292,7 @@ class Event(K8sObject):
 
 
 class ControllerRevision(K8sObject):
-    """A state of an object that is kept (apps/v1). Its data, which may be large, is skipped."""
+    """A ControllerRevision (apps/v1). Its data, which can be large, is not decoded."""
 
     revision: int | None = None
 

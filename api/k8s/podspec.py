@@ -1,6 +1,6 @@
-"""Parts of Kubernetes' own API that stand inside a VM's spec and are handed on to the launcher pod as they are.
+"""Kubernetes types embedded in a VM's spec and copied to the launcher pod unchanged.
 
-Source: the Kubernetes core/v1 and meta/v1 API. Whole, unlike `api.k8s.objects`: what a person wrote must reach the pod.
+Source: the Kubernetes core/v1 and meta/v1 API. Complete, unlike `api.k8s.objects`: all fields must reach the pod.
 """
 
 from typing import Annotated, Literal
@@ -17,7 +17,7 @@ class LabelSelectorRequirement(Struct):
     """One condition on a label."""
 
     key: str
-    """Label to look at."""
+    """Label to compare."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
     """How the label is compared with the values."""
     values: list[str] | None = None
@@ -134,7 +134,7 @@ class Affinity(Struct):
 
 
 class Toleration(Struct):
-    """A taint of a node that is put up with."""
+    """A tolerated node taint."""
 
     key: str | None = None
     """Key of the taint; empty with Exists matches every taint."""
@@ -145,7 +145,7 @@ class Toleration(Struct):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Effect of the taint; every effect when absent."""
     tolerationSeconds: Int64 | None = None
-    """For NoExecute: how many seconds the taint is put up with."""
+    """For NoExecute: how many seconds the taint is tolerated."""
 
 
 class TopologySpreadConstraint(Struct):
@@ -221,7 +221,7 @@ class TypedObjectReference(Struct):
 
 
 class HTTPHeader(Struct):
-    """A header of a probe's request."""
+    """A header of a probe request."""
 
     name: str
     """Name of the header."""
@@ -230,14 +230,14 @@ class HTTPHeader(Struct):
 
 
 class HTTPGetAction(Struct):
-    """Asks for a page; 200 to 399 is success."""
+    """Sends an HTTP GET; status 200 to 399 is success."""
 
     port: str | int
     """Port in the guest."""
     host: str | None = None
     """Host header and address; the guest's address when absent."""
     path: str | None = None
-    """Path of the page."""
+    """Path of the request."""
     scheme: Literal["HTTP", "HTTPS"] | None = None
     """HTTP when absent."""
     httpHeaders: list[HTTPHeader] | None = None
@@ -245,7 +245,7 @@ class HTTPGetAction(Struct):
 
 
 class TCPSocketAction(Struct):
-    """Opens a TCP connection; being accepted is success."""
+    """Opens a TCP connection; an accepted connection is success."""
 
     port: str | int
     """Port in the guest."""
@@ -261,7 +261,7 @@ class ExecAction(Struct):
 
 
 class VolumeResourceRequirements(Struct):
-    """How much storage a claim asks for."""
+    """Storage request of a claim."""
 
     requests: dict[str, Quantity] | None = None
     """Least amount, under the key `storage`."""
@@ -270,7 +270,7 @@ class VolumeResourceRequirements(Struct):
 
 
 class PersistentVolumeClaimSpec(Struct):
-    """The storage that is asked for."""
+    """Specification of a claim."""
 
     accessModes: list[str] | None = None
     """How nodes may use the volume at the same time, such as ReadWriteOnce or ReadWriteMany."""
@@ -285,7 +285,7 @@ class PersistentVolumeClaimSpec(Struct):
     selector: LabelSelector | None = None
     """Volumes that may be bound."""
     dataSource: TypedLocalObjectReference | None = None
-    """What the volume is filled from at first: a snapshot or another claim."""
+    """Initial content: a snapshot or another claim."""
     dataSourceRef: TypedObjectReference | None = None
     """Like dataSource, for any kind and namespace."""
     volumeAttributesClassName: str | None = None

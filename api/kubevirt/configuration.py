@@ -10,41 +10,41 @@ class TokenBucketRateLimiter(Struct):
     """A token bucket."""
 
     burst: Int32
-    """Requests at once."""
+    """Burst size in requests."""
     qps: float
     """Requests per second."""
 
 
 class RateLimiter(Struct):
-    """Limit on requests."""
+    """Rate limit."""
 
     tokenBucketRateLimiter: TokenBucketRateLimiter | None = None
-    """By a token bucket."""
+    """Token bucket rate limiter."""
 
 
 class RESTClientConfiguration(Struct):
-    """A client of the API server."""
+    """Settings of a Kubernetes client."""
 
     rateLimiter: RateLimiter | None = None
-    """Limit on requests."""
+    """Rate limit."""
 
 
 class ReloadableComponentConfiguration(Struct):
-    """How a component talks to the API server."""
+    """API client settings of a component."""
 
     restClient: RESTClientConfiguration | None = None
-    """Its client."""
+    """Client settings."""
 
 
 class ArchSpecificConfiguration(Struct):
-    """Settings of an architecture."""
+    """Settings of one architecture."""
 
     emulatedMachines: list[str] | None = None
-    """Machine types that may be used."""
+    """Allowed machine types, as patterns."""
     machineType: str | None = None
-    """Machine type of guests that name none."""
+    """Default machine type."""
     ovmfPath: str | None = None
-    """Folder of the UEFI firmware."""
+    """Directory of the UEFI firmware."""
 
 
 class ArchConfiguration(Struct):
@@ -55,7 +55,7 @@ class ArchConfiguration(Struct):
     arm64: ArchSpecificConfiguration | None = None
     """ARM, 64 bit."""
     defaultArchitecture: str | None = None
-    """Architecture of guests that name none."""
+    """Default architecture."""
     ppc64le: ArchSpecificConfiguration | None = None
     """POWER."""
     s390x: ArchSpecificConfiguration | None = None
@@ -63,56 +63,56 @@ class ArchConfiguration(Struct):
 
 
 class ChangedBlockTrackingSelectors(Struct):
-    """VMs that changed blocks are kept account of for."""
+    """Selectors of VMs with changed block tracking."""
 
     namespaceLabelSelector: LabelSelector | None = None
-    """By namespace."""
+    """Namespace selector."""
     virtualMachineLabelSelector: LabelSelector | None = None
-    """By VM."""
+    """VM selector."""
 
 
 class CommonInstancetypesDeployment(Struct):
-    """Ready-made instancetypes."""
+    """Predefined instancetypes."""
 
     enabled: bool | None = None
-    """They are there."""
+    """Whether they are deployed."""
 
 
 class TDXAttestationConfiguration(Struct):
-    """How guests prove what they are."""
+    """Attestation of guests."""
 
     enforced: bool | None = None
-    """No guest runs without."""
+    """Refuses guests without attestation."""
     qgsSocketPath: str | None = None
-    """Socket of the service that signs quotes."""
+    """Socket of the quote generation service."""
 
 
 class TDXConfiguration(Struct):
     """Intel TDX."""
 
     attestation: TDXAttestationConfiguration | None = None
-    """How guests prove what they are."""
+    """Attestation of guests."""
 
 
 class ConfidentialComputeConfiguration(Struct):
-    """Encrypted guests."""
+    """Confidential computing."""
 
     tdx: TDXConfiguration | None = None
     """Intel TDX."""
 
 
 class DiskVerification(Struct):
-    """Limits of the check of disk images."""
+    """Limits of disk image verification."""
 
     memoryLimit: Quantity
-    """Memory that the check may use."""
+    """Memory limit of the verification."""
 
 
 class LogVerbosity(Struct):
-    """How much components log."""
+    """Log verbosity of the components."""
 
     nodeVerbosity: dict[str, Int32] | None = None
-    """By node."""
+    """Verbosity by node."""
     virtAPI: Int32 | None = None
     """Of the gateway."""
     virtController: Int32 | None = None
@@ -128,180 +128,180 @@ class LogVerbosity(Struct):
 
 
 class DeveloperConfiguration(Struct):
-    """Settings for trying things."""
+    """Developer settings."""
 
     clusterProfiler: bool | None = None
     """Profiles all components."""
     cpuAllocationRatio: UInt32 | None = None
-    """Virtual CPUs per physical CPU that a pod asks for; 10 when absent."""
+    """Virtual CPUs per physical CPU in the pod's request; 10 when absent."""
     disabledFeatureGates: list[str] | None = None
-    """Features to switch off."""
+    """Disabled feature gates."""
     diskVerification: DiskVerification | None = None
-    """Limits of the check of disk images."""
+    """Limits of disk image verification."""
     featureGates: list[str] | None = None
-    """Features to switch on."""
+    """Enabled feature gates."""
     logVerbosity: LogVerbosity | None = None
-    """How much components log."""
+    """Log verbosity of the components."""
     memoryOvercommit: Int32 | None = None
-    """Guest memory in percent of the memory that a pod asks for; 100 when absent."""
+    """Guest memory in percent of the pod's memory request; 100 when absent."""
     minimumClusterTSCFrequency: Int64 | None = None
-    """Least frequency of the time stamp counter."""
+    """Minimum TSC frequency."""
     minimumReservePVCBytes: Int64 | None = None
-    """Bytes that stay free on a volume."""
+    """Bytes reserved on a volume."""
     nodeSelectors: dict[str, str] | None = None
     """Labels that the nodes of VMs must have."""
     pvcTolerateLessSpaceUpToPercent: Int32 | None = None
-    """Percent by which a volume may be smaller than asked for."""
+    """Percent by which a volume may be smaller than requested."""
     useEmulation: bool | None = None
-    """Runs guests without KVM, in software, where KVM is not there or does not work."""
+    """Falls back to software emulation on nodes without working KVM."""
 
 
 class HypervisorConfiguration(Struct):
-    """A hypervisor that may be used."""
+    """An allowed hypervisor."""
 
     name: str | None = None
     """Its name."""
 
 
 class InstancetypeConfiguration(Struct):
-    """How instancetypes are taken over."""
+    """How instancetypes are applied."""
 
     referencePolicy: str | None = None
     """reference keeps the reference, expand writes the values into the VM."""
 
 
 class KSMConfiguration(Struct):
-    """Nodes that share equal pages of memory."""
+    """Nodes with kernel same-page merging."""
 
     nodeLabelSelector: LabelSelector | None = None
-    """Their labels."""
+    """Node selector."""
 
 
 class LiveUpdateConfiguration(Struct):
-    """Limits for changes of running VMs."""
+    """Limits of live updates."""
 
     maxCpuSockets: Int64 | None = None
-    """Sockets up to which CPUs may be added."""
+    """Maximum number of sockets with CPU hot-plug."""
     maxGuest: Quantity | None = None
-    """Memory up to which a guest may grow."""
+    """Maximum memory of a guest with memory hot-plug."""
     maxHotplugRatio: Int64 | None = None
-    """Factor on what a VM starts with."""
+    """Maximum hot-plug ratio relative to the initial size."""
 
 
 class NodeMediatedDeviceTypesConfig(Struct):
-    """Types of slices on some nodes."""
+    """Mediated device types of selected nodes."""
 
     nodeSelector: dict[str, str]
     """Labels of the nodes."""
     mediatedDeviceTypes: list[str] | None = None
-    """Types of slices."""
+    """Mediated device types."""
     mediatedDevicesTypes: list[str] | None = None
     """Older name of mediatedDeviceTypes."""
 
 
 class MediatedDevicesConfiguration(Struct):
-    """Slices of devices that nodes make."""
+    """Mediated devices created on nodes."""
 
     enabled: bool | None = None
-    """They are made."""
+    """They are created."""
     mediatedDeviceTypes: list[str] | None = None
-    """Types of slices."""
+    """Mediated device types."""
     mediatedDevicesTypes: list[str] | None = None
     """Older name of mediatedDeviceTypes."""
     nodeMediatedDeviceTypes: list[NodeMediatedDeviceTypesConfig] | None = None
-    """Types by node."""
+    """Mediated device types by node."""
 
 
 class MigrationConfiguration(Struct):
     """Settings of migrations."""
 
     allowAutoConverge: bool | None = None
-    """Slows the guest down when its memory changes too fast."""
+    """Throttles the guest when its memory changes too fast."""
     allowPostCopy: bool | None = None
-    """Lets the guest run at the target before all memory is there."""
+    """Allows post-copy migration."""
     allowWorkloadDisruption: bool | None = None
-    """Pauses the guest when nothing else helps."""
+    """Allows pausing the guest when the migration does not converge."""
     bandwidthPerMigration: Quantity | None = None
-    """Bytes per second; 0 is as fast as it goes."""
+    """Bandwidth limit in bytes per second; 0 is unlimited."""
     completionTimeoutPerGiB: Int64 | None = None
-    """Seconds that each GiB of memory may take."""
+    """Timeout in seconds per GiB of memory."""
     disableTLS: bool | None = None
-    """Memory goes over the network unencrypted."""
+    """Transfers memory without TLS."""
     matchSELinuxLevelOnMigration: bool | None = None
-    """The target's pod gets the source's SELinux level."""
+    """Whether the target pod gets the source pod's SELinux level."""
     maxDowntimeMs: Int64 | None = None
-    """Milliseconds that the guest may stand still at the end."""
+    """Maximum downtime in milliseconds."""
     network: str | None = None
-    """Secondary network that memory goes over."""
+    """Secondary network for the transfer."""
     nodeDrainTaintKey: str | None = None
-    """Taint that says that a node is to be emptied."""
+    """Taint of a node that is being drained."""
     parallelMigrationsPerCluster: UInt32 | None = None
-    """Migrations at the same time in the cluster; 5 when absent."""
+    """Maximum number of concurrent migrations in the cluster; 5 when absent."""
     parallelOutboundMigrationsPerNode: UInt32 | None = None
-    """Migrations at the same time away from one node; 2 when absent."""
+    """Maximum number of concurrent outbound migrations per node; 2 when absent."""
     progressTimeout: Int64 | None = None
-    """Seconds without progress after which it is given up."""
+    """Seconds without progress after which the migration is aborted."""
     unsafeMigrationOverride: bool | None = None
-    """Migrates where storage could be damaged by it."""
+    """Allows migrations that may corrupt storage."""
     utilityVolumesTimeout: Int64 | None = None
-    """Seconds that utility volumes may take to be let go."""
+    """Seconds to wait for detachment of utility volumes."""
 
 
 class ResourceRequirementsWithoutClaims(Struct):
     """Resources of a container."""
 
     limits: dict[str, Quantity] | None = None
-    """Greatest amounts."""
+    """Limits."""
     requests: dict[str, Quantity] | None = None
-    """Least amounts."""
+    """Requests."""
 
 
 class InterfaceBindingMigration(Struct):
-    """How a plugin behaves in migrations."""
+    """Migration settings of a plugin."""
 
     method: str | None = None
     """Method, such as link-refresh."""
 
 
 class InterfaceBindingPlugin(Struct):
-    """A plugin by which interfaces join networks."""
+    """A network binding plugin."""
 
     computeResourceOverhead: ResourceRequirementsWithoutClaims | None = None
-    """Resources that it adds to the pod."""
+    """Additional resources of the pod."""
     domainAttachmentType: str | None = None
-    """What it hands to the guest: a tap device or its own."""
+    """What it attaches to the guest: a tap device or its own device."""
     downwardAPI: str | None = None
-    """What it is told about the device."""
+    """Device information passed to the plugin."""
     migration: InterfaceBindingMigration | None = None
-    """How it behaves in migrations."""
+    """Migration settings."""
     networkAttachmentDefinition: str | None = None
-    """The CNI plugin that it needs."""
+    """NetworkAttachmentDefinition of the CNI plugin."""
     sidecarImage: str | None = None
-    """Container that it adds to the pod."""
+    """Sidecar container image."""
 
 
 class NetworkConfiguration(Struct):
     """Settings of networks."""
 
     binding: dict[str, InterfaceBindingPlugin] | None = None
-    """Plugins by which interfaces join networks."""
+    """Network binding plugins."""
     defaultNetworkInterface: str | None = None
-    """How an interface that does not say joins the pod's network; masquerade when absent."""
+    """Default binding on the pod network; masquerade when absent."""
     permitBridgeInterfaceOnPodNetwork: bool | None = None
-    """A bridge may be used on the pod's network."""
+    """Allows a bridge on the pod network."""
     permitSlirpInterface: bool | None = None
     """No longer used."""
 
 
 class MediatedHostDevice(Struct):
-    """Slices of devices."""
+    """Mediated devices."""
 
     mdevNameSelector: str
-    """Type of the slices."""
+    """Mediated device type."""
     resourceName: str
-    """Resource under which they are offered."""
+    """Resource name."""
     externalResourceProvider: bool | None = None
-    """Somebody else's device plugin offers them."""
+    """An external device plugin provides the resource."""
 
 
 class PciHostDevice(Struct):
@@ -310,9 +310,9 @@ class PciHostDevice(Struct):
     pciVendorSelector: str
     """vendor:device in hexadecimal."""
     resourceName: str
-    """Resource under which they are offered."""
+    """Resource name."""
     externalResourceProvider: bool | None = None
-    """Somebody else's device plugin offers them."""
+    """An external device plugin provides the resource."""
 
 
 class USBSelector(Struct):
@@ -325,21 +325,21 @@ class USBSelector(Struct):
 
 
 class USBHostDevice(Struct):
-    """USB devices that belong together."""
+    """A group of USB devices."""
 
     resourceName: str
-    """Resource under which they are offered."""
+    """Resource name."""
     externalResourceProvider: bool | None = None
-    """Somebody else's device plugin offers them."""
+    """An external device plugin provides the resource."""
     selectors: list[USBSelector] | None = None
     """The devices."""
 
 
 class PermittedHostDevices(Struct):
-    """Devices of the host that may be handed to guests."""
+    """Host devices that may be passed through to guests."""
 
     mediatedDevices: list[MediatedHostDevice] | None = None
-    """Slices of devices."""
+    """Mediated devices."""
     pciHostDevices: list[PciHostDevice] | None = None
     """PCI devices."""
     usb: list[USBHostDevice] | None = None
@@ -350,14 +350,14 @@ class PersistentReservationConfiguration(Struct):
     """SCSI persistent reservations."""
 
     enabled: bool | None = None
-    """They may be used."""
+    """Whether they are enabled."""
 
 
 class CustomProfile(Struct):
-    """A profile of system calls."""
+    """A seccomp profile."""
 
     localhostProfile: str | None = None
-    """File on the node."""
+    """Path of the profile on the node."""
     runtimeDefaultProfile: bool | None = None
     """The container runtime's profile."""
 
@@ -366,11 +366,11 @@ class VirtualMachineInstanceProfile(Struct):
     """Profile of launchers."""
 
     customProfile: CustomProfile | None = None
-    """A profile of your own."""
+    """A custom profile."""
 
 
 class SeccompConfiguration(Struct):
-    """System calls that launchers may make."""
+    """Seccomp settings of launchers."""
 
     virtualMachineInstanceProfile: VirtualMachineInstanceProfile | None = None
     """Profile of launchers."""
@@ -382,7 +382,7 @@ class SMBiosConfiguration(Struct):
     family: str | None = None
     """Family."""
     manufacturer: str | None = None
-    """Maker."""
+    """Manufacturer."""
     product: str | None = None
     """Product."""
     sku: str | None = None
@@ -397,109 +397,109 @@ class SupportContainerResources(Struct):
     resources: ResourceRequirementsWithoutClaims
     """The resources."""
     type: str
-    """Which helper."""
+    """Type of the container."""
 
 
 class TLSConfiguration(Struct):
     """TLS of the installation's servers."""
 
     ciphers: list[str] | None = None
-    """Ciphers that may be used."""
+    """Allowed cipher suites."""
     minTLSVersion: str | None = None
-    """Oldest version that may be used."""
+    """Minimum TLS version."""
 
 
 class VirtTemplateDeployment(Struct):
     """Templates of virtual machines."""
 
     enabled: bool | None = None
-    """They are there."""
+    """Whether they are deployed."""
 
 
 class DisableFreePageReporting(Struct):
-    """Guests do not tell which pages they freed."""
+    """Disables free page reporting by guests."""
 
 
 class DisableSerialConsoleLog(Struct):
-    """Serial consoles are not copied to the pods' logs."""
+    """Serial consoles are not written to the pods' logs."""
 
 
 class VirtualMachineOptions(Struct):
-    """Switches for all VMs."""
+    """Options of all VMs."""
 
     disableFreePageReporting: DisableFreePageReporting | None = None
-    """Guests do not tell which pages they freed."""
+    """Disables free page reporting by guests."""
     disableSerialConsoleLog: DisableSerialConsoleLog | None = None
-    """Serial consoles are not copied to the pods' logs."""
+    """Serial consoles are not written to the pods' logs."""
 
 
 class KubeVirtConfiguration(Struct):
     """Settings of virtual machines."""
 
     additionalGuestMemoryOverheadRatio: str | None = None
-    """Factor on the overhead that is computed for a launcher pod."""
+    """Factor for the computed memory overhead of launcher pods."""
     apiConfiguration: ReloadableComponentConfiguration | None = None
-    """How the gateway talks to the API server."""
+    """API client settings of the gateway."""
     architectureConfiguration: ArchConfiguration | None = None
     """Settings by architecture."""
     autoCPULimitNamespaceLabelSelector: LabelSelector | None = None
     """Namespaces whose VMs get a CPU limit."""
     changedBlockTrackingLabelSelectors: ChangedBlockTrackingSelectors | None = None
-    """VMs that changed blocks are kept account of for."""
+    """Selectors of VMs with changed block tracking."""
     commonInstancetypesDeployment: CommonInstancetypesDeployment | None = None
-    """Ready-made instancetypes."""
+    """Predefined instancetypes."""
     confidentialCompute: ConfidentialComputeConfiguration | None = None
-    """Encrypted guests."""
+    """Confidential computing."""
     controllerConfiguration: ReloadableComponentConfiguration | None = None
-    """How the controller talks to the API server."""
+    """API client settings of the controller."""
     cpuModel: str | None = None
-    """CPU model of guests that name none."""
+    """Default CPU model."""
     cpuRequest: Quantity | None = None
-    """CPU that a launcher pod asks for when nothing says otherwise."""
+    """Default CPU request of a launcher pod."""
     defaultRuntimeClass: str | None = None
     """Runtime class of launcher pods."""
     developerConfiguration: DeveloperConfiguration | None = None
-    """Settings for trying things."""
+    """Developer settings."""
     emulatedMachines: list[str] | None = None
-    """Machine types that may be used."""
+    """Allowed machine types, as patterns."""
     evictionStrategy: Literal["None", "LiveMigrate", "LiveMigrateIfPossible", "External"] | None = None
-    """What a drain does to VMs that do not say."""
+    """Default eviction strategy."""
     handlerConfiguration: ReloadableComponentConfiguration | None = None
-    """How the handlers talk to the API server."""
+    """API client settings of the handlers."""
     hypervisors: list[HypervisorConfiguration] | None = None
-    """Hypervisors that may be used."""
+    """Allowed hypervisors."""
     imagePullPolicy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """When container disks are pulled."""
     instancetype: InstancetypeConfiguration | None = None
-    """How instancetypes are taken over."""
+    """How instancetypes are applied."""
     ksmConfiguration: KSMConfiguration | None = None
-    """Nodes that share equal pages of memory."""
+    """Nodes with kernel same-page merging."""
     liveUpdateConfiguration: LiveUpdateConfiguration | None = None
-    """Limits for changes of running VMs."""
+    """Limits of live updates."""
     machineType: str | None = None
-    """Machine type of guests that name none."""
+    """Default machine type."""
     mediatedDevicesConfiguration: MediatedDevicesConfiguration | None = None
-    """Slices of devices that nodes make."""
+    """Mediated devices created on nodes."""
     memBalloonStatsPeriod: Int64 | None = None
     """Seconds between reports of the memory balloon."""
     migrations: MigrationConfiguration | None = None
     """Settings of migrations."""
     minCPUModel: str | None = None
-    """Least CPU model that nodes are labelled with."""
+    """Minimum CPU model for node labels."""
     network: NetworkConfiguration | None = None
     """Settings of networks."""
     obsoleteCPUModels: dict[str, bool] | None = None
-    """CPU models that nodes are not labelled with."""
+    """CPU models excluded from node labels."""
     ovmfPath: str | None = None
-    """Folder of the UEFI firmware."""
+    """Directory of the UEFI firmware."""
     permittedHostDevices: PermittedHostDevices | None = None
-    """Devices of the host that may be handed to guests."""
+    """Host devices that may be passed through to guests."""
     persistentReservationConfiguration: PersistentReservationConfiguration | None = None
     """SCSI persistent reservations."""
     roleAggregationStrategy: str | None = None
-    """Whether users' roles are extended."""
+    """Aggregation of the default cluster roles."""
     seccompConfiguration: SeccompConfiguration | None = None
-    """System calls that launchers may make."""
+    """Seccomp settings of launchers."""
     selinuxLauncherType: str | None = None
     """SELinux type of launchers."""
     smbios: SMBiosConfiguration | None = None
@@ -513,12 +513,12 @@ class KubeVirtConfiguration(Struct):
     virtTemplateDeployment: VirtTemplateDeployment | None = None
     """Templates of virtual machines."""
     virtualMachineInstancesPerNode: UInt32 | None = None
-    """Most VMs on one node."""
+    """Maximum number of VMs per node."""
     virtualMachineOptions: VirtualMachineOptions | None = None
-    """Switches for all VMs."""
+    """Options of all VMs."""
     vmRolloutStrategy: Literal["Stage", "LiveUpdate"] | None = None
-    """Whether changes of a VM reach its running VMI or wait for a restart."""
+    """Whether changes of a VM apply to its running VMI or after a restart."""
     vmStateStorageClass: str | None = None
-    """Storage for firmware's and TPM's state."""
+    """Storage class for the state of firmware and TPM."""
     webhookConfiguration: ReloadableComponentConfiguration | None = None
-    """How the webhooks talk to the API server."""
+    """API client settings of the webhooks."""

@@ -1,4 +1,4 @@
-"""The part of a DataVolume (cdi.kubevirt.io/v1beta1) that stands in a VM's dataVolumeTemplates."""
+"""The part of a DataVolume (cdi.kubevirt.io/v1beta1) used in a VM's dataVolumeTemplates."""
 
 from typing import Literal
 
@@ -13,12 +13,12 @@ from api.k8s.podspec import (
 
 
 class DataVolumeCheckpoint(Struct):
-    """A stage of an import."""
+    """A checkpoint of a multi-stage import."""
 
     current: str
-    """Snapshot of this stage."""
+    """Snapshot of this checkpoint."""
     previous: str
-    """Snapshot of the stage before."""
+    """Snapshot of the previous checkpoint."""
 
 
 class DataVolumeBlankImage(Struct):
@@ -26,21 +26,21 @@ class DataVolumeBlankImage(Struct):
 
 
 class DataVolumeSourceGCS(Struct):
-    """An object of Google's storage."""
+    """An object in Google Cloud Storage."""
 
     url: str
-    """Its address."""
+    """The address."""
     secretRef: str | None = None
     """Secret with credentials."""
 
 
 class DataVolumeSourceHTTP(Struct):
-    """A file of a web server."""
+    """A file on an HTTP server."""
 
     url: str
-    """Its address."""
+    """The address."""
     certConfigMap: str | None = None
-    """ConfigMap with the authority that signed the server's certificate."""
+    """ConfigMap with the CA certificate of the server."""
     extraHeaders: list[str] | None = None
     """Headers to send."""
     secretExtraHeaders: list[str] | None = None
@@ -57,15 +57,15 @@ class DataVolumeSourceImageIO(Struct):
     url: str
     """Address of the engine."""
     certConfigMap: str | None = None
-    """ConfigMap with the authority that signed the server's certificate."""
+    """ConfigMap with the CA certificate of the server."""
     insecureSkipVerify: bool | None = None
-    """Takes any certificate."""
+    """Skips verification of the server certificate."""
     secretRef: str | None = None
     """Secret with user name and password."""
 
 
 class DataVolumeSourcePVC(Struct):
-    """Another claim."""
+    """Another PersistentVolumeClaim."""
 
     name: str
     """Its name."""
@@ -84,26 +84,26 @@ class DataVolumeSourceRegistry(Struct):
     """A container image."""
 
     certConfigMap: str | None = None
-    """ConfigMap with the authority that signed the server's certificate."""
+    """ConfigMap with the CA certificate of the server."""
     imageStream: str | None = None
-    """Image stream that names it."""
+    """Image stream of the image."""
     platform: PlatformOptions | None = None
     """Platform of the image."""
     pullMethod: str | None = None
-    """pod unpacks it in a pod; node lets the node pull it."""
+    """pod: import in a pod; node: pull by the node."""
     secretRef: str | None = None
     """Secret with user name and password."""
     url: str | None = None
-    """Its address."""
+    """The address."""
 
 
 class DataVolumeSourceS3(Struct):
     """An object of S3 storage."""
 
     url: str
-    """Its address."""
+    """The address."""
     certConfigMap: str | None = None
-    """ConfigMap with the authority that signed the server's certificate."""
+    """ConfigMap with the CA certificate of the server."""
     secretRef: str | None = None
     """Secret with credentials."""
 
@@ -118,7 +118,7 @@ class DataVolumeSourceSnapshot(Struct):
 
 
 class DataVolumeSourceUpload(Struct):
-    """A file that a client sends."""
+    """An upload by a client."""
 
 
 class DataVolumeSourceVDDK(Struct):
@@ -127,9 +127,9 @@ class DataVolumeSourceVDDK(Struct):
     backingFile: str | None = None
     """File of the disk."""
     extraArgs: str | None = None
-    """ConfigMap with further arguments."""
+    """ConfigMap with additional arguments."""
     initImageURL: str | None = None
-    """Image with VMware's library."""
+    """Image with the VDDK library."""
     secretRef: str | None = None
     """Secret with user name and password."""
     thumbprint: str | None = None
@@ -137,22 +137,22 @@ class DataVolumeSourceVDDK(Struct):
     url: str | None = None
     """Address of the server."""
     uuid: str | None = None
-    """UUID of the machine there."""
+    """UUID of the VM in VMware."""
 
 
 class DataVolumeSource(Struct):
-    """What a claim is filled with; one of the kinds."""
+    """Content of a claim; exactly one source."""
 
     blank: DataVolumeBlankImage | None = None
-    """Nothing: an empty disk."""
+    """An empty disk."""
     gcs: DataVolumeSourceGCS | None = None
-    """An object of Google's storage."""
+    """An object in Google Cloud Storage."""
     http: DataVolumeSourceHTTP | None = None
-    """A file of a web server."""
+    """A file on an HTTP server."""
     imageio: DataVolumeSourceImageIO | None = None
     """A disk of oVirt."""
     pvc: DataVolumeSourcePVC | None = None
-    """Another claim."""
+    """Another PersistentVolumeClaim."""
     registry: DataVolumeSourceRegistry | None = None
     """A container image."""
     s3: DataVolumeSourceS3 | None = None
@@ -160,7 +160,7 @@ class DataVolumeSource(Struct):
     snapshot: DataVolumeSourceSnapshot | None = None
     """A snapshot of a volume."""
     upload: DataVolumeSourceUpload | None = None
-    """A file that a client sends."""
+    """An upload by a client."""
     vddk: DataVolumeSourceVDDK | None = None
     """A disk of VMware."""
 
@@ -177,12 +177,12 @@ class DataVolumeSourceRef(Struct):
 
 
 class StorageSpec(Struct):
-    """A claim whose missing parts come from the storage profile."""
+    """A claim with defaults from the storage profile."""
 
     accessModes: list[str] | None = None
     """How nodes may use the volume at the same time."""
     dataSource: TypedLocalObjectReference | None = None
-    """What it is filled from at first."""
+    """Initial content: a snapshot or another claim."""
     dataSourceRef: TypedObjectReference | None = None
     """Like dataSource, for any kind and namespace."""
     resources: VolumeResourceRequirements | None = None
@@ -198,23 +198,23 @@ class StorageSpec(Struct):
 
 
 class DataVolumeSpec(Struct):
-    """A claim and what it is filled with."""
+    """A claim and its content."""
 
     checkpoints: list[DataVolumeCheckpoint] | None = None
-    """Stages of an import in several passes."""
+    """Checkpoints of a multi-stage import."""
     contentType: str | None = None
     """kubevirt for a disk image, archive for a tar archive of files."""
     finalCheckpoint: bool | None = None
-    """The last stage is among them."""
+    """Whether the checkpoints include the final one."""
     preallocation: bool | None = None
-    """Takes all the space at once."""
+    """Preallocates the space."""
     priorityClassName: str | None = None
-    """Priority of the pod that fills it."""
+    """Priority class of the importer pod."""
     pvc: PersistentVolumeClaimSpec | None = None
-    """The claim, as Kubernetes has it."""
+    """The PersistentVolumeClaim."""
     source: DataVolumeSource | None = None
-    """What it is filled with."""
+    """Source of the content."""
     sourceRef: DataVolumeSourceRef | None = None
-    """A DataSource that says what it is filled with."""
+    """A DataSource with the content to import."""
     storage: StorageSpec | None = None
-    """The claim, with what is left out taken from the storage profile."""
+    """The claim; absent fields are taken from the storage profile."""

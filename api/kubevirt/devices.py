@@ -17,20 +17,20 @@ class CustomBlockSize(Struct):
     """Sector sizes in bytes."""
 
     discardGranularity: Int32 | None = None
-    """Least number of bytes that can be given back at once."""
+    """Discard granularity."""
     logical: Int32 | None = None
-    """Size by which the guest addresses."""
+    """Logical sector size."""
     physical: Int32 | None = None
-    """Size that is written at once."""
+    """Physical sector size."""
 
 
 class BlockSize(Struct):
-    """Sector sizes that the guest is shown."""
+    """Sector sizes presented to the guest."""
 
     custom: CustomBlockSize | None = None
-    """Sizes in numbers."""
+    """Explicit sizes."""
     matchVolume: FeatureState | None = None
-    """Sizes of the storage behind the volume."""
+    """Uses the sizes of the backing storage."""
 
 
 class CDRomTarget(Struct):
@@ -39,7 +39,7 @@ class CDRomTarget(Struct):
     bus: Bus | None = None
     """sata (when absent), scsi or usb."""
     readonly: bool | None = None
-    """A CD-ROM can only be read; true when absent."""
+    """A CD-ROM is read-only; true when absent."""
     tray: Literal["open", "closed"] | None = None
     """open or closed."""
 
@@ -50,53 +50,53 @@ class DiskTarget(Struct):
     bus: Bus | None = None
     """virtio (when absent), sata, scsi or usb."""
     pciAddress: str | None = None
-    """Place on the guest's PCI bus, for virtio."""
+    """PCI address in the guest, for virtio."""
     readonly: bool | None = None
-    """The guest cannot write."""
+    """Read-only."""
 
 
 class LunTarget(Struct):
-    """A SCSI device that is handed through."""
+    """A SCSI device that is passed through."""
 
     bus: Bus | None = None
     """scsi or sata."""
     readonly: bool | None = None
-    """The guest cannot write."""
+    """Read-only."""
     reservation: bool | None = None
     """Lets the guest use SCSI persistent reservations."""
 
 
 class Disk(Struct):
-    """A disk that the guest sees. Its content is the volume of the same name."""
+    """A disk of the guest, backed by the volume of the same name."""
 
     name: str
-    """Name of the volume that is the content."""
+    """Name of the backing volume."""
     blockSize: BlockSize | None = None
-    """Sector sizes that the guest is shown."""
+    """Sector sizes presented to the guest."""
     bootOrder: Positive32 | None = None
-    """Place in the order in which devices are tried for booting; 1 comes first."""
+    """Boot order; 1 is first."""
     cache: Literal["none", "writethrough", "writeback"] | None = None
-    """Caching of the host: none, writethrough or writeback; chosen to fit the storage when absent."""
+    """Host cache mode: none, writethrough or writeback; depends on the storage when absent."""
     cdrom: CDRomTarget | None = None
-    """Shows the volume as a CD-ROM."""
+    """Attaches the volume as a CD-ROM."""
     changedBlockTracking: bool | None = None
-    """Keeps account of changed blocks, for incremental backups."""
+    """Enables changed block tracking, for incremental backups."""
     dedicatedIOThread: bool | None = None
-    """Gives this disk an I/O thread of its own."""
+    """Dedicated I/O thread."""
     disk: DiskTarget | None = None
-    """Shows the volume as a disk; the default."""
+    """Attaches the volume as a disk; the default."""
     errorPolicy: Literal["stop", "ignore", "report", "enospace"] | None = None
-    """What happens on a failed request: the guest stops, is told, or is not."""
+    """On a failed request: pause the guest, ignore the error, report it to the guest, or pause on ENOSPC only."""
     io: Literal["native", "threads", "default"] | None = None
-    """How QEMU issues requests: native or threads."""
+    """I/O mode of QEMU: native or threads."""
     lun: LunTarget | None = None
-    """Hands a SCSI device through to the guest."""
+    """Passes a SCSI device through to the guest."""
     serial: str | None = None
     """Serial number that the guest sees."""
     shareable: bool | None = None
-    """Several VMs may use the disk at once; there is no lock then."""
+    """Allows concurrent use by several VMs, without locking."""
     tag: str | None = None
-    """Word that the guest finds in its metadata for this disk."""
+    """Tag of the disk in the guest's device metadata."""
 
 
 class DownwardMetrics(Struct):
@@ -104,64 +104,64 @@ class DownwardMetrics(Struct):
 
 
 class FilesystemVirtiofs(Struct):
-    """Sharing by virtio-fs."""
+    """virtio-fs settings."""
 
 
 class Filesystem(Struct):
     """A volume that the guest mounts."""
 
     name: str
-    """Name of the volume, and tag by which the guest mounts it."""
+    """Name of the volume, and mount tag in the guest."""
     virtiofs: FilesystemVirtiofs
-    """Shares it by virtio-fs."""
+    """Shares the volume through virtio-fs."""
 
 
 class VGPUDisplayOptions(Struct):
-    """Screen of a slice of a graphics card."""
+    """Display of a vGPU."""
 
     enabled: bool | None = None
-    """On or off; on when the switch is named without saying so."""
+    """Whether it is enabled; true when absent."""
     ramFB: FeatureState | None = None
-    """A simple frame buffer until the driver is loaded."""
+    """A frame buffer until the driver is loaded."""
 
 
 class VGPUOptions(Struct):
-    """Settings of a slice of a graphics card."""
+    """vGPU settings."""
 
     display: VGPUDisplayOptions | None = None
-    """Its screen."""
+    """Display settings."""
 
 
 class GPU(Struct):
-    """A graphics card for the guest."""
+    """A GPU for the guest."""
 
     name: str
     """Name of the device in this list."""
     claimName: str | None = None
-    """The resource claim it comes from."""
+    """Name of the resource claim."""
     deviceName: str | None = None
-    """Resource name under which device plugins offer it."""
+    """Resource name of the device plugin."""
     requestName: str | None = None
-    """The request in the claim."""
+    """Name of the request in the claim."""
     tag: str | None = None
-    """Word that the guest finds in its metadata for this device."""
+    """Tag of the device in the guest's device metadata."""
     virtualGPUOptions: VGPUOptions | None = None
-    """Settings of a slice of a card."""
+    """vGPU settings."""
 
 
 class HostDevice(Struct):
-    """A device of the host for the guest."""
+    """A host device for the guest."""
 
     name: str
     """Name of the device in this list."""
     claimName: str | None = None
-    """The resource claim it comes from."""
+    """Name of the resource claim."""
     deviceName: str | None = None
-    """Resource name under which device plugins offer it."""
+    """Resource name of the device plugin."""
     requestName: str | None = None
-    """The request in the claim."""
+    """Name of the request in the claim."""
     tag: str | None = None
-    """Word that the guest finds in its metadata for this device."""
+    """Tag of the device in the guest's device metadata."""
 
 
 class Input(Struct):
@@ -176,14 +176,14 @@ class Input(Struct):
 
 
 class PanicDevice(Struct):
-    """A device by which the guest tells of its crash."""
+    """A device through which the guest reports a crash."""
 
     model: str | None = None
     """Kind of the device."""
 
 
 class Rng(Struct):
-    """Random numbers from the host."""
+    """A virtio random number generator."""
 
 
 class SoundDevice(Struct):
@@ -199,9 +199,9 @@ class TPMDevice(Struct):
     """A trusted platform module."""
 
     enabled: bool | None = None
-    """On or off; on when the switch is named without saying so."""
+    """Whether it is enabled; true when absent."""
     persistent: bool | None = None
-    """Keeps its content over restarts."""
+    """Keeps its state across restarts."""
 
 
 class VideoDevice(Struct):
@@ -215,77 +215,77 @@ class Diag288Watchdog(Struct):
     """The watchdog of s390x."""
 
     action: Literal["poweroff", "reset", "shutdown"] | None = None
-    """What happens when it is not fed."""
+    """Action on timeout."""
 
 
 class I6300ESBWatchdog(Struct):
     """The Intel 6300ESB watchdog."""
 
     action: Literal["poweroff", "reset", "shutdown"] | None = None
-    """What happens when it is not fed: reset (when absent), poweroff or shutdown."""
+    """Action on timeout: reset (when absent), poweroff or shutdown."""
 
 
 class Watchdog(Struct):
-    """A watchdog; one of the kinds."""
+    """A watchdog; exactly one type."""
 
     name: str
     """Name of the device."""
     diag288: Diag288Watchdog | None = None
-    """The one of s390x."""
+    """The diag288 watchdog of s390x."""
     i6300esb: I6300ESBWatchdog | None = None
-    """The Intel 6300ESB, which Linux and Windows know."""
+    """The Intel 6300ESB watchdog."""
 
 
 class Devices(Struct):
-    """Everything that is plugged into the machine."""
+    """Devices of the VM."""
 
     autoattachGraphicsDevice: bool | None = None
-    """A graphics card with a VNC screen; on when absent."""
+    """Adds a graphics device with VNC; on when absent."""
     autoattachInputDevice: bool | None = None
-    """A tablet, so that the pointer of the screen fits; off when absent."""
+    """Adds a tablet for absolute pointer positions; off when absent."""
     autoattachMemBalloon: bool | None = None
-    """A memory balloon, by which the host learns how memory is used; on when absent."""
+    """Adds a memory balloon, for memory statistics; on when absent."""
     autoattachPodInterface: bool | None = None
-    """Joins the pod's network when no network is named; on when absent."""
+    """Adds the pod network when there are no networks; on when absent."""
     autoattachSerialConsole: bool | None = None
-    """A serial console; on when absent."""
+    """Adds a serial console; on when absent."""
     autoattachVSOCK: bool | None = None
-    """A socket between host and guest that needs no network; off when absent."""
+    """Adds a VSOCK device; off when absent."""
     blockMultiQueue: bool | None = None
-    """One request queue per CPU for virtio disks."""
+    """One queue per vCPU for virtio disks."""
     clientPassthrough: ClientPassthroughDevices | None = None
-    """USB devices that a client hands over through its console connection."""
+    """USB devices that a client redirects to the guest."""
     disableHotplug: bool | None = None
-    """Nothing will be plugged in while the guest runs, so no free slots are kept."""
+    """Disables hot-plug, so that no free PCI slots are reserved."""
     disks: Annotated[list[Disk], BY_NAME] | None = None
-    """Disks and CD-ROMs. A volume that no disk names becomes a disk too."""
+    """Disks and CD-ROMs. A volume without a disk gets a default disk."""
     downwardMetrics: DownwardMetrics | None = None
-    """A device by which the guest reads the host's metrics."""
+    """A device that exposes host metrics to the guest."""
     filesystems: list[Filesystem] | None = None
     """Volumes that the guest mounts as file systems instead of disks."""
     gpus: list[GPU] | None = None
-    """Graphics cards or slices of them that are handed to the guest."""
+    """GPUs or vGPUs that are passed through to the guest."""
     hostDevices: list[HostDevice] | None = None
-    """Devices of the host that are handed to the guest."""
+    """Host devices that are passed through to the guest."""
     inputs: list[Input] | None = None
     """Pointing devices."""
     interfaces: Annotated[list[Interface], BY_NAME] | None = None
-    """Network cards; each joins the network of the same name."""
+    """Network interfaces; each connects to the network of the same name."""
     logSerialConsole: bool | None = None
-    """Copies the serial console to the log of the pod; on when absent."""
+    """Writes the serial console to the pod's log; on when absent."""
     networkInterfaceMultiqueue: bool | None = None
-    """One queue per CPU for virtio network cards."""
+    """One queue per vCPU for virtio interfaces."""
     panicDevices: list[PanicDevice] | None = None
-    """Devices by which the guest tells of its crash."""
+    """Devices through which the guest reports a crash."""
     rng: Rng | None = None
-    """Random numbers from the host."""
+    """A virtio random number generator."""
     sound: SoundDevice | None = None
     """A sound card."""
     tpm: TPMDevice | None = None
     """A trusted platform module."""
     useVirtioTransitional: bool | None = None
-    """virtio devices in the form that guests from before virtio 1.0 know."""
+    """Uses transitional virtio devices, for guests without virtio 1.0."""
     video: VideoDevice | None = None
     """Kind of graphics card."""
     watchdog: Watchdog | None = None
-    """A watchdog that acts when the guest no longer feeds it."""
+    """A watchdog device."""

@@ -8,12 +8,12 @@ from api.kubevirt.platform import Clock, Features, Firmware
 
 
 class Chassis(Struct):
-    """SMBIOS strings about the case."""
+    """SMBIOS chassis strings."""
 
     asset: str | None = None
     """Asset tag."""
     manufacturer: str | None = None
-    """Maker."""
+    """Manufacturer."""
     serial: str | None = None
     """Serial number."""
     sku: str | None = None
@@ -23,7 +23,7 @@ class Chassis(Struct):
 
 
 class CPUFeature(Struct):
-    """A CPU feature that is treated differently from what the model says."""
+    """A CPU feature that differs from the CPU model."""
 
     name: str
     """Name of the feature as libvirt spells it, such as pcid."""
@@ -32,14 +32,14 @@ class CPUFeature(Struct):
 
 
 class NUMAGuestMappingPassthrough(Struct):
-    """Shows the guest the host's own layout."""
+    """Exposes the host's NUMA topology to the guest."""
 
 
 class NUMA(Struct):
-    """Layout of memory over NUMA nodes."""
+    """NUMA settings."""
 
     guestMappingPassthrough: NUMAGuestMappingPassthrough | None = None
-    """Shows the guest the layout of the host's nodes that it runs on."""
+    """Exposes the host's NUMA topology to the guest."""
 
 
 class Realtime(Struct):
@@ -55,52 +55,52 @@ class CPU(Struct):
     cores: UInt32 | None = None
     """Cores per socket; 1 when absent."""
     dedicatedCpuPlacement: bool | None = None
-    """Gives every virtual CPU a physical one of its own."""
+    """Pins every vCPU to a dedicated physical CPU."""
     features: list[CPUFeature] | None = None
     """CPU features to force, require or forbid."""
     isolateEmulatorThread: bool | None = None
-    """With dedicated CPUs: one more for QEMU's own work."""
+    """With dedicated CPUs: one more CPU for the QEMU emulator thread."""
     maxSockets: UInt32 | None = None
-    """Sockets up to which CPUs may be added while the guest runs."""
+    """Maximum number of sockets with CPU hot-plug."""
     model: str | None = None
-    """CPU model: a name that libvirt knows, host-model or host-passthrough; the installation's default when absent."""
+    """CPU model: a name known to libvirt, host-model or host-passthrough; the installation's default when absent."""
     numa: NUMA | None = None
-    """How the guest's memory is laid out over NUMA nodes."""
+    """NUMA settings of the guest."""
     realtime: Realtime | None = None
-    """Schedules the virtual CPUs in real time."""
+    """Real-time scheduling of vCPUs."""
     sockets: UInt32 | None = None
-    """Sockets; 1 when absent, or as many as resources name whole CPUs when no topology is given at all."""
+    """Sockets; 1 when absent, or the CPUs of resources when no topology is set."""
     threads: UInt32 | None = None
     """Threads per core; 1 when absent."""
 
 
 class DiskIOThreads(Struct):
-    """Extra threads for disk requests."""
+    """Supplemental I/O threads."""
 
     supplementalPoolThreadCount: UInt32 | None = None
     """Number of threads in the pool."""
 
 
 class SEVAttestation(Struct):
-    """The owner measures the guest before it starts."""
+    """Attestation before the guest starts."""
 
 
 class SEVPolicy(Struct):
-    """What SEV must guarantee."""
+    """SEV policy."""
 
     encryptedState: bool | None = None
-    """CPU registers are encrypted too (SEV-ES)."""
+    """Encrypts CPU registers (SEV-ES)."""
 
 
 class SEV(Struct):
     """AMD Secure Encrypted Virtualization."""
 
     attestation: SEVAttestation | None = None
-    """Waits for the owner to measure the guest before it starts."""
+    """Waits for attestation before the guest starts."""
     dhCert: str | None = None
     """The owner's Diffie-Hellman key, base64."""
     policy: SEVPolicy | None = None
-    """What the platform must guarantee."""
+    """SEV policy."""
     session: str | None = None
     """Session data of the owner, base64."""
 
@@ -114,7 +114,7 @@ class TDX(Struct):
 
 
 class LaunchSecurity(Struct):
-    """Encryption of the guest's memory against the host."""
+    """Memory encryption of confidential guests."""
 
     sev: SEV | None = None
     """AMD SEV."""
@@ -125,7 +125,7 @@ class LaunchSecurity(Struct):
 
 
 class Machine(Struct):
-    """The board that is emulated."""
+    """The machine type."""
 
     type: str | None = None
     """q35, or one of its versions such as pc-q35-9.2; the installation's default when absent."""
@@ -139,10 +139,10 @@ class Hugepages(Struct):
 
 
 class ReservedOverhead(Struct):
-    """Memory that is set aside beyond the guest's own."""
+    """Memory reserved in addition to guest memory."""
 
     addedOverhead: Quantity | None = None
-    """Amount added to what is computed."""
+    """Amount added to the computed overhead."""
     memLock: Literal["Required", "NotRequired"] | None = None
     """Whether the guest's memory must be locked."""
 
@@ -151,52 +151,52 @@ class Memory(Struct):
     """The guest's memory."""
 
     guest: Quantity | None = None
-    """Memory that the guest sees; what resources ask for when absent."""
+    """Memory of the guest; defaults to the memory of resources."""
     hugepages: Hugepages | None = None
     """Backs the memory with huge pages."""
     maxGuest: Quantity | None = None
-    """Memory up to which the guest may grow while it runs."""
+    """Maximum memory with memory hot-plug."""
     reservedOverhead: ReservedOverhead | None = None
-    """Memory beyond the guest's own that is set aside for it."""
+    """Memory reserved in addition to guest memory."""
 
 
 class ResourceRequirements(Struct):
-    """What the launcher pod asks Kubernetes for."""
+    """Resources of the launcher pod."""
 
     limits: dict[str, Quantity] | None = None
-    """Greatest amounts of cpu and memory."""
+    """Limits of cpu and memory."""
     overcommitGuestOverhead: bool | None = None
-    """Leaves the overhead out of the request: more VMs fit, and may be killed when memory is short."""
+    """Excludes the overhead from the memory request, at the risk of OOM kills."""
     requests: dict[str, Quantity] | None = None
-    """Least amounts of cpu and memory; without memory here, the guest's memory plus overhead is asked for."""
+    """Requested cpu and memory; memory defaults to guest memory plus overhead."""
 
 
 class DomainSpec(Struct):
-    """The machine that the guest sees: its CPUs, memory, firmware and devices."""
+    """The domain of the guest: CPUs, memory, firmware and devices."""
 
     devices: Devices
-    """Disks, network cards and everything else that is plugged in."""
+    """Disks, network interfaces and other devices."""
     chassis: Chassis | None = None
-    """SMBIOS strings about the case: maker, version, serial and asset numbers."""
+    """SMBIOS chassis strings: manufacturer, version, serial and asset tag."""
     clock: Clock | None = None
-    """What the guest's clock shows, and by which timers it ticks."""
+    """Clock and timers of the guest."""
     cpu: CPU | None = None
     """Number, model and features of the virtual CPUs."""
     features: Features | None = None
-    """Hypervisor features that are switched on or off, such as ACPI or the Hyper-V ones."""
+    """Hypervisor features, such as ACPI and Hyper-V enlightenments."""
     firmware: Firmware | None = None
-    """What boots the guest: BIOS or EFI, a kernel handed over directly, UUID and serial."""
+    """Firmware: BIOS or EFI, direct kernel boot, UUID and serial."""
     ioThreads: DiskIOThreads | None = None
-    """Extra threads for disk requests."""
+    """Supplemental I/O threads."""
     ioThreadsPolicy: Literal["shared", "auto", "supplementalPool"] | None = None
-    """How disks share I/O threads: one for all, one each, or a pool of extra ones."""
+    """I/O thread policy of disks: shared, auto or supplementalPool."""
     launchSecurity: LaunchSecurity | None = None
-    """Encryption of the guest's memory against the host."""
+    """Memory encryption of confidential guests."""
     machine: Machine | None = None
-    """The board that is emulated."""
+    """The machine type."""
     memory: Memory | None = None
-    """How much memory the guest sees and how it is backed."""
+    """Size and backing of guest memory."""
     rebootPolicy: Literal["Reboot", "Terminate"] | None = None
-    """Whether a reboot from inside restarts the guest in place or ends the VMI."""
+    """Whether a guest reboot restarts the guest in place or terminates the VMI."""
     resources: ResourceRequirements | None = None
-    """CPU and memory that the launcher pod asks Kubernetes for."""
+    """CPU and memory of the launcher pod."""

@@ -13,31 +13,31 @@ from api.kubevirt.vmi import VirtualMachineInstance as VirtualMachineInstance
 
 
 class CertConfig(Struct):
-    """Life of a certificate."""
+    """Lifetime of a certificate."""
 
     duration: Duration | None = None
     """How long it is valid."""
     renewBefore: Duration | None = None
-    """How long before its end a new one is made."""
+    """How long before its expiry a new one is issued."""
 
 
 class KubeVirtSelfSignConfiguration(Struct):
     """Certificates that are signed by the installation itself."""
 
     ca: CertConfig | None = None
-    """Of the authority."""
+    """Lifetime of the CA."""
     caOverlapInterval: Duration | None = None
-    """How long an old authority stays trusted."""
+    """How long an old CA remains trusted."""
     caRotateInterval: Duration | None = None
-    """How long an authority lives."""
+    """Lifetime of a CA."""
     certRotateInterval: Duration | None = None
-    """How long a certificate lives."""
+    """Lifetime of a certificate."""
     server: CertConfig | None = None
-    """Of the servers."""
+    """Lifetime of server certificates."""
 
 
 class KubeVirtCertificateRotateStrategy(Struct):
-    """How long certificates live."""
+    """Lifetimes of certificates."""
 
     selfSigned: KubeVirtSelfSignConfiguration | None = None
     """Certificates that are signed by the installation itself."""
@@ -68,7 +68,7 @@ class CustomizeComponentsPatch(Struct):
 
 
 class CustomizeComponents(Struct):
-    """Changes to the installation's own manifests."""
+    """Patches of the installation's manifests."""
 
     flags: Flags | None = None
     """Flags of the components."""
@@ -84,7 +84,7 @@ class NodePlacement(Struct):
     nodeSelector: dict[str, str] | None = None
     """Labels that the node must have."""
     tolerations: list[Toleration] | None = None
-    """Taints that are put up with."""
+    """Tolerated taints."""
 
 
 class ComponentConfig(Struct):
@@ -93,11 +93,11 @@ class ComponentConfig(Struct):
     nodePlacement: NodePlacement | None = None
     """Nodes."""
     replicas: UInt8 | None = None
-    """How many there are of each."""
+    """Number of replicas."""
 
 
 class KubeVirtWorkloadUpdateStrategy(Struct):
-    """How running VMs get to a new version."""
+    """Update strategy of running VMs."""
 
     batchEvictionInterval: Duration | None = None
     """Time between batches."""
@@ -108,14 +108,14 @@ class KubeVirtWorkloadUpdateStrategy(Struct):
 
 
 class KubeVirtSpec(Struct):
-    """What is wanted of an installation."""
+    """Desired state of the installation."""
 
     certificateRotateStrategy: KubeVirtCertificateRotateStrategy | None = None
-    """How long certificates live."""
+    """Lifetimes of certificates."""
     configuration: KubeVirtConfiguration | None = None
     """Settings of virtual machines."""
     customizeComponents: CustomizeComponents | None = None
-    """Changes to the installation's own manifests."""
+    """Patches of the installation's manifests."""
     imagePullPolicy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """When the components' images are pulled."""
     imagePullSecrets: list[LocalObjectReference] | None = None
@@ -143,13 +143,13 @@ class KubeVirtSpec(Struct):
     uninstallStrategy: Literal["RemoveWorkloads", "BlockUninstallIfWorkloadsExist"] | None = None
     """Whether removing the installation removes its VMs or is refused while there are any."""
     workloadUpdateStrategy: KubeVirtWorkloadUpdateStrategy | None = None
-    """How running VMs get to a new version."""
+    """Update strategy of running VMs."""
     workloads: ComponentConfig | None = None
     """Where the handlers run."""
 
 
 class KubeVirtCondition(Condition):
-    """One aspect of an installation's state."""
+    """A condition of the installation."""
 
 
 class GenerationStatus(Struct):
@@ -164,30 +164,30 @@ class GenerationStatus(Struct):
     resource: str
     """Resource."""
     hash: str | None = None
-    """Checksum of what has no generation."""
+    """Checksum of objects without a generation."""
     namespace: str | None = None
     """Namespace."""
 
 
 class KubeVirtStatus(Struct):
-    """What there is of an installation."""
+    """Observed state of the installation."""
 
     conditions: list[KubeVirtCondition] | None = None
-    """Aspects of its state, with reasons in words."""
+    """Conditions of the object."""
     defaultArchitecture: str | None = None
-    """Architecture of guests that name none."""
+    """Default architecture."""
     generations: list[GenerationStatus] | None = None
-    """Generations of the installation's own objects."""
+    """Generations of the installation's objects."""
     observedDeploymentConfig: str | None = None
-    """Settings of the installation that are in force."""
+    """Current settings of the installation."""
     observedDeploymentID: str | None = None
     """Checksum of them."""
     observedGeneration: Int64 | None = None
-    """Generation that is in force."""
+    """Observed generation."""
     observedKubeVirtRegistry: str | None = None
-    """Registry in force."""
+    """Current registry."""
     observedKubeVirtVersion: str | None = None
-    """Version in force."""
+    """Current version."""
     operatorVersion: str | None = None
     """Version of the operator."""
     outdatedVirtualMachineInstanceWorkloads: Int32 | None = None
@@ -197,13 +197,13 @@ class KubeVirtStatus(Struct):
     synchronizationAddresses: list[str] | None = None
     """Addresses for migrations between clusters."""
     targetDeploymentConfig: str | None = None
-    """Settings of the installation that are being put in force."""
+    """Target settings of the installation."""
     targetDeploymentID: str | None = None
     """Checksum of them."""
     targetKubeVirtRegistry: str | None = None
-    """Registry that is being put in force."""
+    """Target registry."""
     targetKubeVirtVersion: str | None = None
-    """Version that is being put in force."""
+    """Target version."""
 
 
 class KubeVirt(Object):
@@ -214,13 +214,13 @@ class KubeVirt(Object):
     kind: Literal["KubeVirt"]
     """Kind of the object."""
     spec: KubeVirtSpec
-    """What is wanted."""
+    """Desired state."""
     status: KubeVirtStatus | None = None
-    """What there is."""
+    """Observed state."""
 
 
 def spec_of(objects: Iterable[KubeVirt]) -> KubeVirtSpec:
-    """The spec of the KubeVirt CR (the oldest, if somebody made two); an empty one when there is none."""
+    """The spec of the KubeVirt CR (the oldest of several); an empty one when there is none."""
     by_age = sorted(objects, key=lambda kv: (kv.metadata.creationTimestamp or "", kv.metadata.name or ""))
     return by_age[0].spec if by_age else KubeVirtSpec()
 

@@ -10,7 +10,7 @@ class VirtualMachineInstanceMigrationTarget(Struct):
     """The target's side of a migration between clusters."""
 
     migrationID: str
-    """Word that both sides know the migration by."""
+    """Identifier of the migration, shared by both clusters."""
 
 
 class VirtualMachineInstanceMigrationSource(Struct):
@@ -19,14 +19,14 @@ class VirtualMachineInstanceMigrationSource(Struct):
     connectURL: str
     """Address of the other cluster."""
     migrationID: str
-    """Word that both sides know the migration by."""
+    """Identifier of the migration, shared by both clusters."""
 
 
 class VirtualMachineInstanceMigrationSpec(Struct):
-    """What to move and where."""
+    """The VMI to migrate and the target."""
 
     addedNodeSelector: dict[str, str] | None = None
-    """Labels that the target must have beyond what the VMI asks for."""
+    """Labels that the target node must have in addition to the VMI's nodeSelector."""
     priority: str | None = None
     """Order among waiting migrations."""
     receive: VirtualMachineInstanceMigrationTarget | None = None
@@ -38,7 +38,7 @@ class VirtualMachineInstanceMigrationSpec(Struct):
 
 
 class VirtualMachineInstanceMigrationCondition(Condition):
-    """One aspect of a migration's state."""
+    """A condition of a migration."""
 
 
 class VirtualMachineInstanceMigrationPhaseTransitionTimestamp(Struct):
@@ -51,10 +51,10 @@ class VirtualMachineInstanceMigrationPhaseTransitionTimestamp(Struct):
 
 
 class VirtualMachineInstanceMigrationStatus(Struct):
-    """How far a migration has come."""
+    """Progress of a migration."""
 
     conditions: list[VirtualMachineInstanceMigrationCondition] | None = None
-    """Aspects of its state, with reasons in words."""
+    """Conditions of the object."""
     migrationState: VirtualMachineInstanceMigrationState | None = None
     """Details, as in the VMI."""
     phase: str | None = None
@@ -66,13 +66,13 @@ class VirtualMachineInstanceMigrationStatus(Struct):
 
 
 class VirtualMachineInstanceMigration(Object):
-    """The wish to move a running VMI to another node. Deleting it calls the migration off."""
+    """A request to migrate a running VMI to another node. Deleting it cancels the migration."""
 
     apiVersion: Literal["kubevirt.io/v1", "kubevirt.io/v1alpha3"]
     """API group and version."""
     kind: Literal["VirtualMachineInstanceMigration"]
     """Kind of the object."""
     spec: VirtualMachineInstanceMigrationSpec
-    """What to move."""
+    """The VMI to migrate."""
     status: VirtualMachineInstanceMigrationStatus | None = None
-    """How far it has come. Written by hyperlet only."""
+    """Progress. Written by hyperlet only."""

@@ -1,88 +1,88 @@
-"""How far a migration has come, as it stands in the status of the VMI and of the migration."""
+"""Progress of a migration, in the status of the VMI and of the migration."""
 
 from api.k8s.meta import Int32, Int64, Quantity, Struct, Time, UInt32
 
 
 class DowntimeTuningOptions(Struct):
-    """How the allowed standstill grows."""
+    """How the allowed downtime grows."""
 
     cooldownSeconds: Int32 | None = None
     """Seconds between steps."""
     initialMs: Int64 | None = None
     """First step, in milliseconds."""
     startAfterIteration: Int64 | None = None
-    """Pass over the memory after which it begins to grow."""
+    """Iteration after which it begins to grow."""
     steps: Int32 | None = None
     """Number of steps."""
 
 
 class StallDetectorOptions(Struct):
-    """How it is noticed that a migration gets nowhere."""
+    """Detection of stalled migrations."""
 
     completionTimeoutFactor: Quantity | None = None
     """Factor on the time that completion may take."""
     ewmaAlpha: Quantity | None = None
     """Weight of the newest measurement in the average."""
     patienceWindowDecayFactor: Quantity | None = None
-    """How fast patience wears off."""
+    """Decay factor of the patience window."""
     precopyPossibleFactor: Quantity | None = None
-    """Factor that says whether copying before the switch can work."""
+    """Factor that determines whether pre-copy can converge."""
     searchLocalMinima: bool | None = None
-    """Looks for the moment with the least memory left."""
+    """Switches over at a local minimum of remaining memory."""
     stallMargin: Int64 | None = None
-    """Change that still counts as none."""
+    """Margin below which progress counts as stalled."""
     stallProgressTimeout: Int64 | None = None
     """Seconds without progress that count as stalled."""
     switchoverTimeout: Int64 | None = None
-    """Seconds that the switch may take."""
+    """Timeout of the switchover in seconds."""
 
 
 class ExperimentalMigrationOptions(Struct):
-    """Settings that may change."""
+    """Experimental settings."""
 
     compression: str | None = None
-    """Method by which memory is packed."""
+    """Compression method."""
     downtimeTuning: DowntimeTuningOptions | None = None
-    """How the allowed standstill grows."""
+    """How the allowed downtime grows."""
     stallDetector: StallDetectorOptions | None = None
-    """How it is noticed that a migration gets nowhere."""
+    """Detection of stalled migrations."""
 
 
 class VMIMConfigurationOptions(Struct):
     """Settings of one migration."""
 
     allowAutoConverge: bool | None = None
-    """Slows the guest down when its memory changes too fast."""
+    """Throttles the guest when its memory changes too fast."""
     allowPostCopy: bool | None = None
-    """Lets the guest run at the target before all memory is there."""
+    """Allows post-copy migration."""
     allowWorkloadDisruption: bool | None = None
-    """Pauses the guest when nothing else helps."""
+    """Allows pausing the guest when the migration does not converge."""
     bandwidthPerMigration: Quantity | None = None
-    """Bytes per second; 0 is as fast as it goes."""
+    """Bandwidth limit in bytes per second; 0 is unlimited."""
     completionTimeoutPerGiB: Int64 | None = None
-    """Seconds that each GiB of memory may take."""
+    """Timeout in seconds per GiB of memory."""
     disableTLS: bool | None = None
-    """Memory goes over the network unencrypted."""
+    """Transfers memory without TLS."""
     experimental: ExperimentalMigrationOptions | None = None
-    """Settings that may change."""
+    """Experimental settings."""
     matchSELinuxLevelOnMigration: bool | None = None
-    """The target's pod gets the source's SELinux level."""
+    """Whether the target pod gets the source pod's SELinux level."""
     maxDowntimeMs: Int64 | None = None
-    """Milliseconds that the guest may stand still at the end."""
+    """Maximum downtime in milliseconds."""
     network: str | None = None
-    """Secondary network that memory goes over."""
+    """Secondary network for the transfer."""
     nodeDrainTaintKey: str | None = None
-    """Taint that says that a node is to be emptied."""
+    """Taint of a node that is being drained."""
     parallelMigrationsPerCluster: UInt32 | None = None
-    """Migrations at the same time in the cluster; 5 when absent."""
+    """Maximum number of concurrent migrations in the cluster; 5 when absent."""
     parallelOutboundMigrationsPerNode: UInt32 | None = None
-    """Migrations at the same time away from one node; 2 when absent."""
+    """Maximum number of concurrent outbound migrations per node; 2 when absent."""
     progressTimeout: Int64 | None = None
-    """Seconds without progress after which it is given up."""
+    """Seconds without progress after which the migration is aborted."""
     unsafeMigrationOverride: bool | None = None
-    """Migrates where storage could be damaged by it."""
+    """Allows migrations that may corrupt storage."""
     utilityVolumesTimeout: Int64 | None = None
-    """Seconds that utility volumes may take to be let go."""
+    """Seconds to wait for detachment of utility volumes."""
 
 
 class VirtualMachineInstanceMigrationSourceState(Struct):
@@ -97,7 +97,7 @@ class VirtualMachineInstanceMigrationSourceState(Struct):
     node: str | None = None
     """The node."""
     nodeSelectors: dict[str, str] | None = None
-    """Labels that the VMI asks of a node."""
+    """Node labels required by the VMI."""
     persistentStatePVCName: str | None = None
     """Claim with the firmware's and TPM's state."""
     pod: str | None = None
@@ -114,25 +114,25 @@ class VirtualMachineInstanceMigrationTargetState(Struct):
     """What the target of a migration reports."""
 
     attachmentPodUID: str | None = None
-    """Pod that holds plugged-in volumes."""
+    """Attachment pod of hot-plugged volumes."""
     cpuSet: list[Int32] | None = None
-    """Physical CPUs that are set aside."""
+    """Dedicated CPUs."""
     directMigrationNodePorts: dict[str, Int32] | None = None
-    """Ports of the node, and what they lead to."""
+    """Migration ports of the node and their destinations."""
     domainDetected: bool | None = None
-    """The guest was seen."""
+    """The domain was detected."""
     domainName: str | None = None
     """Name of the guest in libvirt."""
     domainNamespace: str | None = None
     """Namespace of the VMI."""
     domainReadyTimestamp: Time | None = None
-    """When the guest ran."""
+    """When the domain was running."""
     migrationUID: str | None = None
     """UID of the migration object."""
     node: str | None = None
     """The node."""
     nodeAddress: str | None = None
-    """Its address."""
+    """The address."""
     nodeTopology: str | None = None
     """CPUs and NUMA nodes."""
     persistentStatePVCName: str | None = None
@@ -148,61 +148,61 @@ class VirtualMachineInstanceMigrationTargetState(Struct):
 
 
 class VirtualMachineInstanceMigrationState(Struct):
-    """How far a migration has come."""
+    """Progress of a migration."""
 
     abortRequested: bool | None = None
-    """It was called off."""
+    """Cancellation was requested."""
     abortStatus: str | None = None
-    """Whether calling it off worked."""
+    """Status of the cancellation."""
     completed: bool | None = None
-    """It has ended, well or not."""
+    """The migration has finished, successfully or not."""
     endTimestamp: Time | None = None
-    """When it ended."""
+    """End time."""
     failed: bool | None = None
-    """It has failed."""
+    """Failed."""
     failureReason: str | None = None
-    """Why, in words."""
+    """Human-readable reason of the failure."""
     migrationConfiguration: VMIMConfigurationOptions | None = None
-    """Settings in force."""
+    """Effective settings."""
     migrationNetworkType: str | None = None
-    """Network that the memory goes over: the pods' or one of its own."""
+    """Network of the transfer: the pod network or a dedicated one."""
     migrationPolicyName: str | None = None
-    """Policy that gave settings."""
+    """Applied migration policy."""
     migrationUid: str | None = None
     """UID of the migration object."""
     mode: str | None = None
     """PreCopy, PostCopy or Paused."""
     sourceNode: str | None = None
-    """Node that is left."""
+    """Source node."""
     sourcePersistentStatePVCName: str | None = None
     """Claim with the firmware's and TPM's state at the source."""
     sourcePod: str | None = None
-    """Launcher pod that is left."""
+    """Source launcher pod."""
     sourceState: VirtualMachineInstanceMigrationSourceState | None = None
     """What the source reports."""
     startTimestamp: Time | None = None
-    """When it began."""
+    """Start time."""
     targetAttachmentPodUID: str | None = None
-    """Pod that holds plugged-in volumes at the target."""
+    """Attachment pod of hot-plugged volumes at the target."""
     targetCPUSet: list[Int32] | None = None
-    """Physical CPUs that are set aside at the target."""
+    """Dedicated CPUs at the target."""
     targetDirectMigrationNodePorts: dict[str, Int32] | None = None
-    """Ports of the target's node, and what they lead to."""
+    """Migration ports of the target node and their destinations."""
     targetMemoryOverhead: Quantity | None = None
     """Overhead of the target's pod."""
     targetNode: str | None = None
-    """Node that is entered."""
+    """Target node."""
     targetNodeAddress: str | None = None
-    """Its address."""
+    """The address."""
     targetNodeDomainDetected: bool | None = None
-    """The guest was seen at the target."""
+    """The domain was detected at the target."""
     targetNodeDomainReadyTimestamp: Time | None = None
-    """When the guest ran at the target."""
+    """When the domain was running at the target."""
     targetNodeTopology: str | None = None
     """CPUs and NUMA nodes of the target."""
     targetPersistentStatePVCName: str | None = None
     """Claim with the firmware's and TPM's state at the target."""
     targetPod: str | None = None
-    """Launcher pod that is entered."""
+    """Target launcher pod."""
     targetState: VirtualMachineInstanceMigrationTargetState | None = None
     """What the target reports."""

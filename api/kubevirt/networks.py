@@ -22,11 +22,11 @@ class MultusNetwork(Struct):
     networkName: str
     """Its NetworkAttachmentDefinition: [namespace/]name."""
     default: bool | None = None
-    """Takes the place of the pod's own network."""
+    """Replaces the pod's cluster network."""
 
 
 class PodNetwork(Struct):
-    """The network that every pod has."""
+    """The pod network."""
 
     vmIPv6NetworkCIDR: str | None = None
     """IPv6 network inside of masquerade; fd10:0:2::/120 when absent."""
@@ -44,27 +44,27 @@ class ClaimRequest(Struct):
 
 
 class Network(Struct):
-    """A network that network cards join."""
+    """A network for interfaces."""
 
     name: str
-    """Name by which an interface joins it."""
+    """Name referenced by an interface."""
     multus: MultusNetwork | None = None
     """A secondary network, by its NetworkAttachmentDefinition."""
     pod: PodNetwork | None = None
-    """The network that every pod has."""
+    """The pod network."""
     resourceClaim: ClaimRequest | None = None
     """A network device from a resource claim."""
 
 
 class PluginBinding(Struct):
-    """Joining by a plugin."""
+    """Binding by a plugin."""
 
     name: str
     """Name of the plugin in the installation's configuration."""
 
 
 class InterfaceBridge(Struct):
-    """Joining by a bridge."""
+    """Bridge binding."""
 
 
 class DHCPPrivateOptions(Struct):
@@ -77,7 +77,7 @@ class DHCPPrivateOptions(Struct):
 
 
 class DHCPOptions(Struct):
-    """What the guest is told by DHCP beyond its address."""
+    """DHCP options for the guest."""
 
     bootFileName: str | None = None
     """File to boot from the network (option 67)."""
@@ -90,23 +90,23 @@ class DHCPOptions(Struct):
 
 
 class DeprecatedInterfaceMacvtap(Struct):
-    """No longer there."""
+    """Removed."""
 
 
 class InterfaceMasquerade(Struct):
-    """Joining behind network address translation."""
+    """Masquerade (NAT) binding."""
 
 
 class DeprecatedInterfacePasst(Struct):
-    """No longer there."""
+    """Removed."""
 
 
 class InterfacePasstBinding(Struct):
-    """Joining by a user-space process."""
+    """passt binding."""
 
 
 class PortRange(Struct):
-    """Ports that are handed to the guest."""
+    """Ports that are forwarded to the guest."""
 
     end: PortNumber
     """Last port."""
@@ -117,7 +117,7 @@ class PortRange(Struct):
 
 
 class Port(Struct):
-    """A port that is handed to the guest."""
+    """A port that is forwarded to the guest."""
 
     port: PortNumber
     """Number of the port."""
@@ -128,54 +128,54 @@ class Port(Struct):
 
 
 class DeprecatedInterfaceSlirp(Struct):
-    """No longer there."""
+    """Removed."""
 
 
 class InterfaceSRIOV(Struct):
-    """Joining by a virtual function of the host's card."""
+    """SR-IOV binding."""
 
 
 class Interface(Struct):
-    """A network card. It joins the network of the same name."""
+    """A network interface, connected to the network of the same name."""
 
     name: str
-    """Name of the network it joins."""
+    """Name of the network."""
     acpiIndex: UInt32 | None = None
-    """Number from which the guest derives the card's name."""
+    """ACPI index, from which the guest derives the interface name."""
     binding: PluginBinding | None = None
-    """Joins the network by a plugin of the installation."""
+    """Binding by a network binding plugin."""
     bootOrder: Positive32 | None = None
-    """Place in the order in which devices are tried for booting; 1 comes first."""
+    """Boot order; 1 is first."""
     bridge: InterfaceBridge | None = None
-    """Joins by a bridge: the guest takes over the pod's address."""
+    """Bridge binding: on the pod network the guest takes over the pod's address."""
     dhcpOptions: DHCPOptions | None = None
-    """Further options that the guest is told by DHCP."""
+    """Additional DHCP options for the guest."""
     macAddress: str | None = None
-    """MAC address; derived from the VM when absent, so that it stays."""
+    """MAC address; derived from the VM when absent, and stable."""
     macvtap: DeprecatedInterfaceMacvtap | None = None
-    """No longer there."""
+    """Removed."""
     masquerade: InterfaceMasquerade | None = None
-    """Joins behind network address translation: the guest has a private address, the pod's address is in front."""
+    """Masquerade binding: the guest has a private address behind the pod's address (NAT)."""
     model: Literal["virtio", "e1000", "e1000e", "igb", "ne2k_pci", "pcnet", "rtl8139"] | None = None
-    """Kind of the card: virtio (when absent), e1000, e1000e, rtl8139, ne2k_pci or pcnet."""
+    """Device model: virtio (when absent), e1000, e1000e, rtl8139, ne2k_pci or pcnet."""
     passt: DeprecatedInterfacePasst | None = None
-    """No longer there; see passtBinding."""
+    """Removed; see passtBinding."""
     passtBinding: InterfacePasstBinding | None = None
-    """Joins by a user-space process, without privileges."""
+    """passt binding: an unprivileged user-space network stack."""
     pciAddress: str | None = None
-    """Place on the guest's PCI bus."""
+    """PCI address in the guest."""
     portRanges: list[PortRange] | None = None
-    """Ranges of ports that are handed to the guest."""
+    """Port ranges that are forwarded to the guest."""
     ports: list[Port] | None = None
-    """Ports that are handed to the guest; all when absent."""
+    """Ports that are forwarded to the guest; all when absent."""
     slirp: DeprecatedInterfaceSlirp | None = None
-    """No longer there."""
+    """Removed."""
     sriov: InterfaceSRIOV | None = None
-    """Hands a virtual function of the host's card to the guest."""
+    """SR-IOV binding: passes a virtual function through to the guest."""
     state: Literal["up", "down", "absent"] | None = None
-    """up, down or absent."""
+    """Link state: up or down; absent unplugs the interface."""
     tag: str | None = None
-    """Word that the guest finds in its metadata for this card."""
+    """Tag of the interface in the guest's device metadata."""
 
 
 def pod_interface(network: str) -> str:

@@ -9,47 +9,47 @@ class HPETTimer(Struct):
     """High precision event timer."""
 
     present: bool | None = None
-    """Off when false; on when the timer is named."""
+    """Whether the timer is present; true when absent."""
     tickPolicy: Literal["delay", "catchup", "merge", "discard"] | None = None
-    """What happens to ticks that the guest missed: delay, catchup, merge or discard."""
+    """Policy for missed ticks: delay, catchup, merge or discard."""
 
 
 class HypervTimer(Struct):
     """Hyper-V's reference clock."""
 
     present: bool | None = None
-    """Off when false; on when the timer is named."""
+    """Whether the timer is present; true when absent."""
 
 
 class KVMTimer(Struct):
     """KVM's clock."""
 
     present: bool | None = None
-    """Off when false; on when the timer is named."""
+    """Whether the timer is present; true when absent."""
 
 
 class PITTimer(Struct):
-    """The old interval timer."""
+    """Programmable interval timer."""
 
     present: bool | None = None
-    """Off when false; on when the timer is named."""
+    """Whether the timer is present; true when absent."""
     tickPolicy: Literal["delay", "catchup", "discard"] | None = None
-    """What happens to ticks that the guest missed: delay, catchup or discard."""
+    """Policy for missed ticks: delay, catchup or discard."""
 
 
 class RTCTimer(Struct):
-    """The clock with the battery."""
+    """Real-time clock."""
 
     present: bool | None = None
-    """Off when false; on when the timer is named."""
+    """Whether the timer is present; true when absent."""
     tickPolicy: Literal["delay", "catchup"] | None = None
-    """What happens to ticks that the guest missed: delay or catchup."""
+    """Policy for missed ticks: delay or catchup."""
     track: Literal["guest", "wall"] | None = None
     """Whether it follows the guest's time or the host's wall clock."""
 
 
 class Timer(Struct):
-    """Timers that the guest is given; one that is not named is left to the machine."""
+    """Timers of the guest; absent timers have the machine type's default."""
 
     hpet: HPETTimer | None = None
     """High precision event timer."""
@@ -58,23 +58,23 @@ class Timer(Struct):
     kvm: KVMTimer | None = None
     """KVM's paravirtual clock, for Linux."""
     pit: PITTimer | None = None
-    """The old interval timer."""
+    """Programmable interval timer."""
     rtc: RTCTimer | None = None
-    """The clock with the battery."""
+    """Real-time clock."""
 
 
 class ClockOffsetUTC(Struct):
-    """UTC, possibly shifted."""
+    """UTC with an optional offset."""
 
     offsetSeconds: Int32 | None = None
-    """Seconds by which the clock is ahead of UTC. With a shift, changes from inside the guest are kept."""
+    """Offset from UTC in seconds. With an offset, changes by the guest are kept."""
 
 
 class Clock(Struct):
-    """What the guest's clock shows."""
+    """Clock of the guest."""
 
     timer: Timer | None = None
-    """Timers that the guest is given."""
+    """Timers of the guest."""
     timezone: str | None = None
     """The clock shows the time of this zone, such as Europe/Vienna."""
     utc: ClockOffsetUTC | None = None
@@ -82,61 +82,61 @@ class Clock(Struct):
 
 
 class FeatureState(Struct):
-    """A switch."""
+    """State of a feature."""
 
     enabled: bool | None = None
-    """On or off; on when the switch is named without saying so."""
+    """Whether it is enabled; true when absent."""
 
 
 class FeatureAPIC(Struct):
     """The interrupt controller of each CPU."""
 
     enabled: bool | None = None
-    """On or off; on when the switch is named without saying so."""
+    """Whether it is enabled; true when absent."""
     endOfInterrupt: bool | None = None
-    """Lets the guest end interrupts without leaving to the host."""
+    """Enables paravirtual end of interrupt."""
 
 
 class FeatureSpinlocks(Struct):
-    """Help with spin locks."""
+    """Spin lock enlightenment."""
 
     enabled: bool | None = None
-    """On or off; on when the switch is named without saying so."""
+    """Whether it is enabled; true when absent."""
     spinlocks: UInt32 | None = None
-    """Number of tries before the host is told; 4096 when absent."""
+    """Number of retries before the hypervisor is notified; 4096 when absent."""
 
 
 class SyNICTimer(Struct):
     """Synthetic timers of Hyper-V."""
 
     direct: FeatureState | None = None
-    """Timers without the way through the interrupt controller's messages."""
+    """Enables direct synthetic timers."""
     enabled: bool | None = None
-    """On or off; on when the switch is named without saying so."""
+    """Whether it is enabled; true when absent."""
 
 
 class TLBFlush(Struct):
-    """Flushing of address caches by one call."""
+    """TLB flush hypercalls."""
 
     direct: FeatureState | None = None
-    """Lets a nested guest use it too."""
+    """Enables direct TLB flush for nested guests."""
     enabled: bool | None = None
-    """On or off; on when the switch is named without saying so."""
+    """Whether it is enabled; true when absent."""
     extended: FeatureState | None = None
-    """Lets the guest name the addresses."""
+    """Enables extended TLB flush."""
 
 
 class FeatureVendorID(Struct):
     """The vendor of the hypervisor."""
 
     enabled: bool | None = None
-    """On or off; on when the switch is named without saying so."""
+    """Whether it is enabled; true when absent."""
     vendorid: str | None = None
     """Up to 12 characters."""
 
 
 class FeatureHyperv(Struct):
-    """Hyper-V's interfaces, which make Windows run better."""
+    """Hyper-V enlightenments for Windows guests."""
 
     evmcs: FeatureState | None = None
     """Faster nested virtualization on Intel."""
@@ -145,64 +145,64 @@ class FeatureHyperv(Struct):
     ipi: FeatureState | None = None
     """Faster interrupts between CPUs."""
     reenlightenment: FeatureState | None = None
-    """Tells the guest when its TSC changes by migration."""
+    """Notifies the guest of TSC changes on migration."""
     relaxed: FeatureState | None = None
-    """Tells the guest not to panic when a timer comes late."""
+    """Relaxes timer checks of the guest."""
     reset: FeatureState | None = None
-    """A register to reset the machine."""
+    """Enables the reset register."""
     runtime: FeatureState | None = None
-    """A register with the time that a virtual CPU has run."""
+    """Enables the vCPU runtime register."""
     spinlocks: FeatureSpinlocks | None = None
-    """Tells the host when the guest spins for long."""
+    """Notifies the hypervisor of long spins."""
     synic: FeatureState | None = None
     """The synthetic interrupt controller."""
     synictimer: SyNICTimer | None = None
     """The synthetic timers; need synic."""
     tlbflush: TLBFlush | None = None
-    """Flushes other CPUs' address caches by one call."""
+    """Enables TLB flush hypercalls."""
     vapic: FeatureState | None = None
     """The paravirtual interrupt controller."""
     vendorid: FeatureVendorID | None = None
-    """The vendor that the guest is shown."""
+    """Vendor ID presented to the guest."""
     vpindex: FeatureState | None = None
-    """Numbers of virtual CPUs."""
+    """Enables the virtual processor index."""
 
 
 class HyperVPassthrough(Struct):
-    """Everything of Hyper-V that the host's KVM can do."""
+    """All Hyper-V enlightenments supported by the host."""
 
     enabled: bool | None = None
-    """On or off; on when the switch is named without saying so."""
+    """Whether it is enabled; true when absent."""
 
 
 class FeatureKVM(Struct):
-    """How KVM shows itself."""
+    """KVM settings."""
 
     hidden: bool | None = None
     """Hides from the guest that it runs on KVM."""
 
 
 class Features(Struct):
-    """What the hypervisor offers the guest."""
+    """Hypervisor features."""
 
     acpi: FeatureState | None = None
-    """ACPI tables; on when absent. Without them the guest cannot be asked to shut down."""
+    """ACPI tables; on when absent. Required for a graceful shutdown through ACPI."""
     apic: FeatureAPIC | None = None
     """The interrupt controller of each CPU."""
     hyperv: FeatureHyperv | None = None
-    """What Windows knows from Hyper-V, each switch by itself."""
+    """Individual Hyper-V enlightenments."""
     hypervPassthrough: HyperVPassthrough | None = None
-    """Everything of Hyper-V that the host's KVM can do."""
+    """All Hyper-V enlightenments supported by the host."""
     kvm: FeatureKVM | None = None
-    """How KVM shows itself."""
+    """KVM settings."""
     pvspinlock: FeatureState | None = None
-    """Waits for spin locks with KVM's help."""
+    """Paravirtual spin locks."""
     smm: FeatureState | None = None
-    """System management mode, which Secure Boot needs."""
+    """System management mode, required by Secure Boot."""
 
 
 class ACPI(Struct):
-    """ACPI tables that the guest is given."""
+    """Additional ACPI tables."""
 
     msdmNameRef: str | None = None
     """Secret with the table of a Windows licence (MSDM)."""
@@ -221,13 +221,13 @@ class EFI(Struct):
     """Settings of UEFI."""
 
     persistent: bool | None = None
-    """Keeps the firmware's variables over restarts."""
+    """Keeps the NVRAM variables across restarts."""
     secureBoot: bool | None = None
-    """Starts only signed boot loaders; the default for UEFI."""
+    """Enables Secure Boot; the default for UEFI."""
 
 
 class Bootloader(Struct):
-    """The firmware that boots disks; one of the two."""
+    """The firmware: exactly one of bios and efi."""
 
     bios: BIOS | None = None
     """SeaBIOS."""
@@ -251,16 +251,16 @@ class KernelBootContainer(Struct):
 
 
 class KernelBoot(Struct):
-    """A kernel that is booted directly."""
+    """Direct kernel boot."""
 
     container: KernelBootContainer | None = None
-    """The image that holds kernel and initrd."""
+    """Image with kernel and initrd."""
     kernelArgs: str | None = None
     """Command line of the kernel."""
 
 
 class Firmware(Struct):
-    """What runs before the guest's own system."""
+    """Firmware of the guest."""
 
     acpi: ACPI | None = None
     """ACPI tables from a Secret."""
@@ -271,4 +271,4 @@ class Firmware(Struct):
     serial: str | None = None
     """System serial number in SMBIOS."""
     uuid: str | None = None
-    """System UUID in SMBIOS; derived from namespace and name when absent, so that it stays."""
+    """System UUID in SMBIOS; derived from namespace and name when absent, and stable."""

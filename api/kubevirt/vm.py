@@ -15,14 +15,14 @@ class DataVolumeTemplateDummyStatus(Struct):
 
 
 class DataVolumeTemplateSpec(Struct):
-    """A DataVolume that is made with the machine."""
+    """A DataVolume that is created with the VM."""
 
     spec: DataVolumeSpec
-    """What it is filled with."""
+    """Source of the content."""
     apiVersion: str | None = None
-    """Accepted for manifests that carry it; it means nothing."""
+    """Accepted and ignored."""
     kind: str | None = None
-    """Accepted for manifests that carry it; it means nothing."""
+    """Accepted and ignored."""
     metadata: ObjectMeta | None = None
     """Its name and labels."""
     status: DataVolumeTemplateDummyStatus | None = None
@@ -30,62 +30,61 @@ class DataVolumeTemplateSpec(Struct):
 
 
 class InstancetypeMatcher(Struct):
-    """Refers to an instancetype."""
+    """Reference to an instancetype."""
 
     kind: str | None = None
-    """Kind of what is referred to: of the namespace or of the cluster."""
+    """Kind of the referenced object, namespaced or cluster-wide."""
     inferFromVolume: str | None = None
-    """Volume whose labels name the instancetype."""
+    """Volume from whose labels the instancetype is inferred."""
     inferFromVolumeFailurePolicy: Literal["Reject", "Ignore"] | None = None
-    """Whether the VM is refused when the volume names none."""
+    """Whether to refuse the VM when inference fails."""
     name: str | None = None
     """Name of the instancetype."""
     revisionName: str | None = None
-    """ControllerRevision with the instancetype as it was."""
+    """ControllerRevision with the stored instancetype."""
 
 
 class PreferenceMatcher(Struct):
-    """Refers to a preference."""
+    """Reference to a preference."""
 
     kind: str | None = None
-    """Kind of what is referred to: of the namespace or of the cluster."""
+    """Kind of the referenced object, namespaced or cluster-wide."""
     inferFromVolume: str | None = None
-    """Volume whose labels name the preference."""
+    """Volume from whose labels the preference is inferred."""
     inferFromVolumeFailurePolicy: Literal["Reject", "Ignore"] | None = None
-    """Whether the VM is refused when the volume names none."""
+    """Whether to refuse the VM when inference fails."""
     name: str | None = None
     """Name of the preference."""
     revisionName: str | None = None
-    """ControllerRevision with the preference as it was."""
+    """ControllerRevision with the stored preference."""
 
 
 class VirtualMachineSpec(Struct):
-    """A machine, and whether it is to run."""
+    """The VM template and run strategy."""
 
     # KubeVirt's schema requires it. Here validation does, so that kubectl does not stop at this one fault of many.
     template: VirtualMachineInstanceTemplateSpec = VirtualMachineInstanceTemplateSpec()
-    """What its VMI is made from; required."""
+    """Template of the VMI; required."""
     dataVolumeTemplates: list[DataVolumeTemplateSpec] | None = None
-    """DataVolumes that are made with the machine and go with it."""
+    """DataVolumes that are created and deleted with the VM."""
     instancetype: InstancetypeMatcher | None = None
-    """A named size that CPU and memory are taken from."""
+    """The instancetype that provides CPU and memory."""
     preference: PreferenceMatcher | None = None
-    """Named preferences for devices."""
+    """The preference for devices."""
     runStrategy: Literal["Always", "Halted", "Manual", "RerunOnFailure", "Once", "WaitAsReceiver"] | None = None
-    """Always keeps it running, RerunOnFailure unless the guest shuts down, Once starts it once, Manual obeys start and
-    stop, Halted keeps it off."""
+    """Always restarts, RerunOnFailure restarts on failure, Once runs once, Manual acts on requests, Halted is off."""
     running: bool | None = None
-    """True is Always, false is Halted. Older than runStrategy, and not together with it."""
+    """Deprecated: use runStrategy. True is Always, false is Halted. Mutually exclusive with runStrategy."""
     updateVolumesStrategy: Literal["Migration", "Replacement"] | None = None
-    """Whether a changed volume replaces the old one or its content is moved over."""
+    """Whether a changed volume replaces the old one or is migrated to."""
 
 
 class VirtualMachineCondition(Condition):
-    """One aspect of a machine's state."""
+    """A condition of a VM."""
 
 
 class ControllerRevisionRef(Struct):
-    """Refers to a ControllerRevision."""
+    """Reference to a ControllerRevision."""
 
     name: str | None = None
     """Its name."""
@@ -95,7 +94,7 @@ class InstancetypeStatusRef(Struct):
     """An instancetype or preference in use."""
 
     kind: str | None = None
-    """Kind of what is referred to: of the namespace or of the cluster."""
+    """Kind of the referenced object, namespaced or cluster-wide."""
     controllerRevisionRef: ControllerRevisionRef | None = None
     """ControllerRevision that keeps it as it was."""
     inferFromVolume: str | None = None
@@ -112,17 +111,17 @@ class VirtualMachineMemoryDumpRequest(Struct):
     claimName: str
     """Claim that takes it."""
     phase: str
-    """How far it has come."""
+    """Phase of its life cycle."""
     endTimestamp: Time | None = None
-    """When it ended."""
+    """End time."""
     fileName: str | None = None
     """Name of the file."""
     message: str | None = None
-    """What went wrong."""
+    """Error message."""
     remove: bool | None = None
-    """The claim is to be let go."""
+    """The claim is to be removed."""
     startTimestamp: Time | None = None
-    """When it began."""
+    """Start time."""
 
 
 class VirtualMachineStartFailure(Struct):
@@ -137,14 +136,14 @@ class VirtualMachineStartFailure(Struct):
 
 
 class VirtualMachineStateChangeRequest(Struct):
-    """A start or stop that was asked for."""
+    """A requested start or stop."""
 
     action: str
     """Start or Stop."""
     data: dict[str, str] | None = None
     """Parameters."""
     uid: str | None = None
-    """UID of the VMI that is to stop."""
+    """UID of the VMI to stop."""
 
 
 class AddVolumeOptions(Struct):
@@ -190,7 +189,7 @@ class VolumeSnapshotStatus(Struct):
 
 
 class VolumeMigrationState(Struct):
-    """Volumes whose content is being moved."""
+    """Volumes being migrated."""
 
     migratedVolumes: list[StorageMigratedVolumeInfo] | None = None
     """The volumes, with the claims they leave and enter."""
@@ -200,58 +199,58 @@ class VolumeUpdateState(Struct):
     """Volumes that change."""
 
     volumeMigrationState: VolumeMigrationState | None = None
-    """Volumes whose content is being moved."""
+    """Volumes being migrated."""
 
 
 class VirtualMachineStatus(Struct):
-    """What there is of a machine."""
+    """Observed state of a VM."""
 
     changedBlockTracking: ChangedBlockTrackingStatus | None = None
-    """Whether changed blocks are kept account of."""
+    """Changed block tracking state."""
     conditions: list[VirtualMachineCondition] | None = None
-    """Ready, Failure, Paused and RestartRequired, with reasons in words."""
+    """Conditions: Ready, Failure, Paused and RestartRequired."""
     created: bool | None = None
     """The VMI exists."""
     desiredGeneration: Int64 | None = None
-    """Generation of the machine that was last seen."""
+    """Last observed generation."""
     instancetypeRef: InstancetypeStatusRef | None = None
     """The instancetype in use."""
     memoryDumpRequest: VirtualMachineMemoryDumpRequest | None = None
-    """A dump of memory that was asked for."""
+    """A requested memory dump."""
     observedGeneration: Int64 | None = None
-    """Generation that the VMI was made from."""
+    """Generation of the spec that the VMI was created from."""
     preferenceRef: InstancetypeStatusRef | None = None
     """The preference in use."""
     printableStatus: str | None = None
-    """One word for people, as kubectl shows it."""
+    """Human-readable status, shown by kubectl."""
     ready: bool | None = None
     """The VMI is running and ready."""
     restoreInProgress: str | None = None
-    """Restore that is under way."""
+    """Restore in progress."""
     runStrategy: str | None = None
-    """Run strategy in force."""
+    """Effective run strategy."""
     snapshotInProgress: str | None = None
-    """Snapshot that is under way."""
+    """Snapshot in progress."""
     startFailure: VirtualMachineStartFailure | None = None
-    """Starts that failed in a row, and when the next one is due."""
+    """Consecutive start failures and time of the next attempt."""
     stateChangeRequests: list[VirtualMachineStateChangeRequest] | None = None
-    """Starts and stops that were asked for and not yet done."""
+    """Pending start and stop requests."""
     volumeRequests: list[VirtualMachineVolumeRequest] | None = None
-    """Volumes to be plugged in or out."""
+    """Pending hot-plug requests."""
     volumeSnapshotStatuses: list[VolumeSnapshotStatus] | None = None
     """Which volumes can be part of a snapshot."""
     volumeUpdateState: VolumeUpdateState | None = None
-    """Volumes whose content is being moved."""
+    """Volumes being migrated."""
 
 
 class VirtualMachine(Object):
-    """A machine that is kept, started and stopped. While it is to run there is a VirtualMachineInstance of its name."""
+    """A virtual machine that can be started and stopped. While it runs, a VirtualMachineInstance has the same name."""
 
     apiVersion: Literal["kubevirt.io/v1", "kubevirt.io/v1alpha3"]
     """API group and version."""
     kind: Literal["VirtualMachine"]
     """Kind of the object."""
     spec: VirtualMachineSpec
-    """The machine that is wanted, and whether it is to run."""
+    """Desired state: the VM template and run strategy."""
     status: VirtualMachineStatus | None = None
-    """What there is. Written by hyperlet only."""
+    """Observed state. Written by hyperlet only."""

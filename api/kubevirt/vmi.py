@@ -24,29 +24,29 @@ GraceSeconds = Annotated[int, Meta(ge=0, le=2**63 - 1, extra_json_schema={"forma
 
 
 class ConfigDriveSSHPublicKeyAccessCredentialPropagation(Struct):
-    """By cloud-init's config drive."""
+    """Propagation through cloud-init's config drive."""
 
 
 class NoCloudSSHPublicKeyAccessCredentialPropagation(Struct):
-    """By cloud-init's NoCloud disk."""
+    """Propagation through cloud-init's NoCloud disk."""
 
 
 class QemuGuestAgentSSHPublicKeyAccessCredentialPropagation(Struct):
-    """By the guest agent."""
+    """Propagation through the guest agent."""
 
     users: list[str]
-    """Users who get the keys."""
+    """Users to add the keys to."""
 
 
 class SSHPublicKeyAccessCredentialPropagationMethod(Struct):
-    """How SSH keys get into the guest; one of the three."""
+    """Propagation method of SSH keys; exactly one."""
 
     configDrive: ConfigDriveSSHPublicKeyAccessCredentialPropagation | None = None
-    """By cloud-init's config drive."""
+    """Propagation through cloud-init's config drive."""
     noCloud: NoCloudSSHPublicKeyAccessCredentialPropagation | None = None
-    """By cloud-init's NoCloud disk."""
+    """Propagation through cloud-init's NoCloud disk."""
     qemuGuestAgent: QemuGuestAgentSSHPublicKeyAccessCredentialPropagation | None = None
-    """By the guest agent, also while the guest runs."""
+    """Propagation through the guest agent, also while the guest is running."""
 
 
 class AccessCredentialSecretSource(Struct):
@@ -57,7 +57,7 @@ class AccessCredentialSecretSource(Struct):
 
 
 class SSHPublicKeyAccessCredentialSource(Struct):
-    """Where SSH keys are."""
+    """Source of SSH keys."""
 
     secret: AccessCredentialSecretSource | None = None
     """A Secret; each value is a key."""
@@ -67,24 +67,24 @@ class SSHPublicKeyAccessCredential(Struct):
     """SSH keys for the guest."""
 
     propagationMethod: SSHPublicKeyAccessCredentialPropagationMethod
-    """How they get there."""
+    """Propagation method."""
     source: SSHPublicKeyAccessCredentialSource
-    """Where they are."""
+    """Source."""
 
 
 class QemuGuestAgentUserPasswordAccessCredentialPropagation(Struct):
-    """By the guest agent."""
+    """Propagation through the guest agent."""
 
 
 class UserPasswordAccessCredentialPropagationMethod(Struct):
-    """How passwords get into the guest."""
+    """Propagation method of passwords."""
 
     qemuGuestAgent: QemuGuestAgentUserPasswordAccessCredentialPropagation | None = None
-    """By the guest agent."""
+    """Propagation through the guest agent."""
 
 
 class UserPasswordAccessCredentialSource(Struct):
-    """Where passwords are."""
+    """Source of passwords."""
 
     secret: AccessCredentialSecretSource | None = None
     """A Secret; the keys are user names, the values passwords."""
@@ -94,13 +94,13 @@ class UserPasswordAccessCredential(Struct):
     """Passwords for users of the guest."""
 
     propagationMethod: UserPasswordAccessCredentialPropagationMethod
-    """How they get there."""
+    """Propagation method."""
     source: UserPasswordAccessCredentialSource
-    """Where they are."""
+    """Source."""
 
 
 class AccessCredential(Struct):
-    """Something that is put into the guest to log in with; one of the kinds."""
+    """Credentials for the guest; exactly one kind."""
 
     sshPublicKey: SSHPublicKeyAccessCredential | None = None
     """SSH keys."""
@@ -109,72 +109,72 @@ class AccessCredential(Struct):
 
 
 class GuestAgentPing(Struct):
-    """Asks the guest agent whether it is there."""
+    """Pings the guest agent."""
 
 
 class Probe(Struct):
-    """A question that is asked of the guest again and again; one of the kinds."""
+    """A periodic check of the guest; exactly one action."""
 
     exec: ExecAction | None = None
-    """Runs a command by the guest agent."""
+    """Runs a command through the guest agent."""
     failureThreshold: Seconds | None = None
-    """Failures in a row that count as failed; 3 when absent."""
+    """Consecutive failures until the probe fails; 3 when absent."""
     guestAgentPing: GuestAgentPing | None = None
-    """Asks the guest agent whether it is there."""
+    """Pings the guest agent."""
     httpGet: HTTPGetAction | None = None
-    """Asks for a page."""
+    """HTTP GET request."""
     initialDelaySeconds: Seconds | None = None
-    """Seconds after the start before the first question."""
+    """Seconds from start to the first probe."""
     periodSeconds: Seconds | None = None
-    """Seconds between questions; 10 when absent."""
+    """Seconds between probes; 10 when absent."""
     successThreshold: Seconds | None = None
-    """Successes in a row that count as recovered; 1 when absent."""
+    """Consecutive successes until the probe succeeds; 1 when absent."""
     tcpSocket: TCPSocketAction | None = None
-    """Opens a connection."""
+    """TCP connection."""
     timeoutSeconds: Seconds | None = None
-    """Seconds to wait for an answer; 1 when absent."""
+    """Timeout in seconds; 1 when absent."""
 
 
 class VirtualMachineInstanceResourceClaim(Struct):
     """A claim for devices."""
 
     name: str
-    """Name by which devices refer to it."""
+    """Name referenced by devices."""
     resourceClaimName: str | None = None
-    """A claim that is there."""
+    """Name of an existing ResourceClaim."""
     resourceClaimTemplateName: str | None = None
-    """A template that a claim is made from."""
+    """A ResourceClaimTemplate to create the claim from."""
 
 
 class VirtualMachineInstanceSpec(Struct):
-    """A virtual machine, with its networks, its volumes and where it may run."""
+    """Spec of a VMI: domain, networks, volumes and scheduling."""
 
     domain: DomainSpec
-    """The machine itself."""
+    """The domain: CPUs, memory, devices and firmware."""
     accessCredentials: list[AccessCredential] | None = None
-    """SSH keys and passwords that are put into the guest."""
+    """SSH keys and passwords for the guest."""
     affinity: Affinity | None = None
-    """Rules for choosing the node; handed to the pod."""
+    """Scheduling rules, copied to the pod."""
     architecture: str | None = None
     """Architecture of the guest; amd64 when absent."""
     dnsConfig: PodDNSConfig | None = None
-    """DNS settings, for the pod and by DHCP for the guest."""
+    """DNS settings of the pod, also passed to the guest by DHCP."""
     dnsPolicy: Literal["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"] | None = None
-    """How the pod finds its name servers; the guest is told the same ones."""
+    """DNS policy of the pod; the guest gets the same name servers."""
     evictionStrategy: Literal["None", "LiveMigrate", "LiveMigrateIfPossible", "External"] | None = None
-    """What a drain of the node does: None ends the VM, LiveMigrate moves it, External leaves it to somebody else."""
+    """On a node drain: None stops the VM, LiveMigrate migrates it, External leaves it to an external controller."""
     hostname: str | None = None
-    """Host name of the guest, told by DHCP and cloud-init; the VMI's name when absent."""
+    """Host name of the guest, set through DHCP and cloud-init; the VMI's name when absent."""
     livenessProbe: Probe | None = None
-    """Restarts the guest when it fails."""
+    """On failure the kubelet stops the VMI; a VM is restarted according to its run strategy."""
     networks: Annotated[list[Network], BY_NAME] | None = None
-    """Networks that the interfaces join."""
+    """Networks of the interfaces."""
     nodeSelector: dict[str, str] | None = None
     """Labels that the node must have."""
     priorityClassName: str | None = None
     """Priority of the pod."""
     readinessProbe: Probe | None = None
-    """Takes the guest out of Services while it fails."""
+    """On failure the VMI is removed from Services."""
     resourceClaims: list[VirtualMachineInstanceResourceClaim] | None = None
     """Claims for devices."""
     schedulerName: str | None = None
@@ -182,38 +182,38 @@ class VirtualMachineInstanceSpec(Struct):
     serviceAccountName: str | None = None
     """Service account of the pod."""
     startStrategy: Literal["Paused"] | None = None
-    """Paused: the guest waits for the command to run."""
+    """Paused: start with paused CPUs."""
     subdomain: str | None = None
-    """With the hostname: the guest's name in DNS, by a headless Service of this name."""
+    """With hostname: the guest's DNS name, through a headless Service of this name."""
     terminationGracePeriodSeconds: GraceSeconds | None = None
-    """Seconds that the guest has for shutting down before it is switched off."""
+    """Seconds for the guest to shut down before it is powered off."""
     tolerations: list[Toleration] | None = None
-    """Taints of nodes that are put up with."""
+    """Tolerated node taints."""
     topologySpreadConstraints: list[TopologySpreadConstraint] | None = None
     """Spreads VMs evenly over nodes or zones."""
     utilityVolumes: list[UtilityVolume] | None = None
-    """Claims for the launcher's own use."""
+    """Claims used by the launcher."""
     volumes: Annotated[list[Volume], BY_NAME] | None = None
-    """Contents of the disks."""
+    """Volumes of the disks."""
 
 
 class VirtualMachineInstance(Object):
-    """One virtual machine that runs, or is about to. It ends with the guest; a VirtualMachine keeps it going."""
+    """A running virtual machine. It terminates with the guest; a VirtualMachine recreates it."""
 
     apiVersion: Literal["kubevirt.io/v1", "kubevirt.io/v1alpha3"]
     """API group and version."""
     kind: Literal["VirtualMachineInstance"]
     """Kind of the object."""
     spec: VirtualMachineInstanceSpec
-    """The machine that is wanted."""
+    """Desired state."""
     status: VirtualMachineInstanceStatus | None = None
-    """What there is. Written by hyperlet only."""
+    """Observed state. Written by hyperlet only."""
 
 
 class VirtualMachineInstanceTemplateSpec(Struct):
-    """What the VMI of a VirtualMachine is made from."""
+    """The template of a VirtualMachine's VMI."""
 
     metadata: ObjectMeta | None = None
-    """Labels and annotations that the VMI gets."""
+    """Labels and annotations of the VMI."""
     spec: VirtualMachineInstanceSpec | None = None
-    """The machine."""
+    """Spec of the VMI."""

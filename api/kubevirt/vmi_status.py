@@ -18,36 +18,36 @@ class VirtualMachineInstanceBackupStatus(Struct):
     """A backup."""
 
     backupMsg: str | None = None
-    """What went wrong."""
+    """Error message."""
     backupName: str | None = None
     """Name of the backup object."""
     checkpointName: str | None = None
-    """Point that the next backup goes on from."""
+    """Checkpoint for the next incremental backup."""
     completed: bool | None = None
-    """It has ended."""
+    """Finished."""
     endTimestamp: Time | None = None
-    """When it ended."""
+    """End time."""
     failed: bool | None = None
-    """It has failed."""
+    """Failed."""
     quiesceStatus: str | None = None
     """Whether the guest's file systems were frozen."""
     startTimestamp: Time | None = None
-    """When it began."""
+    """Start time."""
     volumes: list[VirtualMachineInstanceBackupVolumeInfo] | None = None
     """The volumes in it."""
 
 
 class ChangedBlockTrackingStatus(Struct):
-    """Whether changed blocks are kept account of."""
+    """Changed block tracking state."""
 
     state: str
-    """How far it is switched on."""
+    """State of changed block tracking."""
     backupStatus: VirtualMachineInstanceBackupStatus | None = None
-    """The backup under way."""
+    """The backup in progress."""
 
 
 class VirtualMachineInstanceCondition(Condition):
-    """One aspect of a VMI's state."""
+    """A condition of a VMI."""
 
 
 class CPUTopology(Struct):
@@ -62,7 +62,7 @@ class CPUTopology(Struct):
 
 
 class VirtualMachineInstanceGuestOSInfo(Struct):
-    """The guest's system."""
+    """The guest operating system."""
 
     id: str | None = None
     """Short name, such as debian."""
@@ -75,7 +75,7 @@ class VirtualMachineInstanceGuestOSInfo(Struct):
     name: str | None = None
     """Name."""
     prettyName: str | None = None
-    """Name and version for people."""
+    """Human-readable name and version."""
     version: str | None = None
     """Version."""
     versionId: str | None = None
@@ -83,10 +83,10 @@ class VirtualMachineInstanceGuestOSInfo(Struct):
 
 
 class VirtualMachineInstanceNetworkInterface(Struct):
-    """A network card as it is now."""
+    """Status of a network interface."""
 
     infoSource: str | None = None
-    """Who told: domain, guest-agent or both."""
+    """Source of the information: domain, guest-agent or both."""
     interfaceName: str | None = None
     """Name inside the guest."""
     ipAddress: str | None = None
@@ -129,23 +129,23 @@ class KernelBootStatus(Struct):
 
 
 class MemoryStatus(Struct):
-    """Memory that the guest has now."""
+    """Current guest memory."""
 
     guestAtBoot: Quantity | None = None
     """At the start."""
     guestCurrent: Quantity | None = None
     """Now."""
     guestRequested: Quantity | None = None
-    """Asked for by the spec."""
+    """Requested in the spec."""
     memoryOverhead: Quantity | None = None
-    """Beyond the guest's own, for its pod."""
+    """Memory overhead of the pod."""
 
 
 class PersistentVolumeClaimInfo(Struct):
-    """A claim as it is now."""
+    """Status of a claim."""
 
     accessModes: list[str] | None = None
-    """How nodes may use it at the same time."""
+    """Access modes."""
     capacity: dict[str, Quantity] | None = None
     """Its size."""
     claimName: str | None = None
@@ -153,22 +153,22 @@ class PersistentVolumeClaimInfo(Struct):
     filesystemOverhead: str | None = None
     """Share of the size that the file system needs."""
     preallocated: bool | None = None
-    """The space is taken already."""
+    """The space is preallocated."""
     requests: dict[str, Quantity] | None = None
-    """Size that was asked for."""
+    """Requested size."""
     volumeMode: Literal["Block", "Filesystem", "FromStorageProfile"] | None = None
     """Block or Filesystem."""
 
 
 class StorageMigratedVolumeInfo(Struct):
-    """A volume whose content is being moved."""
+    """A volume being migrated."""
 
     volumeName: str
     """Name of the volume."""
     destinationPVCInfo: PersistentVolumeClaimInfo | None = None
-    """Claim that is entered."""
+    """Destination claim."""
     sourcePVCInfo: PersistentVolumeClaimInfo | None = None
-    """Claim that is left."""
+    """Source claim."""
 
 
 class VirtualMachineInstancePhaseTransitionTimestamp(Struct):
@@ -181,43 +181,43 @@ class VirtualMachineInstancePhaseTransitionTimestamp(Struct):
 
 
 class TopologyHints(Struct):
-    """What the node must have."""
+    """Scheduling hints."""
 
     tscFrequency: Int64 | None = None
     """Frequency of the time stamp counter."""
 
 
 class ContainerDiskInfo(Struct):
-    """A disk out of a container image."""
+    """A container disk."""
 
     checksum: Int64 | None = None
     """CRC-32 of its content."""
 
 
 class HotplugVolumeStatus(Struct):
-    """A plugged-in volume."""
+    """A hot-plugged volume."""
 
     attachPodName: str | None = None
-    """Pod that holds it."""
+    """Attachment pod."""
     attachPodUID: str | None = None
-    """Its UID."""
+    """UID of the attachment pod."""
 
 
 class DomainMemoryDumpInfo(Struct):
     """A dump of memory."""
 
     claimName: str | None = None
-    """Claim that holds it."""
+    """Claim with the dump."""
     endTimestamp: Time | None = None
-    """When it ended."""
+    """End time."""
     startTimestamp: Time | None = None
-    """When it began."""
+    """Start time."""
     targetFileName: str | None = None
     """Name of the file."""
 
 
 class VolumeStatus(Struct):
-    """A volume as it is now."""
+    """Status of a volume."""
 
     name: str
     """Name of the volume."""
@@ -226,58 +226,58 @@ class VolumeStatus(Struct):
     containerDiskVolume: ContainerDiskInfo | None = None
     """Checksum of the disk image."""
     hotplugVolume: HotplugVolumeStatus | None = None
-    """Pod that holds a plugged-in volume."""
+    """Attachment pod of a hot-plugged volume."""
     memoryDumpVolume: DomainMemoryDumpInfo | None = None
-    """Dump of memory that it holds."""
+    """Memory dump on the volume."""
     message: str | None = None
-    """What is the matter."""
+    """Human-readable message."""
     persistentVolumeClaimInfo: PersistentVolumeClaimInfo | None = None
     """Its claim."""
     phase: str | None = None
-    """How far it has come."""
+    """Phase of its life cycle."""
     reason: str | None = None
-    """One word on the phase."""
+    """CamelCase reason of the phase."""
     size: Int64 | None = None
     """Bytes."""
 
 
 class VirtualMachineInstanceStatus(Struct):
-    """What there is of a VMI."""
+    """Observed state of a VMI."""
 
     VSOCKCID: Int64 | None = None
-    """Number of the guest in VSOCK."""
+    """VSOCK context ID of the guest."""
     activePods: dict[str, str] | None = None
     """UIDs of launcher pods, with their nodes."""
     changedBlockTracking: ChangedBlockTrackingStatus | None = None
-    """Whether changed blocks are kept account of."""
+    """Changed block tracking state."""
     conditions: list[VirtualMachineInstanceCondition] | None = None
-    """Ready, Synchronized, Paused, AgentConnected, LiveMigratable and others, with reasons in words."""
+    """Conditions: Ready, Synchronized, Paused, AgentConnected, LiveMigratable and others."""
     currentCPUTopology: CPUTopology | None = None
-    """CPUs that the guest has now."""
+    """Current CPU topology."""
     evacuationNodeName: str | None = None
-    """Node that the VMI is to leave."""
+    """Node that the VMI is to be evacuated from."""
     fsFreezeStatus: str | None = None
-    """frozen while file systems of the guest are."""
+    """frozen while the guest's file systems are frozen."""
     guestOSInfo: VirtualMachineInstanceGuestOSInfo | None = None
-    """The guest's system, as its agent tells."""
+    """The guest operating system, as reported by the guest agent."""
     interfaces: list[VirtualMachineInstanceNetworkInterface] | None = None
-    """The guest's network cards and addresses."""
+    """Network interfaces of the guest and their addresses."""
     kernelBootStatus: KernelBootStatus | None = None
     """Checksums of kernel and initrd."""
     launcherContainerImageVersion: str | None = None
     """Image of the launcher."""
     machine: Machine | None = None
-    """The board in use."""
+    """The machine type in use."""
     memory: MemoryStatus | None = None
-    """Memory that the guest has now."""
+    """Current guest memory."""
     migratedVolumes: list[StorageMigratedVolumeInfo] | None = None
-    """Volumes whose content is being moved."""
+    """Volumes being migrated."""
     migrationMethod: str | None = None
-    """BlockMigration moves disks too, LiveMigration shares them."""
+    """BlockMigration copies disks; LiveMigration requires shared storage."""
     migrationState: VirtualMachineInstanceMigrationState | None = None
-    """How far the latest migration has come."""
+    """Progress of the latest migration."""
     migrationTransport: str | None = None
-    """How memory gets to the target."""
+    """Transport of the migration."""
     nodeName: str | None = None
     """Node that it runs on."""
     phase: str | None = None
@@ -287,14 +287,14 @@ class VirtualMachineInstanceStatus(Struct):
     qosClass: Literal["BestEffort", "Burstable", "Guaranteed"] | None = None
     """Quality of service of the pod."""
     reason: str | None = None
-    """One word on why it failed."""
+    """CamelCase reason of the failure."""
     runtimeUser: Int64 | None = None
     """User id that the launcher runs as."""
     selinuxContext: str | None = None
     """SELinux context of the launcher."""
     topologyHints: TopologyHints | None = None
-    """What the node must have for the guest's clock."""
+    """Scheduling hints for the guest's clock."""
     virtualMachineRevisionName: str | None = None
-    """ControllerRevision of the VM that it was made from."""
+    """ControllerRevision of the VM that it was created from."""
     volumeStatus: list[VolumeStatus] | None = None
     """The volumes and how they are attached."""

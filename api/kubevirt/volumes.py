@@ -7,23 +7,23 @@ from api.k8s.podspec import DownwardAPIVolumeFile, LocalObjectReference
 
 
 class UtilityVolume(Struct):
-    """A claim that is given to the launcher, not to the guest."""
+    """A claim attached to the launcher, not to the guest."""
 
     claimName: str
     """Name of the claim."""
     name: str
     """Name of the volume."""
     readOnly: bool | None = None
-    """It is not written."""
+    """Read-only."""
     type: str | None = None
-    """What it is for."""
+    """Purpose of the volume."""
 
 
 class CloudInitConfigDriveSource(Struct):
     """Cloud-init data on a disk labelled config-2."""
 
     networkData: str | None = None
-    """Network configuration, as it is."""
+    """Network configuration in plain text."""
     networkDataBase64: str | None = None
     """Network configuration, base64."""
     networkDataSecretRef: LocalObjectReference | None = None
@@ -31,7 +31,7 @@ class CloudInitConfigDriveSource(Struct):
     secretRef: LocalObjectReference | None = None
     """Secret with the user data under the key userData."""
     userData: str | None = None
-    """User data, as it is; at most 64 KiB."""
+    """User data in plain text; at most 64 KiB."""
     userDataBase64: str | None = None
     """User data, base64; at most 64 KiB decoded."""
 
@@ -40,7 +40,7 @@ class CloudInitNoCloudSource(Struct):
     """Cloud-init data on a disk labelled cidata."""
 
     networkData: str | None = None
-    """Network configuration, as it is."""
+    """Network configuration in plain text."""
     networkDataBase64: str | None = None
     """Network configuration, base64."""
     networkDataSecretRef: LocalObjectReference | None = None
@@ -48,7 +48,7 @@ class CloudInitNoCloudSource(Struct):
     secretRef: LocalObjectReference | None = None
     """Secret with the user data under the key userData."""
     userData: str | None = None
-    """User data, as it is; at most 64 KiB."""
+    """User data in plain text; at most 64 KiB."""
     userDataBase64: str | None = None
     """User data, base64; at most 64 KiB decoded."""
 
@@ -59,13 +59,13 @@ class ConfigMapVolumeSource(Struct):
     name: str | None = None
     """Name of the ConfigMap."""
     optional: bool | None = None
-    """The VM starts without it too."""
+    """The VM also starts if it does not exist."""
     volumeLabel: str | None = None
     """Label of the file system on the disk."""
 
 
 class ContainerDiskSource(Struct):
-    """A disk image out of a container image."""
+    """A disk image in a container image."""
 
     image: str
     """Reference of the container image."""
@@ -78,12 +78,12 @@ class ContainerDiskSource(Struct):
 
 
 class ContainerPathVolumeSource(Struct):
-    """A path of the launcher's container."""
+    """A path in the launcher container."""
 
     path: str
     """Absolute path."""
     readOnly: bool | None = None
-    """The guest cannot write."""
+    """Read-only."""
 
 
 class DataVolumeSource(Struct):
@@ -92,7 +92,7 @@ class DataVolumeSource(Struct):
     name: str
     """Name of the DataVolume."""
     hotpluggable: bool | None = None
-    """May be taken out while the guest runs."""
+    """Can be unplugged while the guest runs."""
 
 
 class DownwardAPIVolumeSource(Struct):
@@ -105,11 +105,11 @@ class DownwardAPIVolumeSource(Struct):
 
 
 class DownwardMetricsVolumeSource(Struct):
-    """Metrics of the host as a disk."""
+    """Host metrics as a disk."""
 
 
 class EmptyDiskSource(Struct):
-    """An empty disk that lives as long as the VMI."""
+    """An empty disk with the lifetime of the VMI."""
 
     capacity: Quantity
     """Size."""
@@ -121,16 +121,16 @@ class PersistentVolumeClaimVolumeSource(Struct):
     claimName: str
     """Name of the claim."""
     hotpluggable: bool | None = None
-    """May be taken out while the guest runs."""
+    """Can be unplugged while the guest runs."""
     readOnly: bool | None = None
-    """The guest cannot write."""
+    """Read-only."""
 
 
 class EphemeralVolumeSource(Struct):
-    """A claim whose changes are thrown away."""
+    """A claim with a copy-on-write overlay that is discarded."""
 
     persistentVolumeClaim: PersistentVolumeClaimVolumeSource | None = None
-    """The claim that is read."""
+    """The backing claim."""
 
 
 class HostDisk(Struct):
@@ -139,29 +139,29 @@ class HostDisk(Struct):
     path: str
     """Absolute path of the file."""
     type: Literal["Disk", "DiskOrCreate"]
-    """Disk takes a file that is there; DiskOrCreate makes it."""
+    """Disk uses an existing file; DiskOrCreate creates it if missing."""
     capacity: Quantity | None = None
-    """Size of a file that is made."""
+    """Size of a created file."""
     shared: bool | None = None
-    """Several VMs may use the file at once."""
+    """Allows concurrent use by several VMs."""
 
 
 class MemoryDumpVolumeSource(Struct):
-    """A claim that takes dumps of the guest's memory."""
+    """A claim for memory dumps."""
 
     claimName: str
     """Name of the claim."""
     hotpluggable: bool | None = None
-    """May be taken out while the guest runs."""
+    """Can be unplugged while the guest runs."""
     readOnly: bool | None = None
-    """The guest cannot write."""
+    """Read-only."""
 
 
 class SecretVolumeSource(Struct):
     """A Secret."""
 
     optional: bool | None = None
-    """The VM starts without it too."""
+    """The VM also starts if it does not exist."""
     secretName: str | None = None
     """Name of the Secret."""
     volumeLabel: str | None = None
@@ -176,7 +176,7 @@ class ServiceAccountVolumeSource(Struct):
 
 
 class SysprepSource(Struct):
-    """Answer files for Windows setup; one of the two."""
+    """Answer files for Windows setup: exactly one of configMap and secret."""
 
     configMap: LocalObjectReference | None = None
     """ConfigMap with the files."""
@@ -185,36 +185,36 @@ class SysprepSource(Struct):
 
 
 class Volume(Struct):
-    """The content of a disk; one source."""
+    """A volume; exactly one source."""
 
     name: str
-    """Name by which a disk takes this content."""
+    """Name referenced by a disk."""
     cloudInitConfigDrive: CloudInitConfigDriveSource | None = None
-    """Cloud-init data in the form of OpenStack's config drive."""
+    """Cloud-init data as OpenStack config drive."""
     cloudInitNoCloud: CloudInitNoCloudSource | None = None
-    """Cloud-init data in the NoCloud form."""
+    """Cloud-init data as NoCloud disk."""
     configMap: ConfigMapVolumeSource | None = None
     """The files of a ConfigMap, as a read-only disk."""
     containerDisk: ContainerDiskSource | None = None
-    """A disk image out of a container image; changes are lost when the VM stops."""
+    """A disk image in a container image; changes are lost when the VM stops."""
     containerPath: ContainerPathVolumeSource | None = None
-    """A path of the launcher's container."""
+    """A path in the launcher container."""
     dataVolume: DataVolumeSource | None = None
     """The claim that a DataVolume fills."""
     downwardAPI: DownwardAPIVolumeSource | None = None
     """Fields of the pod as files."""
     downwardMetrics: DownwardMetricsVolumeSource | None = None
-    """Metrics of the host as a disk."""
+    """Host metrics as a disk."""
     emptyDisk: EmptyDiskSource | None = None
-    """An empty disk that lives as long as the VMI."""
+    """An empty disk with the lifetime of the VMI."""
     ephemeral: EphemeralVolumeSource | None = None
-    """A claim that is only read; changes are lost when the VM stops."""
+    """A read-only claim with an overlay; changes are lost when the VM stops."""
     hostDisk: HostDisk | None = None
     """A file of the node."""
     memoryDump: MemoryDumpVolumeSource | None = None
-    """A claim that takes dumps of the guest's memory."""
+    """A claim for memory dumps."""
     persistentVolumeClaim: PersistentVolumeClaimVolumeSource | None = None
-    """A claim: a disk that stays."""
+    """A PersistentVolumeClaim."""
     secret: SecretVolumeSource | None = None
     """The files of a Secret, as a read-only disk."""
     serviceAccount: ServiceAccountVolumeSource | None = None
@@ -224,7 +224,7 @@ class Volume(Struct):
 
 
 class HotplugVolumeSource(Struct):
-    """The content of a disk that is plugged in; one source."""
+    """Source of a hot-plugged volume; exactly one."""
 
     dataVolume: DataVolumeSource | None = None
     """The claim that a DataVolume fills."""

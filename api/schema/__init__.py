@@ -1,1 +1,1 @@
-"""From Structs to schemas: shapes, strict decoding, CRDs."""
+"""Schemas of Structs: shapes, strict decoding, CRDs."""

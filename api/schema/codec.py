@@ -1,7 +1,7 @@
-"""Between JSON and Structs.
+"""Encoding and decoding of Structs as JSON.
 
-`decode` is for what the API server holds: unknown fields, which a newer or older version may have written, are skipped.
-`decode_strict` is for what a person wrote: every unknown field and every wrong value is reported with its path.
+`decode` is for stored objects: unknown fields, possibly from another version, are skipped.
+`decode_strict` is for manifests: every unknown field and invalid value is reported with its path.
 """
 
 from functools import cache
@@ -27,9 +27,9 @@ def _decoder(cls: type[T]) -> msgspec.json.Decoder[T]:
 
 
 def decode(cls: type[T], document: Document) -> T:
-    """The Struct of a JSON text or a decoded document; unknown fields are skipped.
+    """Decodes JSON or a decoded document; unknown fields are skipped.
 
-    Raises InvalidObject with every fault of what does not fit.
+    Raises InvalidObject with all faults.
     """
     try:
         if isinstance(document, dict):
@@ -43,7 +43,7 @@ def decode(cls: type[T], document: Document) -> T:
 
 
 def decode_strict(cls: type[T], document: Document) -> T:
-    """Like `decode`, but an unknown field is a fault too. Raises InvalidObject with every fault and its path."""
+    """Like `decode`, but an unknown field is a fault. Raises InvalidObject with all faults."""
     raw = load(document)
     try:
         decoded = msgspec.convert(raw, cls)
@@ -56,7 +56,7 @@ def decode_strict(cls: type[T], document: Document) -> T:
 
 
 def load(document: Document) -> dict[str, Any]:
-    """A JSON text as plain data. Raises InvalidObject when it is no JSON object."""
+    """Decodes JSON to plain data. Raises InvalidObject if it is not a JSON object."""
     if isinstance(document, dict):
         return document
     try:
@@ -75,11 +75,11 @@ def _all_faults(cls: type[Struct], raw: dict[str, Any], error: Exception, *, str
 
 
 def encode(value: Struct | dict[str, Any]) -> bytes:
-    """JSON text, compact; absent fields stay absent."""
+    """Encodes as compact JSON, without absent fields."""
     return _encoder.encode(value)
 
 
 def to_dict(value: Struct) -> dict[str, Any]:
-    """Plain dicts and lists; absent fields stay absent. Safe to change."""
+    """Converts to new dicts and lists, without absent fields."""
     plain: dict[str, Any] = msgspec.to_builtins(value)
     return plain

@@ -1,9 +1,8 @@
 """CustomResourceDefinitions, generated from the Structs: `python -m api.schema.crd` writes them.
 
 The schemas are structural (apiextensions.k8s.io/v1): every object typed, no `$ref`, no defaults. The descriptions are
-the docstrings that stand below the fields in the Structs' source; only this module ever reads them, so that they cost
-a running component nothing. Both served versions have one schema, the older without descriptions: `kubectl apply`
-keeps the whole definition in an annotation, which holds 256 KiB.
+the docstrings below the fields in the source, which only this module reads. Both served versions have the same schema,
+the older one without descriptions: `kubectl apply` stores the whole definition in an annotation, limited to 256 KiB.
 """
 
 import ast
@@ -29,14 +28,14 @@ from api.validation import unsupported
 
 Schema = dict[str, Any]
 _SCALARS: dict[Any, str] = {str: "string", bool: "boolean", int: "integer", float: "number"}
-# Limits that the `format` says already.
+# Bounds already implied by `format`.
 _NATURAL = {-(2**31), 2**31 - 1, -(2**63), 2**63 - 1}
 _READY = ".status.conditions[?(@.type=='Ready')].status"
 _AGE = ("Age", "date", ".metadata.creationTimestamp", 0)
 
 
 class CrdKind(NamedTuple):
-    """What a CRD says beside the schema. A column is (name, type, JSON path, priority; 1 is shown by `-o wide`)."""
+    """Properties of a CRD. A column is (name, type, JSON path, priority; 1 is shown by `-o wide`)."""
 
     cls: type[Struct]
     plural: str
@@ -45,9 +44,9 @@ class CrdKind(NamedTuple):
     status: bool
     group: str = names.GROUP
     singular: str = ""
-    """The kind in lower case, if empty."""
+    """Defaults to the kind in lower case."""
     versions: tuple[str, ...] = (names.VERSION, names.OLD_VERSION)
-    """The first one is stored."""
+    """Served versions; the first one is the storage version."""
     required: tuple[str, ...] = ("spec",)
     categories: tuple[str, ...] = ("all",)
 
@@ -83,7 +82,7 @@ KINDS = (
         (("Phase", "string", ".status.phase", 0), ("VMI", "string", ".spec.vmiName", 0)),
         True,
     ),
-    # As Multus brings it, so that it does not matter who comes first.
+    # Identical to the CRD of Multus, so that the order of installation does not matter.
     CrdKind(
         NetworkAttachmentDefinition,
         NAD_PLURAL,
@@ -143,11 +142,11 @@ def _version(kind: CrdKind, version: str, *, storage: bool, described: bool) -> 
 
 
 NOT_SUPPORTED = "Not supported by this version of hyperlet: refused when it is set. "
-"""Before the description of a field that is not there yet: `kubectl explain` must not promise it."""
+"""Prefix of the description of an unsupported field, for `kubectl explain`."""
 
 
 def root_schema(cls: type[Struct], *, described: bool = True, required: tuple[str, ...] = ("spec",)) -> Schema:
-    """The schema of a whole object. The server brings its own schema for apiVersion, kind and metadata."""
+    """The root schema of an object. The API server has its own schema for apiVersion, kind and metadata."""
     schema = struct_schema(cls, described=described)
     if described and (refused := unsupported.refused_paths(cls.__name__)):
         _mark(schema["properties"]["spec"], "", refused)
@@ -161,7 +160,7 @@ def root_schema(cls: type[Struct], *, described: bool = True, required: tuple[st
 
 
 def _mark(schema: Schema, path: str, refused: Callable[[str], bool]) -> None:
-    """Says of every field that is refused that it is; what is below it goes without saying."""
+    """Marks refused fields in their descriptions, topmost only."""
     for name, child in schema.get("items", schema).get("properties", {}).items():
         here = f"{path}.{name}" if path else name
         if refused(here):
@@ -212,7 +211,7 @@ def _leaf(shape: Shape) -> Schema:
         return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     if shape.hint in _SCALARS:
         return {"type": _SCALARS[shape.hint]}
-    # What is left is str | int: a quantity or a port.
+    # The remaining case is str | int: a quantity or a port.
     schema: Schema = {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
     for option in map(shape_of, get_args(shape.hint)):
         for meta in option.metas:
@@ -241,7 +240,7 @@ def _flat(doc: str) -> str:
 
 @cache
 def _module_docs(module: str) -> dict[str, dict[str, str]]:
-    """Docstrings of the fields of every class in a module."""
+    """Field docstrings of every class in a module."""
     found: dict[str, dict[str, str]] = {}
     for node in ast.parse(inspect.getsource(sys.modules[module])).body:
         if isinstance(node, ast.ClassDef):
@@ -258,7 +257,7 @@ def _module_docs(module: str) -> dict[str, dict[str, str]]:
 
 
 def field_docs(cls: type[Struct]) -> dict[str, str]:
-    """What the source says of each field of a Struct, inherited ones included."""
+    """Docstrings of a Struct's fields, including inherited ones."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if base.__module__.startswith("api."):
@@ -267,7 +266,7 @@ def field_docs(cls: type[Struct]) -> dict[str, str]:
 
 
 def to_yaml(value: Any, indent: int = 0) -> str:
-    """YAML of plain data, in the given order; strings that could be read as something else are quoted."""
+    """Plain data as YAML, in the given order; ambiguous strings are quoted."""
     pad = "  " * indent
     if isinstance(value, dict) and value:
         return "".join(f"{pad}{_scalar(key)}:{_below(child, indent)}" for key, child in value.items())
@@ -298,14 +297,14 @@ _YAML_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
 
 def main(folder: str = "manifests/crds") -> None:
-    """Writes one file per kind into a folder."""
+    """Writes one CRD manifest per kind to `folder`."""
     for kind in KINDS:
         path = Path(folder) / f"{kind.plural}.yaml"
         path.write_text(manifest(kind))
 
 
 def manifest(kind: CrdKind) -> str:
-    """The file of a kind's definition."""
+    """The CRD manifest of a kind."""
     return "# Generated from the Structs in api/ by `make manifests`.\n" + to_yaml(definition(kind))
 
 

@@ -1,4 +1,4 @@
-"""The shape of a Struct, read once from its annotations: what the strict decoder and the CRD generator both go by."""
+"""The shape of a Struct, derived from its annotations; used by the strict decoder and the CRD generator."""
 
 import difflib
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ _NESTED = (dict, list)
 
 
 class Shape(NamedTuple):
-    """One node. `kind` is struct, list, map or leaf; `hint` is the annotation without `None`; `nullable` whether it had
-    one, so that an explicit null is as good as absence."""
+    """One node. `kind` is struct, list, map or leaf; `hint` is the annotation without `None`; `nullable` whether it
+    allowed None, so that an explicit null means absent."""
 
     kind: str
     hint: Any
@@ -29,7 +29,7 @@ class Shape(NamedTuple):
 
     @property
     def words(self) -> str | None:
-        """What a value of this node is, in words, where the annotation has them."""
+        """The description of valid values in the annotation, if any."""
         options = map(shape_of, get_args(self.hint)) if _is_union(self.hint) else ()
         for option in (self, *options):
             for meta in option.metas:
@@ -43,7 +43,7 @@ def _is_union(hint: Any) -> bool:
 
 
 def _unwrap(hint: Any) -> tuple[Any, tuple[msgspec.Meta, ...], bool]:
-    """The hint without Annotated and without None, the Metas on the way, and whether there was a None."""
+    """The hint without Annotated and None, the collected Metas, and whether None was allowed."""
     metas: tuple[msgspec.Meta, ...] = ()
     nullable = False
     while True:
@@ -59,7 +59,7 @@ def _unwrap(hint: Any) -> tuple[Any, tuple[msgspec.Meta, ...], bool]:
 
 
 def shape_of(annotation: Any) -> Shape:
-    """The shape that an annotation describes."""
+    """The shape of an annotation."""
     hint, metas, nullable = _unwrap(annotation)
     if isinstance(hint, type) and issubclass(hint, Struct):
         return struct_shape(hint)._replace(metas=metas, nullable=nullable)
@@ -80,14 +80,14 @@ def struct_shape(cls: type[Struct]) -> Shape:
 
 
 HINTS = 5
-"""Unknown fields of one document for which a known one with a like name is looked for, which takes long."""
+"""Unknown fields per document for which similar names are suggested, which is slow."""
 LONGEST_CHOICE = 100
 SHOWN = 80
-"""Characters of a name that somebody else chose, in a path."""
+"""Maximum length of a user-supplied key in a path."""
 
 
 def unknown_fields(shape: Shape, value: Any, path: str = "") -> Iterator[Fault]:
-    """A Fault for every field of a decoded document that its Struct does not have."""
+    """A Fault for every unknown field of a document."""
     for count, (owner, key, here) in enumerate(_unknown_keys(shape, value, path)):
         yield _unknown(owner, key, here, hint=count < HINTS)
 
@@ -109,7 +109,7 @@ def _unknown_keys(shape: Shape, value: Any, path: str) -> Iterator[tuple[Shape, 
 
 
 def knows(shape: Shape, value: Any) -> bool:
-    """Whether `unknown_fields` would find none: much faster, and so it is for nearly every document."""
+    """Whether there are no unknown fields: a fast check for the common case."""
     if shape.kind == "struct" and value.__class__ is dict:
         fields = shape.fields
         for key, child in value.items():
@@ -133,7 +133,7 @@ def _unknown(shape: Shape, key: str, path: str, hint: bool) -> Fault:
 
 
 def shape_faults(shape: Shape, value: Any, path: str = "") -> Iterator[Fault]:
-    """A Fault for every value that does not fit, every required field that is missing, every unknown field."""
+    """A Fault for every invalid value, missing required field and unknown field."""
     return _shape_faults(shape, value, path, iter(range(HINTS)))
 
 
@@ -148,7 +148,7 @@ def _shape_faults(shape: Shape, value: Any, path: str, hints: Iterator[int]) -> 
             yield from _shape_faults(shape.item, child, f"{path}[{index}]", hints)
     elif shape.kind == "map" and shape.item:
         if not isinstance(value, dict):
-            yield _wrong(path, "an object of keys and values", value)
+            yield _wrong(path, "a map of keys to values", value)
             return
         for key, child in value.items():
             yield from _shape_faults(shape.item, child, f"{path}.{key[:SHOWN]}", hints)
@@ -157,9 +157,9 @@ def _shape_faults(shape: Shape, value: Any, path: str, hints: Iterator[int]) -> 
 
 
 def salvaged(shape: Shape, value: Any) -> Any:
-    """A copy without the unknown fields and the optional scalars that do not fit, so that the rest can be looked at.
+    """A copy without unknown fields and invalid optional scalars, for validation of the rest.
 
-    Raises ValueError where more than that is wrong.
+    Raises ValueError for other faults.
     """
     if shape.kind == "struct" and isinstance(value, dict):
         return {
@@ -178,7 +178,7 @@ def salvaged(shape: Shape, value: Any) -> Any:
 
 
 def _hopeless(shape: Shape, value: Any, *, optional: bool) -> bool:
-    """Whether a field is better left out: explicit nulls, and scalars that do not fit where none is needed."""
+    """Whether to drop a field: an explicit null, or an invalid optional scalar."""
     if not optional or shape.kind != "leaf":
         return value is None and shape.nullable
     return value is None or next(_leaf_faults(shape, value, ""), None) is not None
@@ -205,7 +205,7 @@ def _struct_faults(shape: Shape, value: Any, path: str, hints: Iterator[int]) ->
 def _leaf_faults(shape: Shape, value: Any, path: str) -> Iterator[Fault]:
     hint = Annotated[(shape.hint, *shape.metas)] if shape.metas else shape.hint
     if isinstance(value, str) and get_origin(shape.hint) is Literal:
-        value = value[:LONGEST_CHOICE]  # its error shows the whole of it
+        value = value[:LONGEST_CHOICE]  # the error message contains the whole value
     try:
         msgspec.convert(value, hint)
     except msgspec.ValidationError as error:

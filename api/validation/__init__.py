@@ -1,1 +1,1 @@
-"""Rules for what may be stored, beyond what the schema says."""
+"""Validation rules beyond the schema."""

@@ -1,7 +1,7 @@
-"""Annotations that mean something to KubeVirt: what becomes of each one here. docs/annotations.md is made of this.
+"""Annotations with a meaning in KubeVirt, and how hyperlet treats them. The source of docs/annotations.md.
 
-Source: kubevirt.io/api, core/v1/types.go, and pkg/hooks. All others are for people and tools: they are kept, and handed
-on to the pod.
+Source: kubevirt.io/api, core/v1/types.go, and pkg/hooks. Other annotations are kept, and copied
+to the pod.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,92 +12,106 @@ from api.errors import Fault
 
 
 class KnownAnnotation(NamedTuple):
-    """An annotation, or all that begin with `name` where it ends in a slash or dash."""
+    """An annotation; a `name` ending in a slash or dash is a prefix."""
 
     name: str
     effect: str
-    """What it does there."""
+    """Its effect in KubeVirt."""
     answer: str
-    """What is done here: for people, as one sentence."""
+    """How hyperlet treats it: a message for users."""
     harmless: tuple[str, ...] = ()
-    """Values that ask for what happens anyway; `*` stands for every value."""
+    """Values that match hyperlet's behaviour; `*` matches every value."""
     warned: bool = False
-    """Accepted with a warning instead of refused: the VM runs as it should without."""
+    """Accepted with a warning instead of refused: the VM runs correctly without it."""
 
 
 _TEST = "for KubeVirt's own tests"
 KNOWN = (
     KnownAnnotation(
-        "hooks.kubevirt.io/", "runs hook sidecars, which may change the domain", "there are no hook sidecars here"
+        "hooks.kubevirt.io/", "runs hook sidecars, which may change the domain", "hook sidecars are not implemented"
     ),
     KnownAnnotation(
         "kubevirt.io/ignitiondata",
-        "hands Ignition data to the guest by the firmware",
-        "put the Ignition data into userData of a cloudInitConfigDrive volume",
+        "passes Ignition data to the guest through fw_cfg",
+        "set userData of a cloudInitConfigDrive volume instead",
     ),
     KnownAnnotation(
         "kubevirt.io/placePCIDevicesOnRootComplex",
         "puts PCI devices on the root complex",
-        "devices sit behind PCI Express ports here: name a place by pciAddress",
+        "hyperlet puts devices behind PCI Express root ports: set pciAddress to choose a slot",
         ("false",),
     ),
     KnownAnnotation(
-        "kubevirt.io/disablePCIHole64", "leaves out the 64 bit PCI window", "the window is always there", ("false",)
+        "kubevirt.io/disablePCIHole64",
+        "removes the 64-bit PCI hole",
+        "the 64-bit PCI hole is always present",
+        ("false",),
     ),
     KnownAnnotation(
-        "kubevirt.io/memfd", "chooses memfd behind the guest's memory", "memory is anonymous here", ("false",)
+        "kubevirt.io/memfd",
+        "selects memfd as the backend of guest memory",
+        "guest memory is always anonymous memory",
+        ("false",),
     ),
     KnownAnnotation(
         "kubevirt.io/libvirt-log-filters",
         "sets libvirt's log filters",
-        "read the log of the pod's container compute, or ask libvirt with `hyperctl virsh`",
+        "read the log of the pod's container `compute`, or query libvirt with `hyperctl virsh`",
     ),
     KnownAnnotation(
         "kubevirt.io/keep-launcher-alive-after-failure",
-        "keeps the pod of a failed VM",
-        "a failed VM's pod always ends: its messages stand in the VM's status and Events",
+        "keeps the launcher pod of a failed VM",
+        "the launcher pod of a failed VM always terminates: see the VM's status and Events",
         ("false",),
     ),
     KnownAnnotation(
         "kubevirt.io/create-migration-target",
         "makes the VM the target of a migration",
-        "live migration is not there yet",
+        "live migration is not implemented",
     ),
-    KnownAnnotation("kubevirt.io/func-test-", _TEST, "is for KubeVirt's own tests"),
+    KnownAnnotation("kubevirt.io/func-test-", _TEST, "the annotation is reserved for KubeVirt's own tests"),
     KnownAnnotation(
         "kubevirt.io/allow-pod-bridge-network-live-migration",
-        "lets a VM with a bridge on the pod network migrate",
-        "live migration is not there yet, so it has no effect",
+        "allows live migration of a VM with a bridge on the pod network",
+        "no effect: live migration is not implemented",
         warned=True,
     ),
     KnownAnnotation(
         "kubevirt.io/pci-topology-version",
-        "keeps PCI addresses over updates",
-        "PCI addresses are chosen here, so it has no effect",
+        "keeps PCI addresses across updates",
+        "no effect: hyperlet assigns PCI addresses itself",
         warned=True,
     ),
     KnownAnnotation(
         "kubevirt.io/pci-interface-slot-count",
-        "keeps PCI addresses over updates",
-        "PCI addresses are chosen here, so it has no effect",
+        "keeps PCI addresses across updates",
+        "no effect: hyperlet assigns PCI addresses itself",
         warned=True,
     ),
-    KnownAnnotation("kubevirt.io/nonroot", "runs the launcher without root", "is always so", ("*",)),
+    KnownAnnotation("kubevirt.io/nonroot", "runs the launcher as non-root", "always the case", ("*",)),
     KnownAnnotation(
         "kubevirt.io/image-volume-skip-digest-resolution",
-        "takes artifacts that are no images",
-        "is always so: images are mounted as they are",
+        "accepts artifacts that are not container images",
+        "always the case: images are mounted unchanged",
         ("*",),
     ),
     KnownAnnotation(
-        "kubevirt.io/immediate-data-volume-creation", "makes DataVolumes at once", "there are none yet", ("*",)
+        "kubevirt.io/immediate-data-volume-creation",
+        "creates DataVolumes immediately",
+        "DataVolumes are not implemented",
+        ("*",),
     ),
-    KnownAnnotation("kubectl.kubernetes.io/default-container", "container that `kubectl logs` shows", "works", ("*",)),
+    KnownAnnotation(
+        "kubectl.kubernetes.io/default-container",
+        "selects the container that `kubectl logs` shows",
+        "supported",
+        ("*",),
+    ),
 )
 
 
 def find(key: str) -> KnownAnnotation | None:
-    """What is known of an annotation."""
+    """The entry of an annotation key."""
     for known in KNOWN:
         if key == known.name or (known.name[-1] in "/-" and key.startswith(known.name)):
             return known
@@ -105,7 +119,7 @@ def find(key: str) -> KnownAnnotation | None:
 
 
 def _asking(annotations: Mapping[str, str] | None) -> Iterator[tuple[str, KnownAnnotation]]:
-    """Annotations that ask for what does not happen."""
+    """Annotations whose effect is not implemented."""
     for key, value in (annotations or {}).items():
         known = find(key)
         if known is not None and "*" not in known.harmless and value not in known.harmless:
@@ -113,14 +127,14 @@ def _asking(annotations: Mapping[str, str] | None) -> Iterator[tuple[str, KnownA
 
 
 def annotation_faults(annotations: Mapping[str, str] | None, path: str) -> Iterator[Fault]:
-    """A Fault for every annotation that has a meaning which is not there yet. `path` is that of the annotations."""
+    """A Fault for every refused annotation. `path` is the path of the annotations."""
     for key, known in _asking(annotations):
         if not known.warned:
             yield Fault(f"{path}.{key[:120]}", names.FAULT_NOT_SUPPORTED, f"not supported: {known.answer}")
 
 
 def annotation_warnings(annotations: Mapping[str, str] | None, path: str) -> Iterator[str]:
-    """One sentence for every annotation that is accepted without its effect."""
+    """A warning for every annotation that is accepted without effect."""
     for key, known in _asking(annotations):
         if known.warned:
             yield f"{path}.{key[:120]}: {known.answer}"
@@ -128,13 +142,13 @@ def annotation_warnings(annotations: Mapping[str, str] | None, path: str) -> Ite
 
 def table() -> str:
     """The table in docs/annotations.md."""
-    rows = ["| annotation | there | here |", "|---|---|---|"]
+    rows = ["| annotation | KubeVirt | hyperlet |", "|---|---|---|"]
     for known in KNOWN:
         name = f"{known.name}…" if known.name[-1] in "/-" else known.name
         if "*" in known.harmless:
             here = known.answer
         else:
-            here = ("a warning: " if known.warned else "refused: ") + known.answer
+            here = ("warning: " if known.warned else "refused: ") + known.answer
             here += "".join(f"; `{value}` is accepted" for value in known.harmless)
         rows.append(f"| `{name}` | {known.effect} | {here} |")
     return "\n".join(rows) + "\n"

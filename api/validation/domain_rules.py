@@ -20,13 +20,13 @@ from api.validation import syntax
 if TYPE_CHECKING:
     from api.kubevirt.configuration import KubeVirtConfiguration
 
-# More than 255 need an IOMMU that remaps interrupts (x2APIC), which the launcher does not build.
+# More than 255 require interrupt remapping by an IOMMU (x2APIC), which the launcher does not configure.
 MAX_VCPUS = 255
-# Less boots nothing; catches `128m`, which is an eighth of a byte.
+# Too small to boot; also catches `128m`, which is 0.128 bytes.
 MIN_GUEST_BYTES = 1 << 20
-# More than any machine has; QEMU itself stops at 52 bits of address.
+# A sanity limit; QEMU supports up to 52 address bits.
 MAX_GUEST_BYTES = 64 << 40
-# A machine of today has some hundreds. Kubernetes counts other resources in a signed 64-bit number.
+# Sanity limits. Kubernetes stores resource amounts in a signed 64-bit integer.
 MAX_CPUS = 4096
 MAX_AMOUNT = 1 << 60
 MAX_KERNEL_ARGS = 2048
@@ -35,14 +35,14 @@ MAX_KERNEL_ARGS = 2048
 def domain_faults(
     spec: VirtualMachineInstanceSpec, path: str, config: "KubeVirtConfiguration | None" = None
 ) -> Iterator[Fault]:
-    """Faults of everything in `domain` except its devices. `path` is the path of the VMI's spec."""
+    """Faults of `domain`, except its devices. `path` is the path of the VMI's spec."""
     domain, here = spec.domain, f"{path}.domain"
     yield from _memory(domain, here)
     yield from _resources(domain.resources, f"{here}.resources")
     if domain.cpu:
         yield from _cpu(domain.cpu, f"{here}.cpu")
     if vcpus(spec) > MAX_VCPUS:
-        yield Fault(f"{here}.cpu", names.FAULT_INVALID, f"{vcpus(spec)} vCPUs are more than the {MAX_VCPUS} possible")
+        yield Fault(f"{here}.cpu", names.FAULT_INVALID, f"{vcpus(spec)} vCPUs exceed the maximum of {MAX_VCPUS}")
     problem = machine_problem(domain.machine.type, config) if domain.machine and domain.machine.type else None
     if problem is not None:
         yield Fault(f"{here}.machine.type", names.FAULT_NOT_SUPPORTED, problem)
@@ -61,7 +61,7 @@ def check(problem: str | None, path: str) -> Iterator[Fault]:
 
 
 def quantity(value: Quantity | None, path: str, faults: list[Fault], most: int = MAX_GUEST_BYTES) -> Fraction | None:
-    """The number of a quantity; a Fault is added when it is none, negative or more than `most`."""
+    """The value of a quantity; adds a Fault when it is invalid, negative or greater than `most`."""
     if value is None:
         return None
     try:
@@ -70,10 +70,10 @@ def quantity(value: Quantity | None, path: str, faults: list[Fault], most: int =
         faults.append(Fault(path, names.FAULT_INVALID, str(error)))
         return None
     if number < 0:
-        faults.append(Fault(path, names.FAULT_INVALID, f"{value!r} is negative"))
+        faults.append(Fault(path, names.FAULT_INVALID, f"{value!r} must not be negative"))
         return None
     if number > most:
-        faults.append(Fault(path, names.FAULT_INVALID, f"{value!r} is more than the {format_bytes(most)} possible"))
+        faults.append(Fault(path, names.FAULT_INVALID, f"{value!r} exceeds the maximum of {format_bytes(most)}"))
         return None
     return number
 
@@ -95,19 +95,19 @@ def _memory(domain: DomainSpec, path: str) -> Iterator[Fault]:
         amount, source = None, ""
     if amount is None and not faults:
         yield Fault(
-            f"{path}.memory.guest", names.FAULT_REQUIRED, "no memory: set this, or resources.requests.memory beside it"
+            f"{path}.memory.guest", names.FAULT_REQUIRED, "required: set memory.guest or resources.requests.memory"
         )
     if amount is not None and amount < MIN_GUEST_BYTES:
         yield Fault(
             source,
             names.FAULT_INVALID,
-            f"{float(amount):g} bytes are no memory for a guest: "
-            "write for instance 128Mi (a small 'm' means thousandths)",
+            f"{float(amount):g} bytes is too little guest memory: "
+            "use a suffix such as 128Mi (a lower-case 'm' means 1/1000)",
         )
     if guest is not None and limit is not None and guest > limit:
-        yield Fault(f"{path}.memory.guest", names.FAULT_INVALID, "is more than resources.limits.memory")
+        yield Fault(f"{path}.memory.guest", names.FAULT_INVALID, "must not exceed resources.limits.memory")
     if request is not None and limit is not None and request > limit:
-        yield Fault(request_path, names.FAULT_INVALID, "is more than resources.limits.memory")
+        yield Fault(request_path, names.FAULT_INVALID, "must not exceed resources.limits.memory")
     overhead = domain.memory.reservedOverhead if domain.memory else None
     quantity(overhead.addedOverhead if overhead else None, f"{path}.memory.reservedOverhead.addedOverhead", faults)
     yield from faults
@@ -123,12 +123,12 @@ def _resources(resources: ResourceRequirements | None, path: str) -> Iterator[Fa
         for name, value in (amounts or {}).items():
             if name not in ("cpu", "memory"):
                 quantity(value, f"{path}.{field}.{name[:80]}", faults, MAX_AMOUNT)
-    asked, most = ((amounts or {}).get("ephemeral-storage") for amounts in (resources.requests, resources.limits))
-    if not faults and asked is not None and most is not None and parse_quantity(asked) > parse_quantity(most):
-        message = "is more than resources.limits.ephemeral-storage"
+    storage, maximum = ((amounts or {}).get("ephemeral-storage") for amounts in (resources.requests, resources.limits))
+    if not faults and storage is not None and maximum is not None and parse_quantity(storage) > parse_quantity(maximum):
+        message = "must not exceed resources.limits.ephemeral-storage"
         faults.append(Fault(f"{path}.requests.ephemeral-storage", names.FAULT_INVALID, message))
     if request is not None and limit is not None and request > limit:
-        faults.append(Fault(f"{path}.requests.cpu", names.FAULT_INVALID, "is more than resources.limits.cpu"))
+        faults.append(Fault(f"{path}.requests.cpu", names.FAULT_INVALID, "must not exceed resources.limits.cpu"))
     yield from faults
 
 
@@ -140,16 +140,16 @@ def _cpu(cpu: CPU, path: str) -> Iterator[Fault]:
         here = f"{path}.features[{index}].name"
         yield from _known(feature.name, cpu_names.FEATURES, "CPU feature", here)
         if feature.name in seen:
-            yield Fault(here, names.FAULT_DUPLICATE, f"feature {feature.name!r} is named twice")
+            yield Fault(here, names.FAULT_DUPLICATE, f"feature {feature.name!r} is listed twice")
         seen.add(feature.name)
 
 
 def _known(name: str, known: Collection[str], what: str, path: str) -> Iterator[Fault]:
-    """A Fault for a name that the launcher's libvirt would refuse when the VM starts."""
+    """A Fault for a name unknown to the launcher's libvirt."""
     if name not in known:
         near = difflib.get_close_matches(name[:64], known, n=3, cutoff=0.75)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        yield Fault(path, names.FAULT_NOT_SUPPORTED, f"{name[:64]!r} is no {what} that libvirt knows{hint}")
+        yield Fault(path, names.FAULT_NOT_SUPPORTED, f"{name[:64]!r} is not a {what} known to libvirt{hint}")
 
 
 def _firmware(firmware: Firmware, path: str) -> Iterator[Fault]:
@@ -159,7 +159,7 @@ def _firmware(firmware: Firmware, path: str) -> Iterator[Fault]:
         yield from check(syntax.printable(firmware.serial), f"{path}.serial")
     boot = firmware.bootloader
     if boot and boot.bios is not None and boot.efi is not None:
-        yield Fault(f"{path}.bootloader", names.FAULT_INVALID, "bios and efi exclude each other")
+        yield Fault(f"{path}.bootloader", names.FAULT_INVALID, "bios and efi are mutually exclusive")
     if firmware.kernelBoot:
         yield from _kernel_boot(firmware.kernelBoot, f"{path}.kernelBoot")
 
@@ -169,14 +169,14 @@ def _kernel_boot(boot: KernelBoot, path: str) -> Iterator[Fault]:
     if boot.kernelArgs:
         yield from check(syntax.printable(boot.kernelArgs, MAX_KERNEL_ARGS), f"{path}.kernelArgs")
     if boot.kernelArgs and (container is None or container.kernelPath is None):
-        yield Fault(f"{path}.kernelArgs", names.FAULT_INVALID, "there is no kernel: set container.kernelPath too")
+        yield Fault(f"{path}.kernelArgs", names.FAULT_INVALID, "requires a kernel: set container.kernelPath")
     if container is None:
         return
     yield from check(syntax.image(container.image), f"{path}.container.image")
     if container.imagePullSecret is not None:
         yield from check(syntax.object_name(container.imagePullSecret), f"{path}.container.imagePullSecret")
     if container.kernelPath is None and container.initrdPath is None:
-        yield Fault(f"{path}.container", names.FAULT_REQUIRED, "set kernelPath or initrdPath or both")
+        yield Fault(f"{path}.container", names.FAULT_REQUIRED, "required: set kernelPath, initrdPath or both")
     if container.kernelPath is not None:
         yield from check(syntax.image_path(container.kernelPath), f"{path}.container.kernelPath")
     if container.initrdPath is not None:
@@ -185,11 +185,11 @@ def _kernel_boot(boot: KernelBoot, path: str) -> Iterator[Fault]:
 
 def _clock(clock: Clock, path: str) -> Iterator[Fault]:
     if clock.utc is not None and clock.timezone is not None:
-        yield Fault(path, names.FAULT_INVALID, "utc and timezone exclude each other")
+        yield Fault(path, names.FAULT_INVALID, "utc and timezone are mutually exclusive")
     if clock.timezone is not None:
         problem = syntax.timezone(clock.timezone)
         if problem is None and clock.timezone not in ZONES:
-            problem = f"{clock.timezone!r} is no time zone of the tz database, such as America/New_York"
+            problem = f"{clock.timezone!r} is not a time zone of the tz database, for example America/New_York"
         yield from check(problem, f"{path}.timezone")
 
 

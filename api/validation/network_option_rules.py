@@ -1,4 +1,4 @@
-"""Rules for what an interface tells its guest by DHCP, and which ports it hands on."""
+"""Rules for DHCP options and forwarded ports of an interface."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,9 @@ def option_faults(interface: Interface, path: str) -> Iterator[Fault]:
         return
     if interface.sriov is not None:
         yield Fault(
-            f"{path}.dhcpOptions", names.FAULT_INVALID, "nobody here answers the DHCP requests of an sriov interface"
+            f"{path}.dhcpOptions",
+            names.FAULT_INVALID,
+            "not supported for sriov: hyperlet does not serve DHCP on an sriov interface",
         )
     yield from _dhcp(interface.dhcpOptions, f"{path}.dhcpOptions")
 
@@ -28,26 +30,30 @@ def _ports(interface: Interface, path: str) -> Iterator[Fault]:
     for field in ("ports", "portRanges"):
         entries = getattr(interface, field)
         if entries and (interface.bridge is not None or interface.sriov is not None):
-            yield Fault(f"{path}.{field}", names.FAULT_INVALID, f"{field} are for masquerade only")
+            yield Fault(f"{path}.{field}", names.FAULT_INVALID, f"{field} requires masquerade")
         if entries and len(entries) > MAX_PORTS:
-            yield Fault(f"{path}.{field}", names.FAULT_INVALID, f"more than {MAX_PORTS}: use portRanges")
+            yield Fault(
+                f"{path}.{field}", names.FAULT_INVALID, f"must have at most {MAX_PORTS} entries: use portRanges"
+            )
     named: set[str] = set()
     for index, port in enumerate(interface.ports or ()):
         if port.name:
             here = f"{path}.ports[{index}].name"
             yield from check(syntax.port_name(port.name), here)
             if port.name in named:
-                yield Fault(here, names.FAULT_DUPLICATE, f"two ports are named {port.name[:63]!r}")
+                yield Fault(here, names.FAULT_DUPLICATE, f"duplicate port name {port.name[:63]!r}")
             named.add(port.name)
     for index, span in enumerate(interface.portRanges or ()):
         if span.start > span.end:
             yield Fault(
-                f"{path}.portRanges[{index}].end", names.FAULT_INVALID, f"{span.end} is less than start, {span.start}"
+                f"{path}.portRanges[{index}].end",
+                names.FAULT_INVALID,
+                f"{span.end} must not be less than start ({span.start})",
             )
 
 
 def _overlaps(interface: Interface, path: str) -> Iterator[Fault]:
-    """A port that is handed on twice is a mistake: of the one who counts, or of the one who copies."""
+    """Ports that are listed twice, alone or in ranges."""
     spans = [
         *(
             (port.protocol or "TCP", port.port, port.port, f"{path}.ports[{index}].port")
@@ -61,7 +67,7 @@ def _overlaps(interface: Interface, path: str) -> Iterator[Fault]:
     highest: dict[str, int] = {}
     for protocol, first, last, where in sorted(spans, key=lambda span: span[:2]):
         if first <= highest.get(protocol, 0):
-            yield Fault(where, names.FAULT_DUPLICATE, f"port {first} {protocol} is named twice")
+            yield Fault(where, names.FAULT_DUPLICATE, f"port {first}/{protocol} is listed twice")
         highest[protocol] = max(last, highest.get(protocol, 0))
 
 

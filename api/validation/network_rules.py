@@ -1,4 +1,4 @@
-"""Rules for network cards and the networks that they join. What each field is for: `api.kubevirt.networks`."""
+"""Rules for interfaces and networks. The fields are described in `api.kubevirt.networks`."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -29,14 +29,14 @@ def network_faults(
     namespace: str | None = None,
     config: "KubeVirtConfiguration | None" = None,
 ) -> Iterator[Fault]:
-    """Faults of interfaces and networks. Neither of both is none: the pod network is joined by default.
+    """Faults of interfaces and networks. Without either, the VM gets the pod network by default.
 
-    `namespace` is the VM's: without it nothing is said of the namespaces of networks.
+    `namespace` is the VM's; without it the namespaces of networks are not checked.
     """
     interfaces, networks = spec.domain.devices.interfaces or [], spec.networks or []
     interfaces_path, networks_path = f"{path}.domain.devices.interfaces", f"{path}.networks"
     if max(len(interfaces), len(networks)) > MAX_INTERFACES:
-        yield Fault(interfaces_path, names.FAULT_INVALID, f"more than {MAX_INTERFACES} interfaces")
+        yield Fault(interfaces_path, names.FAULT_INVALID, f"must have at most {MAX_INTERFACES} interfaces")
         return
     yield from duplicates([interface.name for interface in interfaces], interfaces_path, "interface")
     yield from duplicates([network.name for network in networks], networks_path, "network")
@@ -49,10 +49,12 @@ def network_faults(
         yield from _network(network, here, namespace)
         if network.name not in joined:
             yield Fault(
-                f"{here}.name", names.FAULT_INVALID, f"network {network.name[:63]!r} has no interface of that name"
+                f"{here}.name",
+                names.FAULT_INVALID,
+                f"network {network.name[:63]!r} has no interface with the same name",
             )
     if sum(network.pod is not None for network in networks) > 1:
-        yield Fault(networks_path, names.FAULT_INVALID, "the pod network can be joined once only")
+        yield Fault(networks_path, names.FAULT_INVALID, "only one network can have the pod source")
     yield from _used_once(interfaces, interfaces_path)
     yield from _places(spec, f"{path}.domain.devices")
 
@@ -66,21 +68,21 @@ def _interface(
     yield from check(syntax.device_name(interface.name), f"{path}.name")
     if network is None:
         yield Fault(
-            f"{path}.name", names.FAULT_INVALID, f"interface {interface.name[:63]!r} has no network of that name"
+            f"{path}.name", names.FAULT_INVALID, f"interface {interface.name[:63]!r} has no network with the same name"
         )
     else:
         yield from _binding(interface, network, path, config)
     bindings = [binding for binding in BINDINGS if getattr(interface, binding) is not None]
     if len(bindings) > 1:
-        yield Fault(path, names.FAULT_INVALID, f"{' and '.join(bindings)} exclude each other")
+        yield Fault(path, names.FAULT_INVALID, f"{' and '.join(bindings)} are mutually exclusive")
     if interface.macAddress is not None:
         yield from check(syntax.mac_address(interface.macAddress), f"{path}.macAddress")
         if _plain(interface.macAddress) == RESERVED_MAC:
-            yield Fault(f"{path}.macAddress", names.FAULT_INVALID, "is the gateway's own address: choose another")
+            yield Fault(f"{path}.macAddress", names.FAULT_INVALID, "must differ from the MAC address of the gateway")
     if interface.pciAddress is not None:
         yield from check(syntax.pci_address(interface.pciAddress), f"{path}.pciAddress")
     if interface.acpiIndex is not None and not 1 <= interface.acpiIndex <= MAX_ACPI_INDEX:
-        yield Fault(f"{path}.acpiIndex", names.FAULT_INVALID, f"must be 1 to {MAX_ACPI_INDEX}")
+        yield Fault(f"{path}.acpiIndex", names.FAULT_INVALID, f"must be between 1 and {MAX_ACPI_INDEX}")
     yield from _state(interface, network, path)
     yield from option_faults(interface, path)
 
@@ -92,14 +94,14 @@ def _plain(mac: str) -> str:
 def _binding(
     interface: Interface, network: Network, path: str, config: "KubeVirtConfiguration | None"
 ) -> Iterator[Fault]:
-    """What binding fits what network."""
+    """Whether the binding is supported on the network."""
     if network.pod is None:
         if interface.masquerade is not None and (network.multus or network.resourceClaim):
-            yield Fault(f"{path}.masquerade", names.FAULT_INVALID, "is for the pod network only: use bridge")
+            yield Fault(f"{path}.masquerade", names.FAULT_INVALID, "requires the pod network: use bridge")
         return
     if interface.sriov is not None:
         yield Fault(
-            f"{path}.sriov", names.FAULT_INVALID, "is for a multus network only: the pod network has no such device"
+            f"{path}.sriov", names.FAULT_INVALID, "requires a multus network: the pod network has no SR-IOV device"
         )
     settings = config.network if config else None
     if settings is None or settings.permitBridgeInterfaceOnPodNetwork is not False:
@@ -109,13 +111,13 @@ def _binding(
         yield Fault(
             f"{path}.bridge",
             names.FAULT_FORBIDDEN,
-            "a bridge on the pod network is off here (permitBridgeInterfaceOnPodNetwork of the KubeVirt object): "
+            "a bridge on the pod network is disabled by permitBridgeInterfaceOnPodNetwork of the KubeVirt object: "
             "use masquerade",
         )
 
 
 def _state(interface: Interface, network: Network | None, path: str) -> Iterator[Fault]:
-    """A link can be put down where there is a tap; a NIC can be unplugged where the pod can lose it."""
+    """Link state down requires a tap device; absent requires a hot-pluggable secondary network."""
     if interface.state == "absent":
         on_pod = network is not None and network.pod is not None
         others = [binding for binding in BINDINGS if binding != "bridge" and getattr(interface, binding) is not None]
@@ -123,10 +125,10 @@ def _state(interface: Interface, network: Network | None, path: str) -> Iterator
             yield Fault(
                 f"{path}.state",
                 names.FAULT_INVALID,
-                "only an interface with a bridge on a multus network can be absent",
+                "absent requires a bridge on a multus network",
             )
     if interface.state == "down" and interface.sriov is not None:
-        yield Fault(f"{path}.state", names.FAULT_INVALID, "the link of an sriov interface cannot be put down")
+        yield Fault(f"{path}.state", names.FAULT_INVALID, "down is not supported for an sriov interface")
 
 
 # ---- networks -------------------------------------------------------------------------------------------------------
@@ -136,9 +138,9 @@ def _network(network: Network, path: str, namespace: str | None) -> Iterator[Fau
     yield from check(syntax.device_name(network.name), f"{path}.name")
     sources = [source for source in _SOURCES if getattr(network, source) is not None]
     if len(sources) > 1:
-        yield Fault(path, names.FAULT_INVALID, f"{' and '.join(sources)} exclude each other")
+        yield Fault(path, names.FAULT_INVALID, f"{' and '.join(sources)} are mutually exclusive")
     if not sources:
-        yield Fault(path, names.FAULT_REQUIRED, f"network {network.name[:63]!r} says not what it is: set pod or multus")
+        yield Fault(path, names.FAULT_REQUIRED, f"network {network.name[:63]!r} has no source: set pod or multus")
     if network.pod is not None and network.pod.vmNetworkCIDR is not None:
         yield from check(syntax.ipv4_network(network.pod.vmNetworkCIDR, 30), f"{path}.pod.vmNetworkCIDR")
     if network.pod is not None and network.pod.vmIPv6NetworkCIDR is not None:
@@ -148,21 +150,21 @@ def _network(network: Network, path: str, namespace: str | None) -> Iterator[Fau
 
 
 def _definition(text: str, path: str, namespace: str | None) -> Iterator[Fault]:
-    """A NetworkAttachmentDefinition's name, `[namespace/]name`, in a namespace that this VM may use."""
+    """The name of a NetworkAttachmentDefinition, `[namespace/]name`, in a namespace that the VM may use."""
     prefix, slash, name = text.rpartition("/")
     problem = syntax.object_name(name) or (syntax.dns_label(prefix) if slash else None)
     if problem is not None:
-        yield Fault(path, names.FAULT_INVALID, f"{problem}; a NetworkAttachmentDefinition is named [namespace/]name")
+        yield Fault(path, names.FAULT_INVALID, f"{problem}; expected [namespace/]name of a NetworkAttachmentDefinition")
     elif slash and namespace is not None and prefix not in (namespace, SHARED_NAMESPACE):
         yield Fault(
             path,
             names.FAULT_FORBIDDEN,
-            f"{text[:80]!r} is in another namespace: only networks of the VM's own namespace ({namespace}) and of "
-            f"{SHARED_NAMESPACE} can be joined",
+            f"{text[:80]!r} is in another namespace: a VM can join networks of its own namespace ({namespace}) and of "
+            f"{SHARED_NAMESPACE} only",
         )
 
 
-# ---- among all of them ----------------------------------------------------------------------------------------------
+# ---- uniqueness -----------------------------------------------------------------------------------------------------
 
 
 def _used_once(interfaces: Sequence[Interface], path: str) -> Iterator[Fault]:
@@ -182,7 +184,7 @@ def _used_once(interfaces: Sequence[Interface], path: str) -> Iterator[Fault]:
 
 
 def _places(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
-    """Addresses on the PCI bus, which disks and interfaces share."""
+    """PCI addresses, unique among disks and interfaces."""
     devices, seen = spec.domain.devices, dict[str, str]()
     taken = [
         *(
@@ -201,6 +203,6 @@ def _places(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
         known = seen.get(address.lower())
         if known is not None:
             yield Fault(
-                f"{where}.pciAddress", names.FAULT_DUPLICATE, f"{address[:16]} is already the place of {known[:63]!r}"
+                f"{where}.pciAddress", names.FAULT_DUPLICATE, f"{address[:16]} is already used by {known[:63]!r}"
             )
         seen[address.lower()] = name

@@ -1,7 +1,7 @@
-"""What the Pod Security Standards refuse of a VM's launcher pod, told before there is a pod. Pure.
+"""Checks of a VM's spec against the Pod Security Standard that its namespace enforces on the launcher pod. Pure.
 
-The launcher pod itself keeps to the standard `restricted` (tests/unit/security/test_pod_security.py); so only what a VM
-hands on to its pod can break it. How a namespace's labels are read is as the API server reads them.
+The launcher pod meets the standard `restricted` (tests/unit/security/test_pod_security.py), so only fields that are
+copied from the VM to the pod can violate it. Namespace labels are interpreted as by the API server.
 Source: k8s.io/pod-security-admission, api/helpers.go and policy/.
 """
 
@@ -23,28 +23,28 @@ _PROBE_HOST_SINCE = (1, 34)
 
 
 class PodSecurityPolicy(NamedTuple):
-    """What a namespace enforces: a level, as it was in a version of Kubernetes."""
+    """The policy that a namespace enforces: a level, at a Kubernetes version."""
 
     level: str
     version: Version = LATEST
 
     def covers(self, level: str, since: Version) -> bool:
-        """Whether a check of that level, which exists since that version, is made of this namespace's pods."""
+        """Whether the policy includes a check of `level` that was added in version `since`."""
         return LEVELS.index(level) <= LEVELS.index(self.level) and since <= self.version
 
 
 class Demand(NamedTuple):
-    """A field of a VM that its pod may have only below `level`, from Kubernetes `since` on."""
+    """A field of a VM that is allowed only below `level`, since Kubernetes version `since`."""
 
     path: str
     level: str
     since: Version
     words: str
-    """What the standard refuses and what to do, after "…enforces the Pod Security Standard X: "."""
+    """Problem and remedy, appended to "…enforces the Pod Security Standard X: "."""
 
 
 def policy_of(labels: Mapping[str, str] | None) -> PodSecurityPolicy:
-    """The policy that a namespace's labels say. As in the API server, what cannot be read is the strictest there is."""
+    """The policy in a namespace's labels. As in the API server, invalid values mean the strictest policy."""
     level = (labels or {}).get(LABEL_ENFORCE) or "privileged"
     version = _VERSION.fullmatch((labels or {}).get(LABEL_VERSION) or "")
     return PodSecurityPolicy(
@@ -53,12 +53,12 @@ def policy_of(labels: Mapping[str, str] | None) -> PodSecurityPolicy:
 
 
 def demands(spec: Any, path: str = "spec") -> list[Demand]:
-    """All such fields of a VMI's spec, as JSON that nobody has looked at yet. `path` is the spec's own."""
+    """Such fields in a VMI's spec, given as unvalidated JSON. `path` is the path of the spec."""
     return list(_probe_hosts(spec, path))
 
 
 def faults(found: list[Demand], namespace: str, policy: PodSecurityPolicy) -> list[Fault]:
-    """A Fault for every field that the namespace's policy refuses."""
+    """A Fault for every field that violates the namespace's policy."""
     return [
         Fault(
             each.path,
@@ -71,12 +71,12 @@ def faults(found: list[Demand], namespace: str, policy: PodSecurityPolicy) -> li
 
 
 def _probe_hosts(spec: Any, path: str) -> Iterator[Demand]:
-    """A probe of another host is a request that the node makes for the VM's owner."""
+    """Probes with a host: they let a VM's owner send requests from the node."""
     for probe in ("livenessProbe", "readinessProbe"):
         for action in ("httpGet", "tcpSocket"):
             value = spec
             for key in (probe, action, "host"):
                 value = value.get(key) if isinstance(value, dict) else None
             if value:
-                words = "no probe may name a host. Leave it out: the probe goes to the guest"
+                words = "probes must not set a host: remove it, the probe then connects to the guest"
                 yield Demand(f"{path}.{probe}.{action}.host", "baseline", _PROBE_HOST_SINCE, words)

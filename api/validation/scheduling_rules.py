@@ -1,4 +1,4 @@
-"""Rules for where a VM may run: what the API server would refuse of the launcher pod, told by the VM's own fields.
+"""Rules for scheduling fields: those of the API server for pods, reported with the paths of the VM.
 
 Source: k8s.io/kubernetes, pkg/apis/core/validation (Kubernetes 1.36).
 """
@@ -30,7 +30,7 @@ _INT64 = 2**63
 
 
 def scheduling_faults(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
-    """Faults of nodeSelector, affinity, tolerations, topologySpreadConstraints and the names beside them."""
+    """Faults of nodeSelector, affinity, tolerations, topologySpreadConstraints and related names."""
     for key, value in (spec.nodeSelector or {}).items():
         yield from check(syntax.label_key(key), f"{path}.nodeSelector")
         yield from check(syntax.label_value(value), f"{path}.nodeSelector.{key[:80]}")
@@ -50,14 +50,14 @@ def _toleration(toleration: Toleration, path: str) -> Iterator[Fault]:
     if toleration.key:
         yield from check(syntax.label_key(toleration.key), f"{path}.key")
     elif operator != "Exists":
-        yield Fault(f"{path}.operator", names.FAULT_INVALID, "must be Exists where there is no key")
+        yield Fault(f"{path}.operator", names.FAULT_INVALID, "must be Exists when key is empty")
     if toleration.tolerationSeconds is not None and toleration.effect != "NoExecute":
-        yield Fault(f"{path}.effect", names.FAULT_INVALID, "must be NoExecute where tolerationSeconds is set")
+        yield Fault(f"{path}.effect", names.FAULT_INVALID, "must be NoExecute when tolerationSeconds is set")
     if operator == "Exists" and toleration.value:
-        yield Fault(f"{path}.value", names.FAULT_INVALID, "must be absent with the operator Exists")
+        yield Fault(f"{path}.value", names.FAULT_INVALID, "must be empty with operator Exists")
     elif operator in _NUMERIC:
         if not _is_int64(toleration.value or ""):
-            yield Fault(f"{path}.value", names.FAULT_INVALID, f"must be a whole number with the operator {operator}")
+            yield Fault(f"{path}.value", names.FAULT_INVALID, f"must be an integer with operator {operator}")
     elif toleration.value:
         yield from check(syntax.label_value(toleration.value), f"{path}.value")
 
@@ -76,7 +76,7 @@ def _affinity(affinity: Affinity, path: str) -> Iterator[Fault]:
         here = f"{path}.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms"
         terms = node.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms
         if not terms:
-            yield Fault(here, names.FAULT_REQUIRED, "needs at least one term")
+            yield Fault(here, names.FAULT_REQUIRED, "required: at least one term")
         for index, term in enumerate(terms):
             yield from _term(term, f"{here}[{index}]")
     if node:
@@ -103,20 +103,20 @@ def _term(term: NodeSelectorTerm, path: str) -> Iterator[Fault]:
 def _values(operator: str, values: list[str] | None, path: str) -> Iterator[Fault]:
     count = len(values or ())
     if operator in _WITH_VALUES and not count:
-        yield Fault(f"{path}.values", names.FAULT_REQUIRED, f"needs at least one value with the operator {operator}")
+        yield Fault(f"{path}.values", names.FAULT_REQUIRED, f"required: at least one value with operator {operator}")
     elif operator in _WITHOUT and count:
-        yield Fault(f"{path}.values", names.FAULT_FORBIDDEN, f"must be absent with the operator {operator}")
+        yield Fault(f"{path}.values", names.FAULT_FORBIDDEN, f"must be empty with operator {operator}")
     elif operator in _NUMERIC and count != 1:
-        yield Fault(f"{path}.values", names.FAULT_REQUIRED, f"needs exactly one value with the operator {operator}")
+        yield Fault(f"{path}.values", names.FAULT_REQUIRED, f"required: exactly one value with operator {operator}")
 
 
 def _node_field(requirement: NodeSelectorRequirement, path: str) -> Iterator[Fault]:
     if requirement.key != _NODE_NAME:
-        yield Fault(f"{path}.key", names.FAULT_INVALID, f"only {_NODE_NAME} can be matched here")
+        yield Fault(f"{path}.key", names.FAULT_INVALID, f"must be {_NODE_NAME}")
     if requirement.operator not in _WITH_VALUES:
-        yield Fault(f"{path}.operator", names.FAULT_INVALID, "must be In or NotIn here")
+        yield Fault(f"{path}.operator", names.FAULT_INVALID, "must be In or NotIn")
     elif len(requirement.values or ()) != 1:
-        yield Fault(f"{path}.values", names.FAULT_REQUIRED, "needs exactly one value here")
+        yield Fault(f"{path}.values", names.FAULT_REQUIRED, "required: exactly one value")
     for number, value in enumerate(requirement.values or ()):
         yield from check(syntax.object_name(value), f"{path}.values[{number}]")
 
@@ -140,7 +140,7 @@ def _pod_term(term: PodAffinityTerm, path: str) -> Iterator[Fault]:
     yield from _label_keys(term.mismatchLabelKeys, term.labelSelector, f"{path}.mismatchLabelKeys")
     both = set(term.matchLabelKeys or ()) & set(term.mismatchLabelKeys or ())
     if both:
-        yield Fault(f"{path}.mismatchLabelKeys", names.FAULT_INVALID, f"{min(both)[:80]!r} is in matchLabelKeys too")
+        yield Fault(f"{path}.mismatchLabelKeys", names.FAULT_INVALID, f"{min(both)[:80]!r} is also in matchLabelKeys")
 
 
 def _topology_key(key: str, path: str) -> Iterator[Fault]:
@@ -166,7 +166,7 @@ def _selector(selector: LabelSelector | None, path: str) -> Iterator[Fault]:
 
 def _label_keys(keys: list[str] | None, selector: LabelSelector | None, path: str) -> Iterator[Fault]:
     if keys and selector is None:
-        yield Fault(path, names.FAULT_FORBIDDEN, "needs labelSelector beside it")
+        yield Fault(path, names.FAULT_FORBIDDEN, "requires labelSelector")
     for index, key in enumerate(keys or ()):
         yield from check(syntax.label_key(key), f"{path}[{index}]")
 
@@ -182,12 +182,12 @@ def _spread(constraints: list[TopologySpreadConstraint], path: str) -> Iterator[
         yield from _selector(constraint.labelSelector, f"{here}.labelSelector")
         yield from _label_keys(constraint.matchLabelKeys, constraint.labelSelector, f"{here}.matchLabelKeys")
         if constraint.minDomains is not None and constraint.whenUnsatisfiable != "DoNotSchedule":
-            yield Fault(f"{here}.minDomains", names.FAULT_INVALID, "needs whenUnsatisfiable DoNotSchedule")
+            yield Fault(f"{here}.minDomains", names.FAULT_INVALID, "requires whenUnsatisfiable: DoNotSchedule")
         kind = (constraint.topologyKey, constraint.whenUnsatisfiable)
         if kind in seen:
             yield Fault(
                 f"{here}.topologyKey",
                 names.FAULT_DUPLICATE,
-                f"{kind[0][:80]!r} with {kind[1]} is named by another constraint",
+                f"{kind[0][:80]!r} with {kind[1]} is already used by another constraint",
             )
         seen.add(kind)

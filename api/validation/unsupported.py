@@ -1,8 +1,8 @@
-"""What this version of hyperlet builds; every other field is refused by name, never ignored.
+"""The supported fields; every other field is refused with its path, never ignored.
 
-`SUPPORTED` is the one list. Whoever teaches the launcher or the controller a new field adds its path here. A path
-stands for the field and everything below it; the fields above it are implied. `[]` is not written: the path of
-`disks[3].name` is `disks.name`. `field=a|b` allows only these values.
+`SUPPORTED` is the list. Support for a new field adds its path here. A path includes the field and everything below it;
+its parents are implied. List indexes are omitted: the path of `disks[3].name` is `disks.name`. `field=a|b` allows only
+these values.
 """
 
 import re
@@ -87,55 +87,55 @@ SUPPORTED_KUBEVIRT = [
     *_below("configuration.architectureConfiguration", "defaultArchitecture=amd64 amd64.machineType"),
 ]
 
-# Why, and what to do instead, for the fields that people are most likely to bring along.
+# Reason or alternative, for the most common unsupported fields.
 HINTS = {
-    "dataVolumeTemplates": "make a PersistentVolumeClaim and name it in volumes[].persistentVolumeClaim",
-    "instancetype": "write CPU and memory into template.spec.domain",
-    "preference": "write what it prefers into template.spec",
+    "dataVolumeTemplates": "create a PersistentVolumeClaim and reference it in volumes[].persistentVolumeClaim",
+    "instancetype": "set CPU and memory in template.spec.domain",
+    "preference": "set the preferred values in template.spec",
     "updateVolumesStrategy": "stop the VM to change its volumes",
-    "runStrategy": "live migration into this cluster is not there yet",
-    "domain.devices.gpus": "no device can be passed through yet",
-    "domain.devices.hostDevices": "no device can be passed through yet",
-    "domain.devices.filesystems": "no file system can be shared yet: use a volume with a disk",
-    "domain.devices.tpm": "there is no TPM yet",
-    "domain.devices.logSerialConsole": "the serial console is always copied to the pod's log",
-    "domain.devices.interfaces.binding": "network binding plugins are not there yet",
-    "domain.devices.interfaces.slirp": "KubeVirt has dropped it too: use masquerade",
-    "domain.devices.disks.lun": "use disk: raw SCSI passthrough is not there yet",
-    "domain.firmware.bootloader.efi": "only BIOS boots yet",
-    "domain.launchSecurity": "encrypted memory is not there yet",
-    "domain.cpu.dedicatedCpuPlacement": "CPUs cannot be pinned yet",
-    "domain.cpu.maxSockets": "CPUs cannot be added to a running guest yet",
-    "domain.memory.hugepages": "huge pages are not there yet",
-    "domain.memory.maxGuest": "memory cannot be added to a running guest yet",
-    "domain.ioThreadsPolicy": "disks share QEMU's main loop yet",
+    "runStrategy": "live migration into this cluster is not implemented",
+    "domain.devices.gpus": "device passthrough is not implemented",
+    "domain.devices.hostDevices": "device passthrough is not implemented",
+    "domain.devices.filesystems": "file system sharing is not implemented: use a volume with a disk",
+    "domain.devices.tpm": "TPM is not implemented",
+    "domain.devices.logSerialConsole": "the serial console is always written to the pod's log",
+    "domain.devices.interfaces.binding": "network binding plugins are not implemented",
+    "domain.devices.interfaces.slirp": "KubeVirt removed it: use masquerade",
+    "domain.devices.disks.lun": "SCSI passthrough is not implemented: use disk",
+    "domain.firmware.bootloader.efi": "EFI is not implemented: use bios",
+    "domain.launchSecurity": "memory encryption is not implemented",
+    "domain.cpu.dedicatedCpuPlacement": "CPU pinning is not implemented",
+    "domain.cpu.maxSockets": "CPU hot-plug is not implemented",
+    "domain.memory.hugepages": "huge pages are not implemented",
+    "domain.memory.maxGuest": "memory hot-plug is not implemented",
+    "domain.ioThreadsPolicy": "I/O threads are not implemented: disks run in QEMU's main loop",
     "domain.devices.interfaces.passtBinding": "use masquerade",
-    "domain.devices.interfaces.tag": "cloud-init data carries no device metadata yet",
+    "domain.devices.interfaces.tag": "device metadata in cloud-init data is not implemented",
     "networks.multus.default": (
-        "the pod keeps its own network: leave `default` out, and leave out the network with `pod` if the guest is not "
-        "to join that one"
+        "the pod always keeps the cluster network: remove `default`, and remove the network with `pod` to keep the "
+        "guest off the pod network"
     ),
-    "networks.resourceClaim": "name a NetworkAttachmentDefinition in multus.networkName",
-    "volumes.dataVolume": "name its PersistentVolumeClaim in volumes[].persistentVolumeClaim instead",
-    "volumes.ephemeral": "a disk that forgets its writes is not there yet",
-    "volumes.hostDisk": "files of the node are off limits",
+    "networks.resourceClaim": "set multus.networkName to a NetworkAttachmentDefinition",
+    "volumes.dataVolume": "reference its PersistentVolumeClaim in volumes[].persistentVolumeClaim instead",
+    "volumes.ephemeral": "ephemeral disks are not implemented",
+    "volumes.hostDisk": "files of the node are not accessible to VMs",
     "volumes.serviceAccount": "use a secret volume",
-    "volumes.persistentVolumeClaim.hotpluggable": "volumes cannot be added to a running guest yet",
+    "volumes.persistentVolumeClaim.hotpluggable": "volume hot-plug is not implemented",
     "livenessProbe.guestAgentPing": "use tcpSocket or httpGet",
     "livenessProbe.exec": "use tcpSocket or httpGet",
     "readinessProbe.guestAgentPing": "use tcpSocket or httpGet",
     "readinessProbe.exec": "use tcpSocket or httpGet",
-    "accessCredentials": "put keys and passwords into cloud-init data",
-    "architecture": "only amd64 guests run yet",
+    "accessCredentials": "set keys and passwords in cloud-init data",
+    "architecture": "only amd64 is implemented",
 }
 
-# An absent field and an explicit `false` mean the same for every flag but these.
+# `false` is equivalent to absence for every flag except these.
 _FALSE_ASKS = {"domain.devices.logSerialConsole"}
 
-# Where the other value is what always happens.
+# Flags whose given value is the fixed behaviour.
 _TRUE_IS_SO = {"domain.devices.logSerialConsole"}
 
-# What no XML document, file name or log line may carry. Cloud-init data and annotations may hold newlines.
+# Characters not allowed in XML, file names and log lines. Cloud-init data and annotations may contain newlines.
 _CONTROL = re.compile("[\x00-\x1f\x7f\ufffe\uffff\ud800-\udfff]")
 _CONTROL_IN_TEXT = re.compile("[\x00\ud800-\udfff]")
 _TEXTS = {"userData", "networkData", "userDataBase64", "networkDataBase64"}
@@ -145,7 +145,7 @@ EVERYTHING: Node = {}
 
 
 def _compile(paths: list[str]) -> Node:
-    """A tree of names; a leaf is EVERYTHING below, or a frozenset of allowed values."""
+    """Builds a tree of names; a leaf is EVERYTHING, or a frozenset of allowed values."""
     root: Node = {}
     for path in paths:
         path, _, values = path.partition("=")
@@ -161,15 +161,15 @@ _VM, _SPEC, _KUBEVIRT = map(_compile, (SUPPORTED_VM, SUPPORTED_SPEC, SUPPORTED_K
 
 
 def unsupported_vm(spec: Any, path: str = "spec") -> Iterator[Fault]:
-    """A Fault for every field of a VM's spec (a plain document) that asks for what is not there yet."""
+    """A Fault for every unsupported field of a VM's spec, given as plain data."""
     skipped = ignorable_matchers(spec)
     return _walk(_VM, {key: spec[key] for key in spec if key not in skipped} if skipped else spec, path, "")
 
 
 def ignorable_matchers(spec: Any) -> list[str]:
-    """Instance type and preference, if they are to be inferred from a volume and may be left out where that fails.
+    """Instancetype and preference matchers that are inferred from a volume with failure policy Ignore.
 
-    Nothing can be inferred yet. `virtctl create vm` adds them so to every VM.
+    Inference is not implemented. `virtctl create vm` adds such matchers to every VM.
     """
     if not isinstance(spec, dict):
         return []
@@ -184,17 +184,17 @@ def ignorable_matchers(spec: Any) -> list[str]:
 
 
 def unsupported_vmi(spec: Any, path: str = "spec") -> Iterator[Fault]:
-    """Likewise for the spec of a VMI."""
+    """A Fault for every unsupported field of a VMI's spec."""
     return _walk(_SPEC, spec, path, "")
 
 
 def unsupported_kubevirt(spec: Any, path: str = "spec") -> Iterator[Fault]:
-    """Likewise for the spec of the KubeVirt object."""
+    """A Fault for every unsupported field of the KubeVirt object's spec."""
     return _walk(_KUBEVIRT, spec, path, "")
 
 
 def refused_paths(kind: str) -> Callable[[str], bool] | None:
-    """Tells which fields below a kind's spec (`a.b`, without indexes) are refused; None for a kind that has no list."""
+    """A predicate for refused fields below a kind's spec (`a.b`, without indexes); None for a kind without a list."""
     tree = {names.KIND_VM: _VM, names.KIND_VMI: _SPEC, names.KIND_KUBEVIRT: _KUBEVIRT}.get(kind)
     if tree is None:
         return None
@@ -221,11 +221,11 @@ def _walk(node: Any, value: Any, path: str, plain: str) -> Iterator[Fault]:
                 if _asks(child, here):
                     yield _refusal(f"{path}.{key}", here)
             elif isinstance(below, frozenset):
-                # Anything but a string is of the wrong type, which is reported elsewhere.
+                # Non-strings have the wrong type, which is reported elsewhere.
                 if isinstance(child, str) and child not in below:
                     yield _refusal(f"{path}.{key}", here, child)
             elif child.__class__ is str:
-                # Most are printable and need no second look: control characters and halves of pairs are not.
+                # Fast path: control characters and lone surrogates are not printable.
                 if not child.isprintable():
                     yield from _text(child, f"{path}.{key}", key)
             elif child.__class__ is dict or child.__class__ is list:
@@ -240,7 +240,7 @@ def _walk(node: Any, value: Any, path: str, plain: str) -> Iterator[Fault]:
 
 
 def _asks(value: Any, plain: str) -> bool:
-    """Whether the value asks for anything at all."""
+    """Whether the value differs from the default."""
     if value is True and _bare(plain) in _TRUE_IS_SO:
         return False
     return value is not None and value != [] and (value is not False or _bare(plain) in _FALSE_ASKS)
@@ -251,7 +251,9 @@ def _text(value: str, path: str, key: str) -> Iterator[Fault]:
     match = (_CONTROL_IN_TEXT if text else _CONTROL).search(value)
     if match:
         yield Fault(
-            path, names.FAULT_INVALID, f"has the control character U+{ord(match[0]):04X} at position {match.start()}"
+            path,
+            names.FAULT_INVALID,
+            f"must not contain the control character U+{ord(match[0]):04X} at position {match.start()}",
         )
 
 

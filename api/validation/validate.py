@@ -1,8 +1,7 @@
-"""Whether a VM makes sense: every fault at once, each with its path.
+"""Validation of objects: all faults at once, each with its path.
 
-`validate_document` is for what arrives from a person (admission): it needs nothing but the decoded JSON and reports
-unknown fields, wrong types, unsupported features and contradictions together. The others are for decoded objects.
-An empty list means: accepted.
+`validate_document` is for admission: it takes decoded JSON and reports unknown fields, wrong types, unsupported fields
+and inconsistencies together. The other functions take decoded objects. An empty list means valid.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,11 +31,11 @@ from api.validation.unsupported import unsupported_kubevirt, unsupported_vm, uns
 if TYPE_CHECKING:
     from api.kubevirt.configuration import KubeVirtConfiguration
 
-# The name becomes the value of a label (vm.kubevirt.io/name), which holds 63 characters.
+# The name becomes the value of label vm.kubevirt.io/name, limited to 63 characters.
 MAX_NAME = 63
-# The API server's limit for all annotations of an object together.
+# The API server's limit for all annotations of an object.
 MAX_ANNOTATION_BYTES = 256 * 1024
-# Seconds, or probes in a row: a day.
+# Seconds (a day), or consecutive probes.
 MAX_PROBE = 86400
 KINDS: dict[str, type[Struct]] = {
     names.KIND_VM: VirtualMachine,
@@ -47,17 +46,17 @@ KINDS: dict[str, type[Struct]] = {
 
 
 def validate_document(document: dict[str, Any], config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
-    """Every fault of a VirtualMachine, VirtualMachineInstance, migration or KubeVirt as a person wrote it.
+    """All faults of a VirtualMachine, VirtualMachineInstance, migration or KubeVirt manifest.
 
-    `config` is the installation's: some of it forbids things.
+    `config` is the installation's, which may restrict values.
     """
     kind = document.get("kind")
     cls = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
-        return [Fault("kind", names.FAULT_NOT_SUPPORTED, f"{str(kind)[:63]!r} is none of {', '.join(KINDS)}")]
+        return [Fault("kind", names.FAULT_NOT_SUPPORTED, f"{str(kind)[:63]!r} is not one of {', '.join(KINDS)}")]
     try:
         more = _decoded_faults(decode(cls, document), config)
-        # What decodes has no wrong type or value, so that only the fields' names are left to look at.
+        # The document decodes, so types and values are valid; only unknown fields remain.
         shape = struct_shape(cls)
         faults = [] if knows(shape, document) else list(islice(unknown_fields(shape, document), MAX_FAULTS))
     except InvalidObject as error:
@@ -70,9 +69,9 @@ def validate_document(document: dict[str, Any], config: "KubeVirtConfiguration |
 def _remaining_faults(
     cls: type[Struct], document: dict[str, Any], config: "KubeVirtConfiguration | None"
 ) -> list[Fault]:
-    """What else is wrong with a document that does not decode, as far as that can be told.
+    """Further faults of a document that does not decode, best effort.
 
-    What is missing is not reported: it may be what was left out here.
+    Missing fields are not reported: they may have been dropped here.
     """
     try:
         rest = decode(cls, salvaged(struct_shape(cls), document))
@@ -103,25 +102,25 @@ def _decoded_faults(value: Struct, config: "KubeVirtConfiguration | None") -> li
 
 
 def validate_vm(vm: VirtualMachine, config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
-    """Every fault of a VirtualMachine; `config` is the installation's."""
+    """All faults of a VirtualMachine; `config` is the installation's."""
     spec = vm.spec
     faults = list(_name(vm.metadata))
     if spec.running is not None and spec.runStrategy is not None:
-        faults.append(Fault("spec.runStrategy", names.FAULT_INVALID, "running and runStrategy exclude each other"))
+        faults.append(Fault("spec.runStrategy", names.FAULT_INVALID, "running and runStrategy are mutually exclusive"))
     faults += unsupported_vm(to_dict(spec))
     template = spec.template
     if template.metadata:
         faults += _metadata(template.metadata, "spec.template.metadata")
     if template.spec is None:
         missing = "spec.template.spec" if template.metadata else "spec.template"
-        faults.append(Fault(missing, names.FAULT_REQUIRED, "this field is required: it describes the machine"))
+        faults.append(Fault(missing, names.FAULT_REQUIRED, "required"))
     else:
         faults += _spec_faults(template.spec, "spec.template.spec", vm.metadata.namespace, config)
     return faults
 
 
 def validate_vmi(vmi: VirtualMachineInstance, config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
-    """Every fault of a VirtualMachineInstance; `config` is the installation's."""
+    """All faults of a VirtualMachineInstance; `config` is the installation's."""
     annotations = annotation_faults(vmi.metadata.annotations, "metadata.annotations")
     return [*_name(vmi.metadata), *annotations, *validate_vmi_spec(vmi.spec, "spec", vmi.metadata.namespace, config)]
 
@@ -132,22 +131,22 @@ def validate_vmi_spec(
     namespace: str | None = None,
     config: "KubeVirtConfiguration | None" = None,
 ) -> list[Fault]:
-    """Every fault of a VMI's spec, with or without its defaults; `path` is where it stands."""
+    """All faults of a VMI's spec, with or without defaults; `path` is its path."""
     return [*unsupported_vmi(to_dict(spec), path), *_spec_faults(spec, path, namespace, config)]
 
 
 def validate_kubevirt(kubevirt: KubeVirt) -> list[Fault]:
-    """Every setting of the KubeVirt object that has no effect, or cannot have one."""
+    """Unsupported and invalid settings of the KubeVirt object."""
     return [*bridges.faults(kubevirt.metadata.annotations), *unsupported_kubevirt(to_dict(kubevirt.spec))]
 
 
 def validate_migration(migration: VirtualMachineInstanceMigration) -> list[Fault]:
-    """Refuses every migration: the feature is not there yet."""
+    """Refuses every migration: not implemented."""
     return [Fault("spec", names.FAULT_NOT_SUPPORTED, "live migration is not supported by this version of hyperlet")]
 
 
 def warnings(vm: VirtualMachine, config: "KubeVirtConfiguration | None" = None) -> list[str]:
-    """What is accepted but probably not meant, one sentence each, for the admission response."""
+    """Warnings about a valid VM, for the admission response."""
     return list(_warnings(vm, config))
 
 
@@ -167,24 +166,26 @@ def _spec_faults(
         yield Fault(
             f"{path}.terminationGracePeriodSeconds",
             names.FAULT_INVALID,
-            f"{grace} is more than a day ({names.MAX_GRACE_SECONDS}), the longest that a guest may take to shut down",
+            f"{grace} exceeds the maximum of {names.MAX_GRACE_SECONDS} seconds (one day)",
         )
 
 
 def _name(metadata: ObjectMeta) -> Iterator[Fault]:
     if metadata.name and len(metadata.name) > MAX_NAME:
-        yield Fault("metadata.name", names.FAULT_INVALID, f"is longer than {MAX_NAME} characters")
+        yield Fault("metadata.name", names.FAULT_INVALID, f"must be at most {MAX_NAME} characters")
 
 
 def _metadata(metadata: ObjectMeta, path: str) -> Iterator[Fault]:
-    """Labels and annotations of a template: the API server checks only an object's own."""
+    """Labels and annotations of a template; the API server checks only those of the object."""
     for key, value in (metadata.labels or {}).items():
         yield from check(syntax.label_key(key), f"{path}.labels")
         yield from check(syntax.label_value(value), f"{path}.labels.{key[:80]}")
     for key in metadata.annotations or ():
         yield from check(syntax.label_key(key), f"{path}.annotations")
     if sum(len(key) + len(value) for key, value in (metadata.annotations or {}).items()) > MAX_ANNOTATION_BYTES:
-        yield Fault(f"{path}.annotations", names.FAULT_INVALID, f"more than {MAX_ANNOTATION_BYTES} bytes together")
+        yield Fault(
+            f"{path}.annotations", names.FAULT_INVALID, f"must be at most {MAX_ANNOTATION_BYTES} bytes in total"
+        )
     yield from annotation_faults(metadata.annotations, f"{path}.annotations")
 
 
@@ -204,7 +205,7 @@ def _boot_order(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
                 yield Fault(
                     f"{path}.domain.devices.{field}[{index}].bootOrder",
                     names.FAULT_DUPLICATE,
-                    f"{order} is already the boot order of {seen[order]!r}",
+                    f"{order} is already used by {seen[order]!r}",
                 )
             seen.setdefault(order, entry.name[:63])
 
@@ -216,7 +217,7 @@ def _devices(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
         yield from check(syntax.device_name(entry.name), f"{here}.inputs[{index}].name")
         if entry.name in seen:
             yield Fault(
-                f"{here}.inputs[{index}].name", names.FAULT_DUPLICATE, f"two inputs are named {entry.name[:63]!r}"
+                f"{here}.inputs[{index}].name", names.FAULT_DUPLICATE, f"duplicate input name {entry.name[:63]!r}"
             )
         seen.add(entry.name)
     watchdog = devices.watchdog
@@ -232,9 +233,13 @@ def _dns(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
     config = spec.dnsConfig
     servers = (config.nameservers if config else None) or []
     if spec.dnsPolicy == "None" and not servers:
-        yield Fault(f"{path}.dnsConfig.nameservers", names.FAULT_REQUIRED, "dnsPolicy None needs at least one")
+        yield Fault(
+            f"{path}.dnsConfig.nameservers",
+            names.FAULT_REQUIRED,
+            "required: dnsPolicy None needs at least one name server",
+        )
     if len(servers) > 3:
-        yield Fault(f"{path}.dnsConfig.nameservers", names.FAULT_INVALID, "at most three name servers are possible")
+        yield Fault(f"{path}.dnsConfig.nameservers", names.FAULT_INVALID, "must have at most three name servers")
     for index, server in enumerate(servers):
         yield from check(syntax.ip_address(server), f"{path}.dnsConfig.nameservers[{index}]")
     for index, search in enumerate((config.searches if config else None) or ()):
@@ -250,21 +255,25 @@ def _probes(spec: VirtualMachineInstanceSpec, path: str) -> Iterator[Fault]:
     if threshold is not None and threshold > 1:
         yield Fault(f"{path}.livenessProbe.successThreshold", names.FAULT_INVALID, "must be 1 for a liveness probe")
     if spec.startStrategy is not None and spec.livenessProbe is not None:
-        yield Fault(f"{path}.startStrategy", names.FAULT_INVALID, "a guest that starts paused fails its livenessProbe")
+        yield Fault(
+            f"{path}.startStrategy",
+            names.FAULT_INVALID,
+            "not supported with livenessProbe: a guest that starts paused fails the probe",
+        )
 
 
 def _probe(probe: Probe, named: set[str], path: str) -> Iterator[Fault]:
     for field in ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"):
         number = getattr(probe, field)
         if number is not None and number > MAX_PROBE:
-            yield Fault(f"{path}.{field}", names.FAULT_INVALID, f"{number} is more than the {MAX_PROBE} possible")
+            yield Fault(f"{path}.{field}", names.FAULT_INVALID, f"{number} exceeds the maximum of {MAX_PROBE}")
     actions = (probe.httpGet, probe.tcpSocket, probe.exec, probe.guestAgentPing)
     if sum(action is not None for action in actions) != 1:
-        yield Fault(path, names.FAULT_INVALID, "set one of httpGet and tcpSocket")
+        yield Fault(path, names.FAULT_INVALID, "exactly one of httpGet and tcpSocket is required")
     for field, action in (("httpGet", probe.httpGet), ("tcpSocket", probe.tcpSocket)):
         port = action.port if action is not None else 1
         if port not in named if isinstance(port, str) else not 1 <= port <= 65535:
-            words = f"{str(port)[:63]!r} is no port number, and no interface has a port of that name"
+            words = f"{str(port)[:63]!r} is neither a port number from 1 to 65535 nor the name of an interface's port"
             yield Fault(f"{path}.{field}.port", names.FAULT_INVALID, words)
 
 
@@ -291,29 +300,35 @@ def _warnings(vm: VirtualMachine, config: "KubeVirtConfiguration | None") -> Ite
     }
     for field, amount in amounts.items():
         if isinstance(amount, str) and amount.endswith("B"):
-            yield f"spec.template.spec.domain.{field}: {amount} is read as {amount[:-1]}, as Kubernetes writes it"
+            yield f"spec.template.spec.domain.{field}: {amount} is read as {amount[:-1]}: quantities have no suffix B"
     for disk in spec.domain.devices.disks or ():
         if disk.serial and len(disk.serial) > 20 and (disk.disk is None or disk.disk.bus in (None, "virtio")):
-            yield f"disk {disk.name}: a virtio disk shows only the first 20 characters of its serial"
+            yield f"disk {disk.name}: a virtio disk exposes only the first 20 characters of its serial"
     yield from _eviction_warnings(spec, config, "spec.template.spec")
 
 
 def vmi_warnings(vmi: VirtualMachineInstance, config: "KubeVirtConfiguration | None" = None) -> list[str]:
-    """What is accepted of an instance but probably not meant."""
-    told = annotation_warnings(vmi.metadata.annotations, "metadata.annotations")
-    return [*told, *_eviction_warnings(vmi.spec, config, "spec")]
+    """Warnings about a valid VMI, for the admission response."""
+    warnings_of_annotations = annotation_warnings(vmi.metadata.annotations, "metadata.annotations")
+    return [*warnings_of_annotations, *_eviction_warnings(vmi.spec, config, "spec")]
 
 
 def _eviction_warnings(
     spec: VirtualMachineInstanceSpec, config: "KubeVirtConfiguration | None", path: str
 ) -> Iterator[str]:
-    """LiveMigrate asks for protection, and what cannot be moved yet is protected by refusing the eviction."""
-    strategy, whose = spec.evictionStrategy, f"{path}.evictionStrategy"
+    """Effect of the eviction strategy on a drain: without live migration, LiveMigrate blocks evictions."""
+    strategy, source = spec.evictionStrategy, f"{path}.evictionStrategy"
     if strategy is None and config is not None and config.evictionStrategy is not None:
-        strategy, whose = config.evictionStrategy, "the KubeVirt object's evictionStrategy"
+        strategy, source = config.evictionStrategy, "the KubeVirt object's evictionStrategy"
     if strategy == names.EVICTION_LIVE_MIGRATE:
-        yield f"{whose} is LiveMigrate, but VMs cannot migrate yet: a drain of the node waits until the VM is stopped"
+        yield (
+            f"{source} is LiveMigrate, but live migration is not implemented: "
+            "draining the node blocks until the VM is stopped"
+        )
     elif strategy == names.EVICTION_LIVE_MIGRATE_IF_POSSIBLE:
-        yield f"{whose} is LiveMigrateIfPossible, but VMs cannot migrate yet: a drain of the node shuts the guest down"
+        yield (
+            f"{source} is LiveMigrateIfPossible, but live migration is not implemented: "
+            "draining the node shuts the guest down"
+        )
     elif strategy == names.EVICTION_EXTERNAL:
-        yield f"{whose} is External: a drain waits for the controller that acts on status.evacuationNodeName"
+        yield f"{source} is External: draining the node waits for the controller that acts on status.evacuationNodeName"

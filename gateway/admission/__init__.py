@@ -1,1 +1,1 @@
-"""Admission: what the API server asks before it stores an object."""
+"""Admission webhooks."""

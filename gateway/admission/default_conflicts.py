@@ -1,8 +1,8 @@
-"""A default that admission stored gives way to what a person says later, where the two exclude each other. Pure.
+"""Removal of stored defaults that conflict with fields set by a later update. Pure.
 
-Without this the second `kubectl apply` of a manifest that first left a field out would be refused for a value that the
-person never wrote. A value that the person did write (it stands in the manifest that is applied now, by the annotation
-of `kubectl apply` or by the server's own record of who applied what) does not give way: both are refused as ever.
+Otherwise a second `kubectl apply`, of a manifest that first omitted a field, would be refused because of a value that
+the user never set. A value that the user did set (in the last-applied annotation of `kubectl apply`, or according to
+managedFields) is kept, and the conflict is refused by validation.
 """
 
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ from gateway.admission.validation import applied
 
 Json = dict[str, Any]
 _DEFAULT_NETWORK = "default"
-"""The name of the network that a VM joins by default (api.defaults)."""
+"""Name of the default network (api.defaults)."""
 
 
 def operations(new: Json, old: Json | None) -> list[Operation]:
-    """The JSON patch that takes stored defaults out of a VirtualMachine where what was added to it excludes them."""
+    """The JSON patch that removes conflicting stored defaults from a VirtualMachine."""
     if old is None or not isinstance(new.get("spec"), dict) or not isinstance(old.get("spec"), dict):
         return []
     return [{"op": "remove", "path": f"/spec/{path}"} for path in _paths(new, new["spec"], old["spec"])]
 
 
 def without(new: Json, removed: list[Operation]) -> Json:
-    """The document after those operations; the one that is given stays as it is."""
+    """A copy of the document with the operations applied."""
     if not removed:
         return new
     document: Json = msgspec.json.decode(msgspec.json.encode(new))
@@ -42,7 +42,7 @@ def without(new: Json, removed: list[Operation]) -> Json:
 
 
 def _paths(document: Json, new: Json, old: Json) -> Iterator[str]:
-    """Paths below spec, those of a list from its end, so that each is right when its turn comes."""
+    """Paths below spec to remove, in an order in which list indexes stay valid."""
     if (
         new.get("running") is not None
         and old.get("running") is None
@@ -50,18 +50,18 @@ def _paths(document: Json, new: Json, old: Json) -> Iterator[str]:
         and not _is_set_by_user(document, "runStrategy")
     ):
         yield "runStrategy"
-    mine, theirs = _machine(new), _machine(old)
-    yield from _bindings(document, mine, theirs)
-    yield from _networks(document, mine, theirs)
+    new_networks, old_networks = _machine(new), _machine(old)
+    yield from _bindings(document, new_networks, old_networks)
+    yield from _networks(document, new_networks, old_networks)
 
 
 def _bindings(document: Json, new: Json, old: Json) -> Iterator[str]:
-    """Server-side apply merges interfaces by name: beside the binding that was stored stands the one that is meant."""
+    """Bindings: server-side apply merges interfaces by name, and so adds the new binding to the stored default."""
     before = {nic.get("name"): nic for nic in _list(old, "interfaces")}
     for index, nic in enumerate(_list(new, "interfaces")):
         stored = [binding for binding in BINDINGS if before.get(nic.get("name"), {}).get(binding) is not None]
-        said = [binding for binding in BINDINGS if nic.get(binding) is not None and binding not in stored]
-        is_default = nic.get("name") == _DEFAULT_NETWORK and len(stored) == len(said) == 1
+        added = [binding for binding in BINDINGS if nic.get(binding) is not None and binding not in stored]
+        is_default = nic.get("name") == _DEFAULT_NETWORK and len(stored) == len(added) == 1
         if not is_default or nic.get(stored[0]) != {}:
             continue
         path = "template.spec.domain.devices.interfaces"
@@ -70,7 +70,7 @@ def _bindings(document: Json, new: Json, old: Json) -> Iterator[str]:
 
 
 def _networks(document: Json, new: Json, old: Json) -> Iterator[str]:
-    """It merges networks as well: the pod network can be joined once only, so the one that was stored goes."""
+    """Networks: server-side apply merges them by name; of two pod networks the stored default is removed."""
     networks, interfaces = _list(new, "networks"), _list(new, "interfaces")
     stored = [network.get("name") for network in _list(old, "networks")]
     on_pod = [network.get("name") for network in networks if network.get("pod") is not None]
@@ -97,7 +97,7 @@ def _map(document: Json, key: str) -> Json:
 
 
 def _list(document: Json, key: str) -> list[Json]:
-    """A list of things with names; empty where it is anything else, which is left to validation."""
+    """A list of named objects; empty if malformed, which validation reports."""
     value = document.get(key)
     named = isinstance(value, list) and all(
         isinstance(each, dict) and isinstance(each.get("name"), str) for each in value
@@ -105,15 +105,15 @@ def _list(document: Json, key: str) -> list[Json]:
     return value if named and value else []
 
 
-# ---- who says what --------------------------------------------------------------------------------------------------
+# ---- field ownership ------------------------------------------------------------------------------------------------
 
 
 def _is_set_by_user(document: Json, path: str) -> bool:
-    """Whether the manifest that is (or was last) applied has a field below spec; entries of lists go by their names."""
+    """Whether the last applied manifest sets a field below spec; list entries are addressed by name."""
     try:
         manifest = msgspec.json.decode(applied(document) or "null")
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        manifest = None  # an annotation of that name which kubectl has not written
+        manifest = None  # the annotation was not written by kubectl
     if _has(manifest, ["spec", *path.split(".")]):
         return True
     entries = _map(document, "metadata").get("managedFields")
@@ -135,7 +135,7 @@ def _has(value: Any, path: list[str]) -> bool:
 
 
 def _is_managed(fields: Any, path: list[str]) -> bool:
-    """Source of the format: the API's FieldsV1; entries of a list that is a map are `k:{"name":"x"}`."""
+    """Whether FieldsV1 contains the path; entries of a map list have the key `k:{"name":"x"}`."""
     for name in path:
         if not isinstance(fields, dict):
             return False

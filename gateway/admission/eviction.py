@@ -1,9 +1,8 @@
-"""Evictions of launcher pods: what a VM's evictionStrategy makes of `kubectl drain` and of everything that evicts.
+"""Evictions of launcher pods, according to the VM's evictionStrategy.
 
-The decision is the published one: a VM that asked for protection is not ended by an eviction. The API server answers
-429, which a drain takes for "try again in a while"; a VM that can be moved is marked in `status.evacuationNodeName`,
-and whoever moves VMs (the migration controller; with `External` a controller of the installation's own) does so. A
-PodDisruptionBudget that the controller makes says the same while no gateway answers.
+As in KubeVirt, an eviction does not stop a protected VM: it is refused with 429, which a drain retries. A VM that can
+be migrated is marked in `status.evacuationNodeName`, and the migration controller (with `External`, an external
+controller) evacuates it. A PodDisruptionBudget from the controller protects the VM while no gateway is available.
 """
 
 from typing import NamedTuple
@@ -21,15 +20,15 @@ SUBRESOURCE = "eviction"
 
 
 class Decision(NamedTuple):
-    """What becomes of an eviction: nothing is refused where `refusal` is empty."""
+    """The decision on an eviction: allowed if `refusal` is empty."""
 
     refusal: str = ""
     mark: bool = False
-    """The VMI is to be moved off its node."""
+    """Whether to set `status.evacuationNodeName`."""
 
 
 def decide(pod: Pod, vmi: VirtualMachineInstance, configuration: KubeVirtConfiguration) -> Decision:
-    """Whether the pod of a VMI may be evicted. Deschedulers know the published words that refusals begin with."""
+    """Whether the pod of a VMI may be evicted. Deschedulers match KubeVirt's messages, so keep their beginning."""
     status, where = vmi.status, f"{vmi.metadata.namespace}/{vmi.metadata.name}"
     over = status is not None and status.phase in names.FINAL_PHASES
     if over or vmi.metadata.deletionTimestamp or pod.metadata.deletionTimestamp or launcher_pods.has_ended(pod):
@@ -57,7 +56,7 @@ def decide(pod: Pod, vmi: VirtualMachineInstance, configuration: KubeVirtConfigu
 async def refusal(
     kube: Kube, configuration: KubeVirtConfiguration, request: AdmissionRequest
 ) -> AdmissionRefusal | None:
-    """Why an eviction is refused, if it is; the VMI is marked where it is to be moved. Raises `api.errors`."""
+    """The refusal of an eviction, or None; marks the VMI for evacuation. Raises `api.errors`."""
     name, namespace = request.name or "", request.namespace or ""
     if request.subResource != SUBRESOURCE or not name.startswith(names.LAUNCHER_PREFIX):
         return None

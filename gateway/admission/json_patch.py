@@ -1,4 +1,4 @@
-"""JSON patches (RFC 6902) that add what is missing and touch nothing else."""
+"""JSON patches (RFC 6902) for additions."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ Operation = dict[str, Any]
 
 
 def additions(old: Any, new: Any, path: str = "") -> Iterator[Operation]:
-    """What turns `old` into `new`, both plain JSON. What only `old` has stays: defaults take nothing away."""
+    """Operations that turn `old` into `new`, both plain JSON. Fields only in `old` are kept."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key, value in new.items():
             here = f"{path}/{pointer(key)}"
@@ -26,5 +26,5 @@ def additions(old: Any, new: Any, path: str = "") -> Iterator[Operation]:
 
 
 def pointer(key: str) -> str:
-    """A key as a step of a JSON pointer (RFC 6901)."""
+    """Escapes a key for a JSON pointer (RFC 6901)."""
     return key.replace("~", "~0").replace("/", "~1")

@@ -1,4 +1,4 @@
-"""Which kinds are admitted, and how. A kind to come adds a line to RULES, and a resource to manifests/webhooks.yaml."""
+"""Admission rules per kind. A new kind adds an entry to RULES, and a resource to manifests/webhooks.yaml."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -24,13 +24,13 @@ def _no_warnings(_request: AdmissionRequest, _configuration: KubeVirtConfigurati
 
 
 class Rules(NamedTuple):
-    """How objects of one kind are admitted. Components' own changes are never refused: see `validate`."""
+    """Admission of one kind. Changes by hyperlet's components are not refused: see `validate`."""
 
     validate: Callable[[AdmissionRequest, KubeVirtConfiguration], Iterable[Fault]]
     mutate: Mutate = _no_defaults
     warn: Callable[[AdmissionRequest, KubeVirtConfiguration], Sequence[str]] = _no_warnings
     has_status: bool = True
-    """The kind has a status subresource, so that the API server itself takes a status out of what a person writes."""
+    """Whether the kind has a status subresource: the API server then ignores a status in other writes."""
 
 
 RULES: dict[str, Rules] = {
@@ -45,9 +45,9 @@ OPERATIONS = ("CREATE", "UPDATE")
 def mutate(
     request: AdmissionRequest, configuration: KubeVirtConfiguration, namespace: str, more: Sequence[Fault] = ()
 ) -> AdmissionDecision:
-    """The defaults of an object. Refuses what `validate` would refuse.
+    """Applies defaults to an object. Refuses what `validate` would refuse.
 
-    The API server looks at types and values after this and before `validate`: only here every fault is told at once.
+    The API server validates the schema between mutation and `validate`: only here all faults can be reported at once.
     """
     rules = _rules(request)
     if rules is None:
@@ -57,7 +57,7 @@ def mutate(
         return AdmissionDecision(patch=patch)
     dropped: list[Operation] = []
     if not rules.has_status and request.operation == "CREATE" and (request.object or {}).get("status"):
-        # An object as `kubectl get` shows it: of other kinds the API server itself takes the status out.
+        # For instance output of `kubectl get`. With a status subresource the API server drops the status itself.
         dropped = [{"op": "remove", "path": "/status"}]
         bare = {key: value for key, value in (request.object or {}).items() if key != "status"}
         request = msgspec.structs.replace(request, object=bare)
@@ -74,10 +74,10 @@ def mutate(
 def validate(
     request: AdmissionRequest, configuration: KubeVirtConfiguration, namespace: str, more: Sequence[Fault] = ()
 ) -> AdmissionDecision:
-    """Every fault of an object. `namespace` is where hyperlet runs, `more` what is known from elsewhere.
+    """All faults of an object. `namespace` is hyperlet's, `more` are faults from other checks.
 
-    What controller and gateway write passes: they must be able to finish what an older version began, and the
-    controller has validated what it makes. A handler may report.
+    Writes by controller and gateway are allowed: they must be able to complete operations of an older version, and the
+    controller validates what it creates. A handler may only report status.
     """
     rules = _rules(request)
     if rules is None:

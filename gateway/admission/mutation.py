@@ -1,10 +1,9 @@
-"""Defaults that are written into an object when it is stored, so that everybody sees what it means.
+"""Defaults that admission stores in objects.
 
-A VM keeps what makes its machine the machine it is, though the defaults change later: machine type, architecture, CPU
-model, and the network that it joins. Lists that a person wrote are left as they are (a tool that compares would see a
-difference for ever), and identities (MAC addresses, firmware UUID) are not put into a VM, which people copy. A VMI gets
-every default there is. Both are guarded by the controller's finalizer from the start, which it would have to add by a
-write of its own. Nothing here refuses: what cannot be decoded is left to validation.
+A VM stores the defaults that must not change later: machine type, architecture, CPU model and network. Lists set by
+the user are not changed (GitOps tools would report a permanent difference), and identities (MAC addresses, firmware
+UUID) are not stored in a VM, because VMs are copied. A VMI stores all defaults. Both get the controller's finalizer,
+which saves the controller a write. Nothing is refused here: objects that do not decode are left to validation.
 """
 
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ Json = dict[str, Any]
 
 
 def vm(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> list[Operation]:
-    """The patch of a VirtualMachine that is created, or whose spec is changed."""
+    """The patch for a created VirtualMachine, or one with a changed spec."""
     document, old = request.object or {}, request.oldObject
     if old is not None and old.get("spec") == document.get("spec"):
         return []
@@ -51,9 +50,9 @@ def _guarded(document: Json, finalizer: str) -> Iterator[Operation]:
 
 
 def restored(request: AdmissionRequest, finalizers: frozenset[str]) -> list[Operation]:
-    """Those of the finalizers that an update leaves out of an object which nobody is deleting, put in again.
+    """Restores finalizers that an update drops from an object without deletionTimestamp.
 
-    A manifest that replaces the object need not name them, and the API server refuses to lose them
+    A manifest for `kubectl replace` need not contain them, but their removal is refused
     (manifests/policies-ownership.yaml).
     """
     new, old = (request.object or {}).get("metadata"), (request.oldObject or {}).get("metadata")
@@ -66,7 +65,7 @@ def restored(request: AdmissionRequest, finalizers: frozenset[str]) -> list[Oper
 
 def _machine(spec: VirtualMachineInstanceSpec, configuration: KubeVirtConfiguration) -> Json:
     whole = to_dict(defaults.default_vmi_spec(spec, ObjectMeta(), config=configuration))
-    # What is written stays: the VMI gets what stands here for another distribution's machine type.
+    # Keep the value as written; only the VMI gets the upstream type for another distribution's machine type.
     written = spec.domain.machine.type if spec.domain.machine else None
     domain: Json = {"machine": {"type": written or whole["domain"]["machine"]["type"]}}
     if configuration.cpuModel is not None:
@@ -84,7 +83,7 @@ def _anonymous(interface: Json) -> Json:
 
 
 def vmi(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> list[Operation]:
-    """The patch of a VirtualMachineInstance that is created: every default, and no status but the components' own."""
+    """The patch for a created VirtualMachineInstance: all defaults, and no user-supplied status."""
     document = request.object or {}
     if request.oldObject is not None:
         return []
@@ -103,7 +102,7 @@ def vmi(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> list
 
 
 def _forget_identity(spec: Json) -> None:
-    """The name is not made yet, and two of no name must not be the same machine: the controller derives these later."""
+    """Drops identities derived from the name of an object with generateName; the controller derives them later."""
     spec["domain"].get("firmware", {}).pop("uuid", None)
     for interface in spec["domain"]["devices"].get("interfaces", ()):
         interface.pop("macAddress", None)

@@ -1,8 +1,7 @@
-"""What a VM's namespace enforces on pods: asked of the API server only where a VM has something that could be refused.
+"""The Pod Security check: reads a namespace's labels, only for VMs with fields that could be refused.
 
-Almost no VM has (api.validation.pod_security), so this costs no call, no cache of every namespace and no watch. A
-namespace's labels are kept for a few seconds, for manifests with many VMs and because two webhooks ask about each of
-them.
+Such fields are rare (api.validation.pod_security), so there is no watch or cache of all namespaces. Labels are cached
+for a few seconds, for manifests with many VMs and because two webhooks check each of them.
 """
 
 import asyncio
@@ -20,22 +19,22 @@ from kit.kube import Kube
 
 KEPT_SECONDS = 4.0
 KEPT = 256
-"""Namespaces in memory."""
+"""Maximum number of cached namespaces."""
 ASK_SECONDS = 3.0
-"""The API server waits 10 s for the webhook, and then goes by its failurePolicy."""
+"""Timeout of the request; the webhook's own timeout is 10 s."""
 _SPECS = {names.KIND_VM: ("spec", "template", "spec"), names.KIND_VMI: ("spec",)}
 
 _log = log.logger(component="admission")
 
 
 class Namespace(Struct):
-    """A namespace's labels."""
+    """A namespace, of which the labels are used."""
 
     metadata: ObjectMeta = ObjectMeta()
 
 
 def demands(request: AdmissionRequest) -> list[pod_security.Demand]:
-    """What a new or changed VM or VMI has that a namespace could refuse of its pod."""
+    """Fields of a new or changed VM or VMI that a namespace could refuse."""
     keys = _SPECS.get(request.kind.kind)
     if keys is None:
         return []
@@ -50,16 +49,16 @@ def _at(document: Any, keys: Sequence[str]) -> Any:
 
 
 class PodSecurity:
-    """Asks for namespaces, and remembers for a moment."""
+    """Reads namespaces, with a short-lived cache."""
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
         self._kept: OrderedDict[str, tuple[float, pod_security.PodSecurityPolicy]] = OrderedDict()
 
     async def faults(self, request: AdmissionRequest) -> list[Fault]:
-        """What the request's namespace would refuse of the VM's pod.
+        """Faults under the policy of the request's namespace.
 
-        Empty when the namespace cannot be asked for: the API server still refuses the pod then, and the VMI says so.
+        Empty when the namespace cannot be read: the API server then refuses the pod, which the VMI's conditions report.
         """
         found = demands(request)
         if not found or not request.namespace:
@@ -68,8 +67,12 @@ class PodSecurity:
             async with asyncio.timeout(ASK_SECONDS):
                 policy = await self._policy(request.namespace)
         except (HyperletError, TimeoutError) as error:
-            why = str(error) or "no answer in time"
-            _log.warning("Cannot tell what a namespace enforces on pods", namespace=request.namespace, why=why)
+            why = str(error) or "timed out"
+            _log.warning(
+                "cannot read the Pod Security labels of a namespace; skipping the check",
+                namespace=request.namespace,
+                why=why,
+            )
             return []
         return pod_security.faults(found, request.namespace, policy)
 

@@ -1,7 +1,7 @@
-"""AdmissionReview (admission.k8s.io/v1): what the API server asks, and what it is answered.
+"""AdmissionReview (admission.k8s.io/v1): requests and responses.
 
-Source: k8s.io/api/admission/v1. A refusal carries a Status with every fault as a cause, which the API server hands on
-to the user as it is; kubectl prints each cause with its path.
+Source: k8s.io/api/admission/v1. A refusal has a Status with every fault as a cause, which the API server passes to
+the user unchanged; kubectl prints each cause with its path.
 """
 
 import re
@@ -15,20 +15,20 @@ from api.errors import Fault
 from api.k8s.meta import Struct
 
 FAULT_LIMIT = 100
-"""Faults told of one object."""
+"""Maximum number of reported faults."""
 VALUES = 50_000
-"""Values in one object, at most, of all but components: decoding takes their number's time, whatever else follows."""
+"""Maximum number of values in an object, except from components: decoding time is proportional to it."""
 PATH_LIMIT = 512
-"""Characters of one fault's path, and of its message."""
+"""Maximum length of a fault's path, and of its message."""
 MESSAGE_LIMIT = 4096
-"""Characters of the summary, which some clients show instead of the causes."""
+"""Maximum length of the summary, which some clients show instead of the causes."""
 WARNING_LIMIT = 256
-"""Characters of a warning: the API server drops what is longer (all of them together: 4096)."""
+"""Maximum length of a warning: the API server drops longer ones (4096 for all warnings)."""
 CODE_INVALID = 422
 
 
 class BadReview(Exception):
-    """What was sent is no AdmissionReview. The text says why."""
+    """The request body is not a valid AdmissionReview."""
 
 
 class GroupVersionKind(Struct):
@@ -40,7 +40,7 @@ class GroupVersionKind(Struct):
 
 
 class UserInfo(Struct):
-    """Who asks for the change."""
+    """The requesting user."""
 
     username: str = ""
     uid: str | None = None
@@ -49,7 +49,7 @@ class UserInfo(Struct):
 
 
 class AdmissionRequest(Struct):
-    """One change that is to be admitted."""
+    """The request in an AdmissionReview."""
 
     uid: str
     operation: str = ""
@@ -63,7 +63,7 @@ class AdmissionRequest(Struct):
     oldObject: dict[str, Any] | None = None
 
     trouble: str = ""
-    """Why `object` and `oldObject` were not decoded, if they were not."""
+    """Why `object` and `oldObject` were not decoded; empty when they were."""
 
 
 class _Undecoded(AdmissionRequest):
@@ -78,7 +78,7 @@ class _Review(Struct):
 
 
 class AdmissionDecision(Struct):
-    """What is decided about a request. `patch` is a JSON patch; refused is what has faults."""
+    """The decision on a request: refused if there are faults. `patch` is a JSON patch."""
 
     faults: Sequence[Fault] = ()
     warnings: Sequence[str] = ()
@@ -86,7 +86,7 @@ class AdmissionDecision(Struct):
 
 
 class AdmissionRefusal(NamedTuple):
-    """An answer of its own code and reason, where nothing is wrong with the object."""
+    """A refusal with its own code and reason, not caused by the object."""
 
     code: int
     reason: str
@@ -94,46 +94,46 @@ class AdmissionRefusal(NamedTuple):
 
 
 _decoder = msgspec.json.Decoder(_Review)
-# All bytes but those that stand before a value of an object or list; others of them stand in strings, so that the count
-# is never too small.
+# All bytes except those that precede a value in an object or list. They also occur in strings, so the count is an
+# upper bound.
 _NO_VALUES = bytes(set(range(256)) - set(b",[{"))
 
 
 def parse(body: bytes, unbounded: Callable[[AdmissionRequest], bool] = lambda _: False) -> AdmissionRequest:
-    """The request in an AdmissionReview. Raises BadReview.
+    """Parses an AdmissionReview. Raises BadReview.
 
-    An object of more than VALUES values is decoded only for whom `unbounded` says so.
+    An object with more than VALUES values is decoded only if `unbounded` returns true.
     """
     try:
         review = _decoder.decode(body)
     except RecursionError as error:
-        # Refused in due form: to many webhooks of an API server, an error means that anything may be stored.
+        # Respond with a refusal: with failurePolicy Ignore, an error would allow the object.
         uid = _UID.search(body[:1024])
         if uid is None:
-            raise BadReview(f"this is no AdmissionReview: {_TOO_DEEP}") from error
+            raise BadReview(f"not an AdmissionReview: {_TOO_DEEP}") from error
         return AdmissionRequest(uid=uid[1].decode(), object={}, trouble=_TOO_DEEP)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadReview(f"this is no AdmissionReview: {error}") from error
+        raise BadReview(f"not an AdmissionReview: {error}") from error
     if review.kind != "AdmissionReview" or review.apiVersion != "admission.k8s.io/v1":
-        raise BadReview("this is no AdmissionReview of admission.k8s.io/v1")
+        raise BadReview("not an AdmissionReview of admission.k8s.io/v1")
     found = review.request
-    asked = AdmissionRequest(
+    request = AdmissionRequest(
         **{name: getattr(found, name) for name in _ENVELOPE},
     )
     new, old = bytes(found.object), bytes(found.oldObject)
-    if not unbounded(asked) and max(_values(new), _values(old)) > VALUES:
-        asked = msgspec.structs.replace(asked, object={}, oldObject=None if old == b"null" else {})
-        return msgspec.structs.replace(asked, trouble=f"the object has more than {VALUES} values")
+    if not unbounded(request) and max(_values(new), _values(old)) > VALUES:
+        request = msgspec.structs.replace(request, object={}, oldObject=None if old == b"null" else {})
+        return msgspec.structs.replace(request, trouble=f"must have at most {VALUES} values")
     try:
-        return msgspec.structs.replace(asked, object=_documents.decode(new), oldObject=_documents.decode(old))
+        return msgspec.structs.replace(request, object=_documents.decode(new), oldObject=_documents.decode(old))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadReview(f"this is no AdmissionReview: {error}") from error
+        raise BadReview(f"not an AdmissionReview: {error}") from error
     except RecursionError:
-        return msgspec.structs.replace(asked, object={}, trouble=_TOO_DEEP)
+        return msgspec.structs.replace(request, object={}, trouble=_TOO_DEEP)
 
 
 _UID = re.compile(rb'"uid": ?"([0-9a-zA-Z-]{1,64})"')
-_TOO_DEEP = "the object is nested more deeply than any that is stored"
+_TOO_DEEP = "the object is nested too deeply"
 _ENVELOPE = tuple(name for name in AdmissionRequest.__struct_fields__ if name not in ("object", "oldObject", "trouble"))
 
 
@@ -145,7 +145,7 @@ _documents = msgspec.json.Decoder(dict[str, Any] | None)
 
 
 def answer(request: AdmissionRequest, verdict: AdmissionDecision) -> bytes:
-    """The AdmissionReview that answers a request."""
+    """Encodes the AdmissionReview response."""
     response: dict[str, Any] = {"uid": request.uid, "allowed": not verdict.faults}
     if verdict.faults:
         response["status"] = _status(request, verdict.faults)
@@ -159,7 +159,7 @@ def answer(request: AdmissionRequest, verdict: AdmissionDecision) -> bytes:
 
 
 def refused(request: AdmissionRequest, refusal: AdmissionRefusal | None) -> bytes:
-    """The AdmissionReview that allows a request, or refuses it with a code."""
+    """Encodes an AdmissionReview that allows a request, or refuses it with a code."""
     response: dict[str, Any] = {"uid": request.uid, "allowed": refusal is None}
     if refusal is not None:
         response["status"] = {
@@ -177,8 +177,8 @@ def _cut(text: str) -> str:
 
 
 def _status(request: AdmissionRequest, faults: Sequence[Fault]) -> dict[str, Any]:
-    told = [Fault(_cut(fault.path), fault.reason, _cut(fault.message)) for fault in faults[:FAULT_LIMIT]]
-    message = "; ".join(map(str, told)) + ("; and more" if len(faults) > FAULT_LIMIT else "")
+    shown = [Fault(_cut(fault.path), fault.reason, _cut(fault.message)) for fault in faults[:FAULT_LIMIT]]
+    message = "; ".join(map(str, shown)) + ("; and more faults" if len(faults) > FAULT_LIMIT else "")
     return {
         "status": "Failure",
         "reason": "Invalid",
@@ -188,6 +188,6 @@ def _status(request: AdmissionRequest, faults: Sequence[Fault]) -> dict[str, Any
             "name": request.name or "",
             "group": request.kind.group,
             "kind": request.kind.kind,
-            "causes": [{"reason": fault.reason, "message": fault.message, "field": fault.path} for fault in told],
+            "causes": [{"reason": fault.reason, "message": fault.message, "field": fault.path} for fault in shown],
         },
     }

@@ -1,7 +1,7 @@
-"""How much one object may hold, looked at before anything else: what comes after takes the time of what there is.
+"""Size limits of an object, checked first, because later checks take time proportional to the size.
 
-A VM of the largest kind has some thousand values. The limits are far above that, and low enough for a review to take
-less than 50 ms of CPU whatever is sent (`bench admission`).
+The largest VMs have a few thousand values. The limits are far above that, and keep the CPU time of a review below
+50 ms for any input (`bench admission`).
 """
 
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ from api.validation.validate import MAX_ANNOTATION_BYTES
 from gateway.admission.review import AdmissionRequest
 
 ENTRIES = 512
-"""Entries of one list or object."""
+"""Maximum number of entries of a list or object."""
 VALUES = 10_000
-"""Values of a spec, all together."""
+"""Maximum number of values in a spec."""
 TEXT = 448 << 10
-"""Characters of a spec, all together: a template's annotations and cloud-init data at their limits."""
+"""Maximum number of characters in a spec: a template's annotations and cloud-init data at their limits."""
 _NESTED = (dict, list)
 _METADATA = ("labels", "annotations", "finalizers", "ownerReferences")
 
 
 def faults(request: AdmissionRequest) -> list[Fault]:
-    """What there is too much of; nothing else is to be looked at then."""
+    """A Fault for an exceeded limit; no other check may run then."""
     if request.trouble:
         return [_too_much("", request.trouble)]
     document = request.object or {}
@@ -37,14 +37,16 @@ def _metadata(metadata: Any) -> Iterator[Fault]:
     for field in _METADATA:
         value = metadata.get(field)
         if isinstance(value, dict | list) and len(value) > ENTRIES:
-            yield _too_much(f"metadata.{field}", f"has {len(value)} entries, more than the {ENTRIES} possible")
+            yield _too_much(f"metadata.{field}", f"has {len(value)} entries, exceeding the maximum of {ENTRIES}")
     annotations = metadata.get("annotations")
     if isinstance(annotations, dict):
-        # The API server has the same limit, and comes to it after the webhooks.
+        # The API server has the same limit, but checks it after the webhooks.
         size = sum(len(key) + len(value) for key, value in annotations.items() if isinstance(value, str))
         if size > MAX_ANNOTATION_BYTES:
-            words = f"{size} characters together, more than the {MAX_ANNOTATION_BYTES} possible"
-            yield _too_much("metadata.annotations", f"{words}: apply with --server-side, which needs no annotation")
+            words = f"{size} characters in total, exceeding the maximum of {MAX_ANNOTATION_BYTES}"
+            yield _too_much(
+                "metadata.annotations", f"{words}: use kubectl apply --server-side, which stores no annotation"
+            )
 
 
 def _spec(spec: Any) -> Iterator[Fault]:
@@ -53,7 +55,7 @@ def _spec(spec: Any) -> Iterator[Fault]:
 
 
 def _fits(spec: Any) -> bool:
-    """Whether `_excess` would find nothing: without paths, which nearly no document needs."""
+    """Whether all limits are met: a fast check without paths."""
     values, text = 0, 0
     waiting: list[Any] = [spec] if spec.__class__ in _NESTED else []
     for node in waiting:
@@ -81,7 +83,7 @@ def _excess(spec: Any) -> Iterator[Fault]:
         if node.__class__ not in _NESTED:
             continue
         if len(node) > ENTRIES:
-            yield _too_much(path, f"has {len(node)} entries, more than the {ENTRIES} possible")
+            yield _too_much(path, f"has {len(node)} entries, exceeding the maximum of {ENTRIES}")
             return
         values += len(node)
         if node.__class__ is dict:
@@ -91,11 +93,11 @@ def _excess(spec: Any) -> Iterator[Fault]:
             children = [(f"{path}[{index}]", child) for index, child in enumerate(node)]
         text += sum(len(child) for _, child in children if child.__class__ is str)
         if values > VALUES or text > TEXT:
-            words = f"more than {VALUES} values" if values > VALUES else f"texts of more than {TEXT} characters"
-            yield _too_much("spec", f"has {words} together")
+            words = f"{VALUES} values" if values > VALUES else f"{TEXT} characters"
+            yield _too_much("spec", f"must have at most {words} in total")
             return
         waiting += [(here, child) for here, child in children if child.__class__ in _NESTED]
 
 
 def _too_much(path: str, words: str) -> Fault:
-    return Fault(path, names.FAULT_INVALID, f"{words}; nothing else of the object was looked at")
+    return Fault(path, names.FAULT_INVALID, f"{words}; the rest of the object was not validated")

@@ -1,4 +1,4 @@
-"""What may be stored: every fault of an object in one answer."""
+"""Validation of the admitted kinds."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -19,11 +19,11 @@ from gateway.admission.review import AdmissionRequest
 
 ANNOTATION_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 DIFFERENCES = 20
-"""Paths told of a spec that was changed though it is fixed."""
+"""Maximum number of reported paths of a changed immutable spec."""
 
 
 def vm(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
-    """A VirtualMachine: its spec may change at any time."""
+    """Faults of a VirtualMachine, whose spec is mutable."""
     new, old = request.object or {}, request.oldObject
     yield from _spec_faults(new, old, configuration)
     if not ownership.is_administrator(request):
@@ -33,34 +33,34 @@ def vm(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> Itera
 
 
 def vmi(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
-    """A VirtualMachineInstance: its spec is what runs, and changes only by the controller."""
+    """Faults of a VirtualMachineInstance, whose spec may only be changed by the controller."""
     new, old = request.object or {}, request.oldObject
     if old is None:
         yield from validate.validate_document(new, configuration)
     else:
-        yield from _fixed(new, old, "change the template of its VirtualMachine, or delete the instance")
+        yield from _fixed(new, old, "change spec.template of its VirtualMachine, or delete the VirtualMachineInstance")
     if not ownership.is_administrator(request):
         yield from ownership.metadata_faults(new.get("metadata"), (old or {}).get("metadata"))
         yield from ownership.status_faults(new, old)
 
 
 def migration(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
-    """A VirtualMachineInstanceMigration: its spec never changes."""
+    """Faults of a VirtualMachineInstanceMigration, whose spec is immutable."""
     new, old = request.object or {}, request.oldObject
     if old is None:
         yield from validate.validate_document(new, configuration)
     else:
-        yield from _fixed(new, old, "make another migration")
+        yield from _fixed(new, old, "create another VirtualMachineInstanceMigration")
     if not ownership.is_administrator(request):
         yield from ownership.metadata_faults(new.get("metadata"), (old or {}).get("metadata"))
 
 
 def kubevirt(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> Iterator[Fault]:
-    """The KubeVirt object."""
+    """Faults of the KubeVirt object."""
     new, old = request.object or {}, request.oldObject
-    told = list(_spec_faults(new, old, configuration))
-    yield from told
-    if not told and _annotations(new) != _annotations(old):
+    spec_faults = list(_spec_faults(new, old, configuration))
+    yield from spec_faults
+    if not spec_faults and _annotations(new) != _annotations(old):
         yield from bridges.faults(_annotations(new))
 
 
@@ -70,7 +70,7 @@ def _annotations(document: dict[str, Any] | None) -> dict[str, str]:
 
 
 def vm_warnings(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> list[str]:
-    """What is accepted of a VirtualMachine but probably not meant."""
+    """Warnings about a valid VirtualMachine."""
     new, old = request.object or {}, request.oldObject or {}
     if new.get("spec") == old.get("spec"):
         return []
@@ -81,7 +81,7 @@ def vm_warnings(request: AdmissionRequest, configuration: KubeVirtConfiguration)
 
 
 def vmi_warnings(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> list[str]:
-    """What is accepted of a VirtualMachineInstance that is created but probably not meant."""
+    """Warnings about a valid VirtualMachineInstance on creation."""
     if request.oldObject is not None:
         return []
     try:
@@ -91,10 +91,10 @@ def vmi_warnings(request: AdmissionRequest, configuration: KubeVirtConfiguration
 
 
 def dropped_fields(request: AdmissionRequest) -> Iterator[Fault]:
-    """Fields that nobody knows, as the manifest had them.
+    """Unknown fields in the last applied manifest.
 
-    The API server has dropped them before any webhook is asked, with a warning where the client asks for no refusal;
-    what `kubectl apply` and its like sent still stands in an annotation.
+    The API server prunes them before webhooks are called; the last-applied annotation of `kubectl apply` still
+    contains them.
     """
     text = applied(request.object)
     cls = validate.KINDS.get(request.kind.kind)
@@ -103,14 +103,14 @@ def dropped_fields(request: AdmissionRequest) -> Iterator[Fault]:
     try:
         manifest = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        return  # somebody else's annotation of that name: what it holds is not ours to judge
+        return  # the annotation was not written by kubectl
     shape = struct_shape(cls)
     if not knows(shape, manifest):
         yield from islice(unknown_fields(shape, manifest), MAX_FAULTS)
 
 
 def applied(document: dict[str, Any] | None) -> str | None:
-    """The manifest that `kubectl apply` and its like sent last, as JSON."""
+    """The last manifest of `kubectl apply` and compatible tools, as JSON."""
     text = _at(document, "metadata.annotations")
     text = text.get(ANNOTATION_APPLIED) if isinstance(text, dict) else None
     return text if isinstance(text, str) else None
@@ -119,9 +119,9 @@ def applied(document: dict[str, Any] | None) -> str | None:
 def _spec_faults(
     new: dict[str, Any], old: dict[str, Any] | None, configuration: KubeVirtConfiguration
 ) -> Iterator[Fault]:
-    """Of a spec that is new or changed.
+    """Faults of a new or changed spec.
 
-    One that was stored before it would be refused must not keep labels and finalizers from changing.
+    An unchanged spec that a newer version would refuse must not block changes of labels and finalizers.
     """
     if old is None or new.get("spec") != old.get("spec"):
         yield from validate.validate_document(new, configuration)
@@ -131,17 +131,17 @@ def _fixed(new: dict[str, Any], old: dict[str, Any], remedy: str) -> Iterator[Fa
     for index, path in enumerate(differences(new.get("spec"), old.get("spec"), "spec")):
         if index == DIFFERENCES:
             return
-        yield Fault(path, names.FAULT_FORBIDDEN, f"cannot be changed any more: {remedy}")
+        yield Fault(path, names.FAULT_FORBIDDEN, f"field is immutable: {remedy}")
 
 
 def differences(new: Any, old: Any, path: str) -> Iterator[str]:
-    """The paths at which two documents differ."""
+    """Paths at which two documents differ."""
     if isinstance(new, dict) and isinstance(old, dict):
         for key in sorted(new.keys() | old.keys()):
             yield from differences(new.get(key), old.get(key), f"{path}.{key}")
     elif isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
-        for index, (mine, theirs) in enumerate(zip(new, old, strict=True)):
-            yield from differences(mine, theirs, f"{path}[{index}]")
+        for index, (new_entry, old_entry) in enumerate(zip(new, old, strict=True)):
+            yield from differences(new_entry, old_entry, f"{path}[{index}]")
     elif new != old:
         yield path
 

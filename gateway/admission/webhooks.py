@@ -1,4 +1,4 @@
-"""Admission: what the API server asks before it stores an object of ours."""
+"""HTTP endpoints of the admission webhooks."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,7 +15,7 @@ MUTATE = "/admission/mutate"
 VALIDATE = "/admission/validate"
 EVICT = "/admission/evict"
 BODY_LIMIT = 8 << 20
-"""Bytes of a review: the API server takes objects of up to 3 MiB, and a review of an update has two."""
+"""Maximum size of a review in bytes: objects have up to 3 MiB, and a review of an update has two."""
 
 
 def routes(app: web.Application, gateway: Gateway) -> None:
@@ -54,7 +54,7 @@ def routes(app: web.Application, gateway: Gateway) -> None:
 
 
 def quick_checks(body: bytes, namespace: str) -> tuple[AdmissionRequest, AdmissionDecision | None]:
-    """The request, and its refusal if it holds more than is looked at. Raises BadReview, RecursionError."""
+    """The request, and a refusal if it exceeds the size limits. Raises BadReview, RecursionError."""
     asked = review.parse(body, lambda who: ownership.is_component(who, namespace))
     found = [] if ownership.is_component(asked, namespace) else size_limits.faults(asked)
     return asked, AdmissionDecision(faults=found) if found else None
@@ -73,5 +73,5 @@ async def _answer(
     except BadReview as error:
         return web.Response(status=400, text=f"{error}\n")
     except RecursionError:
-        return web.Response(status=400, text="the object is nested more deeply than any that is stored\n")
+        return web.Response(status=400, text="the object is nested too deeply\n")
     return web.Response(body=body, content_type="application/json")

@@ -1,1 +1,1 @@
-"""The HTTPS server: connections, request bodies, WebSockets, Status answers, who asks and what he may."""
+"""The HTTPS server: request bodies, WebSockets, Status responses, authentication and authorization."""

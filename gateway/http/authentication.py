@@ -1,8 +1,8 @@
-"""Who asks: the user that the API server's front proxy vouches for.
+"""Authentication of users through the API server's front proxy.
 
-The aggregation layer sends requests on with its own client certificate and the user in headers. Both must be right: a
-certificate of the request header authority **and** a common name that is allowed; else anybody who reaches the port
-could call himself system:admin. What is right stands in ConfigMap kube-system/extension-apiserver-authentication.
+The aggregation layer forwards requests with its own client certificate and the user in headers. The certificate must be
+signed by the request header CA **and** have an allowed common name; otherwise any client of the port could impersonate
+system:admin. Both settings are in ConfigMap kube-system/extension-apiserver-authentication.
 
 Sources: Kubernetes documentation, "Configure the aggregation layer"; k8s.io/apiserver,
 pkg/authentication/request/headerrequest.
@@ -29,7 +29,7 @@ from kit.kube import Kube
 NAMESPACE = "kube-system"
 NAME = "extension-apiserver-authentication"
 LIMIT = 256
-"""Groups and extra values taken of one user: more is an attack, and a review must stay small."""
+"""Maximum number of groups and of extra values of a user, to bound the SubjectAccessReview."""
 
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _log = log.logger(component="authentication")
@@ -37,7 +37,7 @@ _log = log.logger(component="authentication")
 
 @dataclass(frozen=True)
 class User:
-    """Whom the API server authenticated."""
+    """The user authenticated by the API server."""
 
     name: str
     groups: tuple[str, ...] = ()
@@ -47,22 +47,22 @@ class User:
 
 @dataclass(frozen=True)
 class FrontProxySettings:
-    """What the ConfigMap says."""
+    """Settings from the ConfigMap."""
 
     authorities: str = ""
-    """PEM of those who sign the front proxy's certificate."""
+    """CA certificates of the front proxy, PEM."""
     allowed_names: tuple[str, ...] = ()
-    """Common names of the front proxy; none: every certificate of the authorities is its."""
+    """Allowed common names of the front proxy; empty allows every certificate of the CA."""
     user_headers: tuple[str, ...] = ()
     group_headers: tuple[str, ...] = ()
     uid_headers: tuple[str, ...] = ()
     extra_prefixes: tuple[str, ...] = ()
     refusal: str = ""
-    """Why nobody can be believed, if so."""
+    """Why requests cannot be authenticated; empty when they can."""
 
 
 def settings_of(data: Mapping[str, str]) -> FrontProxySettings:
-    """The settings in the ConfigMap's data; with a `refusal` where they cannot be used safely."""
+    """Parses the ConfigMap's data; sets `refusal` for missing or unsafe settings."""
     try:
         found = FrontProxySettings(
             authorities=data.get("requestheader-client-ca-file", ""),
@@ -74,15 +74,15 @@ def settings_of(data: Mapping[str, str]) -> FrontProxySettings:
         )
     except msgspec.DecodeError as error:
         return FrontProxySettings(refusal=f"ConfigMap {NAMESPACE}/{NAME} cannot be read: {error}")
-    ours = _certificates(found.authorities)
-    if not ours:
+    authorities = _certificates(found.authorities)
+    if not authorities:
         words = "has no requestheader-client-ca-file: the API server's aggregation layer is not set up"
         return replace(found, refusal=f"ConfigMap {NAMESPACE}/{NAME} {words}")
-    if not found.allowed_names and ours & _certificates(data.get("client-ca-file", "")):
-        # Without names every certificate of the authority is the front proxy's, and here every user has one.
+    if not found.allowed_names and authorities & _certificates(data.get("client-ca-file", "")):
+        # Without names every certificate of the CA would be accepted, and users' certificates are signed by it, too.
         words = (
-            "has no requestheader-allowed-names although users' certificates come from the same authority, so that "
-            "anybody's would pass for the API server's: set --requestheader-allowed-names"
+            "has no requestheader-allowed-names, and the client CA is also the request header CA: any client "
+            "certificate would be accepted as the front proxy's. Set --requestheader-allowed-names"
         )
         return replace(found, refusal=f"ConfigMap {NAMESPACE}/{NAME} {words}")
     return found
@@ -93,7 +93,7 @@ def _names(data: Mapping[str, str], key: str) -> tuple[str, ...]:
 
 
 def _certificates(pem: str) -> set[bytes]:
-    """The certificates in a bundle, as DER; what is none is skipped."""
+    """The certificates in a bundle, as DER; invalid ones are skipped."""
     found = set()
     for block in _PEM.findall(pem):
         try:
@@ -104,31 +104,34 @@ def _certificates(pem: str) -> set[bytes]:
 
 
 class FrontProxy:
-    """Follows the ConfigMap, and tells who is behind a request."""
+    """Watches the ConfigMap and authenticates requests."""
 
     def __init__(self, kube: Kube, certificates: Certificates) -> None:
         self._certificates = certificates
         self._store = Store(kube, ConfigMap, fields={"metadata.name": NAME}, namespace=NAMESPACE)
         self._store.on_change(self._changed)
-        self.settings = FrontProxySettings(refusal="the gateway has not read yet who the API server's front proxy is")
+        self.settings = FrontProxySettings(refusal="the gateway has not read the front proxy settings yet: try again")
         self._trusted = ""
 
     def start(self) -> None:
-        """Follows the ConfigMap until `stop`."""
+        """Starts watching the ConfigMap."""
         self._store.start()
 
     async def stop(self) -> None:
-        """Ends that."""
+        """Stops watching."""
         await self._store.stop()
 
     def trouble(self) -> str | None:
-        """Why nobody can be served, if so: for the readiness check."""
+        """Why requests cannot be authenticated, for the readiness check; None when ready."""
         return self.settings.refusal or None
 
     def _changed(self, _old: ConfigMap | None, new: ConfigMap | None) -> None:
         if new is None:
-            self.settings = FrontProxySettings(refusal=f"ConfigMap {NAMESPACE}/{NAME} is not there")
-            _log.error("Nobody is served by the aggregated API", why=self.settings.refusal)
+            self.settings = FrontProxySettings(refusal=f"ConfigMap {NAMESPACE}/{NAME} not found")
+            _log.error(
+                "the aggregated API refuses all requests until the front proxy settings are valid",
+                why=self.settings.refusal,
+            )
             return
         found = settings_of(new.data or {})
         if found.authorities != self._trusted and not found.refusal:
@@ -139,35 +142,37 @@ class FrontProxy:
                 found = replace(found, refusal=f"ConfigMap {NAMESPACE}/{NAME}: requestheader-client-ca-file: {error}")
         self.settings = found
         if found.refusal:
-            _log.error("Nobody is served by the aggregated API", why=found.refusal)
+            _log.error(
+                "the aggregated API refuses all requests until the front proxy settings are valid", why=found.refusal
+            )
         else:
-            _log.info("Knows the API server's front proxy", names=found.allowed_names)
+            _log.info("loaded the front proxy settings of the API server", names=found.allowed_names)
 
     def user(self, request: web.Request) -> User:
-        """The user whom the front proxy sends. Raises StatusError: 401, or 503 while it is not known who that is."""
+        """The user sent by the front proxy. Raises StatusError: 401, or 503 while the settings are unavailable."""
         if self.settings.refusal:
             raise unavailable(self.settings.refusal)
         certificate: dict[str, Any] | None = request.get_extra_info("peercert")
         if not certificate:
-            raise unauthorized("no client certificate: this API is reached through the Kubernetes API server")
+            raise unauthorized("no client certificate: connect through the Kubernetes API server")
         found = _common_names(certificate)
         allowed = self.settings.allowed_names
-        # Of several names none counts: which one was meant is a guess.
+        # Several common names are ambiguous and refused.
         if allowed and (len(found) != 1 or found[0] not in allowed):
-            raise unauthorized("the client certificate is not the API server's front proxy's")
+            raise unauthorized("the client certificate does not belong to the front proxy of the API server")
         return identity(request.headers, self.settings)
 
 
 def _common_names(certificate: Mapping[str, Any]) -> list[str]:
-    """The common names in a certificate as `ssl.SSLSocket.getpeercert` shows it."""
+    """The common names in a certificate from `ssl.SSLSocket.getpeercert`."""
     return [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
 
 
 def identity(headers: CIMultiDictProxy[str], settings: FrontProxySettings) -> User:
-    """The user in the headers. Raises StatusError (401) when there is none, or more groups than anybody has."""
+    """The user in the headers. Raises StatusError (401) without a user, or with more than LIMIT groups."""
     name = _first(headers, settings.user_headers)
     if not name:
-        raise unauthorized("the front proxy names no user")
+        raise unauthorized("the front proxy sent no user name")
     groups = next((headers.getall(key) for key in settings.group_headers if key in headers), [])
     extra: dict[str, list[str]] = {}
     for key, value in headers.items():

@@ -1,7 +1,7 @@
-"""Whether a user may: asked of the API server by SubjectAccessReview, for the full subresource.
+"""Authorization of users by SubjectAccessReview, for the full subresource.
 
-`virtualmachineinstances/vnc/screenshot` is asked as that, never as its parent `vnc`: a screenshot shows what a console
-shows. Answers are kept for a few seconds, so that a page full of buttons costs one review each.
+`virtualmachineinstances/vnc/screenshot` is checked with its full name, not as its parent `vnc`. Decisions are cached
+for a few seconds, because user interfaces send many requests at once.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from kit import kinds
 from kit.kube import Kube
 
 ALLOWED_SECONDS = 4.0
-"""How long a yes is kept: a right that is taken away is gone after this."""
+"""How long an allowed decision is cached: the delay of a revocation."""
 DENIED_SECONDS = 1.0
 KEPT = 2048
-"""Answers in memory."""
+"""Maximum number of cached decisions."""
 
 
 class ReviewStatus(msgspec.Struct, frozen=True, gc=False):
-    """What the API server decided."""
+    """The decision of the API server."""
 
     allowed: bool = False
     denied: bool = False
@@ -34,7 +34,7 @@ class ReviewStatus(msgspec.Struct, frozen=True, gc=False):
 
 
 class SubjectAccessReview(msgspec.Struct, frozen=True, gc=False):
-    """The answer to a review (authorization.k8s.io/v1)."""
+    """A SubjectAccessReview response (authorization.k8s.io/v1)."""
 
     status: ReviewStatus = ReviewStatus()
 
@@ -47,7 +47,7 @@ kinds.register(
 
 @dataclass(frozen=True)
 class Attributes:
-    """What is to be done, to what. `subresource` is the whole of it: `vnc/screenshot`."""
+    """Verb and resource of a request. `subresource` is the full name: `vnc/screenshot`."""
 
     verb: str
     namespace: str
@@ -59,24 +59,24 @@ class Attributes:
 
     @property
     def full(self) -> str:
-        """Resource and subresource as roles name them."""
+        """Resource and subresource as in RBAC rules."""
         return f"{self.resource}/{self.subresource}" if self.subresource else self.resource
 
 
 class Authorizer:
-    """Asks, and remembers for a moment."""
+    """Checks permissions, with a short-lived cache."""
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
         self._kept: OrderedDict[tuple[User, Attributes], tuple[float, ReviewStatus]] = OrderedDict()
 
     async def require(self, user: User, wanted: Attributes) -> None:
-        """Returns if the user may. Raises StatusError: 403 in the API server's words, 503 when it cannot be asked."""
+        """Returns if the request is allowed. Raises StatusError: 403, or 503 when the API server is unavailable."""
         status = self._known(user, wanted)
         if status is None:
             status = await self._ask(user, wanted)
             self._keep(user, wanted, status)
-        # As in k8s.io/apiserver: a denial outweighs.
+        # As in k8s.io/apiserver, denied overrides allowed.
         if not status.allowed or status.denied:
             raise forbidden(_message(user, wanted, status.reason), _details(wanted))
 
@@ -97,12 +97,12 @@ class Authorizer:
         try:
             answer = await self._kube.create(SubjectAccessReview, review(user, wanted))
         except HyperletError as error:
-            raise unavailable(f"Cannot ask the API server whether {user.name!r} may: {error.message}") from error
+            raise unavailable(f"SubjectAccessReview for user {user.name!r} failed: {error.message}") from error
         return answer.status
 
 
 def review(user: User, wanted: Attributes) -> dict[str, Any]:
-    """The review to create."""
+    """The SubjectAccessReview to create."""
     return {
         "metadata": {},
         "spec": {
@@ -124,7 +124,7 @@ def review(user: User, wanted: Attributes) -> dict[str, Any]:
 
 
 def _message(user: User, wanted: Attributes, reason: str) -> str:
-    """As the API server itself refuses (k8s.io/apiserver, responsewriters.forbiddenMessage)."""
+    """The API server's message (k8s.io/apiserver, responsewriters.forbiddenMessage)."""
     subject = f'"{wanted.name}" ' if wanted.name else ""
     where = f' in the namespace "{wanted.namespace}"' if wanted.namespace else " at the cluster scope"
     words = (

@@ -1,6 +1,6 @@
-"""Request bodies: read within a deadline, and of all that come at once no more than fits into memory.
+"""Request bodies, read with a deadline and a limit of total memory.
 
-Whoever reaches the port may send one before anybody knows who that is: the API server shows webhooks no certificate.
+Bodies come from unauthenticated clients: the API server presents no client certificate to webhooks.
 """
 
 import asyncio
@@ -9,22 +9,22 @@ from collections import Counter
 from aiohttp import web
 
 BODY_SECONDS = 10.0
-"""For a whole body: the API server gives a webhook as long for all it does."""
+"""Timeout for a whole body, equal to the API server's default timeout of a webhook."""
 FREE = 64 << 10
-"""Bytes that each may have without being counted: as much as aiohttp reads ahead."""
+"""Bytes per body that are not counted: aiohttp's read-ahead."""
 EACH, ALL = 16 << 20, 64 << 20
-"""Bytes of larger bodies in memory: of one address, and of all."""
+"""Maximum bytes of larger bodies in memory, per client address and in total."""
 
 
 class RequestBodies:
-    """The bodies that are being read."""
+    """Accounting of the bodies being read."""
 
     def __init__(self, each: int = EACH, total: int = ALL, seconds: float = BODY_SECONDS) -> None:
         self._most, self._total, self._seconds = each, total, seconds
         self._held = Counter[str]()
 
     async def read(self, request: web.Request, limit: int) -> bytes:
-        """The body of at most `limit` bytes. Raises aiohttp's 408, 413 and 429 with a sentence."""
+        """Reads a body of at most `limit` bytes. Raises aiohttp's 408, 413 and 429."""
         if (request.content_length or 0) > limit:
             raise web.HTTPRequestEntityTooLarge(limit, request.content_length or 0)
         address, kept = request.remote or "", bytearray()
@@ -39,7 +39,7 @@ class RequestBodies:
                         self._take(address, len(kept) - held)
                         held = len(kept)
         except TimeoutError:
-            words = f"the body did not come within {self._seconds:g} s\n"
+            words = f"the request body was not received within {self._seconds:g} s\n"
             raise web.HTTPRequestTimeout(text=words, headers={"Connection": "close"}) from None
         finally:
             self._held[address] -= held
@@ -49,5 +49,5 @@ class RequestBodies:
 
     def _take(self, address: str, size: int) -> None:
         if self._held[address] + size > self._most or self._held.total() + size > self._total:
-            raise web.HTTPTooManyRequests(text="too many large bodies at once: try again\n")
+            raise web.HTTPTooManyRequests(text="too many large request bodies: try again\n")
         self._held[address] += size

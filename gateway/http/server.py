@@ -1,4 +1,4 @@
-"""The HTTPS server of the gateway: one aiohttp application that every part adds its routes to."""
+"""The HTTPS server: one aiohttp application with the routes of all parts of the gateway."""
 
 import asyncio
 import ssl
@@ -11,25 +11,25 @@ from kit import log
 from kit.guarded_site import ConnectionLimits, GuardedSite
 
 BODY_LIMIT = 8 << 20
-"""Bytes of a request: the API server takes objects of up to 3 MiB, and a review of an update has two."""
+"""Maximum size of a request in bytes: objects have up to 3 MiB, and a review of an update has two."""
 KEEPALIVE_SECONDS = 3600.0
-"""Longer than any client's: who closes an idle connection must be its client, or a request may meet the closing."""
+"""Longer than the clients' timeouts: if the server closed idle connections, it could race with a request."""
 DRAIN_SECONDS = 5.0
-"""From being told to stop until the last connection is taken: by then the Service has forgotten this replica."""
+"""How long connections are accepted after SIGTERM, until the Service has removed the endpoint."""
 SHUTDOWN_SECONDS = 10.0
-"""For the answers under way after that."""
+"""Timeout for requests in flight after that."""
 
 LINGERING_SECONDS = 1.0
-"""For the rest of a body that was refused: its sender is to hear why."""
+"""Timeout for reading the rest of a refused body, so that the client receives the response."""
 
 Routes = Callable[[web.Application, Gateway], None]
-"""Adds its routes, and what it needs to start and stop (app.on_startup, app.on_shutdown, app.cleanup_ctx)."""
+"""Adds routes and lifecycle hooks (app.on_startup, app.on_shutdown, app.cleanup_ctx)."""
 
 _log = log.logger(component="server")
 
 
 def application(gateway: Gateway, parts: Iterable[Routes]) -> web.Application:
-    """The application with all of its parts' routes."""
+    """The application with the routes of all parts."""
     app = web.Application(client_max_size=BODY_LIMIT, middlewares=[_message])
     for routes in parts:
         routes(app, gateway)
@@ -38,21 +38,21 @@ def application(gateway: Gateway, parts: Iterable[Routes]) -> web.Application:
 
 @web.middleware
 async def _message(request: web.Request, handler: Callable[[web.Request], object]) -> web.StreamResponse:
-    """What nobody foresaw is answered in words, without anything of our insides; the log has those."""
+    """Unhandled exceptions become a generic 500; details go to the log."""
     try:
         answer = await handler(request)  # type: ignore[misc]
     except web.HTTPException:
         raise
     except Exception:
-        _log.exception("A request failed", method=request.method, path=request.path[:200])
+        _log.exception("unhandled exception in HTTP request", method=request.method, path=request.path[:200])
         status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 500, "reason": "InternalError"}
-        return web.json_response({**status, "message": "the gateway failed: its log says why"}, status=500)
+        return web.json_response({**status, "message": "internal error: see the log of the gateway"}, status=500)
     assert isinstance(answer, web.StreamResponse)
     return answer
 
 
 class HttpsServer:
-    """Listens, and stops without refusing anybody."""
+    """The listener, with a graceful shutdown."""
 
     def __init__(self, app: web.Application, context: ssl.SSLContext, limits: ConnectionLimits | None = None) -> None:
         self._context = context
@@ -70,7 +70,7 @@ class HttpsServer:
 
     @property
     def stopping(self) -> bool:
-        """Whether `stop` was called: /readyz says so, and the Service sends nobody here any more."""
+        """Whether `stop` was called: /readyz fails, which removes the replica from the Service."""
         return self._stopping
 
     async def start(self, port: int, host: str | None = None) -> int:
@@ -80,13 +80,13 @@ class HttpsServer:
         return int(self._runner.addresses[0][1])
 
     async def stop(self, drain_seconds: float = DRAIN_SECONDS) -> None:
-        """Serves on for a while, for those who have not heard yet; then ends what is still open."""
+        """Serves for `drain_seconds` until the endpoint is removed everywhere; then closes connections."""
         self._stopping = True
         await asyncio.sleep(drain_seconds)
         await self._runner.cleanup()
 
     async def _part(self, _request: web.Request, response: web.StreamResponse) -> None:
         if self._stopping and not isinstance(response, web.WebSocketResponse):
-            # The client opens its next connection, and finds a replica that stays.
+            # The client reconnects, to another replica.
             response.headers["Connection"] = "close"
             response.force_close()

@@ -1,7 +1,7 @@
-"""Refusals of the aggregated API: exceptions that become `Status` objects as the Kubernetes API writes them.
+"""Errors of the aggregated API: exceptions that become Kubernetes `Status` objects.
 
-The wording of conflicts, missing objects and bad requests is that of k8s.io/apimachinery (pkg/api/errors), which
-clients of the published API show to people as it is.
+The messages of 404, 409 and 400 are those of k8s.io/apimachinery (pkg/api/errors), which KubeVirt clients show
+unchanged.
 """
 
 from collections.abc import Iterable
@@ -13,13 +13,13 @@ from api import errors, names
 from api.errors import Fault, HyperletError
 
 MESSAGE_LIMIT = 2000
-"""Characters of a message: what a node or a webhook says may be a novel."""
+"""Maximum length of a message: those of nodes and webhooks are unbounded."""
 RETRY_SECONDS = 2
-"""What clients are told to wait when something is away for the moment."""
+"""Retry-After of temporary errors."""
 
 
 class StatusError(Exception):
-    """A request is answered with this Status instead of what was asked for."""
+    """An error response."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class StatusError(Exception):
         self.retry_seconds = retry_seconds
 
     def response(self) -> web.Response:
-        """The answer over HTTP."""
+        """The HTTP response."""
         headers = {}
         details = dict(self.details)
         if self.retry_seconds is not None:
@@ -60,12 +60,12 @@ class StatusError(Exception):
 
 
 def readable(text: str) -> str:
-    """One line without control characters, cut to MESSAGE_LIMIT: some of it comes from guests and users."""
+    """One line without control characters, truncated to MESSAGE_LIMIT: text may come from guests and users."""
     return "".join(char if char.isprintable() else " " for char in text[:MESSAGE_LIMIT])
 
 
 def _kind(kind: str) -> str:
-    """The resource as the published messages spell it: `virtualmachine`."""
+    """The resource as in KubeVirt's messages: `virtualmachine`."""
     return kind.lower()
 
 
@@ -74,59 +74,59 @@ def _about(kind: str, name: str) -> dict[str, Any]:
 
 
 def not_found(kind: str, name: str) -> StatusError:
-    """404: there is no such object."""
+    """404: the object does not exist."""
     return StatusError(404, "NotFound", f'{_kind(kind)}.{names.GROUP} "{name}" not found', _about(kind, name))
 
 
 def conflict(kind: str, name: str, why: str) -> StatusError:
-    """409: the object's state does not allow it."""
+    """409: the object's state does not allow the operation."""
     message = f'Operation cannot be fulfilled on {_kind(kind)}.{names.GROUP} "{name}": {why}'
     return StatusError(409, "Conflict", message, _about(kind, name))
 
 
 def forbidden(message: str, details: dict[str, Any] | None = None) -> StatusError:
-    """403: the user may not."""
+    """403: the user is not permitted."""
     return StatusError(403, "Forbidden", message, details)
 
 
 def unauthorized(why: str) -> StatusError:
-    """401: nobody vouches for who is asking."""
+    """401: unauthenticated."""
     return StatusError(401, "Unauthorized", f"Unauthorized: {why}")
 
 
 def bad_request(message: str, faults: Iterable[Fault] = ()) -> StatusError:
-    """400: the request itself is wrong."""
+    """400: the request is invalid."""
     causes = [{"reason": fault.reason, "field": fault.path, "message": fault.message} for fault in faults]
     return StatusError(400, "BadRequest", message, {"causes": causes} if causes else None)
 
 
 def not_implemented(what: str) -> StatusError:
-    """501: published, but the feature is not there yet."""
+    """501: part of the KubeVirt API, but not implemented."""
     return StatusError(501, "NotImplemented", what)
 
 
 def unavailable(message: str) -> StatusError:
-    """503: try again in a moment."""
+    """503: temporarily unavailable, with Retry-After."""
     return StatusError(503, "ServiceUnavailable", message, retry_seconds=RETRY_SECONDS)
 
 
 def too_many(message: str) -> StatusError:
-    """429: a limit is reached."""
+    """429: a limit is exceeded."""
     return StatusError(429, "TooManyRequests", message, retry_seconds=RETRY_SECONDS)
 
 
 def too_large(message: str) -> StatusError:
-    """502: what lies beyond us, a guest or its QEMU, answers nothing that makes sense."""
+    """502: invalid response of a guest, QEMU or a node."""
     return StatusError(502, "BadGateway", message)
 
 
 def internal(message: str) -> StatusError:
-    """500: something that should not happen did."""
+    """500: unexpected error."""
     return StatusError(500, "InternalError", f"Internal error occurred: {message}")
 
 
 def from_api_error(error: HyperletError, kind: str, name: str) -> StatusError:
-    """What the API server's refusal means to the one who asked us."""
+    """Maps an error of the API server to a Status."""
     match error:
         case errors.NotFound():
             return not_found(kind, name)
@@ -138,4 +138,4 @@ def from_api_error(error: HyperletError, kind: str, name: str) -> StatusError:
         case errors.Forbidden():
             return forbidden(error.message, _about(kind, name))
         case _:
-            return unavailable(f"The API server cannot answer now: {error.message}")
+            return unavailable(f"The API server is unavailable: {error.message}")

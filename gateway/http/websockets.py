@@ -1,8 +1,8 @@
 """WebSockets to guests: consoles, VNC and forwarded ports, with bounded memory and a clean end.
 
-Every stream is a pair of pumps, each of which holds one message at a time: whoever reads slowly is waited for, all the
-way to QEMU. A stream ends with a close code and words (RFC 6455, 7.4): 1000 when the guest's side ends, 1001 when the
-gateway stops, 1011 when the way to the guest breaks.
+A stream copies both directions, with one message in memory per direction: a slow reader applies backpressure up to
+QEMU. A stream ends with a close code and reason (RFC 6455, 7.4): 1000 when the guest closes it, 1001 when the gateway
+shuts down, 1011 when the connection to the guest is lost.
 """
 
 import asyncio
@@ -20,61 +20,61 @@ from kit import log
 
 PROTOCOL = "plain.kubevirt.io"
 CHUNK = 64 << 10
-"""Bytes of one message to a node, as launcher.proto says."""
+"""Maximum bytes of a message to a node, see launcher.proto."""
 MESSAGE_LIMIT = 1 << 20
-"""Bytes of one WebSocket message from a client."""
+"""Maximum bytes of a WebSocket message from a client."""
 STREAMS = 1000
-"""Streams of one gateway at a time."""
+"""Maximum number of concurrent streams of a gateway."""
 STREAMS_OF_ONE = 64
-"""Streams to one virtual machine at a time through one gateway."""
+"""Maximum number of concurrent streams to a VM through one gateway."""
 STREAMS_OF_NAMESPACE = 250
-"""Streams to one namespace's virtual machines: a tenant's part."""
+"""Maximum number of concurrent streams to VMs of a namespace."""
 STREAMS_OF_USER = 250
-"""Streams of one user, in whatever namespaces."""
+"""Maximum number of concurrent streams of a user, in all namespaces."""
 HEARTBEAT_SECONDS = 60.0
-"""An idle stream is pinged this often, which keeps middle boxes awake; who answers nothing for half as long is gone."""
+"""Ping interval, which keeps connections through load balancers alive; the pong timeout is half of it."""
 RECORD = 16 << 10
-"""Bytes of one message to a client where the pieces do not matter, and of what TLS holds of one connection at a time: a
-TLS record. Larger ones would make OpenSSL's and asyncio's buffers grow, which they keep: 200 consoles that have carried
-60 kB messages take 125 MiB more with asyncio's own 256 KiB (measured)."""
+"""Bytes of a message to a client, if message boundaries do not matter, and of TLS buffers: one TLS record. OpenSSL and
+asyncio do not shrink larger buffers: 200 consoles with 60 kB messages take 125 MiB more with asyncio's default of
+256 KiB (measured)."""
 CLOSE_SECONDS = 3.0
-"""Patience with a client that is told the end."""
+"""Timeout of the closing handshake."""
 
 _log = log.logger(component="streams")
 
 
 class StreamEnd(NamedTuple):
-    """Why a stream ends."""
+    """Close code and reason of a stream."""
 
     code: int
     words: str = ""
 
 
 class Duplex(Protocol):
-    """The guest's end of a stream."""
+    """The guest side of a stream."""
 
     @property
     def whole(self) -> bool:
-        """Whether every piece must stay one message, as datagrams must."""
+        """Whether message boundaries must be preserved, as for datagrams."""
 
     async def read(self) -> bytes | None:
-        """What the guest sends next; None at the end. Raises StatusError when the way breaks."""
+        """Next data from the guest; None at the end. Raises StatusError when the connection is lost."""
 
     async def write(self, data: bytes) -> None:
-        """Hands over what the client sends; returns when there is room for more. Raises StatusError."""
+        """Sends data to the guest, with backpressure. Raises StatusError."""
 
 
 def limit_buffers() -> None:
-    """Has asyncio's TLS keep a record for each connection of this process, where it would keep 256 KiB."""
+    """Reduces asyncio's TLS read buffer from 256 KiB to one record, for all connections of the process."""
     sslproto.SSLProtocol.max_size = RECORD
 
 
 class WebSocketStreams:
-    """All streams of this gateway: counted, limited, and ended together when the gateway stops."""
+    """The streams of this gateway: counted, limited, and closed on shutdown."""
 
     def __init__(self) -> None:
         self._open: dict[asyncio.Future[StreamEnd], tuple[str, str, str]] = {}
-        """Namespace, name and user of each."""
+        """Namespace, name and user of each stream."""
         self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -92,7 +92,7 @@ class WebSocketStreams:
         gauge: Gauge,
         user: str,
     ) -> web.WebSocketResponse:
-        """Upgrades the request and moves bytes until either side ends. Raises StatusError before the upgrade only."""
+        """Upgrades the request and copies data until either side closes. Raises StatusError before the upgrade only."""
         socket = self.admit(request, namespace, name, user)
         end: asyncio.Future[StreamEnd] = asyncio.get_running_loop().create_future()
         self._open[end] = (namespace, name, user)
@@ -109,42 +109,44 @@ class WebSocketStreams:
         return socket
 
     def admit(self, request: web.Request, namespace: str, name: str, user: str) -> web.WebSocketResponse:
-        """The WebSocket that the request may become. Raises StatusError: 400, 429, or 503 while the gateway stops."""
+        """A WebSocket response for the request. Raises StatusError: 400, 429, or 503 during shutdown."""
         if self._stopping:
-            raise status.unavailable("The gateway stops: connect again")
+            raise status.unavailable("The gateway is shutting down: connect again")
         socket = web.WebSocketResponse(
             protocols=(PROTOCOL,),
             heartbeat=HEARTBEAT_SECONDS,
             timeout=CLOSE_SECONDS,
             max_msg_size=MESSAGE_LIMIT,
-            # Compression would cost 300 KiB of memory for each stream.
+            # Compression costs 300 KiB of memory per stream.
             compress=False,
         )
         if not socket.can_prepare(request).ok:
-            raise status.bad_request(f"this is a stream: ask for an upgrade to a WebSocket of subprotocol {PROTOCOL}")
+            raise status.bad_request(
+                f"this endpoint is a stream: request an upgrade to a WebSocket with subprotocol {PROTOCOL}"
+            )
         if len(self._open) >= STREAMS:
             raise status.too_many(f"this gateway has {STREAMS} streams open: close some, or try again later")
-        theirs = [each for each in self._open.values() if each[0] == namespace]
-        if sum(each[1] == name for each in theirs) >= STREAMS_OF_ONE:
+        in_namespace = [each for each in self._open.values() if each[0] == namespace]
+        if sum(each[1] == name for each in in_namespace) >= STREAMS_OF_ONE:
             raise status.too_many(f"{namespace}/{name} has {STREAMS_OF_ONE} streams open: close some first")
-        if len(theirs) >= STREAMS_OF_NAMESPACE:
+        if len(in_namespace) >= STREAMS_OF_NAMESPACE:
             raise status.too_many(f"namespace {namespace} has {STREAMS_OF_NAMESPACE} streams open: close some first")
         if sum(each[2] == user for each in self._open.values()) >= STREAMS_OF_USER:
             raise status.too_many(f"you have {STREAMS_OF_USER} streams open: close some first")
         return socket
 
     async def stop(self, seconds: float = 2 * CLOSE_SECONDS) -> None:
-        """Tells every client that the gateway goes away, and waits until they are gone."""
+        """Closes all streams with 1001, and waits for the clients."""
         self._stopping = True
         for end in self._open:
             if not end.done():
-                end.set_result(StreamEnd(WSCloseCode.GOING_AWAY, "the gateway stops: connect again"))
+                end.set_result(StreamEnd(WSCloseCode.GOING_AWAY, "the gateway is shutting down: connect again"))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)
 
     @contextlib.contextmanager
     def _gauged(self, gauge: Gauge, namespace: str, name: str) -> Iterator[None]:
-        """Counts the stream in the metrics; a machine without streams has no line there."""
+        """Counts the stream in the metrics; the series of a VM without streams is removed."""
         key = (gauge, namespace, name)
         self._shown[key] += 1
         gauge.labels(namespace, name).set(self._shown[key])
@@ -160,7 +162,7 @@ class WebSocketStreams:
 
 
 async def _pump(socket: web.WebSocketResponse, guest: Duplex, end: asyncio.Future[StreamEnd]) -> StreamEnd:
-    """Moves bytes both ways; how it ended."""
+    """Copies both directions; returns how the stream ended."""
     pumps = {asyncio.create_task(_to_guest(socket, guest)), asyncio.create_task(_to_client(socket, guest))}
     try:
         done, _ = await asyncio.wait({*pumps, end}, return_when=asyncio.FIRST_COMPLETED)
@@ -195,18 +197,18 @@ async def _to_client(socket: web.WebSocketResponse, guest: Duplex) -> StreamEnd:
         except status.StatusError as error:
             return StreamEnd(WSCloseCode.INTERNAL_ERROR, error.message)
         if data is None:
-            return StreamEnd(WSCloseCode.OK, "the guest's side has ended")
+            return StreamEnd(WSCloseCode.OK, "the guest closed the stream")
         size = max(len(data), 1) if guest.whole else RECORD
         try:
             for at in range(0, max(len(data), 1), size):
                 await socket.send_bytes(data[at : at + size])
         except (ConnectionError, RuntimeError):
-            # The client has gone without a word.
+            # The client disconnected without a close frame.
             return StreamEnd(WSCloseCode.OK)
 
 
 async def _close(socket: web.WebSocketResponse, request: web.Request, ending: StreamEnd) -> None:
-    """Says goodbye; a client that does not listen is cut off."""
+    """Sends the close frame; aborts the connection of an unresponsive client."""
     words = ending.words.encode()[:120].decode("utf-8", "ignore").encode()
     try:
         async with asyncio.timeout(CLOSE_SECONDS):

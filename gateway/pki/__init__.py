@@ -1,1 +1,1 @@
-"""Certificate authorities, the certificates they sign, and who is told to trust them."""
+"""Certificate authorities, leaf certificates, and distribution of CA bundles."""

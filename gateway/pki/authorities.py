@@ -1,8 +1,8 @@
-"""Which authorities there are, which of them signs, and which are believed: a function of their ages alone.
+"""Rotation of certificate authorities: which exist, sign and are trusted, as a function of their ages.
 
-An authority is believed as soon as it is there, signs one leaf's life later (by then everybody has been given the new
-bundle), and is taken away one leaf's life after its successor began to sign (by then none of its leaves lives). So
-nobody ever meets a certificate that it does not believe, and no replica has to tell another what it is doing.
+A CA is trusted on creation, signs after one leaf lifetime (when the new bundle is distributed), and is removed one leaf
+lifetime after its successor began to sign (when all of its leaves have expired). Peers therefore always trust each
+other's certificates, and replicas need no coordination.
 """
 
 import binascii
@@ -14,42 +14,42 @@ from typing import NamedTuple
 from kit import tls
 
 SERVING = "serving"
-"""Signs what the API server and the handlers' signing requests meet: the gateway's HTTPS certificate."""
+"""Signs the gateway's serving certificate, for the API server and handlers' signing requests."""
 INTERNAL = "internal"
-"""Signs the gateway's and the handlers' certificates for each other."""
+"""Signs the mTLS certificates of gateway and handlers."""
 PURPOSES = (SERVING, INTERNAL)
 
 _KEY = re.compile(r"(?P<purpose>serving|internal)\.(?P<created>[0-9]{1,12})\.crt")
 
 
 class Lifetimes(NamedTuple):
-    """Seconds that certificates live. An authority's must be well over six leaves'."""
+    """Lifetimes in seconds. A CA's must be well over six leaf lifetimes."""
 
     authority: float = 365 * 86400.0
     leaf: float = 86400.0
 
     @property
     def renewal(self) -> float:
-        """The age at which a leaf is made anew."""
+        """The age at which a leaf is renewed."""
         return self.leaf * 2 / 3
 
 
 class Authority(NamedTuple):
-    """One authority; `created` is in seconds since 1970."""
+    """A CA; `created` is a Unix timestamp in seconds."""
 
     created: int
     pair: tls.KeyPair
 
 
 class RotationPlan(NamedTuple):
-    """What to do about the authorities of one purpose."""
+    """The CAs to keep, and whether to create one, for one purpose."""
 
     keep: list[Authority]
     make: bool
 
 
 def plan(authorities: Sequence[Authority], now: float, lives: Lifetimes) -> RotationPlan:
-    """Which authorities stay, and whether a new one is due. `authorities` go from the oldest to the newest."""
+    """Plans the rotation. `authorities` are sorted from the oldest to the newest."""
     keep = [
         authority
         for index, authority in enumerate(authorities)
@@ -61,24 +61,24 @@ def plan(authorities: Sequence[Authority], now: float, lives: Lifetimes) -> Rota
 
 
 def signer(authorities: Sequence[Authority], now: float, lives: Lifetimes) -> Authority:
-    """Who signs: the newest that everybody has had the time to hear of; else the oldest there is."""
+    """The signing CA: the newest whose bundle has been distributed; else the oldest."""
     settled = [authority for authority in authorities if now >= authority.created + lives.leaf]
     return settled[-1] if settled else authorities[0]
 
 
 def bundle(authorities: Sequence[Authority]) -> bytes:
-    """The certificates of all of them, PEM."""
+    """The CA bundle, PEM."""
     return tls.bundle(authority.pair.certificate for authority in authorities)
 
 
 def make(purpose: str, now: float, lives: Lifetimes) -> Authority:
-    """A new authority."""
+    """Creates a CA."""
     created = int(now)
     return Authority(created, tls.authority(f"hyperlet {purpose} {created}", created, lives.authority))
 
 
 def read(data: Mapping[str, str] | None, purpose: str) -> tuple[list[Authority], list[str]]:
-    """The authorities in a Secret's data (base64), oldest first, and what is wrong with others that stand there."""
+    """The CAs in a Secret's data (base64), oldest first, and the errors of unreadable ones."""
     found, wrong = [], []
     for name, text in sorted((data or {}).items()):
         match = _KEY.fullmatch(name)
@@ -96,7 +96,7 @@ def read(data: Mapping[str, str] | None, purpose: str) -> tuple[list[Authority],
 
 
 def change(data: Mapping[str, str] | None, purpose: str, keep: Sequence[Authority]) -> dict[str, str | None]:
-    """The merge patch of a Secret's data that leaves exactly `keep` of a purpose there; empty when nothing differs."""
+    """The merge patch of a Secret's data that stores exactly `keep` for a purpose; empty without changes."""
     wanted: dict[str, str] = {}
     for authority in keep:
         name = f"{purpose}.{authority.created}"

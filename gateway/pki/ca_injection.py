@@ -1,7 +1,7 @@
-"""Where the API server looks up which authority to believe: webhook configurations and APIServices.
+"""Injection of the CA bundle into webhook configurations and APIServices.
 
-Every replica looks at all of them and patches what differs, so that it does not matter who is first, and an
-administrator who replaces one of them sees it filled in again at once.
+Every replica checks all of them and patches differences, so that replicas need no coordination, and a replaced object
+is repaired immediately.
 """
 
 from base64 import b64encode
@@ -14,18 +14,18 @@ from api.k8s.objects import K8sObject
 from kit.kinds import Resource, register
 
 NAME = "hyperlet-gateway"
-"""Of both webhook configurations."""
+"""Name of both webhook configurations."""
 API_SERVICES = tuple(f"{version}.{names.SUBRESOURCE_GROUP}" for version in (names.VERSION, names.OLD_VERSION))
 
 
 class ClientConfig(Struct):
-    """How the API server calls a webhook, as far as this is looked at."""
+    """How the API server calls a webhook; only the used fields."""
 
     caBundle: str | None = None
 
 
 class Webhook(Struct):
-    """One webhook of a configuration."""
+    """A webhook in a configuration."""
 
     name: str = ""
     clientConfig: ClientConfig = ClientConfig()
@@ -36,21 +36,21 @@ class _Configuration(K8sObject):
 
 
 class MutatingWebhookConfiguration(_Configuration):
-    """Of admissionregistration.k8s.io/v1."""
+    """See admissionregistration.k8s.io/v1."""
 
 
 class ValidatingWebhookConfiguration(_Configuration):
-    """Of admissionregistration.k8s.io/v1."""
+    """See admissionregistration.k8s.io/v1."""
 
 
 class APIServiceSpec(Struct):
-    """How the API server calls an aggregated API, as far as this is looked at."""
+    """How the API server calls an aggregated API; only the used fields."""
 
     caBundle: str | None = None
 
 
 class APIService(K8sObject):
-    """Of apiregistration.k8s.io/v1."""
+    """See apiregistration.k8s.io/v1."""
 
     spec: APIServiceSpec = APIServiceSpec()
 
@@ -71,7 +71,7 @@ for _kind, _group, _plural in (
 
 
 def patch(target: Target, bundle: bytes) -> list[dict[str, Any]]:
-    """The JSON patch that has the API server believe `bundle` (PEM); empty when it does."""
+    """The JSON patch that sets the CA bundle (PEM); empty if already set."""
     text = b64encode(bundle).decode()
     if isinstance(target, APIService):
         return [] if target.spec.caBundle == text else [{"op": "add", "path": "/spec/caBundle", "value": text}]
@@ -81,6 +81,6 @@ def patch(target: Target, bundle: bytes) -> list[dict[str, Any]]:
 def _webhook_patch(target: _Configuration, text: str) -> Iterator[dict[str, Any]]:
     for index, webhook in enumerate(target.webhooks or ()):
         if webhook.clientConfig.caBundle != text:
-            # By number, because JSON patch has no other way; the test guards against a list that was changed meanwhile.
+            # JSON patch addresses list entries by index; the test operation detects a concurrent change of the list.
             yield {"op": "test", "path": f"/webhooks/{index}/name", "value": webhook.name}
             yield {"op": "add", "path": f"/webhooks/{index}/clientConfig/caBundle", "value": text}

@@ -1,7 +1,7 @@
-"""Keeps the authorities in their Secret, this replica's certificates fresh, and the API server's bundles right.
+"""The certificate rotator: rotates CAs in their Secret, renews this replica's leaves, and injects CA bundles.
 
-All replicas do the same and none leads: who is first writes, the others' writes are refused (resourceVersion) and they
-read what he wrote.
+All replicas run it without leader election: the first write wins, the others get a conflict (resourceVersion) and read
+the result.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from kit.cache import Store
 from kit.kube import Kube
 
 LOOK_SECONDS = 60.0
-"""The longest pause between two looks, though nothing changed: the time of renewals is found out anew."""
+"""Maximum interval between two rounds without changes."""
 RETRY_SECONDS = 2.0
 
 _log = log.logger(component="certificates")
 
 
 class CertificateRotator:
-    """`run()` for ever; `certificates` are filled by its first round."""
+    """Runs until cancelled; the first round fills `certificates`."""
 
     def __init__(
         self, kube: Kube, namespace: str, certificates: Certificates, clock: Callable[[], float] = time.time
@@ -45,18 +45,18 @@ class CertificateRotator:
         self._targets: list[tuple[type[Any], str, Store[Any]]] = [
             (kind, name, Store(kube, kind, fields={"metadata.name": name})) for kind, name in ca_injection.TARGETS
         ]
-        self.trouble: str | None = "the certificates are not there yet"
-        """None when the last round was fine, else what is wrong."""
+        self.trouble: str | None = "no certificates have been issued yet"
+        """The error of the last round; None if it succeeded."""
         self.is_healthy = False
-        """Whether in any round all was in place that is there: from then on the API server can call us."""
+        """Whether any round has updated all existing objects: from then on the API server can call the gateway."""
 
     @property
     def stores(self) -> list[Store[Any]]:
-        """Everything that is followed."""
+        """All watched stores."""
         return [self._secrets, self._maps, *(store for _, _, store in self._targets)]
 
     async def run(self) -> None:
-        """Follows the objects and keeps them right."""
+        """Watches the objects and reconciles them."""
         for store in self.stores:
             store.on_change(lambda _old, _new: self._changed.set())
             store.start()
@@ -75,20 +75,20 @@ class CertificateRotator:
             self.trouble = None
             pause = min(LOOK_SECONDS, max(self._certificates.due(), 0.05))
         except Conflict:
-            pause = RETRY_SECONDS  # another replica was first: the watch brings what it wrote
+            pause = RETRY_SECONDS  # another replica was first: wait for its write in the watch
         except HyperletError as error:
             if self.trouble != error.message:
-                _log.warning("Certificates are not all in place: trying again", why=error.message)
+                _log.warning("certificate rotation incomplete; retrying", why=error.message)
             self.trouble, pause = error.message, RETRY_SECONDS
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._changed.wait()
 
     async def look(self) -> None:
-        """One round: authorities, leaves, bundles. Raises HyperletError for what could not be done."""
+        """One round: CAs, leaves, bundles. Raises HyperletError if incomplete."""
         found = await self._authorities()
         if self._certificates.update(found):
-            _log.info("Certificates were made", seconds=self._certificates.lives.leaf)
+            _log.info("issued new leaf certificates", seconds=self._certificates.lives.leaf)
         bundle = self._certificates.bundle(SERVING)
         await self._publish(bundle)
         problems = [problem for target in self._targets if (problem := await self._inject(*target, bundle))]
@@ -98,14 +98,14 @@ class CertificateRotator:
         if missing := [
             f"{kind.__name__} {name}" for kind, name, store in self._targets if store.get(None, name) is None
         ]:
-            # Whoever took it away may have meant it: what is left is served.
-            raise ApiUnavailable(f"not there: {', '.join(missing)}: apply the manifests")
+            # It may have been deleted on purpose: remain healthy for the others.
+            raise ApiUnavailable(f"not found: {', '.join(missing)}: apply the manifests")
 
     async def _authorities(self) -> dict[str, list[Authority]]:
-        """The authorities of every purpose, those that are due made and the Secret written."""
+        """The CAs of every purpose; creates those that are due and updates the Secret."""
         secret = self._secrets.get(self._namespace, names.AUTHORITIES)
         if secret is None:
-            raise ApiUnavailable(f"Secret {self._namespace}/{names.AUTHORITIES} is not there: apply the manifests")
+            raise ApiUnavailable(f"Secret {self._namespace}/{names.AUTHORITIES} not found: apply the manifests")
         now, lives = self._clock(), self._certificates.lives
         found: dict[str, list[Authority]] = {}
         change: dict[str, str | None] = {}
@@ -118,26 +118,26 @@ class CertificateRotator:
         if change:
             body = {"metadata": {"resourceVersion": secret.metadata.resourceVersion}, "data": change}
             self._secrets.learn(await self._kube.patch(Secret, self._namespace, names.AUTHORITIES, body))
-            _log.info("The certificate authorities changed", keys=sorted(change))
+            _log.info("rotated certificate authorities", keys=sorted(change))
         return found
 
     def _log_failure(self, wrong: list[str]) -> None:
         if fresh := frozenset(wrong) - self._told:
-            _log.warning("Authorities that cannot be read are replaced", secret=names.AUTHORITIES, why=sorted(fresh))
+            _log.warning("replacing unreadable certificate authorities", secret=names.AUTHORITIES, why=sorted(fresh))
             self._told |= fresh
 
     async def _publish(self, bundle: bytes) -> None:
-        """Tells the handlers whom to believe when they have a certificate signed."""
+        """Publishes the CA bundle that handlers use for signing requests."""
         config = self._maps.get(self._namespace, names.AUTHORITIES)
         if config is None:
-            raise ApiUnavailable(f"ConfigMap {self._namespace}/{names.AUTHORITIES} is not there: apply the manifests")
+            raise ApiUnavailable(f"ConfigMap {self._namespace}/{names.AUTHORITIES} not found: apply the manifests")
         text = bundle.decode("ascii")
         if (config.data or {}).get(names.SERVING_BUNDLE) != text:
             body = {"data": {names.SERVING_BUNDLE: text}}
             self._maps.learn(await self._kube.patch(ConfigMap, self._namespace, names.AUTHORITIES, body))
 
     async def _inject(self, kind: type[Any], name: str, store: Store[Any], bundle: bytes) -> str | None:
-        """Puts the bundle where the API server looks; says what hinders it."""
+        """Injects the CA bundle into an object; returns the error, if any."""
         target = store.get(None, name)
         patch = ca_injection.patch(target, bundle) if target is not None else []
         if not patch:
@@ -146,5 +146,5 @@ class CertificateRotator:
             store.learn(await self._kube.patch(kind, None, name, patch, patch_kind="json"))
         except HyperletError as error:
             return error.message
-        _log.info("The API server was told whom to believe", kind=kind.__name__, name=name)
+        _log.info("injected the CA bundle", kind=kind.__name__, name=name)
         return None

@@ -1,4 +1,4 @@
-"""What this replica shows and whom it believes: leaves that live in memory only, and are renewed while they serve."""
+"""This replica's leaf certificates, in memory only and renewed without restart, and the trusted CA bundles."""
 
 import ssl
 import time
@@ -12,16 +12,16 @@ from kit.tls import Names, TlsIdentity
 
 
 class Certificates:
-    """The gateway's certificates. Until the first `update` there are none, and TLS handshakes fail."""
+    """The gateway's certificates. Before the first `update` TLS handshakes fail."""
 
     def __init__(
         self, namespace: str = names.NAMESPACE, lives: Lifetimes | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         self.lives = lives or Lifetimes()
         self.server = tls.switching_context(lambda: self._current)
-        """The server's TLS context; it goes on serving through every renewal."""
+        """The server's TLS context; remains valid across renewals."""
         self.client: TlsIdentity | None = None
-        """How the gateway shows itself to handlers. A new object after every renewal; None before the first."""
+        """The client identity for handlers. Replaced on every renewal; None before the first `update`."""
         self._clock = clock
         self._names = _service_names(namespace)
         self._authorities: dict[str, list[Authority]] = {}
@@ -32,14 +32,14 @@ class Certificates:
 
     @property
     def ready(self) -> bool:
-        """Whether there are certificates."""
+        """Whether certificates have been issued."""
         return self._current is not None
 
     def trust_clients(self, authorities: bytes | None) -> None:
-        """Whose client certificates the server takes (the front proxy's authorities, PEM); replaces the earlier ones.
+        """Sets the CAs for client certificates (the front proxy's, PEM).
 
-        A client may come without any; what it then may do is the matter of who answers it. The subject is found by
-        `request.transport.get_extra_info("peercert")`. Raises ssl.SSLError if this is not PEM.
+        Client certificates are optional; the endpoints decide what is allowed without. The subject is in
+        `request.transport.get_extra_info("peercert")`. Raises ssl.SSLError if `authorities` is not PEM.
         """
         if self._serving is not None:
             self._current = tls.server_context(self._serving, authorities)
@@ -48,11 +48,11 @@ class Certificates:
         self._clients = authorities
 
     def bundle(self, purpose: str) -> bytes:
-        """The authorities to believe, PEM."""
+        """The CA bundle of a purpose, PEM."""
         return authorities.bundle(self._authorities[purpose])
 
     def update(self, found: Mapping[str, Sequence[Authority]]) -> bool:
-        """Takes the authorities over and renews what is due. Returns whether any leaf was made."""
+        """Sets the CAs and renews leaves that are due. Returns whether a leaf was issued."""
         now = self._clock()
         changed = {purpose for purpose in PURPOSES if list(found[purpose]) != self._authorities.get(purpose)}
         self._authorities = {purpose: list(found[purpose]) for purpose in PURPOSES}
@@ -68,13 +68,13 @@ class Certificates:
         return bool(due)
 
     def due(self) -> float:
-        """Seconds until `update` is worth calling again though no authority changed."""
+        """Seconds until the next renewal."""
         now = self._clock()
         ages = [made + self.lives.renewal - now for made, _ in self._made.values()]
         return max(0.0, min(ages, default=0.0))
 
     def sign_node(self, public: bytes, node: str) -> TlsIdentity:
-        """A handler's certificate, with the authorities that it is to believe. The key stays with the handler.
+        """Signs a handler's certificate; returns it with the CA bundle. The private key stays with the handler.
 
         Raises TlsError for a key that is not on P-256.
         """
@@ -97,6 +97,6 @@ class Certificates:
 
 
 def _service_names(namespace: str) -> tuple[str, ...]:
-    """What the API server (`.svc`), handlers and people call the gateway's Service."""
+    """DNS names of the gateway's Service, used by the API server (`.svc`), handlers and users."""
     service = f"{names.GATEWAY_SERVICE}.{namespace}"
     return (f"{service}.svc", service, f"{service}.svc.cluster.local")

@@ -1,7 +1,7 @@
-"""`POST /sign`: a handler has its certificate signed, for its own node and no other.
+"""`POST /sign`: signs a handler's certificate, for its own node only.
 
-The handler shows its service account token, which the kubelet binds to its pod. Who it is comes from the API server
-(TokenReview), where it runs from the Pod object; of the signing request only the public key is used.
+The handler authenticates with its service account token, which is bound to its pod. The identity is taken from a
+TokenReview, the node from the Pod object; of the signing request only the public key is used.
 """
 
 import asyncio
@@ -21,23 +21,23 @@ PATH = "/sign"
 TOKEN_LIMIT = 16 << 10
 REQUEST_LIMIT = 16 << 10
 PARALLEL = 8
-"""Requests that are looked into at a time: each costs the API server two calls, and anybody may send one."""
+"""Maximum number of concurrent requests: each costs two API calls, and clients are not authenticated yet."""
 POD_NAME = "authentication.kubernetes.io/pod-name"
 POD_UID = "authentication.kubernetes.io/pod-uid"
-"""What the API server says of a bound token in TokenReview's status.user.extra."""
+"""Keys of a bound token's pod in TokenReview's status.user.extra."""
 
 _log = log.logger(component="sign")
 
 
 class TokenUser(Struct):
-    """Whose token it is."""
+    """The user of a token."""
 
     username: str = ""
     extra: dict[str, list[str]] | None = None
 
 
 class TokenReviewStatus(Struct):
-    """What the API server thinks of a token."""
+    """Status of a TokenReview."""
 
     authenticated: bool = False
     user: TokenUser = TokenUser()
@@ -46,7 +46,7 @@ class TokenReviewStatus(Struct):
 
 
 class TokenReview(K8sObject):
-    """Of authentication.k8s.io/v1."""
+    """See authentication.k8s.io/v1."""
 
     status: TokenReviewStatus = TokenReviewStatus()
 
@@ -69,13 +69,13 @@ async def _sign(
 ) -> web.Response:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token or len(token) > TOKEN_LIMIT:
-        return _refusal(401, "Unauthorized", "a service account token is needed (Authorization: Bearer)")
+        return _refusal(401, "Unauthorized", "a service account token is required (Authorization: Bearer)")
     if not 0 < (request.content_length or 0) <= REQUEST_LIMIT:
-        return _refusal(413, "RequestEntityTooLarge", f"a signing request has 1 to {REQUEST_LIMIT} bytes, and says so")
-    # Before the turn: a body that never ends must keep nobody out.
+        return _refusal(413, "RequestEntityTooLarge", f"Content-Length must be between 1 and {REQUEST_LIMIT} bytes")
+    # Read the body before taking the semaphore: a slow client must not block others.
     body = await bodies.read(request, REQUEST_LIMIT)
     if turns.locked():
-        return _refusal(503, "ServiceUnavailable", "too many requests at once: try again")
+        return _refusal(503, "ServiceUnavailable", "too many signing requests: try again")
     async with turns:
         try:
             public = tls.requested_key(body)
@@ -83,20 +83,22 @@ async def _sign(
         except tls.TlsError as error:
             return _refusal(400, "BadRequest", str(error))
         except Forbidden as error:
-            _log.warning("Refused to sign a certificate", why=error.message)
+            _log.warning("refused a certificate signing request", why=error.message)
             return _refusal(403, "Forbidden", error.message)
         except HyperletError as error:
-            _log.warning("A certificate cannot be signed now", why=error.message)
-            return _refusal(503, "ServiceUnavailable", "the API server cannot be asked who you are: try again")
+            _log.warning("cannot sign a certificate: the API server is unavailable", why=error.message)
+            return _refusal(
+                503, "ServiceUnavailable", "the API server is unavailable, cannot verify the token: try again"
+            )
     if not gateway.certificates.ready:
-        return _refusal(503, "ServiceUnavailable", "the authorities are not known yet: try again")
+        return _refusal(503, "ServiceUnavailable", "the certificate authorities are not loaded yet: try again")
     signed = gateway.certificates.sign_node(public, node)
-    _log.info("Signed a handler's certificate", node=node)
+    _log.info("signed a handler certificate", node=node)
     return web.json_response({"certificate": signed.certificate.decode(), "roots": signed.roots.decode()})
 
 
 async def node_of(gateway: Gateway, token: str) -> str:
-    """The node of the handler's pod that a token is bound to. Raises Forbidden in words for everybody else."""
+    """The node of the handler pod that the token is bound to. Raises Forbidden for any other token."""
     spec = {"token": token, "audiences": [names.GATEWAY_AUDIENCE]}
     review = await gateway.kube.create(TokenReview, {"metadata": {}, "spec": spec})
     status = review.status
@@ -112,11 +114,11 @@ async def node_of(gateway: Gateway, token: str) -> str:
     try:
         pod = await gateway.kube.get(Pod, gateway.namespace, name)
     except NotFound:
-        raise Forbidden(f"the token's pod {name} is gone") from None
+        raise Forbidden(f"the token's pod {name} does not exist") from None
     if pod.metadata.uid != uid:
-        raise Forbidden(f"the token's pod {name} is gone: another one has its name")
+        raise Forbidden(f"the token's pod {name} does not exist: another pod has its name")
     if pod.spec.serviceAccountName != names.HANDLER_ACCOUNT or not pod.spec.nodeName:
-        raise Forbidden(f"the token's pod {name} is no handler on a node")
+        raise Forbidden(f"the token's pod {name} is not a handler on a node")
     return pod.spec.nodeName
 
 

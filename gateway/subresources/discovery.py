@@ -1,4 +1,4 @@
-"""What there is, as the Kubernetes API tells it: groups, versions, resources. Open to everybody, as everywhere."""
+"""Discovery of groups, versions and resources. Unauthenticated, as in Kubernetes."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def groups() -> Json:
 
 
 def resources(version: str) -> Json:
-    """APIResourceList: every name once. Kinds and verbs are left empty, as published: none of them can be listed."""
+    """APIResourceList: every name once. Kinds and verbs are empty, as in KubeVirt: none can be listed."""
     found = sorted({endpoint.name for endpoint in ENDPOINTS})
     entries = [{"name": name, "singularName": "", "namespaced": True, "kind": "", "verbs": None} for name in found]
     return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": f"{GROUP}/{version}", "resources": entries}

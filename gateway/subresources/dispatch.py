@@ -1,4 +1,4 @@
-"""The routes of the aggregated API: who asks, whether he may, and then the endpoint; every refusal is a Status."""
+"""Routes of the aggregated API: authentication, authorization, dispatch to the endpoint; errors become a Status."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -40,7 +40,7 @@ def routes(app: web.Application, gateway: Gateway) -> None:
 
 
 def add(app: web.Application, services: Services) -> None:
-    """Adds routes that use these services, and has them started and stopped with the application."""
+    """Adds routes that use these services, which are started and stopped with the application."""
     app[SERVICES] = services
     _public(app, services)
     for version in VERSIONS:
@@ -49,14 +49,14 @@ def add(app: web.Application, services: Services) -> None:
             app.router.add_route(endpoint.method, path, _guarded(_answer(endpoint, version, services)))
         for path in {endpoint.path(version) for endpoint in ENDPOINTS}:
             app.router.add_route("*", path, _guarded(_other_method(services)))
-    # What is not there is told to those only whom the front proxy vouches for.
+    # Only authenticated users get a 404.
     app.router.add_route("*", ROOT + "/{tail:.*}", _guarded(_unknown(services)))
     app.cleanup_ctx.append(lambda _: _running(services))
     app.on_shutdown.append(lambda _: services.streams.stop())
 
 
 def trouble(app: web.Application) -> str | None:
-    """Why the aggregated API cannot serve, if so: for the readiness check."""
+    """Why the aggregated API is not ready, for the readiness check; None when ready."""
     services = app[SERVICES]
     return services.front_proxy.trouble() or services.nodes.trouble()
 
@@ -69,7 +69,7 @@ async def _running(services: Services) -> AsyncIterator[None]:
     await services.nodes.close()
 
 
-# ---- open to everybody ----------------------------------------------------------------------------------------------
+# ---- unauthenticated ------------------------------------------------------------------------------------------------
 
 
 def _public(app: web.Application, services: Services) -> None:
@@ -102,12 +102,12 @@ def _document(body: dict[str, Any]) -> Answer:
 
 
 async def _guestfs(_request: web.Request) -> web.StreamResponse:
-    """501 as text: its published client reads no Status here, and shows what a body of type text/* says."""
-    message = "guestfs tools are not implemented yet: mount the claim in a pod of your own"
+    """501 as text: virtctl does not parse a Status here, but shows a body of type text/*."""
+    message = "guestfs tools are not implemented yet: mount the PersistentVolumeClaim in a pod instead"
     return web.Response(status=501, text=message)
 
 
-# ---- for those who may ----------------------------------------------------------------------------------------------
+# ---- authorized -----------------------------------------------------------------------------------------------------
 
 
 def _answer(endpoint: Endpoint, version: str, services: Services) -> Answer:
@@ -140,13 +140,13 @@ def _unknown(services: Services) -> Answer:
 def _other_method(services: Services) -> Answer:
     async def answer(request: web.Request) -> web.StreamResponse:
         services.front_proxy.user(request)
-        raise StatusError(405, "MethodNotAllowed", f"{request.method} is not a method of this subresource")
+        raise StatusError(405, "MethodNotAllowed", f"{request.method} is not supported by this subresource")
 
     return answer
 
 
 def _guarded(answer: Answer) -> Answer:
-    """The answer, with every refusal as a Status. What nobody foresaw is logged, and told without its insides."""
+    """Wraps a handler: errors become a Status; unhandled exceptions are logged and become a generic 500."""
 
     async def guarded(request: web.Request) -> web.StreamResponse:
         try:
@@ -156,7 +156,7 @@ def _guarded(answer: Answer) -> Answer:
         except (web.HTTPException, ConnectionError):
             raise
         except Exception:
-            _log.exception("An answer failed", method=request.method, path=request.path)
-            return status.internal("the gateway's log tells more").response()
+            _log.exception("unhandled exception in subresource request", method=request.method, path=request.path)
+            return status.internal("see the log of the gateway").response()
 
     return guarded

@@ -1,4 +1,4 @@
-"""The table of endpoints: routes, discovery, authorization and OpenAPI all come from it."""
+"""The table of endpoints, the source of routes, discovery, authorization and OpenAPI."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from gateway.subresources.verbs import vm as vm_verbs
 from gateway.subresources.verbs import vmi as vmi_verbs
 
 VERSIONS = (names.VERSION, names.OLD_VERSION)
-"""The preferred one first."""
+"""Served versions, the preferred one first."""
 EXPAND = "expand-vm-spec"
 JSON = "application/json"
 
@@ -26,7 +26,7 @@ _VERBS = {"GET": "get", "PUT": "update"}
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One method of one subresource. `subresource` is what roles name; `parameters` follow it in the path."""
+    """A method of a subresource. `subresource` is its name in RBAC rules; `parameters` follow it in the path."""
 
     method: str
     resource: str
@@ -37,17 +37,17 @@ class Endpoint:
     body: type[Any] | None = None
     query: tuple[str, ...] = ()
     media: str = ""
-    """Of the answer's body; empty where it has none."""
+    """Media type of the response body; empty without a body."""
     success: int = 200
 
     @property
     def verb(self) -> str:
-        """The verb that roles name."""
+        """The RBAC verb."""
         return _VERBS[self.method]
 
     @property
     def name(self) -> str:
-        """As in discovery and in roles."""
+        """The name in discovery and RBAC rules."""
         return f"{self.resource}/{self.subresource}" if self.subresource else self.resource
 
     def path(self, version: str) -> str:
@@ -59,7 +59,7 @@ class Endpoint:
 
 
 def _later(what: str) -> Handle:
-    """The answer of an endpoint whose feature is not there yet."""
+    """A handler that returns 501."""
 
     async def answer(call: SubresourceRequest) -> web.StreamResponse:
         raise status.not_implemented(f"{what} not implemented yet")
@@ -76,7 +76,7 @@ def _vmi(method: str, subresource: str, handle: Handle, doc: str, **more: Any) -
 
 
 def _portforward(of: Callable[..., Endpoint], handle: Handle) -> tuple[Endpoint, Endpoint]:
-    """TCP without a word about the protocol, and either protocol by name."""
+    """Port-forward endpoints with and without a protocol; the default is TCP."""
     tcp = of("GET", "portforward", handle, "Forward a TCP port (WebSocket).", parameters=("port",), success=101)
     either = of(
         "GET", "portforward", handle, "Forward a port (WebSocket).", parameters=("port", "protocol"), success=101
@@ -88,9 +88,13 @@ _HOTPLUG = _later("hot-plugging of volumes is")
 
 
 async def _dump(call: SubresourceRequest) -> web.StreamResponse:
-    """501, with the claim that `virtctl memory-dump get --create-claim` has made before it asks."""
+    """501, with a hint about the claim that `virtctl memory-dump get --create-claim` creates before the request."""
     claim = (await call.options(options.MemoryDump)).claimName
-    left = f"; the claim {claim}, if it was made for this, can go: kubectl delete pvc {claim}" if claim else ""
+    left = (
+        f"; if PersistentVolumeClaim {claim} was created for the dump, delete it: kubectl delete pvc {claim}"
+        if claim
+        else ""
+    )
     raise status.not_implemented(f"memory dumps are not implemented yet{left}")
 
 
@@ -115,7 +119,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         "expand-spec",
         expand_spec.of_stored,
-        "The VirtualMachine with its instancetype and preference.",
+        "Get the VirtualMachine with its instancetype and preference expanded.",
         media=JSON,
     ),
     *_portforward(_vm, portforward.to_vm),
@@ -124,26 +128,43 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _vm("PUT", "memorydump", _dump, "Dump the memory of a VirtualMachine."),
     _vm("PUT", "removememorydump", _DUMP, "Remove the association with a memory dump."),
     _vm("PUT", "evacuate/cancel", _EVACUATION, "Cancel an evacuation."),
-    _vm("GET", "objectgraph", _GRAPH, "The objects that belong to a VirtualMachine."),
+    _vm("GET", "objectgraph", _GRAPH, "List the objects that belong to a VirtualMachine."),
     _vmi("PUT", "pause", vmi_verbs.pause, "Pause a VirtualMachineInstance.", body=options.PauseOptions),
     _vmi("PUT", "unpause", vmi_verbs.unpause, "Unpause a VirtualMachineInstance.", body=options.UnpauseOptions),
     _vmi("PUT", "freeze", vmi_verbs.freeze, "Freeze the guest's file systems.", body=options.FreezeUnfreezeTimeout),
     _vmi("PUT", "unfreeze", vmi_verbs.unfreeze, "Unfreeze the guest's file systems."),
-    _vmi("PUT", "reset", vmi_verbs.reset, "Press the reset button of a VirtualMachineInstance."),
-    _vmi("PUT", "softreboot", vmi_verbs.softreboot, "Ask the guest to reboot."),
-    _vmi("PUT", "fence", fence.fence, "Vouch for the end of its pods.", body=options.FenceOptions),
-    _vmi("GET", "guestosinfo", vmi_verbs.guestosinfo, "What the guest agent tells of the system.", media=JSON),
-    _vmi("GET", "userlist", vmi_verbs.userlist, "Who is logged in to the guest.", media=JSON),
-    _vmi("GET", "filesystemlist", vmi_verbs.filesystemlist, "The file systems that the guest has mounted.", media=JSON),
+    _vmi("PUT", "reset", vmi_verbs.reset, "Reset a VirtualMachineInstance."),
+    _vmi("PUT", "softreboot", vmi_verbs.softreboot, "Reboot the guest through the guest agent or ACPI."),
     _vmi(
-        "GET", "console", consoles.console, "The serial console (WebSocket).", query=("shared", "takeover"), success=101
+        "PUT",
+        "fence",
+        fence.fence,
+        "Confirm that pods of a VirtualMachineInstance have terminated.",
+        body=options.FenceOptions,
     ),
-    _vmi("GET", "vnc", consoles.vnc, "The screen (WebSocket).", query=("preserveSession",), success=101),
+    _vmi(
+        "GET",
+        "guestosinfo",
+        vmi_verbs.guestosinfo,
+        "Get information about the guest operating system from the guest agent.",
+        media=JSON,
+    ),
+    _vmi("GET", "userlist", vmi_verbs.userlist, "List the users logged in to the guest.", media=JSON),
+    _vmi("GET", "filesystemlist", vmi_verbs.filesystemlist, "List the file systems mounted in the guest.", media=JSON),
+    _vmi(
+        "GET",
+        "console",
+        consoles.console,
+        "Connect to the serial console (WebSocket).",
+        query=("shared", "takeover"),
+        success=101,
+    ),
+    _vmi("GET", "vnc", consoles.vnc, "Connect to the VNC server (WebSocket).", query=("preserveSession",), success=101),
     _vmi(
         "GET",
         "vnc/screenshot",
         consoles.screenshot,
-        "The screen as PNG.",
+        "Get a screenshot as PNG.",
         query=("moveCursor",),
         media="image/png",
     ),
@@ -152,19 +173,19 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _vmi("GET", "vsock", _later("VSOCK is"), "Connect to a VSOCK port (WebSocket)."),
     _vmi("PUT", "addvolume", _HOTPLUG, "Add a volume to a running VirtualMachineInstance."),
     _vmi("PUT", "removevolume", _HOTPLUG, "Remove a volume from a running VirtualMachineInstance."),
-    _vmi("PUT", "backup", _later("backups are"), "Back a VirtualMachineInstance up."),
+    _vmi("PUT", "backup", _later("backups are"), "Back up a VirtualMachineInstance."),
     _vmi("PUT", "evacuate/cancel", _EVACUATION, "Cancel an evacuation."),
-    _vmi("GET", "objectgraph", _GRAPH, "The objects that belong to a VirtualMachineInstance."),
-    _vmi("GET", "sev/fetchcertchain", _SEV, "The node's SEV certificates."),
-    _vmi("GET", "sev/querylaunchmeasurement", _SEV, "The SEV launch measurement."),
-    _vmi("PUT", "sev/setupsession", _SEV, "Set a SEV session up."),
+    _vmi("GET", "objectgraph", _GRAPH, "List the objects that belong to a VirtualMachineInstance."),
+    _vmi("GET", "sev/fetchcertchain", _SEV, "Get the SEV certificate chain of the node."),
+    _vmi("GET", "sev/querylaunchmeasurement", _SEV, "Get the SEV launch measurement."),
+    _vmi("PUT", "sev/setupsession", _SEV, "Set up a SEV session."),
     _vmi("PUT", "sev/injectlaunchsecret", _SEV, "Inject a SEV launch secret."),
     Endpoint(
         "PUT",
         EXPAND,
         "",
         expand_spec.of_sent,
-        "The VirtualMachine in the body, expanded.",
+        "Expand the VirtualMachine in the request body.",
         body=options.MachineToExpand,
         media=JSON,
     ),

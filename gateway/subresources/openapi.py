@@ -1,6 +1,6 @@
-"""The OpenAPI documents of the aggregated API: version 2 for the whole of it, version 3 for each API version.
+"""OpenAPI documents of the aggregated API: version 2 for all API versions, version 3 for each API version.
 
-An answer is either the endpoint's own or a Status, and the documents tell both with their media types.
+The responses are the endpoint's own and a Status, with their media types.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ _WORDS = {
 }
 _JSON = "application/json"
 _STATUS = "io.hyperlet.subresources.Status"
-# As k8s.io/apimachinery has it, under a name of our own: of two definitions of one name that differ in a word, the API
-# server renames one when it merges the documents.
+# The Status of k8s.io/apimachinery, under a different name: the API server renames one of two different definitions
+# of the same name when it merges the documents.
 _STATUS_SCHEMA: Json = {
     "type": "object",
-    "description": "Why a request is refused.",
+    "description": "Reason for which a request was refused.",
     "required": ["kind", "apiVersion", "status", "message", "reason", "code"],
     "properties": {
         **{each: {"type": "string"} for each in ("kind", "apiVersion", "status", "message", "reason")},
@@ -54,7 +54,7 @@ _REFUSALS = {
 
 
 def version2() -> Json:
-    """The whole API as OpenAPI 2."""
+    """All API versions as OpenAPI 2."""
     paths: Json = {}
     for version in VERSIONS:
         for endpoint in ENDPOINTS:
@@ -63,7 +63,7 @@ def version2() -> Json:
 
 
 def version3(version: str) -> Json:
-    """One version of the API as OpenAPI 3."""
+    """One API version as OpenAPI 3."""
     paths: Json = {}
     for endpoint in ENDPOINTS:
         paths.setdefault(endpoint.path(version), {})[endpoint.method.lower()] = _operation3(endpoint, version)
@@ -71,7 +71,7 @@ def version3(version: str) -> Json:
 
 
 def index3() -> Json:
-    """Where the OpenAPI 3 documents are; the hash tells a client whether it has one already."""
+    """Paths of the OpenAPI 3 documents, with a hash for caching."""
     return {"paths": {f"apis/{GROUP}/{each}": {"serverRelativeURL": _address(each)} for each in VERSIONS}}
 
 
@@ -81,7 +81,7 @@ def _address(version: str) -> str:
 
 
 def _definitions() -> Json:
-    # In one order: the hash of the document must be the same in every replica.
+    # Sorted: the hash must be the same in every replica.
     bodies = {_definition(each.body): schema(each.body) for each in ENDPOINTS if each.body is not None}
     return {**bodies, _STATUS: _STATUS_SCHEMA}
 
@@ -141,12 +141,12 @@ def _operation3(endpoint: Endpoint, version: str) -> Json:
 
 
 def _is_required(body: type[Any]) -> bool:
-    """Whether there must be a body: options may all be left out."""
+    """Whether a body is required: not if all options are optional."""
     return bool(schema(body).get("required"))
 
 
 def _success(endpoint: Endpoint) -> tuple[str, str]:
-    """Code and words of the answer that was asked for."""
+    """Status code and description of the successful response."""
     words = {101: "Switching Protocols", 200: "OK", 202: "Accepted"}[endpoint.success]
     return str(endpoint.success), words
 

@@ -1,4 +1,4 @@
-"""The options that verbs take in their bodies, as published. Fields that are not known are skipped, as there."""
+"""Options in request bodies, as in KubeVirt. Unknown fields are ignored."""
 
 from typing import Annotated, Any
 
@@ -13,68 +13,68 @@ class _Options(msgspec.Struct, frozen=True, gc=False):
     apiVersion: str | None = None
     kind: str | None = None
     dryRun: list[str] | None = None
-    """`["All"]`: everything is checked and nothing is done."""
+    """`["All"]`: validate the request without executing it."""
 
 
 class StartOptions(_Options, frozen=True, gc=False):
-    """Of start."""
+    """Options of start."""
 
     paused: bool | None = None
-    """The guest waits for `unpause` before its first instruction."""
+    """Start with paused CPUs, until `unpause`."""
 
 
 class StopOptions(_Options, frozen=True, gc=False):
-    """Of stop."""
+    """Options of stop."""
 
     gracePeriod: Annotated[int, Meta(ge=0, le=names.MAX_GRACE_SECONDS)] | None = None
-    """Seconds until the guest is ended; 0 ends it at once."""
+    """Seconds for the guest to shut down; 0 powers it off immediately."""
 
 
 class RestartOptions(_Options, frozen=True, gc=False):
-    """Of restart."""
+    """Options of restart."""
 
     gracePeriodSeconds: Int64 | None = None
-    """0 ends the guest at once; nothing else is supported."""
+    """0 powers the guest off immediately; no other value is supported."""
 
 
 class MigrateOptions(_Options, frozen=True, gc=False):
-    """Of migrate."""
+    """Options of migrate."""
 
     addedNodeSelector: dict[str, str] | None = None
     """Labels that the target node must have."""
 
 
 class PauseOptions(_Options, frozen=True, gc=False):
-    """Of pause."""
+    """Options of pause."""
 
 
 class UnpauseOptions(_Options, frozen=True, gc=False):
-    """Of unpause."""
+    """Options of unpause."""
 
 
 class FenceOptions(_Options, frozen=True, gc=False):
-    """Of fence."""
+    """Options of fence."""
 
     pods: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=16)] = []
-    """UIDs of the pods that the word is given for: all that the instance's status.activePods lists with a node."""
+    """UIDs of the terminated pods: all that status.activePods of the VirtualMachineInstance lists with a node."""
 
 
 class FreezeUnfreezeTimeout(msgspec.Struct, frozen=True, gc=False):
-    """Of freeze."""
+    """Options of freeze."""
 
     unfreezeTimeout: Duration | Annotated[int, Meta(ge=0)] | None = None
-    """After this the file systems thaw by themselves, whatever happens; 0: 5 minutes."""
+    """Time until the file systems are thawed automatically; 0 means 5 minutes."""
 
 
 class MemoryDump(_Options, frozen=True, gc=False):
-    """Of memorydump."""
+    """Options of memorydump."""
 
     claimName: Annotated[str, Meta(pattern="^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")] | None = None
-    """Claim that takes the dump."""
+    """PersistentVolumeClaim for the dump."""
 
 
 class MachineToExpand(msgspec.Struct, frozen=True, gc=False):
-    """A VirtualMachine. The custom resource's schema says what its spec may be."""
+    """A VirtualMachine. The schema of its spec is in the CRD."""
 
     spec: dict[str, Any]
     apiVersion: str | None = None
@@ -83,11 +83,11 @@ class MachineToExpand(msgspec.Struct, frozen=True, gc=False):
 
 
 class Ignored(msgspec.Struct, frozen=True, gc=False):
-    """A body that says nothing to us."""
+    """An ignored body."""
 
 
 def schema(kind: type[Any]) -> dict[str, Any]:
-    """The OpenAPI schema of options, in the words that OpenAPI 2 has too: kubectl refuses a document with others."""
+    """The OpenAPI schema of options, restricted to OpenAPI 2 keywords: kubectl refuses others."""
     _, found = msgspec.json.schema_components([kind], ref_template="#/{name}")
     whole = found[kind.__name__]
     properties = {name: _plain(each) for name, each in whole["properties"].items()}
@@ -96,7 +96,7 @@ def schema(kind: type[Any]) -> dict[str, Any]:
 
 
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
-    """Without "or null" and the default null, which stand for "may be absent"; of several types the first."""
+    """Drops null types and null defaults, which mean optional; of several types keeps the first."""
     chosen = next((each for each in found.get("anyOf", ()) if each.get("type") != "null"), found)
     dropped = {"default", "minimum", "maximum"} if "format" in chosen else {"default"}
     return {key: value for key, value in chosen.items() if key not in dropped}

@@ -1,4 +1,4 @@
-"""What a handler of an endpoint is given: who asks, about what, and the means to answer."""
+"""The request passed to endpoint handlers: user, object and services."""
 
 import asyncio
 import re
@@ -21,20 +21,21 @@ from gateway.http.websockets import WebSocketStreams
 from kit.kube import Kube
 
 BODY_LIMIT = 64 << 10
-"""Bytes of the options in a request."""
+"""Maximum bytes of the options in a request."""
 ALL = "All"
-"""The only value of dryRun."""
+"""The only supported value of dryRun."""
 
 T = TypeVar("T")
 
-# RFC 1123 labels and subdomains. What does not match never becomes part of a path that we ask with our own rights.
+# RFC 1123 labels and subdomains. Only matching names are used in API paths, which are requested with the gateway's
+# permissions.
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the endpoints work with."""
+    """Services used by the endpoints."""
 
     kube: Kube
     nodes: HandlerConnections
@@ -44,11 +45,11 @@ class Services:
 
 
 def check_names(namespace: str, name: str) -> None:
-    """Raises StatusError (400) unless these can be a namespace and (if not empty) an object's name."""
+    """Raises StatusError (400) unless `namespace` and `name` (if not empty) are valid."""
     if not _LABEL.fullmatch(namespace):
-        raise status.bad_request(f"namespace {namespace[:80]!r} is not a DNS label of lower case letters, digits and -")
+        raise status.bad_request(f"namespace {namespace[:80]!r} is not a DNS label: lower case letters, digits and '-'")
     if name and (len(name) > 253 or not _SUBDOMAIN.fullmatch(name)):
-        raise status.bad_request(f"name {name[:80]!r} is not a DNS name of lower case letters, digits, - and .")
+        raise status.bad_request(f"name {name[:80]!r} is not a DNS name: lower case letters, digits, '-' and '.'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +64,25 @@ class SubresourceRequest:
 
     @property
     def kube(self) -> Kube:
-        """The API server, with the gateway's own rights: use it only for what the user was authorized to."""
+        """A client with the gateway's permissions: only for operations that the user was authorized for."""
         return self.services.kube
 
     async def vm(self) -> VirtualMachine:
-        """The VM of that name. Raises StatusError."""
+        """Gets the VM. Raises StatusError."""
         try:
             return await self.kube.get(VirtualMachine, self.namespace, self.name)
         except HyperletError as error:
             raise status.from_api_error(error, names.KIND_VM, self.name) from error
 
     async def vmi(self) -> VirtualMachineInstance:
-        """The VMI of that name. Raises StatusError."""
+        """Gets the VMI. Raises StatusError."""
         try:
             return await self.kube.get(VirtualMachineInstance, self.namespace, self.name)
         except HyperletError as error:
             raise status.from_api_error(error, names.KIND_VMI, self.name) from error
 
     async def vmi_of(self, vm: VirtualMachine) -> VirtualMachineInstance | None:
-        """The VM's own VMI, by UID; None when there is none. Raises StatusError."""
+        """Gets the VMI owned by the VM (by UID); None when there is none. Raises StatusError."""
         try:
             vmi = await self.kube.get(VirtualMachineInstance, self.namespace, self.name)
         except NotFound:
@@ -92,7 +93,7 @@ class SubresourceRequest:
         return vmi if any(owner.controller and owner.uid == vm.metadata.uid for owner in owners) else None
 
     async def options(self, kind: type[T]) -> T:
-        """The options in the body; those of an empty body when there is none. Raises StatusError (400, 413)."""
+        """Decodes the options in the body; defaults for an empty body. Raises StatusError (400, 413)."""
         body = await self.body(BODY_LIMIT)
         try:
             options = msgspec.json.decode(body, type=kind) if body.strip() else kind()
@@ -100,30 +101,32 @@ class SubresourceRequest:
             raise status.bad_request(f"Can not unmarshal Request body to struct, error: {error}") from error
         dry_run = getattr(options, "dryRun", None)
         if dry_run and any(each != ALL for each in dry_run):
-            raise status.bad_request(f"dryRun: only {ALL!r} is a dry run, not {dry_run[0][:80]!r}")
+            raise status.bad_request(f"dryRun: the only supported value is {ALL!r}, not {dry_run[0][:80]!r}")
         return options
 
     async def body(self, limit: int) -> bytes:
-        """The request's body. Raises StatusError (413) beyond `limit` bytes, before it is read."""
+        """Reads the body. Raises StatusError (413) as soon as it exceeds `limit` bytes."""
         kept = bytearray()
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 async for chunk in self.request.content.iter_chunked(16 << 10):
                     kept += chunk
                     if len(kept) > limit:
-                        message = f"the body is longer than {limit} bytes"
+                        message = f"the request body exceeds {limit} bytes"
                         raise status.StatusError(413, "RequestEntityTooLarge", message)
         except TimeoutError:
-            raise status.StatusError(408, "Timeout", f"the body did not come within {BODY_SECONDS:g} s") from None
+            raise status.StatusError(
+                408, "Timeout", f"the request body was not received within {BODY_SECONDS:g} s"
+            ) from None
         return bytes(kept)
 
 
 def has_condition(obj: VirtualMachine | VirtualMachineInstance, kind: str) -> bool:
-    """Whether the object has the condition, and it is true."""
+    """Whether the object has the condition with status True."""
     conditions = (obj.status.conditions if obj.status else None) or ()
     return any(each.type == kind and each.status == names.TRUE for each in conditions)
 
 
 def phase_of(vmi: VirtualMachineInstance) -> str:
-    """The VMI's phase; empty while there is none."""
+    """The VMI's phase; empty if not set."""
     return (vmi.status.phase if vmi.status else None) or names.PHASE_UNSET

@@ -7,7 +7,7 @@ from gateway.context import Gateway
 
 def routes(app: web.Application, gateway: Gateway) -> None:
     """Adds the aggregated API to the gateway's application."""
-    # Imported late: what authenticates and authorizes speaks this package's Status, and is part of what is imported.
+    # Local import, to avoid an import cycle.
     from gateway.subresources import dispatch
 
     dispatch.routes(app, gateway)

@@ -1,4 +1,4 @@
-"""version and healthz, which anybody may ask."""
+"""The unauthenticated endpoints version and healthz."""
 
 import asyncio
 import platform
@@ -12,13 +12,13 @@ from api.version import API_LEVEL, VERSION
 from kit.kube import Kube
 
 FRESH_SECONDS = 2.0
-"""How long an answer of the API server is shown again: this endpoint is open to everybody."""
+"""How long the API server's response is cached, because the endpoint is unauthenticated."""
 
 
 def version_info() -> dict[str, Any]:
-    """Which API this is, and by its build metadata which hyperlet, in the fields that published clients know.
+    """The API level and, as build metadata, the version of hyperlet, in KubeVirt's fields.
 
-    `virtctl` tells its user after every failed call that the versions differ, unless major and minor are its own.
+    `virtctl` warns about a version mismatch after every failed call, unless major and minor are equal.
     """
     return {
         "gitVersion": f"v{API_LEVEL}+hyperlet.{VERSION}",
@@ -32,7 +32,7 @@ def version_info() -> dict[str, Any]:
 
 
 class ApiServerHealth:
-    """Whether the API server can be reached from here."""
+    """Whether the API server is reachable."""
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
@@ -41,7 +41,7 @@ class ApiServerHealth:
         self._last: tuple[int, dict[str, Any]] = (500, {})
 
     async def answer(self, _request: web.Request) -> web.Response:
-        """200, or 500 with why not."""
+        """200, or 500 with the error."""
         async with self._lock:
             now = asyncio.get_running_loop().time()
             if now >= self._until:

@@ -385,7 +385,7 @@ def test_consoles_hear_that_the_gateway_goes_and_the_guest_does_not(machine: Mac
             system("rollout", "restart", "deployment/hyperlet-gateway")
             for message in [await told(socket) for socket in sockets]:
                 assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1001), message
-                assert "gateway stops" in message.extra
+                assert "gateway is shutting down" in message.extra
         async with api.stream(path) as again:
             await again.send_bytes(b"\r")
             await until(again, b"login:")

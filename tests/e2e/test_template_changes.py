@@ -77,6 +77,6 @@ def test_what_admission_filled_in_gives_way_to_what_is_applied(space: Space, how
     assert applied() == {"running": None, "runStrategy": "Halted"}
     # What a person wrote does not give way.
     assert applied(runStrategy="Halted") == {"running": None, "runStrategy": "Halted"}
-    with pytest.raises(KubectlError, match="exclude each other"):
+    with pytest.raises(KubectlError, match="are mutually exclusive"):
         applied(runStrategy="Halted", running=True)
     machine.discard()

@@ -17,7 +17,7 @@ from kit import log
 from protos import launcher_pb2, node_pb2
 
 WHO_LIMIT = 256
-"""Bytes of a user's name that others are shown."""
+"""Maximum bytes of a user name shown to other users."""
 PNG = b"\x89PNG\r\n\x1a\n"
 CONSOLES = Gauge("kubevirt_console_active_connections", "Open serial consoles", ["namespace", "vmi"])
 VIEWERS = Gauge("kubevirt_vnc_active_connections", "Open VNC connections", ["namespace", "vmi"])
@@ -26,10 +26,10 @@ _log = log.logger(component="consoles")
 
 
 async def console(call: SubresourceRequest) -> web.StreamResponse:
-    """A WebSocket to the serial console.
+    """Serial console (WebSocket).
 
-    Who comes last types, and who typed before becomes a watcher and is told. `?shared=true` watches from the start;
-    `?takeover=false` refuses (409) instead of taking over.
+    The most recent client is read-write; the previous one becomes read-only and gets a notice. `?shared=true` attaches
+    read-only; `?takeover=false` fails with 409 instead of taking over.
     """
     watch = flag(call.request, "shared", False)
     takeover = flag(call.request, "takeover", True)
@@ -44,26 +44,26 @@ async def console(call: SubresourceRequest) -> web.StreamResponse:
     )
     nodes, node = call.services.nodes, node_of(vmi)
     async with handler_stream(nodes, node, call.name, lambda stub: stub.Console, first) as talk:
-        _log.info("A console is opened", user=call.user.name, watch=watch, **log.about(vmi))
+        _log.info("opening serial console", user=call.user.name, watch=watch, **log.about(vmi))
         return await call.services.streams.serve(
             call.request, ConsoleStream(talk), call.namespace, call.name, CONSOLES, call.user.name
         )
 
 
 async def vnc(call: SubresourceRequest) -> web.StreamResponse:
-    """A WebSocket to the screen. Any number of viewers; `preserveSession` is taken, and nobody is ever thrown out."""
+    """VNC (WebSocket), for any number of clients; `preserveSession` is accepted, and no client is ever disconnected."""
     vmi = await call.vmi()
     need_screen(vmi)
     call.services.streams.admit(call.request, call.namespace, call.name, call.user.name)
     async with _screen(call, vmi) as screen:
-        _log.info("A screen is opened", user=call.user.name, **log.about(vmi))
+        _log.info("opening VNC connection", user=call.user.name, **log.about(vmi))
         return await call.services.streams.serve(
             call.request, screen, call.namespace, call.name, VIEWERS, call.user.name
         )
 
 
 async def screenshot(call: SubresourceRequest) -> web.Response:
-    """The screen as PNG. `?moveCursor=true` moves the pointer first, which wakes a screen saver."""
+    """A screenshot as PNG. `?moveCursor=true` moves the pointer first, which wakes a screen saver."""
     move = flag(call.request, "moveCursor", False)
     vmi = await call.vmi()
     need_screen(vmi)
@@ -75,8 +75,8 @@ async def screenshot(call: SubresourceRequest) -> web.Response:
         node, names.KIND_VMI, call.name, lambda stub: stub.Screenshot(requested_by(vmi))
     )
     if not reply.png.startswith(PNG):
-        raise status.too_large(f"node {node} sent something else than a picture")
-    _log.info("A screenshot is taken", user=call.user.name, **log.about(vmi))
+        raise status.too_large(f"node {node} did not return a PNG image")
+    _log.info("took a screenshot", user=call.user.name, **log.about(vmi))
     return web.Response(
         body=reply.png,
         content_type="image/png",
@@ -92,7 +92,7 @@ async def _screen(call: SubresourceRequest, vmi: VirtualMachineInstance) -> Asyn
 
 
 def need_console(vmi: VirtualMachineInstance) -> None:
-    """Raises StatusError unless the VMI has a serial console that can be opened now."""
+    """Raises StatusError unless the VMI is running and has a serial console."""
     if vmi.spec.domain.devices.autoattachSerialConsole is False:
         raise status.bad_request("No serial consoles are present.")
     if phase_of(vmi) == names.PHASE_FAILED:
@@ -102,7 +102,7 @@ def need_console(vmi: VirtualMachineInstance) -> None:
 
 
 def need_screen(vmi: VirtualMachineInstance) -> None:
-    """Raises StatusError unless the VMI has a screen that can be seen now."""
+    """Raises StatusError unless the VMI is running and has a graphics device."""
     if vmi.spec.domain.devices.autoattachGraphicsDevice is False:
         raise status.bad_request("No graphics devices are present.")
     if phase_of(vmi) != names.PHASE_RUNNING:
@@ -110,7 +110,7 @@ def need_screen(vmi: VirtualMachineInstance) -> None:
 
 
 def flag(request: web.Request, name: str, default: bool) -> bool:
-    """A yes or no in the query, as Go's strconv.ParseBool reads them. Raises StatusError (400) for anything else."""
+    """A boolean query parameter, parsed like Go's strconv.ParseBool. Raises StatusError (400)."""
     text = request.query.get(name, "")
     if not text:
         return default
@@ -118,9 +118,9 @@ def flag(request: web.Request, name: str, default: bool) -> bool:
         return True
     if text in ("0", "f", "F", "FALSE", "false", "False"):
         return False
-    raise status.bad_request(f"{name}: {text[:40]!r} is neither true nor false")
+    raise status.bad_request(f"{name}: {text[:40]!r} is not true or false")
 
 
 def screenshot_response(user: str) -> str:
-    """A user's name for other people's terminals: what could move their cursor is taken out."""
+    """A user name for other users' terminals, without control characters."""
     return status.readable(user).encode()[:WHO_LIMIT].decode("utf-8", "ignore")

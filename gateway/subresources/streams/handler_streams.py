@@ -1,7 +1,7 @@
-"""The streams to a node that stand behind a WebSocket: the serial console and VNC, as `websockets.Duplex`.
+"""gRPC streams to a handler, for serial console and VNC, as `websockets.Duplex`.
 
-Nothing is upgraded before the node has taken the stream, so that a refusal is a plain HTTP answer. The handler says so
-with its initial metadata; one that refuses ends the call instead.
+The WebSocket is upgraded only after the handler has accepted the stream, so that an error is a plain HTTP response. The
+handler accepts by sending its initial metadata, and refuses by ending the call.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from kit.duplex import TAKEN
 from protos import launcher_pb2, node_pb2
 
 ATTACH_SECONDS = 10.0
-"""How long a node may take to open a stream."""
+"""Timeout for opening a stream."""
 
 Answer = TypeVar("Answer", launcher_pb2.ConsoleOutput, launcher_pb2.Chunk)
 
 
 class HandlerStream(Generic[Answer]):
-    """One stream to a node. Errors become `Refused`; `None` is the end."""
+    """A stream to a node. Errors become StatusError; `None` is the end."""
 
     def __init__(self, call: Any, node: str, name: str) -> None:
         self._call = call
@@ -35,16 +35,16 @@ class HandlerStream(Generic[Answer]):
         self._next: asyncio.Future[Any] | None = None
 
     async def open(self, first: Any) -> None:
-        """Sends the first message, and returns when the node has taken the stream. Raises StatusError."""
+        """Sends the first message, and returns when the node has accepted the stream. Raises StatusError."""
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            # When this fails the answer says why.
+            # On failure the response has the reason.
             await self._call.write(first)
         self._next = asyncio.ensure_future(self._call.read())
         try:
             async with asyncio.timeout(ATTACH_SECONDS):
                 if TAKEN[0] in tuple(await self._call.initial_metadata()):
                     return
-                # Refused: why comes next.
+                # Refused: the read raises the reason.
                 await asyncio.shield(self._next)
         except TimeoutError:
             raise status.StatusError(
@@ -58,7 +58,7 @@ class HandlerStream(Generic[Answer]):
         if self._next is None:
             self._next = asyncio.ensure_future(self._call.read())
         try:
-            # Shielded: the message that is waited for must not be lost with the waiter.
+            # Shielded: cancellation of the caller must not lose the message.
             message = await asyncio.shield(self._next)
         except grpc.aio.AioRpcError as error:
             raise refused(error, self._node, names.KIND_VMI, self._name) from error
@@ -66,15 +66,15 @@ class HandlerStream(Generic[Answer]):
         return None if message is grpc.aio.EOF else message
 
     async def send(self, message: Any) -> None:
-        """Sends a message; returns when gRPC has room for the next one."""
+        """Sends a message, with backpressure."""
         try:
             await self._call.write(message)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            # The call is over. The reading side hears how, and ends this one: nothing more is taken from the client.
+            # The call has ended. The reader gets the error and cancels this coroutine: read no more from the client.
             await asyncio.get_running_loop().create_future()
 
     def cancel(self) -> None:
-        """Ends the stream."""
+        """Cancels the stream."""
         if self._next is not None:
             self._next.add_done_callback(_forget)
             self._next.cancel()
@@ -82,7 +82,7 @@ class HandlerStream(Generic[Answer]):
 
 
 def _forget(answer: asyncio.Future[Any]) -> None:
-    """Takes an answer that nobody waits for any more, so that asyncio does not complain about its error."""
+    """Retrieves the exception of an abandoned read, so that asyncio does not log it."""
     if not answer.cancelled():
         answer.exception()
 
@@ -91,7 +91,7 @@ def _forget(answer: asyncio.Future[Any]) -> None:
 async def handler_stream(
     nodes: HandlerConnections, node: str, name: str, method: Callable[[Any], Any], first: Any
 ) -> AsyncIterator[HandlerStream[Any]]:
-    """An open stream to a node, ended at the exit. Raises StatusError."""
+    """Opens a stream to a node, cancelled on exit. Raises StatusError."""
     async with nodes.stub(node) as stub:
         talk: HandlerStream[Any] = HandlerStream(method(stub)(), node, name)
         try:
@@ -102,7 +102,7 @@ async def handler_stream(
 
 
 class ConsoleStream:
-    """The serial console. What the launcher has to tell the person becomes a line of its own in the stream."""
+    """The serial console. Notices of the launcher are inserted as separate lines."""
 
     whole = False
 
@@ -110,7 +110,7 @@ class ConsoleStream:
         self._talk = talk
 
     async def read(self) -> bytes | None:
-        """What the guest prints."""
+        """Output of the guest."""
         answer = await self._talk.answer()
         if answer is None:
             return None
@@ -119,13 +119,13 @@ class ConsoleStream:
         return f"\r\n[{status.readable(answer.notice)}]\r\n".encode() + answer.data
 
     async def write(self, data: bytes) -> None:
-        """What the person types."""
+        """Input of the user."""
         for part in parts(data):
             await self._talk.send(node_pb2.ConsoleInput(input=launcher_pb2.ConsoleInput(data=part)))
 
 
 class VncStream:
-    """The screen, as RFB."""
+    """VNC, as raw RFB."""
 
     whole = False
 
@@ -133,16 +133,16 @@ class VncStream:
         self._talk = talk
 
     async def read(self) -> bytes | None:
-        """What QEMU's VNC server sends."""
+        """Data from QEMU's VNC server."""
         answer = await self._talk.answer()
         return None if answer is None else answer.data
 
     async def write(self, data: bytes) -> None:
-        """What the viewer sends."""
+        """Data from the viewer."""
         for part in parts(data):
             await self._talk.send(node_pb2.VncInput(chunk=launcher_pb2.Chunk(data=part)))
 
 
 def parts(data: bytes) -> list[bytes]:
-    """The bytes in pieces that a message may have; nothing for nothing."""
+    """Splits data into chunks of at most CHUNK bytes."""
     return [data[at : at + CHUNK] for at in range(0, len(data), CHUNK)]

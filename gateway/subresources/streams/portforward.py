@@ -1,8 +1,7 @@
-"""Forwarded ports: a WebSocket to a TCP or UDP port of the guest, at the address of its pod.
+"""Port-forward: a WebSocket to a TCP or UDP port of the guest, at the address of its pod.
 
-The address comes from the pod that the VMI's status names and that belongs to the VMI by UID: never from what a guest
-says of itself, and never from a pod that merely carries the labels. A binary message is a piece of the TCP stream, or
-one UDP datagram.
+The address is that of the pod in the VMI's status with a matching owner UID: never an address reported by a guest, or
+of a pod that only has the labels. A binary message is a part of the TCP stream, or one UDP datagram.
 """
 
 import asyncio
@@ -26,7 +25,7 @@ from kit import log
 DIAL_SECONDS = 10.0
 BUFFER = 64 << 10
 DATAGRAMS = 256
-"""Datagrams from a guest that wait for the client; more are lost, as UDP may lose them."""
+"""Queued datagrams from a guest; more are dropped."""
 LARGEST_DATAGRAM = 65507
 TUNNELS = Gauge("kubevirt_portforward_active_tunnels", "Open forwarded ports", ["namespace", "name"])
 
@@ -51,44 +50,46 @@ async def _forward(call: SubresourceRequest, vmi: VirtualMachineInstance) -> web
     port = port_of(call.request.match_info.get("port", ""))
     protocol = call.request.match_info.get("protocol", "tcp")
     if protocol not in ("tcp", "udp"):
-        raise status.bad_request(f"protocol {protocol[:20]!r} is neither tcp nor udp")
+        raise status.bad_request(f"protocol {protocol[:20]!r} is not tcp or udp")
     if has_condition(vmi, names.CONDITION_PAUSED):
         raise status.conflict(names.KIND_VMI, call.name, "VMI is paused")
     call.services.streams.admit(call.request, call.namespace, call.name, call.user.name)
     address = await _address(call, vmi)
     open_tunnel = _udp if protocol == "udp" else _tcp
     async with open_tunnel(address, port) as tunnel:
-        _log.info("A port is forwarded", user=call.user.name, port=port, protocol=protocol, **log.about(vmi))
+        _log.info("opening port-forward", user=call.user.name, port=port, protocol=protocol, **log.about(vmi))
         return await call.services.streams.serve(
             call.request, tunnel, call.namespace, call.name, TUNNELS, call.user.name
         )
 
 
 def port_of(text: str) -> int:
-    """A port. Raises StatusError (400)."""
+    """Parses a port number. Raises StatusError (400)."""
     if not text.isascii() or not text.isdigit() or len(text) > 5 or not 0 < int(text) < 65536:
         raise status.bad_request(f"port {text[:20]!r} is not a number from 1 to 65535")
     return int(text)
 
 
 async def _address(call: SubresourceRequest, vmi: VirtualMachineInstance) -> str:
-    """The address of the VMI's pod. Raises StatusError (409) when it has none."""
+    """The IP address of the VMI's pod. Raises StatusError (409) when there is none."""
     try:
         pods, _ = await call.kube.list(Pod, call.namespace, labels={names.LABEL_CREATED_BY: vmi.metadata.uid or ""})
     except HyperletError as error:
         raise status.from_api_error(error, names.KIND_VMI, call.name) from error
     node = vmi.status.nodeName if vmi.status else None
-    mine = [pod for pod in pods if belongs(pod, vmi) and pod.spec.nodeName == node and pod.status.podIP]
-    if phase_of(vmi) != names.PHASE_RUNNING or not mine:
+    matching = [pod for pod in pods if belongs(pod, vmi) and pod.spec.nodeName == node and pod.status.podIP]
+    if phase_of(vmi) != names.PHASE_RUNNING or not matching:
         raise status.conflict(names.KIND_VMI, call.name, "VMI is not running")
-    address = mine[0].status.podIP or ""
+    address = matching[0].status.podIP or ""
     if not _is_foreign(address):
-        raise status.conflict(names.KIND_VMI, call.name, f"its pod has the address {address}, which is no pod's")
+        raise status.conflict(
+            names.KIND_VMI, call.name, f"its pod has the address {address}, which is not a pod address"
+        )
     return address
 
 
 def belongs(pod: Pod, vmi: VirtualMachineInstance) -> bool:
-    """Whether the VMI and the pod name each other by UID, and the pod runs."""
+    """Whether the pod is running, and VMI and pod reference each other by UID."""
     owned = any(
         owner.controller and owner.kind == names.KIND_VMI and owner.uid == vmi.metadata.uid
         for owner in pod.metadata.ownerReferences or ()
@@ -98,7 +99,7 @@ def belongs(pod: Pod, vmi: VirtualMachineInstance) -> bool:
 
 
 def _is_foreign(address: str) -> bool:
-    """Whether an address leads away from this gateway."""
+    """Whether the address is a unicast address of another host: not loopback, link-local or unspecified."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
@@ -119,19 +120,19 @@ class _Stream:
         self._writer = writer
 
     async def read(self) -> bytes | None:
-        """What the guest sends; None when it has closed its side."""
+        """Data from the guest; None at EOF."""
         try:
             return await self._reader.read(BUFFER) or None
         except OSError as error:
-            raise status.unavailable(f"the guest broke the connection: {error.strerror or error}") from error
+            raise status.unavailable(f"the connection to the guest failed: {error.strerror or error}") from error
 
     async def write(self, data: bytes) -> None:
-        """What the client sends."""
+        """Data from the client."""
         try:
             self._writer.write(data)
             await self._writer.drain()
         except OSError as error:
-            raise status.unavailable(f"the guest broke the connection: {error.strerror or error}") from error
+            raise status.unavailable(f"the connection to the guest failed: {error.strerror or error}") from error
 
 
 @contextlib.asynccontextmanager
@@ -148,7 +149,7 @@ async def _tcp(address: str, port: int) -> AsyncIterator[Duplex]:
 
 
 class _Datagrams(asyncio.DatagramProtocol):
-    """A UDP socket that only the guest's port can answer."""
+    """A connected UDP socket."""
 
     whole = True
 
@@ -159,35 +160,35 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._room.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Of asyncio."""
-        # Not asserted: asyncio's own transports derive from DatagramTransport since Python 3.12 only.
+        """See asyncio."""
+        # Not asserted: asyncio's transports are subclasses of DatagramTransport only since Python 3.12.
         self._transport = cast(asyncio.DatagramTransport, transport)
 
     def pause_writing(self) -> None:
-        """Of asyncio."""
+        """See asyncio."""
         self._room.clear()
 
     def resume_writing(self) -> None:
-        """Of asyncio."""
+        """See asyncio."""
         self._room.set()
 
     def datagram_received(self, data: bytes, _source: object) -> None:
-        """Of asyncio."""
+        """See asyncio."""
         if not self._queue.full():
             self._queue.put_nowait(data)
 
     def error_received(self, error: Exception) -> None:
-        """Of asyncio: ICMP says that nobody listens there. As with any UDP, that is the client's to find out."""
+        """See asyncio. ICMP port unreachable is ignored: the client has to detect it, as with any UDP service."""
 
     async def read(self) -> bytes | None:
-        """The guest's next datagram."""
+        """The next datagram from the guest."""
         return await self._queue.get()
 
     async def write(self, data: bytes) -> None:
-        """One datagram to the guest; one that is too large is lost, as any network would lose it."""
+        """Sends a datagram to the guest; an oversized one is dropped."""
         if self._transport is not None and len(data) <= LARGEST_DATAGRAM:
             self._transport.sendto(data)
-        # sendto queues what the kernel does not take: no more before that is out.
+        # sendto queues when the kernel buffer is full: wait until the queue is empty.
         await self._room.wait()
 
 
@@ -207,4 +208,4 @@ async def _udp(address: str, port: int) -> AsyncIterator[Duplex]:
 
 def _undialled(error: BaseException, port: int) -> status.StatusError:
     words = (getattr(error, "strerror", None) or str(error)) if isinstance(error, OSError) else ""
-    return status.too_large(f"dialing VM: port {port}: {words or 'no answer in time'}")
+    return status.too_large(f"dialing VM: port {port}: {words or 'timed out'}")

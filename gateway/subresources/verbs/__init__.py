@@ -1,1 +1,1 @@
-"""The verbs of VMs and VMIs."""
+"""Subresources that act on VMs and VMIs."""

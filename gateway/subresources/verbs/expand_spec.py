@@ -1,6 +1,6 @@
-"""expand-spec and expand-vm-spec: a VM with its instancetype and preference written out.
+"""expand-spec and expand-vm-spec: a VM with its instancetype and preference expanded.
 
-There are no instancetypes yet, so that a VM without one is its own expansion, and one with is answered in words.
+Instancetypes are not implemented: a VM without one is returned unchanged, and one with an instancetype is refused.
 """
 
 from aiohttp import web
@@ -13,16 +13,16 @@ from gateway.http import status
 from gateway.subresources.request import SubresourceRequest
 
 BODY_LIMIT = 3 << 20
-"""Bytes of a VM, as the API server takes them."""
+"""Maximum bytes of a VM, as in the API server."""
 
 
 async def of_stored(call: SubresourceRequest) -> web.Response:
-    """The VM of that name, expanded."""
+    """The stored VM, expanded."""
     return _expanded(await call.vm())
 
 
 async def of_sent(call: SubresourceRequest) -> web.Response:
-    """The VM in the body, expanded; nothing is stored."""
+    """The VM in the body, expanded and not stored."""
     body = await call.body(BODY_LIMIT)
     if not body.strip():
         raise status.bad_request("empty request body")
@@ -40,6 +40,8 @@ async def of_sent(call: SubresourceRequest) -> web.Response:
 
 def _expanded(vm: VirtualMachine) -> web.Response:
     if vm.spec.instancetype is not None or vm.spec.preference is not None:
-        raise status.not_implemented("instancetypes and preferences are not implemented yet: write the spec out")
+        raise status.not_implemented(
+            "instancetypes and preferences are not implemented yet: set the values in spec.template.spec"
+        )
     found = codec.to_dict(vm)
     return web.Response(body=codec.encode({**found, "apiVersion": names.API_VERSION}), content_type="application/json")

@@ -1,7 +1,7 @@
-"""fence: an administrator's word that no QEMU of a VM runs any more, where no node can tell (docs/nodes.md).
+"""fence: an administrator confirms that no QEMU of a VM runs on an unreachable node (docs/nodes.md).
 
-It is written into the VMI for the pods that it is given for; what follows is the controller's. No role of a namespace
-has this right: the word, given wrongly, makes two copies of a guest write to one disk.
+The confirmation is stored in the VMI for the given pods; the controller acts on it. No namespaced role has this
+permission: a wrong confirmation lets two instances of a guest write to one disk.
 """
 
 from aiohttp import web
@@ -16,12 +16,12 @@ from gateway.subresources.request import SubresourceRequest
 from kit import log
 
 WAITING = frozenset({names.REASON_LAUNCHER_NOT_ENDED, names.REASON_NODE_NOT_READY})
-"""Reasons of a condition with which an instance says that it is not known whether its guest runs."""
+"""Condition reasons of a VMI for which it is unknown whether its guest is running."""
 _log = log.logger(component="fencing")
 
 
 async def fence(call: SubresourceRequest) -> web.Response:
-    """200: the VM may be started again. 409 unless it waits for exactly these pods."""
+    """200: the VM may be started again. 409 unless it waits for exactly the given pods."""
     wanted = await call.options(options.FenceOptions)
     vmi = await call.vmi()
     if words := refusal(vmi, wanted.pods):
@@ -39,7 +39,7 @@ async def fence(call: SubresourceRequest) -> web.Response:
     except HyperletError as error:
         raise status.from_api_error(error, names.KIND_VMI, call.name) from error
     _log.warning(
-        "An administrator vouches for the end of a VM's pods",
+        "fencing pods of a VMI on behalf of an administrator",
         user=call.user.name,
         pods=may_run_qemu(vmi),
         dry_run=bool(wanted.dryRun),
@@ -49,13 +49,13 @@ async def fence(call: SubresourceRequest) -> web.Response:
 
 
 def refusal(vmi: VirtualMachineInstance, pods: list[str]) -> str:
-    """Why the word is not taken; empty when it is. Pure."""
+    """Why the fence is refused; empty when it is accepted. Pure."""
     listed = may_run_qemu(vmi)
     if not listed:
-        return "no pod of the VMI may still run: there is nothing to fence"
+        return "the VMI has no pod that may still run: nothing to fence"
     found = (vmi.status.conditions if vmi.status else None) or ()
     if not any(each.status == names.FALSE and each.reason in WAITING for each in found):
-        return "the VMI is not waiting for evidence that a pod has ended: its node tells what runs there"
+        return "the VMI does not wait for a pod to terminate: its node reports what runs there"
     if set(pods) != set(listed):
         shown = ", ".join(f"{uid} on node {node}" for uid, node in sorted(listed.items()))
         return f"pods: must be the UIDs of the pods that the VMI waits for: {shown}"

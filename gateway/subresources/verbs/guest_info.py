@@ -1,6 +1,6 @@
-"""What guest agents tell, as the published kinds.
+"""Information from guest agents, as KubeVirt kinds.
 
-Everything in it comes from a guest: launcher and handler have bounded it, and here it is no more than text.
+All values come from an untrusted guest. Launcher and handler limit their size; here they are plain text.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ _API = {"apiVersion": "kubevirt.io/v1"}
 def guest_agent_info(
     info: pb.GuestInfo, users: pb.UsersReply | None, filesystems: pb.FilesystemsReply | None, frozen: str | None
 ) -> Json:
-    """VirtualMachineInstanceGuestAgentInfo. What could not be had is left out."""
+    """VirtualMachineInstanceGuestAgentInfo, without unavailable fields."""
     system = info.os
     about = {
         "name": system.name,
@@ -35,7 +35,7 @@ def guest_agent_info(
         "fsInfo": {"disks": [_filesystem(each) for each in filesystems.filesystems]} if filesystems else None,
         "fsFreezeStatus": frozen,
     }
-    # The published type has no omitempty for these two: clients get them always.
+    # KubeVirt's type has no omitempty for these two: they are always present.
     return {
         "kind": "VirtualMachineInstanceGuestAgentInfo",
         **_API,
@@ -73,5 +73,5 @@ def _filesystem(system: pb.GuestFilesystem) -> Json:
 
 
 def _reported(fields: Json) -> Json:
-    """Without the fields that say nothing."""
+    """Drops empty fields."""
     return {key: value for key, value in fields.items() if value}

@@ -1,7 +1,7 @@
-"""start, stop and restart of a VM: which writes they are, by run strategy. Pure; `machines` carries them out.
+"""start, stop and restart of a VM: the patches, by run strategy. Pure; `vm` applies them.
 
-The meaning, the conflicts and their words are those of KubeVirt's virt-api (pkg/virt-api/rest/lifecycle.go). What is
-asked of the controller stands in `status.stateChangeRequests`, see `controller/vm/run_strategy.py`.
+Behaviour, conflicts and messages are those of KubeVirt's virt-api (pkg/virt-api/rest/lifecycle.go). Requests to the
+controller are in `status.stateChangeRequests`, see `controller/vm/run_strategy.py`.
 """
 
 from dataclasses import dataclass
@@ -31,14 +31,14 @@ class VmPatch:
 
 
 def start(vm: VirtualMachine, vmi: VirtualMachineInstance | None, options: StartOptions) -> list[VmPatch]:
-    """What starts the VM. Raises StatusError (409) when it runs, or its run strategy leaves no room for a start."""
+    """Patches that start the VM. Raises StatusError (409) when it is running, or its run strategy forbids it."""
     if vmi is not None and phase_of(vmi) not in (*names.FINAL_PHASES, names.PHASE_UNKNOWN, names.PHASE_UNSET):
         raise _conflict(vm, "VM is already running")
     strategy = defaults.run_strategy(vm)
     begin = _start_request(options)
     if strategy == names.RUN_HALTED:
         running = VmPatch("vm", _run(vm, True))
-        # The request first: the controller keeps it until the VM is to run, and then makes the VMI paused.
+        # The request first: the controller keeps it until the VM is to run, and then creates a paused VMI.
         return [_requests([begin]), running] if options.paused else [running]
     if strategy not in (names.RUN_MANUAL, names.RUN_RERUN_ON_FAILURE):
         raise _conflict(vm, f"{strategy} does not support manual start requests")
@@ -51,7 +51,7 @@ def start(vm: VirtualMachine, vmi: VirtualMachineInstance | None, options: Start
 
 
 def stop(vm: VirtualMachine, vmi: VirtualMachineInstance | None, options: StopOptions) -> list[VmPatch]:
-    """What stops the VM. Raises StatusError (409) when nothing runs that could be stopped (sooner than it does)."""
+    """Patches that stop the VM. Raises StatusError (409) when it is not running, or is stopping in that time."""
     strategy = defaults.run_strategy(vm)
     runs = vmi is not None and phase_of(vmi) not in names.FINAL_PHASES
     hurry = [_grace(options.gracePeriod)] if runs and options.gracePeriod is not None else []
@@ -67,7 +67,7 @@ def stop(vm: VirtualMachine, vmi: VirtualMachineInstance | None, options: StopOp
 
 
 def restart(vm: VirtualMachine, vmi: VirtualMachineInstance | None, options: RestartOptions) -> list[VmPatch]:
-    """What restarts the VM. Raises StatusError: 400 for a grace period, 409 when there is nothing to restart."""
+    """Patches that restart the VM. Raises StatusError: 400 for a grace period, 409 when it is not running."""
     if options.gracePeriodSeconds is not None and options.gracePeriodSeconds > 0:
         raise status.bad_request("For force restart, only gracePeriod=0 is supported for now")
     if options.gracePeriodSeconds is not None and options.gracePeriodSeconds < 0:
@@ -100,12 +100,12 @@ def _stop_request(vmi: VirtualMachineInstance) -> Json:
 
 
 def _requests(requests: list[Json]) -> VmPatch:
-    """The requests, in place of all there were; what failed before does not hold up what a person asks for now."""
+    """Replaces all requests; a previous start failure is reset, so that the new request is not delayed."""
     return VmPatch("vm/status", {"status": {"stateChangeRequests": requests, "startFailure": None}})
 
 
 def _run(vm: VirtualMachine, running: bool) -> Json:
-    """The spec in the words it is written in: runStrategy or running."""
+    """The spec change, in the field that the VM uses: runStrategy or running."""
     if vm.spec.runStrategy is not None:
         return {"spec": {"runStrategy": names.RUN_ALWAYS if running else names.RUN_HALTED}}
     return {"spec": {"running": running}}

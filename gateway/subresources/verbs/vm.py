@@ -1,4 +1,4 @@
-"""The verbs of a VM: start, stop, restart, and those that come later."""
+"""Subresources of a VM: start, stop, restart, migrate."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,7 +17,7 @@ from gateway.subresources.verbs.run_state import VmPatch
 from kit import log
 
 TRIES = 4
-"""How often a verb is decided anew when the controller wrote the VM meanwhile."""
+"""Attempts on a conflict with a concurrent write of the VM."""
 
 Wanted = TypeVar("Wanted", bound=options.StartOptions | options.StopOptions | options.RestartOptions)
 Decide = Callable[[VirtualMachine, VirtualMachineInstance | None, Wanted], list[VmPatch]]
@@ -25,27 +25,29 @@ _log = log.logger(component="vm-verbs")
 
 
 async def start(call: SubresourceRequest) -> web.Response:
-    """202: the VM is asked to start."""
+    """202: the start was requested."""
     return await _change(call, "start", run_state.start, await call.options(options.StartOptions))
 
 
 async def stop(call: SubresourceRequest) -> web.Response:
-    """202: the VM is asked to stop."""
+    """202: the stop was requested."""
     return await _change(call, "stop", run_state.stop, await call.options(options.StopOptions))
 
 
 async def restart(call: SubresourceRequest) -> web.Response:
-    """202: the VM is asked to stop and start again."""
+    """202: the restart was requested."""
     return await _change(call, "restart", run_state.restart, await call.options(options.RestartOptions))
 
 
 async def migrate(call: SubresourceRequest) -> web.Response:
-    """501, unless the VM could not be migrated anyway."""
+    """501; other errors if the VM is not in a migratable state."""
     await call.options(options.MigrateOptions)
     vmi = await call.vmi_of(await call.vm())
     if vmi is None or phase_of(vmi) != names.PHASE_RUNNING:
         raise status.conflict(names.KIND_VM, call.name, run_state.NOT_RUNNING)
-    raise status.not_implemented("live migration is not implemented yet: stop the VM and start it again to move it")
+    raise status.not_implemented(
+        "live migration is not implemented yet: stop and start the VM to move it to another node"
+    )
 
 
 async def _change(call: SubresourceRequest, verb: str, decide: Decide[Wanted], wanted: Wanted) -> web.Response:
@@ -59,9 +61,15 @@ async def _change(call: SubresourceRequest, verb: str, decide: Decide[Wanted], w
             continue
         except HyperletError as error:
             if isinstance(error, errors.InvalidObject) and any(f.path == "metadata.uid" for f in error.faults):
-                continue  # another object of that name has taken the place of the one that was decided about
+                continue  # the VM was replaced by another object with the same name
             raise status.from_api_error(error, names.KIND_VM, call.name) from error
-        _log.info("A VM is asked", verb=verb, dry_run=bool(wanted.dryRun), user=call.user.name, **log.about(vm))
+        _log.info(
+            "handling VM subresource request",
+            verb=verb,
+            dry_run=bool(wanted.dryRun),
+            user=call.user.name,
+            **log.about(vm),
+        )
         return web.Response(status=202)
     raise status.conflict(names.KIND_VM, call.name, "the object has been modified; please try again")
 
@@ -73,7 +81,7 @@ async def _write(
     writes: list[VmPatch],
     dry_run: bool,
 ) -> None:
-    """One write after the other, each only if nobody else has written since what the decision was made from."""
+    """Applies the patches in order, each conditional on an unchanged resourceVersion."""
     version = vm.metadata.resourceVersion
     for write in writes:
         if write.target == "vmi":
@@ -85,5 +93,5 @@ async def _write(
         changed = await call.kube.patch(
             VirtualMachine, call.namespace, call.name, patch, subresource=subresource, dry_run=dry_run
         )
-        # A dry run changes nothing, so the next write meets the version that there was.
+        # A dry run does not change the resourceVersion.
         version = version if dry_run else changed.metadata.resourceVersion

@@ -1,4 +1,4 @@
-"""The verbs of a running VMI: pause, unpause, freeze, unfreeze, reset, softreboot; and what its guest agent tells."""
+"""Subresources of a running VMI: pause, unpause, freeze, unfreeze, reset, softreboot and guest agent information."""
 
 import asyncio
 import math
@@ -23,14 +23,14 @@ VMI_NOT_RUNNING = "VMI is not running"
 NO_AGENT = "VMI does not have guest agent connected"
 THAW_SECONDS = 300
 LONGEST_FREEZE_SECONDS = 3600
-"""A guest that is frozen for longer has certainly been forgotten."""
+"""Upper limit of a freeze."""
 
 Ask = Callable[[Any, pb.Vmi], Awaitable[Any]]
 _log = log.logger(component="instances")
 
 
 async def pause(call: SubresourceRequest) -> web.Response:
-    """200: the guest's CPUs stand still."""
+    """200: the CPUs are paused."""
     wanted = await call.options(options.PauseOptions)
     vmi = await call.vmi()
     _need_running(vmi, VM_NOT_RUNNING)
@@ -47,7 +47,7 @@ async def pause(call: SubresourceRequest) -> web.Response:
 
 
 async def unpause(call: SubresourceRequest) -> web.Response:
-    """200: the guest goes on."""
+    """200: the CPUs are running."""
     wanted = await call.options(options.UnpauseOptions)
     await _need_no_snapshot(call)
     vmi = await call.vmi()
@@ -58,7 +58,7 @@ async def unpause(call: SubresourceRequest) -> web.Response:
 
 
 async def freeze(call: SubresourceRequest) -> web.Response:
-    """200: the guest's file systems are frozen until unfreeze, or until the time in the body is over."""
+    """200: the guest's file systems are frozen until unfreeze, or until the timeout in the body."""
     seconds = freeze_seconds(await call.options(options.FreezeUnfreezeTimeout))
     vmi = await call.vmi()
     _need_running(vmi, VM_NOT_RUNNING)
@@ -68,7 +68,7 @@ async def freeze(call: SubresourceRequest) -> web.Response:
 
 
 async def unfreeze(call: SubresourceRequest) -> web.Response:
-    """200: the guest's file systems take writes again."""
+    """200: the guest's file systems are thawed."""
     await call.options(options.Ignored)
     vmi = await call.vmi()
     _need_running(vmi, VMI_NOT_RUNNING)
@@ -76,7 +76,7 @@ async def unfreeze(call: SubresourceRequest) -> web.Response:
 
 
 async def reset(call: SubresourceRequest) -> web.Response:
-    """200: the reset button was pressed."""
+    """200: the VMI was reset."""
     await call.options(options.Ignored)
     vmi = await call.vmi()
     _need_running(vmi, f"Failed to reset non-running VMI with phase {phase_of(vmi) or 'Pending'}")
@@ -84,7 +84,7 @@ async def reset(call: SubresourceRequest) -> web.Response:
 
 
 async def softreboot(call: SubresourceRequest) -> web.Response:
-    """200: the guest was asked to reboot, by its agent or by ACPI."""
+    """200: a reboot was requested through the guest agent or ACPI."""
     await call.options(options.Ignored)
     vmi = await call.vmi()
     _need_running(vmi, VM_NOT_RUNNING)
@@ -98,7 +98,7 @@ async def softreboot(call: SubresourceRequest) -> web.Response:
 
 
 async def guestosinfo(call: SubresourceRequest) -> web.Response:
-    """What the guest agent tells of the system, with its users and file systems where it tells those too."""
+    """Guest OS information from the guest agent, with users and file systems if available."""
     vmi = await _with_agent(call)
     info = await _asked(call, vmi, lambda stub, who: stub.GuestInfo(who))
     users, filesystems = await asyncio.gather(
@@ -110,27 +110,27 @@ async def guestosinfo(call: SubresourceRequest) -> web.Response:
 
 
 async def userlist(call: SubresourceRequest) -> web.Response:
-    """Who is logged in to the guest."""
+    """Users logged in to the guest."""
     return web.json_response(user_list(await _asked(call, await _with_agent(call), lambda stub, who: stub.Users(who))))
 
 
 async def filesystemlist(call: SubresourceRequest) -> web.Response:
-    """The file systems that the guest has mounted."""
+    """File systems mounted in the guest."""
     vmi = await _with_agent(call)
     return web.json_response(filesystem_list(await _asked(call, vmi, lambda stub, who: stub.Filesystems(who))))
 
 
-# ---- the parts ------------------------------------------------------------------------------------------------------
+# ---- helpers --------------------------------------------------------------------------------------------------------
 
 
 def requested_by(vmi: VirtualMachineInstance) -> pb.Vmi:
-    """The VMI as the nodes know it; its UID is what was authorized."""
+    """The VMI reference for the handler, with the UID of the authorized object."""
     meta_ = vmi.metadata
     return pb.Vmi(namespace=meta_.namespace or "", name=meta_.name or "", uid=meta_.uid or "")
 
 
 def node_of(vmi: VirtualMachineInstance) -> str:
-    """The node that the VMI runs on. Raises StatusError (409) when it is on none."""
+    """The node of the VMI. Raises StatusError (409) without one."""
     node = vmi.status.nodeName if vmi.status else None
     if not node:
         raise _conflict(vmi, VMI_NOT_RUNNING)
@@ -138,14 +138,14 @@ def node_of(vmi: VirtualMachineInstance) -> str:
 
 
 def freeze_seconds(wanted: options.FreezeUnfreezeTimeout) -> int:
-    """Seconds until the thaw. Raises StatusError (400) for a time that is none, or too long."""
+    """Seconds until the automatic thaw. Raises StatusError (400) for an invalid or too long timeout."""
     value = wanted.unfreezeTimeout
     if value is None:
         return THAW_SECONDS
-    # A number is nanoseconds, as Go's time.Duration.
+    # A number is in nanoseconds, like Go's time.Duration.
     seconds = value / 1e9 if isinstance(value, int) else float(meta.parse_duration(value))
     if seconds < 0 or seconds > LONGEST_FREEZE_SECONDS:
-        raise status.bad_request(f"unfreezeTimeout: {value} is not between 0 and {LONGEST_FREEZE_SECONDS} seconds")
+        raise status.bad_request(f"unfreezeTimeout: {value} must be between 0 and {LONGEST_FREEZE_SECONDS} seconds")
     return math.ceil(seconds) or THAW_SECONDS
 
 
@@ -159,7 +159,7 @@ def _need_running(vmi: VirtualMachineInstance, words: str) -> None:
 
 
 async def _need_no_snapshot(call: SubresourceRequest) -> None:
-    """A VMI need not have a VM; one that has must not go on while it is being copied."""
+    """Raises StatusError while a snapshot of the VMI's VM, if any, is in progress."""
     try:
         vm = await call.vm()
     except StatusError as error:
@@ -185,7 +185,7 @@ async def _asked(call: SubresourceRequest, vmi: VirtualMachineInstance, ask: Ask
 
 
 async def _if_reported(call: SubresourceRequest, vmi: VirtualMachineInstance, ask: Ask) -> Any:
-    """The answer, or None when the agent has none: old ones do not know every question."""
+    """The response, or None when the guest agent does not support the command."""
     try:
         return await _asked(call, vmi, ask)
     except StatusError:
@@ -198,5 +198,5 @@ async def _verb(
     node_of(vmi)
     if not dry_run:
         await _asked(call, vmi, ask)
-        _log.info("A VMI is told", verb=verb, user=call.user.name, **log.about(vmi))
+        _log.info("handling VMI subresource request", verb=verb, user=call.user.name, **log.about(vmi))
     return web.Response(status=200)

@@ -1,4 +1,4 @@
-"""Legal documents made from the field list: one with every field, and any number of random ones."""
+"""Valid documents generated from the field list: one with every field, and random ones."""
 
 from typing import Any, Literal, get_args, get_origin
 
@@ -15,7 +15,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 
 
 def full(kind: str, version: str = "v1") -> dict[str, Any]:
-    """A document in which every field of the list, at every depth, is set."""
+    """A document with every field of the list set, at every depth."""
     shape = struct_shape(struct_of(kind, version))
     document: dict[str, Any] = {} if kind not in ROOTS else {"apiVersion": "kubevirt.io/v1", "kind": kind}
     for field in kinds()[kind, version]:
@@ -53,7 +53,7 @@ def _scalar(type_: str, shape: Shape) -> Any:
 
 
 def documents(kind: str, version: str = "v1") -> st.SearchStrategy[dict[str, Any]]:
-    """Random legal documents of a kind, with up to four of its optional fields at every depth."""
+    """Random valid documents of a kind, with up to four optional fields at every depth."""
     return st.deferred(lambda: _documents(kind, version))
 
 

@@ -1,4 +1,4 @@
-"""What absent fields become."""
+"""Defaults of absent fields."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def card(vmi: VirtualMachineInstance) -> Interface:
     return interfaces[0]
 
 
-def test_the_machine() -> None:
+def test_machine_defaults() -> None:
     vmi = filled()
     domain = vmi.spec.domain
     assert domain.machine is not None and domain.machine.type == "q35"
@@ -70,7 +70,7 @@ def test_the_machine() -> None:
         ("pc-q35-9.2", "pc-q35-9.2"),
     ],
 )
-def test_another_distributions_machine_is_the_nearest_upstream_one(written: str, given: str) -> None:
+def test_distribution_machine_type_maps_to_closest_upstream_type(written: str, given: str) -> None:
     machine = filled({"domain.machine": {"type": written}}).spec.domain.machine
     assert machine is not None and machine.type == given
 
@@ -79,7 +79,7 @@ def test_another_distributions_machine_is_the_nearest_upstream_one(written: str,
     ("watchdog", "action"),
     [({}, "reset"), ({"i6300esb": {}}, "reset"), ({"i6300esb": {"action": "poweroff"}}, "poweroff")],
 )
-def test_a_watchdog_is_an_i6300esb_that_resets(watchdog: dict[str, Any], action: str) -> None:
+def test_watchdog_defaults_to_i6300esb_with_reset(watchdog: dict[str, Any], action: str) -> None:
     found = filled({"domain.devices.watchdog": {"name": "w", **watchdog}}).spec.domain.devices.watchdog
     assert found is not None and found.i6300esb is not None and found.i6300esb.action == action
 
@@ -97,7 +97,7 @@ def test_zero_seconds_of_grace_are_kept() -> None:
         ({"domain.resources": {"requests": {"cpu": 4}}, "domain.cpu": {"threads": 2}}, (1, 1, 2)),
     ],
 )
-def test_cpus(changes: dict[str, Any], topology: tuple[int, int, int]) -> None:
+def test_cpu_topology_defaults(changes: dict[str, Any], topology: tuple[int, int, int]) -> None:
     vmi = filled(changes)
     cpu = vmi.spec.domain.cpu
     assert cpu is not None and (cpu.sockets, cpu.cores, cpu.threads) == topology
@@ -127,14 +127,14 @@ def test_a_volume_without_a_disk_gets_one() -> None:
     assert disks[1].disk is not None and disks[1].disk.bus == "sata"
 
 
-def test_a_cdrom_is_sata_and_read_only() -> None:
+def test_cdrom_defaults_to_sata_and_read_only() -> None:
     vmi = filled({"domain.devices.disks.0": {"name": "root", "cdrom": {}}})
     disk = (vmi.spec.domain.devices.disks or [])[0]
     assert disk.disk is None
     assert disk.cdrom is not None and (disk.cdrom.bus, disk.cdrom.readonly) == ("sata", True)
 
 
-def test_the_pod_network_is_joined_when_none_is_named() -> None:
+def test_pod_network_is_added_without_networks() -> None:
     absent = {"networks": DELETE, "domain.devices.interfaces": DELETE}
     vmi = filled(absent)
     assert [(network.name, network.pod is not None) for network in vmi.spec.networks or []] == [("default", True)]
@@ -144,7 +144,7 @@ def test_the_pod_network_is_joined_when_none_is_named() -> None:
     assert (declined.spec.networks, declined.spec.domain.devices.interfaces) == (None, None)
 
 
-def test_an_interface_without_binding_is_masqueraded_unless_configured() -> None:
+def test_interface_binding_defaults_to_masquerade_unless_configured() -> None:
     bare = {"domain.devices.interfaces.0": {"name": "default"}}
     assert card(filled(bare)).masquerade is not None
     config = KubeVirtConfiguration(network=NetworkConfiguration(defaultNetworkInterface="bridge"))
@@ -156,7 +156,7 @@ def test_an_interface_without_binding_is_masqueraded_unless_configured() -> None
     assert (bridged.masquerade, bridged.macAddress) == (None, None)
 
 
-def test_addresses_stay_with_the_machine() -> None:
+def test_mac_address_is_stable_per_vm() -> None:
     address = mac_address(OWNED, "default")
     assert card(filled()).macAddress == address == mac_address(OWNED, "default")
     first = int(address[:2], 16)
@@ -168,7 +168,7 @@ def test_addresses_stay_with_the_machine() -> None:
     )
 
 
-def test_a_bridge_has_an_address_of_its_own_except_on_the_pod_network() -> None:
+def test_bridge_gets_mac_address_except_on_pod_network() -> None:
     multus = {"networks.0": {"name": "default", "multus": {"networkName": "br1"}}}
     bare, nic = {"domain.devices.interfaces.0": {"name": "default"}}, "domain.devices.interfaces.0"
     bridged = card(filled(multus | bare))
@@ -177,7 +177,7 @@ def test_a_bridge_has_an_address_of_its_own_except_on_the_pod_network() -> None:
     assert card(filled(multus | {nic: {"name": "default", "sriov": {}}})).macAddress is None
 
 
-def test_the_uuid_stays_with_the_name() -> None:
+def test_firmware_uuid_is_stable_per_name() -> None:
     def uuid(metadata: ObjectMeta) -> str | None:
         firmware = filled(metadata=metadata).spec.domain.firmware
         assert firmware is not None
@@ -187,7 +187,7 @@ def test_the_uuid_stays_with_the_name() -> None:
     assert uuid(OWNED) != uuid(ObjectMeta(name="small", namespace="other"))
 
 
-def test_the_installation_has_its_say() -> None:
+def test_configuration_overrides_defaults() -> None:
     config = KubeVirtConfiguration(
         cpuModel="Haswell",
         machineType="q35",

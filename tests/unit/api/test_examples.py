@@ -1,4 +1,4 @@
-"""What the documentation has people apply is free of faults."""
+"""The examples in the documentation are valid."""
 
 from pathlib import Path
 from typing import Any

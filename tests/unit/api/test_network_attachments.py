@@ -1,4 +1,4 @@
-"""The annotation by which a pod asks for networks: both forms, and what is wrong with it in words."""
+"""The network selection annotation of a pod: both forms, and errors."""
 
 import json
 
@@ -17,7 +17,7 @@ def test_no_annotation_is_no_network() -> None:
     )
 
 
-def test_words() -> None:
+def test_comma_separated_selections() -> None:
     assert network_attachments.selections("web", "one, default/two@dmz ,web/three") == [
         Selection(namespace="web", name="one", interface="net1"),
         Selection(namespace="default", name="two", interface="dmz"),
@@ -45,28 +45,28 @@ def test_a_json_list() -> None:
     [
         ("other/one", "is in namespace other; only networks of the pod's own namespace"),
         ("kube-system/one", "is in namespace kube-system"),
-        ("../one", "'..' is not a namespace"),
-        ("web/../../etc", "not the name of a NetworkAttachmentDefinition"),
-        ("one@", "has nothing after its @"),
-        ("one,", "not the name"),
-        ("one@eth0", "'eth0' cannot be the name of its interface"),
-        ("one@lo", "'lo' cannot be"),
-        ("one@a/b", "'a/b' cannot be"),
-        ("one@sixteencharacter", "cannot be the name"),
-        ("one@net1,two@net1", "names the interface net1 more than once"),
-        ("one@net2,two", "names the interface net2 more than once"),
+        ("../one", "'..' is not a valid namespace"),
+        ("web/../../etc", "not a valid NetworkAttachmentDefinition name"),
+        ("one@", "has no interface name after '@'"),
+        ("one,", "not a valid NetworkAttachmentDefinition name"),
+        ("one@eth0", "'eth0' is not a valid interface name"),
+        ("one@lo", "'lo' is not a valid interface name"),
+        ("one@a/b", "'a/b' is not a valid interface name"),
+        ("one@sixteencharacter", "is not a valid interface name"),
+        ("one@net1,two@net1", "lists the interface net1 more than once"),
+        ("one@net2,two", "lists the interface net2 more than once"),
         ("[", "is not a JSON list of networks"),
         ('[{"name": 3}]', "is not a JSON list of networks: Expected `str`"),
         ("[" * 10000, "is not a JSON list"),
-        ('[{"name": "one", "mac": "01:00:5e:00:00:01"}]', "is not the address of one Ethernet interface"),
-        ('[{"name": "one", "mac": "02:00:00:00:00:01;X=y"}]', "is not the address of one Ethernet interface"),
+        ('[{"name": "one", "mac": "01:00:5e:00:00:01"}]', "is not a unicast MAC address"),
+        ('[{"name": "one", "mac": "02:00:00:00:00:01;X=y"}]', "is not a unicast MAC address"),
         ('[{"name": "one", "ips": ["10.0.0.1/64"]}]', "in ips is not an IP address"),
-        ('[{"name": "one", "default-route": ["10.0.0.1"]}]', "default-route is not possible here"),
-        (",".join(["one"] * 33), "names 33 networks; at most 32"),
-        ("a" * 70000, "has more than 64 KiB"),
+        ('[{"name": "one", "default-route": ["10.0.0.1"]}]', "default-route is not supported"),
+        (",".join(["one"] * 33), "lists 33 networks, exceeding the maximum of 32"),
+        ("a" * 70000, "exceeds 64 KiB"),
     ],
 )
-def test_what_cannot_be_had_is_told_in_words(text: str, words: str) -> None:
+def test_invalid_selection_raises_value_error(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=r"k8s\.v1\.cni\.cncf\.io/networks") as caught:
         network_attachments.selections("web", text)
     assert words in str(caught.value) and len(str(caught.value)) < 400

@@ -1,4 +1,4 @@
-"""Every default against KubeVirt's, and the table in docs/defaults.md against both.
+"""Every default compared with KubeVirt's, and the table in docs/defaults.md.
 
 Source: kubevirt/kubevirt, pkg/defaults, pkg/storage/vmispec, pkg/network/vmispec, kubevirt.io/api core/v1/defaults.go.
 """
@@ -19,7 +19,7 @@ ABSENT = "–"
 
 
 class Default(NamedTuple):
-    """One row. `there` is KubeVirt's value, `here` ours, as they stand in a VMI; `why` says why they differ."""
+    """One row. `there` is KubeVirt's value in a VMI, `here` hyperlet's; `why` explains a difference."""
 
     field: str
     written: dict[str, Any]
@@ -145,5 +145,5 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def test_the_table_in_the_docs_is_this_one() -> None:
+def test_docs_contain_the_defaults_table() -> None:
     assert table() in DOCS.read_text()

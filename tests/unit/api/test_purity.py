@@ -1,4 +1,4 @@
-"""The floor everything stands on: no I/O, no clock, no event loop, nothing but msgspec and the standard library."""
+"""api imports no I/O, clock or event loop, and nothing but msgspec and the standard library."""
 
 import ast
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_a_module_imports_only_what_is_pure(path: Path) -> None:
+def test_api_modules_import_only_pure_modules(path: Path) -> None:
     found = {name.split(".")[0] for name in imports(path)}
     assert found <= (PURE | GENERATOR if path.stem == "crd" else PURE)
     if path.stem != "crd":

@@ -1,4 +1,4 @@
-"""The users' own manifests: accepted, or refused with a message that names what is missing."""
+"""User-supplied manifests: accepted, or refused with the missing field."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def vmi_of(vm: VirtualMachine) -> VirtualMachineInstance:
 
 
 @pytest.mark.parametrize("name", ["vm-cloudinit", "vm-masquerade-containerdisk", "vm-bridge-multus"])
-def test_complete_machines_are_accepted(name: str) -> None:
+def test_complete_manifests_are_accepted(name: str) -> None:
     document = seed(name)
     assert validate_document(document) == []
     vm = decode_strict(VirtualMachine, document)
@@ -43,22 +43,22 @@ SPEC = "spec.template.spec"
 REFUSED = "not supported by this version of hyperlet: "
 REFUSALS = {
     "vm-running-false": {
-        f"{SPEC}.domain.devices.disks[0].name": "disk 'rootfs' has no volume of that name",
-        f"{SPEC}.domain.devices.interfaces[0].name": "interface 'default' has no network of that name",
+        f"{SPEC}.domain.devices.disks[0].name": "disk 'rootfs' has no volume with the same name",
+        f"{SPEC}.domain.devices.interfaces[0].name": "interface 'default' has no network with the same name",
     },
     "vm-datavolumetemplate": {
         "spec.dataVolumeTemplates": REFUSED + HINTS["dataVolumeTemplates"],
-        "spec.template": "this field is required: it describes the machine",
+        "spec.template": "required",
     },
 }
 
 
 @pytest.mark.parametrize(("name", "faults"), REFUSALS.items())
-def test_the_others_are_refused_by_name(name: str, faults: dict[str, str]) -> None:
+def test_incomplete_manifests_are_refused_with_paths(name: str, faults: dict[str, str]) -> None:
     assert {fault.path: fault.message for fault in validate_document(seed(name))} == faults
 
 
-def test_running_false_runs_once_its_volume_and_network_are_added() -> None:
+def test_running_false_manifest_is_valid_with_volume_and_network() -> None:
     document = seed("vm-running-false")
     spec = document["spec"]["template"]["spec"]
     spec["volumes"] = [{"name": "rootfs", "containerDisk": {"image": "registry.example/disk:1"}}]

@@ -1,4 +1,4 @@
-"""A small valid machine, and ways to spoil it."""
+"""A minimal valid VM, and changes to it."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""A server of the published API, and hyperctl run against it."""
+"""A fake API server, and hyperctl running against it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.cli.published import Published
 
 
 class Result(NamedTuple):
-    """How a command line ended, and what it said."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -33,7 +33,7 @@ def server() -> Iterator[Published]:
 def hyperctl(
     server: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Hyperctl:
-    """hyperctl, with a kubeconfig that leads to the server."""
+    """Runs hyperctl with a kubeconfig for the server."""
     monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path)))
 
     def call(*words: str) -> Result:

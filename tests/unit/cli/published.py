@@ -1,4 +1,4 @@
-"""A small server of the published API: subresources, objects and streams, as hyperctl meets them."""
+"""A fake API server with subresources, objects and streams."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PNG = b"\x89PNG\r\n\x1a\nand so on"
 
 
 class Request(NamedTuple):
-    """What arrived."""
+    """A received request."""
 
     method: str
     path: str
@@ -31,7 +31,7 @@ class Request(NamedTuple):
 
 
 def status(code: int, reason: str, message: str) -> Json:
-    """A refusal as the API writes it."""
+    """A Status response."""
     return {
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "message": message, "reason": reason, "code": code,
@@ -39,20 +39,20 @@ def status(code: int, reason: str, message: str) -> Json:
 
 
 async def echo(socket: web.WebSocketResponse) -> None:
-    """A guest that says back what it hears."""
+    """A guest that echoes."""
     async for message in socket:
         await socket.send_bytes(message.data if message.type is WSMsgType.BINARY else message.data.encode())
 
 
 class Published:
-    """`with Published() as server:` runs in a thread, since a command line runs a loop of its own."""
+    """`with Published() as server:` runs in a thread, because a command runs its own event loop."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.answers: dict[tuple[str, str], Any] = {}
-        """By method and path: a document, bytes, or a list of them to be given one after another."""
+        """By method and path: a document, bytes, or a list of consecutive responses."""
         self.codes: dict[tuple[str, str], int] = {}
-        """By method and path: the HTTP status of answers in bytes, if it is not 200."""
+        """By method and path: the HTTP status of responses in bytes, if not 200."""
         self.streams: dict[str, Stream] = {}
         self.tokens = {"good"}
         self.open_streams = 0
@@ -83,7 +83,7 @@ class Published:
         self._loop.run_until_complete(runner.cleanup())
 
     def kubeconfig(self, folder: Path, token: str = "good", namespace: str = "default") -> Path:
-        """A kubeconfig that leads here."""
+        """A kubeconfig for this server."""
         path = folder / "kubeconfig"
         context = {"cluster": "here", "user": "me", "namespace": namespace}
         document = {
@@ -96,7 +96,7 @@ class Published:
         return path
 
     def calls(self, method: str) -> list[Request]:
-        """The requests of one method."""
+        """The requests with a method."""
         return [request for request in self.requests if request.method == method]
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""The console on a real terminal: keys as they are, ctrl-], and the window as it was, whatever happens."""
+"""The console on a real terminal: raw keys, ctrl-], and restoration of the terminal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def guest(socket: web.WebSocketResponse) -> None:
 
 
 def ending(code: int, reason: bytes) -> Stream:
-    """A guest that greets and whose console then ends so."""
+    """A guest that greets and then closes the console with the given code."""
 
     async def stream(socket: web.WebSocketResponse) -> None:
         await socket.send_bytes(b"login: ")
@@ -55,9 +55,7 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_keys_go_to_the_guest_as_they_are_and_ctrl_right_bracket_leaves(
-    server: Published, window: Callable[..., Window]
-) -> None:
+def test_keys_are_sent_raw_and_ctrl_right_bracket_exits(server: Published, window: Callable[..., Window]) -> None:
     with window() as shell:
         shell.until("Successfully connected to testvm console. Press Ctrl+] or Ctrl+5 to exit console.")
         shell.until("login: ")
@@ -70,9 +68,7 @@ def test_keys_go_to_the_guest_as_they_are_and_ctrl_right_bracket_leaves(
     until(lambda: server.open_streams == 0)
 
 
-def test_what_was_typed_before_ctrl_right_bracket_still_arrives(
-    server: Published, window: Callable[..., Window]
-) -> None:
+def test_input_before_ctrl_right_bracket_is_sent(server: Published, window: Callable[..., Window]) -> None:
     heard: list[bytes] = []
 
     async def listening(socket: web.WebSocketResponse) -> None:
@@ -90,7 +86,7 @@ def test_what_was_typed_before_ctrl_right_bracket_still_arrives(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
-def test_a_signal_leaves_the_window_as_it_was(window: Callable[..., Window], number: signal.Signals) -> None:
+def test_signal_restores_terminal(window: Callable[..., Window], number: signal.Signals) -> None:
     with window() as shell:
         shell.until("login: ")
         assert shell.raw
@@ -100,7 +96,7 @@ def test_a_signal_leaves_the_window_as_it_was(window: Callable[..., Window], num
         assert b"Traceback" not in shell.shown
 
 
-def test_a_stop_gives_the_window_back_and_going_on_takes_it_again(window: Callable[..., Window]) -> None:
+def test_sigtstp_restores_terminal_and_sigcont_resumes_raw_mode(window: Callable[..., Window]) -> None:
     with window() as shell:
         shell.until("login: ")
         shell.signal(signal.SIGTSTP)
@@ -118,13 +114,18 @@ def test_a_stop_gives_the_window_back_and_going_on_takes_it_again(window: Callab
 @pytest.mark.parametrize(
     ("code", "reason", "exit_code", "words"),
     [
-        (1000, b"the guest's side has ended", 0, "The console of testvm was closed: the guest's side has ended"),
+        (1000, b"the guest closed the stream", 0, "The console of testvm was closed: the guest closed the stream"),
         (1000, b"", 0, "The console of testvm was closed."),
-        (1001, b"the gateway stops", 1, "disconnected from the console of testvm: the gateway stops"),
-        (1011, b"", 1, "somebody else took the console over"),
+        (
+            1001,
+            b"the gateway is shutting down",
+            1,
+            "disconnected from the console of testvm: the gateway is shutting down",
+        ),
+        (1011, b"", 1, "another client took over the console"),
     ],
 )
-def test_the_server_ends_it(
+def test_server_close_ends_console(
     server: Published, window: Callable[..., Window], code: int, reason: bytes, exit_code: int, words: str
 ) -> None:
     server.streams[CONSOLE] = ending(code, reason)
@@ -136,7 +137,7 @@ def test_the_server_ends_it(
         assert shell.settings() == shell.before
 
 
-def test_the_connection_breaks(server: Published, window: Callable[..., Window]) -> None:
+def test_lost_connection_ends_console_with_error(server: Published, window: Callable[..., Window]) -> None:
     async def breaks(socket: web.WebSocketResponse) -> None:
         await socket.send_bytes(b"login: ")
         await socket.receive()
@@ -152,7 +153,7 @@ def test_the_connection_breaks(server: Published, window: Callable[..., Window])
         assert shell.settings() == shell.before
 
 
-def test_an_unforeseen_error_leaves_the_window_as_it_was(server: Published, tmp_path: Path) -> None:
+def test_unexpected_error_restores_terminal(server: Published, tmp_path: Path) -> None:
     server.streams[CONSOLE] = guest
     sabotage = tmp_path / "sitecustomize.py"
     sabotage.write_text(
@@ -169,7 +170,7 @@ def test_an_unforeseen_error_leaves_the_window_as_it_was(server: Published, tmp_
             assert shell.settings() == shell.before
 
 
-def test_a_lot_of_output_arrives_whole(server: Published, window: Callable[..., Window]) -> None:
+def test_large_output_is_complete(server: Published, window: Callable[..., Window]) -> None:
     lines = "".join(f"line {number} {'x' * 60}\r\n" for number in range(20000)).encode()
 
     async def floods(socket: web.WebSocketResponse) -> None:
@@ -187,7 +188,7 @@ def test_a_lot_of_output_arrives_whole(server: Published, window: Callable[..., 
         assert lines in shell.shown
 
 
-def test_a_machine_that_starts_is_waited_for(server: Published, window: Callable[..., Window]) -> None:
+def test_console_waits_for_starting_vm(server: Published, window: Callable[..., Window]) -> None:
     running = status(400, "BadRequest", "VMI is not running")
     server.answers["GET", CONSOLE] = [status(404, "NotFound", "no such vmi"), running, None]
     server.answers["GET", VM] = {"status": {"printableStatus": "Starting"}}
@@ -199,7 +200,7 @@ def test_a_machine_that_starts_is_waited_for(server: Published, window: Callable
         assert shell.ended() == 0
 
 
-def test_a_console_that_never_comes_is_not_waited_for(server: Published, hyperctl: Hyperctl) -> None:
+def test_console_does_not_wait_for_vm_without_console(server: Published, hyperctl: Hyperctl) -> None:
     server.answers["GET", CONSOLE] = status(400, "BadRequest", "No serial consoles are present.")
     server.answers["GET", VMI] = {"status": {"phase": "Running"}}
     words = "cannot open the console of VirtualMachineInstance testvm: No serial consoles are present."
@@ -211,13 +212,13 @@ def test_a_console_that_never_comes_is_not_waited_for(server: Published, hyperct
     assert "no such vmi" in hyperctl("console", "testvm").err
 
 
-def test_patience_ends(server: Published, hyperctl: Hyperctl) -> None:
+def test_console_wait_times_out(server: Published, hyperctl: Hyperctl) -> None:
     server.answers["GET", CONSOLE] = status(400, "BadRequest", "VMI is not running")
     server.answers["GET", VMI] = {"status": {"phase": "Scheduling"}}
     assert "VMI is not running" in hyperctl("console", "testvm", "--timeout=0.001").err
 
 
-def test_a_shared_console_is_asked_for(server: Published, window: Callable[..., Window]) -> None:
+def test_shared_flag_is_sent(server: Published, window: Callable[..., Window]) -> None:
     with window("--shared") as shell:
         shell.until("login: ")
         shell.type(CTRL_RIGHT)
@@ -242,10 +243,10 @@ def test_a_console_works_on_pipes(server: Published, tmp_path: Path) -> None:
         assert process.wait(PATIENCE) == 0
 
 
-# ---- what guests leave behind
+# ---- terminal modes left by guests
 
 
-def test_the_alternate_screen_is_left() -> None:
+def test_alternate_screen_is_reset() -> None:
     screen = ScreenTracker()
     screen.saw(b"\x1b[?10")
     screen.saw(b"49hvim")

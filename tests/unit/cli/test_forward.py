@@ -1,4 +1,4 @@
-"""Ports and screens: a WebSocket for every local connection, tcp, udp and stdio."""
+"""Port-forward and VNC: a WebSocket for every local connection; tcp, udp and stdio."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def port_of(line: str) -> int:
     return int(line.partition(" ->")[0].rpartition(":")[2])
 
 
-def test_tcp_connections_are_carried_each_by_its_own_stream(server: Published, tmp_path: Path) -> None:
+def test_each_tcp_connection_has_its_own_stream(server: Published, tmp_path: Path) -> None:
     server.streams[f"{VMI}/portforward/80/tcp"] = echo
     with running(server.kubeconfig(tmp_path), "port-forward", "vmi/testvm", "0:80") as process:
         line = line_of(process)
@@ -88,7 +88,7 @@ def test_tcp_connections_are_carried_each_by_its_own_stream(server: Published, t
         assert process.wait(PATIENCE) == 0
 
 
-def test_an_answer_after_the_callers_end_still_arrives(server: Published, tmp_path: Path) -> None:
+def test_response_after_client_half_close_is_received(server: Published, tmp_path: Path) -> None:
     async def answers_late(stream: web.WebSocketResponse) -> None:
         message = await stream.receive()
         await stream.send_bytes(message.data + b" heard")
@@ -105,7 +105,7 @@ def test_an_answer_after_the_callers_end_still_arrives(server: Published, tmp_pa
         assert caller.recv(1) == b""
 
 
-def test_a_refused_connection_is_told_and_the_next_one_tried(server: Published, tmp_path: Path) -> None:
+def test_refused_connection_is_reported_and_listener_continues(server: Published, tmp_path: Path) -> None:
     path = f"{VMI}/portforward/80/tcp"
     server.streams[path] = echo
     server.answers["GET", path] = [status(409, "Conflict", "VMI is paused"), None]
@@ -120,7 +120,7 @@ def test_a_refused_connection_is_told_and_the_next_one_tried(server: Published, 
             assert exactly(taken, 1) == b"x"
 
 
-def test_datagrams_keep_their_borders(server: Published, tmp_path: Path) -> None:
+def test_datagram_boundaries_are_preserved(server: Published, tmp_path: Path) -> None:
     server.streams[f"{SUB}/virtualmachines/testvm/portforward/53/udp"] = echo
     with running(server.kubeconfig(tmp_path), "port-forward", "vm/testvm", "udp/0:53") as process:
         port = port_of(line_of(process))
@@ -142,7 +142,7 @@ def test_a_port_on_standard_input_and_output(server: Published, tmp_path: Path) 
         assert process.stdout.read(9) == b"SSH-2.0\r\n"
 
 
-def test_stdio_ends_when_the_guest_does(server: Published, tmp_path: Path) -> None:
+def test_stdio_ends_when_guest_closes(server: Published, tmp_path: Path) -> None:
     async def leaves(stream: web.WebSocketResponse) -> None:
         await stream.send_bytes(b"bye")
 
@@ -152,11 +152,11 @@ def test_stdio_ends_when_the_guest_does(server: Published, tmp_path: Path) -> No
         assert process.wait(PATIENCE) == 0
 
 
-def test_ports_that_cannot_be(hyperctl: Hyperctl) -> None:
+def test_unusable_ports_are_reported(hyperctl: Hyperctl) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         words = ("port-forward", "vmi/testvm", f"{taken.getsockname()[1]}:80")
         assert "cannot listen on 127.0.0.1 port" in hyperctl(*words).err
-    assert "several" in hyperctl("port-forward", "--stdio", "vmi/testvm", "1", "2").err
+    assert "--stdio accepts exactly one port" in hyperctl("port-forward", "--stdio", "vmi/testvm", "1", "2").err
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_targets(text: str, target: Target) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "/", "vm/", "vm/a/", "pod/a", "vm/a/b/c", "vm/.ns", "vm/a."])
-def test_targets_that_are_none(text: str) -> None:
+def test_invalid_targets_are_refused(text: str) -> None:
     with pytest.raises(CliError):
         target_of(text)
 
@@ -183,7 +183,7 @@ def test_logins() -> None:
     assert login_of("me@vm/a") == Login("me", Target("virtualmachines", "a", None))
     assert login_of("me@corp@vm/a").user == "me@corp"
     assert login_of("a").user is None
-    with pytest.raises(CliError, match="before the @"):
+    with pytest.raises(CliError, match="no user before '@'"):
         login_of("@a")
 
 
@@ -201,21 +201,21 @@ def test_ports(text: str, forward: Forward) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "80:", "0", "65536", "sctp/80", "80:0", "1:2:3", "-1", "٣"])
-def test_ports_that_are_none(text: str) -> None:
+def test_invalid_ports_are_refused(text: str) -> None:
     with pytest.raises(CliError):
         forward_of(text)
 
 
-# ---- screens
+# ---- VNC
 
 
 async def screen(stream: web.WebSocketResponse) -> None:
-    """The first words of a VNC server, then an echo."""
+    """The greeting of a VNC server, then an echo."""
     await stream.send_bytes(GREETING)
     await echo(stream)
 
 
-def test_the_proxy_serves_any_number_of_viewers(server: Published, tmp_path: Path) -> None:
+def test_vnc_proxy_serves_several_viewers(server: Published, tmp_path: Path) -> None:
     server.streams[VNC] = screen
     with running(server.kubeconfig(tmp_path), "vnc", "testvm", "--proxy-only") as process:
         port = json.loads(line_of(process))["port"]
@@ -229,7 +229,7 @@ def test_the_proxy_serves_any_number_of_viewers(server: Published, tmp_path: Pat
         assert process.wait(PATIENCE) == 0
 
 
-def test_a_viewer_is_started_and_its_end_is_the_end(server: Published, hyperctl: Hyperctl, tmp_path: Path) -> None:
+def test_command_ends_when_viewer_exits(server: Published, hyperctl: Hyperctl, tmp_path: Path) -> None:
     server.streams[VNC] = screen
     viewer = tmp_path / "vncviewer"
     script = (
@@ -249,14 +249,14 @@ def test_a_viewer_is_started_and_its_end_is_the_end(server: Published, hyperctl:
     assert result.err.endswith("failed with exit code 7: no display\n")
 
 
-def test_no_viewer_is_started_for_a_screen_that_cannot_be_seen(server: Published, hyperctl: Hyperctl) -> None:
+def test_no_viewer_is_started_when_vnc_is_refused(server: Published, hyperctl: Hyperctl) -> None:
     server.answers["GET", VNC] = status(403, "Forbidden", "you may not")
     result = hyperctl("vnc", "testvm", "--vnc-type=tiger", "--vnc-path=/bin/true")
-    assert result.err == "error: cannot open the screen of VirtualMachineInstance testvm: you may not\n"
-    assert "need each other" in hyperctl("vnc", "testvm", "--vnc-type=tiger").err
+    assert result.err == "error: cannot open VNC of VirtualMachineInstance testvm: you may not\n"
+    assert "must be set together" in hyperctl("vnc", "testvm", "--vnc-type=tiger").err
 
 
-def test_viewers_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_viewer_discovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CliError, match=r"remote-viewer, .*--proxy-only"):
         viewers.found(5999, "linux")
@@ -272,5 +272,5 @@ def test_viewers_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (app / "TigerVNC Viewer").touch()
     mac = viewers.found(5999, "darwin", tmp_path)
     assert "1.9" in mac.path and mac.arguments == ("127.0.0.1::5999",)
-    with pytest.raises(CliError, match="no program"):
+    with pytest.raises(CliError, match="is not executable"):
         viewers.chosen("tiger", "/nonexistent", 1)

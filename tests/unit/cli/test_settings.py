@@ -1,4 +1,4 @@
-"""Global flags anywhere, Go's way of writing flags, kubeconfigs as kubectl reads them."""
+"""Global flags in any position, Go's flag syntax, and kubeconfigs."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def test_impersonation_is_sent(server: Published, hyperctl: Hyperctl) -> None:
 def test_a_token_flag_replaces_the_users(server: Published, hyperctl: Hyperctl) -> None:
     server.answers["PUT", START] = b""
     assert hyperctl("start", "testvm", "--token=bad").err.startswith(
-        "error: cannot start VirtualMachine testvm: the API server does not accept these credentials"
+        "error: cannot start VirtualMachine testvm: the API server rejected the credentials"
     )
     assert hyperctl("start", "testvm", "--token=good").code == 0
 
 
-def test_a_server_that_is_away_is_one_sentence(hyperctl: Hyperctl) -> None:
+def test_unreachable_server_is_reported_in_one_line(hyperctl: Hyperctl) -> None:
     result = hyperctl("start", "testvm", "--server=http://127.0.0.1:1")
     assert result.code == 1
     assert (
@@ -65,8 +65,8 @@ def test_a_server_that_is_away_is_one_sentence(hyperctl: Hyperctl) -> None:
     )
 
 
-def test_names_cannot_lead_elsewhere(server: Published, hyperctl: Hyperctl) -> None:
-    assert hyperctl("start", "..").err == "error: '..' is not a name\n"
+def test_names_cannot_traverse_paths(server: Published, hyperctl: Hyperctl) -> None:
+    assert hyperctl("start", "..").err == "error: '..' is not a valid name\n"
     hyperctl("start", "../../secrets/x")
     assert server.requests[0].raw == f"{SUB}/virtualmachines/..%2F..%2Fsecrets%2Fx/start"
 
@@ -86,16 +86,16 @@ def test_flags_as_go_programs_take_them(words: list[str], read: list[str]) -> No
     assert like_cobra(words, frozenset({"--force"}), frozenset({"--name"})) == read
 
 
-def test_a_switch_is_true_or_false(hyperctl: Hyperctl) -> None:
-    assert "--force is true or false" in hyperctl("stop", "x", "--force=maybe").err
+def test_switch_accepts_only_true_or_false(hyperctl: Hyperctl) -> None:
+    assert "--force must be true or false" in hyperctl("stop", "x", "--force=maybe").err
 
 
-def test_the_program_is_called_as_it_was_typed() -> None:
+def test_program_name_follows_argv0() -> None:
     assert program_name("/usr/bin/kubectl-virt") == "kubectl virt"
     assert program_name("/usr/bin/hyperctl") == "hyperctl"
 
 
-def test_unknown_words_end_with_one_sentence(hyperctl: Hyperctl) -> None:
+def test_unknown_arguments_are_reported_in_one_line(hyperctl: Hyperctl) -> None:
     for words in (["nonsense"], ["start"], ["start", "a", "b"], ["start", "--nonsense", "a"]):
         result = hyperctl(*words)
         assert result.code == 1 and result.err.startswith("error: ") and result.err.count("\n") == 1, words
@@ -107,7 +107,7 @@ def test_help_lists_every_command(hyperctl: Hyperctl) -> None:
     assert "--kubeconfig" in hyperctl("options").out
 
 
-def test_every_command_can_be_loaded_and_explains_itself(hyperctl: Hyperctl) -> None:
+def test_every_command_loads_and_has_help(hyperctl: Hyperctl) -> None:
     from cli.app import COMMANDS
 
     for name in COMMANDS:
@@ -115,7 +115,7 @@ def test_every_command_can_be_loaded_and_explains_itself(hyperctl: Hyperctl) -> 
         assert result.code == 0 and result.out.startswith(f"Usage: hyperctl {name}"), name
 
 
-def test_a_reader_that_has_gone_is_no_error() -> None:
+def test_closed_stdout_prints_no_error() -> None:
     script = "import sys; from cli.app import run; sys.exit(run(['create', 'vm']))"
     with subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -126,7 +126,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
         assert process.wait() == 1
 
 
-def test_settings_survive_as_words() -> None:
+def test_settings_round_trip_as_arguments() -> None:
     settings = CliSettings(namespace="a b", impersonate_groups=("x", "y"), insecure=True)
     words = settings.words()
     assert words == ["--namespace=a b", "--as-group=x", "--as-group=y", "--insecure-skip-tls-verify"]
@@ -137,7 +137,7 @@ def test_request_timeout(text: str, seconds: float | None) -> None:
     assert seconds_of(text) == seconds
 
 
-def test_request_timeout_in_nonsense() -> None:
+def test_invalid_request_timeout_is_refused() -> None:
     with pytest.raises(CliError, match="30s"):
         seconds_of("soon")
 
@@ -176,21 +176,21 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", f"{first}{os.pathsep}{tmp_path / 'missing'}{os.pathsep}{second}")
 
 
-async def test_several_files_are_one(two: None) -> None:
+async def test_kubeconfig_files_are_merged(two: None) -> None:
     found = load(KubeconfigFlags())
     assert (found.server, found.namespace) == ("http://b", "nsb")
     assert await found.credentials.headers() == {"Authorization": "Bearer tb"}
     assert load(KubeconfigFlags(context="one")).server == "http://a"
 
 
-async def test_flags_replace_parts(two: None) -> None:
+async def test_flags_override_kubeconfig(two: None) -> None:
     found = load(KubeconfigFlags(context="one", cluster="b", user="ub", namespace="mine"))
     assert (found.server, found.namespace) == ("http://b", "mine")
     assert await found.credentials.headers() == {"Authorization": "Bearer tb"}
     assert load(KubeconfigFlags(server="http://c/")).server == "http://c"
 
 
-def test_names_that_are_not_there(two: None) -> None:
+def test_missing_kubeconfig_entries_are_reported(two: None) -> None:
     with pytest.raises(ConfigError, match="no context 'three'; it has: one, two"):
         load(KubeconfigFlags(context="three"))
     with pytest.raises(ConfigError, match="no cluster 'x'"):
@@ -200,14 +200,14 @@ def test_names_that_are_not_there(two: None) -> None:
 
 
 @pytest.mark.parametrize("text", ["[]", "clusters: [1]", "{", "clusters: {a: b}"])
-def test_files_that_are_no_kubeconfig(tmp_path: Path, text: str) -> None:
+def test_invalid_kubeconfig_files_are_reported(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"config"):
         load(KubeconfigFlags(kubeconfig=str(path)))
 
 
-def test_a_cluster_that_needs_what_is_not_supported_says_so(tmp_path: Path) -> None:
+def test_unsupported_kubeconfig_features_are_reported(tmp_path: Path) -> None:
     path = config(
         tmp_path / "config",
         clusters=[cluster("a", "http://a", **{"proxy-url": "http://proxy"})],

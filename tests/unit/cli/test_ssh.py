@@ -1,4 +1,4 @@
-"""ssh and scp: the client's words, quoted so that nothing of them is taken for something else."""
+"""ssh and scp: arguments of the client, and their quoting."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.cli.window import PATIENCE, ROOT
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An ssh and an scp that write down their words."""
+    """A fake ssh and scp that record their arguments."""
     log = tmp_path / "words"
     for name in ("ssh", "scp"):
         program = tmp_path / "bin" / name
@@ -38,7 +38,7 @@ def words_of(log: Path) -> list[str]:
     return log.read_text().splitlines()
 
 
-def test_ssh_gets_the_clients_words(hyperctl: Hyperctl, client: Path) -> None:
+def test_ssh_arguments(hyperctl: Hyperctl, client: Path) -> None:
     flags = ("-i", "/tmp/my key", "-p", "2222", "-t", "-o StrictHostKeyChecking=no", "--known-hosts=/k", "-c", "ls /")
     assert hyperctl("ssh", *flags, "me@vm/testvm").code == 0
     program, o, proxy, *rest = words_of(client)
@@ -67,12 +67,12 @@ def test_the_exit_code_of_the_remote_command_is_passed_on(
 
 
 def test_a_user_cannot_be_an_option(hyperctl: Hyperctl, client: Path) -> None:
-    assert "begins with a dash" in hyperctl("ssh", "--", "-oProxyCommand=x@vmi/testvm").err
-    assert "begins with a dash" in hyperctl("ssh", "--username=-oProxyCommand=x", "vmi/testvm").err
+    assert "must not start with a dash" in hyperctl("ssh", "--", "-oProxyCommand=x@vmi/testvm").err
+    assert "must not start with a dash" in hyperctl("ssh", "--username=-oProxyCommand=x", "vmi/testvm").err
     assert not client.exists()
 
 
-def test_scp_both_ways(hyperctl: Hyperctl, client: Path) -> None:
+def test_scp_arguments_in_both_directions(hyperctl: Hyperctl, client: Path) -> None:
     assert hyperctl("scp", "-r", "--preserve", "-file", "me@vmi/testvm/ns:/tmp/x").code != 0
     assert hyperctl("scp", "-r", "--preserve", "--", "-file", "me@vmi/testvm/ns:/tmp/x").code == 0
     assert words_of(client)[-4:] == ["-r", "-p", "./-file", "me@vmi.testvm.ns:/tmp/x"]
@@ -80,12 +80,12 @@ def test_scp_both_ways(hyperctl: Hyperctl, client: Path) -> None:
     assert words_of(client)[-2:] == ["vmi.testvm.default:a:b", "/tmp/there"]
 
 
-def test_scp_needs_one_guest(hyperctl: Hyperctl, client: Path) -> None:
+def test_scp_requires_exactly_one_guest(hyperctl: Hyperctl, client: Path) -> None:
     assert "one of source and destination" in hyperctl("scp", "a", "b").err
     assert "one of source and destination" in hyperctl("scp", "vmi/a:x", "vmi/b:y").err
 
 
-def test_the_proxy_command_survives_ssh_and_the_shell() -> None:
+def test_proxy_command_is_quoted_for_ssh_and_shell() -> None:
     settings = CliSettings(namespace="x; touch /tmp/owned", token="100%h $(id)")
     option = ssh.proxy_command(settings, login_of("vmi/a/ns"), "default", 22, ["hyper ctl"])
     command = option.removeprefix("ProxyCommand=")
@@ -98,7 +98,7 @@ def test_the_proxy_command_survives_ssh_and_the_shell() -> None:
 
 
 def relay(port: int) -> Stream:
-    """A stream to a TCP port of this machine, as the gateway has one to a guest's."""
+    """A stream to a local TCP port, like the gateway's to a guest."""
 
     async def carry(socket: web.WebSocketResponse) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -120,7 +120,7 @@ def relay(port: int) -> Stream:
 
 @pytest.fixture
 async def guest(tmp_path: Path) -> AsyncIterator[int]:
-    """An SSH server that knows one key; it says its commands back, and takes files. Yields its port."""
+    """An SSH server with one authorized key; echoes commands and accepts files. Yields its port."""
     key = asyncssh.generate_private_key("ssh-ed25519")
     key.write_private_key(tmp_path / "id")
     (tmp_path / "id").chmod(0o600)
@@ -188,19 +188,19 @@ async def test_the_real_scp_copies_both_ways(server: Published, guest: int, tmp_
     assert (tmp_path / "back").read_bytes() == content
 
 
-async def test_a_stranger_is_told_by_ssh_itself(server: Published, guest: int, tmp_path: Path) -> None:
+async def test_host_key_error_is_printed_by_ssh(server: Published, guest: int, tmp_path: Path) -> None:
     server.streams[f"{SUB}/virtualmachineinstances/testvm/portforward/22/tcp"] = relay(guest)
     flags = (f"--known-hosts={tmp_path / 'known'}", "-t", "-oStrictHostKeyChecking=yes")
     code, _, err = await finished(server.kubeconfig(tmp_path), "ssh", *flags, "me@vmi/testvm")
     assert code == 255 and "Host key verification failed" in err and "Traceback" not in err
 
 
-def test_without_a_client(hyperctl: Hyperctl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_ssh_client_is_reported(hyperctl: Hyperctl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "there is no ssh on this machine" in hyperctl("ssh", "vmi/testvm").err
+    assert "ssh not found in PATH" in hyperctl("ssh", "vmi/testvm").err
 
 
-def test_this_program_is_started_again_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_command_starts_the_same_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/cli/__main__.py"])
     assert ssh.this_program() == [sys.executable, "-m", "cli"]
     monkeypatch.setattr(sys, "argv", ["/bin/sh"])

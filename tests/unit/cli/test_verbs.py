@@ -1,4 +1,4 @@
-"""Verbs send what the published API expects, and refusals become one sentence."""
+"""Requests of the verbs, and error messages of refusals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RUNNING = {"metadata": {"name": "testvm", "uid": "1"}, "status": {"printableStat
         ("reset testvm", f"{VMI}/reset", None, "VMI testvm was scheduled to reset"),
     ],
 )  # fmt: skip
-def test_a_verb_is_one_put(
+def test_verb_sends_one_put(
     server: Published, hyperctl: Hyperctl, words: str, path: str, body: object, said: str
 ) -> None:
     server.answers["PUT", path] = b""
@@ -55,7 +55,7 @@ def test_a_verb_is_one_put(
 INSTANCE = {"status": {"activePods": {"pod-1": "node1", "old": ""}}}
 
 
-def test_fence_names_the_pods_that_were_looked_at(server: Published, hyperctl: Hyperctl) -> None:
+def test_fence_sends_the_listed_pods(server: Published, hyperctl: Hyperctl) -> None:
     server.answers["GET", f"{OBJ}/virtualmachineinstances/testvm"] = INSTANCE
     server.answers["PUT", f"{VMI}/fence"] = b""
     result = hyperctl("fence", "testvm", "--yes")
@@ -64,14 +64,14 @@ def test_fence_names_the_pods_that_were_looked_at(server: Published, hyperctl: H
     assert sent.body == {"pods": ["pod-1"]}
 
 
-def test_fence_without_yes_only_tells_what_is_waited_for(server: Published, hyperctl: Hyperctl) -> None:
+def test_fence_without_yes_only_lists_pods(server: Published, hyperctl: Hyperctl) -> None:
     server.answers["GET", f"{OBJ}/virtualmachineinstances/testvm"] = INSTANCE
     result = hyperctl("fence", "testvm")
     assert result.code == 1 and "pod-1 on node node1" in result.out and "add --yes" in result.err
     assert not server.calls("PUT")
 
 
-def test_pausing_a_vm_looks_at_the_vm_first(server: Published, hyperctl: Hyperctl) -> None:
+def test_pause_vm_gets_the_vm_first(server: Published, hyperctl: Hyperctl) -> None:
     missing = status(404, "NotFound", 'virtualmachines.kubevirt.io "testvm" not found')
     server.answers["GET", f"{OBJ}/virtualmachines/testvm"] = missing
     result = hyperctl("pause", "vm", "testvm")
@@ -80,7 +80,7 @@ def test_pausing_a_vm_looks_at_the_vm_first(server: Published, hyperctl: Hyperct
     assert not server.calls("PUT")
 
 
-def test_a_refusal_is_told_in_the_servers_words(server: Published, hyperctl: Hyperctl) -> None:
+def test_refusal_prints_server_message(server: Published, hyperctl: Hyperctl) -> None:
     words = 'Operation cannot be fulfilled on virtualmachine.kubevirt.io "testvm": VM is already running'
     server.answers["PUT", f"{VM}/start"] = status(409, "Conflict", words)
     result = hyperctl("start", "testvm")
@@ -88,28 +88,28 @@ def test_a_refusal_is_told_in_the_servers_words(server: Published, hyperctl: Hyp
 
 
 def test_what_is_not_there_yet_is_told(server: Published, hyperctl: Hyperctl) -> None:
-    server.answers["PUT", f"{VM}/migrate"] = status(501, "NotImplemented", "live migration is not there yet")
+    server.answers["PUT", f"{VM}/migrate"] = status(501, "NotImplemented", "live migration is not implemented")
     result = hyperctl("migrate", "testvm")
     assert result.code == 1
-    assert "live migration is not there yet" in result.err
+    assert "live migration is not implemented" in result.err
 
 
 @pytest.mark.parametrize(
     "words", ["stop testvm --force", "stop testvm --grace-period=0", "stop testvm --grace-period=-5"]
 )
-def test_contradictions_are_found_before_anything_is_sent(server: Published, hyperctl: Hyperctl, words: str) -> None:
+def test_inconsistent_flags_send_no_request(server: Published, hyperctl: Hyperctl, words: str) -> None:
     result = hyperctl(*words.split())
     assert result.code == 1 and "--" in result.err
     assert not server.requests
 
 
-def test_a_cluster_without_the_api_is_told_apart(server: Published, hyperctl: Hyperctl) -> None:
+def test_missing_api_and_unreachable_gateway_are_distinguished(server: Published, hyperctl: Hyperctl) -> None:
     result = hyperctl("start", "testvm")
-    assert "is hyperlet installed" in result.err
-    # What the API server says while nothing answers behind an APIService.
+    assert "check that hyperlet and its gateway are installed" in result.err
+    # The API server's response while the backend of an APIService is unavailable.
     server.answers["PUT", f"{VM}/start"] = b"service unavailable\n"
     server.codes["PUT", f"{VM}/start"] = 503
-    assert "gateway: is it running?" in hyperctl("start", "testvm").err
+    assert "gateway: check that its pods are running" in hyperctl("start", "testvm").err
 
 
 def test_migrate_cancel_deletes_the_migration_under_way(server: Published, hyperctl: Hyperctl) -> None:
@@ -128,7 +128,7 @@ def test_migrate_cancel_deletes_the_migration_under_way(server: Published, hyper
     assert hyperctl("migrate-cancel", "testvm").err == "error: VirtualMachine testvm has no migration to cancel\n"
 
 
-def test_start_wait_stays_until_it_runs(server: Published, hyperctl: Hyperctl) -> None:
+def test_start_wait_returns_when_running(server: Published, hyperctl: Hyperctl) -> None:
     server.answers["PUT", f"{VM}/start"] = b""
     starting = {"metadata": {"name": "testvm"}, "status": {"printableStatus": "Starting"}}
     server.answers["GET", f"{OBJ}/virtualmachines/testvm"] = [starting, RUNNING]
@@ -136,7 +136,7 @@ def test_start_wait_stays_until_it_runs(server: Published, hyperctl: Hyperctl) -
     assert len(server.calls("GET")) == 2
 
 
-def test_restart_wait_stays_until_another_instance_runs(server: Published, hyperctl: Hyperctl) -> None:
+def test_restart_wait_returns_when_new_vmi_runs(server: Published, hyperctl: Hyperctl) -> None:
     server.answers["PUT", f"{VM}/restart"] = b""
     server.answers["GET", f"{OBJ}/virtualmachines/testvm"] = RUNNING
     old, new = {"metadata": {"uid": "old"}}, {"metadata": {"uid": "new"}}
@@ -148,7 +148,7 @@ def test_restart_wait_stays_until_another_instance_runs(server: Published, hyper
 @pytest.mark.parametrize(
     ("verb", "sub"), [("guestosinfo", "guestosinfo"), ("userlist", "userlist"), ("fslist", "filesystemlist")]
 )
-def test_what_the_guest_tells(server: Published, hyperctl: Hyperctl, verb: str, sub: str) -> None:
+def test_guest_agent_output(server: Published, hyperctl: Hyperctl, verb: str, sub: str) -> None:
     told = {"items": [{"userName": "müller"}], "metadata": {}}
     server.answers["GET", f"{VMI}/{sub}"] = told
     assert json.loads(hyperctl(verb, "testvm").out) == told
@@ -197,11 +197,11 @@ def test_expose_without_ports_says_so(server: Published, hyperctl: Hyperctl) -> 
     assert "replicaset" in hyperctl("expose", "replicaset", "x", "--name=web").err
 
 
-def test_addvolume_finds_out_what_the_volume_is(server: Published, hyperctl: Hyperctl) -> None:
+def test_addvolume_detects_volume_source(server: Published, hyperctl: Hyperctl) -> None:
     server.answers["GET", "/api/v1/namespaces/default/persistentvolumeclaims/data"] = {"kind": "PersistentVolumeClaim"}
-    server.answers["PUT", f"{VM}/addvolume"] = status(501, "NotImplemented", "hot-plugged volumes are not there yet")
+    server.answers["PUT", f"{VM}/addvolume"] = status(501, "NotImplemented", "volume hot-plug is not implemented")
     result = hyperctl("addvolume", "testvm", "--volume-name=data", "--cache=none")
-    assert "hot-plugged volumes are not there yet" in result.err
+    assert "volume hot-plug is not implemented" in result.err
     assert server.calls("PUT")[0].body == {
         "name": "data",
         "disk": {"name": "data", "disk": {"bus": "scsi"}, "serial": "data", "cache": "none"},
@@ -211,7 +211,7 @@ def test_addvolume_finds_out_what_the_volume_is(server: Published, hyperctl: Hyp
     assert "--bus" in hyperctl("addvolume", "testvm", "--volume-name=data", "--bus=ide").err
 
 
-def test_removevolume_asks_the_vmi_where_there_is_no_vm(server: Published, hyperctl: Hyperctl) -> None:
+def test_removevolume_falls_back_to_vmi(server: Published, hyperctl: Hyperctl) -> None:
     server.answers["PUT", f"{VMI}/removevolume"] = b""
     assert hyperctl("removevolume", "testvm", "--volume-name=data").code == 0
     assert [call.path for call in server.calls("PUT")] == [f"{VM}/removevolume", f"{VMI}/removevolume"]
@@ -239,7 +239,7 @@ def test_version(server: Published, hyperctl: Hyperctl) -> None:
     assert len(server.requests) == before
 
 
-def test_a_start_loads_only_what_it_needs() -> None:
+def test_start_imports_only_required_modules() -> None:
     script = (
         "import sys; from cli.app import run; run(['version', '--client']);"
         "print(sorted({'aiohttp', 'lightkube', 'rich', 'yaml', 'msgspec'} & set(sys.modules)))"

@@ -1,4 +1,4 @@
-"""A terminal window with hyperctl in it: a pty, what it shows, what is typed, and its settings."""
+"""hyperctl on a pty: output, input, and terminal settings."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Window:
         os.close(self.slave)
 
     def until(self, text: str) -> str:
-        """Waits until the window has shown a text, after what was waited for before; returns what came before it."""
+        """Waits for a text in new output; returns the output before it."""
         deadline = time.monotonic() + PATIENCE
         while (at := self.shown.find(text.encode(), self._seen)) < 0:
             assert self._more(deadline), f"never shown: {text!r} in {self.shown!r}"
@@ -61,24 +61,24 @@ class Window:
         return before.decode(errors="replace")
 
     def type(self, text: str) -> None:
-        """Keys, as the terminal sends them."""
+        """Sends keys."""
         os.write(self.master, text.encode())
 
     def settings(self) -> list[Any]:
-        """termios of the window."""
+        """The termios settings."""
         return termios.tcgetattr(self.slave)
 
     @property
     def raw(self) -> bool:
-        """Every key goes to the program as it is."""
+        """Whether the terminal is in raw mode."""
         return not self.settings()[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
 
     def signal(self, number: signal.Signals) -> None:
-        """A signal to the program."""
+        """Sends a signal to the program."""
         self.process.send_signal(number)
 
     def ended(self) -> int:
-        """The exit code, once the program has ended; everything that it showed is read."""
+        """Waits for the exit code, and reads the remaining output."""
         deadline = time.monotonic() + PATIENCE
         while self.process.poll() is None:
             self._more(min(deadline, time.monotonic() + 0.05))

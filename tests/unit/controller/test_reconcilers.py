@@ -466,7 +466,12 @@ async def test_what_the_installation_forbade_starts_when_it_is_allowed(world: Wo
     on_pod = {**BRIDGED, "networks": [{"name": "red", "pod": {}}]}
     await world.vm(spec=on_pod)
     await world.start()
-    await until(lambda: any("is off here" in c.get("message", "") for c in world.status().get("conditions", [])))
+    await until(
+        lambda: any(
+            "is disabled by permitBridgeInterfaceOnPodNetwork" in c.get("message", "")
+            for c in world.status().get("conditions", [])
+        )
+    )
     assert not world.api.of("virtualmachineinstances")
     network["permitBridgeInterfaceOnPodNetwork"] = True
     await world.api.patch(

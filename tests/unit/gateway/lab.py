@@ -1,4 +1,4 @@
-"""A gateway as it runs: TLS with certificates on loopback, a little API server behind it, and a node over mTLS."""
+"""A complete gateway: TLS on loopback, a fake API server behind it, and a node over mTLS."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LONG = 3600.0
 
 
 class ReviewingApi(FakeApi):
-    """It reviews accesses too: `may` decides over user, verb and full resource."""
+    """Also answers SubjectAccessReviews: `may` decides on user, verb and full resource."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Pki:
         self.authorities = {each: [authorities.make(each, now, self.lives)] for each in (SERVING, INTERNAL)}
 
     def client(self, common: str, by: tls.KeyPair | None = None) -> tls.KeyPair:
-        """A client certificate of that common name."""
+        """A client certificate with the common name."""
         key = tls.new_key()
         wanted = Names(dns=(common,))
         issued = tls.issue(by or self.proxy, tls.public_key(key), wanted, client=True, now=time.time(), seconds=LONG)
@@ -111,7 +111,7 @@ class Pki:
         return whole
 
     def context(self, client: tls.KeyPair | None) -> ssl.SSLContext:
-        """A client's TLS context, with that certificate or none."""
+        """A client's TLS context, with or without a certificate."""
         context = tls.client_context(self.authorities[SERVING][0].pair.certificate)
         context.check_hostname = False
         if client is not None:
@@ -123,7 +123,7 @@ class Pki:
 
 
 class Node(node_pb2_grpc.NodeServicer):
-    """A handler: it answers verbs, and consoles are echoes. `fails` is the status of the next calls."""
+    """A handler that answers verbs and echoes consoles. `fails` is the status of the next calls."""
 
     def __init__(self) -> None:
         self.called: Counter[str] = Counter()
@@ -229,7 +229,7 @@ class Node(node_pb2_grpc.NodeServicer):
 
 
 async def serve_node(node: Node, identity: TlsIdentity, port: int = 0) -> tuple[grpc.aio.Server, int]:
-    """The node over mTLS; its port."""
+    """Serves the node over mTLS; returns its port."""
     server = grpc.aio.server()
     node_pb2_grpc.add_NodeServicer_to_server(node, server)  # type: ignore[no-untyped-call]
     credentials = grpc.ssl_server_credentials(
@@ -285,11 +285,11 @@ def vmi(phase: str = "Running", *, conditions: tuple[str, ...] = (), spec: Json 
     }
 
 
-# ---- the whole ------------------------------------------------------------------------------------------------------
+# ---- the gateway ----------------------------------------------------------------------------------------------------
 
 
 class World:
-    """A running gateway and those around it."""
+    """A running gateway and its peers."""
 
     def __init__(self, api: ReviewingApi, pki: Pki, node: Node, port: int) -> None:
         self.api = api
@@ -303,7 +303,7 @@ class World:
         self.proxy = self.session(pki.client("front-proxy-client"))
 
     def session(self, client: tls.KeyPair | None) -> aiohttp.ClientSession:
-        """A client with that certificate, or none."""
+        """A client with or without a certificate."""
         connector = aiohttp.TCPConnector(ssl=self.pki.context(client))
         made = aiohttp.ClientSession(f"https://127.0.0.1:{self.port}", connector=connector)
         self._sessions.append(made)
@@ -312,7 +312,7 @@ class World:
     async def ask(
         self, method: str, path: str, *, user: str = "alice", body: Any = None, groups: tuple[str, ...] = ("devs",)
     ) -> tuple[int, Any]:
-        """What the front proxy is answered, for that user: code and JSON (or bytes)."""
+        """Sends a request through the front proxy; returns code and JSON (or bytes)."""
         path = path if path.startswith("/") else f"{ROOT}/{path}"
         headers = [("X-Remote-User", user), *(("X-Remote-Group", each) for each in groups)]
         data = body if isinstance(body, (bytes, type(None))) else json.dumps(body)
@@ -323,7 +323,7 @@ class World:
             return response.status, raw
 
     def stream(self, path: str, user: str = "alice", **more: Any) -> Any:
-        """A WebSocket as the front proxy opens it."""
+        """Opens a WebSocket through the front proxy."""
         path = path if path.startswith("/") else f"{ROOT}/{path}"
         headers = {"X-Remote-User": user, "X-Remote-Group": "devs"}
         patience = aiohttp.ClientWSTimeout(ws_receive=10, ws_close=10)
@@ -336,7 +336,7 @@ class World:
 
 @contextlib.asynccontextmanager
 async def world(folder: Path, pki: Pki | None = None) -> AsyncIterator[World]:
-    """A gateway that serves, with a node that it can reach."""
+    """A running gateway with a reachable node."""
     pki = pki or Pki()
     async with ReviewingApi() as api, Kube.connect("test", api.kubeconfig(folder)) as kube:
         await api.put("configmaps", pki.config_map())
@@ -363,7 +363,7 @@ async def world(folder: Path, pki: Pki | None = None) -> AsyncIterator[World]:
 
 
 async def until(true: Callable[[], object]) -> None:
-    """Waits until something is so."""
+    """Waits for a condition."""
     async with asyncio.timeout(10):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.005)

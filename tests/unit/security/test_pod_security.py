@@ -161,8 +161,8 @@ async def test_what_the_namespace_would_refuse_of_the_pod_is_refused_of_the_vm(
     (fault,) = await checked.faults(asked(PROBED))
     assert fault.path == WHERE
     assert fault.message == (
-        "namespace team enforces the Pod Security Standard 'restricted': no probe may name a host. "
-        "Leave it out: the probe goes to the guest"
+        "namespace team enforces the Pod Security Standard 'restricted': probes must not set a host: "
+        "remove it, the probe then connects to the guest"
     )
     (of_instance,) = await checked.faults(asked(PROBED, kind="VirtualMachineInstance"))
     assert of_instance.path == "spec.readinessProbe.tcpSocket.host"

@@ -46,12 +46,12 @@ def test_parse(text: str | int | float, number: int | Fraction) -> None:
 @pytest.mark.parametrize(
     "text", ["", "Mi", "1Qi", "1 Gi", "12Q", "1Gb", "1.2.3", "0x10", "1e", "٣", "1\n", "--1", "NaN"]
 )
-def test_what_is_no_quantity_is_refused_in_words(text: str) -> None:
+def test_invalid_quantity_raises_value_error(text: str) -> None:
     with pytest.raises(ValueError, match="is not a quantity: expected a number"):
         meta.parse_quantity(text)
 
 
-def test_booleans_are_no_quantities() -> None:
+def test_boolean_is_not_a_quantity() -> None:
     with pytest.raises(ValueError, match="is not a quantity"):
         meta.parse_quantity(True)
 
@@ -74,12 +74,12 @@ def test_format_bytes(number: int, text: str) -> None:
 
 
 @given(st.integers(0, 1 << 62))
-def test_bytes_survive(number: int) -> None:
+def test_bytes_round_trip(number: int) -> None:
     assert meta.quantity_bytes(meta.format_bytes(number)) == number
 
 
 @given(st.integers(0, 10**7))
-def test_millicores_survive(number: int) -> None:
+def test_millicores_round_trip(number: int) -> None:
     assert meta.quantity_millicores(meta.format_millicores(number)) == number
 
 
@@ -103,7 +103,7 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5", "5 s", "s", "5d", "1h 5m"])
-def test_what_is_no_duration_is_refused_in_words(text: str) -> None:
+def test_invalid_duration_raises_value_error(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration"):
         meta.parse_duration(text)
 

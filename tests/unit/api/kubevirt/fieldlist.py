@@ -1,4 +1,4 @@
-"""The published list of the API's fields, and what the Structs make of it."""
+"""KubeVirt's list of API fields, and its comparison with the Structs."""
 
 import re
 from functools import cache
@@ -38,7 +38,7 @@ MODULES = (
     networks,
     volumes,
 )
-# Where the Structs are wider than the list on purpose.
+# Fields for which the Structs intentionally accept more than the list.
 NOT_REQUIRED = {("VirtualMachineSpec", "template")}
 
 
@@ -80,7 +80,7 @@ def struct_of(kind: str, version: str = "v1") -> type[Struct]:
 
 
 def type_name(shape: Shape) -> str:
-    """The list's name for the type of a field of a Struct."""
+    """The type of a Struct's field, as named in the list."""
     if shape.kind == "list" and shape.item:
         return f"[{type_name(shape.item)}]"
     if shape.kind == "map" and shape.item:
@@ -100,7 +100,7 @@ def _leaf_name(hint: Any) -> str:
 
 
 def listed_name(type_: str) -> str:
-    """The same for a type as the list has it: widths, enumerations and formats of strings are left out."""
+    """The type of a listed field, without integer widths, enumerations and string formats."""
     if type_.startswith("["):
         return f"[{listed_name(type_[1:-1])}]"
     if type_.startswith("map["):

@@ -1,4 +1,4 @@
-"""Decoding: lenient for what the server holds, strict for what people write, and always with the path."""
+"""Lenient and strict decoding, and paths of faults."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def faults_of(document: object) -> dict[str, str]:
     return {fault.path: fault.message for fault in caught.value.faults}
 
 
-def test_strict_names_every_unknown_field() -> None:
+def test_strict_reports_every_unknown_field() -> None:
     document = machine({"/spec.runStratgy": "Always", "domain.devices.disks.0.bootorder": 1, "foo": {"bar": []}})
     assert faults_of(document) == {
         "spec.runStratgy": "unknown field 'runStratgy'; did you mean runStrategy?",
@@ -26,14 +26,14 @@ def test_strict_names_every_unknown_field() -> None:
     }
 
 
-def test_lenient_skips_them() -> None:
+def test_lenient_skips_unknown_fields() -> None:
     document = machine({"/spec.runStratgy": "Always", "/status": {"printableStatus": "Running", "newer": {"a": 1}}})
     vm = decode(VirtualMachine, encode(document))
     assert vm.status is not None and vm.status.printableStatus == "Running"
     assert to_dict(vm)["spec"] == MACHINE["spec"]
 
 
-def test_strict_names_every_wrong_value() -> None:
+def test_strict_reports_every_invalid_value() -> None:
     document = machine(
         {
             "/metadata.labels": {"a": 1},
@@ -56,7 +56,7 @@ def test_strict_names_every_wrong_value() -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"3", b"\xff\xfe", b'{"kind": "\xc3("}'])
-def test_what_is_no_object_is_an_invalid_object(text: bytes) -> None:
+def test_non_object_raises_invalid_object(text: bytes) -> None:
     for function in (decode, decode_strict):
         with pytest.raises(InvalidObject):
             function(VirtualMachine, text)
@@ -67,7 +67,7 @@ def test_both_versions_decode() -> None:
         assert decode_strict(VirtualMachine, machine({"/apiVersion": version})).apiVersion == version
 
 
-def test_explicit_empties_survive() -> None:
+def test_explicit_empty_values_round_trip() -> None:
     document = machine({"domain.devices.rng": {}, "domain.devices.gpus": [], "hostname": "", "nodeSelector": {}})
     assert to_dict(decode_strict(VirtualMachine, document)) == document
 
@@ -84,7 +84,7 @@ def test_a_pod_from_a_list_decodes() -> None:
     assert decode(objects.Pod, {}) == objects.Pod()
 
 
-def test_errors_carry_what_to_do() -> None:
+def test_errors_have_reason_condition_and_retry() -> None:
     classes = [cls for cls in errors.HyperletError.__subclasses__() if cls.__module__ == errors.__name__]
     assert {cls.__name__ for cls in classes} >= {
         "InvalidObject", "NotFound", "Conflict", "ApiUnavailable", "Forbidden", "LauncherUnavailable",
@@ -98,7 +98,7 @@ def test_errors_carry_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("path", ["", "nonsense", "domain.nonsense", "domain.devices.disks.0.nonsense", "volumes.0.x"])
-def test_the_quick_look_for_unknown_fields_sees_what_the_slow_one_tells(path: str) -> None:
+def test_knows_agrees_with_unknown_fields(path: str) -> None:
     shape = struct_shape(VirtualMachine)
     document = machine({path: {"a": 1}} if path else {})
     assert knows(shape, document) is (not path) is (not list(unknown_fields(shape, document)))

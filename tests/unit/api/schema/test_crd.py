@@ -1,4 +1,4 @@
-"""The CRDs: fresh, structural, small enough for `kubectl apply`, and of one mind with the decoder."""
+"""The CRDs: up to date, structural, small enough for `kubectl apply`, and consistent with the decoder."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[4]
 KINDS = pytest.mark.parametrize("kind", crd.KINDS, ids=lambda kind: kind.plural)
 KUBEVIRTS = [kind for kind in crd.KINDS if kind.group == "kubevirt.io"]
 OF_KUBEVIRT = pytest.mark.parametrize("kind", KUBEVIRTS, ids=lambda kind: kind.plural)
-# What apiextensions v1 lets a structural schema have, as far as it is used here.
+# Keywords of a structural schema in apiextensions v1 that are used.
 ALLOWED = {
     "type",
     "description",
@@ -35,7 +35,7 @@ ALLOWED = {
     "x-kubernetes-list-map-keys",
     "x-kubernetes-preserve-unknown-fields",
 }
-# kubectl keeps the whole object in an annotation; all annotations together may have 262144 bytes.
+# kubectl stores the whole object in an annotation; the limit for all annotations is 262144 bytes.
 LAST_APPLIED = 230_000
 
 
@@ -53,13 +53,13 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
 
 
 @KINDS
-def test_the_files_are_fresh(kind: crd.CrdKind) -> None:
+def test_crd_manifests_are_up_to_date(kind: crd.CrdKind) -> None:
     path = ROOT / "manifests" / "crds" / f"{kind.plural}.yaml"
     assert path.read_text() == crd.manifest(kind), "run: make manifests"
 
 
 @KINDS
-def test_the_yaml_is_what_was_meant(kind: crd.CrdKind) -> None:
+def test_yaml_decodes_to_the_definition(kind: crd.CrdKind) -> None:
     assert yaml.safe_load(crd.manifest(kind)) == crd.definition(kind)
 
 
@@ -81,12 +81,12 @@ def test_the_schema_is_structural(kind: crd.CrdKind) -> None:
 
 
 @KINDS
-def test_it_can_be_applied_client_side(kind: crd.CrdKind) -> None:
+def test_crd_fits_into_last_applied_annotation(kind: crd.CrdKind) -> None:
     assert len(json.dumps(crd.definition(kind), separators=(",", ":"))) < LAST_APPLIED
 
 
 @OF_KUBEVIRT
-def test_both_versions_say_the_same(kind: crd.CrdKind) -> None:
+def test_both_versions_have_the_same_schema(kind: crd.CrdKind) -> None:
     def bare(schema: Any) -> Any:
         if isinstance(schema, dict):
             return {
@@ -104,7 +104,7 @@ def test_both_versions_say_the_same(kind: crd.CrdKind) -> None:
 
 
 @KINDS
-def test_every_field_is_explained(kind: crd.CrdKind) -> None:
+def test_every_field_has_a_description(kind: crd.CrdKind) -> None:
     new = schemas(kind)[0]
     for part in {"spec", "status"} & set(new["properties"]):
         for path, node in nodes(new["properties"][part], part):
@@ -113,7 +113,7 @@ def test_every_field_is_explained(kind: crd.CrdKind) -> None:
 
 
 @OF_KUBEVIRT
-def test_the_schema_takes_the_document_with_every_field(kind: crd.CrdKind) -> None:
+def test_schema_accepts_document_with_every_field(kind: crd.CrdKind) -> None:
     document = full(kind.cls.__name__)
     for schema in schemas(kind):
         for part in ("spec", "status"):
@@ -121,7 +121,7 @@ def test_the_schema_takes_the_document_with_every_field(kind: crd.CrdKind) -> No
 
 
 def misfits(schema: dict[str, Any], value: Any, path: str) -> Iterator[str]:
-    """Where a document has what the schema has not: the server would prune it."""
+    """Paths in a document that are not in the schema, which the API server would prune."""
     if isinstance(value, dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
         for key, child in value.items():
             below = schema.get("properties", {}).get(key) or schema.get("additionalProperties")
@@ -134,7 +134,7 @@ def misfits(schema: dict[str, Any], value: Any, path: str) -> Iterator[str]:
             yield from misfits(schema["items"], child, path)
 
 
-def test_what_people_type_and_see() -> None:
+def test_short_names_and_columns() -> None:
     names = {kind.plural: crd.definition(kind)["spec"]["names"] for kind in crd.KINDS}
     assert {plural: entry["shortNames"] for plural, entry in names.items()} == {
         "virtualmachines": ["vm", "vms"],
@@ -160,15 +160,15 @@ def test_only_the_vmi_has_no_status_subresource() -> None:
     assert without == ["virtualmachineinstances"] * 2
 
 
-def test_the_server_refuses_two_of_one_name() -> None:
+def test_named_lists_are_list_maps() -> None:
     spec = crd.root_schema(crd.VirtualMachineInstance)["properties"]["spec"]["properties"]
     devices = spec["domain"]["properties"]["devices"]["properties"]
     for field in (spec["volumes"], spec["networks"], devices["disks"], devices["interfaces"]):
         assert field["x-kubernetes-list-map-keys"] == ["name"]
 
 
-def test_the_network_definition_is_as_multus_brings_it() -> None:
-    """Names, versions and schema, so that applying one over the other changes nothing for anybody's objects."""
+def test_network_definition_crd_equals_multus_crd() -> None:
+    """Names, versions and schema, so that one CRD can be applied over the other without affecting objects."""
     (kind,) = [kind for kind in crd.KINDS if kind.group != "kubevirt.io"]
     made = crd.definition(kind)
     assert made["metadata"]["name"] == "network-attachment-definitions.k8s.cni.cncf.io"
@@ -202,7 +202,7 @@ def test_the_network_definition_is_as_multus_brings_it() -> None:
         ("kubevirts", "spec.configuration.cpuModel", False),
     ],
 )
-def test_explain_promises_nothing_that_is_refused(kind: str, path: str, refused: bool) -> None:
+def test_descriptions_mark_unsupported_fields(kind: str, path: str, refused: bool) -> None:
     (found,) = [each for each in crd.KINDS if each.plural == kind]
     node = schemas(found)[0]
     for step in path.split("."):

@@ -1,4 +1,4 @@
-"""Annotations that mean something to KubeVirt: each works, is refused by name, or is told; none is ignored."""
+"""KubeVirt's annotations: each is supported, refused or warned about; none is ignored."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from api.validation.annotations import KNOWN, annotation_faults, annotation_warn
 DOCS = Path(__file__).resolve().parents[4] / "docs" / "annotations.md"
 
 
-def test_the_table_in_the_docs_is_the_code() -> None:
+def test_docs_contain_the_annotations_table() -> None:
     assert annotations.table() in DOCS.read_text()
 
 
@@ -29,5 +29,5 @@ def test_a_known_annotation(known: annotations.KnownAnnotation) -> None:
 
 
 @pytest.mark.parametrize("name", ["vm.kubevirt.io/os", "description", "kubevirt.io/nonrootx", "hooks.example/x"])
-def test_all_others_are_for_people_and_tools(name: str) -> None:
+def test_unknown_annotations_are_accepted(name: str) -> None:
     assert not list(annotation_faults({name: "x"}, "")) and not list(annotation_warnings({name: "x"}, ""))

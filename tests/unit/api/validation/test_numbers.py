@@ -1,4 +1,4 @@
-"""Absurd numbers: each integer and quantity of a manifest that has an effect has a least and a most."""
+"""Out-of-range numbers: each effective integer and quantity in a manifest has a minimum and a maximum."""
 
 import copy
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ KEPT = {
     f"{SPEC}.domain.devices.interfaces[0].bootOrder": "only the order counts",
     f"{SPEC}.domain.features.hyperv.spinlocks.spinlocks": "the largest number means never, to Windows",
 }
-"""Numbers that may be as large as their type, and why."""
+"""Numbers limited only by their type, with the reason."""
 
 
 Number = tuple[str, tuple[Any, ...], list[Any]]
 
 
 def numbers(shape: Shape, value: Any, path: str = "", keys: tuple[Any, ...] = ()) -> Iterator[Number]:
-    """Path, keys and absurd values of every number of the document."""
+    """Path, keys and out-of-range values of every number in the document."""
     if shape.kind == "struct":
         for name, field in shape.fields.items():
             if name in value and name not in ("status", "metadata"):
@@ -42,7 +42,7 @@ def numbers(shape: Shape, value: Any, path: str = "", keys: tuple[Any, ...] = ()
             step = f".{key}" if shape.kind == "map" else f"[{key}]"
             yield from numbers(shape.item, child, path + step, (*keys, key))
     elif shape.hint is int or (shape.words and "quantity" in shape.words):
-        # The type's own most, too: 2147483647 seconds are 68 years.
+        # Including the maximum of the type: 2147483647 seconds are 68 years.
         ends = [meta.le for meta in shape.metas if meta.le is not None and meta.le > 2**16]
         yield path, keys, [HUGE, NEGATIVE, *(QUANTITIES if shape.hint is not int else ends)]
 
@@ -60,7 +60,7 @@ DOCUMENT = full("VirtualMachine")
 ALL = list(numbers(struct_shape(KINDS["VirtualMachine"]), DOCUMENT))
 
 
-def test_the_document_has_thenumbers() -> None:
+def test_document_contains_all_numbers() -> None:
     found = {path for path, _, _ in ALL}
     assert len(found) > 30
     assert "spec.template.spec.terminationGracePeriodSeconds" in found
@@ -68,18 +68,18 @@ def test_the_document_has_thenumbers() -> None:
 
 
 @pytest.mark.parametrize(("path", "keys", "values"), ALL, ids=[path for path, _, _ in ALL])
-def test_absurd_number_is_refused_with_its_path(
+def test_out_of_range_number_is_refused_with_its_path(
     path: str, keys: tuple[Any, ...], values: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The document asks for much that is not supported: the fault that is looked for may be beyond the first hundred.
+    # The document has many unsupported fields: the expected fault may be beyond the first hundred.
     monkeypatch.setattr(validate, "MAX_FAULTS", 10_000)
     for value in values:
         document = changed(DOCUMENT, keys, value)
         faults = validate_document(document)
-        # An ancestor that is not supported: the whole feature is refused.
+        # An ancestor is unsupported: the whole feature is refused.
         features = [fault.path for fault in faults if fault.reason == names.FAULT_NOT_SUPPORTED]
         told = {fault.path for fault in faults}
-        # The number of vCPUs is a product of three.
+        # The number of vCPUs is the product of three fields.
         factor = path.startswith(f"{SPEC}.domain.cpu.") and f"{SPEC}.domain.cpu" in told
         hit = factor or path in told or any(path.startswith((f"{at}.", f"{at}[")) for at in features)
         in_type = path in KEPT and abs(value) < 2**40
@@ -95,7 +95,7 @@ def test_absurd_number_is_refused_with_its_path(
         ("domain.resources.requests.cpu", "100", "4097"),
     ],
 )
-def test_most_and_more(field: str, good: Any, bad: Any) -> None:
+def test_maximum_is_accepted_and_larger_value_is_refused(field: str, good: Any, bad: Any) -> None:
     assert [fault for fault in validate_document(machine({field: good})) if fault.path.endswith(field)] == []
     faults = [fault for fault in validate_document(machine({field: bad})) if fault.path.endswith(field)]
     assert len(faults) == 1 and faults[0].reason == names.FAULT_INVALID

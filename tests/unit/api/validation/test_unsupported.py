@@ -1,4 +1,4 @@
-"""No field of a VM's spec is ignored: it is on the list of what is supported, or refused by its name."""
+"""No field of a VM's spec is ignored: it is supported, or refused with its path."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -57,7 +57,7 @@ def test_every_hint_belongs_to_a_field_that_is_refused() -> None:
 
 
 def leaves(value: Any, plain: str = "") -> Iterator[str]:
-    """Paths of all leaves, written as in the lists."""
+    """Paths of all leaves, in the format of SUPPORTED."""
     if isinstance(value, dict) and value:
         for key, child in value.items():
             yield from leaves(child, f"{plain}.{key}" if plain else key)
@@ -68,13 +68,13 @@ def leaves(value: Any, plain: str = "") -> Iterator[str]:
         yield plain
 
 
-def test_a_document_with_every_field_is_refused_field_by_field() -> None:
+def test_every_unsupported_field_is_refused_with_its_path() -> None:
     spec = full("VirtualMachineInstance")["spec"]
     refused = {fault.path.replace("[0]", "").removeprefix("spec.") for fault in unsupported_vmi(spec)}
     supported = [path.partition("=")[0] for path in unsupported.SUPPORTED_SPEC]
     for leaf in leaves(spec):
         covered = [path for path in (*refused, *supported) if leaf == path or leaf.startswith(f"{path}.")]
-        # An explicit `false` asks for nothing.
+        # An explicit `false` is equivalent to absence.
         assert covered or _value(spec, leaf) is False, leaf
 
 
@@ -89,23 +89,24 @@ def _value(spec: Any, leaf: str) -> Any:
 @pytest.mark.parametrize(
     ("changes", "path", "hint"),
     [
-        ({"domain.devices.gpus": [{"name": "a", "deviceName": "b"}]}, "domain.devices.gpus", "passed through"),
-        ({"domain.devices.hostDevices": [{"name": "a"}]}, "domain.devices.hostDevices", "passed through"),
-        ({"domain.devices.tpm": {}}, "domain.devices.tpm", "no TPM"),
-        ({"domain.devices.filesystems": [{"name": "root", "virtiofs": {}}]}, "domain.devices.filesystems", "no file"),
-        ({"domain.devices.logSerialConsole": False}, "domain.devices.logSerialConsole", "always copied"),
+        ({"domain.devices.gpus": [{"name": "a", "deviceName": "b"}]}, "domain.devices.gpus", "device passthrough"),
+        ({"domain.devices.hostDevices": [{"name": "a"}]}, "domain.devices.hostDevices", "device passthrough"),
+        ({"domain.devices.tpm": {}}, "domain.devices.tpm", "TPM is not implemented"),
+        ({"domain.devices.filesystems": [{"name": "root", "virtiofs": {}}]}, "domain.devices.filesystems",
+         "file system sharing"),
+        ({"domain.devices.logSerialConsole": False}, "domain.devices.logSerialConsole", "always written"),
         ({"domain.devices.blockMultiQueue": True}, "domain.devices.blockMultiQueue", "not supported"),
-        ({"domain.firmware": {"bootloader": {"efi": {}}}}, "domain.firmware.bootloader.efi", "only BIOS"),
+        ({"domain.firmware": {"bootloader": {"efi": {}}}}, "domain.firmware.bootloader.efi", "EFI is not implemented"),
         ({"domain.memory.hugepages": {"pageSize": "2Mi"}}, "domain.memory.hugepages", "huge pages"),
-        ({"domain.cpu": {"dedicatedCpuPlacement": True}}, "domain.cpu.dedicatedCpuPlacement", "pinned"),
-        ({"domain.launchSecurity": {"sev": {}}}, "domain.launchSecurity", "encrypted memory"),
+        ({"domain.cpu": {"dedicatedCpuPlacement": True}}, "domain.cpu.dedicatedCpuPlacement", "CPU pinning"),
+        ({"domain.launchSecurity": {"sev": {}}}, "domain.launchSecurity", "memory encryption"),
         ({"domain.ioThreadsPolicy": "auto"}, "domain.ioThreadsPolicy", "main loop"),
         ({"domain.resources": {"limits": {"example.com/gpu": 1}}}, "domain.resources.limits.example.com/gpu",
          "not supported"),
         ({"volumes.1": {"name": "h", "hostDisk": {"path": "/etc/shadow", "type": "Disk"}}}, "volumes[1].hostDisk",
-         "off limits"),
+         "not accessible"),
         ({"volumes.1": {"name": "h", "dataVolume": {"name": "x"}}}, "volumes[1].dataVolume", "PersistentVolumeClaim"),
-        ({"volumes.1": {"name": "h", "ephemeral": {}}}, "volumes[1].ephemeral", "forgets"),
+        ({"volumes.1": {"name": "h", "ephemeral": {}}}, "volumes[1].ephemeral", "ephemeral disks"),
         ({"accessCredentials": [{"sshPublicKey": {"source": {}, "propagationMethod": {}}}]}, "accessCredentials",
          "cloud-init"),
         ({"livenessProbe": {"guestAgentPing": {}}}, "livenessProbe.guestAgentPing", "use tcpSocket"),
@@ -114,13 +115,13 @@ def _value(spec: Any, leaf: str) -> Any:
         ({"domain.devices.interfaces.0": {"name": "default", "passtBinding": {}}},
          "domain.devices.interfaces[0].passtBinding", "use masquerade"),
         ({"networks.0": {"name": "default", "multus": {"networkName": "n", "default": True}}},
-         "networks[0].multus.default", "keeps its own network"),
+         "networks[0].multus.default", "keeps the cluster network"),
         ({"networks.0": {"name": "default", "resourceClaim": {"claimName": "n"}}}, "networks[0].resourceClaim",
          "multus.networkName"),
         ({"domain.devices.interfaces.0.model": "igb"}, "domain.devices.interfaces[0].model", "'igb' is not supported"),
     ],
 )  # fmt: skip
-def test_a_feature_that_is_not_there_is_named(changes: dict[str, Any], path: str, hint: str) -> None:
+def test_unsupported_vmi_field_is_refused_with_hint(changes: dict[str, Any], path: str, hint: str) -> None:
     faults = {fault.path: fault.message for fault in validate_document(machine(changes))}
     assert hint in faults[f"{SPEC}.{path}"]
 
@@ -135,11 +136,11 @@ def test_a_feature_that_is_not_there_is_named(changes: dict[str, Any], path: str
         ({"runStrategy": "WaitAsReceiver"}, "spec.runStrategy"),
     ],
 )
-def test_a_feature_of_the_vm_that_is_not_there_is_named(spec: dict[str, Any], path: str) -> None:
+def test_unsupported_vm_field_is_refused(spec: dict[str, Any], path: str) -> None:
     assert [fault.path for fault in unsupported_vm(spec)] == [path]
 
 
-def test_settings_without_effect_are_named() -> None:
+def test_unsupported_kubevirt_settings_are_refused() -> None:
     spec = {
         "imagePullPolicy": "Always",
         "workloadUpdateStrategy": {"workloadUpdateMethods": []},

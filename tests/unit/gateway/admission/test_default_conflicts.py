@@ -1,4 +1,4 @@
-"""A value that admission filled in gives way to what a person says later; one that the person wrote does not."""
+"""Conflicting updates remove a stored default, but not a value set by the user."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ APPLIED = "metadata/annotations/kubectl.kubernetes.io~1last-applied-configuratio
 
 
 def bare() -> Json:
-    """A VM that says neither whether it runs nor what it joins."""
+    """A VM without run strategy and networks."""
     document = machine()
     del document["spec"]["runStrategy"], document["spec"]["template"]["spec"]["networks"]
     del document["spec"]["template"]["spec"]["domain"]["devices"]["interfaces"]
@@ -26,14 +26,14 @@ def bare() -> Json:
 
 
 def noted(document: Json, manifest: Json) -> Json:
-    """With the annotation that `kubectl apply` leaves of a manifest."""
+    """The VM with the last-applied annotation of `kubectl apply`."""
     new = copy.deepcopy(document)
     new["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": json.dumps(manifest)}
     return new
 
 
 def managed(document: Json, spec: Json) -> Json:
-    """With the record that server-side apply leaves: the fields of the spec that a person applied."""
+    """The VM with managedFields of server-side apply for fields of the spec."""
     new = copy.deepcopy(document)
     new["metadata"]["managedFields"] = [
         {"manager": "kubectl", "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": spec}},
@@ -48,7 +48,7 @@ def managed(document: Json, spec: Json) -> Json:
 
 
 def stored(manifest: Json) -> Json:
-    """What the API server keeps of a manifest when it is created."""
+    """The stored object after a manifest is created."""
     return mutated(asked(manifest))
 
 
@@ -58,7 +58,7 @@ def strategy(document: Json) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("running", [False, True])
 @pytest.mark.parametrize("how", ["kubectl apply", "server-side apply", "kubectl patch"])
-def test_running_takes_the_place_of_the_strategy_that_was_filled_in(running: bool, how: str) -> None:
+def test_running_removes_default_run_strategy(running: bool, how: str) -> None:
     old = noted(stored(bare()), bare()) if how == "kubectl apply" else stored(bare())
     new = changed(old, "spec/running", running)
     if how == "kubectl apply":
@@ -67,12 +67,12 @@ def test_running_takes_the_place_of_the_strategy_that_was_filled_in(running: boo
         new = managed(new, {"f:running": {}, "f:template": {}})
     seen = mutated(asked(new, old))
     assert strategy(seen) == (None, running)
-    # And back: without it the VM is halted as before.
+    # Removing it halts the VM again.
     again = changed(seen, "spec/running", None)
     assert strategy(mutated(asked(again, seen))) == ("Halted", None)
 
 
-def test_a_strategy_that_was_written_does_not_give_way() -> None:
+def test_run_strategy_set_by_user_is_kept() -> None:
     written = changed(bare(), "spec/runStrategy", "Halted")
     both = changed(written, "spec/running", False)
     for new in (noted(both, both), managed(both, {"f:running": {}, "f:runStrategy": {}})):
@@ -80,18 +80,18 @@ def test_a_strategy_that_was_written_does_not_give_way() -> None:
     for other in ("Always", "Manual", "RerunOnFailure", "Once"):
         old = changed(bare(), "spec/runStrategy", other)
         assert set(refused(asked(changed(old, "spec/running", False), old))) == {"spec.runStrategy"}
-    # Both at once, in a VM that is made: there is nothing that could give way.
+    # Both in a created VM: there is no stored default to remove.
     assert set(refused(asked(both))) == {"spec.runStrategy"}
 
 
-def test_a_strategy_that_is_changed_in_the_same_breath_does_not_give_way() -> None:
+def test_run_strategy_changed_in_same_update_is_kept() -> None:
     old = stored(bare())
     new = changed(changed(old, "spec/running", True), "spec/runStrategy", "Always")
     assert set(refused(asked(new, old))) == {"spec.runStrategy"}
 
 
 def merged_by_name(old: Json, interface: Json, network: Json) -> Json:
-    """As server-side apply merges lists that are maps by name."""
+    """Merges named lists like server-side apply."""
     new = copy.deepcopy(old)
     spec = new["spec"]["template"]["spec"]
     for entries, entry in ((spec["domain"]["devices"]["interfaces"], interface), (spec["networks"], network)):
@@ -109,7 +109,7 @@ def cards(document: Json) -> tuple[Any, Any]:
     return spec["domain"]["devices"]["interfaces"], spec["networks"]
 
 
-def test_a_binding_takes_the_place_of_the_one_that_was_filled_in() -> None:
+def test_new_binding_removes_default_binding() -> None:
     old = stored(bare())
     new = merged_by_name(old, {"name": "default", "bridge": {}}, {"name": "default", "pod": {}})
     interfaces, networks = cards(mutated(asked(new, old)))
@@ -117,7 +117,7 @@ def test_a_binding_takes_the_place_of_the_one_that_was_filled_in() -> None:
     assert networks == [{"name": "default", "pod": {}}]
 
 
-def test_a_binding_that_was_written_does_not_give_way() -> None:
+def test_binding_set_by_user_is_kept() -> None:
     old = stored(bare())
     both = merged_by_name(old, {"name": "default", "bridge": {}}, {"name": "default", "pod": {}})
     says = {'k:{"name":"default"}': {".": {}, "f:masquerade": {}, "f:bridge": {}}}
@@ -125,20 +125,20 @@ def test_a_binding_that_was_written_does_not_give_way() -> None:
     assert list(refused(asked(new, old))) == ["spec.template.spec.domain.devices.interfaces[0]"]
 
 
-def test_the_pod_network_by_another_name_takes_the_place_of_the_one_that_was_filled_in() -> None:
+def test_renamed_pod_network_removes_default_network() -> None:
     old = stored(bare())
     new = merged_by_name(old, {"name": "lan", "masquerade": {}}, {"name": "lan", "pod": {}})
     assert cards(mutated(asked(new, old))) == ([{"name": "lan", "masquerade": {}}], [{"name": "lan", "pod": {}}])
 
 
-def test_a_further_network_leaves_the_stored_one() -> None:
+def test_secondary_network_keeps_default_network() -> None:
     old = stored(bare())
     new = merged_by_name(old, {"name": "lan", "bridge": {}}, {"name": "lan", "multus": {"networkName": "lan"}})
     assert [each["name"] for each in cards(mutated(asked(new, old)))[1]] == ["default", "lan"]
 
 
 @pytest.mark.parametrize("what", ["spec", "template", "interfaces", "networks", "managedFields", "annotations"])
-def test_nonsense_is_left_to_validation(what: str) -> None:
+def test_malformed_objects_are_not_patched(what: str) -> None:
     old = stored(bare())
     new = changed(old, "spec/running", True)
     template = new["spec"]["template"]["spec"]

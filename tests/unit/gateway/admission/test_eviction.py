@@ -1,4 +1,4 @@
-"""An eviction of a launcher pod: allowed, refused with 429, and the VMI marked where it is to be moved."""
+"""Evictions of launcher pods: allowed, or refused with 429, and marking of the VMI for evacuation."""
 
 from __future__ import annotations
 
@@ -65,18 +65,18 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("own", "cluster", "migratable", "refused", "marked"), TABLE)
-def test_every_strategy_does_what_it_says(
+def test_eviction_decision_per_strategy(
     own: str | None, cluster: str | None, migratable: bool, refused: bool, marked: bool
 ) -> None:
     instance = vmi(own, conditions=MIGRATABLE if migratable else [])
     found = decided(instance, default=cluster)
     assert (bool(found.refusal), found.mark) == (refused, marked)
-    # The words that deschedulers look for.
+    # The message matched by deschedulers.
     if marked:
         assert found.refusal == 'Eviction triggered evacuation of VMI "default/web"'
 
 
-def test_what_is_over_or_going_is_not_held_up() -> None:
+def test_eviction_of_finished_or_deleted_vmi_is_allowed() -> None:
     ended = {"containerStatuses": [{"name": "compute", "state": {"terminated": {"exitCode": 0}}}], "phase": "Succeeded"}
     deleted = "2026-01-01T00:00:00Z"
     for phase in ("Succeeded", "Failed"):
@@ -90,19 +90,19 @@ def test_what_is_over_or_going_is_not_held_up() -> None:
     assert decided(vmi("External"), leaving) == Decision()
 
 
-def test_a_failed_pod_whose_containers_have_not_ended_is_still_protected() -> None:
+def test_failed_pod_with_running_containers_is_protected() -> None:
     early = pod(phase="Failed", reason="Preempting")
     assert decided(vmi("External"), early).refusal
 
 
-def test_a_vmi_is_marked_once_and_for_its_own_node_only() -> None:
+def test_vmi_is_marked_for_evacuation_once_for_its_node() -> None:
     assert not decided(vmi("External", evacuationNodeName="node1")).mark
     assert decided(vmi("External", evacuationNodeName="node2")).mark
     assert not decided(vmi("External"), pod(node="node2")).mark
     assert decided(vmi("External"), pod(node="node2")).refusal
 
 
-# ---- as the API server asks
+# ---- through the webhook
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ async def asked(tmp_path: Path) -> AsyncIterator[Any]:
         await runner.cleanup()
 
 
-async def test_the_api_server_is_answered_429_and_the_vmi_marked(asked: Any) -> None:
+async def test_eviction_returns_429_and_marks_vmi(asked: Any) -> None:
     api, evict = asked
     await api.put("pods", pod())
     await api.put("virtualmachineinstances", vmi("External"))
@@ -140,7 +140,7 @@ async def test_the_api_server_is_answered_429_and_the_vmi_marked(asked: Any) -> 
     assert api.find("virtualmachineinstances", "web")["status"]["evacuationNodeName"] == "node1"
 
 
-async def test_other_pods_are_none_of_our_business(asked: Any) -> None:
+async def test_eviction_of_other_pods_is_allowed(asked: Any) -> None:
     api, evict = asked
     assert (await evict("nginx"))["allowed"]
     assert (await evict())["allowed"], "it is gone"

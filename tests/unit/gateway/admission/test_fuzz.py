@@ -1,4 +1,4 @@
-"""Whatever is sent to the webhooks: an answer in words, never a 500, nothing of our insides."""
+"""Any input of the webhooks gets a response, never a 500 or internal details."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ values = st.recursive(
 
 
 def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a document."""
+    """Every path in a document."""
     found = [path] if path else []
     if isinstance(document, dict):
         for key, child in document.items():
@@ -73,7 +73,7 @@ PLACES = {kind: places(document) for kind, document in WHOLE.items()}
 
 @st.composite
 def spoiled(draw: st.DrawFn) -> Json:
-    """An object of ours with odd values in odd places."""
+    """An object with random values in random places."""
     kind = draw(st.sampled_from(sorted(WHOLE)))
     document: Json = json.loads(json.dumps(WHOLE[kind]))
     for path in draw(st.lists(st.sampled_from(PLACES[kind]), max_size=4)):
@@ -101,7 +101,7 @@ def reviewed(kind: str, new: Any, old: Any, user: Any = None) -> bytes:
 
 
 def decide(body: bytes) -> list[Json]:
-    """What both webhooks answer."""
+    """The responses of both webhooks."""
     asked = review.parse(body)
     settings_ = KubeVirtConfiguration()
     verdicts = (kinds.mutate(asked, settings_, "hyperlet"), kinds.validate(asked, settings_, "hyperlet"))
@@ -110,7 +110,7 @@ def decide(body: bytes) -> list[Json]:
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(new=spoiled(), old=st.none() | spoiled())
-def test_odd_objects_are_judged(new: Json, old: Json | None) -> None:
+def test_odd_objects_get_a_decision(new: Json, old: Json | None) -> None:
     kind = new.get("kind") if isinstance(new.get("kind"), str) else "VirtualMachine"
     for response in decide(reviewed(str(kind), new, old)):
         if not response["allowed"]:
@@ -121,7 +121,7 @@ def test_odd_objects_are_judged(new: Json, old: Json | None) -> None:
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(new=spoiled())
-def test_what_is_admitted_is_admitted_again_with_its_defaults(new: Json) -> None:
+def test_mutated_object_is_admitted_again(new: Json) -> None:
     kind = new.get("kind") if isinstance(new.get("kind"), str) else "VirtualMachine"
     asked = review.parse(reviewed(str(kind), new, None))
     verdict = kinds.mutate(asked, KubeVirtConfiguration(), "hyperlet")
@@ -135,8 +135,8 @@ def test_what_is_admitted_is_admitted_again_with_its_defaults(new: Json) -> None
 
 @settings(max_examples=150)
 @given(body=st.binary(max_size=200) | values.map(lambda value: json.dumps(value).encode()))
-def test_what_is_no_review_is_refused_in_words(body: bytes) -> None:
-    with pytest.raises(review.BadReview, match="no AdmissionReview"):
+def test_invalid_review_raises_bad_review(body: bytes) -> None:
+    with pytest.raises(review.BadReview, match="not an AdmissionReview"):
         review.parse(body)
 
 
@@ -183,14 +183,14 @@ DEEP = b'{"a":' * 3000 + b"1" + b"}" * 3000
     ],
     ids=lambda body: repr(body[-40:]),
 )
-async def test_malformed_reviews_are_answered_400(ask: Ask, body: bytes) -> None:
+async def test_malformed_review_returns_400(ask: Ask, body: bytes) -> None:
     for path in PATHS:
         code, words = await ask(path, body)
         assert code == 400 and "AdmissionReview" in words and len(words) < 500
 
 
 @pytest.mark.parametrize("depth", [100, 400, 800])
-async def test_deep_objects_are_answered(ask: Ask, depth: int) -> None:
+async def test_deeply_nested_objects_get_a_response(ask: Ask, depth: int) -> None:
     deep: Any = 1
     for _ in range(depth):
         deep = {"a": [deep]} if depth % 2 else {"a": deep}
@@ -210,7 +210,7 @@ async def test_a_body_that_is_too_large_is_refused(ask: Ask) -> None:
         assert code == 413
 
 
-async def test_what_nobody_foresaw_is_answered_without_our_insides(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unhandled_exception_returns_generic_500(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise KeyError("secret insides")
 
@@ -219,6 +219,6 @@ async def test_what_nobody_foresaw_is_answered_without_our_insides(ask: Ask, mon
     assert code == 500 and json.loads(words)["kind"] == "Status" and "insides" not in words
 
 
-async def test_a_review_is_answered(ask: Ask) -> None:
+async def test_review_gets_a_response(ask: Ask) -> None:
     code, words = await ask(webhooks.VALIDATE, reviewed("VirtualMachine", machine(), None))
     assert code == 200 and json.loads(words)["response"] == {"uid": "u", "allowed": True}

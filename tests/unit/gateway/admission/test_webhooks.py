@@ -1,4 +1,4 @@
-"""What is written into an object, what is refused and how that is told, and who may set what."""
+"""Mutation, validation, protected fields, and the format of responses."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def mutated(request: AdmissionRequest, **configuration: Any) -> Json:
 
 
 def validated(request: AdmissionRequest) -> AdmissionDecision:
-    """What the validating webhook says."""
+    """The decision of the validating webhook."""
     return kinds.validate(request, KubeVirtConfiguration(), NAMESPACE)
 
 
 def refused(request: AdmissionRequest) -> dict[str, str]:
-    """Path → words of what the validating webhook refuses; the mutating one must say the same."""
+    """Messages by path of the validating webhook; the mutating webhook must report the same."""
     verdict = validated(request)
     assert kinds.mutate(request, KubeVirtConfiguration(), NAMESPACE).faults == verdict.faults
     return {fault.path: fault.message for fault in verdict.faults}
@@ -87,7 +87,7 @@ def changed(document: Json, path: str, value: Any) -> Json:
 # ---- defaults
 
 
-def test_a_vm_that_names_little_shows_what_it_means() -> None:
+def test_minimal_vm_gets_stored_defaults() -> None:
     bare = machine()
     del bare["spec"]["runStrategy"], bare["spec"]["template"]["spec"]["networks"]
     del bare["spec"]["template"]["spec"]["domain"]["devices"]["interfaces"]
@@ -100,8 +100,8 @@ def test_a_vm_that_names_little_shows_what_it_means() -> None:
     assert spec["domain"]["devices"]["interfaces"] == [{"name": "default", "masquerade": {}, "model": "virtio"}]
 
 
-def test_what_a_person_wrote_stays_as_it_is() -> None:
-    """Lists above all: a tool that compares would see a difference for ever. And no identity: VMs are copied."""
+def test_user_values_are_not_changed() -> None:
+    """In particular lists: GitOps tools would report a permanent difference. No identities: VMs are copied."""
     mine = machine({"domain.machine": {"type": "pc-q35-9.0"}, "domain.cpu": {"cores": 2, "model": "EPYC"}})
     seen = mutated(asked(mine), machineType="q35", cpuModel="Haswell")
     guarded = changed(mine, "metadata/finalizers", [names.FINALIZER_VM])
@@ -109,21 +109,21 @@ def test_what_a_person_wrote_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(("make", "finalizer"), [(machine, names.FINALIZER_VM), (vmi, names.FINALIZER_VMI)])
-def test_what_is_made_is_guarded_from_the_start(make: Callable[[], Json], finalizer: str) -> None:
+def test_created_objects_get_finalizer(make: Callable[[], Json], finalizer: str) -> None:
     assert mutated(asked(make()))["metadata"]["finalizers"] == [finalizer]
     theirs = changed(make(), "metadata/finalizers", ["example.com/mine"])
     assert mutated(asked(theirs))["metadata"]["finalizers"] == ["example.com/mine", finalizer]
-    # Later it is the controller that knows whether there is anything left to guard.
+    # On updates the controller decides whether the finalizer is needed.
     relabelled = changed(make(), "metadata/labels", {"team": "blue"})
     assert "finalizers" not in mutated(asked(relabelled, make()))["metadata"]
 
 
-def test_a_vm_that_is_changed_is_not_guarded_anew() -> None:
-    """Whoever takes the finalizer off a VM, to be rid of it, does not find it there again with the next change."""
+def test_updated_vm_gets_no_finalizer() -> None:
+    """An update does not restore a finalizer that was removed on purpose."""
     assert "finalizers" not in mutated(asked(changed(machine(), "spec/runStrategy", "Halted"), machine()))["metadata"]
 
 
-def test_a_vm_that_declines_the_network_gets_none() -> None:
+def test_autoattach_false_adds_no_network() -> None:
     bare = machine({"domain.devices.autoattachPodInterface": False})
     del (
         bare["spec"]["template"]["spec"]["networks"],
@@ -133,20 +133,20 @@ def test_a_vm_that_declines_the_network_gets_none() -> None:
     assert "networks" not in spec and "interfaces" not in spec["domain"]["devices"]
 
 
-def test_running_is_left_to_itself() -> None:
+def test_running_adds_no_run_strategy() -> None:
     mine = machine()
     del mine["spec"]["runStrategy"]
     mine["spec"]["running"] = False
     assert "runStrategy" not in mutated(asked(mine))["spec"]
 
 
-def test_defaults_twice_are_defaults_once() -> None:
+def test_mutation_is_idempotent() -> None:
     for document in (machine(), vmi()):
         once = mutated(asked(document))
         assert mutated(asked(once)) == once
 
 
-def test_a_vm_whose_spec_is_not_changed_is_left_alone() -> None:
+def test_update_without_spec_change_is_not_mutated() -> None:
     old = machine()
     new = changed(old, "metadata/labels", {"team": "blue"})
     assert mutated(asked(new, old)) == new
@@ -155,7 +155,7 @@ def test_a_vm_whose_spec_is_not_changed_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("field", ["instancetype", "preference"])
-def test_what_cannot_be_inferred_and_may_be_ignored_is_dropped(field: str) -> None:
+def test_ignorable_instancetype_inference_is_dropped(field: str) -> None:
     """As `virtctl create vm` adds them. With the policy Reject, or by name, they are refused."""
     matcher = {"inferFromVolume": "root", "inferFromVolumeFailurePolicy": "Ignore"}
     seen = mutated(asked(changed(machine(), f"spec/{field}", matcher)))
@@ -167,7 +167,7 @@ def test_what_cannot_be_inferred_and_may_be_ignored_is_dropped(field: str) -> No
         assert f"spec.{field}" in refused(asked(changed(machine(), f"spec/{field}", asking)))
 
 
-def test_a_vm_keeps_the_machine_type_that_is_written_and_its_instance_gets_ours() -> None:
+def test_vm_keeps_written_machine_type_and_vmi_gets_upstream_type() -> None:
     written = machine({"domain.machine": {"type": "pc-q35-rhel9.4.0"}})
     assert mutated(asked(written))["spec"]["template"]["spec"]["domain"]["machine"] == {"type": "pc-q35-rhel9.4.0"}
     instance = changed(vmi(), "spec/domain/machine", {"type": "pc-q35-rhel9.4.0"})
@@ -175,11 +175,11 @@ def test_a_vm_keeps_the_machine_type_that_is_written_and_its_instance_gets_ours(
 
 
 @pytest.mark.parametrize("name", ["hooks.kubevirt.io/hookSidecars", "kubevirt.io/ignitiondata"])
-def test_an_instance_with_an_annotation_that_means_something_elsewhere_is_refused(name: str) -> None:
+def test_vmi_with_unsupported_annotation_is_refused(name: str) -> None:
     assert f"metadata.annotations.{name}" in refused(asked(vmi(annotations={name: "x"})))
 
 
-def test_an_instance_gets_every_default() -> None:
+def test_vmi_gets_all_defaults() -> None:
     spec = mutated(asked(vmi()))["spec"]
     assert spec["terminationGracePeriodSeconds"] == 30 and spec["architecture"] == "amd64"
     assert spec["domain"]["cpu"] == {"cores": 1, "sockets": 1, "threads": 1, "model": "host-model"}
@@ -188,7 +188,7 @@ def test_an_instance_gets_every_default() -> None:
     assert interface["model"] == "virtio" and interface["macAddress"].startswith("02:")
 
 
-def test_addresses_are_stable_for_a_name_and_differ_between_names() -> None:
+def test_mac_addresses_are_stable_per_name() -> None:
     def mac(**metadata: Any) -> str | None:
         found = mutated(asked(vmi(**metadata)))["spec"]["domain"]["devices"]["interfaces"][0]
         return found.get("macAddress")
@@ -198,13 +198,13 @@ def test_addresses_are_stable_for_a_name_and_differ_between_names() -> None:
     assert mac(name=None, generateName="many-") is None, "two of no name yet must not be the same"
 
 
-def test_the_controllers_instance_is_complete_already() -> None:
+def test_vmi_from_controller_is_not_mutated() -> None:
     whole = mutated(asked(vmi()))
     assert kinds.mutate(asked(whole, user=CONTROLLER), KubeVirtConfiguration(), NAMESPACE).patch == []
 
 
-def test_a_status_that_a_person_brings_along_is_dropped() -> None:
-    """As the API server does for kinds that have a status subresource."""
+def test_user_supplied_status_is_dropped_on_create() -> None:
+    """Like the API server for kinds with a status subresource."""
     exported = {**vmi(), "status": {"phase": "Running", "nodeName": "node-1"}}
     assert "status" not in mutated(asked(exported))
     mine = asked(exported, user=CONTROLLER)
@@ -227,7 +227,7 @@ def test_patches_only_add() -> None:
 # ---- faults
 
 
-def test_every_fault_is_told_at_once_with_its_path() -> None:
+def test_all_faults_are_reported_with_paths() -> None:
     bad = machine(
         {
             "domain.devices.disks.1": {"name": "orphan"},
@@ -260,7 +260,7 @@ def test_a_name_that_is_too_long_is_refused() -> None:
     assert "metadata.name" in refused(asked(changed(machine(), "metadata/name", "a" * 64)))
 
 
-def test_a_spec_that_was_stored_before_it_would_be_refused_hinders_nothing_else() -> None:
+def test_unchanged_invalid_spec_does_not_block_metadata_updates() -> None:
     old = machine({"domain.devices.gpus": [{"name": "g", "deviceName": "a/b"}]})
     assert refused(asked(old)) != {}
     assert refused(asked(changed(old, "metadata/labels", {"a": "b"}), old)) == {}
@@ -269,7 +269,7 @@ def test_a_spec_that_was_stored_before_it_would_be_refused_hinders_nothing_else(
     assert refused(asked(changed(deleting, "metadata/finalizers", []), deleting)) == {}
 
 
-def test_what_the_api_server_dropped_is_told_by_what_was_applied() -> None:
+def test_pruned_fields_are_reported_from_last_applied_annotation() -> None:
     wrong = machine({"domain.devices.diskz": []})
     wrong["runStrategy"] = "Always"
     applied = {"kubectl.kubernetes.io/last-applied-configuration": json.dumps(wrong)}
@@ -283,10 +283,10 @@ def test_what_the_api_server_dropped_is_told_by_what_was_applied() -> None:
         assert "spec" not in refused(asked(odd))
 
 
-# ---- who may set what
+# ---- protected fields
 
 
-def test_an_instances_spec_is_fixed() -> None:
+def test_vmi_spec_is_immutable() -> None:
     old = vmi()
     new = copy.deepcopy(old)
     new["spec"]["domain"]["memory"]["guest"] = "1Gi"
@@ -299,7 +299,7 @@ def test_an_instances_spec_is_fixed() -> None:
     assert validated(asked(new, old, CONTROLLER)) == AdmissionDecision()
 
 
-def test_a_status_is_written_by_components_only() -> None:
+def test_status_writes_by_users_are_refused() -> None:
     old = {**vmi(), "status": {"phase": "Running", "nodeName": "node-1", "activePods": {"u": "node-1"}}}
     for status in ({}, {"phase": "Succeeded"}, {**old["status"], "nodeName": "node-2"}, {**old["status"], "x": 1}):
         new = {**old, "status": status}
@@ -311,8 +311,8 @@ def test_a_status_is_written_by_components_only() -> None:
 
 
 @pytest.mark.parametrize("label", sorted(names.OWNED_LABELS))
-def test_the_components_labels_are_theirs(label: str) -> None:
-    """A handler finds its instances by label: who sets it would have another node's handler look after them."""
+def test_component_labels_are_protected(label: str) -> None:
+    """Handlers select VMIs by label: a user could assign a VMI to another node's handler."""
     for document, path in (
         (vmi(), "metadata/labels"),
         (machine(), "metadata/labels"),
@@ -321,7 +321,7 @@ def test_the_components_labels_are_theirs(label: str) -> None:
         marked = changed(document, path, {label: "node-1"})
         moved = changed(document, path, {label: "node-2"})
         at = f"{path.replace('/', '.')}.{label}"
-        assert refused(asked(marked)) == {at: "is set by hyperlet itself"}
+        assert refused(asked(marked)) == {at: "is managed by hyperlet"}
         assert set(refused(asked(moved, marked))) == {at}
         assert set(refused(asked(document, marked))) == {at}
         assert refused(asked(marked, marked)) == {}
@@ -329,19 +329,19 @@ def test_the_components_labels_are_theirs(label: str) -> None:
         assert not validated(asked(marked, user=ROOT)).faults
 
 
-def test_a_replaced_manifest_keeps_the_finalizers_it_does_not_name() -> None:
+def test_replace_restores_omitted_finalizers() -> None:
     for document, finalizer in ((vmi(), names.FINALIZER_VMI), (machine(), names.FINALIZER_VM)):
         held = changed(document, "metadata/finalizers", ["other", finalizer])
         assert mutated(asked(document, held))["metadata"]["finalizers"] == [finalizer]
         mine = changed(document, "metadata/finalizers", ["mine"])
         assert mutated(asked(mine, held))["metadata"]["finalizers"] == ["mine", finalizer]
         assert mutated(asked(held, held))["metadata"]["finalizers"] == ["other", finalizer]
-        # Repairs: what an administrator and the controller take off stays off.
+        # Repairs: finalizers removed by an administrator or the controller are not restored.
         for user in (ROOT, CONTROLLER):
             assert "finalizers" not in mutated(asked(document, held, user))["metadata"]
 
 
-def test_the_components_annotations_and_finalizers_are_theirs() -> None:
+def test_component_annotations_and_finalizers_are_protected() -> None:
     for annotation in names.OWNED_ANNOTATIONS:
         assert refused(asked(changed(vmi(), "metadata/annotations", {annotation: "7"})))
     for document, finalizer in ((vmi(), names.FINALIZER_VMI), (machine(), names.FINALIZER_VM)):
@@ -366,13 +366,13 @@ def test_the_components_annotations_and_finalizers_are_theirs() -> None:
         "",
     ],
 )
-def test_nobody_else_is_a_component(username: str) -> None:
+def test_other_accounts_are_not_components(username: str) -> None:
     new = {**vmi(), "status": {"phase": "Succeeded"}}
     assert validated(asked(new, vmi(), UserInfo(username=username))).faults
 
 
 @pytest.mark.parametrize("account", ["hyperlet-controller", "hyperlet-gateway", "hyperlet-handler"])
-def test_components_are_believed(account: str) -> None:
+def test_component_writes_are_not_validated(account: str) -> None:
     extra = {ownership.NODE_NAME: ["node-1"]}
     user = UserInfo(username=f"system:serviceaccount:hyperlet:{account}", extra=extra)
     old = {**vmi(), "status": {"nodeName": "node-1"}}
@@ -382,8 +382,8 @@ def test_components_are_believed(account: str) -> None:
 HANDLER = UserInfo(username="system:serviceaccount:hyperlet:hyperlet-handler", extra={ownership.NODE_NAME: ["node-1"]})
 
 
-def test_a_handler_reports_and_does_nothing_else() -> None:
-    """All handlers share one account: a token that was stolen on one node must not move other nodes' VMs (line 15)."""
+def test_handler_may_only_write_vmi_status() -> None:
+    """All handlers share one account: a token stolen on one node must not affect other nodes' VMs (line 15)."""
     old = {
         **vmi(labels={"a": "b"}),
         "status": {"nodeName": "node-1", "phase": "Scheduled", "activePods": {"u": "node-1"}},
@@ -415,15 +415,15 @@ def test_a_handler_reports_and_does_nothing_else() -> None:
         ({"u": "node-1", "theirs": "node-2", "more": "node-1"}, ["status.activePods"]),
     ],
 )
-def test_a_handler_gives_evidence_of_its_own_nodes_pods_only(left: dict[str, str], faults: list[str]) -> None:
-    """That a pod has ended is leave to start its VM elsewhere: another node's word would make a second copy."""
+def test_handler_may_only_remove_own_nodes_pods_from_active_pods(left: dict[str, str], faults: list[str]) -> None:
+    """A terminated pod allows its VM to start elsewhere: a false report from another node would start a second copy."""
     old = {**vmi(), "status": {"nodeName": "node-1", "activePods": {"u": "node-1", "theirs": "node-2"}}}
     user = UserInfo(username=HANDLER.username, extra={ownership.NODE_NAME: ["node-1"]})
     verdict = validated(asked(changed(old, "status/activePods", left), old, user))
     assert [fault.path for fault in verdict.faults] == faults
 
 
-def test_a_handlers_token_that_tells_its_node_is_good_for_that_node() -> None:
+def test_handler_token_is_restricted_to_its_node() -> None:
     old = {**vmi(), "status": {"nodeName": "node-1", "phase": "Scheduled"}}
     report = changed(old, "status/phase", "Running")
     taken = changed(old, "status/nodeName", "node-2")
@@ -435,7 +435,7 @@ def test_a_handlers_token_that_tells_its_node_is_good_for_that_node() -> None:
 
 
 @pytest.mark.parametrize("extra", [None, {}, {ownership.NODE_NAME: []}])
-def test_a_handlers_token_that_tells_no_node_writes_nothing(extra: dict[str, list[str]] | None) -> None:
+def test_handler_token_without_node_may_not_write(extra: dict[str, list[str]] | None) -> None:
     for status in ({"nodeName": "node-1", "phase": "Scheduled"}, {"phase": "Scheduled"}):
         old = {**vmi(), "status": status}
         user = msgspec.structs.replace(HANDLER, extra=extra)
@@ -443,7 +443,7 @@ def test_a_handlers_token_that_tells_no_node_writes_nothing(extra: dict[str, lis
         assert [fault.path for fault in faults] == ["status.nodeName"]
 
 
-def test_other_resources_are_none_of_our_business() -> None:
+def test_other_kinds_are_allowed() -> None:
     request = asked({**vmi(), "spec": {"bad": 1}})
     for other in (
         {"subResource": "status"},
@@ -455,10 +455,10 @@ def test_other_resources_are_none_of_our_business() -> None:
         assert validated(msgspec.structs.replace(request, **other)) == AdmissionDecision()
 
 
-# ---- the answer
+# ---- responses
 
 
-def test_an_answer_is_one_that_the_api_server_hands_on() -> None:
+def test_refusal_has_status_with_causes() -> None:
     request = asked(machine())
     faults = [Fault("spec.a", names.FAULT_INVALID, "is wrong"), Fault("spec.b", names.FAULT_REQUIRED, "is missing")]
     response = json.loads(review.answer(request, AdmissionDecision(faults=faults)))["response"]
@@ -477,7 +477,7 @@ def test_an_answer_is_one_that_the_api_server_hands_on() -> None:
     }
 
 
-def test_an_answer_is_bounded() -> None:
+def test_response_size_is_bounded() -> None:
     faults = [Fault(f"spec.{n}", names.FAULT_INVALID, "x" * 500) for n in range(1000)]
     verdict = AdmissionDecision(faults=faults, warnings=["w" * 1000])
     response = json.loads(review.answer(asked(machine()), verdict))["response"]
@@ -486,7 +486,7 @@ def test_an_answer_is_bounded() -> None:
     assert len(response["warnings"][0]) == review.WARNING_LIMIT
 
 
-def test_an_answer_carries_patch_and_warnings() -> None:
+def test_response_has_patch_and_warnings() -> None:
     verdict = AdmissionDecision(patch=[{"op": "add", "path": "/a", "value": 1}], warnings=["mind"])
     response = json.loads(review.answer(asked(machine()), verdict))["response"]
     assert response["allowed"] is True and response["patchType"] == "JSONPatch" and response["warnings"] == ["mind"]
@@ -495,14 +495,14 @@ def test_an_answer_carries_patch_and_warnings() -> None:
     assert plain == {"uid": "u", "allowed": True}
 
 
-def test_warnings_are_given_for_what_is_probably_not_meant() -> None:
+def test_warnings_of_valid_vm() -> None:
     mine = machine({"/spec.running": True})
     del mine["spec"]["runStrategy"]
     assert validated(asked(mine)).warnings == ["spec.running is deprecated: use spec.runStrategy"]
     assert validated(asked(mine, mine)).warnings == []
 
 
-def test_the_api_server_asks_about_every_kind_that_has_rules() -> None:
+def test_webhook_manifests_cover_every_kind_with_rules() -> None:
     asked_about: dict[str, set[tuple[str, str]]] = {}
     for document in yaml.safe_load_all((MANIFESTS / "webhooks.yaml").read_text()):
         for hook in document["webhooks"]:
@@ -519,12 +519,12 @@ def test_the_api_server_asks_about_every_kind_that_has_rules() -> None:
     }
 
 
-def test_a_list_of_bridges_that_matches_none_is_refused() -> None:
-    """Also where the spec is as it was: the annotations are settings too."""
+def test_invalid_bridge_patterns_are_refused() -> None:
+    """Also with an unchanged spec: the annotations are settings, too."""
     document: Json = {"apiVersion": "kubevirt.io/v1", "kind": "KubeVirt", "metadata": {"name": "kubevirt"}, "spec": {}}
     wrong = changed(document, "metadata/annotations", {"hyperlet/denied-bridges": "br[1]"})
     for old in (None, document):
         assert set(refused(asked(wrong, old))) == {"metadata.annotations.hyperlet/denied-bridges"}
-    # What was stored before must not keep anything else from being changed.
+    # A stored invalid value must not block other changes.
     assert refused(asked(changed(wrong, "metadata/labels", {"a": "b"}), wrong)) == {}
     assert refused(asked(changed(document, "metadata/annotations", {"hyperlet/denied-bridges": "br1"}), document)) == {}

@@ -1,4 +1,4 @@
-"""Who is believed: certificate, name and headers, tried over real TLS. notes: every forged way in is refused."""
+"""Authentication by certificate, common name and headers over real TLS; forged requests are refused."""
 
 import time
 from collections.abc import AsyncIterator
@@ -51,31 +51,31 @@ async def refused(session: aiohttp.ClientSession, path: str, code: int = 401, **
 
 
 @pytest.mark.parametrize("path", PUBLIC)
-async def test_discovery_is_open_to_everybody(gate: World, path: str) -> None:
+async def test_discovery_is_unauthenticated(gate: World, path: str) -> None:
     async with gate.session(None).get(path) as response:
         assert response.status == 200
         assert response.content_type == "application/json"
 
 
 @pytest.mark.parametrize("path", GUARDED)
-async def test_headers_without_a_certificate_make_nobody(gate: World, path: str) -> None:
+async def test_headers_without_certificate_return_401(gate: World, path: str) -> None:
     await refused(gate.session(None), path)
     assert gate.api.reviews == []
 
 
 @pytest.mark.parametrize("path", GUARDED)
-async def test_the_right_authority_with_another_name_is_not_the_front_proxy(gate: World, path: str) -> None:
+async def test_certificate_with_other_common_name_returns_401(gate: World, path: str) -> None:
     await refused(gate.session(gate.pki.client("kubelet")), path)
     assert gate.api.reviews == []
 
 
-async def test_a_users_certificate_does_not_even_connect(gate: World) -> None:
+async def test_user_certificate_fails_handshake(gate: World) -> None:
     stranger = gate.session(gate.pki.client("front-proxy-client", by=gate.pki.users))
     with pytest.raises((aiohttp.ClientError, OSError)):
         await refused(stranger, GUARDED[0])
 
 
-async def test_a_servers_certificate_of_the_front_proxys_authority_does_not_connect(gate: World) -> None:
+async def test_server_certificate_of_front_proxy_ca_fails_handshake(gate: World) -> None:
     key = tls.new_key()
     wanted = tls.Names(dns=("front-proxy-client",))
     issued = tls.issue(gate.pki.proxy, tls.public_key(key), wanted, client=False, now=time.time(), seconds=60)
@@ -83,14 +83,14 @@ async def test_a_servers_certificate_of_the_front_proxys_authority_does_not_conn
         await refused(gate.session(tls.KeyPair(issued, key)), GUARDED[0])
 
 
-async def test_the_gateways_own_certificate_is_no_front_proxys(gate: World) -> None:
+async def test_gateway_certificate_is_not_accepted_as_front_proxy(gate: World) -> None:
     identity = gate.certificates.client
     assert identity is not None
     with pytest.raises((aiohttp.ClientError, OSError)):
         await refused(gate.session(tls.KeyPair(identity.certificate, identity.key)), GUARDED[0])
 
 
-async def test_the_front_proxy_must_name_somebody(gate: World) -> None:
+async def test_missing_user_header_returns_401(gate: World) -> None:
     async with gate.proxy.get(GUARDED[2]) as response:
         assert response.status == 401
 
@@ -112,14 +112,14 @@ async def test_user_groups_and_extra_reach_the_review(gate: World) -> None:
     assert review["extra"] == {"acme.com/project": ["blue"]}
 
 
-async def test_more_groups_than_anybody_has_are_refused(gate: World) -> None:
+async def test_too_many_groups_are_refused(gate: World) -> None:
     code, body = await gate.ask("GET", "virtualmachines/web/expand-spec", groups=tuple("abcdefgh" * (LIMIT // 8 + 1)))
-    # Either the header limit of the HTTP server or ours: never a review.
+    # Refused by the header limit of the HTTP server or by LIMIT, without a review.
     assert code in (400, 401), body
     assert gate.api.reviews == []
 
 
-async def test_a_new_authority_is_believed_and_the_old_one_no_longer(gate: World) -> None:
+async def test_replaced_front_proxy_ca_takes_effect(gate: World) -> None:
     new = tls.authority("front-proxy-ca-2", time.time() - 60, 3600)
     await gate.api.put("configmaps", gate.pki.config_map(**{"requestheader-client-ca-file": new.certificate.decode()}))
     await until(lambda: gate.services.front_proxy.settings.authorities == new.certificate.decode())
@@ -131,7 +131,7 @@ async def test_a_new_authority_is_believed_and_the_old_one_no_longer(gate: World
         await refused(gate.session(gate.pki.client("front-proxy-client")), GUARDED[2])
 
 
-async def test_without_the_config_map_nobody_is_served_and_the_words_say_why(gate: World) -> None:
+async def test_missing_config_map_returns_503_with_reason(gate: World) -> None:
     await gate.api.remove("configmaps", "extension-apiserver-authentication", "kube-system")
     await until(lambda: gate.services.front_proxy.trouble())
     code, body = await gate.ask("GET", "virtualmachines/web/expand-spec")
@@ -142,7 +142,7 @@ async def test_without_the_config_map_nobody_is_served_and_the_words_say_why(gat
 # ---- the settings ---------------------------------------------------------------------------------------------------
 
 
-def test_no_allowed_names_mean_any_name_only_where_users_have_another_authority() -> None:
+def test_empty_allowed_names_require_separate_client_ca() -> None:
     pki = Pki()
     apart = settings_of(pki.config_map(**{"requestheader-allowed-names": "[]"})["data"])
     assert apart.refusal == ""
@@ -163,7 +163,7 @@ def test_no_allowed_names_mean_any_name_only_where_users_have_another_authority(
         {"requestheader-username-headers": "[1]"},
     ],
 )
-def test_settings_that_cannot_be_read_refuse_everybody(change: dict[str, str]) -> None:
+def test_invalid_front_proxy_settings_refuse_all_requests(change: dict[str, str]) -> None:
     assert settings_of(Pki().config_map(**change)["data"]).refusal
 
 

@@ -1,4 +1,4 @@
-"""Who may: asked for the full subresource, with the verb that roles name, and not for longer than a moment."""
+"""Authorization for the full subresource with the RBAC verb, and its short-lived cache."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ def path_of(endpoint: Endpoint, version: str = "v1") -> str:
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda each: f"{each.method}-{each.name}-{len(each.parameters)}")
-async def test_every_endpoint_is_reviewed_as_itself_and_never_as_its_parent(gate: World, endpoint: Endpoint) -> None:
+async def test_every_endpoint_is_authorized_by_its_full_subresource(gate: World, endpoint: Endpoint) -> None:
     gate.api.may = lambda user, verb, resource: False
     code, body = await gate.ask(endpoint.method, path_of(endpoint))
     assert code == 403, body
@@ -43,7 +43,7 @@ async def test_every_endpoint_is_reviewed_as_itself_and_never_as_its_parent(gate
     assert sum(gate.node.called.values()) == 0
 
 
-async def test_who_may_see_the_screen_may_not_therefore_take_screenshots(gate: World) -> None:
+async def test_vnc_permission_does_not_include_screenshot(gate: World) -> None:
     gate.api.may = lambda user, verb, resource: resource == "virtualmachineinstances/vnc"
     code, _ = await gate.ask("GET", "virtualmachineinstances/web/vnc/screenshot")
     assert code == 403
@@ -54,7 +54,7 @@ async def test_who_may_see_the_screen_may_not_therefore_take_screenshots(gate: W
     assert code == 403
 
 
-async def test_the_old_version_is_reviewed_likewise(gate: World) -> None:
+async def test_old_api_version_is_authorized_likewise(gate: World) -> None:
     gate.api.may = lambda user, verb, resource: False
     console = next(each for each in ENDPOINTS if each.subresource == "console")
     code, _ = await gate.ask("GET", path_of(console, "v1alpha3"))
@@ -62,7 +62,7 @@ async def test_the_old_version_is_reviewed_likewise(gate: World) -> None:
     assert gate.api.reviews[0]["resourceAttributes"]["version"] == "v1alpha3"
 
 
-async def test_a_refusal_says_who_what_and_where(gate: World) -> None:
+async def test_forbidden_message_has_user_verb_and_resource(gate: World) -> None:
     gate.api.may = lambda user, verb, resource: False
     _, body = await gate.ask("GET", "virtualmachineinstances/web/console")
     assert body["message"] == (
@@ -72,9 +72,7 @@ async def test_a_refusal_says_who_what_and_where(gate: World) -> None:
     )
 
 
-async def test_an_answer_is_kept_for_a_moment_and_for_that_user_alone(
-    gate: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_decision_is_cached_briefly_per_user(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:
     path = "virtualmachines/web/expand-spec"
     for _ in range(3):
         assert (await gate.ask("GET", path))[0] == 200
@@ -83,7 +81,7 @@ async def test_an_answer_is_kept_for_a_moment_and_for_that_user_alone(
     assert (await gate.ask("GET", path, user="bob"))[0] == 403
     assert (await gate.ask("GET", path, groups=("others",)))[0] == 403
     assert len(gate.api.reviews) == 3
-    # A right that is taken away is gone in a moment: nothing is kept for longer.
+    # A revoked permission takes effect when the cache entry expires.
     now = asyncio.get_running_loop().time()
     kept = list(gate.services.authorizer._kept.values())
     assert kept
@@ -96,14 +94,14 @@ async def test_an_answer_is_kept_for_a_moment_and_for_that_user_alone(
     assert [each["user"] for each in gate.api.reviews[-2:]] == ["carol", "carol"]
 
 
-async def test_what_is_kept_is_bounded(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_decision_cache_is_bounded(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(authorization, "KEPT", 5)
     for number in range(12):
         await gate.ask("GET", f"virtualmachines/web{number}/expand-spec")
     assert len(gate.services.authorizer._kept) == 5
 
 
-async def test_an_api_server_that_cannot_be_asked_is_a_503_with_a_time_to_come_back(gate: World) -> None:
+async def test_unavailable_api_server_returns_503_with_retry_after(gate: World) -> None:
     gate.api.refuse = lambda verb, plural, body: (
         Refusal(500, "InternalError", "etcd is away") if plural == "subjectaccessreviews" else None
     )
@@ -131,7 +129,7 @@ async def test_an_api_server_that_cannot_be_asked_is_a_503_with_a_time_to_come_b
         ("/apis/subresources.kubevirt.io/v2/namespaces/default/virtualmachines/web/start", 404),
     ],
 )
-async def test_names_that_are_none_reach_nobody(gate: World, path: str, code: int) -> None:
+async def test_invalid_names_send_no_review(gate: World, path: str, code: int) -> None:
     before = _asked(gate)
     whole = path if path.startswith("/") else f"/apis/subresources.kubevirt.io/v1/namespaces/default/{path}"
     url = URL(f"https://127.0.0.1:{gate.port}{whole}", encoded=True)
@@ -142,7 +140,7 @@ async def test_names_that_are_none_reach_nobody(gate: World, path: str, code: in
 
 
 def _asked(gate: World) -> dict[tuple[str, str], int]:
-    """What the API server was asked, without the watches, which begin when they like."""
+    """Calls of the API server, without watches, which start asynchronously."""
     return {call: count for call, count in gate.api.calls.items() if call[0] != "watch"}
 
 

@@ -1,4 +1,4 @@
-"""Bodies that come slowly, or all at once."""
+"""Slow, large and concurrent request bodies."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ async def test_body_is_read_as_it_is(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
-async def test_body_that_does_not_end_is_given_up(size: int) -> None:
+async def test_incomplete_body_times_out(size: int) -> None:
     bodies, never = RequestBodies(seconds=0.2), asyncio.Event()
     async with (
         serving(bodies) as url,
@@ -56,7 +56,7 @@ async def test_body_that_does_not_end_is_given_up(size: int) -> None:
     assert not bodies._held
 
 
-async def test_body_that_is_too_long_is_not_read() -> None:
+async def test_oversized_body_is_not_read() -> None:
     async with (
         serving(RequestBodies(), limit=1000) as url,
         aiohttp.ClientSession() as session,
@@ -65,7 +65,7 @@ async def test_body_that_is_too_long_is_not_read() -> None:
         assert response.status == 413
 
 
-async def test_large_bodies_of_one_address_have_a_limit_together_and_small_ones_pass() -> None:
+async def test_large_bodies_are_limited_per_address() -> None:
     bodies, go_on = RequestBodies(each=2 << 20), asyncio.Event()
     async with serving(bodies) as url, aiohttp.ClientSession() as session:
         first = asyncio.ensure_future(session.post(url, data=slowly(3 << 19, go_on)))
@@ -73,7 +73,7 @@ async def test_large_bodies_of_one_address_have_a_limit_together_and_small_ones_
             while not bodies._held.total():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         async with session.post(url, data=b"x" * (1 << 20)) as response:
-            assert response.status == 429 and "too many large bodies" in await response.text()
+            assert response.status == 429 and "too many large request bodies" in await response.text()
         async with session.post(url, data=b"x" * 1000) as response:
             assert response.status == 200
         go_on.set()

@@ -1,4 +1,4 @@
-"""A gateway that is told to stop: those who do not know yet are served, and sent elsewhere for the next time."""
+"""Graceful shutdown of the HTTPS server, and lifetimes from the environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.gateway.lab import Pki, until
 from tests.unit.kit.fakeapi import FakeApi
 
 
-async def test_who_comes_while_it_stops_is_served_and_parted_from(tmp_path: Path) -> None:
+async def test_requests_during_shutdown_are_served_and_connection_closed(tmp_path: Path) -> None:
     pki = Pki()
     certificates = pki.certificates()
     going, go_on = asyncio.Event(), asyncio.Event()
@@ -61,7 +61,7 @@ async def test_who_comes_while_it_stops_is_served_and_parted_from(tmp_path: Path
     ("leaf", "authority", "expected"),
     [("", "", Lifetimes()), ("10", "", Lifetimes(Lifetimes().authority, 10)), ("10", "80", Lifetimes(80, 10))],
 )
-def test_lives_come_from_the_environment(
+def test_lifetimes_are_read_from_environment(
     monkeypatch: pytest.MonkeyPatch, leaf: str, authority: str, expected: Lifetimes
 ) -> None:
     monkeypatch.setenv("HYPERLET_LEAF_SECONDS", leaf)
@@ -70,9 +70,7 @@ def test_lives_come_from_the_environment(
 
 
 @pytest.mark.parametrize(("leaf", "authority"), [("10", "79"), ("0", "80"), ("-1", "80"), ("ten", "80")])
-def test_lives_that_leave_no_time_for_a_succession_are_refused(
-    monkeypatch: pytest.MonkeyPatch, leaf: str, authority: str
-) -> None:
+def test_too_short_ca_lifetime_is_refused(monkeypatch: pytest.MonkeyPatch, leaf: str, authority: str) -> None:
     monkeypatch.setenv("HYPERLET_LEAF_SECONDS", leaf)
     monkeypatch.setenv("HYPERLET_AUTHORITY_SECONDS", authority)
     with pytest.raises(ValueError, match="HYPERLET_"):

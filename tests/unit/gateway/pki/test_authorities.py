@@ -1,4 +1,4 @@
-"""Authorities come and go, and nobody ever meets a certificate that it does not believe: years in a few seconds."""
+"""Rotation of CAs, simulated over years: peers always trust each other's certificates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Clock:
 
 
 def advance(found: dict[str, list[Authority]], clock: Clock, lives: Lifetimes) -> dict[str, list[Authority]]:
-    """What a keeper would make of the authorities now."""
+    """The CAs after a round of the rotator at a time."""
     new = {}
     for purpose in PURPOSES:
         plan = authorities.plan(found.get(purpose, []), clock(), lives)
@@ -41,7 +41,7 @@ def advance(found: dict[str, list[Authority]], clock: Clock, lives: Lifetimes) -
 
 
 def believes(bundle: bytes, leaf: bytes, name: str, at: float) -> None:
-    """Raises VerificationError unless a client with that bundle takes the leaf at that time."""
+    """Raises VerificationError unless a client with the bundle accepts the leaf at the time."""
     store = Store(x509.load_pem_x509_certificates(bundle))
     verifier = PolicyBuilder().store(store).time(datetime.fromtimestamp(at, UTC).replace(tzinfo=None))
     verifier.build_server_verifier(x509.DNSName(name)).verify(x509.load_pem_x509_certificate(leaf), [])
@@ -53,8 +53,8 @@ def believes(bundle: bytes, leaf: bytes, name: str, at: float) -> None:
     lag=st.floats(min_value=0, max_value=0.66),
     step=st.floats(min_value=0.05, max_value=0.3),
 )
-def test_whoever_is_late_still_believes_every_leaf_that_lives(authority: int, lag: float, step: float) -> None:
-    """Times are in lives of a leaf. A handler's bundle is as old as its own certificate: two thirds at most."""
+def test_outdated_bundle_verifies_every_valid_leaf(authority: int, lag: float, step: float) -> None:
+    """Times are in leaf lifetimes. A handler's bundle is as old as its certificate: two thirds at most."""
     leaf = 1000.0
     lives, clock = Lifetimes(authority * leaf, leaf), Clock()
     found: dict[str, list[Authority]] = {}
@@ -77,8 +77,8 @@ def test_whoever_is_late_still_believes_every_leaf_that_lives(authority: int, la
     assert len(signers) >= 3
 
 
-def test_a_replicas_certificates_are_believed_through_years() -> None:
-    """With real certificates and a verifier that is told the time."""
+def test_certificates_verify_through_years_of_rotation() -> None:
+    """With real certificates and a verifier with a fake clock."""
     clock, lives = Clock(), Lifetimes(90 * 86400.0, 86400.0)
     certificates, found = Certificates("hyperlet", lives, clock), {}
     old = b""
@@ -100,7 +100,7 @@ def test_a_replicas_certificates_are_believed_through_years() -> None:
 
 
 async def test_no_call_fails_while_everything_is_renewed() -> None:
-    """A client calls all the time, with the bundle as it was at the last turn; authorities change five times."""
+    """A client calls continuously with the bundle of the previous round, through five rotations."""
     clock, lives = Clock(time.time()), Lifetimes(800.0, 100.0)
     certificates, found = Certificates("hyperlet", lives, clock), {}
     found = advance(found, clock, lives)
@@ -129,7 +129,7 @@ async def test_no_call_fails_while_everything_is_renewed() -> None:
                     answers += 1
 
     callers = [asyncio.create_task(call()) for _ in range(3)]
-    # Certificates are valid from an hour before they are made, so this clock may run ahead by that much.
+    # Certificates are valid from one hour before creation, so this clock may be ahead by that much.
     while clock.now < time.time() + tls.BACKDATED - 60:
         before = answers
         async with asyncio.timeout(20):
@@ -146,7 +146,7 @@ async def test_no_call_fails_while_everything_is_renewed() -> None:
     assert len(shown) >= 5 and answers > 200
 
 
-def test_a_leaf_is_made_anew_when_its_authority_is_gone() -> None:
+def test_leaf_is_renewed_when_its_ca_is_removed() -> None:
     clock, lives = Clock(), Lifetimes()
     certificates = Certificates("hyperlet", lives, clock)
     first = {purpose: [authorities.make(purpose, clock() - 10, lives)] for purpose in PURPOSES}
@@ -158,7 +158,7 @@ def test_a_leaf_is_made_anew_when_its_authority_is_gone() -> None:
     assert certificates.client.certificate != client.certificate
 
 
-def test_a_new_authority_is_believed_before_it_signs() -> None:
+def test_new_ca_is_trusted_before_it_signs() -> None:
     clock, lives = Clock(), Lifetimes()
     certificates = Certificates("hyperlet", lives, clock)
     first = {purpose: [authorities.make(purpose, clock(), lives)] for purpose in PURPOSES}
@@ -171,7 +171,7 @@ def test_a_new_authority_is_believed_before_it_signs() -> None:
     assert certificates.client.roots == authorities.bundle(both[INTERNAL]) != before.roots
 
 
-def test_a_secret_is_read_back_as_it_was_written() -> None:
+def test_secret_round_trips() -> None:
     lives = Lifetimes()
     made = {purpose: [authorities.make(purpose, START + n, lives) for n in range(2)] for purpose in PURPOSES}
     data: dict[str, str] = {}
@@ -185,7 +185,7 @@ def test_a_secret_is_read_back_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize("spoiled", ["", "!", "bm9uc2Vuc2U="])
-def test_an_authority_that_cannot_be_read_is_told_and_left_out(spoiled: str) -> None:
+def test_unreadable_ca_is_reported_and_skipped(spoiled: str) -> None:
     made = [authorities.make(SERVING, START, Lifetimes())]
     data = {key: text for key, text in authorities.change({}, SERVING, made).items() if text is not None}
     name = f"{SERVING}.{int(START)}.key"

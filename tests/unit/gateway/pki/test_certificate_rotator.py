@@ -1,4 +1,4 @@
-"""Authorities kept in a Secret by several replicas, and their bundle put where the API server looks."""
+"""Rotation of CAs in a Secret by several replicas, and injection of CA bundles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def configuration(*names: str) -> Json:
 
 
 async def furnish(api: FakeApi) -> None:
-    """What the manifests bring."""
+    """Creates the objects of the manifests."""
     meta = {"name": "hyperlet-ca", "namespace": "hyperlet"}
     await api.put("secrets", {"metadata": dict(meta), "type": "Opaque"})
     await api.put("configmaps", {"metadata": dict(meta)})
@@ -45,7 +45,7 @@ async def api() -> AsyncIterator[FakeApi]:
 
 
 class Replica:
-    """One gateway's keeper, at work. `offset` is by how much its clock is ahead."""
+    """A running rotator. `offset` is how much its clock is ahead."""
 
     def __init__(self, api: FakeApi, folder: Path) -> None:
         self._api = api
@@ -76,7 +76,7 @@ class Replica:
 
 
 def bundles(api: FakeApi) -> list[bytes | None]:
-    """What the API server would believe, wherever it looks."""
+    """All injected CA bundles."""
     found: list[Any] = []
     for plural in ("mutatingwebhookconfigurations", "validatingwebhookconfigurations"):
         for webhook in api.objects[plural, "", ca_injection.NAME]["webhooks"]:
@@ -85,7 +85,7 @@ def bundles(api: FakeApi) -> list[bytes | None]:
     return [b64decode(text) if text else None for text in found]
 
 
-async def test_the_first_replica_makes_what_the_others_take(api: FakeApi, tmp_path: Path) -> None:
+async def test_replicas_share_the_first_ca(api: FakeApi, tmp_path: Path) -> None:
     await furnish(api)
     async with contextlib.AsyncExitStack() as stack:
         replicas = [await stack.enter_async_context(Replica(api, tmp_path)) for _ in range(3)]
@@ -112,7 +112,7 @@ async def test_nothing_is_written_when_nothing_differs(api: FakeApi, tmp_path: P
     assert not [call for call in api.calls if call[0] not in ("list", "watch")]
 
 
-async def test_what_is_taken_out_is_put_in_again(api: FakeApi, tmp_path: Path) -> None:
+async def test_removed_ca_bundle_is_injected_again(api: FakeApi, tmp_path: Path) -> None:
     await furnish(api)
     async with Replica(api, tmp_path) as replica:
         await replica.until(lambda: None not in bundles(api))
@@ -123,7 +123,7 @@ async def test_what_is_taken_out_is_put_in_again(api: FakeApi, tmp_path: Path) -
         await replica.until(lambda: api.objects["configmaps", "hyperlet", "hyperlet-ca"].get("data"))
 
 
-async def test_an_authority_is_succeeded_in_time(api: FakeApi, tmp_path: Path) -> None:
+async def test_ca_is_rotated_in_time(api: FakeApi, tmp_path: Path) -> None:
     await furnish(api)
     async with Replica(api, tmp_path) as replica:
         await replica.until(lambda: replica.rotator.is_healthy)
@@ -149,7 +149,7 @@ async def test_an_authority_is_succeeded_in_time(api: FakeApi, tmp_path: Path) -
         assert len(api.objects["secrets", "hyperlet", "hyperlet-ca"]["data"]) == 4
 
 
-async def test_a_spoiled_authority_is_replaced(api: FakeApi, tmp_path: Path) -> None:
+async def test_corrupt_ca_is_replaced(api: FakeApi, tmp_path: Path) -> None:
     await furnish(api)
     made = authorities.make(SERVING, time.time() - 5, LIVES)
     data = {key: text for key, text in authorities.change({}, SERVING, [made]).items() if text}
@@ -163,16 +163,18 @@ async def test_a_spoiled_authority_is_replaced(api: FakeApi, tmp_path: Path) -> 
         assert found["note"] == "eA==", "what is not ours stays"
 
 
-async def test_what_is_missing_is_said_in_words(api: FakeApi, tmp_path: Path) -> None:
+async def test_missing_objects_are_reported(api: FakeApi, tmp_path: Path) -> None:
     async with Replica(api, tmp_path) as replica:
         await replica.until(lambda: replica.rotator.trouble and "apply the manifests" in replica.rotator.trouble)
-        assert replica.rotator.trouble == "Secret hyperlet/hyperlet-ca is not there: apply the manifests"
+        assert replica.rotator.trouble == "Secret hyperlet/hyperlet-ca not found: apply the manifests"
         assert not replica.certificates.ready and not replica.rotator.is_healthy
         await furnish(api)
         await replica.until(lambda: replica.rotator.is_healthy)
 
 
-async def test_a_configuration_that_is_taken_away_is_told_and_the_rest_served(api: FakeApi, tmp_path: Path) -> None:
+async def test_missing_webhook_configuration_is_reported_and_replica_stays_healthy(
+    api: FakeApi, tmp_path: Path
+) -> None:
     await furnish(api)
     await api.remove("mutatingwebhookconfigurations", ca_injection.NAME, namespace="")
     async with Replica(api, tmp_path) as replica:
@@ -183,7 +185,7 @@ async def test_a_configuration_that_is_taken_away_is_told_and_the_rest_served(ap
         assert None not in bundles(api)
 
 
-async def test_a_refused_injection_is_told_and_the_others_are_made(api: FakeApi, tmp_path: Path) -> None:
+async def test_refused_injection_is_reported_and_others_continue(api: FakeApi, tmp_path: Path) -> None:
     await furnish(api)
 
     def refuse(verb: str, plural: str, body: Json) -> Refusal | None:

@@ -1,4 +1,4 @@
-"""A handler gets a certificate for its own node and no other, and each certificate serves its own role only."""
+"""Signing of handler certificates for their own node, and the role of each certificate."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ACCOUNT = "system:serviceaccount:hyperlet:hyperlet-handler"
 
 
 class TokenApi(ReviewingApi):
-    """It knows tokens: text → status of a TokenReview. The audiences asked for must be the token's."""
+    """Answers TokenReviews from a map of tokens; the requested audiences must match the token's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def pod(name: str, node: str, *, account: str = "hyperlet-handler", uid: str = "
 
 
 class Signer:
-    """A gateway that signs, and what stands around it."""
+    """A signing gateway and its peers."""
 
     def __init__(self, api: TokenApi, pki: Pki, kube: Kube, folder: Path) -> None:
         self.api = api
@@ -108,8 +108,8 @@ async def test_a_handler_gets_a_certificate_for_its_node(signer: Signer) -> None
     tls.check_pair(tls.KeyPair(identity.certificate, identity.key))
 
 
-async def test_the_names_in_a_request_mean_nothing(signer: Signer) -> None:
-    """A handler that asks for another node's name gets its own, and a gateway's name is nobody's to have."""
+async def test_names_in_signing_request_are_ignored(signer: Signer) -> None:
+    """A request for another node's or the gateway's name gets the handler's own node name."""
     for wish in ("node-2", "gateway", "hyperlet://gateway"):
         signed = await signer.handler(wish)._asked(
             "127.0.0.1", signer.certificates.bundle(SERVING), tls.request(tls.new_key(), wish)
@@ -129,10 +129,10 @@ REFUSED: dict[str, tuple[Json | None, str]] = {
         "403.*is not system",
     ),
     "a-person": (token(account="alice"), "403.*alice is not"),
-    "other-pod": (token("handler-2"), "403.*handler-2 is gone"),
-    "pod-of-that-name-before": (token(uid="uid-0"), "403.*another one has its name"),
-    "other-pods-account": (token("intruder", "uid-3"), "403.*intruder is no handler"),
-    "not-yet-on-a-node": (token("waiting", "uid-4"), "403.*waiting is no handler on a node"),
+    "other-pod": (token("handler-2"), "403.*handler-2 does not exist"),
+    "pod-of-that-name-before": (token(uid="uid-0"), "403.*another pod has its name"),
+    "other-pods-account": (token("intruder", "uid-3"), "403.*intruder is not a handler"),
+    "not-yet-on-a-node": (token("waiting", "uid-4"), "403.*waiting is not a handler on a node"),
     "wrong-audience": (token(audience="https://kubernetes.default.svc"), "403.*audience hyperlet"),
     "not-bound": ({**token(), "user": {"username": ACCOUNT, "extra": {}}}, "403.*not bound to a pod"),
     "expired": (None, "403.*not valid"),
@@ -145,7 +145,7 @@ REFUSED: dict[str, tuple[Json | None, str]] = {
 
 
 @pytest.mark.parametrize("which", REFUSED)
-async def test_nobody_else_gets_one(signer: Signer, which: str) -> None:
+async def test_other_tokens_are_refused(signer: Signer, which: str) -> None:
     await signer.api.put("pods", pod("intruder", "node-1", account="default", uid="uid-3"))
     await signer.api.put("pods", pod("waiting", "", uid="uid-4"))
     status, words = REFUSED[which]
@@ -175,21 +175,21 @@ async def ask(signer: Signer, body: bytes | None, headers: dict[str, str]) -> tu
         (b"\xff" * 100, {"Authorization": "Bearer right"}, 400),
     ],
 )
-async def test_what_is_no_request_is_refused_in_words(
+async def test_invalid_signing_request_is_refused(
     signer: Signer, body: bytes, headers: dict[str, str], code: int
 ) -> None:
     found, status = await ask(signer, body, headers)
     assert found == code and status["kind"] == "Status" and status["code"] == code and len(status["message"]) > 10
 
 
-async def test_an_api_server_that_is_away_is_told_and_nothing_signed(signer: Signer) -> None:
+async def test_unavailable_api_server_returns_503_and_signs_nothing(signer: Signer) -> None:
     signer.api.away = True
     request = tls.request(tls.new_key(), "node-1")
     code, status = await ask(signer, request, {"Authorization": "Bearer right"})
     assert code == 503 and "try again" in status["message"]
 
 
-# ---- each certificate serves its own role only
+# ---- roles of certificates
 
 
 async def _half_sent(signer: Signer) -> asyncio.StreamWriter:
@@ -200,7 +200,7 @@ async def _half_sent(signer: Signer) -> asyncio.StreamWriter:
     return writer
 
 
-async def test_half_sent_requests_keep_no_handler_from_its_certificate(signer: Signer) -> None:
+async def test_incomplete_requests_do_not_block_signing(signer: Signer) -> None:
     open_ones = [await _half_sent(signer) for _ in range(2 * signing.PARALLEL)]
     await asyncio.sleep(0.2)
     identity = await signer.handler("node-1").obtain()
@@ -211,7 +211,7 @@ async def test_half_sent_requests_keep_no_handler_from_its_certificate(signer: S
 
 @contextlib.asynccontextmanager
 async def serving(certificate: NodeCertificate) -> AsyncIterator[int]:
-    """A node's gRPC server with that certificate; its port."""
+    """Starts a node's gRPC server with the certificate; returns its port."""
     server = grpc.aio.server()
     node_pb2_grpc.add_NodeServicer_to_server(Node(), server)  # type: ignore[no-untyped-call]
     port = server.add_secure_port("127.0.0.1:0", certificate.credentials())
@@ -223,7 +223,7 @@ async def serving(certificate: NodeCertificate) -> AsyncIterator[int]:
 
 
 async def call(port: int, identity: TlsIdentity | None, node: str, roots: bytes) -> None:
-    """Raises grpc.aio.AioRpcError if the node is not who it should be, or does not take the caller."""
+    """Raises grpc.aio.AioRpcError if the server or the client certificate is rejected."""
     credentials = grpc.ssl_channel_credentials(
         roots, identity.key if identity else None, identity.certificate if identity else None
     )
@@ -232,7 +232,7 @@ async def call(port: int, identity: TlsIdentity | None, node: str, roots: bytes)
         await node_pb2_grpc.NodeStub(channel).GuestInfo(node_pb2.Vmi(), timeout=10)  # type: ignore[no-untyped-call]
 
 
-async def test_the_gateway_and_a_node_believe_each_other_and_nobody_else(signer: Signer) -> None:
+async def test_gateway_and_node_trust_only_each_other(signer: Signer) -> None:
     certificate = signer.handler("node-1")
     certificate.identity = await certificate.obtain()
     gateway = signer.certificates.client
@@ -251,8 +251,8 @@ async def test_the_gateway_and_a_node_believe_each_other_and_nobody_else(signer:
             assert refusal.value.code() == grpc.StatusCode.UNAVAILABLE, why
 
 
-async def test_the_gateways_internal_certificate_is_no_servers(signer: Signer) -> None:
-    """Whoever has it cannot pose as a node."""
+async def test_gateway_client_certificate_cannot_serve(signer: Signer) -> None:
+    """It cannot be used as a node's server certificate."""
     gateway = signer.certificates.client
     assert gateway is not None
     posing = signer.handler("node-1")
@@ -263,7 +263,7 @@ async def test_the_gateways_internal_certificate_is_no_servers(signer: Signer) -
         assert refusal.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_renewed_certificate_is_shown_by_the_same_server(signer: Signer) -> None:
+async def test_server_presents_renewed_certificate(signer: Signer) -> None:
     certificate = signer.handler("node-1")
     certificate.identity = await certificate.obtain()
     gateway = signer.certificates.client
@@ -279,7 +279,7 @@ async def test_a_renewed_certificate_is_shown_by_the_same_server(signer: Signer)
             await call(port, gateway, "node-1", successor.roots)
 
 
-async def test_a_handler_tries_until_the_gateway_is_there(signer: Signer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_handler_retries_until_gateway_is_available(signer: Signer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("handler.node.certificate.RETRY_SECONDS", (0.01, 0.01))
     del signer.api.known["right"]
     certificate = signer.handler("node-1")

@@ -1,4 +1,4 @@
-"""What the aggregated API tells of itself, and that nothing which is sent to it breaks it."""
+"""Discovery, version, health and OpenAPI, and robustness against any request."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from tests.unit.gateway.lab import World, vm, vmi, world
 from tests.unit.kit.fakeapi import Json
 
 GROUP = "/apis/subresources.kubevirt.io"
-# As KubeVirt's own test of virt-api lists them.
+# As listed in KubeVirt's test of virt-api.
 PUBLISHED_TEXT = """
 expand-vm-spec virtualmachineinstances/addvolume virtualmachineinstances/backup
 virtualmachineinstances/console virtualmachineinstances/evacuate/cancel virtualmachineinstances/filesystemlist
@@ -37,7 +37,7 @@ virtualmachines/stop
 """
 PUBLISHED = PUBLISHED_TEXT.split()
 OURS = ["virtualmachineinstances/fence"]
-"""Behind the published ones: what KubeVirt has no word for."""
+"""Additional subresources that KubeVirt does not have."""
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ async def gate(tmp_path: Path) -> AsyncIterator[World]:
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha3"])
-async def test_the_resources_are_the_published_ones(gate: World, version: str) -> None:
+async def test_discovery_resources_equal_kubevirts(gate: World, version: str) -> None:
     code, found = await gate.ask("GET", f"{GROUP}/{version}")
     assert (code, found["kind"], found["groupVersion"]) == (
         200,
@@ -72,13 +72,13 @@ async def test_the_group_prefers_v1(gate: World) -> None:
 async def test_version_and_health(gate: World) -> None:
     _, found = await gate.ask("GET", f"{GROUP}/v1/version")
     assert found["gitVersion"] == f"v{API_LEVEL}+hyperlet.{VERSION}"
-    # As the published client's semantic version: it warns unless major and minor are its own.
+    # virtctl warns unless major and minor equal its own.
     assert re.fullmatch(r"v\d+\.\d+\.\d+\+[0-9A-Za-z.-]+", found["gitVersion"])
     assert set(found) >= {"gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform"}
 
 
-async def test_what_is_not_there_yet_is_told_as_its_client_reads_it(gate: World) -> None:
-    """The client of guestfs reads no Status, and quotes what is text; the others print the Status' message."""
+async def test_not_implemented_format_matches_client(gate: World) -> None:
+    """The guestfs client prints text responses and no Status; the others print the Status message."""
     async with gate.proxy.get(f"https://127.0.0.1:{gate.port}{GROUP}/v1/guestfs") as response:
         assert (response.status, response.content_type) == (501, "text/plain")
         assert (await response.text()).startswith("guestfs tools are not implemented yet")
@@ -92,7 +92,7 @@ async def test_what_is_not_there_yet_is_told_as_its_client_reads_it(gate: World)
     assert (code, found["reason"]) == (400, "BadRequest")
 
 
-async def test_health_asks_the_api_server_once_in_a_while(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_health_response_is_cached(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = 0
 
     async def version(*_: object) -> str:
@@ -107,8 +107,8 @@ async def test_health_asks_the_api_server_once_in_a_while(gate: World, monkeypat
     assert asked == 1
 
 
-async def test_an_api_server_that_is_away_is_told(gate: World) -> None:
-    # The little API server has no /version.
+async def test_health_reports_unreachable_api_server(gate: World) -> None:
+    # The fake API server has no /version.
     code, found = await gate.ask("GET", "/healthz")
     assert (code, found["apiserver"]["connectivity"]) == (500, "failed")
 
@@ -123,7 +123,7 @@ def references(found: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("document", [openapi.version2(), openapi.version3("v1"), openapi.version3("v1alpha3")])
-def test_a_document_is_whole(document: Json) -> None:
+def test_openapi_document_is_complete(document: Json) -> None:
     operations = [each for path in document["paths"].values() for each in path.values()]
     names = [each["operationId"] for each in operations]
     assert len(names) == len(set(names)) > 30
@@ -137,20 +137,20 @@ def test_a_document_is_whole(document: Json) -> None:
             part = part[step]
 
 
-def test_openapi_2_has_only_what_openapi_2_knows() -> None:
-    # kubectl reads the merged document with a strict parser: one unknown word, and it validates nothing any more.
+def test_openapi_2_has_only_openapi_2_keywords() -> None:
+    # kubectl parses the merged document strictly: one unknown keyword disables its validation.
     text = json.dumps(openapi.version2())
     for word in ("anyOf", "oneOf", '"null"', "const", "prefixItems", "$defs"):
         assert word not in text
 
 
-def test_the_hash_is_the_same_in_every_replica() -> None:
+def test_openapi_hash_is_equal_in_all_replicas() -> None:
     assert openapi.index3() == openapi.index3()
     assert set(openapi.index3()["paths"]) == {f"apis/subresources.kubevirt.io/{each}" for each in ("v1", "v1alpha3")}
     assert [each["name"] for each in discovery.resources("v1")["resources"]] == sorted(PUBLISHED + OURS)
 
 
-# ---- whatever is sent -----------------------------------------------------------------------------------------------
+# ---- fuzzing --------------------------------------------------------------------------------------------------------
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
@@ -177,7 +177,7 @@ QUERIES = st.dictionaries(
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-async def test_no_request_breaks_it(gate: World, data: st.DataObject) -> None:
+async def test_any_request_gets_a_status(gate: World, data: st.DataObject) -> None:
     endpoint = data.draw(st.sampled_from(ENDPOINTS))
     version = data.draw(st.sampled_from(["v1", "v1alpha3"]))
     values = {key: data.draw(NAMES) for key in ("namespace", "name", "port", "protocol")}

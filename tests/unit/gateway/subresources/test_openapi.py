@@ -38,7 +38,7 @@ DOCUMENTS = {V1: f"/openapi/v3/apis/{GROUP}/{V1}", OLD: "/openapi/v2"}
 EXAMPLES = {V1: 12, OLD: 3}
 """Requests to each operation. The versions share their code, so the second gets what tells that it is reached."""
 OURS = {"namespace": "default", "name": "web"}
-"""What is there: requests for anything else come to know little but the ways to 400 and 404."""
+"""Existing objects: requests for others only reach 400 and 404."""
 OPEN = {**OURS, "port": "80", "protocol": "tcp"}
 FORESEEN = (501, 503)
 """Of the codes that speak of a server's fault. The documents have 502 and 504 too, but here all answer at once."""
@@ -48,7 +48,7 @@ load_all_checks()
 
 
 class OwnTrust(HTTPAdapter):
-    """A transport with a TLS context of its own. The gateway's certificate names a Service, never an address."""
+    """A transport with its own TLS context. The gateway's certificate has the Service name, not an address."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._context = context
@@ -60,7 +60,7 @@ class OwnTrust(HTTPAdapter):
 
 @dataclass
 class Bench:
-    """A gateway that serves in a thread of its own, and the front proxy's session with it."""
+    """A gateway running in a thread, and the front proxy's session with it."""
 
     loop: asyncio.AbstractEventLoop
     world: World
@@ -72,7 +72,7 @@ class Bench:
         return f"https://127.0.0.1:{self.world.port}"
 
     def schema(self, version: str) -> Any:
-        """What schemathesis reads of a version in its document."""
+        """The schemathesis schema of an API version."""
         if version not in self.schemas:
             answer = self.session.get(self.url + DOCUMENTS[version], timeout=30)
             answer.raise_for_status()
@@ -81,7 +81,7 @@ class Bench:
         return self.schemas[version]
 
     def reset(self, runs: bool) -> None:
-        """A VM that runs or stands still, whatever the last request has made of it."""
+        """Resets the VM to running or stopped before a request."""
 
         async def put() -> None:
             await self.world.api.put("virtualmachines", vm("Manual"))
@@ -103,7 +103,7 @@ async def screen(_: Node, requests: AsyncIterator[Any], context: Any) -> AsyncIt
 
 
 async def serve(folder: Path, ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, World]]) -> None:
-    """A gateway until the event."""
+    """Runs a gateway until the event."""
     stop = asyncio.Event()
     try:
         async with world(folder) as made:
@@ -145,7 +145,7 @@ def requests_of(operation: Any, endpoint: Endpoint) -> st.SearchStrategy[Case]:
     return st.one_of(kinds)
 
 
-# ---- what must be so of every answer --------------------------------------------------------------------------------
+# ---- checks of every response ---------------------------------------------------------------------------------------
 
 
 def no_fault_but_a_foreseen_one(_: CheckContext, response: Response, case: Case) -> None:
@@ -174,7 +174,7 @@ CHECKS: list[Any] = [
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_document_is_what_its_specification_allows(bench: Bench, version: str) -> None:
+def test_openapi_document_is_valid(bench: Bench, version: str) -> None:
     schema = bench.schema(version)
     schema.validate()
     named = {(endpoint.path(version), endpoint.method.lower()) for endpoint in ENDPOINTS}
@@ -183,7 +183,7 @@ def test_a_document_is_what_its_specification_allows(bench: Bench, version: str)
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda each: "-".join((each.method, each.name, *each.parameters)))
-def test_every_answer_is_a_declared_one(bench: Bench, endpoint: Endpoint, version: str) -> None:
+def test_every_response_is_declared(bench: Bench, endpoint: Endpoint, version: str) -> None:
     operation = bench.schema(version)[endpoint.path(version)][endpoint.method]
 
     @settings(
@@ -201,7 +201,7 @@ def test_every_answer_is_a_declared_one(bench: Bench, endpoint: Endpoint, versio
     asked()
 
 
-def test_refusals_to_strangers_are_declared_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unauthenticated_responses_are_declared(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.world.api, "may", lambda user, verb, resource: user != "mallory")
     for headers, code in (({"X-Remote-User": "mallory"}, 403), ({"X-Remote-User": ""}, 401)):
         for endpoint in ENDPOINTS:

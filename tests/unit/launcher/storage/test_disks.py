@@ -309,7 +309,9 @@ def test_a_config_drive_takes_no_yaml_from_a_secret(paths: Paths) -> None:
     folder = pathlib.Path(paths.cloudinit, "v")
     folder.mkdir()
     (folder / "networkdata").write_text("version: 2")
-    with pytest.raises(InvalidVmi, match="volume v: cloudInitConfigDrive's network data is no JSON object: a config"):
+    with pytest.raises(
+        InvalidVmi, match="volume v: cloudInitConfigDrive's network data must be a JSON object: a config"
+    ):
         find(paths, {"cloudInitConfigDrive": {"networkDataSecretRef": {"name": "s"}}})
 
 

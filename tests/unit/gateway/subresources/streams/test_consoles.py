@@ -1,4 +1,4 @@
-"""Consoles, screens and forwarded ports over real WebSockets: bytes, refusals, bounds and ends."""
+"""Console, VNC and port-forward over real WebSockets: data, refusals, limits and close codes."""
 
 import asyncio
 import struct
@@ -35,7 +35,7 @@ async def gate(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def refusal(gate: World, path: str) -> tuple[int, Json]:
-    """The answer to a handshake that is refused."""
+    """The response to a refused handshake."""
     headers = {
         "X-Remote-User": "alice",
         "Connection": "Upgrade",
@@ -50,7 +50,7 @@ async def refusal(gate: World, path: str) -> tuple[int, Json]:
 # ---- the console ----------------------------------------------------------------------------------------------------
 
 
-async def test_bytes_go_both_ways_as_they_are(gate: World) -> None:
+async def test_console_bytes_are_unchanged_in_both_directions(gate: World) -> None:
     gate.node.prints = [pb.ConsoleOutput(data=b"login: \x1b[0m\xff")]
     async with gate.stream(CONSOLE) as socket:
         assert socket.protocol == "plain.kubevirt.io"
@@ -68,38 +68,38 @@ async def test_bytes_go_both_ways_as_they_are(gate: World) -> None:
     ("query", "watch", "takeover"),
     [("", False, True), ("?shared=true", True, False), ("?shared=false&takeover=false", False, False)],
 )
-async def test_who_types(gate: World, query: str, watch: bool, takeover: bool) -> None:
+async def test_console_mode_and_user_are_sent_to_node(gate: World, query: str, watch: bool, takeover: bool) -> None:
     async with gate.stream(CONSOLE + query):
         (first,) = gate.node.firsts
         assert (first.input.watch, first.input.takeover, first.input.who) == (watch, takeover, "alice")
 
 
-async def test_a_name_cannot_move_other_peoples_cursors(gate: World) -> None:
+async def test_user_name_has_no_control_characters(gate: World) -> None:
     async with gate.stream(CONSOLE, user="eve%1b[2J" + "x" * 400):
         (first,) = gate.node.firsts
         assert len(first.input.who.encode()) <= consoles.WHO_LIMIT
     assert consoles.screenshot_response("eve\x1b[2J\r\n\u202eyou") == "eve [2J   you"
 
 
-async def test_a_takeover_is_told_in_a_line_of_its_own(gate: World) -> None:
+async def test_takeover_notice_is_a_separate_line(gate: World) -> None:
     gate.node.prints = [pb.ConsoleOutput(notice="bob has taken over the console"), pb.ConsoleOutput(data=b"$ ")]
     async with gate.stream(CONSOLE) as socket:
         assert await socket.receive_bytes() == b"\r\n[bob has taken over the console]\r\n"
         assert await socket.receive_bytes() == b"$ "
 
 
-async def test_a_guest_that_ends_closes_with_words(gate: World) -> None:
+async def test_guest_end_closes_with_1000_and_reason(gate: World) -> None:
     async with gate.stream(CONSOLE) as socket:
         gate.node.end.set()
         message = await socket.receive()
         assert (message.type, message.data, message.extra) == (
             aiohttp.WSMsgType.CLOSE,
             1000,
-            "the guest's side has ended",
+            "the guest closed the stream",
         )
 
 
-async def test_a_node_that_breaks_closes_with_words(gate: World) -> None:
+async def test_node_error_closes_with_1011_and_reason(gate: World) -> None:
     async with gate.stream(CONSOLE) as socket:
         gate.node.fails = (grpc.StatusCode.UNAVAILABLE, "the handler stops")
         gate.node.end.set()
@@ -108,7 +108,7 @@ async def test_a_node_that_breaks_closes_with_words(gate: World) -> None:
         assert NODE in message.extra
 
 
-async def test_a_client_that_vanishes_leaves_nothing_open(gate: World) -> None:
+async def test_client_disconnect_closes_node_stream(gate: World) -> None:
     socket = await gate.stream(CONSOLE)
     assert len(gate.services.streams) == 1
     transport = socket._response.connection.transport
@@ -116,21 +116,21 @@ async def test_a_client_that_vanishes_leaves_nothing_open(gate: World) -> None:
     await until(lambda: gate.node.open == 0 and len(gate.services.streams) == 0)
 
 
-async def test_the_gateways_end_is_told_to_everybody(gate: World) -> None:
+async def test_shutdown_closes_all_streams_with_1001(gate: World) -> None:
     sockets = [await gate.stream(CONSOLE), await gate.stream(CONSOLE + "?shared=true"), await gate.stream(VNC)]
     await sockets[2].receive_bytes()
     closing = asyncio.create_task(gate.services.streams.stop())
     for socket in sockets:
         message = await socket.receive()
         assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
-        assert message.extra == "the gateway stops: connect again"
+        assert message.extra == "the gateway is shutting down: connect again"
     await closing
     await until(lambda: gate.node.open == 0)
     code, body = await refusal(gate, CONSOLE)
     assert (code, body["reason"]) == (503, "ServiceUnavailable")
 
 
-async def test_a_client_that_does_not_read_holds_up_the_guest_and_no_memory(gate: World) -> None:
+async def test_slow_client_applies_backpressure(gate: World) -> None:
     gate.node.flood = 4000  # 250 MiB
     socket = await gate.stream(CONSOLE)
     await until(lambda: gate.node.sent > 0)
@@ -138,14 +138,14 @@ async def test_a_client_that_does_not_read_holds_up_the_guest_and_no_memory(gate
     while sent != gate.node.sent:
         sent = gate.node.sent
         await asyncio.sleep(0.3)
-    # What is on its way fits into the windows of gRPC, the WebSocket and the kernel's sockets on loopback.
+    # Data in flight is bounded by the windows of gRPC, the WebSocket and the loopback sockets.
     assert gate.node.sent * (64 << 10) < 24 << 20
     gate.node.flood = 0
     await socket.close()
     await until(lambda: gate.node.open == 0)
 
 
-async def test_a_message_larger_than_anybody_types_ends_the_stream(gate: World) -> None:
+async def test_oversized_message_closes_stream(gate: World) -> None:
     async with gate.stream(CONSOLE) as socket:
         await socket.send_bytes(bytes(websockets.MESSAGE_LIMIT + 1))
         while (message := await socket.receive()).type is aiohttp.WSMsgType.BINARY:
@@ -167,7 +167,7 @@ async def test_a_message_larger_than_anybody_types_ends_the_stream(gate: World) 
         (grpc.StatusCode.UNAVAILABLE, 503),
     ],
 )
-async def test_what_the_node_refuses_is_plain_http(gate: World, path: str, status: grpc.StatusCode, code: int) -> None:
+async def test_node_refusal_is_plain_http(gate: World, path: str, status: grpc.StatusCode, code: int) -> None:
     gate.node.fails = (status, "no such stream")
     found, body = await refusal(gate, path)
     assert (found, body["kind"], body["code"]) == (code, "Status", code)
@@ -175,14 +175,14 @@ async def test_what_the_node_refuses_is_plain_http(gate: World, path: str, statu
 
 
 @pytest.mark.parametrize("path", STREAMS)
-async def test_who_may_not_is_told_before_the_upgrade(gate: World, path: str) -> None:
+async def test_forbidden_is_returned_before_upgrade(gate: World, path: str) -> None:
     gate.api.may = lambda user, verb, resource: False
     code, body = await refusal(gate, path)
     assert (code, body["reason"]) == (403, "Forbidden")
 
 
 @pytest.mark.parametrize("path", STREAMS)
-async def test_a_stream_wants_an_upgrade(gate: World, path: str) -> None:
+async def test_stream_without_upgrade_returns_400(gate: World, path: str) -> None:
     code, body = await gate.ask("GET", path)
     assert (code, "WebSocket" in body["message"]) == (400, True)
     assert gate.node.called == {}
@@ -196,7 +196,7 @@ async def test_a_stream_wants_an_upgrade(gate: World, path: str) -> None:
         (CONSOLE, {"spec": {"domain": {"devices": {"autoattachSerialConsole": False}}}}, 400, "No serial consoles"),
         (VNC, {"phase": "Succeeded"}, 400, "VMI is not running"),
         (VNC, {"spec": {"domain": {"devices": {"autoattachGraphicsDevice": False}}}}, 400, "No graphics devices"),
-        (CONSOLE + "?shared=perhaps", {}, 400, "neither true nor false"),
+        (CONSOLE + "?shared=perhaps", {}, 400, "is not true or false"),
         ("virtualmachineinstances/web/portforward/80", {"conditions": ("Paused",)}, 409, "VMI is paused"),
         ("virtualmachineinstances/web/portforward/80", {"phase": "Scheduled"}, 409, "VMI is not running"),
         ("virtualmachineinstances/web/portforward/0", {}, 400, "port"),
@@ -207,13 +207,13 @@ async def test_a_stream_wants_an_upgrade(gate: World, path: str) -> None:
         ("virtualmachineinstances/web/vsock", {}, 501, "VSOCK"),
     ],
 )
-async def test_what_cannot_be_opened(gate: World, path: str, change: Any, code: int, said: str) -> None:
+async def test_unavailable_streams_return_status(gate: World, path: str, change: Any, code: int, said: str) -> None:
     await gate.api.put("virtualmachineinstances", vmi(**change))
     found, body = await refusal(gate, path)
     assert (found, said in body["message"]) == (code, True), body
 
 
-async def test_streams_are_limited_in_total_and_for_one_machine(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_streams_are_limited_in_total_and_per_vm(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websockets, "STREAMS_OF_ONE", 2)
     first, second = await gate.stream(CONSOLE), await gate.stream(VNC)
     code, body = await refusal(gate, CONSOLE)
@@ -226,7 +226,7 @@ async def test_streams_are_limited_in_total_and_for_one_machine(gate: World, mon
 
 
 @pytest.mark.parametrize(("limit", "said"), [("STREAMS_OF_NAMESPACE", "namespace"), ("STREAMS_OF_USER", "you have")])
-async def test_one_tenant_and_one_user_have_a_part_of_the_streams(
+async def test_streams_are_limited_per_namespace_and_user(
     gate: World, monkeypatch: pytest.MonkeyPatch, limit: str, said: str
 ) -> None:
     monkeypatch.setattr(websockets, limit, 2)
@@ -237,10 +237,10 @@ async def test_one_tenant_and_one_user_have_a_part_of_the_streams(
         await each.close()
 
 
-# ---- the screen -----------------------------------------------------------------------------------------------------
+# ---- VNC ------------------------------------------------------------------------------------------------------------
 
 
-async def test_any_number_of_viewers_each_with_a_connection_of_its_own(gate: World) -> None:
+async def test_each_vnc_viewer_has_its_own_connection(gate: World) -> None:
     viewers = [await gate.stream(VNC + "?preserveSession=true") for _ in range(3)]
     for number, viewer in enumerate(viewers):
         assert await viewer.receive_bytes() == b"RFB 003.008\n"
@@ -251,7 +251,7 @@ async def test_any_number_of_viewers_each_with_a_connection_of_its_own(gate: Wor
         await viewer.close()
 
 
-async def test_a_screenshot_is_a_picture_and_nothing_else(gate: World) -> None:
+async def test_screenshot_returns_png_only(gate: World) -> None:
     assert await gate.ask("GET", f"{VNC}/screenshot") == (200, gate.node.png)
     gate.node.png = b"<script>"
     code, body = await gate.ask("GET", f"{VNC}/screenshot")
@@ -281,7 +281,7 @@ async def test_a_screenshot_can_wake_the_screen_first(gate: World, monkeypatch: 
     await server.stop(None)
 
 
-# ---- forwarded ports ------------------------------------------------------------------------------------------------
+# ---- port-forward ---------------------------------------------------------------------------------------------------
 
 
 def launcher_pod(**change: Any) -> Json:
@@ -304,13 +304,13 @@ def launcher_pod(**change: Any) -> Json:
 
 
 async def guest_port(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pod's address is loopback here, which a real gateway refuses."""
+    """The pod's address in the test is loopback, which is otherwise refused."""
     monkeypatch.setattr(portforward, "_is_foreign", lambda address: True)
     await gate.api.put("pods", launcher_pod())
 
 
 @pytest.mark.parametrize("kind", ["virtualmachineinstances", "virtualmachines"])
-async def test_a_tcp_port(gate: World, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+async def test_tcp_port_forward(gate: World, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
             writer.write(data.upper())
@@ -326,7 +326,7 @@ async def test_a_tcp_port(gate: World, monkeypatch: pytest.MonkeyPatch, kind: st
     server.close()
 
 
-async def test_a_guest_that_hangs_up_closes_the_stream(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_guest_close_closes_port_forward(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def bye(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"bye")
         writer.close()
@@ -341,15 +341,13 @@ async def test_a_guest_that_hangs_up_closes_the_stream(gate: World, monkeypatch:
     server.close()
 
 
-async def test_a_port_where_nobody_listens_is_told_before_the_upgrade(
-    gate: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_refused_port_is_reported_before_upgrade(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await guest_port(gate, monkeypatch)
     code, body = await refusal(gate, "virtualmachineinstances/web/portforward/1")
     assert (code, "dialing VM: port 1" in body["message"]) == (502, True)
 
 
-async def test_udp_datagrams_stay_whole(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_udp_datagram_boundaries_are_preserved(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:
     class Echo(asyncio.DatagramProtocol):
         def connection_made(self, transport: Any) -> None:
             self.transport = transport
@@ -371,7 +369,7 @@ async def test_udp_datagrams_stay_whole(gate: World, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0", "169.254.169.254", "224.0.0.1", "nonsense", ""])
-async def test_an_address_that_is_no_pods_is_not_dialled(gate: World, address: str) -> None:
+async def test_non_pod_address_is_not_dialled(gate: World, address: str) -> None:
     await gate.api.put("pods", launcher_pod(podIP=address))
     code, _ = await refusal(gate, "virtualmachineinstances/web/portforward/80")
     assert code == 409
@@ -395,19 +393,19 @@ async def test_an_address_that_is_no_pods_is_not_dialled(gate: World, address: s
         },
     ],
 )
-async def test_a_pod_with_the_labels_alone_is_not_the_vms(gate: World, change: Any) -> None:
+async def test_pod_with_labels_only_is_not_dialled(gate: World, change: Any) -> None:
     await gate.api.put("pods", launcher_pod(**change))
     code, body = await refusal(gate, "virtualmachineinstances/web/portforward/80")
     assert (code, body["message"].endswith("VMI is not running")) == (409, True)
 
 
-async def test_a_vm_that_is_not_started_has_no_ports(gate: World) -> None:
+async def test_port_forward_to_stopped_vm_returns_409(gate: World) -> None:
     await gate.api.remove("virtualmachineinstances", "web")
     code, body = await refusal(gate, "virtualmachines/web/portforward/80")
     assert (code, body["message"].endswith("VMI is not started")) == (409, True)
 
 
-def test_pod_and_vmi_must_name_each_other() -> None:
+def test_pod_and_vmi_must_reference_each_other() -> None:
     instance = msgspec.convert(vmi(), VirtualMachineInstance)
     assert belongs(msgspec.convert(launcher_pod(), Pod), instance)
     assert not belongs(msgspec.convert(launcher_pod(uid=VM_UID), Pod), instance)

@@ -1,4 +1,4 @@
-"""fence: an administrator's word is taken where a VMI waits for it, and for the pods that it waits for."""
+"""fence: accepted only for a waiting VMI, and for the pods that it waits for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def waiting(kind: str = "Ready", reason: str = names.REASON_LAUNCHER_NOT_ENDED, 
     return document
 
 
-async def test_the_word_is_written_into_the_instance_for_these_pods(gate: World) -> None:
+async def test_fence_is_written_to_vmi_for_given_pods(gate: World) -> None:
     await gate.api.put("virtualmachineinstances", waiting())
     assert await gate.ask("PUT", FENCE, body={"pods": [POD_UID]}) == (200, b"")
     stored = gate.api.find("virtualmachineinstances", "web") or {}
@@ -45,7 +45,7 @@ async def test_a_dry_run_writes_nothing(gate: World) -> None:
     assert code == 200 and not stored["metadata"].get("annotations")
 
 
-async def test_a_refusal_names_what_is_waited_for(gate: World) -> None:
+async def test_refusal_lists_expected_pods(gate: World) -> None:
     await gate.api.put("virtualmachineinstances", waiting())
     code, body = await gate.ask("PUT", FENCE)
     assert code == 409 and f"{POD_UID} on node {NODE}" in body["message"]
@@ -63,14 +63,14 @@ def refused(document: Json, *pods: str) -> str:
         ("Synchronized", names.REASON_LAUNCHER_NOT_ENDED),
     ],
 )
-def test_it_is_taken_from_an_instance_that_waits(kind: str, reason: str) -> None:
+def test_fence_is_accepted_for_waiting_vmi(kind: str, reason: str) -> None:
     assert refused(waiting(kind, reason), POD_UID) == ""
 
 
-def test_it_is_not_taken_where_it_would_make_a_second_copy() -> None:
-    """A VM that simply runs, a pod that was not looked at, one more pod than was looked at."""
-    assert "its node tells" in refused(vmi("Running", conditions=("Ready",)), POD_UID)
-    assert "its node tells" in refused(waiting(reason="GuestNotRunning"), POD_UID)
+def test_fence_is_refused_when_vm_may_still_run() -> None:
+    """A running VM, an unlisted pod, and an additional pod."""
+    assert "its node reports" in refused(vmi("Running", conditions=("Ready",)), POD_UID)
+    assert "its node reports" in refused(waiting(reason="GuestNotRunning"), POD_UID)
     assert POD_UID in refused(waiting())
     assert POD_UID in refused(waiting(), "another")
     assert "other" in refused(waiting(activePods={POD_UID: NODE, "other": NODE}), POD_UID)

@@ -1,4 +1,4 @@
-"""start, stop and restart by run strategy: what is written, and the published conflicts, through the whole gateway."""
+"""start, stop and restart by run strategy through the whole gateway: patches and conflicts."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -43,14 +43,14 @@ def words(body: Json) -> str:
 # ---- start ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_halted_vm_is_set_to_run(gate: World) -> None:
+async def test_start_of_halted_vm_sets_run_strategy(gate: World) -> None:
     await given(gate, vm("Halted"))
     assert await gate.ask("PUT", "virtualmachines/web/start") == (202, b"")
     assert now(gate)["spec"]["runStrategy"] == "Always"
     assert requests(gate) is None
 
 
-async def test_a_vm_with_running_false_gets_running_true_and_no_strategy(gate: World) -> None:
+async def test_start_with_running_false_sets_running_true(gate: World) -> None:
     machine = vm()
     del machine["spec"]["runStrategy"]
     machine["spec"]["running"] = False
@@ -60,7 +60,7 @@ async def test_a_vm_with_running_false_gets_running_true_and_no_strategy(gate: W
     assert "runStrategy" not in now(gate)["spec"]
 
 
-async def test_a_halted_vm_starts_paused_by_a_request_and_the_spec(gate: World) -> None:
+async def test_paused_start_of_halted_vm_writes_request_and_spec(gate: World) -> None:
     await given(gate, vm("Halted", stateChangeRequests=[START]))
     assert (await gate.ask("PUT", "virtualmachines/web/start", body={"paused": True}))[0] == 202
     assert now(gate)["spec"]["runStrategy"] == "Always"
@@ -69,7 +69,7 @@ async def test_a_halted_vm_starts_paused_by_a_request_and_the_spec(gate: World) 
 
 
 @pytest.mark.parametrize("strategy", ["Manual", "RerunOnFailure"])
-async def test_a_vm_without_instance_is_asked_to_start(gate: World, strategy: str) -> None:
+async def test_start_of_manual_vm_writes_request(gate: World, strategy: str) -> None:
     await given(gate, vm(strategy, startFailure={"consecutiveFailCount": 3}))
     assert (await gate.ask("PUT", "virtualmachines/web/start"))[0] == 202
     assert requests(gate) == [START]
@@ -77,7 +77,7 @@ async def test_a_vm_without_instance_is_asked_to_start(gate: World, strategy: st
 
 
 @pytest.mark.parametrize(("strategy", "phase"), [("Manual", "Failed"), ("Manual", "Succeeded")])
-async def test_a_finished_instance_is_replaced(gate: World, strategy: str, phase: str) -> None:
+async def test_start_replaces_finished_vmi(gate: World, strategy: str, phase: str) -> None:
     await given(gate, vm(strategy), vmi(phase))
     assert (await gate.ask("PUT", "virtualmachines/web/start", body={"paused": True}))[0] == 202
     assert requests(gate) == [STOP, {"action": "Start", "data": {"paused": "true"}}]
@@ -98,7 +98,7 @@ async def test_a_finished_instance_is_replaced(gate: World, strategy: str, phase
         ),
     ],
 )
-async def test_what_cannot_be_started(gate: World, machine: Json, instance: Json | None, said: str) -> None:
+async def test_start_conflicts(gate: World, machine: Json, instance: Json | None, said: str) -> None:
     await given(gate, machine, instance)
     version = now(gate)["metadata"]["resourceVersion"]
     code, body = await gate.ask("PUT", "virtualmachines/web/start")
@@ -108,7 +108,7 @@ async def test_what_cannot_be_started(gate: World, machine: Json, instance: Json
     assert now(gate)["metadata"]["resourceVersion"] == version
 
 
-async def test_somebody_elses_instance_of_that_name_is_not_the_vms(gate: World) -> None:
+async def test_vmi_with_other_owner_is_ignored(gate: World) -> None:
     other = vmi("Running")
     other["metadata"]["ownerReferences"] = []
     await given(gate, vm("Manual"), other)
@@ -117,7 +117,7 @@ async def test_somebody_elses_instance_of_that_name_is_not_the_vms(gate: World) 
     assert now(gate, "virtualmachineinstances")["spec"]["terminationGracePeriodSeconds"] == 30
 
 
-async def test_a_vm_that_is_not_there(gate: World) -> None:
+async def test_missing_vm_returns_404(gate: World) -> None:
     code, body = await gate.ask("PUT", "virtualmachines/web/start")
     assert (code, body["reason"]) == (404, "NotFound")
     assert body["message"] == 'virtualmachine.kubevirt.io "web" not found'
@@ -127,7 +127,7 @@ async def test_a_vm_that_is_not_there(gate: World) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["Always", "Once"])
-async def test_a_vm_that_is_to_run_is_halted(gate: World, strategy: str) -> None:
+async def test_stop_of_running_vm_sets_halted(gate: World, strategy: str) -> None:
     await given(gate, vm(strategy), vmi())
     assert (await gate.ask("PUT", "virtualmachines/web/stop"))[0] == 202
     assert now(gate)["spec"]["runStrategy"] == "Halted"
@@ -135,14 +135,14 @@ async def test_a_vm_that_is_to_run_is_halted(gate: World, strategy: str) -> None
 
 
 @pytest.mark.parametrize("strategy", ["Manual", "RerunOnFailure"])
-async def test_a_stop_replaces_what_was_asked_before(gate: World, strategy: str) -> None:
+async def test_stop_replaces_pending_requests(gate: World, strategy: str) -> None:
     await given(gate, vm(strategy, stateChangeRequests=[START]), vmi())
     assert (await gate.ask("PUT", "virtualmachines/web/stop", body={"gracePeriod": 0}))[0] == 202
     assert requests(gate) == [STOP]
     assert now(gate, "virtualmachineinstances")["spec"]["terminationGracePeriodSeconds"] == 0
 
 
-async def test_a_halted_vm_that_is_still_stopping_can_be_hurried_only(gate: World) -> None:
+async def test_stop_of_stopping_vm_requires_shorter_grace_period(gate: World) -> None:
     await given(gate, vm("Halted"), vmi())
     for body in ({}, {"gracePeriod": 30}, {"gracePeriod": 60}):
         code, told = await gate.ask("PUT", "virtualmachines/web/stop", body=body)
@@ -154,7 +154,7 @@ async def test_a_halted_vm_that_is_still_stopping_can_be_hurried_only(gate: Worl
 
 @pytest.mark.parametrize("strategy", ["Manual", "RerunOnFailure", "Halted"])
 @pytest.mark.parametrize("instance", [None, vmi("Succeeded")])
-async def test_nothing_to_stop(gate: World, strategy: str, instance: Json | None) -> None:
+async def test_stop_without_vmi_returns_409(gate: World, strategy: str, instance: Json | None) -> None:
     await given(gate, vm(strategy), instance)
     code, body = await gate.ask("PUT", "virtualmachines/web/stop")
     assert (code, words(body)) == (409, "VM is not running")
@@ -164,14 +164,14 @@ async def test_nothing_to_stop(gate: World, strategy: str, instance: Json | None
 
 
 @pytest.mark.parametrize("strategy", ["Always", "Manual", "RerunOnFailure"])
-async def test_a_restart_is_a_stop_and_a_start(gate: World, strategy: str) -> None:
+async def test_restart_writes_stop_and_start_requests(gate: World, strategy: str) -> None:
     await given(gate, vm(strategy), vmi())
     assert (await gate.ask("PUT", "virtualmachines/web/restart"))[0] == 202
     assert requests(gate) == [STOP, START]
     assert now(gate, "virtualmachineinstances")["spec"]["terminationGracePeriodSeconds"] == 30
 
 
-async def test_a_forced_restart_leaves_the_guest_no_time(gate: World) -> None:
+async def test_forced_restart_sets_zero_grace_period(gate: World) -> None:
     await given(gate, vm("Always"), vmi())
     assert (await gate.ask("PUT", "virtualmachines/web/restart", body={"gracePeriodSeconds": 0}))[0] == 202
     assert requests(gate) == [STOP, START]
@@ -195,7 +195,7 @@ async def test_a_forced_restart_leaves_the_guest_no_time(gate: World) -> None:
         (vm(), vmi(), {"gracePeriodSeconds": -1}, 400, "gracePeriod has to be greater or equal to 0"),
     ],
 )
-async def test_what_cannot_be_restarted(
+async def test_restart_conflicts(
     gate: World, machine: Json, instance: Json | None, body: Json, code: int, said: str
 ) -> None:
     await given(gate, machine, instance)
@@ -228,27 +228,27 @@ async def test_a_dry_run_changes_nothing(
 @pytest.mark.parametrize(
     "body", [b"{", b"[]", b'"x"', b"\xff", {"dryRun": ["Some"]}, {"dryRun": "All"}, b"1", {"dryRun": [""]}]
 )
-async def test_bodies_that_are_none_are_told_so(gate: World, verb: str, body: Any) -> None:
+async def test_invalid_bodies_return_400(gate: World, verb: str, body: Any) -> None:
     await given(gate, vm("Manual"), vmi())
     code, told = await gate.ask("PUT", f"virtualmachines/web/{verb}", body=body)
     assert (code, told["reason"]) == (400, "BadRequest")
 
 
 @pytest.mark.parametrize("grace", [-1, 1 << 40, "1", 1.5])
-async def test_a_grace_period_that_is_none(gate: World, grace: Any) -> None:
+async def test_invalid_grace_period_returns_400(gate: World, grace: Any) -> None:
     await given(gate, vm("Always"), vmi())
     code, _ = await gate.ask("PUT", "virtualmachines/web/stop", body={"gracePeriod": grace})
     assert code == 400
     assert now(gate)["spec"]["runStrategy"] == "Always"
 
 
-async def test_a_body_without_end_is_cut_off(gate: World) -> None:
+async def test_oversized_body_returns_413(gate: World) -> None:
     await given(gate, vm("Manual"), vmi())
     code, told = await gate.ask("PUT", "virtualmachines/web/start", body=b" " * (1 << 20))
     assert (code, told["reason"]) == (413, "RequestEntityTooLarge")
 
 
-async def test_a_write_that_meets_another_is_decided_anew(gate: World) -> None:
+async def test_conflicting_write_is_retried(gate: World) -> None:
     await given(gate, vm("Manual"))
     once = iter([Refusal(409, "Conflict", "the object has been modified")])
     gate.api.refuse = lambda verb, plural, body: next(once, None) if verb == "patch" else None
@@ -256,20 +256,20 @@ async def test_a_write_that_meets_another_is_decided_anew(gate: World) -> None:
     assert requests(gate) == [START]
 
 
-async def test_an_object_that_never_stands_still_is_a_conflict(gate: World) -> None:
+async def test_repeated_conflicts_return_409(gate: World) -> None:
     await given(gate, vm("Manual"))
     gate.api.refuse = lambda verb, plural, body: Refusal(409, "Conflict", "again") if verb == "patch" else None
     assert (await gate.ask("PUT", "virtualmachines/web/start"))[0] == 409
 
 
-async def test_what_admission_refuses_is_told_in_its_words(gate: World) -> None:
+async def test_admission_refusal_message_is_returned(gate: World) -> None:
     await given(gate, vm("Manual"))
     gate.api.refuse = lambda verb, plural, body: Refusal(403, "Forbidden", "quota says no") if verb == "patch" else None
     code, body = await gate.ask("PUT", "virtualmachines/web/start")
     assert (code, body["message"]) == (403, "quota says no")
 
 
-async def test_migration_is_not_there_yet_and_says_so(gate: World) -> None:
+async def test_migrate_returns_501(gate: World) -> None:
     await given(gate, vm("Manual"), vmi())
     code, body = await gate.ask("PUT", "virtualmachines/web/migrate", body={})
     assert code == 501
@@ -287,7 +287,7 @@ async def test_migration_is_not_there_yet_and_says_so(gate: World) -> None:
         "virtualmachineinstances/web/removevolume",
     ],
 )
-async def test_what_comes_later_is_501_in_words(gate: World, path: str) -> None:
+async def test_unimplemented_subresources_return_501(gate: World, path: str) -> None:
     await given(gate, vm("Manual"), vmi())
     code, body = await gate.ask("PUT", path, body={})
     assert (code, body["reason"]) == (501, "NotImplemented")
@@ -297,7 +297,7 @@ async def test_what_comes_later_is_501_in_words(gate: World, path: str) -> None:
 # ---- expansion ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_vm_without_instancetype_is_its_own_expansion(gate: World) -> None:
+async def test_expand_without_instancetype_returns_vm_unchanged(gate: World) -> None:
     await given(gate, vm("Manual"))
     code, body = await gate.ask("GET", "virtualmachines/web/expand-spec")
     assert code == 200
@@ -305,7 +305,7 @@ async def test_a_vm_without_instancetype_is_its_own_expansion(gate: World) -> No
     assert (await gate.ask("PUT", "expand-vm-spec", body=vm("Halted")))[1]["spec"]["runStrategy"] == "Halted"
 
 
-async def test_an_instancetype_is_501(gate: World) -> None:
+async def test_expand_with_instancetype_returns_501(gate: World) -> None:
     await given(gate, vm("Manual", spec={"instancetype": {"name": "small"}}))
     assert (await gate.ask("GET", "virtualmachines/web/expand-spec"))[0] == 501
 
@@ -314,6 +314,6 @@ async def test_an_instancetype_is_501(gate: World) -> None:
     "body",
     [b"", b"{}", b"[" * 100000, {"kind": "Pod"}, vm(spec={"typo": 1}), {**vm(), "metadata": {"namespace": "other"}}],
 )
-async def test_what_is_no_vm_of_this_namespace_cannot_be_expanded(gate: World, body: Any) -> None:
+async def test_expand_of_invalid_vm_returns_400(gate: World, body: Any) -> None:
     code, told = await gate.ask("PUT", "expand-vm-spec", body=body)
     assert (code, told["reason"]) == (400, "BadRequest")

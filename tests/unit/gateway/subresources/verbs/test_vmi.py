@@ -1,4 +1,4 @@
-"""The verbs of a running VMI and what its agent tells, through the gateway to a node over mTLS and back."""
+"""Subresources of a running VMI and guest agent information, through the gateway to a node over mTLS."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -30,7 +30,7 @@ async def given(gate: World, *conditions: str, phase: str = "Running", spec: Jso
 
 
 @pytest.mark.parametrize("verb", VERBS)
-async def test_a_verb_reaches_the_node_once(gate: World, verb: str) -> None:
+async def test_verb_calls_node_once(gate: World, verb: str) -> None:
     await given(gate, *(["Paused"] if verb == "unpause" else []))
     assert await gate.ask("PUT", f"{INSTANCE}/{verb}") == (200, b"")
     assert gate.node.called == {CALLS[verb]: 1}
@@ -65,7 +65,7 @@ async def test_a_verb_reaches_the_node_once(gate: World, verb: str) -> None:
         ),
     ],
 )
-async def test_what_cannot_be_done(
+async def test_verb_conflicts(
     gate: World, verb: str, conditions: list[str], phase: str, spec: Json, code: int, said: str
 ) -> None:
     await given(gate, *conditions, phase=phase, spec=spec)
@@ -75,19 +75,19 @@ async def test_what_cannot_be_done(
 
 
 @pytest.mark.parametrize("path", [f"{INSTANCE}/{verb}" for verb in VERBS])
-async def test_a_vmi_that_is_not_there(gate: World, path: str) -> None:
+async def test_missing_vmi_returns_404(gate: World, path: str) -> None:
     code, body = await gate.ask("PUT", path)
     assert (code, body["message"]) == (404, 'virtualmachineinstance.kubevirt.io "web" not found')
 
 
 @pytest.mark.parametrize("verb", ["pause", "unpause"])
-async def test_a_dry_run_reaches_no_node(gate: World, verb: str) -> None:
+async def test_dry_run_does_not_call_node(gate: World, verb: str) -> None:
     await given(gate, *(["Paused"] if verb == "unpause" else []))
     assert (await gate.ask("PUT", f"{INSTANCE}/{verb}", body={"dryRun": ["All"]}))[0] == 200
     assert gate.node.called == {}
 
 
-async def test_a_vm_that_is_being_copied_does_not_go_on(gate: World) -> None:
+async def test_unpause_during_snapshot_returns_409(gate: World) -> None:
     await given(gate, "Paused")
     await gate.api.put("virtualmachines", vm("Manual", snapshotInProgress="one"))
     code, body = await gate.ask("PUT", f"{INSTANCE}/unpause")
@@ -109,14 +109,14 @@ async def test_a_vm_that_is_being_copied_does_not_go_on(gate: World) -> None:
         ({"unfreezeTimeout": 2_000_000_000}, 2),
     ],
 )
-async def test_a_freeze_ends_by_itself(gate: World, body: Any, seconds: int) -> None:
+async def test_freeze_timeout_is_sent_to_node(gate: World, body: Any, seconds: int) -> None:
     await given(gate)
     assert (await gate.ask("PUT", f"{INSTANCE}/freeze", body=body))[0] == 200
     assert gate.node.frozen_for == seconds
 
 
 @pytest.mark.parametrize("value", ["nonsense", "-5s", "2h", True, [], {}, -1, 1 << 70])
-async def test_a_time_that_is_none_freezes_nothing(gate: World, value: Any) -> None:
+async def test_invalid_freeze_timeout_returns_400(gate: World, value: Any) -> None:
     await given(gate)
     code, _ = await gate.ask("PUT", f"{INSTANCE}/freeze", body={"unfreezeTimeout": value})
     assert code == 400
@@ -129,10 +129,10 @@ def test_the_longest_freeze_is_an_hour() -> None:
         freeze_seconds(FreezeUnfreezeTimeout(unfreezeTimeout="1h1s"))
 
 
-# ---- the agent ------------------------------------------------------------------------------------------------------
+# ---- guest agent ----------------------------------------------------------------------------------------------------
 
 
-async def test_what_the_agent_tells_has_the_published_shape(gate: World) -> None:
+async def test_guest_agent_info_has_kubevirt_format(gate: World) -> None:
     await given(gate, "AgentConnected", fsFreezeStatus="frozen")
     code, info = await gate.ask("GET", f"{INSTANCE}/guestosinfo")
     user = {"userName": "alice", "loginTime": 1.5}
@@ -165,13 +165,13 @@ async def test_what_the_agent_tells_has_the_published_shape(gate: World) -> None
 
 
 @pytest.mark.parametrize("what", AGENT)
-async def test_without_an_agent_there_is_nothing_to_tell(gate: World, what: str) -> None:
+async def test_guest_info_without_agent_returns_409(gate: World, what: str) -> None:
     await given(gate)
     code, body = await gate.ask("GET", f"{INSTANCE}/{what}")
     assert (code, body["message"].endswith("VMI does not have guest agent connected")) == (409, True)
 
 
-# ---- the way to the node --------------------------------------------------------------------------------------------
+# ---- connections to nodes -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ async def test_without_an_agent_there_is_nothing_to_tell(gate: World, what: str)
         (grpc.StatusCode.INTERNAL, 500, "InternalError"),
     ],
 )
-async def test_a_nodes_refusal_in_http(gate: World, status: grpc.StatusCode, code: int, reason: str) -> None:
+async def test_grpc_errors_map_to_http_status(gate: World, status: grpc.StatusCode, code: int, reason: str) -> None:
     await given(gate)
     gate.node.fails = (status, "because\x1b[2Jof this" + "x" * 5000)
     found, body = await gate.ask("PUT", f"{INSTANCE}/reset")
@@ -198,7 +198,7 @@ async def test_a_nodes_refusal_in_http(gate: World, status: grpc.StatusCode, cod
 
 
 @pytest.mark.parametrize("status", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
-async def test_what_may_pass_says_when_to_come_back(gate: World, status: grpc.StatusCode) -> None:
+async def test_temporary_errors_have_retry_after(gate: World, status: grpc.StatusCode) -> None:
     await given(gate)
     gate.node.fails = (status, "not now")
     url = "/apis/subresources.kubevirt.io/v1/namespaces/default/virtualmachineinstances/web/reset"
@@ -207,20 +207,20 @@ async def test_what_may_pass_says_when_to_come_back(gate: World, status: grpc.St
         assert (await response.json())["details"]["retryAfterSeconds"] > 0
 
 
-async def test_a_node_without_a_handler_is_a_503(gate: World) -> None:
+async def test_node_without_handler_returns_503(gate: World) -> None:
     await given(gate, nodeName="node-2")
     code, body = await gate.ask("PUT", f"{INSTANCE}/reset")
     assert (code, "node-2" in body["message"]) == (503, True)
 
 
-async def test_a_vmi_on_no_node_is_not_running(gate: World) -> None:
+async def test_vmi_without_node_returns_409(gate: World) -> None:
     await given(gate, nodeName="")
     code, body = await gate.ask("PUT", f"{INSTANCE}/reset")
     assert (code, body["message"].endswith("VMI is not running")) == (409, True)
 
 
-async def test_another_nodes_handler_is_not_talked_to(gate: World) -> None:
-    """Whoever is behind the address must show that node's certificate: node-1's handler is not node-2's."""
+async def test_handler_of_another_node_is_rejected(gate: World) -> None:
+    """The handler must present its node's certificate: node-1's handler is rejected for node-2."""
     await gate.api.put("pods", handler_pod("node-2", name="virt-handler-2"))
     await until(lambda: gate.services.nodes._pods.by("node", "node-2"))
     await given(gate, nodeName="node-2")
@@ -229,7 +229,7 @@ async def test_another_nodes_handler_is_not_talked_to(gate: World) -> None:
     assert gate.node.called == {}
 
 
-async def test_a_handler_of_a_foreign_authority_is_not_talked_to(gate: World) -> None:
+async def test_handler_with_foreign_ca_is_rejected(gate: World) -> None:
     stranger, port = await serve_node(gate.node, gate.pki.node(NODE, by=gate.pki.users))
     gate.services.nodes._port = port
     await given(gate)
@@ -250,7 +250,7 @@ async def test_a_renewed_certificate_is_used_for_the_next_call(gate: World) -> N
     assert before.retired
 
 
-async def test_a_handler_that_comes_back_is_found_again(gate: World) -> None:
+async def test_restarted_handler_is_found(gate: World) -> None:
     await given(gate)
     assert (await gate.ask("PUT", f"{INSTANCE}/reset"))[0] == 200
     await gate.api.remove("pods", "virt-handler-1", "hyperlet")
