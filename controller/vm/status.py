@@ -1,4 +1,4 @@
-"""A VM's status: printableStatus and conditions, told from its VMI. Pure."""
+"""A VM's status, derived from its VMI: printableStatus, conditions, observedGeneration. Pure."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,12 +15,12 @@ from controller.vmi.status import phase_of, status_of
 Json = dict[str, Any]
 
 NAMED_FIELDS = 10
-"""How many changed fields the condition RestartRequired names."""
-NO_SNAPSHOT = "snapshots are not there yet in this version"
+"""Maximum number of changed fields named in condition RestartRequired."""
+NO_SNAPSHOT = "snapshots are not supported in this version"
 
 
 _UNKNOWN = frozenset({names.REASON_NODE_NOT_READY, names.REASON_LAUNCHER_NOT_ENDED})
-"""Reasons of a VMI that is not ready because it is not known whether its guest runs."""
+"""Reasons of Ready=False that mean that the guest's state is unknown."""
 
 
 def _deleting(vmi: VirtualMachineInstance | None) -> bool:
@@ -28,7 +28,7 @@ def _deleting(vmi: VirtualMachineInstance | None) -> bool:
 
 
 def _reason(vmi: VirtualMachineInstance | None, type: str) -> str | None:
-    """The reason of a condition that is False."""
+    """The reason of a condition if its status is False."""
     found = conditions.find(status_of(vmi).conditions, type) if vmi else None
     return found.reason if found is not None and found.status == names.FALSE else None
 
@@ -38,7 +38,7 @@ def printable_status(
     vmi: VirtualMachineInstance | None,
     decision: RunDecision | None,
 ) -> str:
-    """The first status that matches, in the contract's order."""
+    """printableStatus: the first rule that matches, in KubeVirt's order."""
     phase = phase_of(vmi)
     live = vmi is not None and phase not in names.FINAL_PHASES
     status = status_of(vmi) if vmi else None
@@ -80,9 +80,10 @@ def wanted_conditions(
     foreign: bool,
     waiting: Sequence[str] = (),
 ) -> list[Json]:
-    """Every condition that the VM should have now; those of other types are left alone or dropped by the caller.
+    """The conditions that the VM should have now. The caller keeps or drops other types.
 
-    `waiting` are the changed fields below spec.template that take effect at the next start.
+    `foreign`: the VMI of this name has another owner. `waiting`: changed fields below spec.template that take effect
+    at the next start.
     """
     return [
         condition
@@ -125,9 +126,9 @@ def _ready(vmi: VirtualMachineInstance | None) -> Json:
 
 
 def _failure(vmi: VirtualMachineInstance | None, faults: Sequence[Fault], foreign: bool) -> Json | None:
-    """The Failure condition: only while something is wrong."""
+    """The Failure condition; None while there is no failure."""
     if foreign:
-        words = "A VirtualMachineInstance of this name exists and has another owner: delete it, or use another name"
+        words = "A VirtualMachineInstance with this name exists and has another owner: delete it or rename the VM"
         return conditions.make(names.CONDITION_FAILURE, True, "NameTaken", words)
     if faults:
         return conditions.make(names.CONDITION_FAILURE, True, "InvalidSpec", "; ".join(map(str, faults)))
@@ -154,30 +155,30 @@ def _restart_required(waiting: Sequence[str]) -> Json | None:
     if not waiting:
         return None
     words = (
-        f"Changed in spec.template since the VM was started: {listed(waiting)}. Restart the VM for it to take effect"
+        f"Changed in spec.template since the VM was started: {listed(waiting)}. Restart the VM to apply the change"
     )
     return conditions.make(names.CONDITION_RESTART_REQUIRED, True, "TemplateChanged", words)
 
 
 def listed(fields: Sequence[str]) -> str:
-    """Names of fields in a sentence, not too many."""
+    """Field names joined for a message, at most NAMED_FIELDS of them."""
     more = f" and {len(fields) - NAMED_FIELDS} more" if len(fields) > NAMED_FIELDS else ""
     return ", ".join(fields[:NAMED_FIELDS]) + more
 
 
 def observed_generation(vm: VirtualMachine, vmi: VirtualMachineInstance | None, is_settled: bool) -> int | None:
-    """The VM's own generation where nothing of it is still to take effect; else the one that the VMI was made from."""
+    """The VM's generation if it has taken full effect (`is_settled`), else the one that the VMI was created from."""
     text = (vmi.metadata.annotations or {}).get(names.ANNOTATION_GENERATION, "") if vmi and not is_settled else ""
     return int(text) if text.isdigit() else vm.metadata.generation
 
 
 def snapshot_statuses(vm: VirtualMachine) -> list[Json] | None:
-    """One entry for every volume: none can be snapshotted yet."""
+    """One entry per volume. Snapshots are not supported, so none is enabled."""
     template = vm.spec.template.spec
     volumes = (template.volumes if template else None) or []
     return [{"name": volume.name, "enabled": False, "reason": NO_SNAPSHOT} for volume in volumes] or None
 
 
 def current(vm: VirtualMachine) -> VirtualMachineStatus:
-    """The status; an empty one where there is none."""
+    """The VM's status, or an empty one."""
     return vm.status or VirtualMachineStatus()
