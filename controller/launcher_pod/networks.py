@@ -96,7 +96,7 @@ def update_annotation(vmi: VirtualMachineInstance, pod: Pod) -> Iterator[Patch]:
     yield Patch(Pod, pod.metadata.namespace or "", pod.metadata.name or "", body, subresource="status")
 
 
-# ---- resources ------------------------------------------------------------------------------------------------------
+# ---- resources -------------------------------------------------------------------------------------------------------
 
 
 def _resource(definition: NetworkAttachmentDefinition | None) -> str | None:
@@ -126,7 +126,7 @@ def environment(vmi: VirtualMachineInstance, definitions: Definitions) -> dict[s
     }
 
 
-# ---- problems -------------------------------------------------------------------------------------------------------
+# ---- problems --------------------------------------------------------------------------------------------------------
 
 
 def problems(vmi: VirtualMachineInstance, definitions: Definitions, served: bool) -> list[str]:

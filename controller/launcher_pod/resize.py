@@ -73,7 +73,7 @@ class ResizeStatus(NamedTuple):
     message: str = ""
 
 
-# ---- pure -----------------------------------------------------------------------------------------------------------
+# ---- pure ------------------------------------------------------------------------------------------------------------
 
 
 def requested_amounts(pod: Pod) -> Amounts:
@@ -153,7 +153,7 @@ def _resources(wanted: Amounts) -> Iterator[tuple[str, Json]]:
             yield field, amounts
 
 
-# ---- execution ------------------------------------------------------------------------------------------------------
+# ---- execution -------------------------------------------------------------------------------------------------------
 
 
 async def resize(kube: Kube, pod: Pod, wanted: Amounts, seconds: float = ANSWER_SECONDS) -> ResizeStatus:

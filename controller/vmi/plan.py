@@ -157,7 +157,7 @@ def _lost(seen: ObservedVmi) -> Patch | None:
     )
 
 
-# ---- before the pod exists ------------------------------------------------------------------------------------------
+# ---- before the pod exists -------------------------------------------------------------------------------------------
 
 
 def _create(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
@@ -248,7 +248,7 @@ def refused(vmi: VirtualMachineInstance, reason: str, message: str, now: datetim
         yield RecordEvent(vmi, reason, message, "Warning")
 
 
-# ---- until the hand-over --------------------------------------------------------------------------------------------
+# ---- until the hand-over ---------------------------------------------------------------------------------------------
 
 
 def _progress(seen: ObservedVmi, pod: Pod) -> Iterator[Action | RequeueAfter]:
@@ -369,11 +369,11 @@ def _is_paused(vmi: VirtualMachineInstance) -> bool:
     return starts_paused or conditions.holds(status_of(vmi).conditions, names.CONDITION_PAUSED)
 
 
-# ---- while the handler owns the status -------------------------------------------------------------------------------------
+# ---- while the handler owns the status -------------------------------------------------------------------------------
 
 
 def _watch_claims(seen: ObservedVmi) -> Iterator[Action]:
-    """Updates the claims' capacities in volumeStatus, from which handler and launcher resize the guest's disks."""
+    """Updates claim capacities in volumeStatus, from which handler and launcher resize the guest's disks."""
     entries = vmi_status.grown(seen.vmi, seen.claims)
     if entries is not None:
         # A merge patch replaces the whole list, hence the resourceVersion precondition.
@@ -406,7 +406,7 @@ def _ready_patch(seen: ObservedVmi, ready: Json) -> Patch:
     return _patch(seen.vmi, {"conditions": merged}, {"resourceVersion": seen.vmi.metadata.resourceVersion})
 
 
-# ---- the end --------------------------------------------------------------------------------------------------------
+# ---- the end ---------------------------------------------------------------------------------------------------------
 
 
 def _await(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
@@ -522,7 +522,7 @@ def _remove(pod: Pod, grace: int | None) -> Delete:
     return Delete(Pod, pod.metadata.namespace or "", pod.metadata.name or "", pod.metadata.uid or "", grace)
 
 
-# ---- patches --------------------------------------------------------------------------------------------------------
+# ---- patches ---------------------------------------------------------------------------------------------------------
 
 
 def _not_ready(message: str) -> Json:

@@ -378,7 +378,7 @@ async def test_a_network_that_comes_late_starts_the_vm(
     await world.vm(spec=BRIDGED)
     await world.start()
     await until(lambda: "NetworkAttachmentDefinition br1 not found in namespace default" in complaint(world))
-    assert ("does not know the kind" in complaint(world)) is not served
+    assert ("does not serve this kind" in complaint(world)) is not served
     await world.quiet()
     assert not world.api.of("pods") and world.status().get("printableStatus") == "Starting"
     assert [c["reason"] for c in world.status()["conditions"] if c["type"] == "Failure"] == [
@@ -604,7 +604,7 @@ async def test_a_vmi_made_after_another_was_torn_away_waits_for_its_pod(world: W
     (pod,) = world.api.of("pods")
     await world.api.patch("pods", pod["metadata"]["name"], {"metadata": {"ownerReferences": [], "labels": None}})
     await world.api.remove("virtualmachineinstances", "web")
-    await until(lambda: "earlier instance" in complaint(world))
+    await until(lambda: "earlier VirtualMachineInstance" in complaint(world))
     await world.quiet()
     (still,) = world.api.of("pods")
     assert still["metadata"]["uid"] == pod["metadata"]["uid"] and still["metadata"]["deletionTimestamp"]

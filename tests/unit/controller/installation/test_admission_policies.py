@@ -53,7 +53,7 @@ async def test_a_binding_that_only_audits_is_missing(tmp_path: Path) -> None:
         await policies.refresh()
         assert policies.verdict is not None and policies.verdict[:2] == (False, "PoliciesMissing")
         assert "ValidatingAdmissionPolicy hyperlet-instances" in policies.verdict.message
-        assert "denies by hyperlet-handler-nodes" in policies.verdict.message
+        assert "ValidatingAdmissionPolicyBinding of hyperlet-handler-nodes with action Deny" in policies.verdict.message
         assert "hyperlet-handler-pods" not in policies.verdict.message
 
 

@@ -32,7 +32,7 @@ ROOT, DATA = ("root", "r.example/guest:1", None), ("data", "r.example/other:2", 
     [
         ("ErrImagePull", NOT_FOUND, ROOT[1], [ROOT, DATA], "volume root: image r.example/guest:1: failed", "not found"),
         ("ErrImagePull", NOT_FOUND, DATA[1], [ROOT, DATA], "volume data: image r.example/other:2: ", "not found"),
-        ("ErrImagePull", DENIED, ROOT[1], [ROOT, DATA], "volume root: image ", "credentials in imagePullSecret"),
+        ("ErrImagePull", DENIED, ROOT[1], [ROOT, DATA], "volume root: image ", "registry's credentials"),
         ("ErrImagePull", DENIED, DATA[1], [ROOT, DATA], "volume data: ", "Secret mine has no credentials that this"),
         ("ErrImagePull", DENIED, LAUNCHER, [ROOT], "the launcher: image registry.example/launcher:1: ", "KubeVirt"),
         ("ErrImageNeverPull", NEVER, ROOT[1], [ROOT, DATA], "volume root: image ", "imagePullPolicy: Never"),
@@ -73,4 +73,4 @@ def test_a_secret_that_is_not_there_is_told_with_what_came_of_it() -> None:
 def test_a_registrys_words_are_bounded_and_harm_no_terminal() -> None:
     told = image_errors.explained("ErrImagePull", "\x1b[2J" + "denied " * 1000, spec(ROOT), LAUNCHER)
     assert "\x1b" not in told and len(told) <= image_errors.MESSAGE_LIMIT
-    assert told.endswith("imagePullSecret"), "what to do stays, however much a registry says"
+    assert told.endswith("set imagePullSecret to a Secret with the registry's credentials"), "the remedy is not cut off"

@@ -52,7 +52,7 @@ def test_a_missing_network_is_named_with_where_and_what_to_do() -> None:
     instance = vmi("Pending", spec=spec(RED))
     assert told(see(instance)) == (
         "NetworkAttachmentDefinition br1 not found in namespace default (spec.networks[0].multus.networkName): "
-        "create it there, or name another"
+        "create it, or reference another one"
     )
     (create,) = see(instance, definitions=definitions(definition("br1")))
     assert isinstance(create, Create) and create.kind is Pod
@@ -68,7 +68,7 @@ def test_every_missing_network_is_named_at_once() -> None:
 
 def test_a_cluster_without_the_kind_is_told_apart() -> None:
     words = told(see(vmi("Pending", spec=spec(RED)), knows_definitions=False))
-    assert "does not know the kind: apply its CustomResourceDefinition" in words
+    assert "does not serve this kind: apply its CustomResourceDefinition" in words
 
 
 def test_an_absent_card_needs_no_network() -> None:
@@ -79,7 +79,7 @@ def test_an_absent_card_needs_no_network() -> None:
 def test_a_device_needs_a_resource() -> None:
     instance = vmi("Pending", spec=spec({"name": "vf", "sriov": {}}))
     words = told(see(instance, definitions=definitions(definition("br1"))))
-    assert "default/br1: annotation k8s.v1.cni.cncf.io/resourceName is missing" in words and "'vf'" in words
+    assert "default/br1: annotation k8s.v1.cni.cncf.io/resourceName: required" in words and "'vf'" in words
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_definition_cannot_ask_for_the_pods_own_resources(resource: str) -> No
     """Whoever may write a definition writes into the pods of everybody who names it."""
     found = definitions(definition("br1", resource))
     words = told(see(vmi("Pending", spec=spec(RED)), definitions=found))
-    assert "is no device plugin's resource such as" in words and len(words) < 400
+    assert "is not a device plugin resource such as" in words and len(words) < 400
 
 
 def test_each_network_asks_for_its_own_device() -> None:

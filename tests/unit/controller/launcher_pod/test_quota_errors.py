@@ -80,7 +80,7 @@ def test_no_second_try_where_nothing_would_be_different() -> None:
 )
 def test_a_refusal_is_told_with_the_fields_of_the_vm(message: str, fields: str) -> None:
     told = quota_errors.explain(message)
-    assert told == f"{message}. The fields for this, in the VM's spec.template.spec.domain: {fields}"
+    assert told == f"{message}. Fields to change in the VM's spec.template.spec.domain: {fields}"
 
 
 def test_what_is_about_no_amount_is_told_as_it_is() -> None:

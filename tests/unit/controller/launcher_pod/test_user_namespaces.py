@@ -161,7 +161,8 @@ def test_a_pod_that_cannot_start_in_its_namespace_is_made_anew_without(
     assert isinstance(back, Patch) and back.patch["status"]["phase"] == "Pending"
     assert isinstance(delete, Delete) and delete.uid == seen.metadata.uid
     assert delete.version == seen.metadata.resourceVersion
-    assert isinstance(said, RecordEvent) and said.reason == "NoUserNamespace" and "made anew without" in said.message
+    assert isinstance(said, RecordEvent) and said.reason == "NoUserNamespace"
+    assert "recreating it without one" in said.message
     again = vmi("Pending", stamps={"Pending": SCHEDULING["Pending"]})
     going = msgspec.structs.replace(
         seen, metadata=msgspec.structs.replace(seen.metadata, deletionTimestamp="2026-01-01T00:00:00Z")
