@@ -205,9 +205,7 @@ class PluginCredentials(Credentials):
     async def _token(self) -> str:
         plugin = self._plugin
         if plugin.apiVersion not in _PLUGIN_API:
-            raise ConfigError(
-                f"credential plugin {plugin.command}: apiVersion {plugin.apiVersion} is not supported"
-            )
+            raise ConfigError(f"credential plugin {plugin.command}: apiVersion {plugin.apiVersion} is not supported")
         output = await self._run(plugin)
         try:
             status = json.loads(output)["status"]

@@ -154,9 +154,7 @@ def _paused(vmi: VirtualMachineInstance | None) -> Json | None:
 def _restart_required(waiting: Sequence[str]) -> Json | None:
     if not waiting:
         return None
-    words = (
-        f"Changed in spec.template since the VM was started: {listed(waiting)}. Restart the VM to apply the change"
-    )
+    words = f"Changed in spec.template since the VM was started: {listed(waiting)}. Restart the VM to apply the change"
     return conditions.make(names.CONDITION_RESTART_REQUIRED, True, "TemplateChanged", words)
 
 

@@ -17,7 +17,7 @@ def resident_code() -> int:
     return total
 
 
-def test_code_comes_back_when_it_is_needed() -> None:
+def test_released_code_pages_are_faulted_in_again() -> None:
     before, digest = resident_code(), hashlib.sha256(b"x").hexdigest()
     release_code_pages()
     assert resident_code() < before
@@ -41,7 +41,7 @@ print(before - anonymous(), gc.get_freeze_count())
 """
 
 
-def test_what_only_the_start_needed_is_given_back() -> None:
+def test_settle_releases_startup_memory() -> None:
     """In a process of its own, since what it freezes stays frozen."""
     done = subprocess.run([sys.executable, "-c", SETTLING], capture_output=True, text=True, check=True)
     freed, frozen = map(int, done.stdout.split())

@@ -41,7 +41,7 @@ def health() -> tuple[NodeHealth, Nodes, list[float], list[str]]:
     return made, nodes, clock, told
 
 
-def test_silence_counts_from_the_last_heartbeat_and_only_while_the_node_is_not_ready() -> None:
+def test_silence_counts_from_last_heartbeat_while_node_is_not_ready() -> None:
     made, nodes, clock, told = health()
     nodes.put("a", "True", "12:00")
     clock[0] = 150
@@ -57,14 +57,14 @@ def test_silence_counts_from_the_last_heartbeat_and_only_while_the_node_is_not_r
     assert made.silent_for("a") is None and told == ["a", "a"]
 
 
-def test_a_nodes_clock_counts_for_nothing() -> None:
+def test_heartbeat_age_ignores_node_clock() -> None:
     made, nodes, clock, _ = health()
     nodes.put("a", "False", "1999-12-31T23:59:59Z")
     clock[0] = 130
     assert made.silent_for("a") == 30
 
 
-def test_who_is_not_there_is_not_silent() -> None:
+def test_missing_node_is_not_silent() -> None:
     made, nodes, _, _ = health()
     assert made.silent_for(None) is None and made.silent_for("gone") is None
     nodes.put("a", "Unknown", "x")

@@ -52,7 +52,7 @@ def node(handlers: Any, schedulable: str = "true") -> Node:
         ([], False),
     ],
 )
-def test_all_nodes_that_take_vms_must_be_able(
+def test_all_schedulable_nodes_must_support_user_namespaces(
     nodes: list[Node], offered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HYPERLET_USER_NAMESPACES", "auto")
@@ -60,7 +60,7 @@ def test_all_nodes_that_take_vms_must_be_able(
 
 
 @pytest.mark.parametrize("setting", ["never", None])
-def test_an_administrator_has_to_ask_for_it(setting: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_namespaces_are_opt_in(setting: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HYPERLET_USER_NAMESPACES", raising=False)
     if setting is not None:
         monkeypatch.setenv("HYPERLET_USER_NAMESPACES", setting)
@@ -89,7 +89,7 @@ FUNCTION = {
 }
 
 
-def test_a_pod_has_one_where_the_nodes_can() -> None:
+def test_pod_gets_user_namespace_if_nodes_support_it() -> None:
     assert host_users() is False
     assert host_users(DISK) is False
     assert host_users(settings=replace(OFFERED, user_namespaces=False)) is None
@@ -120,7 +120,7 @@ def test_a_pod_has_one_where_the_nodes_can() -> None:
         ("it was tried and failed", {"host_users": True}),
     ],
 )
-def test_a_pod_that_cannot_have_one_gets_none(why: str, case: Json) -> None:
+def test_unsupported_pod_gets_no_user_namespace(why: str, case: Json) -> None:
     assert host_users(**case) is None, why
 
 
@@ -153,9 +153,7 @@ ENDED = msgspec.structs.replace(
         (failed(), ("FailedCreatePodSandBox", "runtime does not support user namespaces")),
     ],
 )
-def test_a_pod_that_cannot_start_in_its_namespace_is_made_anew_without(
-    seen: Pod, warning: tuple[str, str] | None
-) -> None:
+def test_pod_that_fails_in_user_namespace_is_recreated_without_one(seen: Pod, warning: tuple[str, str] | None) -> None:
     instance = vmi("Scheduling", stamps=SCHEDULING)
     back, delete, said = see(instance, pod=seen, warning=warning, settings=OFFERED, host_users=True)
     assert isinstance(back, Patch) and back.patch["status"]["phase"] == "Pending"
@@ -183,5 +181,5 @@ def test_a_pod_that_cannot_start_in_its_namespace_is_made_anew_without(
     ],
     ids=["other trouble", "other warning", "it runs", "words of a launcher that ran", "a pod without one"],
 )
-def test_no_other_failure_costs_a_pod_its_namespace(seen: Pod, warning: tuple[str, str] | None) -> None:
+def test_other_failures_keep_the_user_namespace(seen: Pod, warning: tuple[str, str] | None) -> None:
     assert user_namespaces.failure(seen, warning) is None
