@@ -84,7 +84,7 @@ class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi]):
         self._faults = _ValidationCache()
         self._bound: dict[str, float] = {}
         self._ended: dict[str, float] = {}
-        self._heard: set[str] = set()
+        self._terminated: set[str] = set()
         """UIDs of pods that the kubelet had reported as terminated when their objects were deleted."""
         self._vanished: dict[str, float] = {}
         self._host_users: OrderedDict[Key, None] = OrderedDict()
@@ -108,7 +108,7 @@ class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi]):
             self._prune()
             await self._undecodable.record_fault(key, self._executor, now())
             return None
-        pod, uid = self._cluster.pod_of(obj) or await self._unseen(obj), obj.metadata.uid or ""
+        pod, uid = self._cluster.pod_of(obj) or await self._uncached_pod(obj), obj.metadata.uid or ""
         over = pod is None or pod.status.phase in END_PHASES
         strays = self._cluster.strays_of(obj)
         # Events explain why a pod does not start (before the hand-over), and why the kubelet terminated one.
@@ -141,7 +141,7 @@ class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi]):
         there = {each.metadata.uid or "": each.spec.nodeName or "" for each in (pod, *strays) if each is not None}
         nodes = filter(None, {*listed.values(), *there.values()})
         return Evidence(
-            ended=frozenset(self._heard & (listed.keys() | there.keys())),
+            ended=frozenset(self._terminated & (listed.keys() | there.keys())),
             fences={node: fence for node in nodes if (fence := self._cluster.health.fence(node)) is not None},
             vanished={uid: _since(self._vanished, uid, uid not in there) for uid in listed},
         )
@@ -186,14 +186,14 @@ class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi]):
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if old is not None and new is None and has_ended(old):
-            self._heard.add(old.metadata.uid or "")
+            self._terminated.add(old.metadata.uid or "")
 
-    async def _unseen(self, obj: VirtualMachineInstance) -> Pod | None:
+    async def _uncached_pod(self, obj: VirtualMachineInstance) -> Pod | None:
         """The pod of a VMI, read from the API server where the pod cache may lag behind the VMI cache."""
         phase, name = phase_of(obj), pods.pod_name(obj)
         if (
             phase in (names.PHASE_UNSET, names.PHASE_PENDING, *names.FINAL_PHASES)
-            or may_run_qemu(obj).keys() & self._heard
+            or may_run_qemu(obj).keys() & self._terminated
         ):
             return None
         try:
@@ -215,11 +215,11 @@ class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi]):
     def _prune(self) -> None:
         """Drops entries of deleted VMIs once there are many of them."""
         clocks = (self._ended, self._bound, self._vanished)
-        if sum(map(len, clocks)) + len(self._heard) <= 5 * len(self._cluster.vmis) + 64:
+        if sum(map(len, clocks)) + len(self._terminated) <= 5 * len(self._cluster.vmis) + 64:
             return
         alive = {obj.metadata.uid or "" for obj in self._cluster.vmis.all()}
         listed = {uid for obj in self._cluster.vmis.all() for uid in may_run_qemu(obj)}
-        self._heard &= listed
+        self._terminated &= listed
         for known in clocks:
             for uid in known.keys() - alive - listed:
                 del known[uid]

@@ -38,7 +38,7 @@ class UndecodableObjects:
         """
         self._kind, self._condition, self._subresource = kind, condition, subresource
         self._waiting: dict[Key, Undecodable] = {}
-        self._told: dict[str, str] = {}
+        self._reported: dict[str, str] = {}
         self._add = add
         store.on_undecodable(self._found)
 
@@ -50,11 +50,11 @@ class UndecodableObjects:
     async def record_fault(self, key: Key, executor: ActionExecutor, now: Any) -> None:
         """Writes the fault as a condition and an Event, unless it has been reported before."""
         item = self._waiting.pop(key, None)
-        if item is None or self._told.get(uid := str(item.metadata.get("uid"))) == item.message:
+        if item is None or self._reported.get(uid := str(item.metadata.get("uid"))) == item.message:
             return
-        self._told[uid] = item.message
-        if len(self._told) > _REMEMBERED:
-            del self._told[next(iter(self._told))]
+        self._reported[uid] = item.message
+        if len(self._reported) > _REMEMBERED:
+            del self._reported[next(iter(self._reported))]
         type, status = self._condition
         made = conditions.make(type, status, REASON, item.message)
         whole = {"status": {"conditions": [{**made, "lastTransitionTime": format_time(now)}]}}

@@ -82,7 +82,7 @@ class EventRecorder:
         self._kube = kube
         self._component = component
         self._host = host
-        self._said: _Recent[_Recorded] = _Recent()
+        self._recorded: _Recent[_Recorded] = _Recent()
         self._buckets: _Recent[_TokenBucket] = _Recent()
 
     async def record(self, obj: Any, reason: str, message: str, type: str) -> None:
@@ -102,23 +102,23 @@ class EventRecorder:
             _log.warning("Cannot record an Event", reason=reason, why=str(error) or "timed out", **log.about(obj))
 
     async def _write(self, key: str, obj: Any, reason: str, message: str, type: str, now: float) -> None:
-        said = self._said.get(key)
-        if said is not None and now - said.at < GROUP_SECONDS:
-            said.count, said.at = said.count + 1, now
-            patch = {"count": said.count, "lastTimestamp": _stamp()}
+        recorded = self._recorded.get(key)
+        if recorded is not None and now - recorded.at < GROUP_SECONDS:
+            recorded.count, recorded.at = recorded.count + 1, now
+            patch = {"count": recorded.count, "lastTimestamp": _stamp()}
             try:
-                await self._kube.patch(Event, said.namespace, said.name, patch)
+                await self._kube.patch(Event, recorded.namespace, recorded.name, patch)
                 return
             except NotFound:
                 pass
         event = self._event(obj, reason, message, type)
         name, namespace = event["metadata"]["name"], event["metadata"]["namespace"]
         # Remember it before sending: concurrent tasks with the same Event must not both create it.
-        self._said.keep(key, _Recorded(name, namespace, 1, now))
+        self._recorded.keep(key, _Recorded(name, namespace, 1, now))
         try:
             await self._kube.create(Event, event)
         except BaseException:
-            self._said.pop(key, None)
+            self._recorded.pop(key, None)
             raise
 
     def _event(self, obj: Any, reason: str, message: str, type: str) -> dict[str, Any]:

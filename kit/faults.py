@@ -71,5 +71,5 @@ def error_of(status: Status) -> HyperletError:
 
 def transport_error(error: BaseException, what: str) -> HyperletError:
     """The exception for a request without a response. `what` is the verb and path."""
-    words: Any = str(error) or type(error).__name__
-    return errors.ApiUnavailable(f"{what}: {words}")
+    text: Any = str(error) or type(error).__name__
+    return errors.ApiUnavailable(f"{what}: {text}")

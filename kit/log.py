@@ -34,10 +34,10 @@ class _Line(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One JSON object."""
-        said = {"level": record.levelname.lower(), "msg": record.getMessage(), "logger": record.name}
+        line = {"level": record.levelname.lower(), "msg": record.getMessage(), "logger": record.name}
         if record.exc_info:
-            said["exception"] = self.formatException(record.exc_info)
-        return _encoded(said)
+            line["exception"] = self.formatException(record.exc_info)
+        return _encoded(line)
 
 
 def setup(role: str, level: str | None = None) -> None:

@@ -33,7 +33,7 @@ class NodeHealth:
     def __init__(self, nodes: Store[Node], clock: Callable[[], float] = time.monotonic) -> None:
         self._nodes = nodes
         self._clock = clock
-        self._heard: dict[str, float] = {}
+        self._heartbeats: dict[str, float] = {}
         self._callbacks: list[Callable[[str], None]] = []
         self._missing: dict[str, float] = {}
         nodes.on_change(self._changed)
@@ -51,7 +51,7 @@ class NodeHealth:
         node = self._nodes.get(None, name or "")
         if node is None or is_ready(node):
             return None
-        return self._clock() - self._heard.get(name or "", self._clock())
+        return self._clock() - self._heartbeats.get(name or "", self._clock())
 
     def fence(self, name: str) -> Fence | None:
         """The fencing of a node: it is tainted out-of-service, or was deleted. None if it is not fenced.
@@ -67,13 +67,13 @@ class NodeHealth:
     def _changed(self, old: Node | None, new: Node | None) -> None:
         if new is None:
             gone = (old.metadata.name if old else None) or ""
-            self._heard.pop(gone, None)
+            self._heartbeats.pop(gone, None)
             self._missing[gone] = self._clock()
             self._notify(gone)
             return
         name = new.metadata.name or ""
         if old is None or _heartbeat(old) != _heartbeat(new):
-            self._heard[name] = self._clock()
+            self._heartbeats[name] = self._clock()
         self._missing.pop(name, None)
         if old is not None and (is_ready(old), _is_out_of_service(old)) != (is_ready(new), _is_out_of_service(new)):
             self._notify(name)

@@ -57,18 +57,18 @@ def explained(
 
     `launcher` is the launcher's own image, `warning` the latest Warning Event about the pod (reason, message).
     """
-    found = _meant(message, list(images(spec)), launcher)
+    found = _mentioned(message, list(images(spec)), launcher)
     # The text comes from a registry and is printed on terminals: replace control characters.
-    words = "".join(each if each.isprintable() else " " for each in error_reason(message) or message or reason)
+    error = "".join(each if each.isprintable() else " " for each in error_reason(message) or message or reason)
     subject = _subject(found)
-    remedy = _remedy(reason, words, found, warning)
-    sentence = f"{subject}: {words}" if subject else words
+    remedy = _remedy(reason, error, found, warning)
+    sentence = f"{subject}: {error}" if subject else error
     if not remedy:
         return sentence[:MESSAGE_LIMIT]
     return f"{sentence[: MESSAGE_LIMIT - len(remedy) - 2].rstrip(' .;')}; {remedy}"
 
 
-def _meant(message: str, own: Sequence[Image], launcher: str) -> list[Image]:
+def _mentioned(message: str, own: Sequence[Image], launcher: str) -> list[Image]:
     """The images that the message names: several volumes may share one; of overlapping references the longest wins."""
     known = [*own, Image(LAUNCHER, launcher, None)]
     mentioned = [each for each in known if each.reference and _names(message, each.reference)]
@@ -89,12 +89,12 @@ def _subject(found: Sequence[Image]) -> str:
     return f"{', '.join(each.what for each in found)}: image {found[0].reference}" if found else ""
 
 
-def _remedy(reason: str, words: str, found: Sequence[Image], warning: tuple[str, str] | None) -> str:
+def _remedy(reason: str, error: str, found: Sequence[Image], warning: tuple[str, str] | None) -> str:
     if warning is not None and warning[0] == REASON_SECRET:
         return warning[1][:300]
     if reason in _REMEDIES:
         return _REMEDIES[reason]
-    if not found or not _DENIED.search(words):
+    if not found or not _DENIED.search(error):
         return ""
     if secret := found[0].secret:
         return f"Secret {secret} has no credentials that this registry accepts"

@@ -111,8 +111,8 @@ def _plan(seen: ObservedVm) -> Iterator[Action | RequeueAfter]:
         if decision.want is RunAction.STOP and own is not None:
             yield from _stop(seen, own)
         else:
-            yield from _replug(seen)
-    yield from _later(seen, decision)
+            yield from _apply_live_changes(seen)
+    yield from _requeue(seen, decision)
 
 
 def _adopt(vm: VirtualMachine, vmi: VirtualMachineInstance) -> Iterator[Action]:
@@ -128,17 +128,18 @@ def _adopt(vm: VirtualMachine, vmi: VirtualMachineInstance) -> Iterator[Action]:
 
 
 def _stop(seen: ObservedVm, own: VirtualMachineInstance) -> Iterator[Action]:
-    meta, words = own.metadata, f"Deleted virtual machine instance {own.metadata.name}"
+    meta, message = own.metadata, f"Deleted virtual machine instance {own.metadata.name}"
     version = None
     if seen.is_outdated and seen.difference is not None:
         # With a resourceVersion precondition: the guest may have been started meanwhile.
         version = meta.resourceVersion
-        words += f", which has not started yet: {vm_status.listed(seen.difference.late)} in spec.template changed"
+        message += f", which has not started yet: {vm_status.listed(seen.difference.late)} in spec.template changed"
     elif phase_of(own) == names.PHASE_FAILED and own.status is not None:
         ready = conditions.find(own.status.conditions, names.CONDITION_READY)
-        words += f", which has failed: {': '.join(filter(None, (own.status.reason, ready.message if ready else None)))}"
+        cause = ": ".join(filter(None, (own.status.reason, ready.message if ready else None)))
+        message += f", which has failed: {cause}"
     yield Delete(VirtualMachineInstance, meta.namespace or "", meta.name or "", meta.uid or "", version=version)
-    yield RecordEvent(seen.vm, names.REASON_DELETED, words)
+    yield RecordEvent(seen.vm, names.REASON_DELETED, message)
 
 
 def _must_note(vm: VirtualMachine, decision: RunDecision) -> bool:
@@ -147,7 +148,7 @@ def _must_note(vm: VirtualMachine, decision: RunDecision) -> bool:
     return decision.failure != status.startFailure or list(decision.requests) != (status.stateChangeRequests or [])
 
 
-def _later(seen: ObservedVm, decision: RunDecision) -> Iterator[RequeueAfter]:
+def _requeue(seen: ObservedVm, decision: RunDecision) -> Iterator[RequeueAfter]:
     if decision.want is RunAction.WAIT:
         yield RequeueAfter(decision.wait_seconds + 0.1)
     elif decision.failure is not None and (seconds := stable_in(seen.own, seen.now)) is not None:
@@ -175,7 +176,7 @@ def _delete(seen: ObservedVm) -> Iterator[Action]:
     yield _patch(vm, {"metadata": {"finalizers": rest or None, "resourceVersion": vm.metadata.resourceVersion}})
 
 
-def _replug(seen: ObservedVm) -> Iterator[Action]:
+def _apply_live_changes(seen: ObservedVm) -> Iterator[Action]:
     """Applies template changes to the running VMI's interfaces, labels and annotations, as far as is possible live."""
     found = seen.difference
     if found is None:
@@ -297,7 +298,7 @@ def _status(seen: ObservedVm, decision: RunDecision) -> Json:
         "observedGeneration": vm_status.observed_generation(vm, own, _is_settled(seen, decision)),
         "runStrategy": _handled_requests(seen, decision),
         "stateChangeRequests": [msgspec.to_builtins(request) for request in decision.requests] or None,
-        "startFailure": _whole(decision.failure),
+        "startFailure": _builtins(decision.failure),
         "volumeSnapshotStatuses": vm_status.snapshot_statuses(vm),
     }
 
@@ -331,7 +332,7 @@ def refused(vm: VirtualMachine, message: str, now: datetime) -> Iterator[Action]
         yield RecordEvent(vm, names.REASON_FAILED_CREATE, message, "Warning")
 
 
-def _whole(failure: Any) -> Json | None:
+def _builtins(failure: Any) -> Json | None:
     return msgspec.to_builtins(failure) if failure is not None else None
 
 

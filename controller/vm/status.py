@@ -42,8 +42,8 @@ def printable_status(
     phase = phase_of(vmi)
     live = vmi is not None and phase not in names.FINAL_PHASES
     status = status_of(vmi) if vmi else None
-    trouble = _reason(vmi, names.CONDITION_SYNCHRONIZED) if live else None
-    scheduled = _reason(vmi, names.CONDITION_POD_SCHEDULED) if live else None
+    sync_reason = _reason(vmi, names.CONDITION_SYNCHRONIZED) if live else None
+    scheduling_reason = _reason(vmi, names.CONDITION_POD_SCHEDULED) if live else None
     migration = status.migrationState if status else None
     rules: Sequence[tuple[str, Callable[[], bool]]] = (
         (names.STATUS_TERMINATING, lambda: vm.metadata.deletionTimestamp is not None),
@@ -52,11 +52,11 @@ def printable_status(
         (names.STATUS_MIGRATING, lambda: bool(migration and not migration.completed and migration.startTimestamp)),
         (names.STATUS_PAUSED, lambda: bool(status and conditions.holds(status.conditions, names.CONDITION_PAUSED))),
         (names.STATUS_RUNNING, lambda: phase == names.PHASE_RUNNING),
-        (names.STATUS_PVC_NOT_FOUND, lambda: trouble == names.REASON_FAILED_PVC_NOT_FOUND),
-        (names.STATUS_WAITING_FOR_VOLUME, lambda: scheduled == pod_status.REASON_WAITING_FOR_VOLUME),
-        (names.STATUS_UNSCHEDULABLE, lambda: scheduled is not None),
-        (names.STATUS_ERR_IMAGE_PULL, lambda: trouble in names.REASONS_NO_IMAGE),
-        (names.STATUS_IMAGE_PULL_BACKOFF, lambda: trouble == names.REASON_IMAGE_PULL_BACKOFF),
+        (names.STATUS_PVC_NOT_FOUND, lambda: sync_reason == names.REASON_FAILED_PVC_NOT_FOUND),
+        (names.STATUS_WAITING_FOR_VOLUME, lambda: scheduling_reason == pod_status.REASON_WAITING_FOR_VOLUME),
+        (names.STATUS_UNSCHEDULABLE, lambda: scheduling_reason is not None),
+        (names.STATUS_ERR_IMAGE_PULL, lambda: sync_reason in names.REASONS_NO_IMAGE),
+        (names.STATUS_IMAGE_PULL_BACKOFF, lambda: sync_reason == names.REASON_IMAGE_PULL_BACKOFF),
         (names.STATUS_STARTING, lambda: live or (decision is not None and decision.want is RunAction.START)),
         (names.STATUS_CRASH_LOOP, lambda: decision is not None and decision.want is RunAction.WAIT),
         (
@@ -128,19 +128,19 @@ def _ready(vmi: VirtualMachineInstance | None) -> Json:
 def _failure(vmi: VirtualMachineInstance | None, faults: Sequence[Fault], foreign: bool) -> Json | None:
     """The Failure condition; None while there is no failure."""
     if foreign:
-        words = "A VirtualMachineInstance with this name exists and has another owner: delete it or rename the VM"
-        return conditions.make(names.CONDITION_FAILURE, True, "NameTaken", words)
+        message = "A VirtualMachineInstance with this name exists and has another owner: delete it or rename the VM"
+        return conditions.make(names.CONDITION_FAILURE, True, "NameTaken", message)
     if faults:
         return conditions.make(names.CONDITION_FAILURE, True, "InvalidSpec", "; ".join(map(str, faults)))
-    trouble = conditions.find(status_of(vmi).conditions, names.CONDITION_SYNCHRONIZED) if vmi else None
-    if trouble is not None and trouble.status == names.FALSE and not _deleting(vmi):
+    synchronized = conditions.find(status_of(vmi).conditions, names.CONDITION_SYNCHRONIZED) if vmi else None
+    if synchronized is not None and synchronized.status == names.FALSE and not _deleting(vmi):
         return conditions.make(
-            names.CONDITION_FAILURE, True, trouble.reason or names.REASON_SYNC_FAILED, trouble.message or ""
+            names.CONDITION_FAILURE, True, synchronized.reason or names.REASON_SYNC_FAILED, synchronized.message or ""
         )
     if vmi is not None and phase_of(vmi) == names.PHASE_FAILED and not _deleting(vmi):
         ready = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
-        words = (ready.message if ready else None) or "The VM has failed"
-        return conditions.make(names.CONDITION_FAILURE, True, status_of(vmi).reason or "Failed", words)
+        message = (ready.message if ready else None) or "The VM has failed"
+        return conditions.make(names.CONDITION_FAILURE, True, status_of(vmi).reason or "Failed", message)
     return None
 
 
@@ -154,8 +154,10 @@ def _paused(vmi: VirtualMachineInstance | None) -> Json | None:
 def _restart_required(waiting: Sequence[str]) -> Json | None:
     if not waiting:
         return None
-    words = f"Changed in spec.template since the VM was started: {listed(waiting)}. Restart the VM to apply the change"
-    return conditions.make(names.CONDITION_RESTART_REQUIRED, True, "TemplateChanged", words)
+    message = (
+        f"Changed in spec.template since the VM was started: {listed(waiting)}. Restart the VM to apply the change"
+    )
+    return conditions.make(names.CONDITION_RESTART_REQUIRED, True, "TemplateChanged", message)
 
 
 def listed(fields: Sequence[str]) -> str:

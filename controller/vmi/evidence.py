@@ -50,13 +50,13 @@ def fenced_pods(vmi: VirtualMachineInstance) -> frozenset[str]:
 
 def unproven(vmi: VirtualMachineInstance, pods: Mapping[str, Pod], known: Evidence) -> dict[str, str]:
     """Node names, by pod UID, of the pods whose QEMU may still be running. `pods`: the existing Pods, by UID."""
-    said = fenced_pods(vmi) | known.ended
+    ended = fenced_pods(vmi) | known.ended
     grace = pod_grace_seconds(vmi.spec)
     return {
         uid: node
         for uid, node in may_run_qemu(vmi).items()
         if not (
-            uid in said
+            uid in ended
             or (uid in pods and has_ended(pods[uid]))
             or _is_fenced(known.fences.get(node), known.vanished.get(uid), grace)
         )

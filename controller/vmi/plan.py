@@ -110,8 +110,8 @@ def _plan(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
     over = phase in names.FINAL_PHASES
     if seen.vmi.metadata.deletionTimestamp:
         yield from _delete(seen, over)
-    elif phase not in OWN_CONDITIONS and (lost := _lost(seen)):
-        yield lost
+    elif phase not in OWN_CONDITIONS and (restored := _restore_protection(seen)):
+        yield restored
     elif over:
         yield from _delete_pod(seen, phase)
     elif pod is None and phase in (names.PHASE_UNSET, names.PHASE_PENDING):
@@ -121,7 +121,7 @@ def _plan(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
     elif seen.is_over:
         yield from _conclude(seen)
     elif pod is None or pod.status.phase in END_PHASES:
-        yield from _await(seen)
+        yield from _await_evidence(seen)
     elif phase in OWN_CONDITIONS:
         yield from _progress(seen, pod)
         yield from metadata_propagation.to_pod(seen.vmi, pod)
@@ -133,7 +133,7 @@ def _plan(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
         yield from metadata_propagation.to_pod(seen.vmi, pod)
 
 
-def _lost(seen: ObservedVmi) -> Patch | None:
+def _restore_protection(seen: ObservedVmi) -> Patch | None:
     """Restores what prevents a second copy of the VM, if it was removed: the finalizer, the pod's entry in activePods,
     and the node label that the handler selects VMIs by.
 
@@ -168,11 +168,11 @@ def _create(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
     missing = [name for name in pod_volumes.claim_names(seen.vmi.spec) if name not in seen.claims]
     networks = pod_networks.problems(seen.vmi, seen.definitions, seen.knows_definitions)
     if seen.faults:
-        words = "; ".join(map(str, seen.faults))
-        yield from refused(seen.vmi, REASON_INVALID, words, seen.now)
+        message = "; ".join(map(str, seen.faults))
+        yield from refused(seen.vmi, REASON_INVALID, message, seen.now)
     elif missing:
-        words = f"PersistentVolumeClaim {', '.join(missing)} not found in namespace {seen.vmi.metadata.namespace}"
-        yield from refused(seen.vmi, names.REASON_FAILED_PVC_NOT_FOUND, words, seen.now)
+        message = f"PersistentVolumeClaim {', '.join(missing)} not found in namespace {seen.vmi.metadata.namespace}"
+        yield from refused(seen.vmi, names.REASON_FAILED_PVC_NOT_FOUND, message, seen.now)
     elif networks:
         yield from refused(seen.vmi, names.REASON_NETWORK_NOT_FOUND, "; ".join(networks), seen.now)
     else:
@@ -195,22 +195,22 @@ def _await_other_pods(seen: ObservedVmi, living: Sequence[Pod]) -> Iterator[Acti
     node = next(iter(sorted(set(seen.unproven.values()) - set(there.values())) or sorted(there.values())), None)
     awaited = {**seen.unproven, **there}
     where = ", ".join(f"{_named(uid, living)} on node {at}" for uid, at in sorted(awaited.items()))
-    words = f"An earlier VirtualMachineInstance of this name may still be running: {where}. {_advice(vmi)}"
+    message = f"An earlier VirtualMachineInstance of this name may still be running: {where}. {_remedy(vmi)}"
     wanted = [
         _not_ready("The launcher pod does not exist yet"),
-        conditions.make(names.CONDITION_SYNCHRONIZED, False, names.REASON_LAUNCHER_NOT_ENDED, words),
+        conditions.make(names.CONDITION_SYNCHRONIZED, False, names.REASON_LAUNCHER_NOT_ENDED, message),
     ]
     stamp = format_time(seen.now)
     merged = conditions.merged(status.conditions, wanted, (), stamp)
-    news = {uid: at for uid, at in there.items() if known.get(uid) != at}
-    step, told = transition(vmi, names.PHASE_PENDING, stamp), conditions.differ(status.conditions, merged)
-    if step or news or told or status.nodeName != node:
+    new_pods = {uid: at for uid, at in there.items() if known.get(uid) != at}
+    step, changed = transition(vmi, names.PHASE_PENDING, stamp), conditions.differ(status.conditions, merged)
+    if step or new_pods or changed or status.nodeName != node:
         metadata = {**_with_finalizer(vmi), "labels": {names.LABEL_NODE_NAME: node}}
         metadata["resourceVersion"] = vmi.metadata.resourceVersion
         changes = {**step, "conditions": merged, "activePods": {**known, **there}, "nodeName": node}
         yield _patch(vmi, changes, metadata)
-        if told:
-            yield RecordEvent(vmi, names.REASON_LAUNCHER_NOT_ENDED, words, "Warning")
+        if changed:
+            yield RecordEvent(vmi, names.REASON_LAUNCHER_NOT_ENDED, message, "Warning")
     yield from (_remove(pod, None) for pod in seen.strays if not pod.metadata.deletionTimestamp)
     if seen.evidence.fences:
         yield RequeueAfter(FENCE_SECONDS)
@@ -221,7 +221,7 @@ def _named(uid: str, pods: Sequence[Pod]) -> str:
     return f"pod {found.metadata.name}" if found else f"deleted pod (UID {uid})"
 
 
-def _advice(vmi: VirtualMachineInstance) -> str:
+def _remedy(vmi: VirtualMachineInstance) -> str:
     return (
         "Waiting for the node's kubelet or handler to report that it has ended. If the node is powered off, taint it "
         "with node.kubernetes.io/out-of-service or delete the Node. If you verified that QEMU of this VM is not "
@@ -237,14 +237,14 @@ def refused(vmi: VirtualMachineInstance, reason: str, message: str, now: datetim
         conditions.make(names.CONDITION_SYNCHRONIZED, False, reason, message),
     ]
     merged = conditions.merged(status.conditions, wanted, (), stamp)
-    step, metadata, told = (
+    step, metadata, changed = (
         transition(vmi, names.PHASE_PENDING, stamp),
         _with_finalizer(vmi),
         conditions.differ(status.conditions, merged),
     )
-    if step or metadata or told:
+    if step or metadata or changed:
         yield _patch(vmi, {**step, "conditions": merged}, metadata)
-    if step or told:
+    if step or changed:
         yield RecordEvent(vmi, reason, message, "Warning")
 
 
@@ -262,10 +262,10 @@ def _progress(seen: ObservedVmi, pod: Pod) -> Iterator[Action | RequeueAfter]:
     running = is_running(pod)
     known = conditions.find(status.conditions, names.CONDITION_SYNCHRONIZED)
     lasting = seen.bound_for >= WARNING_SECONDS
-    troubles = [] if running else pod_status.startup_problems(pod, vmi.spec, seen.claims, seen.warning, lasting, known)
+    problems = [] if running else pod_status.startup_problems(pod, vmi.spec, seen.claims, seen.warning, lasting, known)
     merged = conditions.merged(
         status.conditions,
-        [_not_ready("The guest is not running yet"), *troubles],
+        [_not_ready("The guest is not running yet"), *problems],
         (names.CONDITION_SYNCHRONIZED, names.CONDITION_POD_SCHEDULED),
         stamp,
     )
@@ -284,9 +284,9 @@ def _progress(seen: ObservedVmi, pod: Pod) -> Iterator[Action | RequeueAfter]:
         yield Concurrently((_patch(vmi, changes, metadata, spec), *_gate(seen, pod)))
         yield from pod_networks.update_annotation(seen.defaulted, pod)
         yield from (
-            RecordEvent(vmi, trouble["reason"], trouble["message"], "Warning")
-            for trouble in troubles
-            if _is_changed(status.conditions, trouble)
+            RecordEvent(vmi, problem["reason"], problem["message"], "Warning")
+            for problem in problems
+            if _is_changed(status.conditions, problem)
         )
     else:
         yield from _gate(seen, pod)
@@ -322,13 +322,13 @@ def _without_namespace(seen: ObservedVmi, pod: Pod, why: str) -> Iterator[Action
     yield from _back_to_pending(seen.vmi, stamp)
     if not pod.metadata.deletionTimestamp:
         yield replace(_remove(pod, None), version=pod.metadata.resourceVersion)
-        words = f"The launcher pod cannot start in a user namespace; recreating it without one: {why}"
-        yield RecordEvent(seen.vmi, REASON_HOST_USERS, words, "Warning")
+        message = f"The launcher pod cannot start in a user namespace; recreating it without one: {why}"
+        yield RecordEvent(seen.vmi, REASON_HOST_USERS, message, "Warning")
 
 
-def _is_changed(known: Sequence[Any] | None, trouble: Json) -> bool:
-    before = conditions.find(known, trouble["type"])
-    return "message" in trouble and (before is None or before.reason != trouble["reason"])
+def _is_changed(known: Sequence[Any] | None, problem: Json) -> bool:
+    before = conditions.find(known, problem["type"])
+    return "message" in problem and (before is None or before.reason != problem["reason"])
 
 
 def _gate(seen: ObservedVmi, pod: Pod) -> Iterator[Action]:
@@ -395,9 +395,9 @@ def _watch_node(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
     elif seen.node_silent_for < LOST_SECONDS:
         yield RequeueAfter(LOST_SECONDS - seen.node_silent_for)
     elif not marked:
-        words = f"Node {name} is not responding: guest state unknown. It is not restarted on another node meanwhile"
-        yield _ready_patch(seen, conditions.make(names.CONDITION_READY, False, names.REASON_NODE_NOT_READY, words))
-        yield RecordEvent(vmi, names.REASON_NODE_NOT_READY, words, "Warning")
+        message = f"Node {name} is not responding: guest state unknown. It is not restarted on another node meanwhile"
+        yield _ready_patch(seen, conditions.make(names.CONDITION_READY, False, names.REASON_NODE_NOT_READY, message))
+        yield RecordEvent(vmi, names.REASON_NODE_NOT_READY, message, "Warning")
 
 
 def _ready_patch(seen: ObservedVmi, ready: Json) -> Patch:
@@ -409,7 +409,7 @@ def _ready_patch(seen: ObservedVmi, ready: Json) -> Patch:
 # ---- the end ---------------------------------------------------------------------------------------------------------
 
 
-def _await(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
+def _await_evidence(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
     """The pod is deleted or Failed, but nothing proves that its QEMU has ended: reports that, and what would."""
     if seen.ended_for < AWAIT_SECONDS:
         yield RequeueAfter(AWAIT_SECONDS - seen.ended_for)
@@ -430,7 +430,7 @@ def _report_awaited(seen: ObservedVmi) -> Iterator[Action]:
         what += " its containers have terminated"
     else:
         what = f"Pod {pod.metadata.name} on node {pod.spec.nodeName} is terminating"
-    ready = conditions.make(names.CONDITION_READY, False, names.REASON_LAUNCHER_NOT_ENDED, f"{what}. {_advice(vmi)}")
+    ready = conditions.make(names.CONDITION_READY, False, names.REASON_LAUNCHER_NOT_ENDED, f"{what}. {_remedy(vmi)}")
     known = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
     if known is None or (known.reason, known.message) != (ready["reason"], ready["message"]):
         yield _ready_patch(seen, ready)
@@ -475,7 +475,7 @@ def _delete(seen: ObservedVmi, over: bool) -> Iterator[Action | RequeueAfter]:
             grace, left = _grace(vmi, pod), pod.metadata.deletionGracePeriodSeconds
             if not pod.metadata.deletionTimestamp or (grace is not None and left is not None and grace < left):
                 yield _remove(pod, grace)
-        yield from _explain(seen)
+        yield from _explain_deletion(seen)
         return
     if names.FINALIZER_VMI not in (vmi.metadata.finalizers or ()):
         return
@@ -493,11 +493,11 @@ def _delete(seen: ObservedVmi, over: bool) -> Iterator[Action | RequeueAfter]:
             yield _remove(pod, None)
 
 
-def _explain(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
+def _explain_deletion(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
     """Reports what the deletion waits for, unless it is just the guest's shutdown."""
     vmi, pod = seen.vmi, seen.pod
     if pod is None or pod.status.phase in END_PHASES:
-        yield from _await(seen)
+        yield from _await_evidence(seen)
         return
     ends = parse_time(pod.metadata.deletionTimestamp) if pod.metadata.deletionTimestamp else None
     late = (seen.now - ends).total_seconds() - OVERDUE_SECONDS if ends else None

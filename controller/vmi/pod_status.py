@@ -58,9 +58,9 @@ def end_of(pod: Pod | None) -> VmEnd:
     status = compute(pod)
     terminated = status.state.terminated if status and status.state else None
     if terminated is None:
-        words = ": ".join(filter(None, (pod.status.reason, pod.status.message))) or "the pod has terminated"
+        message = ": ".join(filter(None, (pod.status.reason, pod.status.message))) or "the pod has terminated"
         phase = names.PHASE_SUCCEEDED if pod.status.phase == "Succeeded" else names.PHASE_FAILED
-        return VmEnd(phase, _reason(pod.status.reason) or "PodEnded", words[:MESSAGE_LIMIT])
+        return VmEnd(phase, _reason(pod.status.reason) or "PodEnded", message[:MESSAGE_LIMIT])
     return _end_of_container(pod, terminated)
 
 
@@ -73,8 +73,8 @@ def disruption_cause(
     """
     if pod is None or end.reason in _OWN_FAULTS:
         return end
-    told = end.reason in disruption.ANNOUNCED_REASONS
-    if not told and (end.phase != names.PHASE_FAILED or disruption.cause(pod) is None):
+    announced = end.reason in disruption.ANNOUNCED_REASONS
+    if not announced and (end.phase != names.PHASE_FAILED or disruption.cause(pod) is None):
         return end  # the guest powered off by itself, or the launcher failed without a disruption
     why = disruption.last_cause(vmi, pod, warning)
     return VmEnd(names.PHASE_FAILED, why.reason, f"{why.message}; {end.message}"[:MESSAGE_LIMIT])
@@ -83,27 +83,27 @@ def disruption_cause(
 def _end_of_container(pod: Pod, terminated: ContainerStateTerminated) -> VmEnd:
     if terminated.reason == "OOMKilled":
         return VmEnd(names.PHASE_FAILED, "OOMKilled", "The launcher was OOM-killed: it exceeded its memory limit")
-    said = _termination_message(terminated.message)
-    if said is not None:
-        return said
+    reported = _termination_message(terminated.message)
+    if reported is not None:
+        return reported
     phase = names.PHASE_SUCCEEDED if terminated.exitCode == 0 else names.PHASE_FAILED
-    words = f"The launcher exited with code {terminated.exitCode}"
+    message = f"The launcher exited with code {terminated.exitCode}"
     if terminated.reason in _LOST:
-        words = "The launcher's exit status is unknown: its node was restarted or lost power"
+        message = "The launcher's exit status is unknown: its node was restarted or lost power"
     if pod.status.reason:
-        words += f"; {pod.status.reason}: {pod.status.message or ''}"
+        message += f"; {pod.status.reason}: {pod.status.message or ''}"
     reason = _reason(pod.status.reason) or _reason(terminated.reason) or "LauncherEnded"
-    return VmEnd(phase, reason, words[:MESSAGE_LIMIT])
+    return VmEnd(phase, reason, message[:MESSAGE_LIMIT])
 
 
 def _termination_message(message: str | None) -> VmEnd | None:
     try:
-        said = msgspec.json.decode((message or "").encode(), type=_TerminationMessage)
+        reported = msgspec.json.decode((message or "").encode(), type=_TerminationMessage)
     except msgspec.DecodeError:
         return None
-    if said.phase not in END_PHASES:
+    if reported.phase not in END_PHASES:
         return None
-    return VmEnd(said.phase, _reason(said.reason) or "LauncherEnded", _clean(said.message))
+    return VmEnd(reported.phase, _reason(reported.reason) or "LauncherEnded", _clean(reported.message))
 
 
 def _clean(text: str) -> str:

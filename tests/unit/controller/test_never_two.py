@@ -213,9 +213,7 @@ async def controller(config: str, ready: asyncio.Event) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_random_faults_never_start_two_qemus(
-    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_random_faults_never_start_two_qemus(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.vm.run_strategy.FIRST_DELAY", 0)
     monkeypatch.setattr("controller.vmi.plan.END_SECONDS", 0.02)
     monkeypatch.setattr("controller.vmi.plan.AWAIT_SECONDS", 0.05)

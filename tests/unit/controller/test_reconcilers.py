@@ -517,9 +517,7 @@ async def test_unresponsive_node_prevents_start_on_another_node(world: World) ->
     await until(lambda: world.shown() == "Running" and world.api.of("pods")[0]["metadata"]["uid"] != uid)
 
 
-async def test_vm_on_unresponsive_node_is_unknown_until_recovery(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_vm_on_unresponsive_node_is_unknown_until_recovery(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.vmi.plan.LOST_SECONDS", 0.3)
     node: Json = {"kind": "Node", "apiVersion": "v1", "metadata": {"name": "node1"}}
     await world.api.put("nodes", {**node, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})

@@ -201,9 +201,7 @@ async def test_completed_resize_is_returned(api: FakeApi, kube: Kube) -> None:
 @pytest.mark.parametrize(
     ("reason", "state"), [("Deferred", ResizeState.DEFERRED), ("Infeasible", ResizeState.INFEASIBLE)]
 )
-async def test_unfulfilled_resize_is_returned(
-    api: FakeApi, kube: Kube, reason: str, state: ResizeState
-) -> None:
+async def test_unfulfilled_resize_is_returned(api: FakeApi, kube: Kube, reason: str, state: ResizeState) -> None:
     refused = {"observedGeneration": 2, "conditions": [condition(PENDING, reason, "Node didn't have enough")]}
     assert await answered(api, kube, refused) == ResizeStatus(state, "Node didn't have enough")
 
