@@ -1,6 +1,6 @@
-"""The controller at work against a little API server, with a make-believe scheduler, kubelet and handler.
+"""The controller with a fake API server, scheduler, kubelet and handler.
 
-Here the budget of API calls is kept, and the controller is killed after every single write.
+Includes the budget of API calls, and crashes of the controller after every single write.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ async def until(true: Callable[[], object]) -> None:
 
 
 class Nodes:
-    """Binds pods, runs them, starts their guests, and ends them when they are deleted."""
+    """A fake scheduler, kubelet and handler: binds and runs pods, starts guests, ends deleted pods."""
 
     def __init__(self, api: FakeApi) -> None:
         self.api = api
@@ -41,7 +41,7 @@ class Nodes:
         self.tells_deletions = True
         self.silent = False
         self.attests = False
-        """Whether handlers take a pod that has vanished off the instance's ledger: nothing of it runs on their node."""
+        """Whether handlers remove deleted pods from activePods because none of their processes is left."""
 
     async def run(self) -> None:
         while True:
@@ -79,14 +79,14 @@ class Nodes:
             await self.api.patch("pods", name, {"spec": {"nodeName": "node1"}, "status": running})
 
     async def end(self, pod: str, phase: str) -> None:
-        """The pod's container ends; a handler that is there says so."""
+        """The pod's container terminates; the handler, if running, reports it."""
         words = f'{{"phase":"{phase}","reason":"Told","message":"by the launcher"}}'
         status = {"name": "compute", "state": {"running": None, "terminated": {"exitCode": 0, "message": words}}}
         await self.api.patch("pods", pod, {"status": {"phase": phase, "containerStatuses": [status]}})
 
 
 class World:
-    """An API server, nodes, and a controller that can be killed and started."""
+    """An API server, nodes, and a controller that can be killed and restarted."""
 
     def __init__(self, api: FakeApi, config: str) -> None:
         self.api, self.config = api, config
@@ -165,7 +165,7 @@ class World:
         return {f"{verb} {resource}": count for (verb, resource), count in calls.items() if count and verb not in READS}
 
     async def quiet(self) -> None:
-        """Waits until nothing has been written for a while."""
+        """Waits until no write has happened for a while."""
         version = -1
         while version != self.api.version:
             version = self.api.version
@@ -180,7 +180,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         await made.close()
 
 
-# ---- the budget: the handler's two calls come on top of each
+# ---- call budget: the handler's two calls are added
 
 
 async def test_vmi_takes_four_calls_to_run_and_two_to_delete(world: World) -> None:
@@ -247,13 +247,13 @@ async def test_restarted_controller_writes_nothing_in_steady_state(world: World)
     assert world.writes() == {}
 
 
-# ---- kill -9 at any moment
+# ---- crashes
 
 
 @pytest.mark.parametrize("writes", range(1, 9))
 @pytest.mark.parametrize("answered", [True, False])
 async def test_crash_after_any_write_loses_and_duplicates_nothing(world: World, writes: int, answered: bool) -> None:
-    """The API server has carried out the write; the controller dies before, or after, it reads the answer."""
+    """The API server has executed the write; the controller crashes before or after it reads the response."""
     left = [writes]
     dead = asyncio.Event()
     create, patch = world.api._create, world.api._patch
@@ -278,10 +278,10 @@ async def test_crash_after_any_write_loses_and_duplicates_nothing(world: World, 
     await until(lambda: world.shown() == "Running")
     await world.quiet()
     assert len(world.api.of("pods")) == 1 and len(world.api.of("virtualmachineinstances")) == 1
-    assert world.api.version < 100 + 25, "somebody writes in circles"
+    assert world.api.version < 100 + 25, "the controller writes in a loop"
 
 
-# ---- what goes wrong
+# ---- failures
 
 
 async def test_refused_pod_is_reported_and_retried(world: World) -> None:
@@ -349,7 +349,7 @@ ANNOTATION = "k8s.v1.cni.cncf.io/networks"
 
 
 async def define(api: FakeApi, name: str) -> None:
-    """Makes a NetworkAttachmentDefinition."""
+    """Creates a NetworkAttachmentDefinition."""
     annotations = {"k8s.v1.cni.cncf.io/resourceName": f"bridge.network.kubevirt.io/{name}"}
     await api.put(
         "network-attachment-definitions",
@@ -371,7 +371,7 @@ def complaint(world: World) -> str:
 async def test_vm_starts_when_missing_network_is_created(
     world: World, monkeypatch: pytest.MonkeyPatch, served: bool
 ) -> None:
-    """Whether only the definition was missing, or its kind as well."""
+    """With `served`, only the definition is missing; without, its CRD as well."""
     monkeypatch.setattr("controller.cache.definitions.ABSENT_SECONDS", 0.02)
     if not served:
         world.api.unserved.add("network-attachment-definitions")
@@ -403,7 +403,7 @@ async def test_secondary_network_takes_no_extra_call(world: World) -> None:
 
 
 async def test_nics_are_plugged_and_unplugged_in_running_vm(world: World) -> None:
-    """From the template to the VMI and the pod, and when the handler says so, back out of all three."""
+    """Interfaces get from the template to VMI and pod, and are removed from all when the handler reports the unplug."""
     two = {
         **BRIDGED,
         "domain": {**SPEC["domain"], "devices": {"interfaces": [{"name": "red", "bridge": {}},
@@ -534,14 +534,14 @@ async def test_vm_on_unresponsive_node_is_unknown_until_recovery(world: World, m
     spent = {what: count for what, count in world.writes().items() if "events" not in what}
     assert spent == {"patch virtualmachineinstances": 1, "patch virtualmachines/status": 1}
     assert len(world.api.of("pods")) == 1 and world.status("virtualmachineinstances")["phase"] == "Running"
-    # Its pod's going proves nothing ...
+    # The deletion of its pod is no evidence ...
     monkeypatch.setattr("controller.vmi.plan.END_SECONDS", 0.05)
     (pod,) = world.api.of("pods")
     world.nodes.silent = False
     await world.api.remove("pods", pod["metadata"]["name"])
     await world.quiet()
     assert not world.api.of("pods") and world.status("virtualmachineinstances")["phase"] == "Running"
-    # ... but the word of somebody who knows that the node is off does.
+    # ... but fencing by an administrator is.
     taint = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
     await world.api.patch("nodes", "node1", {"spec": {"taints": [taint]}}, namespace="")
     old = pod["metadata"]["uid"]
@@ -559,13 +559,13 @@ async def test_force_deleted_pod_is_replaced_only_with_evidence_from_its_node(
     (pod,) = world.api.of("pods")
     await world.api.remove("pods", pod["metadata"]["name"])
     await until(lambda: world.shown() == "Unknown")
-    # A controller that starts anew has not forgotten it.
+    # A restarted controller still waits.
     await world.kill()
     await world.start()
     await world.quiet()
     assert not world.api.of("pods")
     assert world.status("virtualmachineinstances")["activePods"] == {pod["metadata"]["uid"]: "node1"}
-    # Nor does a deletion make it go.
+    # A deletion waits as well.
     await world.api.delete("virtualmachineinstances", "web")
     await world.quiet()
     assert world.api.of("virtualmachineinstances") and not world.api.of("pods")
@@ -595,7 +595,7 @@ async def test_phase_failed_without_terminated_containers_is_no_evidence(
 
 
 async def test_new_vmi_waits_for_pod_of_removed_vmi_of_same_name(world: World) -> None:
-    """Finalizer and owner reference were taken off: the pod of the earlier instance runs on."""
+    """Finalizer and owner reference were removed: the pod of the earlier VMI still runs."""
     await world.vm()
     await world.start()
     await until(lambda: world.shown() == "Running")
@@ -608,7 +608,7 @@ async def test_new_vmi_waits_for_pod_of_removed_vmi_of_same_name(world: World) -
     await world.quiet()
     (still,) = world.api.of("pods")
     assert still["metadata"]["uid"] == pod["metadata"]["uid"] and still["metadata"]["deletionTimestamp"]
-    # Its object goes, by force: its node has not said that it has ended.
+    # The Pod is force-deleted without evidence from its node.
     await world.api.remove("pods", pod["metadata"]["name"])
     await world.quiet()
     assert not world.api.of("pods")
@@ -629,7 +629,7 @@ async def test_pod_without_label_does_not_count_as_deleted(world: World, monkeyp
     await world.quiet()
     assert [each["metadata"]["uid"] for each in world.api.of("pods")] == [pod["metadata"]["uid"]]
     assert world.shown() == "Running"
-    # Its end is noticed all the same.
+    # Its end is still detected.
     await world.nodes.end(pod["metadata"]["name"], "Failed")
     uid = pod["metadata"]["uid"]
     await until(lambda: world.shown() == "Running" and world.api.of("pods")[0]["metadata"]["uid"] != uid)
@@ -651,7 +651,7 @@ async def test_controller_catches_up_after_api_server_outage(world: World) -> No
     await world.vm()
     await world.start()
     await until(lambda: world.shown() == "Running")
-    # The pod's last status may fall into the gap between two watches; then only its node can tell that it has ended.
+    # The pod's last status may be missed between two watches; then only its node can provide evidence.
     world.nodes.attests = True
     await world.api.leave()
     await until(lambda: world.cluster and not any(store.connected for store in world.cluster.all_stores()))
@@ -680,7 +680,7 @@ async def test_undecodable_object_gets_condition_and_event(world: World) -> None
     await until(lambda: any("cores" in c.get("message", "") for c in world.status().get("conditions", [])))
 
 
-# ---- the installation
+# ---- KubeVirt CR
 
 
 async def test_kubevirt_status_deployed_is_written_once(world: World) -> None:

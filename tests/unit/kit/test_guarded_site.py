@@ -1,4 +1,4 @@
-"""Strangers at a port: silent ones, slow ones and many of them."""
+"""Untrusted clients of a port: silent, slow and many of them."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
 class Lab:
-    """A port with an application that answers, and waits at /slow."""
+    """A site with an application that responds, and delays /slow."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -86,7 +86,7 @@ async def test_slow_request_and_idle_connection_stay_open() -> None:
         slow = await port.connect(b"GET /slow HTTP/1.1\r\nHost: here\r\n\r\n")
         idle = await port.connect(REQUEST)
         assert await answered(idle)
-        assert await ended(await port.connect(b"GET")), "longer than the deadline has gone by"
+        assert await ended(await port.connect(b"GET")), "the timeout has passed"
         port.go_on.set()
         assert await answered(slow)
         assert not idle.at_eof()
@@ -95,7 +95,7 @@ async def test_slow_request_and_idle_connection_stay_open() -> None:
 async def test_silent_connections_block_only_their_own_address() -> None:
     async with lab(ConnectionLimits(fresh=4)) as port:
         silent = [await port.connect() for _ in range(4)]
-        assert await ended(await port.connect(REQUEST)), "the fifth is closed at once"
+        assert await ended(await port.connect(REQUEST)), "the fifth is closed immediately"
         assert not any(each.at_eof() for each in silent)
 
 

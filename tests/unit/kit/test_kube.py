@@ -1,4 +1,4 @@
-"""The client and the cache, against a little API server on loopback."""
+"""Client and cache with a fake API server on loopback."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -40,12 +40,12 @@ def config_map(name: str, **data: str) -> Json:
 async def test_object_is_created_read_patched_and_deleted(api: FakeApi, kube: Kube) -> None:
     made = await kube.create(ConfigMap, config_map("a", x="1"))
     assert made.metadata.uid and made.data == {"x": "1"}
-    assert made.metadata.managedFields is None, "the bulk of an object that nobody reads is kept"
+    assert made.metadata.managedFields is None, "managedFields are kept in memory"
     changed = await kube.patch(ConfigMap, "default", "a", {"data": {"x": None, "y": "2"}})
     assert changed.data == {"y": "2"}
     assert (await kube.get(ConfigMap, "default", "a")).data == {"y": "2"}
     assert await kube.delete(ConfigMap, "default", "a", uid=made.metadata.uid) is None
-    assert await kube.delete(ConfigMap, "default", "a") is None, "deleting what is gone is no error"
+    assert await kube.delete(ConfigMap, "default", "a") is None, "deleting a missing object is no error"
     assert api.agents == {"hyperlet-test/0.1.0"}
 
 
@@ -211,7 +211,7 @@ async def test_learned_object_is_visible_at_once_and_its_watch_event_is_ignored(
     assert names(store) == ["mine"]
     await api.put("configmaps", config_map("later"))
     await until(lambda: "later" in names(store))
-    assert len(changes) == 2, "the echo of our own write was told again"
+    assert len(changes) == 2, "the watch event of an own write was reported again"
 
 
 async def test_learn_after_deletion_does_not_restore_object(

@@ -7,7 +7,7 @@ from kit.memory import release_code_pages
 
 
 def resident_code() -> int:
-    """KiB of executable file mappings that are mapped in."""
+    """Resident KiB of executable file mappings."""
     total, code = 0, False
     for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
         if "-" in line.split()[0] and ":" not in line.split()[0]:
@@ -42,7 +42,7 @@ print(before - anonymous(), gc.get_freeze_count())
 
 
 def test_settle_releases_startup_memory() -> None:
-    """In a process of its own, since what it freezes stays frozen."""
+    """Runs in its own process, because gc.freeze() is permanent."""
     done = subprocess.run([sys.executable, "-c", SETTLING], capture_output=True, text=True, check=True)
     freed, frozen = map(int, done.stdout.split())
     assert freed > 20_000 and frozen > 1000

@@ -1,4 +1,4 @@
-"""Netlink messages packed and taken apart; the kernel's own answers about this namespace."""
+"""Packing and parsing of netlink messages; requests to the kernel in this namespace."""
 
 import ipaddress
 import socket

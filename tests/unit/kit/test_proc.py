@@ -1,4 +1,4 @@
-"""Cgroup paths, paths that stay below a directory, and threads of their own."""
+"""Cgroup paths, paths confined to a directory, isolated threads."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The queue's promises, the loop's patience, and who leads."""
+"""Work queue, reconciler and leader election."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ async def test_key_added_while_busy_is_queued_again() -> None:
     queue.add("a")
     waiting = asyncio.ensure_future(queue.get())
     await asyncio.sleep(0)
-    assert not waiting.done(), "two workers would look at one key"
+    assert not waiting.done(), "two workers would process one key"
     queue.done("a")
     assert await waiting == "a"
 
@@ -53,7 +53,7 @@ async def test_earlier_delay_wins() -> None:
     queue.add("slow")
     assert await queue.get() == "slow"
     queue.done("slow")
-    assert queue.idle(), "the time that had been set before still stands"
+    assert queue.idle(), "the earlier delay is still scheduled"
 
 
 async def test_consecutive_failures_back_off_until_forgotten() -> None:
@@ -65,7 +65,7 @@ async def test_consecutive_failures_back_off_until_forgotten() -> None:
 
 
 class Loop(Reconciler[str, str]):
-    """Applies what it is told to."""
+    """A reconciler that records the applied actions."""
 
     def __init__(self, actions: Sequence[Any], refuse: int = 0) -> None:
         self.name = f"loop-{id(self)}"
@@ -116,7 +116,7 @@ async def test_plan_can_requeue() -> None:
     assert await loop.queue.get() == "a" and loop.done == []
 
 
-# ---- leaders
+# ---- leader election
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ async def test_held_lease_is_not_acquired(tmp_path: Path, quick: None) -> None:
             assert not await other._try()
         ended.set()
         await holder
-        # A renewal that was on its way when the work ended may have gone before the release.
+        # A renewal in flight when the work ended may have been executed before the release.
         async with asyncio.timeout(10):
             while not await other._try():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -183,4 +183,4 @@ async def test_leader_whose_lease_was_taken_cancels_work(tmp_path: Path, quick: 
         with pytest.raises(LeadershipLost):
             await Leader(kube, "default", "lease", "first").lead(work())
         (lease,) = api.of("leases")
-        assert lease["spec"]["holderIdentity"] == "thief", "a lease that was lost was given away"
+        assert lease["spec"]["holderIdentity"] == "thief", "a lost lease was released"

@@ -1,4 +1,4 @@
-"""Who listens on a socket, and what is no socket. Pods, cgroups and links: tests/node/test_handler_sockets.py."""
+"""Verification of a socket's listener. Pods, cgroups and links: tests/node/test_handler_sockets.py."""
 
 import os
 import socket

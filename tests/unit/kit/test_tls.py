@@ -1,4 +1,4 @@
-"""Keys and certificates: what is made is what was asked for, and what is no request is refused in words."""
+"""Keys and certificates: contents of issued ones, and refusal of invalid requests."""
 
 import asyncio
 import ssl
@@ -93,7 +93,7 @@ def test_invalid_signing_request_is_refused(body: bytes) -> None:
 
 
 async def shown(port: int, context: ssl.SSLContext) -> str:
-    """The common name that a server shows."""
+    """The common name of a server's certificate."""
     _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="a.example")
     certificate = writer.get_extra_info("peercert")
     writer.close()

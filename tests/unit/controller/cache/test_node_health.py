@@ -1,4 +1,4 @@
-"""Which nodes nobody hears of."""
+"""Node health: silent nodes and fencing."""
 
 import msgspec
 
@@ -7,7 +7,7 @@ from controller.cache.node_health import NodeHealth, is_ready
 
 
 class Nodes:
-    """A cache of nodes that a test fills; as `kit.cache.Store` has it."""
+    """A fake `kit.cache.Store` of Nodes."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Node] = {}
@@ -52,7 +52,7 @@ def test_silence_counts_from_last_heartbeat_while_node_is_not_ready() -> None:
     assert made.silent_for("a") == 20 and told == ["a"]
     clock[0] = 180
     nodes.put("a", "Unknown", "12:02")
-    assert made.silent_for("a") == 0, "its handler lives: only the kubelet is away"
+    assert made.silent_for("a") == 0, "the handler is alive: only the kubelet is down"
     nodes.put("a", "True", "12:02")
     assert made.silent_for("a") is None and told == ["a", "a"]
 

@@ -1,4 +1,4 @@
-"""Whether the API server's policies are in force, as the KubeVirt CR tells it."""
+"""Checks of the API server's admission policies, and their report in the KubeVirt CR."""
 
 import itertools
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""What users read when an image of their VM cannot be had: volume, image, the kubelet's words, what to do."""
+"""Messages about image pull errors: volume, image, the kubelet's error, remedy."""
 
 import pytest
 
@@ -37,14 +37,14 @@ ROOT, DATA = ("root", "r.example/guest:1", None), ("data", "r.example/other:2", 
         ("ErrImagePull", DENIED, LAUNCHER, [ROOT], "the launcher: image registry.example/launcher:1: ", "KubeVirt"),
         ("ErrImageNeverPull", NEVER, ROOT[1], [ROOT, DATA], "volume root: image ", "imagePullPolicy: Never"),
         ("InvalidImageName", INVALID, "UPPER/x", [("a", "UPPER/x", None)], "volume a: image UPPER/x: ", "reference"),
-        # Two volumes with one image; one reference that is the end or the beginning of another.
+        # Two volumes with one image; one reference that is a suffix or prefix of another.
         ("ErrImagePull", NOT_FOUND, ROOT[1], [ROOT, ("b", ROOT[1], None)], "volume root, volume b: image ", "found"),
         ("ErrImagePull", NOT_FOUND, "r.x/a:12", [("a", "r.x/a:1", None), ("b", "r.x/a:12", None)], "volume b: ", ""),
         ("ErrImagePull", NOT_FOUND, "r.x/a:1", [("a", "a:1", None), ("b", "r.x/a:1", None)], "volume b: ", ""),
         ("ErrImagePull", NOT_FOUND, "r.x/a/b:1", [("a", "r.x/a", None), ("b", "r.x/a/b:1", None)], "volume b: ", ""),
-        # As a runtime completes a short name.
+        # A short name normalized by the runtime.
         ("ErrImagePull", NOT_FOUND, "docker.io/library/a:latest", [("a", "a", None), ROOT], "volume a: image a: ", ""),
-        # Words without a name are about the only image there is, or said as they are.
+        # A message without an image name is about the only image, or is left unchanged.
         ("RegistryUnavailable", "no route to host", "", [ROOT], "volume root: image r.example/guest:1: no route", ""),
         ("RegistryUnavailable", "no route to host", "", [ROOT, DATA], "no route to host", ""),
     ],

@@ -1,4 +1,4 @@
-"""Labels and annotations on their way from the template to VMI and pod: set, changed, taken out, and none else."""
+"""Propagation of labels and annotations from template to VMI and pod: added, changed, removed, withheld."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def templated(metadata: Json, generation: int = 2, spec: Json | None = None) -> 
 
 
 def started(metadata: Json, phase: str = "Running", **more: Json) -> VirtualMachineInstance:
-    """The VMI that the controller makes of a template, with what others have written on it meanwhile."""
+    """The VMI that the controller creates from a template, with metadata added by others."""
     *_, create = [each for each in plan(ObservedVm(vm=templated(metadata, 1), now=NOW)) if isinstance(each, Create)]
     document = merge(msgspec.to_builtins(vmi(phase, owner="vm-uid")), {"metadata": more})
     for field in ("labels", "annotations"):
@@ -43,7 +43,7 @@ def see(machine: VirtualMachine, instance: VirtualMachineInstance) -> list[Any]:
 
 
 def carried(actions: list[Any]) -> Json | None:
-    """What is written on the VMI."""
+    """The patch of the VMI."""
     found = [each for each in actions if isinstance(each, Patch) and each.kind is VirtualMachineInstance]
     assert len(found) <= 1
     return found[0].patch if found else None
@@ -123,7 +123,7 @@ def test_keys_read_at_pod_creation_require_restart(prefix: str) -> None:
     (told,) = [each.patch["status"] for each in see(templated(after), now) if isinstance(each, Patch)]
     (asked,) = [each for each in told["conditions"] if each["type"] == names.CONDITION_RESTART_REQUIRED]
     assert f"metadata.annotations[{key}]" in asked["message"]
-    # It goes with the start that it came with: taking it out of a running one waits as well.
+    # Such a key is read at the start only, so removing it from a running VM waits as well.
     with_it = started(after)
     patch = carried(see(templated(BEFORE), with_it))
     assert patch is not None and patch["metadata"]["labels"] == {"app": "web"}

@@ -1,4 +1,4 @@
-"""What the secondary networks of a VMI ask of its pod, on whole snapshots: before there is one, and while it runs."""
+"""Secondary networks of a VMI's pod, on complete snapshots: before the pod exists, and while it runs."""
 
 import json
 from typing import Any
@@ -36,7 +36,7 @@ def see(instance: VirtualMachineInstance, **more: Any) -> list[Any]:
 
 
 def told(actions: list[Any]) -> str:
-    """The words that the VMI's condition and the Event say alike."""
+    """The message, which is the same in the VMI's condition and the Event."""
     patch, event = actions
     assert isinstance(patch, Patch) and isinstance(event, RecordEvent) and event.type == "Warning"
     condition = next(c for c in patch.patch["status"]["conditions"] if c["type"] == names.CONDITION_SYNCHRONIZED)
@@ -45,7 +45,7 @@ def told(actions: list[Any]) -> str:
     return event.message
 
 
-# ---- before there is a pod
+# ---- before the pod exists
 
 
 def test_missing_network_is_reported_with_field_and_remedy() -> None:
@@ -88,7 +88,7 @@ def test_sriov_network_requires_resource_annotation() -> None:
      "example.com/", "/x", "example.com/x/y", "x" * 300 + ".com/x", "requests.cpu", "pods", "Example.com/x"],
 )  # fmt: skip
 def test_definition_cannot_request_reserved_resources(resource: str) -> None:
-    """Whoever may write a definition writes into the pods of everybody who names it."""
+    """A definition's author influences the pods of all VMIs that reference it."""
     found = definitions(definition("br1", resource))
     words = told(see(vmi("Pending", spec=spec(RED)), definitions=found))
     assert "is not a device plugin resource such as" in words and len(words) < 400
@@ -122,7 +122,7 @@ def test_vhost_net_is_requested_for_virtio_interfaces() -> None:
 
 
 def running(*cards: Json, annotation: str | None, phase: str = "Running", **more: Any) -> list[Any]:
-    """What is done about a pod that asks for the networks of `annotation`."""
+    """The actions for a running pod with this networks annotation."""
     instance = vmi(phase, spec=spec(*cards), stamps={phase: LONG_AGO}, conditions=more.pop("conditions", []))
     launcher = pod("running", gate="True", **more)
     annotations = {} if annotation is None else {ANNOTATION_NETWORKS: annotation}
@@ -180,7 +180,7 @@ def test_invalid_annotation_is_rewritten(junk: str) -> None:
 
 
 def test_network_of_other_namespace_is_not_attached() -> None:
-    """Whoever may write VMIs but no pods would otherwise have the controller write the annotation for him."""
+    """A user who may write VMIs but not pods could otherwise make the controller write the annotation."""
     instance = vmi("Running", spec=spec(RED, network="kube-system/secrets"), stamps={"Running": LONG_AGO})
     assert see(instance, pod=pod("running", gate="True")) == []
     theirs = definitions(definition("secrets", BRIDGE, "kube-system"))

@@ -1,4 +1,4 @@
-"""vmi.yaml → pod.yaml. With HYPERLET_REGENERATE=1 in the environment, this writes the pods anew."""
+"""Golden files: vmi.yaml → pod.yaml. HYPERLET_REGENERATE=1 in the environment rewrites the pods."""
 
 import os
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_launcher_pod_matches_golden_file(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_pod_meets_restricted_pod_security_standard(case: str) -> None:
-    """https://kubernetes.io/docs/concepts/security/pod-security-standards/, as far as our fields go."""
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/, for the fields of launcher pods."""
     spec = pod_of(case)["spec"]
     (compute,) = spec["containers"]
     assert not {"hostNetwork", "hostPID", "hostIPC", "hostAliases"} & set(spec)
@@ -199,9 +199,9 @@ SEED = {"name": "seed", "cloudInitNoCloud": {"userData": "#cloud-config"}}
     [
         ([], {}, "128Mi", "48Mi", None),
         ([SEED], {}, "136Mi", "56Mi", None),
-        # Capacity, a 4096th of it for qcow2's tables and 2 MiB, and the pod's own.
+        # Capacity, plus 1/4096 of it and 2 MiB for qcow2 metadata, plus the pod's own bytes.
         ([EMPTY_DISK], {}, "1181952Ki", "1100032Ki", None),
-        # What a guest writes over an image has no limit but the one that the VM's author sets.
+        # An overlay of an image has no limit unless the VM sets one.
         ([IMAGE], {}, None, "112Mi", None),
         ([IMAGE], {"limits": {"ephemeral-storage": "1Gi"}}, None, "112Mi", "1072Mi"),
         ([IMAGE], {"limits": {"ephemeral-storage": "8Mi"}}, None, "56Mi", "56Mi"),

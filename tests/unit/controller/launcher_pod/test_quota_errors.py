@@ -1,4 +1,4 @@
-"""Refusals of launcher pods by quotas and LimitRanges: limits that help, and the VM's own fields."""
+"""Refusals of launcher pods by quotas and LimitRanges: added limits, and fields of the VM in messages."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ EXCEEDED = (
 
 
 def added(message: str, **domain: Any) -> tuple[dict[str, str] | None, dict[str, str]]:
-    """The limits that are added, and the pod's requests, which stay."""
+    """The added limits, and the pod's unchanged requests."""
     domain = {"devices": {}, "memory": {"guest": "64Mi"}, **domain}
     instance = vmi(spec={"domain": domain})
     made = pod.launcher_pod(instance, ControllerSettings(), {})

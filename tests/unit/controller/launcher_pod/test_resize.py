@@ -1,4 +1,4 @@
-"""Resizing a launcher pod in place: what is asked, and every answer that a kubelet gives."""
+"""In-place resize of a launcher pod: the patch, and all results that a kubelet reports."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def condition(kind: str, reason: str = "", message: str = "", **more: Any) -> Js
     return {"type": kind, "status": "True", "reason": reason, "message": message, **more}
 
 
-# ---- what is asked
+# ---- patch
 
 
 def test_resize_patch_targets_compute_container_with_uid() -> None:
@@ -102,7 +102,7 @@ def test_unset_amounts_are_unchanged() -> None:
     )
 
 
-# ---- what is answered
+# ---- status
 
 PENDING, PROGRESS = "PodResizePending", "PodResizeInProgress"
 
@@ -155,7 +155,7 @@ def test_resize_status_is_derived_from_pod(seen: Pod, said: ResizeStatus) -> Non
     assert resize.resize_status(seen, WANTED) == said
 
 
-# ---- carried out
+# ---- execution
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ async def kube(api: FakeApi, tmp_path: Path) -> AsyncIterator[Kube]:
 async def answered(
     api: FakeApi, kube: Kube, status: Json, seconds: float = 20, wanted: Amounts = WANTED
 ) -> ResizeStatus:
-    """The answer to a resize, whose kubelet says `status` as soon as it is asked."""
+    """The result of a resize with a kubelet that reports `status` immediately."""
     before = await kube.get(Pod, "default", "virt-launcher-web")
 
     async def kubelet() -> None:
@@ -194,7 +194,7 @@ async def test_completed_resize_is_returned(api: FakeApi, kube: Kube) -> None:
     done = {"observedGeneration": 2, "containerStatuses": [{"name": "compute", "resources": AFTER}]}
     assert await answered(api, kube, done) == ResizeStatus(ResizeState.ACTUATED)
     containers = api.objects["pods", "default", "virt-launcher-web"]["spec"]["containers"]
-    assert containers[1]["resources"] == AFTER, "devices stay"
+    assert containers[1]["resources"] == AFTER, "devices are unchanged"
     assert containers[0]["resources"] == {"requests": {"cpu": "7m"}}
 
 

@@ -1,4 +1,4 @@
-"""Which pods get user namespaces, and what is done about one that cannot start in its own."""
+"""User namespaces of launcher pods: when they are requested, and recovery if a pod cannot start in one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 ABLE = [{"name": "", "features": {"userNamespaces": True}}, {"name": "other", "features": {"userNamespaces": False}}]
 UNABLE = [{"name": "", "features": {"userNamespaces": False}}, {"name": "other", "features": {"userNamespaces": True}}]
 OFFERED = ControllerSettings(image_volumes=True, user_namespaces=True)
-# As runc 1.5 says it, through containerd and the kubelet.
+# The error of runc 1.5, as reported by containerd and the kubelet.
 REFUSED = (
     "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: "
     "failed to set MOUNT_ATTR_IDMAP on /var/lib/kubelet/pods/x/volumes/kubernetes.io~nfs/data: invalid argument "
@@ -34,7 +34,7 @@ def node(handlers: Any, schedulable: str = "true") -> Node:
     return msgspec.convert({"metadata": meta, "status": {"runtimeHandlers": handlers}}, Node)
 
 
-# ---- where nodes can
+# ---- support by nodes
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_unsupported_pod_gets_no_user_namespace(why: str, case: Json) -> None:
     assert host_users(**case) is None, why
 
 
-# ---- one that fails
+# ---- failures
 
 
 def failed(**state: Any) -> Pod:

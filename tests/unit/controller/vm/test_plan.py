@@ -1,4 +1,4 @@
-"""The plan for a VM: run strategies, restarts and what its status says, on whole snapshots."""
+"""The plan for a VM on complete snapshots: run strategies, restarts, status."""
 
 from datetime import timedelta
 from typing import Any
@@ -35,33 +35,33 @@ def mine(phase: str = "Running", **more: Any) -> VirtualMachineInstance:
 
 
 def see(machine: VirtualMachine, instance: VirtualMachineInstance | None = None, **more: Any) -> list[Any]:
-    # A template that was started before: what a new one costs, tests/unit/controller/vm/test_revisions.py says.
+    # A template that was started before. For new templates: tests/unit/controller/vm/test_revisions.py.
     made = [each.obj for each in revisions.keep(machine, []) if isinstance(each, Create)]
     more.setdefault("revisions", msgspec.convert(made, list[ControllerRevision]))
     return plan(ObservedVm(vm=machine, vmi=instance, now=NOW, **more))
 
 
 def kinds(actions: list[Any]) -> list[str]:
-    """What is done to VMIs: the rest is words."""
+    """The actions on VMIs, without Events and status patches."""
     return [type(action).__name__ for action in actions if isinstance(action, (Create, Delete))]
 
 
 def made(actions: list[Any]) -> dict[str, Any]:
-    """The spec of the one VMI that is made."""
+    """The spec of the VMI that is created."""
     (create,) = [action for action in actions if isinstance(action, Create)]
     spec: dict[str, Any] = create.obj["spec"]
     return spec
 
 
 def told(actions: list[Any]) -> dict[str, Any]:
-    """The one status patch."""
+    """The status patch."""
     (patch,) = [action for action in actions if isinstance(action, Patch) and action.subresource == "status"]
     status: dict[str, Any] = patch.patch["status"]
     return status
 
 
 def after(machine: VirtualMachine, instance: VirtualMachineInstance | None = None, **more: Any) -> VirtualMachine:
-    """The VM with its status patched as its plan wants it."""
+    """The VM with the status patch of its plan applied."""
     for action in see(machine, instance, **more):
         if isinstance(action, Patch) and action.subresource == "status":
             old = msgspec.to_builtins(machine.status or VirtualMachineStatus())
@@ -230,7 +230,7 @@ def test_run_strategy_is_not_recorded_while_start_is_pending() -> None:
     assert decide(waiting, None, NOW).want is RunAction.WAIT
 
 
-# ---- the VMI that is made
+# ---- creation of the VMI
 
 
 def test_vmi_is_template_with_defaults_finalizer_and_phase_pending() -> None:
@@ -253,13 +253,13 @@ def test_vmi_with_other_owner_is_kept_and_reported() -> None:
     actions = see(vm(), vmi("Running", owner="another"))
     assert kinds(actions) == []
     assert told(actions)["conditions"][-1]["reason"] == "NameTaken"
-    # One that is on its way out is waited for.
+    # A terminating VMI is waited for.
     assert "Failure" not in [c["type"] for c in told(see(vm(), vmi("Running", owner="x", deleting=True)))["conditions"]]
 
 
 @pytest.mark.parametrize("run", ["Always", "Halted", "Manual"])
 def test_vmi_without_owner_is_adopted(run: str) -> None:
-    """As KubeVirt's VM controller does, whatever the strategy; what that asks for is done in the next round."""
+    """As in KubeVirt, for every run strategy; the strategy is applied in the next round."""
     adopt, event = see(vm(run=run), vmi("Running"))
     assert isinstance(adopt, Patch) and adopt.kind is VirtualMachineInstance
     assert adopt.patch == {
@@ -300,7 +300,7 @@ def test_no_adoption_if_vm_or_vmi_is_being_deleted() -> None:
 
 @pytest.mark.parametrize("owner", ["vm-uid", ""])
 def test_vm_deleted_with_orphan_keeps_vmi(owner: str) -> None:
-    """Whether the garbage collector has taken the owner reference away yet or not."""
+    """Before and after the garbage collector has removed the owner reference."""
     orphaning = vm(deleting=True)
     orphaning.metadata.finalizers.append("orphan")  # type: ignore[union-attr]
     (patch,) = see(orphaning, vmi("Running", owner=owner))
@@ -308,7 +308,7 @@ def test_vm_deleted_with_orphan_keeps_vmi(owner: str) -> None:
 
 
 def test_vmi_is_deleted_with_resource_version_precondition() -> None:
-    """The collector may have made it an orphan since: then the VM's mark is gone too, and only the version tells."""
+    """The garbage collector may have orphaned it meanwhile; only the resourceVersion detects that."""
     delete = next(each for each in see(vm(deleting=True), mine()) if isinstance(each, Delete))
     assert (delete.uid, delete.version) == ("vmi-uid", "7")
 
@@ -322,7 +322,9 @@ def test_invalid_vm_is_not_started_and_reports_all_faults() -> None:
     assert failure["message"] == "spec.template.spec.a: bad; spec.template.spec.b: worse"
     assert [action.message for action in actions if isinstance(action, RecordEvent)] == [failure["message"]]
     broken = after(vm(run="RerunOnFailure"), faults=faults)
-    assert not [action for action in see(broken, faults=faults) if not isinstance(action, RequeueAfter)], "told twice"
+    assert not [action for action in see(broken, faults=faults) if not isinstance(action, RequeueAfter)], (
+        "reported twice"
+    )
     assert kinds(see(broken)) == ["Create"], "the corrected VM does not start"
 
 
@@ -350,7 +352,7 @@ def test_vm_on_unresponsive_node_is_unknown_and_not_restarted() -> None:
     assert told(see(vm(), mine("Failed", conditions=[lost])))["printableStatus"] != "Unknown"
 
 
-# ---- the VM's end
+# ---- deletion of the VM
 
 
 def test_deleted_vm_waits_for_vmi() -> None:
@@ -360,7 +362,7 @@ def test_deleted_vm_waits_for_vmi() -> None:
     (last,) = see(machine)
     assert last.patch["metadata"]["finalizers"] is None and last.subresource is None
     (last,) = see(machine, vmi("Running", owner="another"))
-    assert last.patch["metadata"]["finalizers"] is None, "somebody else's VMI is none of its business"
+    assert last.patch["metadata"]["finalizers"] is None, "a VMI with another owner is not deleted"
 
 
 def test_finalizer_is_added_with_resource_version_precondition() -> None:
@@ -368,7 +370,7 @@ def test_finalizer_is_added_with_resource_version_precondition() -> None:
     assert first.patch["metadata"] == {"finalizers": [names.FINALIZER_VM], "resourceVersion": "5"}
 
 
-# ---- what the status says
+# ---- status
 
 
 def sick(kind: str, reason: str, message: str = "m") -> dict[str, Any]:
@@ -410,7 +412,7 @@ def test_vm_is_ready_with_vmi_and_not_while_stopping() -> None:
     stopping = mine(deleting=True, conditions=[{"type": "Ready", "status": "True"}])
     status = told(see(vm(run="Halted"), stopping))
     assert "ready" not in status and status["created"] is True
-    # null takes the field away: as published there is no `false`, and clients wait for it to vanish.
+    # null removes the field: as in KubeVirt there is no `false`, and clients wait for it to disappear.
     running = after(vm(), instance)
     assert running.status and running.status.ready
     gone = told(see(msgspec.structs.replace(running, spec=vm(run="Halted").spec), None))
@@ -445,7 +447,7 @@ def test_restart_required_only_after_template_change() -> None:
 
 
 def hashed(spec: dict[str, Any] | None = None, generation: str = "2") -> dict[str, str]:
-    """The annotations of a VMI that was made from this template."""
+    """The annotations of a VMI created from this template."""
     made_from = template.hashes(vm(spec=spec).spec.template.spec)
     return {names.ANNOTATION_GENERATION: generation, names.ANNOTATION_TEMPLATE: made_from}
 
@@ -471,7 +473,7 @@ def test_observed_generation_is_current_when_spec_is_in_effect(
     assert (status["desiredGeneration"], status["observedGeneration"]) == (machine.metadata.generation, expected)
 
 
-# ---- a template that is mended before the guest has started
+# ---- template changes before the guest has started
 
 STUCK = [sick("Synchronized", "FailedMount", "no secret s")]
 UNSTARTED: list[tuple[str, dict[str, Any], bool]] = [
@@ -539,7 +541,7 @@ def test_paused_start_request_is_kept_until_halted_vm_runs() -> None:
     assert decide(asked, None, NOW).requests == tuple(
         (asked.status or VirtualMachineStatus()).stateChangeRequests or ()
     )
-    # Any other request of a VM that is not to run is dropped.
+    # Other requests of a VM that is not to run are dropped.
     assert decide(vm(run="Halted", stateChangeRequests=[START]), None, NOW).requests == ()
 
 

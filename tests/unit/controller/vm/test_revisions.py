@@ -67,7 +67,7 @@ def test_revision_with_foreign_name_is_ignored() -> None:
 
 
 def test_data_is_encoded_like_go_json() -> None:
-    """Other bytes of the same meaning are a change to it, and no patch of the metadata would be taken any more."""
+    """The API server compares bytes: another encoding would count as a change, and metadata patches would fail."""
     user_data = "#cloud-config\nruncmd: [a && b < c > d\u2028]\n"
     volumes = [{"name": "init", "cloudInitNoCloud": {"userData": user_data}}]
     (action,) = revisions.keep(vm(spec={**SPEC, "volumes": volumes}), [])

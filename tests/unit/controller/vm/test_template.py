@@ -1,4 +1,4 @@
-"""RestartRequired: for every change that matters, with its name, and for none other."""
+"""Condition RestartRequired: set for every effective change, with the field's name, and for no other."""
 
 from typing import Any
 
@@ -146,7 +146,7 @@ def test_number_of_named_fields_is_limited() -> None:
 
 
 def test_template_messages_are_bounded() -> None:
-    """A field's path holds names that the user chose."""
+    """Field paths contain names chosen by the user."""
     fields = ["x" * 5000]
     (told,) = [c for c in wanted_conditions(vm(), None, (), False, fields) if c["type"] == "RestartRequired"]
     assert len(told["message"]) <= 1500

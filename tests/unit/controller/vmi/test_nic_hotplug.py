@@ -1,4 +1,4 @@
-"""Network cards of a running VM: what a changed template brings about now, and what waits for a restart."""
+"""NIC hot-plug: template changes that are applied live, and those that wait for a restart."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ DEVICE: Json = {"name": "device", "sriov": {}}
 
 
 def spec(*cards: Json, **more: Any) -> Json:
-    """A spec with these interfaces, each on a network of its kind."""
+    """A spec with these interfaces, each on a matching network."""
     networks = [
         {"name": card["name"], "pod": {}}
         if card["name"] == "default"
@@ -37,7 +37,7 @@ def spec(*cards: Json, **more: Any) -> Json:
 
 
 def started(*cards: Json, phase: str = "Running", shows: tuple[str, ...] | None = None, **more: Any) -> Any:
-    """The VMI of a VM with these cards; `shows` are the cards that the handler reports, else all of them."""
+    """The VMI of a VM with these interfaces. `shows`: interfaces that the handler reports, by default all."""
     found = plan(ObservedVm(vm=vm(spec=spec(*cards, **more)), now=NOW))
     *_, create = [each for each in found if isinstance(each, Create)]
     seen = [card["name"] for card in cards] if shows is None else shows
@@ -53,13 +53,13 @@ def alive(document: Json, phase: str = "Running", shows: Any = ()) -> VirtualMac
 
 
 def patches(machine: VirtualMachine, instance: VirtualMachineInstance) -> list[Patch]:
-    """What is done to specs: VMI's and VM's."""
+    """The patches of the VMI's and the VM's spec."""
     found = plan(ObservedVm(vm=machine, vmi=instance, now=NOW))
     return [each for each in found if isinstance(each, Patch) and each.subresource is None]
 
 
 def waiting(machine: VirtualMachine, instance: VirtualMachineInstance, **more: Any) -> list[str]:
-    """The fields that RestartRequired names."""
+    """The fields named in condition RestartRequired."""
     found = template.difference(machine, instance, None)
     fields = list(found.waiting) if found else []
     told = [each for each in plan(ObservedVm(vm=machine, vmi=instance, now=NOW)) if isinstance(each, Patch)]
@@ -71,7 +71,7 @@ def waiting(machine: VirtualMachine, instance: VirtualMachineInstance, **more: A
 
 
 def after(machine: VirtualMachine, instance: VirtualMachineInstance, shows: Any = ()) -> VirtualMachineInstance:
-    """The VMI with its patch applied, running, with these cards in its status."""
+    """The VMI with its patch applied, running, with these interfaces in its status."""
     (patch,) = patches(machine, instance)
     assert patch.kind is VirtualMachineInstance and patch.patch["metadata"] == {
         "uid": "vmi-uid",
@@ -95,7 +95,7 @@ def cards_of(instance: VirtualMachineInstance) -> dict[str, str | None]:
     return {each.name: each.state for each in instance.spec.domain.devices.interfaces or ()}
 
 
-# ---- plugging in
+# ---- plugging
 
 
 def test_added_bridge_interface_is_plugged_with_stable_mac() -> None:
@@ -106,7 +106,7 @@ def test_added_bridge_interface_is_plugged_with_stable_mac() -> None:
     assert red.macAddress == mac_address(instance.metadata, "red") and red.model == "virtio"
     assert waiting(machine, instance) == []
     assert patches(machine, plugged) == [] and waiting(machine, plugged) == []
-    # The next start makes the very same card.
+    # The next start creates the same interface.
     fresh = started(POD, RED)
     assert (fresh.spec.domain.devices.interfaces or [])[1] == red
 
@@ -181,7 +181,7 @@ def test_absent_interface_is_removed_when_handler_reports_it_unplugged() -> None
     machine, instance = vm(spec=spec(POD, {**RED, "state": "absent"}, BLUE)), started(POD, RED, BLUE)
     leaving = after(machine, instance, ["default", "red", "blue"])
     assert cards_of(leaving) == {"default": None, "red": "absent", "blue": None}
-    assert patches(machine, leaving) == [], "the guest has it still"
+    assert patches(machine, leaving) == [], "the guest still has it"
     gone = alive(msgspec.to_builtins(leaving), shows=["default", "blue"])
     of_vmi, of_vm = patches(machine, gone)
     assert of_vmi.kind is VirtualMachineInstance and of_vm.kind is VirtualMachine
@@ -252,7 +252,7 @@ def test_vm_starts_without_absent_interfaces() -> None:
     assert cards_of(alone) == {} and alone.spec.domain.devices.autoattachPodInterface is False
 
 
-# ---- what needs a restart, and what does not
+# ---- restarts
 
 
 def test_changed_interface_field_waits_and_is_named() -> None:
@@ -320,7 +320,7 @@ def test_finished_or_deleted_vmi_is_not_changed() -> None:
     assert patches(machine, going) == []
 
 
-# ---- whatever is asked for, it comes to rest
+# ---- convergence
 
 PLUGGABLE = [{"name": name, "bridge": {}} for name in "abcd"]
 FIXED = [POD, DEVICE, {"name": "old", "bridge": {}, "model": "pcnet"}]
@@ -329,7 +329,7 @@ STATES = st.sampled_from([None, "up", "down", "absent"])
 
 @st.composite
 def templates(draw: st.DrawFn) -> list[Json]:
-    """Some cards in some order, those that can be plugged in some state."""
+    """Random interfaces in random order; pluggable ones with a random state."""
     plugged = draw(st.lists(st.sampled_from(PLUGGABLE), unique_by=lambda card: card["name"]))
     states = [draw(STATES) for _ in plugged]
     moving = [{**card, "state": state} if state else card for card, state in zip(plugged, states, strict=True)]
@@ -338,7 +338,7 @@ def templates(draw: st.DrawFn) -> list[Json]:
 
 
 def settled(cards: list[Json], instance: VirtualMachineInstance) -> tuple[list[Json], VirtualMachineInstance]:
-    """Template and VMI when nothing is done about them any more, with a handler that does what it is told."""
+    """Template and VMI after convergence, with a handler that applies every change."""
     for _ in range(4):
         shows = [nic.name for nic in instance.spec.domain.devices.interfaces or () if nic.state != "absent"]
         instance = alive(msgspec.to_builtins(instance), shows=shows)

@@ -1,4 +1,4 @@
-"""The plan for a VMI, on whole snapshots."""
+"""The plan for a VMI, on complete snapshots."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -34,7 +34,7 @@ WITH_CLAIM = {**SPEC, "volumes": [{"name": "data", "persistentVolumeClaim": {"cl
 
 
 def see(instance: VirtualMachineInstance, **more: Any) -> list[Any]:
-    """The plan, with the actions of Together beside each other."""
+    """The plan, with the actions of Concurrently flattened."""
     flat: list[Any] = []
     for action in plan(ObservedVmi(vmi=instance, now=NOW, **more)):
         flat += action.actions if isinstance(action, Concurrently) else [action]
@@ -42,13 +42,13 @@ def see(instance: VirtualMachineInstance, **more: Any) -> list[Any]:
 
 
 def waits(planned: list[Any]) -> bool:
-    """Nothing is done, at most looked at later."""
+    """Whether the plan does nothing but requeue."""
     return all(isinstance(action, RequeueAfter) for action in planned)
 
 
 def status_of(action: Any) -> dict[str, Any]:
     assert isinstance(action, Patch) and action.kind is VirtualMachineInstance and action.subresource is None
-    assert action.patch["metadata"]["uid"] == "vmi-uid", "a patch without UID may hit another VMI of that name"
+    assert action.patch["metadata"]["uid"] == "vmi-uid", "a patch without UID could hit another VMI of that name"
     status: dict[str, Any] = action.patch.get("status", {})
     return status
 
@@ -57,7 +57,7 @@ def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
     return next(c for c in status["conditions"] if c["type"] == kind)
 
 
-# ---- a pod is made
+# ---- creation of the pod
 
 
 @pytest.mark.parametrize("phase", ["", "Pending"])
@@ -104,14 +104,14 @@ FOR_KVM = {"devices.kubevirt.io/kvm": "1", "devices.kubevirt.io/tun": "1"}
 
 
 def test_pending_pod_requesting_kvm_is_recreated_for_emulation() -> None:
-    """Such as one made before somebody allowed emulation."""
+    """Such as one created before emulation was allowed."""
     waiting = vmi("Scheduling", stamps=SCHEDULING)
     back, told, gone = see(waiting, pod=pod(limits=FOR_KVM), settings=EMULATING)
-    assert status_of(back)["phase"] == "Pending", "without a pod, a VMI in a later phase has lost its guest"
+    assert status_of(back)["phase"] == "Pending", "a VMI without a pod in a later phase would count as failed"
     assert isinstance(told, RecordEvent) and told.type == "Normal"
     assert isinstance(gone, Delete) and gone.uid == "pod-uid"
-    assert gone.version == "9", "it may have got a node meanwhile"
-    # The first answer comes back before the second has been given.
+    assert gone.version == "9", "it may have been bound meanwhile"
+    # The result of the first write is observed before the second.
     assert see(vmi("Pending"), pod=pod(limits=FOR_KVM), settings=EMULATING) == [gone]
     assert see(vmi("Pending"), pod=pod(limits=FOR_KVM, deleting=True), settings=EMULATING) == []
     (made,) = see(vmi("Pending"), settings=EMULATING)
@@ -172,10 +172,12 @@ def test_grown_claim_updates_volume_status() -> None:
     other = {"name": "root", "target": "vdb", "size": 9}
     running = vmi("Running", spec=WITH_CLAIM, volumeStatus=[with_capacity("500Mi"), other])
     (patch,) = see(running, pod=pod("running", gate="True"), claims={"data": claim("data")})
-    assert patch.patch["metadata"] == {"uid": "vmi-uid", "resourceVersion": "7"}, "a list is replaced whole"
+    assert patch.patch["metadata"] == {"uid": "vmi-uid", "resourceVersion": "7"}, (
+        "a merge patch replaces the whole list"
+    )
     entry, untouched = status_of(patch)["volumeStatus"]
     assert entry["persistentVolumeClaimInfo"]["capacity"] == {"storage": "1Gi"}
-    assert (entry["target"], entry["size"]) == ("vda", 5), "what the handler wrote stays"
+    assert (entry["target"], entry["size"]) == ("vda", 5), "fields of the handler are kept"
     assert untouched["size"] == 9
 
 
@@ -183,11 +185,11 @@ def test_grown_claim_updates_volume_status() -> None:
 def test_unchanged_claim_is_not_written(phase: str) -> None:
     running = vmi("Running", spec=WITH_CLAIM, volumeStatus=[with_capacity("1Gi")])
     assert see(running, pod=pod("running", gate="True"), claims={"data": claim("data", phase)}) == []
-    assert see(running, pod=pod("running", gate="True")) == [], "a claim that is gone is no smaller one"
+    assert see(running, pod=pod("running", gate="True")) == [], "a deleted claim does not change the capacity"
 
 
 def test_default_binding_is_written_to_spec_before_hand_over() -> None:
-    """The handler does not know the installation's settings: it would masquerade what was made as a bridge."""
+    """The handler does not know the KubeVirt CR: it would default to masquerade."""
     bridged = KubeVirtConfiguration(network=NetworkConfiguration(defaultNetworkInterface="bridge"))
     (patch,) = see(vmi("Pending"), pod=pod(), settings=ControllerSettings(configuration=bridged))
     assert patch.patch["spec"] == {
@@ -263,7 +265,7 @@ def test_paused_guest_clears_readiness_gate() -> None:
     assert see(paused, pod=pod("running", gate="False")) == []
 
 
-# ---- what keeps a pod from running
+# ---- problems before the pod runs
 
 
 def test_scheduling_failure_is_reported_in_condition_and_event() -> None:
@@ -297,7 +299,7 @@ def test_image_pull_error_is_reported_at_most_twice() -> None:
             if isinstance(action, Patch):
                 writes += 1
                 told = condition(status_of(action), "Synchronized")
-                assert "no such image x:1" in told["message"], "the cause is forgotten"
+                assert "no such image x:1" in told["message"], "the cause is lost"
                 instance = vmi("Scheduling", stamps=SCHEDULING, conditions=status_of(action)["conditions"])
     assert writes == 2
 
@@ -358,13 +360,13 @@ def test_handler_has_two_seconds_to_report_the_end() -> None:
     ],
 )
 def test_termination_message_is_used_without_handler(launcher: Pod | None, phase: str, reason: str) -> None:
-    # Where the kubelet says nothing of the containers, the handler has found no process and taken the pod off.
+    # The kubelet reports no container statuses: the handler found no process and removed the pod from activePods.
     listed = {"pod-uid": "node1"} if launcher and launcher.status.containerStatuses else {}
     actions = see(vmi("Running", stamps=RUNNING, activePods=listed), pod=launcher, ended_for=2)
     status = status_of(actions[0])
     assert (status["phase"], status["reason"]) == (phase, reason)
     assert status.get("activePods", {}) == dict.fromkeys(listed)
-    assert actions[0].patch["metadata"]["resourceVersion"] == "7", "the handler may have told it meanwhile"
+    assert actions[0].patch["metadata"]["resourceVersion"] == "7", "the handler may have reported it meanwhile"
     assert [type(action) for action in actions[1:]] == ([RecordEvent] if phase == "Failed" else [])
 
 
@@ -397,7 +399,7 @@ def test_disrupted_vmi_fails_with_cause(said: str, more: dict[str, Any], phase: 
     patch, event = see(running, pod=made, ended_for=2)
     assert (status_of(patch)["phase"], status_of(patch)["reason"]) == (phase, reason)
     assert event.reason == reason and "the guest shut down" in event.message
-    # One that was to end has ended as it was told to.
+    # A VMI that is being deleted has ended as requested.
     going = vmi("Running", stamps=RUNNING, deleting=True, activePods={"pod-uid": "node1"})
     last, *_ = see(going, pod=made, ended_for=2)
     assert status_of(last.actions[0] if isinstance(last, Concurrently) else last)["phase"] == "Succeeded"
@@ -405,7 +407,7 @@ def test_disrupted_vmi_fails_with_cause(said: str, more: dict[str, Any], phase: 
 
 @pytest.mark.parametrize("reason, told", [("Evicted", "Evicted"), ("Preempting", "Preempting"), ("x", "PodTerminated")])
 def test_disruption_cause_is_taken_from_kubelet_event(reason: str, told: str) -> None:
-    """Of containers that all ended well, 1.36 forgets the eviction in the pod's status."""
+    """Kubernetes 1.36 drops the eviction from the status of a pod whose containers all succeeded."""
     running = vmi("Running", stamps=RUNNING, activePods={"pod-uid": "node1"})
     warning = (reason, 'Usage of EmptyDir volume "hyperlet" exceeds the limit')
     patch, event = see(running, pod=pod("ended", message=TOLD % "ForceOff"), ended_for=2, warning=warning)
@@ -473,7 +475,7 @@ def test_grace_period_is_capped_at_one_day() -> None:
     absurd = {**SPEC, "terminationGracePeriodSeconds": 10_000_000_000_000}
     (action,) = see(vmi("Running", stamps=RUNNING, deleting=True, spec=absurd), pod=made)
     assert action.grace_seconds == 86400
-    # And the forced stop of such a one: at once.
+    # A forced stop of such a VMI is immediate.
     hurried = {**SPEC, "terminationGracePeriodSeconds": 0}
     (action,) = see(vmi("Running", stamps=RUNNING, deleting=True, spec=hurried), pod=made)
     assert action.grace_seconds == 1
@@ -493,7 +495,7 @@ def test_grace_period_shortened_during_termination_is_applied() -> None:
 def test_pod_on_unresponsive_node_keeps_vmi() -> None:
     silent = pod("running", deleting=True, reason="NodeLost")
     assert waits(see(vmi("Running", stamps=RUNNING, deleting=True), pod=silent, ended_for=0))
-    # Even when somebody has already written a final phase, or marked the pod as failed without the kubelet's word.
+    # Even if a final phase was already written, or the pod was marked Failed without terminated containers.
     assert waits(see(vmi("Failed", stamps=RUNNING, deleting=True), pod=silent))
     marked = pod("running", deleting=True, phase="Failed")
     assert waits(see(vmi("Running", stamps=RUNNING, deleting=True), pod=marked))
@@ -549,7 +551,7 @@ def test_exit_status_is_unknown_after_power_loss(reason: str) -> None:
     assert isinstance(event, RecordEvent) and "node was restarted or lost power" in event.message
 
 
-# ---- a node that is silent
+# ---- unresponsive nodes
 
 
 LOST = {"type": "Ready", "status": "False", "reason": "NodeNotReady", "message": "x", "lastTransitionTime": STAMP}
@@ -568,9 +570,9 @@ def test_guest_on_unresponsive_node_is_only_marked_not_ready(phase: str) -> None
     ready = condition(status_of(patch), "Ready")
     assert (ready["status"], ready["reason"], ready["lastTransitionTime"]) == ("False", "NodeNotReady", STAMP)
     assert "node1" in ready["message"] and "unknown" in ready["message"]
-    assert condition(status_of(patch), "AgentConnected") == AGENT, "a list is written whole"
+    assert condition(status_of(patch), "AgentConnected") == AGENT, "the patch replaces the whole list"
     assert patch.patch["metadata"]["resourceVersion"] == "7"
-    assert set(patch.patch["status"]) == {"conditions"}, "no phase: it may well run"
+    assert set(patch.patch["status"]) == {"conditions"}, "no phase: the guest may be running"
     assert isinstance(event, RecordEvent) and event.type == "Warning"
 
 
@@ -632,7 +634,7 @@ OUT = Evidence(fences={"node1": Fence("out of service")})
 
 
 def test_fenced_pod_object_is_deleted_before_vmi_is_released() -> None:
-    """Its object would keep the next instance waiting."""
+    """The next VMI would wait for the Pod object."""
     removal, patch = see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("running", deleting=True), evidence=OUT)
     assert removal == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", 0)
     assert status_of(patch)["phase"] == "Failed" and patch.patch["metadata"]["finalizers"] is None
@@ -651,7 +653,7 @@ def test_fence_annotation_covers_only_listed_pods() -> None:
     ("deleted", "vanished", "believed"), [(100, 36, True), (100, 34, False), (34, 100, False), (100, None, False)]
 )
 def test_deleted_node_is_fenced_after_pod_grace_period(deleted: float, vanished: float | None, believed: bool) -> None:
-    """It may run on, and hears only by the pod's going that it is to be ended, within its grace period (35 s here)."""
+    """A running kubelet ends a deleted pod within its grace period (35 s here)."""
     gone = Evidence(
         fences={"node1": Fence("deleted", deleted)}, vanished={} if vanished is None else {"pod-uid": vanished}
     )
@@ -659,7 +661,7 @@ def test_deleted_node_is_fenced_after_pod_grace_period(deleted: float, vanished:
     planned = see(vmi("Running", stamps=RUNNING), pod=launcher, evidence=gone, ended_for=9)
     assert any("phase" in status_of(action) for action in planned if isinstance(action, Patch)) is believed
     if launcher is None and not believed:
-        assert any(isinstance(action, RequeueAfter) for action in planned), "no news come when the time is over"
+        assert any(isinstance(action, RequeueAfter) for action in planned), "no event occurs when the time has passed"
 
 
 def test_fence_of_other_node_is_no_evidence() -> None:
@@ -706,7 +708,7 @@ def test_running_pod_is_restored_in_active_pods() -> None:
 
 
 def test_deleted_vmi_gets_no_finalizer() -> None:
-    """The API server refuses that."""
+    """The API server refuses new finalizers during deletion."""
     bare = vmi("Running", stamps=RUNNING, finalizer=False, deleting=True)
     planned = see(bare, pod=pod("running", deleting=True))
     assert waits(planned)
@@ -742,7 +744,7 @@ def test_deleted_pod_of_earlier_vmi_is_still_awaited(gone: list[Pod]) -> None:
     waiting = vmi("Pending", activePods={"old-uid": "node1"}, nodeName="node1")
     planned = see(waiting, strays=gone)
     assert not any(isinstance(action, Create) for action in planned)
-    # Not even when this instance is deleted: the next one would know nothing of it.
+    # Not even when this VMI is deleted: the next one would not know of the pod.
     ending = vmi("Pending", activePods={"old-uid": "node1"}, nodeName="node1", deleting=True)
     assert not any(
         "finalizers" in action.patch["metadata"]
@@ -781,7 +783,7 @@ def test_awaited_pods_are_removed_from_status_with_next_write() -> None:
     assert status["nodeName"] is None and patch.patch["metadata"]["labels"] == {names.LABEL_NODE_NAME: None}
 
 
-# ---- what a deletion waits for
+# ---- reports of a pending deletion
 
 
 def test_slow_deletion_is_reported_only_when_overdue() -> None:
