@@ -60,11 +60,11 @@ def difference(
         return None
     wanted = defaults.default_vmi_spec(written, vmi.metadata, config=_as_started(vmi.spec, config))
     defaulted = replace(vmi, spec=defaults.default_vmi_spec(vmi.spec, vmi.metadata, config=config))
-    cards = nic_hotplug.change(defaulted, wanted, written)
+    nics = nic_hotplug.change(defaulted, wanted, written)
     made_from = (vmi.metadata.annotations or {}).get(names.ANNOTATION_TEMPLATE)
-    waiting = [*cards.waiting, *_sections(written, made_from, defaulted.spec, wanted)]
+    waiting = [*nics.waiting, *_sections(written, made_from, defaulted.spec, wanted)]
     metadata = metadata_propagation.to_vmi(vm.spec.template.metadata, vmi)
-    return TemplateDifference(defaulted, cards, metadata, tuple(dict.fromkeys(waiting)))
+    return TemplateDifference(defaulted, nics, metadata, tuple(dict.fromkeys(waiting)))
 
 
 def _as_started(spec: VirtualMachineInstanceSpec, config: KubeVirtConfiguration | None) -> KubeVirtConfiguration:

@@ -59,10 +59,10 @@ def _with(
 def merge_patch(spec: VirtualMachineInstanceSpec) -> dict[str, Any]:
     """The merge patch that sets a spec's interfaces and networks to those of `spec`."""
     devices = spec.domain.devices
-    cards: dict[str, Any] = {"interfaces": msgspec.to_builtins(devices.interfaces)}
+    device_patch: dict[str, Any] = {"interfaces": msgspec.to_builtins(devices.interfaces)}
     if devices.autoattachPodInterface is not None:
-        cards["autoattachPodInterface"] = devices.autoattachPodInterface
-    return {"networks": msgspec.to_builtins(spec.networks), "domain": {"devices": cards}}
+        device_patch["autoattachPodInterface"] = devices.autoattachPodInterface
+    return {"networks": msgspec.to_builtins(spec.networks), "domain": {"devices": device_patch}}
 
 
 def without_defaults(vmi: VirtualMachineInstance, defaulted: VirtualMachineInstance) -> dict[str, Any]:
@@ -86,24 +86,24 @@ def change(
     """
     now, wanted = _nics(vmi.spec), _nics(template)
     waiting: list[str] = []
-    cards: dict[str, Nic] = {}
-    for name, card in now.items():
-        cards[name], fields = _kept(card, wanted.get(name))
+    nics: dict[str, Nic] = {}
+    for name, pair in now.items():
+        nics[name], fields = _kept(pair, wanted.get(name))
         waiting += fields
-    for name, card in wanted.items():
-        if name not in now and card[0].state != ABSENT:
-            if _is_pluggable(card) and not vmi.spec.domain.devices.disableHotplug:
-                cards[name] = card
+    for name, pair in wanted.items():
+        if name not in now and pair[0].state != ABSENT:
+            if _is_pluggable(pair) and not vmi.spec.domain.devices.disableHotplug:
+                nics[name] = pair
             else:
                 waiting.append(f"domain.devices.interfaces[{name}]")
-    gone = frozenset(name for name, (nic, _) in cards.items() if nic.state == ABSENT and _is_out(vmi, name))
-    left = {name: card for name, card in cards.items() if name not in gone}
+    gone = frozenset(name for name, (nic, _) in nics.items() if nic.state == ABSENT and _is_out(vmi, name))
+    left = {name: pair for name, pair in nics.items() if name not in gone}
     # Keep the VMI's order of networks, which may differ from that of the interfaces, to avoid a needless write.
     networks = [network for network in vmi.spec.networks or () if network.name in left]
     networks += [network for name, (_, network) in left.items() if name not in now]
     spec = _with(vmi.spec, [nic for nic, _ in left.values()], networks)
     # Absent interfaces that only the template has were never plugged in, or were removed in an earlier round.
-    return NicChange(spec, waiting, gone | {name for name in absent(written) if name not in cards})
+    return NicChange(spec, waiting, gone | {name for name in absent(written) if name not in nics})
 
 
 def _nics(spec: VirtualMachineInstanceSpec) -> dict[str, Nic]:
@@ -111,12 +111,12 @@ def _nics(spec: VirtualMachineInstanceSpec) -> dict[str, Nic]:
     return {nic.name: (nic, networks[nic.name]) for nic in spec.domain.devices.interfaces or () if nic.name in networks}
 
 
-def _kept(card: Nic, wanted: Nic | None) -> tuple[Nic, list[str]]:
+def _kept(pair: Nic, wanted: Nic | None) -> tuple[Nic, list[str]]:
     """The new state of an interface that the VMI has, and the changed fields that take effect at the next start."""
-    (nic, network), path = card, f"domain.devices.interfaces[{card[0].name}]"
+    (nic, network), path = pair, f"domain.devices.interfaces[{pair[0].name}]"
     if wanted is None or wanted[0].state == ABSENT:
-        if not _is_pluggable(card):
-            return card, [path if wanted is None else f"{path}.state"]
+        if not _is_pluggable(pair):
+            return pair, [path if wanted is None else f"{path}.state"]
         return (replace(nic, state=ABSENT), network), []
     new, new_network = wanted
     fields = [
@@ -125,12 +125,12 @@ def _kept(card: Nic, wanted: Nic | None) -> tuple[Nic, list[str]]:
     fields += [f"networks[{nic.name}]{field}" for field in semantic_diff.differences(network, new_network)]
     state = nic.state if (nic.state or "up") == (new.state or "up") else new.state
     if state != nic.state and nic.sriov is not None:
-        return card, [*fields, f"{path}.state"]
+        return pair, [*fields, f"{path}.state"]
     return (replace(nic, state=state), network), fields
 
 
-def _is_pluggable(card: Nic) -> bool:
-    nic, network = card
+def _is_pluggable(pair: Nic) -> bool:
+    nic, network = pair
     place = network.multus is not None and nic.bridge is not None and nic.pciAddress is None
     return place and (nic.model or "virtio") in _PLUGGABLE_MODELS
 
