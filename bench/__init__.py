@@ -1,1 +1,1 @@
-"""Commands that measure. `python -m bench list` names them; docs/benchmarks.md says how to read them."""
+"""Benchmarks. `python -m bench list` lists them; docs/benchmarks.md explains the results."""

@@ -1,4 +1,4 @@
-"""`python -m bench <name|all|list> [--repeat N] [--quick]`: measure on the running cluster."""
+"""`python -m bench <name|all|list> [--repeat N] [--quick]`: run benchmarks on the running cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.timeline import Timeout
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path(os.environ.get("HYPERLET_RUN", str(ROOT / ".run")))
 
-# In the order of `all`: what needs an idle machine first, what fills it last.
+# In the order of `all`: benchmarks that need an idle machine first, those that load it last.
 BENCHES = {
     "admission": admission,
     "floods": floods,
@@ -35,15 +35,17 @@ BENCHES = {
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("name", choices=[*BENCHES, "all", "list"])
-    parser.add_argument("--repeat", type=int, default=0, help="rounds of each measurement (default: each bench's own)")
     parser.add_argument(
-        "--quick", action="store_true", help="one small round of each: does it work, not how fast is it"
+        "--repeat", type=int, default=0, help="rounds of each measurement (default: depends on the benchmark)"
     )
-    parser.add_argument("--sizes", default="1,5,20", help="start: how many at once (default: %(default)s)")
-    parser.add_argument("--no-disk", action="store_true", help="start: guests without a containerDisk")
+    parser.add_argument("--quick", action="store_true", help="one short round of each, as a smoke test")
+    parser.add_argument(
+        "--sizes", default="1,5,20", help="start: numbers of guests started at once (default: %(default)s)"
+    )
+    parser.add_argument("--no-disk", action="store_true", help="start: use guests without a containerDisk")
     return parser.parse_args(argv)
 
 
@@ -55,7 +57,7 @@ def kubeconfig() -> Path:
 
 
 def measure(names: Sequence[str], options: BenchOptions) -> list[BenchResult]:
-    """Run the benches in one session; each result is printed and written as soon as it is there."""
+    """Run the benchmarks in one session; each result is printed and written immediately."""
     results = []
     with Session(kubeconfig(), ROOT) as session:
         session.launcher()
@@ -65,7 +67,7 @@ def measure(names: Sequence[str], options: BenchOptions) -> list[BenchResult]:
             result = BENCHES[name].run(session, options)
             result.conditions = {**conditions, "load average after": list(os.getloadavg()), "quick": options.quick}
             if session.images() != conditions["images"]:
-                result.notes.append("other images were deployed meanwhile: measure again")
+                result.notes.append("images changed during the measurement: measure again")
             results.append(result)
             print(render(result))
             print(f"\n{write(result.document(), RUN / 'bench')}", flush=True)
@@ -73,12 +75,12 @@ def measure(names: Sequence[str], options: BenchOptions) -> list[BenchResult]:
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """SIGTERM is Ctrl-C: both clean up."""
+    """Handle SIGTERM like Ctrl-C: clean up."""
     raise KeyboardInterrupt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 measured (whatever the figures say), 1 it could not be measured, 130 interrupted."""
+    """Exit status: 0 measured (even if targets are missed), 1 measurement failed, 130 interrupted."""
     arguments = parse(argv)
     if arguments.name == "list":
         for name, module in BENCHES.items():

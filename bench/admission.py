@@ -1,4 +1,4 @@
-"""CPU time of one admission review: a full VM and others through both webhooks, as they come over the wire."""
+"""CPU time of an admission review: requests for a full VM and others through both webhooks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gateway.admission.webhooks import quick_checks
 
 ROUNDS = 20
 REVIEWS = 200
-"""Reviews in one round: the clock of a process ticks too coarsely for one."""
+"""Reviews per round: the resolution of process time is too coarse for a single one."""
 TARGET_MS = 1.0
 WORST_MS = 50.0
 SLOWEST = 10
@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 
 def full_vm() -> Json:
-    """A VM as large as people write them: disks, NICs, cloud-init, probes, placement."""
+    """A large but realistic VM: disks, NICs, cloud-init, probes, placement."""
     disks: list[Json] = [
         {"name": f"disk{n}", "bootOrder": n + 1, "disk": {"bus": "virtio"}, "serial": f"serial{n}", "cache": "none"}
         for n in range(8)
@@ -81,7 +81,7 @@ def _object(kind: str, spec: Json) -> Json:
 
 
 def reviews() -> dict[str, bytes]:
-    """What the API server sends, by title."""
+    """AdmissionReview requests, by title."""
     vm = full_vm()
     applied = json.dumps(vm)
     vm["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": applied}
@@ -104,7 +104,7 @@ def reviews() -> dict[str, bytes]:
 
 
 def _review(new: Json, old: Json | None, user: str = "alice") -> bytes:
-    # What the API server knows of a handler's token.
+    # The API server adds the node name from a handler's token.
     extra = {"authentication.kubernetes.io/node-name": ["node1"]} if user.endswith("hyperlet-handler") else {}
     request = {
         "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
@@ -132,7 +132,7 @@ def validate(body: bytes) -> bytes:
 
 
 def milliseconds(webhook: Callable[[bytes], bytes], body: bytes, count: int) -> float:
-    """CPU time of one review, of `count` of them."""
+    """Mean CPU time of one review out of `count`, in milliseconds."""
     began = time.process_time()
     for _ in range(count):
         webhook(body)
@@ -140,13 +140,13 @@ def milliseconds(webhook: Callable[[bytes], bytes], body: bytes, count: int) -> 
 
 
 def slowest(bodies: Iterable[tuple[str, Json]], shown: int = SLOWEST) -> list[tuple[float, str, str, int]]:
-    """CPU ms, webhook, title and bytes of the reviews that take longest, the longest first."""
+    """CPU ms, webhook, title and bytes of the slowest reviews, slowest first."""
     found = []
     for title, document in bodies:
         body = _review(document, None)
         for name, webhook in (("mutate", mutate), ("validate", validate)):
             taken = milliseconds(webhook, body, 1)
-            # What else the machine does makes a measurement longer, never shorter.
+            # Other load only makes a measurement longer, so take the minimum.
             if taken > WORST_MS / 4:
                 taken = min(taken, *(milliseconds(webhook, body, 1) for _ in range(4)))
             found.append((taken, name, title, len(body)))
@@ -156,7 +156,7 @@ def slowest(bodies: Iterable[tuple[str, Json]], shown: int = SLOWEST) -> list[tu
 def analyse(
     samples: dict[str, dict[str, list[float]]], worst: Sequence[tuple[float, str, str, int]] = ()
 ) -> BenchResult:
-    """Medians; the full VM through either webhook is judged, and the slowest of those made to be slow. Pure."""
+    """Medians. Targets apply to the full VM and to the slowest adversarial review. Pure."""
     result = BenchResult("admission")
     rows: list[list[Cell]] = []
     for title, by_webhook in samples.items():
@@ -178,7 +178,7 @@ def analyse(
 
 
 def run(_session: Session, options: BenchOptions) -> BenchResult:
-    """Needs no cluster: the code as it is here."""
+    """Runs the benchmark. Needs no cluster: measures the local code."""
     samples: dict[str, dict[str, list[float]]] = {}
     for title, body in reviews().items():
         samples[title] = {}

@@ -1,6 +1,6 @@
-"""The Kubernetes API as the benches need it: plain requests, and watches that note when each event arrived.
+"""A minimal Kubernetes client for benchmarks: requests, and watches that record the arrival time of each event.
 
-The standard library only, and none of the project's own client: a fault there must not hide in the measurement.
+Uses the standard library only, not kit.kube: a fault in that client must not affect the measurement.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Object = dict[str, Any]
 
 
 class ApiFailure(Exception):
-    """The API server said no. `status` is the HTTP status, the text its own words."""
+    """An error response of the API server. `status` is the HTTP status, the text its message."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ class ApiFailure(Exception):
 
 @dataclass(frozen=True)
 class ApiServerAddress:
-    """Where the API server is and how to prove who we are."""
+    """Address, TLS context and token for the API server."""
 
     host: str
     port: int
@@ -43,19 +43,19 @@ class ApiServerAddress:
     token: str
 
     def connect(self, timeout: float | None = 60.0) -> http.client.HTTPSConnection:
-        """A connection of one's own; requests on it are sent one after the other."""
+        """A new connection; requests on it are sent sequentially."""
         return http.client.HTTPSConnection(self.host, self.port, context=self.tls, timeout=timeout)
 
     def headers(self) -> dict[str, str]:
-        """What every request carries."""
+        """The headers of every request."""
         basic = {"User-Agent": USER_AGENT, "Accept": "application/json"}
         return basic | ({"Authorization": f"Bearer {self.token}"} if self.token else {})
 
 
 def server(kubeconfig: Path) -> ApiServerAddress:
-    """The current context of a kubeconfig; kubectl reads it, so that whatever kubectl understands is understood.
+    """The current context of a kubeconfig, read with `kubectl config view`.
 
-    Raises ApiFailure when there is none.
+    Raises ApiFailure if that fails.
     """
     command = [
         "kubectl",
@@ -77,7 +77,7 @@ def server(kubeconfig: Path) -> ApiServerAddress:
     authority = cluster.get("certificate-authority-data", "")
     context = ssl.create_default_context(cadata=base64.b64decode(authority).decode() if authority else None)
     if "client-certificate-data" in user:
-        # load_cert_chain takes files only; the key stays readable by its owner alone and goes at once.
+        # load_cert_chain takes files only; the temporary file has mode 0600 and is deleted at once.
         with tempfile.NamedTemporaryFile() as pair:
             for part in ("client-certificate-data", "client-key-data"):
                 pair.write(base64.b64decode(user[part]) + b"\n")
@@ -87,21 +87,21 @@ def server(kubeconfig: Path) -> ApiServerAddress:
 
 
 class BenchApi:
-    """Requests on one kept connection. Not for several threads at once."""
+    """Requests on one persistent connection. Not thread-safe."""
 
     def __init__(self, server: ApiServerAddress) -> None:
         self.server = server
         self._connection = server.connect()
 
     def request(self, method: str, path: str, body: Object | None = None, kind: str = "application/json") -> bytes:
-        """Send one request; the raw answer. Raises ApiFailure for a status of 400 and above."""
+        """Send one request and return the body. Raises ApiFailure for status 400 and above."""
         data = json.dumps(body).encode() if body is not None else None
         headers = self.server.headers() | ({"Content-Type": kind} if data else {})
         try:
             self._connection.request(method, path, data, headers)
             response = self._connection.getresponse()
         except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
-            # The server closes a connection that was idle for long: nothing was sent, so once more is safe.
+            # The server closed an idle connection before anything was sent, so a retry is safe.
             self._connection = self.server.connect()
             self._connection.request(method, path, data, headers)
             response = self._connection.getresponse()
@@ -116,7 +116,7 @@ class BenchApi:
         return found
 
     def find(self, path: str) -> Object | None:
-        """An object, or None when there is none of that name."""
+        """An object, or None if it does not exist."""
         try:
             return self.get(path)
         except ApiFailure as failure:
@@ -140,7 +140,7 @@ class BenchApi:
         return patched
 
     def delete(self, path: str) -> None:
-        """Delete; nothing there is fine."""
+        """Delete; does nothing if the object does not exist."""
         try:
             self.request("DELETE", path)
         except ApiFailure as failure:
@@ -160,7 +160,7 @@ Listener = Callable[[str, Object, float], None]
 
 
 class Watch:
-    """A watch in a thread of its own, from the moment it is made until `close`."""
+    """A watch in its own thread, from construction until `close`."""
 
     def __init__(self, server: ApiServerAddress, path: str, listener: Listener) -> None:
         self.failure: str | None = None
@@ -173,7 +173,7 @@ class Watch:
         self._response = self._connection.getresponse()
         if self._response.status >= 400:
             raise ApiFailure(self._response.status, f"watch {path}: {_message(self._response.read())}")
-        # close() of a response waits for its reader; shutting down the socket wakes it.
+        # close() of a response blocks while it is being read; shutting down the socket unblocks the reader.
         self._socket: socket.socket | None = self._connection.sock
         self._thread = threading.Thread(target=self._read, name=f"watch {path}", daemon=True)
         self._thread.start()

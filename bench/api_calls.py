@@ -1,4 +1,4 @@
-"""Calls that hyperlet's components send to the API server for each VMI and VM, from its audit log."""
+"""Number of API calls by hyperlet's components for each VMI and VM, from the API server's audit log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.session import Session, path, say
 SIZES = (1, 5)
 ROUNDS = 3
 SETTLE_SECONDS = 3.0
-"""After the last milestone: Events and late status writes belong to it."""
+"""Pause after the last milestone, for Events and late status writes."""
 
 ACTIONS: dict[str, tuple[float | None, float | None]] = {
     "VMI create → Running": (7.0, 13.3),
@@ -25,12 +25,12 @@ ACTIONS: dict[str, tuple[float | None, float | None]] = {
     "VM stop": (8.0, 26.0),
     "VM create, to run always → Running": (None, None),
 }
-"""Action → target and KubeVirt's number, calls for each object."""
+"""Action → target and KubeVirt's figure, in calls per object."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The calls while one action was done to `size` objects."""
+    """The calls during one action on `size` objects."""
 
     action: str
     size: int
@@ -38,7 +38,7 @@ class Window:
 
 
 def analyse(windows: Sequence[Window]) -> BenchResult:
-    """Means for each object; one action at a time. Pure."""
+    """Mean number of calls per object, by action. Pure."""
     result = BenchResult("api-calls")
     for action, (target, baseline) in ACTIONS.items():
         for size in sorted({w.size for w in windows if w.action == action}):
@@ -65,7 +65,7 @@ def _breakdown(label: str, calls: Sequence[AuditedCall], objects_done: int) -> F
 
 
 def run(session: Session, options: BenchOptions) -> BenchResult:
-    """Every action, with one object and with several."""
+    """Runs every action with one object and with several."""
     session.launcher()
     windows: list[Window] = []
     for size in SIZES[:1] if options.quick else SIZES:
@@ -77,7 +77,7 @@ def run(session: Session, options: BenchOptions) -> BenchResult:
 
 
 def window(options: BenchOptions, action: str, size: int, act: Callable[[], None]) -> Window:
-    """Do something, let it settle, and read what was logged meanwhile."""
+    """Run `act`, wait until it has settled, and return the calls logged meanwhile."""
     time.sleep(SETTLE_SECONDS)
     log = audit.Log(options.audit)
     act()
@@ -101,7 +101,7 @@ def instances(session: Session, options: BenchOptions, size: int) -> list[Window
 
 
 def machines(session: Session, options: BenchOptions, size: int) -> list[Window]:
-    """Start and stop VMs that exist already, and create some that run at once."""
+    """Start and stop existing VMs, and create VMs with run strategy Always."""
     words = [session.name("calls-vm") for _ in range(size)]
     names = session.create("VirtualMachine", [objects.vm(word, objects.vmi(word)) for word in words])
     session.wait(names, "vm Stopped")

@@ -1,4 +1,4 @@
-"""The API server's audit log as a list of calls. Pure but for `tail`."""
+"""Parses the API server's audit log into calls. Pure except for `Log`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COUNTED, ELSEWHERE, LEASE, HEARTBEAT, WATCH = "counted", "other namespaces", "le
 
 @dataclass(frozen=True)
 class AuditedCall:
-    """One request of one of hyperlet's components. `resource` has the subresource behind a slash."""
+    """One request of a hyperlet component. `resource` includes the subresource after a slash."""
 
     component: str
     verb: str
@@ -29,7 +29,7 @@ class AuditedCall:
 
     @property
     def kind(self) -> str:
-        """Whether it counts for a VM, and if not, why: only what goes on with no VM at all does not."""
+        """COUNTED if the call is caused by a VM, else the category of background calls."""
         if self.verb == "watch":
             return WATCH
         if self.resource == "leases":
@@ -42,12 +42,12 @@ class AuditedCall:
 
     @property
     def what(self) -> tuple[str, str, str]:
-        """What the breakdown is by."""
+        """The key of the breakdown: component, verb and resource."""
         return self.component, self.verb, self.resource
 
 
 def component(event: dict[str, Any]) -> str:
-    """The component that sent a request: by its user agent, else by its service account; empty for anybody else."""
+    """The component that sent a request, by user agent or service account; empty for other clients."""
     found = _AGENT.match(event.get("userAgent", ""))
     if found:
         return found.group(1)
@@ -57,7 +57,7 @@ def component(event: dict[str, Any]) -> str:
 
 
 def parse(lines: Iterable[str]) -> list[AuditedCall]:
-    """The components' calls. A request counts where it ends, a watch where it begins."""
+    """The components' calls. A request counts at its end, a watch at its start."""
     calls = []
     for line in lines:
         try:
@@ -80,21 +80,21 @@ def parse(lines: Iterable[str]) -> list[AuditedCall]:
 
 
 def by_what(calls: Iterable[AuditedCall]) -> Counter[tuple[str, str, str]]:
-    """How many calls of each component, verb and resource."""
+    """Number of calls by component, verb and resource."""
     return Counter(call.what for call in calls)
 
 
 class Log:
-    """The log from a moment on."""
+    """The part of the log that is written after construction."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = path.stat().st_size
 
     def calls(self) -> list[AuditedCall]:
-        """What was logged since this object was made. Raises OSError when the log began anew: too few would count."""
+        """The calls logged since construction. Raises OSError if the log was rotated meanwhile."""
         with self.path.open("rb") as stream:
             if self.path.stat().st_size < self._offset:
-                raise OSError(f"{self.path} began anew in the middle of a measurement: measure again")
+                raise OSError(f"{self.path} was rotated during the measurement: measure again")
             stream.seek(self._offset)
             return parse(stream.read().decode("utf-8", "replace").splitlines())

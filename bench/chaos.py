@@ -1,9 +1,9 @@
-"""`python -m bench.chaos [--actions N] [--seed N]`: one VM, deletions and faults of chance, never two QEMUs of it.
+"""`python -m bench.chaos [--actions N] [--seed N]`: random deletions and faults; one VM must never have two QEMUs.
 
-The VM's guest ignores its power button, so that every end takes the whole grace period and a second copy would be seen
-beside the first for seconds. A watcher counts the QEMU processes of the VM on this machine, which both nodes of the
-cluster of `make up` run on, ten times a second, from before the first action until after the last. Exit status: 0 never
-two, 1 two were seen or the VM did not come back, 2 it could not be tried.
+The guest ignores ACPI power-off, so that every stop takes the full grace period and a second copy would run beside the
+first for seconds. A watcher counts the QEMU processes of the VM on this machine, which runs both nodes of the cluster
+of `make up`, ten times a second from before the first action until after the last. Exit status: 0 never two, 1 two were
+seen or the VM did not recover, 2 the test could not run.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ VM = "chaos"
 SYSTEM = "hyperlet"
 NODES = ("node1", "node2")
 GRACE = 4
-"""Seconds that the guest is left running after it was asked to end."""
+"""terminationGracePeriodSeconds of the VM."""
 RETURN_SECONDS = 180.0
-"""Patience with the VM after the last action: a kubelet that was stopped has much to catch up with."""
+"""Timeout for the VM's recovery after the last action: a stopped kubelet needs time to catch up."""
 SETTLED = 0.35
-"""Share of the actions after which the VM is waited for."""
+"""Share of the actions after which the VM is awaited."""
 CRITICAL = "hyperlet-chaos"
-"""The priority class of the pods that preempt."""
+"""The PriorityClass of preempting pods."""
 
 Json = dict[str, Any]
 
 
 class Failed(Exception):
-    """kubectl refused, or the cluster is not there."""
+    """kubectl failed, or the cluster is unavailable."""
 
 
 def kubectl(*words: str, document: Json | None = None, user: str = "", check: bool = False) -> str:
-    """kubectl's output; of a failure its words, or (`check`) Failed."""
+    """kubectl's output. On failure its error message, or with `check` raises Failed."""
     impersonated = [f"--as={user}"] if user else []
     try:
         done = subprocess.run(
@@ -70,7 +70,7 @@ def kubectl(*words: str, document: Json | None = None, user: str = "", check: bo
 
 
 def in_node(node: str, script: str) -> str:
-    """A shell script's output inside a node."""
+    """The output of a shell script run inside a node."""
     command = [sys.executable, "-m", "cluster", "exec", node, "--", "sh", "-c", script]
     return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False).stdout
 
@@ -79,7 +79,7 @@ def in_node(node: str, script: str) -> str:
 
 
 def qemus(mark: bytes, proc: Path = Path("/proc")) -> list[int]:
-    """The processes of QEMU on this machine whose domain has that name. One that has ended has no command line."""
+    """PIDs of QEMU processes on this machine with `mark` as an argument. Zombies have no command line."""
     found = []
     for entry in proc.iterdir():
         with contextlib.suppress(OSError):
@@ -92,18 +92,18 @@ def qemus(mark: bytes, proc: Path = Path("/proc")) -> list[int]:
 
 @dataclass
 class Watcher:
-    """Counts until it is stopped."""
+    """Counts QEMU processes until stopped."""
 
     mark: bytes
     samples: Counter[int] = field(default_factory=Counter)
-    """Looks by how many processes were found."""
+    """Number of samples by number of processes."""
     starts: set[int] = field(default_factory=set)
     doubles: list[str] = field(default_factory=list)
     doing: str = "nothing yet"
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        """Ten looks a second."""
+        """Takes ten samples a second."""
         while not self._stop.wait(0.1):
             found = qemus(self.mark)
             self.samples[len(found)] += 1
@@ -112,21 +112,21 @@ class Watcher:
                 self.doubles.append(f"{time.strftime('%X')} pids {found}, after: {self.doing}")
 
     def stop(self) -> None:
-        """Ends the counting."""
+        """Stops the counting."""
         self._stop.set()
 
 
-# ---- what is done ---------------------------------------------------------------------------------------------------
+# ---- actions --------------------------------------------------------------------------------------------------------
 
 
 class Chaos:
-    """The VM, and everything that happens to it."""
+    """The VM, and the actions on it. Docstrings of actions are the titles in the result."""
 
     def __init__(self, namespace: str, dice: random.Random) -> None:
         self.namespace = namespace
         self.dice = dice
         self.stopped: dict[str, tuple[float, Callable[[], object]]] = {}
-        """What was stopped: when it goes on, and how."""
+        """What was stopped: when to resume it, and how."""
         self._serial = 0
 
     def ask(self, *words: str, **more: Any) -> str:
@@ -134,7 +134,7 @@ class Chaos:
         return kubectl(f"--namespace={self.namespace}", *words, **more)
 
     def one(self, kind: str, name: str = VM) -> Json:
-        """An object; empty where there is none."""
+        """An object; empty if it does not exist."""
         text = self.ask("get", kind, name, "-o", "json", "--ignore-not-found")
         try:
             return dict(json.loads(text)) if text.strip() else {}
@@ -142,7 +142,7 @@ class Chaos:
             return {}
 
     def pods(self) -> list[Json]:
-        """Launcher pods that have not ended, by name: labels are taken off here."""
+        """Launcher pods that have not ended, selected by name because actions remove labels."""
         try:
             items = json.loads(self.ask("get", "pods", "-o", "json"))["items"]
         except (ValueError, KeyError):
@@ -155,16 +155,16 @@ class Chaos:
         ]
 
     def pod(self) -> str:
-        """The name of a launcher pod; empty where there is none."""
+        """The name of a launcher pod; empty if there is none."""
         found = self.pods()
         return str(found[0]["metadata"]["name"]) if found else ""
 
     def node(self) -> str:
-        """Where the VM runs, or would."""
+        """The VM's node, else a random one."""
         return str(self.one("vmi").get("status", {}).get("nodeName") or self.dice.choice(NODES))
 
     def manifest(self) -> Json:
-        """The VM: its guest's boot sector halts."""
+        """The VM; its guest's boot sector halts."""
         instance = objects.vmi(VM, nic=False, graphics=False, grace=GRACE)
         labels = {"labels": {"app": VM}}
         return {
@@ -215,17 +215,17 @@ class Chaos:
         self.force_pod()
 
     def orphan_instance(self) -> None:
-        """kubectl delete vm --cascade=orphan, made again"""
+        """kubectl delete vm --cascade=orphan, recreated"""
         self.ask("delete", "vm", VM, "--cascade=orphan", "--wait=false")
         self._apply()
 
     def delete_machine(self) -> None:
-        """kubectl delete vm, made again"""
+        """kubectl delete vm, recreated"""
         self.ask("delete", "vm", VM, "--wait=false")
         self._apply()
 
     def _apply(self) -> None:
-        """As soon as the old one has gone."""
+        """Recreates the VM as soon as the old one is deleted."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             self.go_on()
@@ -279,7 +279,7 @@ class Chaos:
         self.ask("patch", "pod", self.pod(), "--type=merge", "-p", bare)
 
     def strip_finalizer(self) -> None:
-        """an editor takes the finalizer off and deletes"""
+        """user with role edit removes the finalizer and deletes"""
         user = f"system:serviceaccount:{self.namespace}:default"
         self.ask("patch", "vmi", VM, "--type=merge", "-p", '{"metadata": {"finalizers": null}}', user=user)
         self.ask("delete", "vmi", VM, "--wait=false", user=user)
@@ -328,14 +328,14 @@ class Chaos:
             )
 
     def go_on(self, everything: bool = False) -> None:
-        """Lets go on what has been stopped for long enough."""
+        """Resumes what has been stopped for long enough, or `everything`."""
         for what, (until, resume) in list(self.stopped.items()):
             if everything or time.monotonic() >= until:
                 resume()
                 del self.stopped[what]
 
     def settle(self, seconds: float) -> bool:
-        """Waits until the VM runs, so long at most; a VM that has failed too often to be started at once is hurried."""
+        """Waits at most `seconds` for the VM to run, and resets its restart back-off. Whether it runs."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self.go_on()
@@ -354,7 +354,7 @@ class Chaos:
 
 
 def _each_handler(signal: str) -> str:
-    """Sends a signal to the handler of a node: by what it runs, in that node's own process tree."""
+    """A shell script that sends a signal to a node's handler, found by its command line."""
     return (
         "for each in /proc/[0-9]*; do "
         'case "$(tr "\\0" " " <"$each/cmdline" 2>/dev/null)" in *"-m handler "*) kill -'
@@ -386,11 +386,11 @@ ACTIONS: dict[str, int] = {
     "stop_handler": 2,
     "delete_controller": 1,
 }
-"""Methods of Chaos, and how often each comes up among the others."""
+"""Methods of Chaos, with their weights."""
 
 
 def chosen(dice: random.Random, count: int) -> list[str]:
-    """The actions, in the order of the seed; every one at least once where there are enough of them. Pure."""
+    """The actions in random order; each at least once if `count` is large enough. Pure."""
     names = list(ACTIONS)
     picked = dice.choices(names, weights=list(ACTIONS.values()), k=max(0, count - len(names)))
     picked += names[: count - len(picked)]
@@ -403,7 +403,7 @@ def chosen(dice: random.Random, count: int) -> list[str]:
 
 @contextlib.contextmanager
 def space() -> Iterator[str]:
-    """A namespace with an editor, and the class of the pods that preempt; gone at the end."""
+    """A namespace with a service account of role edit, and the PriorityClass; deleted at the end."""
     name = f"chaos-{secrets.token_hex(3)}"
     kubectl("create", "namespace", name, check=True)
     priority: Json = {
@@ -424,12 +424,12 @@ def space() -> Iterator[str]:
 
 
 def run(count: int, seed: int) -> tuple[Watcher, Counter[str], bool]:
-    """Does it all. The watcher, how often each action was done, and whether the VM came back."""
+    """Runs the test. Returns the watcher, the number of runs of each action, and whether the VM recovered."""
     dice = random.Random(seed)
     done: Counter[str] = Counter()
     interrupted: list[int] = []
     for each in (signal.SIGTERM, signal.SIGINT):
-        # What was seen until then is told, and what was stopped goes on.
+        # On interruption report the samples so far, and resume what was stopped.
         signal.signal(each, lambda caught, _frame: interrupted.append(caught))
     with space() as namespace:
         chaos = Chaos(namespace, dice)
@@ -449,9 +449,9 @@ def run(count: int, seed: int) -> tuple[Watcher, Counter[str], bool]:
                 done[name] += 1
                 if number % 10 == 0:
                     looks = sum(watcher.samples.values())
-                    print(f"{time.strftime('%X')} {number} actions, {len(watcher.starts)} starts, {looks} looks, "
-                          f"most at once {max(watcher.samples)}", flush=True)  # fmt: skip
-                # Most of them come while the one before is still being dealt with.
+                    print(f"{time.strftime('%X')} {number} actions, {len(watcher.starts)} starts, {looks} samples, "
+                          f"at most {max(watcher.samples)} at once", flush=True)  # fmt: skip
+                # Most actions run while the previous one is still being handled.
                 chaos.settle(20) if dice.random() < SETTLED else time.sleep(dice.uniform(0, 1.5))
                 chaos.go_on()
             chaos.go_on(everything=True)
@@ -466,7 +466,7 @@ def run(count: int, seed: int) -> tuple[Watcher, Counter[str], bool]:
 
 
 def table(watcher: Watcher, done: Counter[str], back: bool) -> str:
-    """What a person reads. Pure."""
+    """The result as text. Pure."""
     width = max(len(_title(name)) for name in ACTIONS)
     lines = [f"{_title(name):<{width}}  {done[name]:>4}" for name in ACTIONS if done[name]]
     looks = sum(watcher.samples.values())
@@ -474,10 +474,10 @@ def table(watcher: Watcher, done: Counter[str], back: bool) -> str:
     lines += [
         "-" * (width + 6),
         f"{'actions':<{width}}  {sum(done.values()):>4}",
-        f"{'QEMUs that were started':<{width}}  {len(watcher.starts):>4}",
-        f"{'QEMUs at the same time, at most':<{width}}  {max(watcher.samples, default=0):>4}",
-        f"{'the VM runs at the end':<{width}}  {'yes' if back else 'NO':>4}",
-        f"processes found in {looks} looks: {counts}",
+        f"{'QEMUs started':<{width}}  {len(watcher.starts):>4}",
+        f"{'maximum number of concurrent QEMUs':<{width}}  {max(watcher.samples, default=0):>4}",
+        f"{'VM runs at the end':<{width}}  {'yes' if back else 'NO':>4}",
+        f"processes found in {looks} samples: {counts}",
     ]
     return "\n".join([*lines, *(f"TWO COPIES: {each}" for each in watcher.doubles[:20])])
 
@@ -487,12 +487,10 @@ def _title(name: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """See the module."""
+    """Exit status as in the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m bench.chaos", description="Never two copies of one VM.")
-    parser.add_argument("--actions", type=int, default=200, help="how many (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=None, help="the same seed makes the same actions (default: by chance)"
-    )
+    parser.add_argument("--actions", type=int, default=200, help="number of actions (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=None, help="seed of the random actions (default: random)")
     arguments = parser.parse_args(argv)
     seed = secrets.randbelow(1 << 32) if arguments.seed is None else arguments.seed
     print(f"seed {seed}", flush=True)

@@ -1,7 +1,7 @@
-"""`python -m bench.cni`: cnv-bridge and cnv-tuning against the plugins of Debian's containernetworking-plugins.
+"""`python -m bench.cni`: cnv-bridge and cnv-tuning compared with Debian's containernetworking-plugins.
 
-Both are run as a container runtime runs them, one after the other in the same loop, in network namespaces of their own;
-what counts is the ratio of the medians. Needs root, containernetworking-plugins, nftables and musl-tools (apt).
+Both are run as a container runtime runs them, alternating in one loop, each in its own network namespaces. The result
+is the ratio of the medians. Needs root, containernetworking-plugins, nftables and musl-tools (apt).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ RUN = Path(os.environ.get("HYPERLET_RUN", str(ROOT / ".run")))
 GO = Path(os.environ.get("CNI_PLUGINS", "/usr/lib/cni"))
 PREFIX = "hlcni-bench-"
 MOST = 0.5
-"""The greatest ratio of medians that is good enough."""
+"""Target: maximum ratio of medians."""
 TIMES = 5.0
-"""The least ratio of throughputs that is good enough."""
+"""Target: minimum ratio of throughputs."""
 MEMORY_MIB = 40.0
 CASES = ("VERSION", "bridge ADD", "bridge DEL", "bridge ADD macspoofchk", "bridge DEL macspoofchk", "tuning ADD")
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two implementations: its executables, and the prefix of the names of its namespaces and bridge."""
+    """One of the two implementations: its executables, and the name used for its namespaces and bridge."""
 
     name: str
     bridge: Path
@@ -49,11 +49,11 @@ class Side:
 
 
 class CaseFailed(Exception):
-    """A call that should have worked did not."""
+    """A plugin call failed."""
 
 
 def _call(program: Path, command: str, config: bytes, container: str, netns: str, files: Path) -> float:
-    """Seconds from the start of the plugin's process to its end. Raises CaseFailed."""
+    """Run time of the plugin's process in seconds. Raises CaseFailed."""
     process, started = _begin(program, command, config, container, netns, files)
     status = os.waitpid(process, 0)[1]
     took = time.perf_counter() - started
@@ -95,12 +95,12 @@ def _tuning(name: str, netns: str, files: Path) -> bytes:
         "cniVersion": "1.0.0",
         "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": sandbox}],
     }
-    # The plugin of Go 1.1.1 takes sysctl names with slashes and dots alike.
+    # The Go plugin 1.1.1 accepts sysctl names with slashes or dots.
     return json.dumps(conf).encode()
 
 
 def _round(side: Side, netns: str, files: Path) -> dict[str, float]:
-    """Every case once."""
+    """Runs every case once. Seconds by case."""
     container = f"c-{side.name}"
     plain, guarded = _bridge(side.name, False), _bridge(side.name, True)
     tuning = _tuning(side.name, netns, files)
@@ -115,19 +115,19 @@ def _round(side: Side, netns: str, files: Path) -> dict[str, float]:
 
 
 def measure(sides: Sequence[Side], rounds: int, files: Path) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each case for each side, interleaved; who begins changes from round to round."""
+    """Seconds of each case for each side, interleaved; the order alternates between rounds."""
     samples: dict[str, dict[str, list[float]]] = {case: {side.name: [] for side in sides} for case in CASES}
     for number in range(rounds + 2):
         for side in sides if number % 2 else list(reversed(sides)):
             took = _round(side, f"{PREFIX}{side.name}", files)
-            if number >= 2:  # the first two make bridges and tables, and fill caches
+            if number >= 2:  # the first two rounds create bridges and tables, and warm caches
                 for case, seconds in took.items():
                     samples[case][side.name].append(seconds)
     return samples
 
 
 def burst(side: Side, count: int, files: Path) -> dict[str, float]:
-    """`count` ADDs with macspoofchk started at once: how many a second, how long the slowest twentieth takes."""
+    """`count` concurrent ADDs with macspoofchk: throughput per second and 95th percentile of the run time."""
     config = _bridge(side.name, True)
     started = time.perf_counter()
     running: dict[int, float] = {}
@@ -148,7 +148,7 @@ def burst(side: Side, count: int, files: Path) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Holdings:
-    """What the daemon holds."""
+    """Resources held by the daemon."""
 
     rss_mib: float
     descriptors: int
@@ -157,8 +157,8 @@ class Holdings:
 
 
 def holdings(pid: int) -> Holdings:
-    """Of a running daemon; the rules of the namespace that this thread is in."""
-    time.sleep(1)  # what the last calls left to other threads is through then
+    """The resources of a running daemon, and MAC filters in the namespace of this thread."""
+    time.sleep(1)  # background work of the last calls has finished then
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     socket_ = nft.Nft()
     guards = len(mac_filter.guarded(socket_))
@@ -168,7 +168,7 @@ def holdings(pid: int) -> Holdings:
 
 
 def endure(path: str, calls: int, files: Path) -> None:
-    """So many calls on one daemon: bridge ADD, tuning ADD, tuning DEL, bridge DEL, over and over. Raises CaseFailed."""
+    """Sends `calls` calls to one daemon: bridge ADD, tuning ADD, tuning DEL, bridge DEL. Raises CaseFailed."""
     netns = f"{PREFIX}ours"
     bridge, tuning = _bridge("ours", True), _tuning("ours", netns, files)
     steps = [("cnv-bridge", "ADD", bridge), ("cnv-tuning", "ADD", tuning)]
@@ -184,7 +184,7 @@ def endure(path: str, calls: int, files: Path) -> None:
 
 @contextmanager
 def workplace(count: int) -> Iterator[tuple[Path, str, int, list[Side]]]:
-    """Namespaces, compiled clients and a daemon; all gone at the end. This thread moves to a new network namespace."""
+    """Namespaces, compiled clients and a daemon, removed at the end. Moves this thread to a new network namespace."""
     RUN.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         files = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hyperlet-bench-")))
@@ -206,7 +206,7 @@ def workplace(count: int) -> Iterator[tuple[Path, str, int, list[Side]]]:
 
 
 def _wrapped(files: Path, socket_: str) -> tuple[Path, Path]:
-    # posix_spawn gets its environment from here: the test build's variable has to be compiled in instead.
+    # The benchmark sets the plugin's environment, so the socket path has to be compiled in.
     build.compile_client(files / "client", (f'SOCKET_PATH="{socket_}"',))
     build.install(files / "client", files)
     return files / "cnv-bridge", files / "cnv-tuning"
@@ -225,7 +225,7 @@ def _await(path: str) -> None:
 
 
 def report(samples: dict[str, dict[str, list[float]]], bursts: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """The figures with their verdicts."""
+    """The figures, with verdicts."""
     calls = {}
     for case in CASES:
         ours, go = samples[case]["ours"], samples[case]["go"]
@@ -252,7 +252,7 @@ def report(samples: dict[str, dict[str, list[float]]], bursts: dict[str, list[di
 
 
 def show(found: dict[str, Any]) -> str:
-    """The table for a person."""
+    """The result as text."""
     lines = [f"{'call':26}{'ours p50':>10}{'p95':>8}{'Go p50':>10}{'p95':>8}{'ratio':>8}   ms; at most {MOST}"]
     for case, row in found["calls"].items():
         lines.append(
@@ -292,7 +292,7 @@ def main() -> int:
             for side in sides if number % 2 else list(reversed(sides)):
                 bursts[side.name].append(burst(side, options.parallel, files))
         found = report(samples, bursts)
-        endure(socket_, 2000, files)  # what is opened once is open from here on
+        endure(socket_, 2000, files)  # warm-up: descriptors and threads that are allocated once
         before = holdings(daemon)
         endure(socket_, options.calls, files)
         after = holdings(daemon)

@@ -1,7 +1,7 @@
-"""Serial console and screen: how long a byte takes there and back, how long 20 MB take; by launcher, by handler.
+"""Serial console and VNC: round-trip time of a byte and time for 20 MB, through launcher and handler.
 
-`python -m bench.console` needs no cluster: real launcher and handler code, each in a process of its own, between a
-QEMU that only has its sockets and a client that connects as the gateway does.
+`python -m bench.console` needs no cluster: launcher and handler code run in their own processes, between a fake QEMU
+(sockets only) and a client that connects like the gateway.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ _VMI = node_pb2.Vmi(namespace="bench", name="vm", uid="uid")
 
 
 class Stream:
-    """Bytes both ways. `wrap` makes a message of bytes."""
+    """A bidirectional byte stream. `wrap` converts bytes to a message."""
 
     def __init__(self, call: Any, wrap: Callable[[bytes], Any]) -> None:
         self._call = call
         self._wrap = wrap
 
     async def send(self, data: bytes) -> None:
-        """Sends some bytes."""
+        """Sends bytes."""
         await self._call.write(self._wrap(data))
 
     async def receive(self) -> bytes:
-        """The next bytes that come. Raises EOFError when there are none."""
+        """Receives the next bytes. Raises EOFError at the end of the stream."""
         message = await self._call.read()
         if message is grpc.aio.EOF:
             raise EOFError("the stream has ended")
@@ -61,12 +61,12 @@ class Stream:
 
 
 Opener = Callable[..., contextlib.AbstractAsyncContextManager[Stream]]
-"""Opens a stream; `watch=True` opens one that only looks."""
+"""Opens a stream; `watch=True` opens a read-only one."""
 
 
 @dataclass
 class Found:
-    """What was measured of one way."""
+    """Measurements of one path."""
 
     echoes: list[float] = field(default_factory=list)
     """Milliseconds."""
@@ -75,7 +75,7 @@ class Found:
 
 
 async def echo(stream: Stream, count: int) -> list[float]:
-    """Milliseconds from sending a byte to having it back, one after the other."""
+    """Round-trip times in milliseconds, measured sequentially."""
     samples = []
     for number in range(count):
         began = time.perf_counter()
@@ -88,7 +88,7 @@ async def echo(stream: Stream, count: int) -> list[float]:
 
 
 async def pour(stream: Stream) -> float:
-    """Seconds for each MB that comes."""
+    """Seconds per received MB."""
     await stream.send(parts.POUR)
     came, began = 0, 0.0
     while True:
@@ -100,7 +100,7 @@ async def pour(stream: Stream) -> float:
 
 
 async def measure(opener: Opener, echoes: int, pours: int) -> Found:
-    """One way, idle."""
+    """Measures one path without other load."""
     found = Found()
     async with opener() as stream:
         found.echoes = await echo(stream, echoes + 1)
@@ -110,7 +110,7 @@ async def measure(opener: Opener, echoes: int, pours: int) -> Found:
 
 
 async def watched(opener: Opener, watchers: int, echoes: int) -> list[float]:
-    """Echoes while others watch the same console."""
+    """Round-trip times while others watch the same console."""
 
     async def watch(stream: Stream) -> None:
         with contextlib.suppress(EOFError, grpc.aio.AioRpcError):
@@ -129,7 +129,7 @@ async def watched(opener: Opener, watchers: int, echoes: int) -> list[float]:
     return samples
 
 
-# -- the ways
+# -- paths
 
 
 @contextlib.asynccontextmanager
@@ -142,7 +142,7 @@ async def _opened(call: Any, first: Any, wrap: Callable[[bytes], Any]) -> AsyncI
 
 
 def launcher_ways(stub: Any) -> dict[str, Opener]:
-    """Console and screen of a launcher."""
+    """Console and VNC of a launcher."""
 
     def console(watch: bool = False) -> Any:
         return _opened(stub.Console(), pb.ConsoleInput(watch=watch), lambda data: pb.ConsoleInput(data=data))
@@ -154,7 +154,7 @@ def launcher_ways(stub: Any) -> dict[str, Opener]:
 
 
 def handler_ways(stub: Any) -> dict[str, Opener]:
-    """The same by way of a handler."""
+    """Console and VNC through a handler."""
 
     def console(watch: bool = False) -> Any:
         first = node_pb2.ConsoleInput(vmi=_VMI, input=pb.ConsoleInput(watch=watch))
@@ -169,22 +169,22 @@ def handler_ways(stub: Any) -> dict[str, Opener]:
 
 @contextlib.contextmanager
 def part(name: str, folder: Path) -> Iterator[str]:
-    """One of the programs, until the end of the block; gives the line it says when it is ready."""
+    """Runs one of the programs until the end of the block; yields the line that it prints when ready."""
     command = [sys.executable, "-m", "bench.console_parts", name, str(folder)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin and process.stdout
     try:
-        word = process.stdout.readline().strip()
-        if not word:
+        line = process.stdout.readline().strip()
+        if not line:
             raise OSError(f"{name} did not start")
-        yield word
+        yield line
     finally:
         process.stdin.close()
         process.wait()
 
 
 def gateway_channel(folder: Path, port: int) -> grpc.aio.Channel:
-    """As the gateway connects."""
+    """A channel with the gateway's identity."""
     me = parts.gateway_identity(folder)
     credentials = grpc.ssl_channel_credentials(me.roots, me.key, me.certificate)
     options = [("grpc.ssl_target_name_override", names.node_dns_name(parts.NODE)), ("grpc.http2.bdp_probe", 0)]
@@ -206,7 +206,7 @@ async def _measure_all(folder: Path, port: int, echoes: int, pours: int) -> tupl
 
 
 def measured(echoes: int, pours: int) -> BenchResult:
-    """The whole bench without a cluster."""
+    """Runs the benchmark without a cluster."""
     with tempfile.TemporaryDirectory(prefix="hl-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         Path(Paths(name).run).mkdir(parents=True)
@@ -236,7 +236,7 @@ def report(found: dict[str, Found], crowd: list[float]) -> BenchResult:
     ]
     result.tables.append(FigureTable("By way", ["way", "echo p50 ms", "echo p95 ms", "MB/s p50"], rows))
     result.notes.append(
-        "without a cluster: instead of QEMU only its sockets; API server and gateway are not in the way"
+        "without a cluster: QEMU is replaced by its sockets; API server and gateway are not in the path"
     )
     result.samples = {name: {"echo ms": each.echoes, "s for 1 MB": each.pours} for name, each in found.items()}
     result.samples["watched"] = crowd
@@ -244,12 +244,12 @@ def report(found: dict[str, Found], crowd: list[float]) -> BenchResult:
 
 
 def run(session: Session, options: BenchOptions) -> BenchResult:
-    """As one of `python -m bench`; the session's cluster is not used."""
+    """Entry point for `python -m bench`; does not use the session's cluster."""
     return measured(options.rounds(ECHOES), 1 if options.quick else POURS)
 
 
 def main() -> int:
-    """Exit status: 0 measured and within the targets, 1 not."""
+    """Exit status: 0 within the targets, 1 a target was missed."""
     parser = argparse.ArgumentParser(prog="python -m bench.console", description=__doc__)
     parser.add_argument("--echoes", type=int, default=ECHOES)
     parser.add_argument("--pours", type=int, default=POURS)

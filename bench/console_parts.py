@@ -1,7 +1,7 @@
-"""The programs of `bench.console`: a QEMU that only has its sockets, a launcher, a handler; each its own process.
+"""The programs of `bench.console`: a fake QEMU (sockets only), a launcher and a handler, each in its own process.
 
-`python -m bench.console_parts <qemu|launcher|handler> <folder>`; each prints one line when it is ready, the handler its
-port, and ends with its standard input.
+`python -m bench.console_parts <qemu|launcher|handler> <folder>`; each prints one line when ready (the handler its port)
+and exits when standard input is closed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from protos import launcher_pb2_grpc
 
 NODE = "bench"
 POUR = b"\x01"
-"""Who sends this byte gets SIZE bytes and END; everything else comes back as it is."""
+"""Requests SIZE bytes followed by END; everything else is echoed."""
 SIZE = 64 << 20
 END = b"\x02"
 _PIECE = 64 << 10
 
 
 async def qemu(folder: Path) -> None:
-    """The serial port's and the screen's socket, each an echo with a spring."""
+    """The serial and VNC sockets: an echo server that also sends SIZE bytes on POUR."""
     paths = Paths(str(folder))
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -53,11 +53,11 @@ async def qemu(folder: Path) -> None:
         await asyncio.start_unix_server(talk, paths.serial_socket),
         await asyncio.start_unix_server(talk, paths.vnc_socket),
     ):
-        await _until_told("ready")
+        await _serve_until_eof("ready")
 
 
 async def launcher(folder: Path) -> None:
-    """A launcher's gRPC server without a machine."""
+    """A launcher's gRPC server without a VM."""
     paths = Paths(str(folder))
     server = grpc.aio.server(options=OPTIONS)
     machine: Any = None
@@ -65,12 +65,12 @@ async def launcher(folder: Path) -> None:
     launcher_pb2_grpc.add_LauncherServicer_to_server(service, server)
     server.add_insecure_port(f"unix:{paths.socket}")
     await server.start()
-    await _until_told("ready")
+    await _serve_until_eof("ready")
     await server.stop(0)
 
 
 class _Direct:
-    """A launcher whose socket is known."""
+    """A launcher connection with a known stub."""
 
     pod_uid = "pod"
 
@@ -79,7 +79,7 @@ class _Direct:
 
 
 async def handler(folder: Path) -> None:
-    """A node's port that leads to that launcher, with the authority that the folder has."""
+    """A handler's node service for that launcher, with the authority from the folder."""
     me, roots = node_identity(folder), (folder / "ca.crt").read_bytes()
     credentials = grpc.ssl_server_credentials([(me.key, me.certificate)], roots, True)
     fd = os.open(Paths(str(folder)).socket, os.O_PATH)
@@ -87,11 +87,11 @@ async def handler(folder: Path) -> None:
         direct: Any = _Direct(launcher_pb2_grpc.LauncherStub(channel))
         service = node_service.NodeService(lambda *_: direct)
         async with node_service.serving(service, credentials, "127.0.0.1:0") as port:
-            await _until_told(str(port))
+            await _serve_until_eof(str(port))
 
 
 def authority(folder: Path) -> None:
-    """Makes an authority and leaves it in the folder."""
+    """Creates a certificate authority in the folder."""
     ca = tls.authority("bench", time.time(), 86400)
     (folder / "ca.crt").write_bytes(ca.certificate)
     (folder / "ca.key").write_bytes(ca.key)
@@ -105,17 +105,17 @@ def _identity(folder: Path, wanted: Names, client: bool) -> TlsIdentity:
 
 
 def node_identity(folder: Path) -> TlsIdentity:
-    """The handler's."""
+    """The handler's identity."""
     return _identity(folder, Names((names.node_dns_name(NODE),), (names.node_uri(NODE),)), client=False)
 
 
 def gateway_identity(folder: Path) -> TlsIdentity:
-    """The client's."""
+    """The client's identity, as a gateway."""
     return _identity(folder, Names((), (names.URI_GATEWAY,)), client=True)
 
 
-async def _until_told(word: str) -> None:
-    print(word, flush=True)
+async def _serve_until_eof(line: str) -> None:
+    print(line, flush=True)
     await asyncio.to_thread(sys.stdin.read)
 
 

@@ -1,4 +1,4 @@
-"""CPU time for each VMI created: controller, handlers, and the whole machine by program."""
+"""CPU time per created VMI: controller, handlers, and the whole machine by program."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALLEST_SHOWN = 0.005
 
 @dataclass(frozen=True)
 class CpuSnapshot:
-    """CPU seconds so far. `roles` counts children that were waited for too; `programs` is by pid."""
+    """CPU seconds so far. `roles` includes reaped children; `programs` is by pid."""
 
     at: float
     machine: float
@@ -40,18 +40,18 @@ class Spent:
 
 
 def spent(before: CpuSnapshot, after: CpuSnapshot) -> Spent:
-    """The difference. A program that was not there before counts whole; one that ended is in nobody's sum. Pure."""
+    """The difference of two snapshots. New processes count fully, ended ones not at all. Pure."""
     programs: defaultdict[str, float] = defaultdict(float)
     for pid, (name, seconds) in after.programs.items():
         old = before.programs.get(pid, ("", 0.0))[1]
-        # A process that used less than the one of its pid before is another one.
+        # Less CPU time than before: the pid has been reused.
         programs[name] += seconds - (old if seconds >= old else 0.0)
     roles = {role: seconds - before.roles.get(role, 0.0) for role, seconds in after.roles.items()}
     return Spent(after.at - before.at, after.machine - before.machine, roles, dict(programs))
 
 
 def analyse(idle: Spent, work: Spent, guests: int) -> BenchResult:
-    """Seconds for each guest, what would have been spent idle taken off. Pure."""
+    """CPU seconds per guest, minus the idle load. Pure."""
     scale = work.seconds / idle.seconds
 
     def each(worked: float, idled: float) -> float:
@@ -80,12 +80,12 @@ def analyse(idle: Spent, work: Spent, guests: int) -> BenchResult:
     result.tables = [
         FigureTable(f"CPU seconds for each of {guests} VMIs created, by program", ["program", "CPU s"], rows)
     ]
-    result.notes.append("the bench's own watches and requests are part of the whole machine")
+    result.notes.append("the benchmark's own watches and requests are included in the whole machine")
     return result
 
 
 def run(session: Session, options: BenchOptions) -> BenchResult:
-    """An idle stretch, then guests created at once until all are Running."""
+    """Measures an idle period, then the concurrent creation of guests until all are Running."""
     session.launcher()
     guests = 3 if options.quick else GUESTS
     time.sleep(SETTLE_SECONDS * 2)
@@ -100,7 +100,7 @@ def run(session: Session, options: BenchOptions) -> BenchResult:
 
 
 def snapshot(session: Session) -> CpuSnapshot:
-    """CPU times now."""
+    """The current CPU times."""
     roles = {pod["metadata"]["uid"]: role for role in ("controller", "handler") for pod in session.system_pods(role)}
     sums = dict.fromkeys(roles.values(), 0.0)
     programs = {}

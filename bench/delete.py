@@ -1,4 +1,4 @@
-"""delete → pod gone for one guest that obeys ACPI, beside a bare pod of the launcher's image."""
+"""delete → pod deleted for one guest with ACPI shutdown, compared with a bare pod of the launcher's image."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BARE_LEGS = (
 
 
 def analyse(timelines: Sequence[Marks], pods: Sequence[Marks] = ()) -> BenchResult:
-    """Percentiles of the whole and of its parts; `pods` are the bare ones. Pure."""
+    """Percentiles of the total and its parts; `pods` are the timelines of bare pods. Pure."""
     result = BenchResult("delete")
     gone = spans(timelines, "delete asked", "pod gone")
     ended = spans(timelines, "delete asked", "containers ended")
@@ -56,7 +56,7 @@ def analyse(timelines: Sequence[Marks], pods: Sequence[Marks] = ()) -> BenchResu
 
 
 def run(session: Session, options: BenchOptions) -> BenchResult:
-    """Start one guest, wait until all of it runs, delete it; on the nodes in turns."""
+    """Start one guest, wait until it has booted, delete it; alternating between nodes."""
     launcher = session.launcher()
     nodes = session.nodes()
     timelines: list[Marks] = []
@@ -74,7 +74,7 @@ def run(session: Session, options: BenchOptions) -> BenchResult:
 
 
 def bare_pod(session: Session, launcher: objects.Object) -> Marks:
-    """Start a bare pod, delete it; its timeline."""
+    """Start and delete a bare pod. Its timeline."""
     names = session.create("Pod", [objects.bare_pod(session.name("bare"), launcher)])
     session.wait(names, "pod ready")
     time.sleep(1)
@@ -83,12 +83,12 @@ def bare_pod(session: Session, launcher: objects.Object) -> Marks:
 
 
 def guest_ready(session: Session, name: str) -> None:
-    """Wait until the tiny guest says on its serial line, which is the pod's log, that it is up. Raises Timeout."""
+    """Wait until the tiny guest reports on its serial console (the pod's log) that it has booted. Raises Timeout."""
     log = path("Pod", session.pod(name)["metadata"]["name"]) + "/log?tailLines=200"
     end = time.monotonic() + PATIENCE
     while objects.GUEST_READY.encode() not in _read(session, log):
         if time.monotonic() > end:
-            raise Timeout(f'{name}: its serial line never said "{objects.GUEST_READY}"')
+            raise Timeout(f'{name}: no "{objects.GUEST_READY}" on its serial console')
         time.sleep(0.3)
 
 
@@ -96,6 +96,6 @@ def _read(session: Session, log: str) -> bytes:
     try:
         return session.api.request("GET", log)
     except ApiFailure as failure:
-        if failure.status in (400, 404):  # the container is only just coming
+        if failure.status in (400, 404):  # the container is not running yet
             return b""
         raise

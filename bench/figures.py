@@ -1,4 +1,4 @@
-"""What a bench says: figures with their targets, tables behind them, and the text and JSON made of both. Pure."""
+"""Benchmark results: figures with targets, tables, and their rendering as text and JSON. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number. `target` is the most it may be; `baseline` is KubeVirt's on the same kind of cluster."""
+    """One measured number. `target` is its maximum; `baseline` is KubeVirt's on the same kind of cluster."""
 
     label: str
     value: float
@@ -35,7 +35,7 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """ "ok", "MISSED", or nothing when there is no target. What is judged is the number as it is printed."""
+        """ "ok", "MISSED", or empty without a target. Compares the number as printed."""
         if self.target is None:
             return ""
         return "ok" if round(self.value, digits(self.value)) <= self.target else "MISSED"
@@ -43,7 +43,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class FigureTable:
-    """Numbers behind the figures."""
+    """A table of details."""
 
     title: str
     header: Sequence[str]
@@ -52,7 +52,7 @@ class FigureTable:
 
 @dataclass
 class BenchResult:
-    """All that one bench found. `notes` are sentences a reader needs to judge the numbers."""
+    """The result of one benchmark. `notes` explain the numbers."""
 
     name: str
     figures: list[Figure] = field(default_factory=list)
@@ -62,7 +62,7 @@ class BenchResult:
     samples: dict[str, Any] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """As it is written to JSON; `samples` has every single measurement."""
+        """The JSON document; `samples` has every single measurement."""
         figures = [{**asdict(figure), "verdict": figure.verdict} for figure in self.figures]
         tables = [
             {"title": table.title, "rows": [dict(zip(table.header, row, strict=True)) for row in table.rows]}
@@ -79,13 +79,13 @@ class BenchResult:
 
 
 def digits(value: float) -> int:
-    """Decimals worth printing: two below ten, one below a hundred, else none."""
+    """Number of decimals to print: two below ten, one below a hundred, else none."""
     size = abs(value)
     return 2 if size < 10 else 1 if size < 100 else 0
 
 
 def number(value: Cell) -> str:
-    """A cell as text; nothing for None. Integers stay integers."""
+    """A cell as text; empty for None. Integers have no decimals."""
     if value is None:
         return ""
     if isinstance(value, str | int):
@@ -94,7 +94,7 @@ def number(value: Cell) -> str:
 
 
 def grid(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> list[str]:
-    """Aligned columns: text to the left, numbers to the right, two spaces between."""
+    """Lines with aligned columns: text left, numbers right, separated by two spaces."""
     body = [list(row) for row in rows]
     texts = [[number(cell) for cell in row] for row in body]
     widths = [max(len(line[i]) for line in [list(header), *texts]) for i in range(len(header))]
@@ -113,7 +113,7 @@ def grid(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> list[str]:
 
 
 def render(result: BenchResult) -> str:
-    """The whole result as text for a terminal."""
+    """The result as text for a terminal."""
     lines = [f"\n== {result.name} " + "=" * max(0, 60 - len(result.name))]
     if result.figures:
         rows = [[f.label, f.value, f.unit, f.target, f.baseline, f.verdict] for f in result.figures]

@@ -1,6 +1,6 @@
-"""A handler's conversation with one launcher, for `bench floods`: `python -m bench.flood_victim FOLDER SECONDS`.
+"""A handler's connection to one hostile launcher, for `bench floods`: `python -m bench.flood_victim FOLDER SECONDS`.
 
-Prints JSON: MiB of memory at rest, at most and afterwards, CPU seconds, and what was said of the launcher.
+Prints JSON: memory in MiB when idle, at most and afterwards, CPU seconds, and the error reported for the launcher.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AFTER_SECONDS = 1.0
 
 
 class KnownLauncher(LauncherConnection):
-    """A launcher whose socket and process are known."""
+    """A connection to a launcher with known socket and process."""
 
     def _find(self) -> tuple[int, proc.Process]:
         with proc.closing(os.open(self._pods, os.O_PATH)) as base:
@@ -29,7 +29,7 @@ class KnownLauncher(LauncherConnection):
 
 
 def resident_mib() -> float:
-    """This process's memory."""
+    """RSS of this process in MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) / 1024
@@ -37,9 +37,9 @@ def resident_mib() -> float:
 
 
 async def measure(folder: Path, seconds: float) -> dict[str, float | str]:
-    """Talks for so long to whatever listens at `folder`/s."""
+    """Connects for `seconds` to the listener at `folder`/s."""
     (folder / "idle").mkdir()
-    # gRPC and all of its threads are there before the flood begins.
+    # Start gRPC and its threads before the flood begins.
     idler = KnownLauncher("idle", lambda: None, StartLimiter(), folder / "idle")
     await asyncio.sleep(AFTER_SECONDS)
     rest = most = resident_mib()

@@ -1,4 +1,4 @@
-"""Memory and CPU of a handler that a launcher floods with HTTP/2 frames of each type, and what the relay costs."""
+"""Memory and CPU of a handler that a launcher floods with HTTP/2 frames of each type, and cost of the relay."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc as services
 
 SECONDS = 5.0
-"""Of each flood."""
+"""Duration of each flood."""
 RATIO = 1.2
-"""What a flood may leave of a handler's memory, and make of it at most, against what it was at rest."""
+"""Target: maximum ratio of a handler's memory, during and after a flood, to its idle memory."""
 MESSAGES, CHUNK = 1000, 64 << 10
-"""Of a console, for the relay's cost."""
+"""Console messages, and bytes in each, to measure the relay."""
 ROUNDS = 5
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def flood(name: str, reads: bool, seconds: float) -> dict[str, float | str]:
-    """A handler's process, flooded."""
+    """Floods a handler process."""
     with tempfile.TemporaryDirectory(prefix="flood-") as folder:
         peer = HostilePeer(Path(folder), *FLOODS[name], reads=reads)
         try:
@@ -51,7 +51,7 @@ def flood(name: str, reads: bool, seconds: float) -> dict[str, float | str]:
 
 class _Console(services.LauncherServicer):  # type: ignore[misc]
     async def Console(self, requests: object, context: grpc.aio.ServicerContext) -> None:
-        """Prints as fast as it is taken."""
+        """Sends messages as fast as they are received."""
         for _ in range(MESSAGES):
             await context.write(pb.ConsoleOutput(data=b"x" * CHUNK))
 
@@ -65,7 +65,7 @@ async def _read(fd: int) -> float:
 
 
 async def console_cost(rounds: int) -> dict[str, list[float]]:
-    """CPU ms of this process for a MiB of console (both ends of gRPC are in it), directly and through the relay."""
+    """CPU ms per MiB of console output, directly and through the relay. Includes both ends of gRPC."""
     found: dict[str, list[float]] = {"direct": [], "through the relay": []}
     with tempfile.TemporaryDirectory(prefix="flood-") as folder:
         server = grpc.aio.server()
@@ -82,7 +82,7 @@ async def console_cost(rounds: int) -> dict[str, list[float]]:
 
 
 def analyse(floods: dict[str, dict[str, float | str]], console: dict[str, list[float]]) -> BenchResult:
-    """The worst of all floods is judged. Pure."""
+    """Targets apply to the worst flood. Pure."""
     result = BenchResult("floods")
     rows: list[list[Cell]] = []
     for name, found in floods.items():
@@ -105,7 +105,7 @@ def analyse(floods: dict[str, dict[str, float | str]], console: dict[str, list[f
 
 
 def run(_session: Session, options: BenchOptions) -> BenchResult:
-    """Needs no cluster: the code as it is here."""
+    """Runs the benchmark. Needs no cluster: measures the local code."""
     seconds = 1.0 if options.quick else SECONDS
     floods = {
         f"{name}, {'reads' if reads else 'reads nothing'}": flood(name, reads, seconds)

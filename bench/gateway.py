@@ -1,4 +1,4 @@
-"""Consoles and screens the whole way: API server, gateway, handler, launcher, QEMU; and what they cost the gateway."""
+"""Console and VNC end to end (API server, gateway, handler, launcher, QEMU), and memory of the gateway."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ ECHO_MS = 10.0
 POUR_SECONDS = 1.0
 VIEWERS, ROUNDS = 4, 5
 MOVE_SECONDS = 0.02
-"""Shorter than QEMU's shortest pause between two looks at its screen."""
+"""Shorter than QEMU's minimum display refresh interval."""
 IDLE_TARGET, CROWD_TARGET = 80.0, 150.0
 LINE = 32
-"""Bytes typed at a login prompt before they are taken back."""
+"""Bytes typed at a login prompt before the line is erased."""
 KILL = b"\x15"
 ROOT = f"/apis/subresources.kubevirt.io/v1/namespaces/{NAMESPACE}/virtualmachineinstances"
 
 
 @dataclass
 class GatewaySample:
-    """Everything the bench collects."""
+    """All measurements."""
 
     echoes: list[float] = field(default_factory=list)
     """Milliseconds."""
     poured: list[float] = field(default_factory=list)
-    """Seconds for 20 MB of a large screen to one viewer, of each round."""
+    """Seconds for 20 MB of a large screen to one viewer, by round."""
     together: list[float] = field(default_factory=list)
-    """Seconds for 20 MB of it to VIEWERS viewers, all of it."""
+    """Seconds for 20 MB of it to VIEWERS viewers in total, by round."""
     text: list[float] = field(default_factory=list)
     """Seconds for 20 MB of a text screen to one viewer."""
     idle: dict[str, int] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class GatewaySample:
 
 
 def analyse(sample: GatewaySample) -> BenchResult:
-    """Medians, and the memory as if one replica carried all. Pure."""
+    """Medians, and the memory as if one replica had all streams. Pure."""
     result = BenchResult("gateway")
     if sample.echoes:
         middle, worst = percentile(sample.echoes, 50), percentile(sample.echoes, 99)
@@ -79,9 +79,9 @@ def analyse(sample: GatewaySample) -> BenchResult:
             FigureTable("Replicas, MiB RSS", ["pod", "idle", f"{sample.consoles} consoles on both"], rows)
         )
     result.notes += [
-        "A real guest echoes the bytes and a real QEMU draws the screen: both are part of the times. QEMU looks at its "
-        "screen every 30 ms at most and sends none while the one before is still in its buffer, so that one of 1.2 MB "
-        "(text) waits for QEMU more than it travels. One of 7.7 MB (1600 × 1200) tells what the way carries.",
+        "The times include a real guest's echo and a real QEMU's display. QEMU refreshes its display every 30 ms at "
+        "most and sends no frame while the previous one is still in its buffer, so that a frame of 1.2 MB (text) "
+        "mostly waits for QEMU. Frames of 7.7 MB (1600 × 1200) measure the throughput of the path.",
     ]
     result.samples = {
         "echoes": sample.echoes,
@@ -113,14 +113,14 @@ class StreamClient:
 
     @contextlib.asynccontextmanager
     async def stream(self, path: str) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-        """One, closed at the end."""
+        """Opens a stream, closed at the end of the block."""
         assert self._http is not None
         async with self._http.ws_connect(f"{ROOT}/{path}", protocols=["plain.kubevirt.io"], max_msg_size=0) as socket:
             yield socket
 
 
 async def echo(client: StreamClient, name: str, count: int) -> list[float]:
-    """Milliseconds from a byte to its echo by the guest's login prompt, one after the other."""
+    """Round-trip times in milliseconds of bytes echoed by the guest's login prompt, measured sequentially."""
     samples = []
     async with client.stream(f"{name}/console") as console:
         await console.send_bytes(b"\r")
@@ -140,7 +140,7 @@ async def echo(client: StreamClient, name: str, count: int) -> list[float]:
 
 
 async def _quiet(console: aiohttp.ClientWebSocketResponse) -> None:
-    """Reads until nothing comes for a moment."""
+    """Reads until no output arrives for 0.3 s."""
     reading = asyncio.ensure_future(console.receive_bytes())
     while True:
         done, _ = await asyncio.wait({reading}, timeout=0.3)
@@ -152,7 +152,7 @@ async def _quiet(console: aiohttp.ClientWebSocketResponse) -> None:
 
 
 class RfbScreen:
-    """A viewer that asks for the whole screen again and again (RFC 6143, raw encoding)."""
+    """A VNC viewer that repeatedly requests the whole screen (RFC 6143, raw encoding)."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
@@ -166,14 +166,14 @@ class RfbScreen:
         return taken
 
     async def _skip(self, count: int) -> None:
-        """Lets bytes pass without putting them together: the viewer is not what is measured."""
+        """Discards bytes without copying, to keep the viewer's own cost low."""
         while count > len(self._rest):
             count -= len(self._rest)
             self._rest = bytearray(await self._socket.receive_bytes(timeout=30))
         del self._rest[:count]
 
     async def open(self) -> tuple[int, int, int]:
-        """Joins; width, height and bytes of a pixel."""
+        """Performs the handshake. Width, height and bytes per pixel."""
         await self._take(12)
         await self._socket.send_bytes(b"RFB 003.008\n")
         await self._take((await self._take(1))[0])
@@ -186,17 +186,17 @@ class RfbScreen:
         return width, height, bits // 8
 
     async def ask(self, width: int, height: int) -> None:
-        """Asks for the whole screen."""
+        """Requests the whole screen."""
         await self._socket.send_bytes(struct.pack(">BBHHHH", 3, 0, 0, 0, width, height))
 
     async def move(self) -> None:
-        """Moves the pointer for ever, as a person does: else QEMU looks at its screen more and more seldom."""
+        """Moves the pointer until cancelled: without input QEMU refreshes its display less and less often."""
         for step in itertools.count():
             await self._socket.send_bytes(struct.pack(">BBHH", 5, 0, step % 2, step % 2))
             await asyncio.sleep(MOVE_SECONDS)
 
     async def frame(self, width: int, height: int, depth: int) -> int:
-        """The next screen, while the one after it is asked for already; its bytes."""
+        """Receives the next frame, after requesting the following one. Its size in bytes."""
         kind, count = struct.unpack(">BxH", await self._take(4))
         assert kind == 0
         await self.ask(width, height)
@@ -210,7 +210,7 @@ class RfbScreen:
 
 
 async def pour(client: StreamClient, name: str, amount: int) -> float:
-    """Seconds for each 20 MB of screen."""
+    """Seconds per 20 MB of screen data."""
     async with client.stream(f"{name}/vnc") as socket:
         screen = RfbScreen(socket)
         size = await screen.open()
@@ -236,7 +236,7 @@ def _guests(session: Session, count: int) -> Iterator[list[str]]:
 
 
 def resident(session: Session) -> dict[str, int]:
-    """The RSS of every gateway pod's processes, bytes, without the pause process."""
+    """RSS in bytes of every gateway pod, without the pause process."""
     found = {}
     for pod in session.system_pods("gateway"):
         sizes = [processes.rss(each.pid) for each in processes.of_pod(pod["metadata"]["uid"]) if each.label != "pause"]
@@ -263,6 +263,6 @@ async def _measure(session: Session, names: list[str], options: BenchOptions) ->
 
 
 def run(session: Session, options: BenchOptions) -> BenchResult:
-    """A guest that echoes, one with a large screen, and as many consoles as the target names."""
+    """Runs the benchmark: a guest that echoes, one with a large screen, and CONSOLES consoles."""
     with _guests(session, CROWD) as names:
         return analyse(asyncio.run(_measure(session, names, options)))

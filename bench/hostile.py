@@ -1,4 +1,4 @@
-"""A launcher that a guest has broken into: a raw HTTP/2 peer which floods its handler with frames of one type.
+"""A compromised launcher: a raw HTTP/2 peer that floods its handler with frames of one type.
 
 Source of the frames: RFC 9113, section 6. Used by `bench floods` and by tests/unit/security.
 """
@@ -23,7 +23,7 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
 SETTINGS = frame(4)
 HEADERS_WITHOUT_END = frame(1, 0, 1, b"\x88")
 FLOODS: dict[str, tuple[bytes, bytes]] = {
-    # What is sent once, and what is sent for ever after.
+    # Bytes sent once, and bytes sent repeatedly afterwards.
     "PING": (b"", frame(6, 0, 0, b"12345678")),
     "PING ack": (b"", frame(6, 1, 0, b"12345678")),
     "SETTINGS": (b"", frame(4, 0, 0, struct.pack(">HI", 4, 65535))),
@@ -45,7 +45,7 @@ FLOODS: dict[str, tuple[bytes, bytes]] = {
 
 
 class HostilePeer:
-    """Listens at `folder`/s, and floods each connection until it is closed. `sent`: bytes of all of them."""
+    """Listens at `folder`/s, and floods each connection until it is closed. `sent`: total bytes."""
 
     def __init__(self, folder: Path, once: bytes, again: bytes, *, reads: bool = True) -> None:
         self.sent = 0
@@ -57,7 +57,7 @@ class HostilePeer:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def close(self) -> None:
-        """Ends it."""
+        """Stops listening."""
         with contextlib.suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
@@ -73,7 +73,7 @@ class HostilePeer:
                 self._flood(connection)
 
     def _flood(self, connection: socket.socket) -> None:
-        # The client's preface and its first call: a stream 1 to speak of.
+        # Receive the client's preface and first call, so that stream 1 exists.
         connection.sendall(SETTINGS)
         if connection.recv(CHUNK) and self._reads:
             threading.Thread(target=_drain, args=(connection,), daemon=True).start()

@@ -1,4 +1,4 @@
-"""Memory of launcher pods beyond QEMU, of controller and handlers, and of a guest's pod beyond the guest's own."""
+"""Memory of launcher pods without QEMU, of controller and handlers, and memory overhead of guests' pods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIB = 1 << 20
 CROWD = 20
 ROUNDS = 3
 SETTLE_SECONDS = 10.0
-"""After Running, until allocators and libvirt's probing are quiet."""
+"""Delay after Running, until allocators and libvirt's capability probing have settled."""
 
 ALONE_TARGET, ALONE_BASELINE = 64.0, 102.0
 CROWD_TARGET, CROWD_BASELINE = 42.0, 61.0
@@ -31,24 +31,24 @@ REQUEST_BASELINE = 172.0
 
 PAUSE = "pause"
 OVER = "pod over"
-"""A pod without processes takes no memory: the next guest need not wait until its object is gone."""
+"""Milestone to wait for: a pod without processes uses no memory, even if its object still exists."""
 
 
 @dataclass(frozen=True)
 class PodMemory:
-    """PSS of a launcher pod's processes, bytes, by label."""
+    """PSS of a launcher pod's processes in bytes, by label."""
 
     pss: dict[str, int]
 
     @property
     def beyond_qemu(self) -> int:
-        """All but QEMU itself."""
+        """PSS of all processes but QEMU."""
         return sum(size for name, size in self.pss.items() if not name.startswith("qemu-"))
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """One guest's cost, bytes. `resident` is what the guest touched of its memory, `requested` what the pod wants."""
+    """One guest's memory in bytes. `resident`: touched guest memory; `requested`: the pod's memory request."""
 
     case: str
     guest: int
@@ -60,17 +60,17 @@ class Overhead:
 
     @property
     def measured(self) -> int:
-        """The larger of two views of what is used beyond the guest's memory.
+        """The overhead beyond the guest's memory: the larger of two measurements.
 
-        The kernel charges a shared page to whoever touched it first, so the control group shows too little when another
-        pod was first; PSS shows what is mapped, without the kernel's own memory for it.
+        The kernel charges a shared page to the cgroup that touched it first, so the cgroup's usage may be too low; PSS
+        covers mapped pages, but not kernel memory.
         """
         return max(self.working, self.pss + self.kernel) - self.resident
 
 
 @dataclass
 class MemorySample:
-    """Everything the bench collects."""
+    """All measurements."""
 
     alone: list[PodMemory] = field(default_factory=list)
     crowd: list[PodMemory] = field(default_factory=list)
@@ -78,12 +78,12 @@ class MemorySample:
     """"idle" and "with <n> VMIs" → pod → RSS of its processes, bytes."""
     overheads: list[Overhead] = field(default_factory=list)
     guests: int = 0
-    """How many the crowd had."""
+    """Number of guests in the crowd."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of guest whose cost is measured: what is asked of `objects.vmi`."""
+    """A guest whose overhead is measured: arguments of `objects.vmi`."""
 
     label: str
     memory: str = "64Mi"
@@ -110,7 +110,7 @@ _FACTORS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "k": 10**3, "M":
 
 
 def quantity(text: str) -> int:
-    """Bytes of a memory quantity such as "64Mi". Raises ValueError for what memory requests never hold."""
+    """Bytes of a memory quantity such as "64Mi". Raises ValueError if it is not one."""
     found = re.fullmatch(r"(\d+)(|[KMG]i|[kMG])", text)
     if not found:
         raise ValueError(f"{text!r} is not an amount of memory")
@@ -124,19 +124,19 @@ def requested(pod: objects.Object) -> int:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean. Raises ZeroDivisionError for none."""
+    """The arithmetic mean. Raises ZeroDivisionError for an empty sequence."""
     return sum(values) / len(values)
 
 
 def analyse(sample: MemorySample) -> BenchResult:
-    """Means over pods in MiB, services by their largest. Pure."""
+    """Means over pods in MiB; for services the largest pod. Pure."""
     result = BenchResult("memory")
     for pods, words, target, baseline in (
         (sample.alone, "alone on the node", ALONE_TARGET, ALONE_BASELINE),
         (sample.crowd, f"{sample.guests} on the node", CROWD_TARGET, CROWD_BASELINE),
     ):
         if pods:
-            # Fewer guests share fewer pages: a quick run's crowd is no measure for the target.
+            # Fewer guests share fewer pages, so the target does not apply to a quick run.
             judged = target if pods is sample.alone or sample.guests >= CROWD else None
             used = mean([pod.beyond_qemu for pod in pods]) / MIB
             result.figures.append(Figure(f"launcher pod beyond QEMU, {words}", used, "MiB PSS", judged, baseline))
@@ -191,7 +191,7 @@ def _overheads(overheads: Sequence[Overhead]) -> FigureTable:
 
 
 def run(session: Session, options: BenchOptions) -> BenchResult:
-    """Services idle, guests alone on a node, guests of many kinds, many guests on that node."""
+    """Measures idle services, a single guest on a node, different guests, and many guests on that node."""
     session.launcher()
     taken = {vmi.get("status", {}).get("nodeName") for vmi in session.foreign()}
     nodes = session.nodes()
@@ -221,7 +221,7 @@ def run(session: Session, options: BenchOptions) -> BenchResult:
 
 
 def services(session: Session) -> dict[str, int]:
-    """RSS of every controller and handler pod's processes, pause left out, the CNI daemons by themselves; bytes."""
+    """RSS in bytes of every controller and handler pod without pause; CNI daemons are listed separately."""
     found: dict[str, int] = {}
     running = processes.everything()
     for role in ("controller", "handler"):
@@ -235,7 +235,7 @@ def services(session: Session) -> dict[str, int]:
 
 
 def pod_memory(session: Session, name: str) -> PodMemory:
-    """PSS of the processes of a VMI's pod; equal labels are added up."""
+    """PSS of the processes of a VMI's pod, summed by label."""
     sizes: defaultdict[str, int] = defaultdict(int)
     for process in processes.of_pod(session.pod(name)["metadata"]["uid"]):
         sizes[process.label] += processes.pss(process.pid)
@@ -243,7 +243,7 @@ def pod_memory(session: Session, name: str) -> PodMemory:
 
 
 def overhead(session: Session, case: Case, node: str) -> Overhead:
-    """Run one guest of a case alone and measure its pod."""
+    """Run one guest of a case and measure its pod."""
     made = objects.vmi(session.name("cost"), memory=case.memory, node=node, **case.options)
     guest = quantity(case.memory)
     with session.running([made], OVER) as names:

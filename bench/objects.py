@@ -1,4 +1,4 @@
-"""The objects the benches make. Pure."""
+"""Kubernetes objects that the benchmarks create. Pure."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 Object = dict[str, Any]
 HALT = "hyperlet.local/guests/halt:1"
-"""Its boot sector halts, so that the guest itself costs no CPU."""
+"""A guest whose boot sector halts, so that it uses no CPU."""
 TINY = "hyperlet.local/guests/tiny:1"
 """A small Linux that obeys ACPI."""
 
 SCREEN = "hyperlet.local/guests/screen:1"
-"""Its screen has 1600 × 1200 pixels, and nothing else happens in it."""
+"""A guest that only sets a 1600 × 1200 pixel video mode."""
 
 GUEST_READY = "hyperlet guest ready"
-"""What the tiny guest prints on its serial line when all of it runs."""
+"""Printed by the tiny guest on its serial console when it has booted."""
 
 
 def vmi(
@@ -33,8 +33,8 @@ def vmi(
 ) -> Object:
     """A VirtualMachineInstance.
 
-    image: of its containerDisk; None for a guest without any disk.  memory: a quantity.  grace: seconds for ACPI.
-    The CPU request is small: so many guests as the benches start must fit on a node with half a machine's cores.
+    image: of its containerDisk; None: no disk.  memory: a quantity.  grace: seconds for the ACPI shutdown.
+    The CPU request is small, so that all guests fit on a node with half of the machine's cores.
     """
     volumes: list[Object] = [{"name": "root", "containerDisk": {"image": image}}] if image else []
     volumes += [{"name": f"empty{i}", "emptyDisk": {"capacity": "64Mi"}} for i in range(empty_disks)]
@@ -80,7 +80,7 @@ def vm(name: str, instance: Object, strategy: str = "Halted") -> Object:
 
 
 def bare_pod(name: str, launcher: Object) -> Object:
-    """A pod that only sleeps, with the image, resources and user of a launcher pod: what Kubernetes itself takes."""
+    """A pod that sleeps, with image, resources and user of a launcher pod, to measure Kubernetes' share."""
     compute = next(c for c in launcher["spec"]["containers"] if c["name"] == "compute")
     kept = {key: copy.deepcopy(compute[key]) for key in ("image", "resources", "securityContext") if key in compute}
     sleeper = {"name": "compute", "imagePullPolicy": "IfNotPresent", "command": ["sleep", "3600"], **kept}
@@ -94,6 +94,6 @@ def bare_pod(name: str, launcher: Object) -> Object:
     for key in ("securityContext", "nodeSelector", "tolerations"):
         if key in launcher["spec"]:
             spec[key] = copy.deepcopy(launcher["spec"][key])
-    # The launcher may be of a guest that was sent to one node; the pods go to all, as the guests beside them.
+    # Remove the node of that launcher: bare pods are spread like the guests they are compared with.
     spec.get("nodeSelector", {}).pop("kubernetes.io/hostname", None)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}

@@ -1,4 +1,4 @@
-"""What the command line said, for every bench."""
+"""Command-line options of the benchmarks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """repeat: rounds, 0 for a bench's own number.  quick: as little as shows that it works.
-    sizes, disk: for `start`.  audit: the API server's audit log."""
+    """repeat: rounds, 0 for the benchmark's default.  quick: smoke test.
+    sizes, disk: for `start`.  audit: path of the API server's audit log."""
 
     repeat: int
     quick: bool
@@ -18,5 +18,5 @@ class BenchOptions:
     audit: Path
 
     def rounds(self, usual: int) -> int:
-        """How many rounds of a measurement whose usual number is given."""
+        """The number of rounds for a measurement with default `usual`."""
         return self.repeat or (1 if self.quick else usual)

@@ -1,7 +1,7 @@
-"""Processes of pods as this machine's /proc shows them: whose they are, their memory and CPU time.
+"""Processes of pods from this machine's /proc: their pod, memory and CPU time.
 
-The nodes of `make up` are process trees of this machine, so that all is there to read. Text in, numbers out, except for
-the few functions that read files.
+The nodes of `make up` are process trees on this machine, so that all processes are visible. Parsers are pure; few
+functions read files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _RANGE = re.compile(r"^[0-9a-f]+-[0-9a-f]+ (\S{4}) ")
 
 @dataclass(frozen=True)
 class MeasuredProcess:
-    """One process. `pod` is the UID of its pod, empty for none; `cgroup` the text of /proc/<pid>/cgroup."""
+    """One process. `pod` is the UID of its pod or empty, `cgroup` the text of /proc/<pid>/cgroup."""
 
     pid: int
     label: str
@@ -32,22 +32,22 @@ class MeasuredProcess:
 
     @property
     def is_qemu(self) -> bool:
-        """Whether it runs a guest."""
+        """Whether it is a QEMU process."""
         return self.label.startswith("qemu-")
 
 
 def pod_uid(cgroup: str) -> str:
-    """The UID of the pod in the text of /proc/<pid>/cgroup; empty when it is in none."""
+    """The UID of the pod in the text of /proc/<pid>/cgroup; empty if there is none."""
     found = _POD.search(cgroup)
     return found.group(1).replace("_", "-") if found else ""
 
 
 def label(argv: list[str], comm: str) -> str:
-    """What to call a process: its program, and for Python the module or script it runs."""
+    """The label of a process: its program, or for Python the module or script it runs."""
     if not argv or not argv[0]:
-        # Kernel threads have no arguments; workers are renamed with everything they do.
+        # Kernel threads have no arguments; names of workers change with their work.
         return KERNEL if comm.startswith(("kworker", "ksoftirqd", "rcu_", "migration/")) else comm
-    # A program may write its title over its arguments ("containerd-shim …"): the first word counts.
+    # A program may overwrite its arguments with a title ("containerd-shim …"): take the first word.
     program = Path(argv[0].split()[0]).name
     if not re.fullmatch(r"python[\d.]*", program):
         return program
@@ -66,7 +66,7 @@ def label(argv: list[str], comm: str) -> str:
 
 
 def everything() -> list[MeasuredProcess]:
-    """All processes of the machine. Those that end meanwhile are left out."""
+    """All processes of the machine, without those that end meanwhile."""
     found = []
     for folder in PROC.iterdir():
         if not folder.name.isdigit():
@@ -82,17 +82,17 @@ def everything() -> list[MeasuredProcess]:
 
 
 def of_pod(uid: str) -> list[MeasuredProcess]:
-    """The processes of a pod, its pause process included."""
+    """The processes of a pod, including its pause process."""
     return [process for process in everything() if process.pod == uid]
 
 
 def parse_kilobytes(text: str) -> dict[str, int]:
-    """Fields of /proc/<pid>/status or smaps_rollup that are given in kB, in bytes."""
+    """The kB fields of /proc/<pid>/status or smaps_rollup, in bytes."""
     return {m[1]: int(m[2]) * 1024 for m in re.finditer(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
 
 
 def pss(pid: int) -> int:
-    """Proportional set size in bytes: a page that n processes map counts 1/n. 0 when it has ended."""
+    """Proportional set size in bytes: a page mapped by n processes counts 1/n. 0 if the process has ended."""
     try:
         return parse_kilobytes((PROC / str(pid) / "smaps_rollup").read_text()).get("Pss", 0)
     except OSError:
@@ -100,7 +100,7 @@ def pss(pid: int) -> int:
 
 
 def rss(pid: int) -> int:
-    """Resident set size in bytes. 0 when it has ended."""
+    """Resident set size in bytes. 0 if the process has ended."""
     try:
         return parse_kilobytes((PROC / str(pid) / "status").read_text()).get("VmRSS", 0)
     except OSError:
@@ -108,10 +108,10 @@ def rss(pid: int) -> int:
 
 
 def guest_ram_resident(smaps: str, guest: int) -> int:
-    """Bytes of the guest's memory that QEMU has resident, from the text of its smaps.
+    """Resident bytes of the guest's memory, from the text of QEMU's smaps.
 
-    The guest's memory is the smallest readable and writable mapping that holds `guest` bytes; the emulator's code
-    buffer may be as large, but is executable. 0 when there is none.
+    Guest memory is the smallest rw- mapping of at least `guest` bytes; TCG's code buffer may be as large, but is
+    executable. 0 if there is none.
     """
     best: tuple[int, int] | None = None
     for mapping in _mappings(smaps):
@@ -137,14 +137,14 @@ def _mappings(smaps: str) -> Iterable[tuple[str, dict[str, int]]]:
 
 
 def parse_ticks(stat: str) -> tuple[int, int]:
-    """Clock ticks of a process itself, and of the ended children it waited for (proc(5), fields 14 to 17)."""
+    """Clock ticks of a process, and of its reaped children (proc(5), fields 14 to 17)."""
     fields = stat.rsplit(")", 1)[1].split()
     own, children = int(fields[11]) + int(fields[12]), int(fields[13]) + int(fields[14])
     return own, children
 
 
 def cpu_seconds(pid: int, children: bool = False) -> float:
-    """CPU time of a process so far, with `children` also of those it waited for; 0 when it has ended."""
+    """CPU time of a process so far; with `children` including reaped ones; 0 if it has ended."""
     try:
         own, ended = parse_ticks((PROC / str(pid) / "stat").read_text())
     except OSError:
@@ -153,18 +153,18 @@ def cpu_seconds(pid: int, children: bool = False) -> float:
 
 
 def parse_machine(stat: str) -> float:
-    """Seconds that the machine's CPUs were busy, from the text of /proc/stat: all but idle and waiting for disks."""
+    """Busy CPU seconds of the machine from the text of /proc/stat: all but idle and iowait."""
     user, nice, system, _idle, _wait, irq, softirq = (int(word) for word in stat.split("\n", 1)[0].split()[1:8])
     return (user + nice + system + irq + softirq) / TICKS
 
 
 def machine_seconds() -> float:
-    """Seconds that the machine's CPUs were busy since it booted."""
+    """Busy CPU seconds of the machine since boot."""
     return parse_machine((PROC / "stat").read_text())
 
 
 def memory_cgroup(cgroup: str) -> str:
-    """The path in the memory hierarchy (or the unified one) of a process's pod, from the text of /proc/<pid>/cgroup."""
+    """The cgroup path of a pod in the memory or unified hierarchy, from the text of /proc/<pid>/cgroup."""
     for line in cgroup.splitlines():
         number, controllers, path = line.split(":", 2)
         if "memory" in controllers.split(",") or (number == "0" and _POD.search(path)):
@@ -177,7 +177,7 @@ def memory_cgroup(cgroup: str) -> str:
 
 @dataclass(frozen=True)
 class Charged:
-    """What the kernel charges to a pod, bytes. `working`: usage less inactive file pages, as the kubelet reckons."""
+    """Memory charged to a pod, in bytes. `working`: usage minus inactive file pages, as the kubelet computes it."""
 
     working: int
     file: int
@@ -185,7 +185,7 @@ class Charged:
 
 
 def charged(path: str) -> Charged:
-    """What is charged to a control group of version 1 or 2. Raises OSError when there is no such group."""
+    """Memory charged to a cgroup (v1 or v2). Raises OSError if it does not exist."""
     old = CGROUPS / "memory" / path.lstrip("/")
     if old.is_dir():
         stat = parse_words((old / "memory.stat").read_text())
@@ -203,5 +203,5 @@ def charged(path: str) -> Charged:
 
 
 def parse_words(text: str) -> dict[str, int]:
-    """Lines of a name and a number."""
+    """Parses lines of a name and a number."""
     return {name: int(value) for name, value in (line.split() for line in text.splitlines() if line)}

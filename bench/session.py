@@ -1,4 +1,4 @@
-"""A namespace to measure in, watched from the start, empty again at the end."""
+"""A benchmark session: a namespace with watches, cleaned up at the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMESPACE = "bench"
 SYSTEM = "hyperlet"
 KUBEVIRT = "/apis/kubevirt.io/v1"
 PATIENCE = 300.0
-"""Seconds any single step may take before the bench gives up."""
+"""Timeout of a single step in seconds."""
 
 SPACE = f"/api/v1/namespaces/{NAMESPACE}"
 PATHS = {
@@ -34,12 +34,12 @@ PATHS = {
 
 
 def path(kind: str, name: str = "") -> str:
-    """URL path of a collection in the benches' namespace, or of one object."""
+    """URL path of a collection in the benchmark namespace, or of one object."""
     return f"{PATHS[kind]}/{name}" if name else PATHS[kind]
 
 
 class Session:
-    """Makes objects in the namespace and waits for what becomes of them."""
+    """Creates and deletes objects in the namespace, and waits for milestones."""
 
     def __init__(self, kubeconfig: Path, root: Path) -> None:
         self.kubeconfig = kubeconfig
@@ -59,10 +59,10 @@ class Session:
         except ApiFailure as failure:
             if failure.status != 409:
                 raise
-        # A namespace's first pods are refused until its account `default` is there.
+        # Pods are refused until the namespace's service account `default` exists.
         self.wait_by_kubectl("create", "serviceaccount/default")
         self._watches = [Watch(self.server, PATHS[kind], self.recorder.listen(kind)) for kind in PATHS]
-        # What an interrupted run left would be measured along with the rest.
+        # Remove leftovers of an interrupted run, which would distort the measurement.
         self.clean()
         return self
 
@@ -80,24 +80,24 @@ class Session:
                 watch.close()
 
     def wait_by_kubectl(self, event: str, *words: str) -> None:
-        """For what the watches do not see; at most two minutes. Whether it worked is the caller's to look at."""
+        """Waits with kubectl for at most two minutes, for what the watches do not cover. Failures are ignored."""
         command = ["kubectl", "wait", f"--for={event}", *words, "--timeout=120s", f"--namespace={NAMESPACE}"]
         environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
         subprocess.run(command, env=environment, capture_output=True, check=False)
 
     def check(self) -> None:
-        """Raises Timeout when a watch has died: its silence would read as slowness."""
+        """Raises Timeout if a watch has ended: missing events would look like delays."""
         for watch in self._watches:
             if watch.failure:
                 raise Timeout(f"a watch ended: {watch.failure}")
 
     def name(self, word: str) -> str:
-        """A name never used before in this run."""
+        """A name that is unique in this run."""
         self._serial += 1
         return f"{word}-{self._serial}"
 
     def create(self, kind: str, things: Iterable[Object]) -> list[str]:
-        """Create objects one after the other, as fast as the server takes them; their names, each marked "asked"."""
+        """Create objects sequentially, as fast as possible, each marked "asked". Their names."""
         names = []
         for thing in things:
             name = str(thing["metadata"]["name"])
@@ -107,13 +107,13 @@ class Session:
         return names
 
     def wait(self, names: Iterable[str], milestone: str, seconds: float = PATIENCE) -> None:
-        """Until all have the milestone. Raises Timeout."""
+        """Wait until all have the milestone. Raises Timeout."""
         self.recorder.wait(names, milestone, seconds, self.check)
 
     def delete(self, kind: str, names: Sequence[str], gone: str, pods: str = "pod gone") -> None:
-        """Delete the objects, each marked "delete asked", and wait until they are gone and their pods "pod gone".
+        """Delete the objects, each marked "delete asked", and wait for `gone` and for milestone `pods` of their pods.
 
-        With `pods` "pod over" no pod has a process left; the kubelet may take ten seconds more to take the object away.
+        `pods` "pod over": no process of the pod is left; the kubelet may delete the Pod up to ten seconds later.
         """
         for name in names:
             self.recorder.mark(name, "delete asked")
@@ -123,14 +123,14 @@ class Session:
             self.wait([n for n in names if made in self.recorder.marks(n)], ended)
 
     def run(self, instances: Iterable[Object]) -> list[str]:
-        """Create VMIs and wait until all are Running; their names."""
+        """Create VMIs and wait until all are Running. Their names."""
         names = self.create("VirtualMachineInstance", instances)
         self.wait(names, "Running")
         return names
 
     @contextmanager
     def running(self, instances: Iterable[Object], pods: str = "pod gone") -> Iterator[list[str]]:
-        """VMIs that run inside the block and are gone after it; `pods` as for `delete`."""
+        """VMIs that run inside the block and are deleted after it; `pods` as for `delete`."""
         names = self.run(instances)
         yield names
         self.delete("VirtualMachineInstance", names, "vmi gone", pods)
@@ -140,7 +140,7 @@ class Session:
         return dict(self.recorder.latest("Pod", name))
 
     def launcher(self) -> Object:
-        """A launcher pod to read image and resources from: of a VMI started and ended to warm the nodes up."""
+        """A launcher pod, to copy image and resources from: of a VMI that is run to warm up the nodes."""
         if self._launcher is None:
             nodes = self.nodes()
             with self.running(objects.vmi(self.name("warm-up"), node=node) for node in nodes) as names:
@@ -148,17 +148,17 @@ class Session:
         return self._launcher
 
     def nodes(self) -> list[str]:
-        """Nodes that take virtual machines."""
+        """Schedulable nodes."""
         found = self.api.items("/api/v1/nodes?labelSelector=kubevirt.io%2Fschedulable%3Dtrue")
         return sorted(node["metadata"]["name"] for node in found)
 
     def system_pods(self, word: str) -> list[Object]:
-        """Hyperlet's own running pods whose name contains the word."""
+        """Running pods of hyperlet whose name contains `word`."""
         pods = self.api.items(f"/api/v1/namespaces/{SYSTEM}/pods")
         return [p for p in pods if word in p["metadata"]["name"] and p["status"].get("phase") == "Running"]
 
     def images(self) -> list[str]:
-        """What hyperlet's own workloads run, and the launchers they make."""
+        """Images of hyperlet's workloads and of the launcher."""
         found = set()
         for kind in ("deployments", "daemonsets"):
             for workload in self.api.items(f"/apis/apps/v1/namespaces/{SYSTEM}/{kind}"):
@@ -168,7 +168,7 @@ class Session:
         return sorted(found)
 
     def foreign(self) -> list[Object]:
-        """VMIs that are not the benches': they share pages and CPU with what is measured."""
+        """VMIs outside of the benchmark namespace: they share pages and CPU with the measured ones."""
         found = self.api.items(f"{KUBEVIRT}/virtualmachineinstances")
         return [v for v in found if v["metadata"]["namespace"] != NAMESPACE]
 
@@ -184,15 +184,15 @@ class Session:
         self._wait_until_empty("Pod")
 
     def _wait_until_empty(self, kind: str) -> None:
-        """By kubectl, since the watches may have missed what was there before them."""
+        """Waits with kubectl, because the watches do not cover older objects."""
         resource = path(kind).rsplit("/", 1)[1]
         self.wait_by_kubectl("delete", resource, "--all")
         left = [thing["metadata"]["name"] for thing in self.api.items(path(kind))]
         if left:
-            raise Timeout(f"still there after 120 s: {resource} {', '.join(left)}")
+            raise Timeout(f"not deleted after 120 s: {resource} {', '.join(left)}")
 
     def conditions(self, repeat: int) -> dict[str, Any]:
-        """What the numbers depend on: machine, load, versions."""
+        """Conditions of the measurement: machine, load, versions."""
         nodes = self.api.items("/api/v1/nodes")
         info = nodes[0]["status"]["nodeInfo"]
         allocatable = [n["status"]["allocatable"].get("devices.kubevirt.io/kvm", "0") for n in nodes]
@@ -215,18 +215,18 @@ class Session:
 
 
 def git(root: Path, *words: str) -> str:
-    """What git says, nothing where this is no checkout."""
+    """The output of git; empty outside of a checkout."""
     done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def say(text: str) -> None:
-    """A line of progress; the result's table goes to standard output."""
+    """Print a progress line to standard error; results go to standard output."""
     print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def write(result: dict[str, Any], folder: Path) -> Path:
-    """Write a result's JSON and return where."""
+    """Write a result as JSON and return the path."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{result['bench']}.json"
     target.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""create → Running for 1, 5 and 20 guests that halt at once, beside as many bare pods of the launcher's image."""
+"""create → Running for 1, 5 and 20 idle guests, compared with as many bare pods of the launcher's image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.timeline import Marks, spans
 
 ROUNDS = {1: 8, 5: 3, 20: 3}
 QUIET_SECONDS = 3.0
-"""Between bursts, so that one's teardown is not the next one's load."""
+"""Pause between bursts, so that the teardown of one does not load the next."""
 
 TARGETS: dict[tuple[int, str], float] = {(1, "p50"): 2.0, (20, "p95"): 11.5}
 READY_TO_RUNNING: dict[int, float] = {1: 0.7, 20: 3.0}
@@ -25,12 +25,12 @@ BASELINE: dict[tuple[int, bool], tuple[float, float]] = {
     (20, True): (18.2, 23.0),
     (1, False): (2.6, 2.6),
 }
-"""(how many, with a containerDisk) → KubeVirt's p50 and p95 of create → Running, seconds."""
+"""(number of guests, with containerDisk) → KubeVirt's p50 and p95 of create → Running in seconds."""
 
 BASELINE_LAST_LEG: dict[tuple[int, bool], float] = {
     (1, True): 0.8, (1, False): 1.7, (5, True): 2.5, (10, True): 2.9, (20, True): 6.5,
 }  # fmt: skip
-"""KubeVirt's p50 of Scheduled → Running, seconds."""
+"""KubeVirt's p50 of Scheduled → Running in seconds."""
 
 LEGS = (
     ("create → pod created", "asked", "pod created"),
@@ -47,7 +47,7 @@ LEGS = (
 
 @dataclass(frozen=True)
 class Burst:
-    """Timelines of `size` objects made at once, over all rounds: guests, and bare pods beside them."""
+    """Timelines of `size` objects created at once, over all rounds: guests and bare pods."""
 
     size: int
     guests: Sequence[Marks]
@@ -105,7 +105,7 @@ def _legs(burst: Burst) -> FigureTable:
 
 
 def run(session: Session, options: BenchOptions) -> BenchResult:
-    """Guests and bare pods in turns, `rounds` times for each size."""
+    """Runs guests and bare pods alternately, `rounds` times for each size."""
     launcher = session.launcher()
     bursts = []
     for size in options.sizes:
@@ -121,23 +121,23 @@ def run(session: Session, options: BenchOptions) -> BenchResult:
 
 
 def cleared(size: int) -> str:
-    """What to wait for after a burst. One dead pod is no load; the kubelet may keep its object for ten seconds."""
+    """The milestone to wait for after a burst. For a single pod its end suffices: a leftover object is no load."""
     return "pod over" if size == 1 else "pod gone"
 
 
 def burst_of_guests(session: Session, size: int, disk: bool) -> list[Marks]:
-    """Create so many VMIs at once, wait until all run, delete them; their timelines."""
+    """Create `size` VMIs at once, wait until all run, delete them. Their timelines."""
     image = objects.HALT if disk else None
     made = [objects.vmi(session.name("vmi"), image=image) for _ in range(size)]
     with session.running(made, cleared(size)) as names:
-        # The pods' last condition may come after Running.
+        # The pods' condition Ready may follow after Running.
         session.wait(names, "pod ready")
     time.sleep(QUIET_SECONDS)
     return [session.recorder.marks(name) for name in names]
 
 
 def burst_of_pods(session: Session, size: int, launcher: objects.Object) -> list[Marks]:
-    """Create so many bare pods at once, wait until all are ready, delete them; their timelines."""
+    """Create `size` bare pods at once, wait until all are ready, delete them. Their timelines."""
     names = session.create("Pod", [objects.bare_pod(session.name("bare"), launcher) for _ in range(size)])
     session.wait(names, "pod ready")
     session.delete("Pod", names, cleared(size), cleared(size))

@@ -1,7 +1,7 @@
-"""When each object reached each milestone, as a watch saw it.
+"""Timelines: when each object reached each milestone, from watch events.
 
-The API server's own timestamps have a resolution of one second; the moment an event arrives here has milliseconds.
-Names are used once per run, so an object's timeline is found under (kind, name).
+The API server's timestamps have a resolution of one second, arrival times of events one of milliseconds. Names are used
+once per run, so they identify a timeline.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Marks = dict[str, float]
 
 
 def pod_owner(pod: Object) -> str:
-    """The VMI a launcher pod belongs to, else the pod's own name."""
+    """The name of the VMI that owns a launcher pod, else the pod's name."""
     for reference in pod["metadata"].get("ownerReferences", []):
         if reference["kind"] == "VirtualMachineInstance":
             return str(reference["name"])
@@ -30,7 +30,7 @@ def conditions(thing: Object) -> set[str]:
 
 
 def pod_marks(kind: str, pod: Object) -> set[str]:
-    """Milestones a pod has reached, given the watch event's type."""
+    """Milestones that a pod has reached. `kind` is the watch event's type."""
     marks = {"pod created"}
     true = conditions(pod)
     for condition, mark in (
@@ -54,7 +54,7 @@ def pod_marks(kind: str, pod: Object) -> set[str]:
 
 
 def vmi_marks(kind: str, vmi: Object) -> set[str]:
-    """Milestones a VMI has reached: its phase, and its end."""
+    """Milestones that a VMI has reached: its phase, and its end."""
     marks = {"vmi created"}
     phase = vmi.get("status", {}).get("phase")
     if phase:
@@ -69,7 +69,7 @@ def vmi_marks(kind: str, vmi: Object) -> set[str]:
 
 
 def vm_marks(kind: str, vm: Object) -> set[str]:
-    """Milestones a VM has reached: "vm <printableStatus>", and its end."""
+    """Milestones that a VM has reached: "vm <printableStatus>", and its end."""
     marks = set()
     status = vm.get("status", {}).get("printableStatus")
     if status:
@@ -87,11 +87,11 @@ MARKS: dict[str, Callable[[str, Object], set[str]]] = {
 
 
 class Timeout(Exception):
-    """Objects did not reach a milestone in time, or cannot reach it any more; the text says which and what they say."""
+    """Objects did not reach a milestone in time, or can no longer reach it. The message has their conditions."""
 
 
 class TimelineRecorder:
-    """Collects the first time of every milestone, per name. Watches of several kinds may feed it from their threads."""
+    """Records the first time of every milestone by name. Thread-safe: watches call it from their threads."""
 
     def __init__(self) -> None:
         self._marks: dict[str, Marks] = {}
@@ -99,7 +99,7 @@ class TimelineRecorder:
         self._changed = threading.Condition()
 
     def listen(self, object_kind: str) -> Callable[[str, Object, float], None]:
-        """The listener of a watch for one kind. Lists' items carry no kind of their own, so it is said here."""
+        """The listener of a watch for one kind."""
 
         def note(kind: str, thing: Object, at: float) -> None:
             self.note(object_kind, kind, thing, at)
@@ -107,7 +107,7 @@ class TimelineRecorder:
         return note
 
     def note(self, object_kind: str, kind: str, thing: Object, at: float) -> None:
-        """Take in one event."""
+        """Record one event."""
         name = pod_owner(thing) if object_kind == "Pod" else str(thing["metadata"]["name"])
         with self._changed:
             marks = self._marks.setdefault(name, {})
@@ -117,14 +117,14 @@ class TimelineRecorder:
             self._changed.notify_all()
 
     def mark(self, name: str, milestone: str) -> float:
-        """Note now as the time of a milestone of the bench's own, like "asked"; the latest time counts."""
+        """Record a milestone of the benchmark itself, such as "asked", now; replaces an earlier time."""
         now = time.monotonic()
         with self._changed:
             self._marks.setdefault(name, {})[milestone] = now
         return now
 
     def forget(self, name: str, *milestones: str) -> None:
-        """Wait for these milestones anew: for an object that passes them more than once."""
+        """Forget these milestones, for an object that reaches them more than once."""
         with self._changed:
             for milestone in milestones:
                 self._marks.get(name, {}).pop(milestone, None)
@@ -135,16 +135,16 @@ class TimelineRecorder:
             return dict(self._marks.get(name, {}))
 
     def latest(self, object_kind: str, name: str) -> Object:
-        """The object as last seen; a pod under its VMI's name. Raises KeyError when it was never seen."""
+        """The object as last seen; a pod under its VMI's name. Raises KeyError if it was never seen."""
         with self._changed:
             return self._latest[f"{object_kind} {name}"]
 
     def wait(
         self, names: Iterable[str], milestone: str, seconds: float, alive: Callable[[], None] = lambda: None
     ) -> None:
-        """Until every name has the milestone. `alive` is called at least once a second and may raise.
+        """Wait until every name has the milestone. `alive` is called at least once a second and may raise.
 
-        Raises Timeout after `seconds`, or at once when a VMI waited for has failed.
+        Raises Timeout after `seconds`, or immediately if an awaited VMI has failed.
         """
         missing = set(names)
         end = time.monotonic() + seconds
@@ -162,8 +162,8 @@ class TimelineRecorder:
     def _complaint(self, names: list[str], milestone: str, seconds: float) -> str:
         lines = [f'{len(names)} without "{milestone}" after at most {seconds:.0f} s']
         for name in names[:3]:
-            said = [f"{m}" for m in sorted(self._marks.get(name, {}), key=lambda m: self._marks[name][m])]
-            lines.append(f"  {name} reached: {', '.join(said) or 'nothing'}")
+            reached = [f"{m}" for m in sorted(self._marks.get(name, {}), key=lambda m: self._marks[name][m])]
+            lines.append(f"  {name} reached: {', '.join(reached) or 'nothing'}")
             for object_kind in MARKS:
                 for c in self._latest.get(f"{object_kind} {name}", {}).get("status", {}).get("conditions") or []:
                     if c.get("message"):

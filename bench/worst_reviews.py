@@ -1,4 +1,4 @@
-"""Reviews made to take long: each of 3 MB, the largest object that the API server takes."""
+"""Adversarial admission reviews of up to 3 MB, the largest request that the API server accepts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ STRINGS = {
     "dots": "a." * 220_000,
     "quotes": "é\n" * 220_000,
 }
-"""Texts, as long as a spec's may be, on which a careless pattern takes the square of their length, or worse."""
+"""Strings of maximum length on which a bad regular expression takes quadratic time or worse."""
 
 
 def bodies(vm: Callable[[], Json]) -> Iterator[tuple[str, Json]]:
-    """Titles and objects. `vm` makes a good VM."""
+    """Titles and objects. `vm` creates a valid VM."""
     yield "unknown fields in last-applied", _annotated(vm(), {f"unknown{n}": 1 for n in range(40_000)})
     yield "unknown fields below spec, in last-applied", _annotated(vm(), {"spec": _many("x", 20_000)})
     yield (
@@ -82,7 +82,7 @@ def _template(vm: Json, field: str, value: Any) -> Json:
 
 
 def _with(vm: Json, keys: tuple[Any, ...], value: Any, _shape: Shape | None = None) -> Json:
-    """The VM with a value at a path below the template's spec; lists and objects on the way are made."""
+    """The VM with `value` at a path below the template's spec; missing lists and objects are created."""
     node: Any = vm["spec"]["template"]["spec"]
     for at, key in enumerate(keys[:-1]):
         empty: Any = [] if isinstance(keys[at + 1], int) else {}
@@ -102,7 +102,7 @@ def _with(vm: Json, keys: tuple[Any, ...], value: Any, _shape: Shape | None = No
 
 
 def _leaves(shape: Shape, keys: tuple[Any, ...] = (), depth: int = 0) -> Iterator[tuple[tuple[Any, ...], Shape]]:
-    """Every place of a spec that could hold a text."""
+    """The paths of all scalar fields of a spec."""
     if depth > 9:
         return
     if shape.kind == "struct":

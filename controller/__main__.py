@@ -1,4 +1,4 @@
-"""`python -m controller`: VM → VMI → launcher pod. Runs in a Deployment, or anywhere with a KUBECONFIG.
+"""`python -m controller`: reconciles VM → VMI → launcher pod. Runs in a Deployment, or anywhere with a KUBECONFIG.
 
 Environment: HYPERLET_LAUNCHER_IMAGE, HYPERLET_LAUNCHER_PULL_POLICY, HYPERLET_PORT (8080), HYPERLET_LOG (info),
 HYPERLET_IMAGE_VOLUMES (auto, always, never), HYPERLET_USER_NAMESPACES (never, auto), POD_NAMESPACE, POD_NAME.
@@ -25,16 +25,16 @@ from kit.leader import Leader, LeadershipLost
 
 WORKERS = 16
 SETTLED_SECONDS = 5.0
-"""After the first looks at every object all is as it will stay."""
+"""Delay before startup memory is released: by then every object has been reconciled once."""
 Loop = VmReconciler | LauncherPodReconciler | InstallationReconciler
 LEADING = Gauge("kubevirt_virt_controller_leading_status", "1 while this replica leads")
-READY = Gauge("kubevirt_virt_controller_ready_status", "1 while this replica's caches are filled")
+READY = Gauge("kubevirt_virt_controller_ready_status", "1 while this replica's caches are synced")
 
 _log = log.logger(component="main")
 
 
 async def serve(kube: Kube) -> None:
-    """Follows the cluster and acts while leading, for ever."""
+    """Starts caches and HTTP endpoints, and reconciles while this replica is the leader. Never returns."""
     namespace = os.environ.get("POD_NAMESPACE") or kube.namespace
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{uuid4().hex[:8]}"
     cluster = ClusterCache.of(kube)
@@ -50,7 +50,7 @@ async def serve(kube: Kube) -> None:
     cluster.image_volumes = await image_volumes.supported(kube, namespace)
     await policies.refresh()
     _log.info(
-        "Caches are filled",
+        "Caches are synced",
         vms=len(cluster.vms),
         vmis=len(cluster.vmis),
         pods=len(cluster.pods),
@@ -69,12 +69,12 @@ async def _lead(leader: Leader, loops: list[Loop], policies: PolicyWatcher) -> N
         try:
             await leader.lead(_work(loops, policies))
         except LeadershipLost as error:
-            _log.error("Lost the leadership: nothing is done until it is won again", why=str(error))
+            _log.error("Lost the leader lease: reconciling stops until it is acquired again", why=str(error))
 
 
 async def _await_image_volumes(kube: Kube, namespace: str, cluster: ClusterCache) -> None:
     await image_volumes.appear(kube, namespace)
-    _log.info("The API server has image volumes by now: new launcher pods use them")
+    _log.info("The API server now supports image volumes: new launcher pods use them")
     cluster.use_image_volumes()
 
 
@@ -88,7 +88,7 @@ def _endpoints(kube: Kube, cluster: ClusterCache, leader: Leader) -> health.Heal
 
 
 async def _work(loops: list[Loop], policies: PolicyWatcher) -> None:
-    """Looks at every object once, and then at those that something happens to."""
+    """Runs the reconcilers, starting with every existing object."""
     for loop in loops:
         loop.add_all()
     async with asyncio.TaskGroup() as group:
@@ -98,7 +98,7 @@ async def _work(loops: list[Loop], policies: PolicyWatcher) -> None:
 
 
 async def main() -> int:
-    """Runs until SIGTERM. Returns the exit code."""
+    """Runs until SIGTERM or SIGINT. Returns the exit code."""
     log.setup("controller")
     async with Kube.connect("controller") as kube:
         task = asyncio.create_task(serve(kube))
@@ -107,7 +107,7 @@ async def main() -> int:
         try:
             await task
         except asyncio.CancelledError:
-            _log.info("Asked to stop")
+            _log.info("Received a termination signal: stopping")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a plan is made of, and how it is carried out."""
+"""Actions that a plan consists of, and the executor that sends them to the API server."""
 
 import asyncio
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Create `obj`."""
+    """Create `obj`, an object of class `kind`."""
 
     kind: type[Any]
     obj: Json
@@ -22,7 +22,7 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Change parts of an object."""
+    """Patch an object or its subresource."""
 
     kind: type[Any]
     namespace: str
@@ -34,9 +34,9 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete an object of that UID, and of that version if one is given.
+    """Delete an object, with preconditions on its UID and, if `version` is given, its resourceVersion.
 
-    `grace_seconds` None leaves the object's own grace period.
+    `grace_seconds` None: the object's own grace period.
     """
 
     kind: type[Any]
@@ -49,7 +49,7 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class RecordEvent:
-    """Record an Event about `about`."""
+    """Record an Event with involvedObject `about`."""
 
     about: Any = field(compare=False)
     reason: str
@@ -59,7 +59,7 @@ class RecordEvent:
 
 @dataclass(frozen=True, slots=True)
 class Concurrently:
-    """Actions that do not depend on each other: at the same time."""
+    """Independent actions, executed concurrently."""
 
     actions: tuple["Action", ...]
 
@@ -68,14 +68,14 @@ Action = Create | Patch | Delete | RecordEvent | Concurrently
 
 
 class ActionExecutor:
-    """Carries actions out, and lets the caches learn what came of it."""
+    """Executes actions and puts the returned objects into the caches."""
 
     def __init__(self, kube: Kube, stores: Mapping[type[Any], Store[Any]]) -> None:
         self._kube = kube
         self._stores = stores
 
     async def execute(self, action: Action) -> None:
-        """One action. Raises `api.errors`; an object that is gone needs no patch."""
+        """Executes one action. A patch of a deleted object is skipped. Raises `api.errors`."""
         match action:
             case Create(kind, obj):
                 self._learn(kind, await self._kube.create(kind, obj))
@@ -109,12 +109,12 @@ class ActionExecutor:
             return
         except InvalidObject as error:
             if any(fault.path == "metadata.uid" for fault in error.faults):
-                # The object has been replaced by another of its name: the patch was not for that one.
+                # UID precondition failed: the object was replaced by another of the same name. Drop the patch.
                 return
             raise
         metadata = action.patch.get("metadata", {})
         if changed.metadata.deletionTimestamp and "finalizers" in metadata and not metadata["finalizers"]:
-            # With its last finalizer the object is gone; the answer shows it as it was before.
+            # Removing the last finalizer deletes the object, but the response still contains it.
             self._forget(action)
         else:
             self._learn(action.kind, changed)

@@ -1,4 +1,4 @@
-"""Conditions: made, found, and merged so that a time changes only when a status does."""
+"""Status conditions: build, find, merge. lastTransitionTime changes only when the status changes."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -6,32 +6,32 @@ from typing import Any
 from api import names
 
 MESSAGE_LIMIT = 1500
-"""Characters of a condition's message: what a webhook, kubelet or launcher says may be long."""
+"""Maximum length of a condition's message, in characters: texts of webhooks, kubelets and launchers can be long."""
 
 Json = dict[str, Any]
 
 
 def make(type: str, status: bool, reason: str, message: str = "") -> Json:
-    """A condition without times."""
+    """A condition without timestamps."""
     made = {"type": type, "status": names.TRUE if status else names.FALSE, "reason": reason}
     return {**made, "message": message[:MESSAGE_LIMIT]} if message else made
 
 
 def find(conditions: Sequence[Any] | None, type: str) -> Any:
-    """The condition of that type, or None."""
+    """The condition of type `type`, or None."""
     return next((condition for condition in conditions or () if condition.type == type), None)
 
 
 def holds(conditions: Sequence[Any] | None, type: str) -> bool:
-    """Whether the condition is there and True."""
+    """Whether the condition exists and its status is True."""
     found = find(conditions, type)
     return found is not None and found.status == names.TRUE
 
 
 def merged(old: Sequence[Any] | None, wanted: Iterable[Json], drop: Iterable[str], now: str) -> list[Json]:
-    """The list to write: `wanted` instead of the old ones of their types, without the types in `drop`.
+    """The list to write: `old`, with the conditions of `wanted` replacing those of their types, and without `drop`.
 
-    An old condition that is the same keeps its times, so that nothing changes when nothing happened.
+    An unchanged condition keeps its timestamps. `now` is the lastTransitionTime of changed ones.
     """
     new = {condition["type"]: condition for condition in wanted}
     gone, result = set(drop), []
@@ -57,6 +57,6 @@ def _renewed(old: Any, new: Json | None, now: str) -> Json:
 
 
 def differ(old: Sequence[Any] | None, new: Sequence[Json]) -> bool:
-    """Whether anything but times differs."""
+    """Whether the lists differ in anything but timestamps."""
     before = {(c.type, c.status, c.reason or "", c.message or "") for c in old or ()}
     return before != {(c["type"], c["status"], c.get("reason") or "", c.get("message") or "") for c in new}

@@ -1,4 +1,4 @@
-"""The loops: what a plan needs is observed from the caches, and its actions are carried out."""
+"""The reconcilers for VMs, VMIs (launcher pods) and the KubeVirt CR: observe from the caches, plan, execute."""
 
 import time
 from collections import OrderedDict
@@ -35,22 +35,22 @@ Faults = tuple[Fault, ...]
 
 
 def now() -> datetime:
-    """The time that goes into statuses."""
+    """The current time, for timestamps in statuses."""
     return datetime.now(UTC)
 
 
 HOST_USERS_KEPT = 4096
-"""VMIs whose pods are remembered to have no user namespace. One that is forgotten fails and is told again."""
+"""Maximum number of remembered VMIs whose pods need host users. An evicted one fails and is detected again."""
 
 
 class _ValidationCache:
-    """Faults of the latest generation of each object: validation is pure, so once is enough."""
+    """Validation faults of each object's latest generation. Validation is pure, so each generation is checked once."""
 
     def __init__(self) -> None:
         self._known: dict[Key, tuple[tuple[Any, ...], Faults]] = {}
 
     def of(self, obj: Any, config: KubeVirtConfiguration) -> Faults:
-        """The object's faults in an installation of that configuration."""
+        """The object's validation faults under configuration `config`."""
         key, mark = key_of(obj), (obj.metadata.uid, obj.metadata.generation, config)
         known = self._known.get(key)
         if known is None or known[0] != mark:
@@ -59,22 +59,22 @@ class _ValidationCache:
         return known[1]
 
     def forget(self, key: Key) -> None:
-        """The object is gone."""
+        """Drops the entry of a deleted object."""
         self._known.pop(key, None)
 
 
-def _on_other_settings(cluster: ClusterCache, tell: Callable[[], None]) -> None:
-    """Has `tell` called when the KubeVirt CR says something else: it may allow what was refused."""
+def _on_other_settings(cluster: ClusterCache, callback: Callable[[], None]) -> None:
+    """Registers `callback` for changes of the KubeVirt CR's spec: it may allow what was refused before."""
 
     def changed(old: KubeVirt | None, new: KubeVirt | None) -> None:
         if (old.spec if old else None) != (new.spec if new else None):
-            tell()
+            callback()
 
     cluster.kubevirts.on_change(changed)
 
 
 class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi]):
-    """VMI → launcher pod."""
+    """Reconciles VMIs: creates and deletes launcher pods, and writes the controller's part of the VMI status."""
 
     name = "vmi"
 
@@ -84,11 +84,11 @@ class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi]):
         self._faults = _ValidationCache()
         self._bound: dict[str, float] = {}
         self._ended: dict[str, float] = {}
-        self._heard: set[str] = set()
-        """UIDs of pods that had ended, by the kubelet's word, when their objects went."""
+        self._terminated: set[str] = set()
+        """UIDs of pods that the kubelet had reported as terminated when their objects were deleted."""
         self._vanished: dict[str, float] = {}
         self._host_users: OrderedDict[Key, None] = OrderedDict()
-        """VMIs, by name, whose pods could not start in user namespaces: their successors would fail as well."""
+        """Keys of VMIs whose pods could not start in a user namespace: later pods are created without one."""
         cluster.pods.on_change(self._pod_changed)
         synchronized = (names.CONDITION_SYNCHRONIZED, False)
         self._undecodable = UndecodableObjects(cluster.vmis, VirtualMachineInstance, synchronized, None, self.queue.add)
@@ -96,24 +96,24 @@ class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi]):
         _on_other_settings(cluster, self.add_all)
 
     def add_all(self) -> None:
-        """Has every object looked at."""
+        """Queues every object."""
         for obj in self._cluster.vmis.all():
             self.queue.add(key_of(obj))
 
     async def observe(self, key: Key) -> vmi_plan.ObservedVmi | None:
-        """The VMI with its pod, claims and clocks."""
+        """The VMI with its pods, claims, networks, settings and evidence; None if it does not exist."""
         obj = self._cluster.vmis.get(*key)
         if obj is None:
             self._faults.forget(key)
             self._prune()
             await self._undecodable.record_fault(key, self._executor, now())
             return None
-        pod, uid = self._cluster.pod_of(obj) or await self._unseen(obj), obj.metadata.uid or ""
+        pod, uid = self._cluster.pod_of(obj) or await self._uncached_pod(obj), obj.metadata.uid or ""
         over = pod is None or pod.status.phase in END_PHASES
         strays = self._cluster.strays_of(obj)
-        # Before the hand-over Events say what keeps the pod from running, and of an ended one why the kubelet ended it.
-        told = pod is not None and (phase_of(obj) in vmi_plan.OWN_CONDITIONS or pod.status.phase in END_PHASES)
-        warning = self._cluster.warning_about(pod) if pod and told else None
+        # Events explain why a pod does not start (before the hand-over), and why the kubelet terminated one.
+        wants_warning = pod is not None and (phase_of(obj) in vmi_plan.OWN_CONDITIONS or pod.status.phase in END_PHASES)
+        warning = self._cluster.warning_about(pod) if pod and wants_warning else None
         if pod is not None and user_namespaces.failure(pod, warning):
             self._host_users[key] = None
             while len(self._host_users) > HOST_USERS_KEPT:
@@ -141,7 +141,7 @@ class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi]):
         there = {each.metadata.uid or "": each.spec.nodeName or "" for each in (pod, *strays) if each is not None}
         nodes = filter(None, {*listed.values(), *there.values()})
         return Evidence(
-            ended=frozenset(self._heard & (listed.keys() | there.keys())),
+            ended=frozenset(self._terminated & (listed.keys() | there.keys())),
             fences={node: fence for node in nodes if (fence := self._cluster.health.fence(node)) is not None},
             vanished={uid: _since(self._vanished, uid, uid not in there) for uid in listed},
         )
@@ -151,7 +151,7 @@ class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi]):
         return vmi_plan.plan(observed)
 
     async def apply(self, observed: vmi_plan.ObservedVmi, action: Action) -> None:
-        """One action; a pod that is refused is a matter for the VMI's status."""
+        """Executes one action. If the API server refuses the pod, the VMI's status reports it."""
         try:
             await self._do(observed, action)
         except AlreadyExists:
@@ -160,12 +160,12 @@ class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi]):
         except (Forbidden, InvalidObject) as error:
             if isinstance(action, Create):
                 message = quota_errors.explain(error.message)
-                for words in vmi_plan.refused(observed.vmi, names.REASON_FAILED_CREATE, message, now()):
-                    await self._executor.execute(words)
+                for report in vmi_plan.refused(observed.vmi, names.REASON_FAILED_CREATE, message, now()):
+                    await self._executor.execute(report)
             raise
 
     async def _do(self, observed: vmi_plan.ObservedVmi, action: Action) -> None:
-        """A pod that the namespace's quota or LimitRange refuses for want of limits is made with them."""
+        """Executes the action. A pod refused by quota or LimitRange because it has no limits is retried with limits."""
         try:
             await self._executor.execute(action)
         except (Forbidden, InvalidObject) as error:
@@ -178,22 +178,22 @@ class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi]):
             await self._executor.execute(replace(action, obj=bounded))
 
     async def report(self, key: Key, error: str, failures: int) -> None:
-        """A Warning Event on the VMI."""
+        """Records a Warning Event on the VMI."""
         obj = self._cluster.vmis.get(*key)
         if obj is not None:
-            words = f"Tried {failures} times, will try again: {error}"
-            await self._kube.event(obj, names.REASON_SYNC_FAILED, words, "Warning")
+            message = f"Failed {failures} times, retrying: {error}"
+            await self._kube.event(obj, names.REASON_SYNC_FAILED, message, "Warning")
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if old is not None and new is None and has_ended(old):
-            self._heard.add(old.metadata.uid or "")
+            self._terminated.add(old.metadata.uid or "")
 
-    async def _unseen(self, obj: VirtualMachineInstance) -> Pod | None:
-        """The pod of a VMI that seems to have lost it: the cache of pods may be behind that of VMIs."""
+    async def _uncached_pod(self, obj: VirtualMachineInstance) -> Pod | None:
+        """The pod of a VMI, read from the API server where the pod cache may lag behind the VMI cache."""
         phase, name = phase_of(obj), pods.pod_name(obj)
         if (
             phase in (names.PHASE_UNSET, names.PHASE_PENDING, *names.FINAL_PHASES)
-            or may_run_qemu(obj).keys() & self._heard
+            or may_run_qemu(obj).keys() & self._terminated
         ):
             return None
         try:
@@ -203,20 +203,23 @@ class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi]):
         return found if _made_for(found, obj) else None
 
     async def _adopt(self, obj: VirtualMachineInstance) -> None:
-        """The pod's name is taken: by the pod of an earlier try whose answer got lost, or by a stranger."""
+        """Adopts the existing pod of that name, from an earlier create whose response was lost.
+
+        Raises Conflict if the pod was not created for this VMI.
+        """
         found = await self._kube.get(Pod, obj.metadata.namespace, pods.pod_name(obj))
         if not _made_for(found, obj):
             raise Conflict(f"Pod {found.metadata.name} exists and does not belong to this VirtualMachineInstance")
         self._cluster.pods.learn(found)
 
     def _prune(self) -> None:
-        """Forgets the clocks of VMIs that are gone, now and then."""
+        """Drops entries of deleted VMIs once there are many of them."""
         clocks = (self._ended, self._bound, self._vanished)
-        if sum(map(len, clocks)) + len(self._heard) <= 5 * len(self._cluster.vmis) + 64:
+        if sum(map(len, clocks)) + len(self._terminated) <= 5 * len(self._cluster.vmis) + 64:
             return
         alive = {obj.metadata.uid or "" for obj in self._cluster.vmis.all()}
         listed = {uid for obj in self._cluster.vmis.all() for uid in may_run_qemu(obj)}
-        self._heard &= listed
+        self._terminated &= listed
         for known in clocks:
             for uid in known.keys() - alive - listed:
                 del known[uid]
@@ -228,7 +231,7 @@ def _made_for(pod: Pod, obj: VirtualMachineInstance) -> bool:
 
 
 def _since(clocks: dict[str, float], uid: str, holds: bool) -> float:
-    """Seconds since `holds` was first seen to hold."""
+    """Seconds since `holds` was first observed as true; 0 while it is false."""
     if not holds:
         clocks.pop(uid, None)
         return 0.0
@@ -236,7 +239,7 @@ def _since(clocks: dict[str, float], uid: str, holds: bool) -> float:
 
 
 class VmReconciler(Reconciler[Key, vm_plan.ObservedVm]):
-    """VM → VMI."""
+    """Reconciles VMs: creates and deletes VMIs, and writes the VM status."""
 
     name = "vm"
 
@@ -257,12 +260,12 @@ class VmReconciler(Reconciler[Key, vm_plan.ObservedVm]):
             self.queue.add(key)
 
     def add_all(self) -> None:
-        """Has every object looked at."""
+        """Queues every object."""
         for obj in self._cluster.vms.all():
             self.queue.add(key_of(obj))
 
     async def observe(self, key: Key) -> vm_plan.ObservedVm | None:
-        """The VM with the VMI of its name."""
+        """The VM with the VMI of its name, revisions and faults; None if it does not exist."""
         obj = self._cluster.vms.get(*key)
         if obj is None:
             self._faults.forget(key)
@@ -282,29 +285,29 @@ class VmReconciler(Reconciler[Key, vm_plan.ObservedVm]):
         return vm_plan.plan(observed)
 
     async def apply(self, observed: vm_plan.ObservedVm, action: Action) -> None:
-        """One action; a VMI that is refused is a matter for the VM's status."""
+        """Executes one action. If the API server refuses the VMI, the VM's status reports it."""
         try:
             await self._executor.execute(action)
         except AlreadyExists:
-            # A revision of this name holds this very generation: an earlier try made it, and its answer got lost.
+            # The name contains the generation, so this is the same revision, from a create whose response was lost.
             if not isinstance(action, Create) or action.kind is not ControllerRevision:
                 raise
         except (Forbidden, InvalidObject) as error:
             if isinstance(action, Create):
-                for words in vm_plan.refused(observed.vm, error.message, now()):
-                    await self._executor.execute(words)
+                for report in vm_plan.refused(observed.vm, error.message, now()):
+                    await self._executor.execute(report)
             raise
 
     async def report(self, key: Key, error: str, failures: int) -> None:
-        """A Warning Event on the VM."""
+        """Records a Warning Event on the VM."""
         obj = self._cluster.vms.get(*key)
         if obj is not None:
-            words = f"Tried {failures} times, will try again: {error}"
-            await self._kube.event(obj, names.REASON_SYNC_FAILED, words, "Warning")
+            message = f"Failed {failures} times, retrying: {error}"
+            await self._kube.event(obj, names.REASON_SYNC_FAILED, message, "Warning")
 
 
 class InstallationReconciler(Reconciler[Key, KubeVirt]):
-    """The KubeVirt CR's status."""
+    """Reconciles the KubeVirt CR's status."""
 
     name = "kubevirt"
 
@@ -316,12 +319,12 @@ class InstallationReconciler(Reconciler[Key, KubeVirt]):
         cluster.kubevirts.on_change(lambda old, new: self.queue.add(key_of(new or old)))
 
     def add_all(self) -> None:
-        """Has every object looked at."""
+        """Queues every object."""
         for obj in self._cluster.kubevirts.all():
             self.queue.add(key_of(obj))
 
     async def observe(self, key: Key) -> KubeVirt | None:
-        """The object."""
+        """The KubeVirt CR; None if it does not exist."""
         return self._cluster.kubevirts.get(*key)
 
     def plan(self, observed: KubeVirt) -> Sequence[Any]:
@@ -330,5 +333,5 @@ class InstallationReconciler(Reconciler[Key, KubeVirt]):
         return installation_status.plan(observed, self._version, faults, self._policies.verdict, now())
 
     async def apply(self, observed: KubeVirt, action: Action) -> None:
-        """One action."""
+        """Executes one action."""
         await self._executor.execute(action)

@@ -1,4 +1,4 @@
-"""Objects that the API server holds although they do not fit their Struct: told so, and otherwise left alone."""
+"""Objects in the API server that cannot be decoded: reported by condition and Event, otherwise not reconciled."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +16,13 @@ from kit.kube import UNDECODABLE, Undecodable
 
 REASON = "InvalidSpec"
 _REMEMBERED = 1000
-"""Objects that were told; one that is forgotten is told again when it changes."""
+"""Maximum number of remembered reports. An evicted object is reported again when it changes."""
 
 _log = log.logger(component="undecodable")
 
 
 class UndecodableObjects:
-    """Keeps what a cache could not read, and tells each object once what is wrong with it."""
+    """Collects the objects that a store could not decode, and reports each fault once."""
 
     def __init__(
         self,
@@ -32,10 +32,13 @@ class UndecodableObjects:
         subresource: str | None,
         add: Callable[[Key], None],
     ) -> None:
-        """`add(key)` is called for every odd object; the key's worker then calls `record_fault`."""
+        """`add(key)` queues an undecodable object; its reconciler then calls `record_fault`.
+
+        `condition` is the type and status of the condition to write, `subresource` where status is written.
+        """
         self._kind, self._condition, self._subresource = kind, condition, subresource
         self._waiting: dict[Key, Undecodable] = {}
-        self._told: dict[str, str] = {}
+        self._reported: dict[str, str] = {}
         self._add = add
         store.on_undecodable(self._found)
 
@@ -45,29 +48,29 @@ class UndecodableObjects:
         self._add(key)
 
     async def record_fault(self, key: Key, executor: ActionExecutor, now: Any) -> None:
-        """Writes the fault into the object and an Event, unless that was done before."""
+        """Writes the fault as a condition and an Event, unless it has been reported before."""
         item = self._waiting.pop(key, None)
-        if item is None or self._told.get(uid := str(item.metadata.get("uid"))) == item.message:
+        if item is None or self._reported.get(uid := str(item.metadata.get("uid"))) == item.message:
             return
-        self._told[uid] = item.message
-        if len(self._told) > _REMEMBERED:
-            del self._told[next(iter(self._told))]
+        self._reported[uid] = item.message
+        if len(self._reported) > _REMEMBERED:
+            del self._reported[next(iter(self._reported))]
         type, status = self._condition
         made = conditions.make(type, status, REASON, item.message)
         whole = {"status": {"conditions": [{**made, "lastTransitionTime": format_time(now)}]}}
         try:
             await executor.execute(Patch(self._kind, *key, whole, self._subresource))
         except InvalidObject as error:
-            # The write went through; what came back does not fit either.
+            # UNDECODABLE: the patch was applied, and the returned object cannot be decoded either.
             if any(fault.reason != UNDECODABLE for fault in error.faults):
-                _log.warning("Could not tell an object what is wrong with it", why=error.message, name=key[1])
+                _log.warning("Cannot write the condition of an undecodable object", why=error.message, name=key[1])
         except HyperletError as error:
-            _log.warning("Could not tell an object what is wrong with it", why=error.message, name=key[1])
+            _log.warning("Cannot write the condition of an undecodable object", why=error.message, name=key[1])
         await executor.execute(RecordEvent(_stub(self._kind, item), REASON, item.message, "Warning"))
 
 
 def _stub(kind: type[Any], item: Undecodable) -> Any:
-    """An object to hang an Event on: only its metadata is real."""
+    """A placeholder with the object's metadata, as involvedObject of an Event."""
     known = {field: item.metadata.get(field) for field in ("name", "namespace", "uid", "resourceVersion")}
     meta = msgspec.convert({key: value for key, value in known.items() if value}, ObjectMeta)
     return kind(apiVersion=names.API_VERSION, kind=kind.__name__, metadata=meta, spec=None)

@@ -1,8 +1,8 @@
-"""`make up` and `make down`: a cluster, hyperlet on it, and a VM that answers.
+"""`make up` and `make down`: a test cluster with hyperlet and an example VM.
 
-`python -m deploy.hyperlet up` does whatever is not done yet, in this order: cluster, images, deployment, example VM.
-With `HYPERLET_CLUSTER=existing` and `KUBECONFIG` set it deploys to that cluster; `HYPERLET_REGISTRY` then says
-where the images are pushed to and pulled from.
+`python -m deploy.hyperlet up` runs all missing steps, in this order: cluster, images, deployment, example VM.
+With `HYPERLET_CLUSTER=existing` and `KUBECONFIG` set it deploys to that cluster; `HYPERLET_REGISTRY` is then the
+registry that images are pushed to and pulled from.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ WAIT_SECONDS = 300
 
 
 def run(console: ProgressConsole, label: str, command: Sequence[str]) -> None:
-    """A command of the project's own that prints for people: its output goes straight through."""
+    """Runs one of the project's Python modules with inherited output. Raises ClusterError if it fails."""
     console.say(label)
     done = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)
     if done.returncode:
         raise ClusterError(
-            f"{label.lower()} did not finish",
-            remedy=f"its message is above; then type the same command again ({' '.join(command)})",
+            f"{label.lower()} failed",
+            remedy=f"see the message above, then run the command again ({' '.join(command)})",
         )
 
 
 def built_images() -> dict[str, dict[str, str]]:
-    """Name → {ref, archive} of every image whose archive is there."""
+    """Name → {ref, archive} of every image whose archive exists."""
     done = subprocess.run(
         [sys.executable, "-m", "images", "list", "--json"], cwd=ROOT, text=True, capture_output=True, check=False
     )
@@ -52,10 +52,10 @@ def built_images() -> dict[str, dict[str, str]]:
 
 
 def has_image_volumes(kubectl: Kubectl, seconds: float = 30) -> bool:
-    """Whether the API server keeps a pod's `volumes[].image`: tried with a pod that is not made.
+    """Whether the API server supports image volumes, detected by a dry-run create of a pod.
 
-    Where image volumes are switched off, it drops or refuses the volume. Any other refusal (a namespace
-    that has no service account yet, a policy) tells nothing: after `seconds` they are taken to be there.
+    Without support, it drops or refuses the volume. Any other refusal (a namespace without service account,
+    a policy) is inconclusive: after `seconds` support is assumed.
     """
     container = {"name": "trial", "image": "hyperlet.local/trial:1"}
     volume = {"name": "trial", "image": {"reference": "hyperlet.local/trial:1"}}
@@ -81,7 +81,7 @@ def has_image_volumes(kubectl: Kubectl, seconds: float = 30) -> bool:
 
 
 def overlay(images: dict[str, dict[str, str]], registry: str, components: Sequence[str] = ()) -> Path:
-    """A kustomization in `.run/deploy` that puts the built images' names into `manifests/`, with these components."""
+    """Writes a kustomization to `.run/deploy` that sets the built images in `manifests/`, with these components."""
     folder = RUN / "deploy"
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
@@ -94,7 +94,7 @@ def overlay(images: dict[str, dict[str, str]], registry: str, components: Sequen
         "kind": "Kustomization",
         "resources": [os.path.relpath(ROOT / "manifests", folder)],
         "components": [os.path.relpath(ROOT / "manifests" / "components" / name, folder) for name in components],
-        # Said again here: an overlay does not inherit where image names stand.
+        # Repeated here: an overlay does not inherit the field specs of images.
         "configurations": ["image-references.yaml"],
         "images": entries,
     }
@@ -109,7 +109,7 @@ def pushed_name(reference: str, registry: str) -> str:
 
 
 def push(console: ProgressConsole, images: dict[str, dict[str, str]], registry: str) -> None:
-    """Push what is deployed, and the example's disk, to a registry that the existing cluster pulls from."""
+    """Push the deployed images and the example's disk to the registry that the existing cluster pulls from."""
     for name in (*ROLES, EXAMPLE_GUEST):
         target = pushed_name(images[name]["ref"], registry)
         with console.step(f"push {target}"):
@@ -119,7 +119,7 @@ def push(console: ProgressConsole, images: dict[str, dict[str, str]], registry: 
             )  # fmt: skip
             if done.returncode:
                 raise ClusterError(
-                    f"{target} cannot be pushed: {done.stderr.strip()}",
+                    f"cannot push {target}: {done.stderr.strip()}",
                     remedy="log in to the registry (skopeo login) and try again",
                 )
 
@@ -127,17 +127,17 @@ def push(console: ProgressConsole, images: dict[str, dict[str, str]], registry: 
 def wait(
     console: ProgressConsole, label: str, ready: Callable[[], str | None], remedy: str, seconds: float = WAIT_SECONDS
 ) -> None:
-    """Poll until `ready` returns None; what it returns meanwhile is said if the time runs out."""
+    """Poll until `ready` returns None. Raises ClusterError with its last result on timeout."""
     deadline = time.monotonic() + seconds
     with console.step(label):
         while (missing := ready()) is not None:
             if time.monotonic() > deadline:
-                raise ClusterError(f"{label}: still not after {seconds:.0f} s: {missing}", remedy=remedy)
+                raise ClusterError(f"{label}: timed out after {seconds:.0f} s: {missing}", remedy=remedy)
             time.sleep(0.2)
 
 
 def workloads_ready(kubectl: Kubectl, namespace: str = NAMESPACE) -> str | None:
-    """None when the workloads of a namespace run their newest version everywhere, else what is missing."""
+    """None if all workloads of a namespace are updated and ready, else what is missing."""
     listing = kubectl.json("get", "deployments,daemonsets", f"--namespace={namespace}")
     items: list[dict[str, dict[str, object]]] = listing["items"] if listing else []  # type: ignore[assignment]
     if not items:
@@ -156,48 +156,48 @@ def workloads_ready(kubectl: Kubectl, namespace: str = NAMESPACE) -> str | None:
 
 
 def nodes_schedulable(kubectl: Kubectl) -> str | None:
-    """None when every worker's handler has said that VMs may come."""
+    """None if a node is labelled schedulable by its handler, else what is missing."""
     listing = kubectl.json("get", "nodes", "--selector=kubevirt.io/schedulable=true")
     items: list[object] = listing["items"] if listing else []  # type: ignore[assignment]
-    return None if items else "no node carries kubevirt.io/schedulable=true"
+    return None if items else "no node has label kubevirt.io/schedulable=true"
 
 
 def vm_status(kubectl: Kubectl, name: str) -> str | None:
-    """None when the VM runs, else its printableStatus and what its conditions say."""
+    """None if the VM is running and ready, else its printableStatus and conditions."""
     vm = kubectl.json("get", "virtualmachine", name)
     status: dict[str, object] = vm.get("status", {}) if vm else {}  # type: ignore[assignment]
     if status.get("ready") is True and status.get("printableStatus") == "Running":
         return None
     conditions: list[dict[str, str]] = status.get("conditions", [])  # type: ignore[assignment]
-    words = [f"{c['type']}: {c['message']}" for c in conditions if c.get("message")]
-    return " — ".join([f"virtual machine {name} is {status.get('printableStatus', 'not there')}", *words])
+    messages = [f"{c['type']}: {c['message']}" for c in conditions if c.get("message")]
+    return " — ".join([f"virtual machine {name} is {status.get('printableStatus', 'missing')}", *messages])
 
 
 def answer(address: str) -> str:
-    """What the guest's web server says, or an empty string."""
+    """The response of the guest's web server, or an empty string."""
     done = subprocess.run(["curl", "-s", "-m", "2", f"http://{address}/"], text=True, capture_output=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def example(console: ProgressConsole, kubectl: Kubectl, guest: str, curl: bool) -> None:
-    """Apply examples/vm.yaml with this disk image, wait until it runs and (on the cluster of this machine) answers."""
+    """Apply examples/vm.yaml with this disk image, wait until it runs and (with `curl`) responds to HTTP."""
     kubectl("apply", "-f", "-", stdin=EXAMPLE.read_text().replace("hyperlet.local/guests/tiny:1", guest))
     wait(console, "virtual machine hello runs", lambda: vm_status(kubectl, "hello"), "kubectl describe vm,vmi hello")
     if not curl:
         return
     address = kubectl("get", "service", "hello", "--output=jsonpath={.spec.clusterIP}")
-    said: list[str] = []
+    response: list[str] = []
 
     def answered() -> str | None:
-        said[:] = [answer(address)]
-        return None if said[0] else f"http://{address}/ does not answer"
+        response[:] = [answer(address)]
+        return None if response[0] else f"http://{address}/ does not respond"
 
-    wait(console, "its guest answers through its Service", answered, "kubectl logs -l vm.kubevirt.io/name=hello", 120)
-    console.say(f"\n  $ curl http://{address}/\n  {said[0]}")
+    wait(console, "its guest responds through its Service", answered, "kubectl logs -l vm.kubevirt.io/name=hello", 120)
+    console.say(f"\n  $ curl http://{address}/\n  {response[0]}")
 
 
 def apply(console: ProgressConsole, kubectl: Kubectl, folder: Path, emulation: bool) -> None:
-    """Apply the manifests and wait until everything of hyperlet's is ready."""
+    """Apply the manifests and wait until all components are ready."""
     with console.step("apply manifests/"):
         kubectl("apply", "-k", str(folder))
     with console.step("CRDs established"):
@@ -215,7 +215,7 @@ def apply(console: ProgressConsole, kubectl: Kubectl, folder: Path, emulation: b
          f"kubectl -n {NAMESPACE} get pods; kubectl -n {NAMESPACE} describe pods")  # fmt: skip
     wait(
         console,
-        "a node takes virtual machines",
+        "a node is schedulable for virtual machines",
         lambda: nodes_schedulable(kubectl),
         f"kubectl -n {NAMESPACE} logs ds/hyperlet-handler -c handler",
     )
@@ -224,17 +224,17 @@ def apply(console: ProgressConsole, kubectl: Kubectl, folder: Path, emulation: b
 NEXT = """
 Next:
   export KUBECONFIG={kubeconfig}
-{first}  kubectl get vm,vmi                     # what runs, where, with which address
+{first}  kubectl get vm,vmi                     # status, node and IP address
   kubectl describe vmi hello             # its conditions and events
-  .venv/bin/hyperctl console hello       # log in as tiny, password hyperlet; ctrl-] leaves
-  .venv/bin/hyperctl stop hello          # shut it down; start brings it back
+  .venv/bin/hyperctl console hello       # log in as tiny, password hyperlet; ctrl-] disconnects
+  .venv/bin/hyperctl stop hello          # shut it down; start it again with `start`
   {down}
 """
-FIRST = "  kubectl apply -f examples/vm.yaml      # a first virtual machine; its nodes need the image\n"
+FIRST = "  kubectl apply -f examples/vm.yaml      # example virtual machine; nodes must be able to pull its image\n"
 
 
 def up(console: ProgressConsole) -> None:
-    """Everything that is missing, in order."""
+    """Runs all missing steps, in order."""
     existing = os.environ.get("HYPERLET_CLUSTER") == "existing"
     registry = os.environ.get("HYPERLET_REGISTRY", "")
     if existing:
@@ -243,7 +243,7 @@ def up(console: ProgressConsole) -> None:
             raise ClusterError("HYPERLET_CLUSTER=existing needs a cluster", remedy="set KUBECONFIG to its kubeconfig")
     else:
         kubeconfig = KUBECONFIG
-    console.say("What it needs")
+    console.say("Prerequisites")
     prerequisites.prepare(console, (*ROLES, EXAMPLE_GUEST), cluster=not existing)
     images = built_images()
     if not existing:
@@ -252,8 +252,8 @@ def up(console: ProgressConsole) -> None:
         if binaries.find(binaries.DNS) is not None:
             run(console, "DNS", ["-m", "cluster", "dns"])
         else:
-            console.say("  · no DNS in the cluster yet: 'python3 -m cluster dns' builds CoreDNS and deploys it")
-        # For examples/vm-bridge.yaml: a network of the house, on both nodes.
+            console.say("  · the cluster has no DNS: 'python3 -m cluster dns' builds and deploys CoreDNS")
+        # For examples/vm-bridge.yaml: a bridge to a physical network, on both nodes.
         run(console, "Bridge", ["-m", "cluster", "bridge", "br1", "--port", "eth1"])
     if registry:
         push(console, images, registry)
@@ -276,14 +276,14 @@ def up(console: ProgressConsole) -> None:
 
 
 def down(console: ProgressConsole) -> None:
-    """Stop the cluster of this machine. An existing cluster is left alone."""
+    """Stop the cluster on this machine. Refuses to touch an existing cluster."""
     if os.environ.get("HYPERLET_CLUSTER") == "existing":
-        raise ClusterError("an existing cluster is not taken down", remedy="kubectl delete -k manifests/")
+        raise ClusterError("cannot take down an existing cluster", remedy="kubectl delete -k manifests/")
     run(console, "Cluster", ["-m", "cluster", "down"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 1 with an explanation on standard error."""
+    """Exit status: 0, or 1 with an error message on standard error."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.hyperlet", description=__doc__.splitlines()[0] if __doc__ else ""
     )

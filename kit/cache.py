@@ -1,7 +1,7 @@
-"""What the API server holds, kept up to date by a watch, so that nobody has to ask.
+"""In-memory store of one kind's objects, kept up to date by list and watch.
 
-A Store lists once, then follows the watch from there. When the connection breaks it takes the watch up where it was;
-when the server has forgotten that point (410) it lists again and reports only what differs.
+A Store lists once, then watches from there. After a lost connection it resumes the watch at the last resourceVersion;
+if that has expired (410) it lists again and reports only differences.
 """
 
 import asyncio
@@ -23,27 +23,27 @@ OnChange = Callable[[T | None, T | None], None]
 
 BACKOFF_SECONDS = (0.5, 5.0)
 STEADY_SECONDS = 10.0
-"""A watch that lived this long was healthy: the next failure starts with the shortest pause."""
+"""After a watch of this length the back-off is reset."""
 
 _log = log.logger(component="cache")
 
 
 def key_of(obj: Any) -> Key:
-    """The key of an object."""
+    """The namespace and name of an object."""
     return (obj.metadata.namespace or "", obj.metadata.name or "")
 
 
 def _version(obj: Any) -> int:
-    """A resourceVersion as a number. Comparing them is allowed within one resource (KEP-5504); 0 when it is none."""
+    """resourceVersion as a number, 0 if it is not numeric. Versions of one resource are comparable (KEP-5504)."""
     text = obj.metadata.resourceVersion or ""
     return int(text) if text.isdigit() else 0
 
 
 class Store(Generic[T]):
-    """All objects of one kind that match, in memory. Start it with `start()` or by running `run()` in a task.
+    """All objects of one kind that match the selectors. Start it with `start()` or by running `run()` in a task.
 
-    `learn` takes what a write returned, so that the writer sees its own write at once; the watch's echo of it is then
-    no news to anybody.
+    `learn` stores the response of a write, so that the writer sees its own write immediately; the watch event of the
+    same version is then ignored.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Store(Generic[T]):
         namespace: str | None = None,
         keep: Callable[[T], bool] | None = None,
     ) -> None:
-        """`keep` leaves out, after decoding, what no selector can."""
+        """`keep` filters objects after decoding, for criteria that no selector can express."""
         self._kube = kube
         self._keep = keep
         self._kind = kind
@@ -70,23 +70,23 @@ class Store(Generic[T]):
         self._synced = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.connected = False
-        """Whether the watch is up: what is read may be old while it is not."""
+        """Whether the watch is established; while it is not, objects may be stale."""
 
-    # ---- reading ---------------------------------------------------------------------------------------------------
+    # ---- reading -----------------------------------------------------------------------------------------------------
 
     def get(self, namespace: str | None, name: str) -> T | None:
         """The object, or None."""
         return self._objects.get((namespace or "", name))
 
     def all(self) -> Iterator[T]:
-        """Every object. Take a list() of it before awaiting anything."""
+        """Iterates over all objects. Make a list() of it before awaiting anything."""
         return iter(self._objects.values())
 
     def __len__(self) -> int:
         return len(self._objects)
 
     def index(self, name: str, keys: Callable[[T], Iterable[str]]) -> None:
-        """Keeps an index: `keys` gives the values under which an object is found. Before or after `start()`."""
+        """Adds an index: `keys` returns the values that an object is indexed under. Before or after `start()`."""
         entries: dict[str, set[Key]] = defaultdict(set)
         self._indexes[name] = (keys, entries)
         for key, obj in self._objects.items():
@@ -94,36 +94,36 @@ class Store(Generic[T]):
                 entries[value].add(key)
 
     def by(self, index: str, value: str) -> list[T]:
-        """The objects that an index has under `value`, by key order."""
+        """The objects indexed under `value`, in key order."""
         _, entries = self._indexes[index]
         return [self._objects[key] for key in sorted(entries.get(value, ()))]
 
     def on_change(self, callback: OnChange[T]) -> None:
-        """Has `callback(old, new)` called for every change; None stands for "not there". It must not block or raise."""
+        """Registers `callback(old, new)` for every change; None: does not exist. It must not block or raise."""
         self._callbacks.append(callback)
 
     def on_undecodable(self, callback: Callable[[Undecodable], None]) -> None:
-        """Has `callback` called for every object that does not fit the Struct."""
+        """Registers `callback` for every object that cannot be decoded."""
         self._bad_callbacks.append(callback)
 
     async def synced(self) -> None:
-        """Returns when the first list is in."""
+        """Waits for the first list."""
         await self._synced.wait()
 
     @property
     def is_synced(self) -> bool:
-        """Whether the first list is in."""
+        """Whether the first list has been received."""
         return self._synced.is_set()
 
-    # ---- writing ---------------------------------------------------------------------------------------------------
+    # ---- writing -----------------------------------------------------------------------------------------------------
 
     def learn(self, obj: T) -> None:
-        """Takes in what a create or patch returned, unless the watch has gone past it already."""
+        """Stores the object returned by a create or patch, unless the watch is already past its version."""
         if _version(obj) > self._seen:
             self._put(obj)
 
     def forget(self, namespace: str | None, name: str, uid: str | None) -> None:
-        """Takes in that an object is gone: the server said so, or its last finalizer was just taken off."""
+        """Removes a deleted object: the server returned NotFound, or its last finalizer has been removed."""
         key = (namespace or "", name)
         known = self._objects.get(key)
         if known is not None and known.metadata.uid == uid:  # type: ignore[attr-defined]
@@ -164,23 +164,23 @@ class Store(Generic[T]):
             try:
                 callback(old, new)
             except Exception:
-                _log.exception("A callback on a change failed", resource=self.plural)
+                _log.exception("Unhandled exception in a change callback", resource=self.plural)
 
-    # ---- following -------------------------------------------------------------------------------------------------
+    # ---- list and watch ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Follows the API server in a task of its own until `stop()`."""
+        """Runs `run()` in a background task until `stop()`."""
         self._task = asyncio.create_task(self.run(), name=f"cache-{self.plural}")
 
     async def stop(self) -> None:
-        """Ends the task of `start()`."""
+        """Cancels the background task."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
 
     async def run(self) -> None:
-        """Lists and watches for ever."""
+        """Lists and watches. Never returns."""
         loop = asyncio.get_running_loop()
         pause, longest = BACKOFF_SECONDS
         failures = 0
@@ -192,21 +192,21 @@ class Store(Generic[T]):
                 await self._follow()
                 failure = ""
             except Expired:
-                # The next round lists; at once, because what was missed is what matters now.
+                # List again without a pause: changes have been missed.
                 self._position, failure = "", ""
             except HyperletError as error:
                 failure = error.message
             except Exception as error:
-                _log.exception("Following the API server failed", resource=self.plural)
+                _log.exception("Unhandled exception in list and watch: listing again", resource=self.plural)
                 self._position, failure = "", str(error)
             self.connected = False
             if loop.time() - began > STEADY_SECONDS:
                 pause, failures = BACKOFF_SECONDS[0], 0
             failures = failures + 1 if failure else 0
             if failures & (failures - 1) == 0 and failure:
-                # The first time, the second, the fourth: an outage must not fill the log.
-                _log.warning("Lost the watch: trying again", resource=self.plural, why=failure, failures=failures)
-            # A watch that ends at once, however politely, is not asked for again at once.
+                # Log failures 1, 2, 4, ...: an outage must not fill the log.
+                _log.warning("Watch failed: retrying", resource=self.plural, why=failure, failures=failures)
+            # A watch that ends immediately, even without an error, is not restarted immediately.
             brief = loop.time() - began < BACKOFF_SECONDS[0]
             await asyncio.sleep((pause if failure or brief else 0.05) * random.uniform(0.5, 1))
             pause = min(pause * 2, longest) if failure else BACKOFF_SECONDS[0]
@@ -217,12 +217,12 @@ class Store(Generic[T]):
         found = {key_of(obj) for obj in items}
         listed = int(self._position) if self._position.isdigit() else 0
         if listed < self._seen:
-            # The API server's past was restored from a backup: what we hold is from a future that never was.
+            # The API server was restored from a backup: stored objects may be newer than the server's state.
             for key in list(self._objects):
                 self._drop(key, 0)
         self._seen = listed
         for key in [key for key in self._objects if key not in found]:
-            # What was learned from a write after the list was taken is not gone.
+            # Keep objects created after the list, which `learn` stored.
             self._drop(key, listed)
         for obj in items:
             self._put(obj)

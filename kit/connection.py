@@ -1,7 +1,7 @@
-"""How to reach and convince the API server: configuration, TLS and credentials, all from lightkube.
+"""Connection to the API server: address, TLS and credentials, loaded by lightkube.
 
-The requests themselves go through aiohttp, which the health endpoints need anyway. Measured with 3,000 GETs of a 4 KiB
-ConfigMap over TLS on loopback: 0.29 ms of CPU for each, against 0.79 ms with lightkube's own client.
+Requests are sent with aiohttp, which the health endpoints need anyway. Measured with 3,000 GETs of a 4 KiB ConfigMap
+over TLS on loopback: 0.29 ms of CPU each, compared with 0.79 ms for lightkube's own client.
 """
 
 import contextlib
@@ -15,18 +15,18 @@ from lightkube.config.kubeconfig import KubeConfig, SingleConfig
 from lightkube.config.models import User
 from lightkube.core.exceptions import ConfigError
 
-# lightkube's HTTP library, whatever it is called in its version: here it only carries headers.
+# The HTTP library of the installed lightkube version, used only to obtain headers.
 _httpx = client_adapter.httpx  # type: ignore[attr-defined]
 
 
 class Credentials:
-    """The Authorization header: a token from a kubeconfig, a rotating service account token, an exec plugin or none."""
+    """Source of the Authorization header: token, rotating service account token, exec plugin, or none."""
 
     def __init__(self, auth: Any) -> None:
         self._auth = auth
 
     async def headers(self, renew: bool = False) -> dict[str, str]:
-        """The headers to send. With `renew`, as after a 401: read the token (or run the plugin) again."""
+        """The headers to send. `renew`, after a 401: read the token or run the plugin again."""
         if self._auth is None:
             return {}
         flow = self._auth.async_auth_flow(_httpx.Request("GET", "https://unused.invalid/"))
@@ -50,9 +50,9 @@ class ApiConnection:
 
 
 def load(kubeconfig: str | None = None) -> ApiConnection:
-    """The connection of `kubeconfig`, else of $KUBECONFIG, else of the pod's service account.
+    """The connection from `kubeconfig`, else $KUBECONFIG, else the pod's service account.
 
-    Raises lightkube's ConfigError, in words, when there is neither.
+    Raises lightkube's ConfigError if there is none of them, or no current context.
     """
     path = kubeconfig or os.environ.get("KUBECONFIG")
     loaded = KubeConfig.from_file(path) if path else KubeConfig.from_service_account()
@@ -63,14 +63,14 @@ def load(kubeconfig: str | None = None) -> ApiConnection:
 
 
 def connection_of(config: SingleConfig, credentials: Credentials | None = None) -> ApiConnection:
-    """The connection that one context describes; `credentials` instead of those that lightkube makes of its user."""
+    """The connection of one kubeconfig context. `credentials` replaces those of the context's user."""
     user = config.user or User()
     tls = None
     if config.cluster.server.startswith("https:"):
         tls = client_adapter.verify_cluster(config.cluster, user, config.abs_file)
         if isinstance(tls, ssl.SSLContext):
-            # Python 3.13 began to insist on key identifiers (RFC 5280, 4.2.1.1), which the certificates of many
-            # clusters lack. Chain, name and dates are checked as before.
+            # Since Python 3.13 this flag requires key identifiers (RFC 5280, 4.2.1.1), which the certificates of many
+            # clusters lack. Chain, name and validity are still checked.
             tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
     credentials = credentials or Credentials(client_adapter.user_auth(user))
     return ApiConnection(config.cluster.server.rstrip("/"), tls, credentials, config.namespace)

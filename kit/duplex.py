@@ -1,16 +1,16 @@
-"""Two directions of one stream."""
+"""Helpers for bidirectional gRPC streams."""
 
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
 TAKEN = (("hyperlet-taken", "1"),)
-"""Initial metadata of a stream that its server has opened: the first message may be long in coming. One that is refused
-has none."""
+"""Initial metadata that a server sends when it has accepted a stream, as the first message may come much later. A
+refused stream has none."""
 
 
 async def until_one_ends(*works: Coroutine[Any, Any, None]) -> None:
-    """Runs them all; the end of one is the end of the others. Raises what made the first end."""
+    """Runs the coroutines until one ends, then cancels the others. Raises the first one's exception."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

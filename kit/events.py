@@ -1,7 +1,7 @@
-"""Events about objects: counted when repeated, cut off when they flood.
+"""Event recorder: repeated Events are counted, floods are dropped.
 
-The same rules as client-go's event correlator (tools/record/events_cache.go): an Event that was said before about the
-same object is a PATCH of its count; an object may say 25 different things at once and one more every five minutes.
+Same rules as client-go's event correlator (tools/record/events_cache.go): a repeated Event is a PATCH of its count; a
+token bucket per object allows a burst of 25 Events, and one more every five minutes.
 """
 
 import asyncio
@@ -28,13 +28,13 @@ SECONDS = 5.0
 MESSAGE_LIMIT = 1024
 """Bytes of `message` that the API server accepts."""
 GROUP_SECONDS = 600.0
-"""How long a repetition is counted on the first Event instead of becoming a new one."""
+"""Time during which a repetition is counted on the existing Event instead of creating a new one."""
 
 _log = log.logger(component="events")
 
 
 class Event(msgspec.Struct, gc=False):
-    """What is read back of an Event."""
+    """The part of an Event that is decoded from responses."""
 
     metadata: dict[str, Any]
 
@@ -65,7 +65,7 @@ V = TypeVar("V")
 
 
 class _Recent(OrderedDict[str, V]):
-    """The latest REMEMBERED entries."""
+    """The REMEMBERED most recently used entries."""
 
     def keep(self, key: str, value: V) -> V:
         self[key] = value
@@ -76,49 +76,49 @@ class _Recent(OrderedDict[str, V]):
 
 
 class EventRecorder:
-    """Writes Events with `kube`; their source is `component`, on the node `host` if that is given."""
+    """Writes Events with source `component`, on node `host` if given."""
 
     def __init__(self, kube: "Kube", component: str, host: str = "") -> None:
         self._kube = kube
         self._component = component
         self._host = host
-        self._said: _Recent[_Recorded] = _Recent()
+        self._recorded: _Recent[_Recorded] = _Recent()
         self._buckets: _Recent[_TokenBucket] = _Recent()
 
     async def record(self, obj: Any, reason: str, message: str, type: str) -> None:
-        """Says `message` about `obj` (a Struct with metadata). A failure is logged, not raised."""
+        """Records an Event about `obj` (a Struct with metadata). Errors are logged, not raised."""
         message = message.encode()[:MESSAGE_LIMIT].decode(errors="ignore")
         meta, now = obj.metadata, time.monotonic()
         owner = f"{meta.namespace}/{meta.name}/{meta.uid}"
         bucket = self._buckets.get(owner) or _TokenBucket(BURST, now)
         if not self._buckets.keep(owner, bucket).take(now):
-            _log.info("Too many Events about this object: left out", reason=reason, message=message, **log.about(obj))
+            _log.info("Too many Events about this object: dropped", reason=reason, message=message, **log.about(obj))
             return
         key = f"{owner}/{type}/{reason}/{message}"
         try:
             async with asyncio.timeout(SECONDS):
                 await self._write(key, obj, reason, message, type, now)
         except (HyperletError, TimeoutError) as error:
-            _log.warning("Could not record an Event", reason=reason, why=str(error) or "timed out", **log.about(obj))
+            _log.warning("Cannot record an Event", reason=reason, why=str(error) or "timed out", **log.about(obj))
 
     async def _write(self, key: str, obj: Any, reason: str, message: str, type: str, now: float) -> None:
-        said = self._said.get(key)
-        if said is not None and now - said.at < GROUP_SECONDS:
-            said.count, said.at = said.count + 1, now
-            patch = {"count": said.count, "lastTimestamp": _stamp()}
+        recorded = self._recorded.get(key)
+        if recorded is not None and now - recorded.at < GROUP_SECONDS:
+            recorded.count, recorded.at = recorded.count + 1, now
+            patch = {"count": recorded.count, "lastTimestamp": _stamp()}
             try:
-                await self._kube.patch(Event, said.namespace, said.name, patch)
+                await self._kube.patch(Event, recorded.namespace, recorded.name, patch)
                 return
             except NotFound:
                 pass
         event = self._event(obj, reason, message, type)
         name, namespace = event["metadata"]["name"], event["metadata"]["namespace"]
-        # Remembered before it is sent: two tasks that say the same at once must not both create it.
-        self._said.keep(key, _Recorded(name, namespace, 1, now))
+        # Remember it before sending: concurrent tasks with the same Event must not both create it.
+        self._recorded.keep(key, _Recorded(name, namespace, 1, now))
         try:
             await self._kube.create(Event, event)
         except BaseException:
-            self._said.pop(key, None)
+            self._recorded.pop(key, None)
             raise
 
     def _event(self, obj: Any, reason: str, message: str, type: str) -> dict[str, Any]:

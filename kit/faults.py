@@ -1,4 +1,4 @@
-"""What the API server's refusals mean: its Status answers, and the transport's failures, as `api.errors`."""
+"""Maps the API server's Status responses and transport errors to `api.errors`."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ class _Details(msgspec.Struct, gc=False):
 
 
 class Status(msgspec.Struct, gc=False):
-    """The body of every refusal (meta/v1 Status)."""
+    """The body of an error response (meta/v1 Status)."""
 
     message: str = ""
     reason: str = ""
@@ -29,11 +29,11 @@ class Status(msgspec.Struct, gc=False):
 
 
 MESSAGE_LIMIT = 2000
-"""Characters kept of a message: an admission webhook may answer with a novel."""
+"""Maximum length of a message in characters: admission webhooks may send long texts."""
 
 
 def parse(code: int, body: bytes) -> Status:
-    """The Status in `body`; one made of the text itself where a proxy answered instead of the API server."""
+    """The Status in `body`; if it is not one, such as a proxy's response, a Status with the text as its message."""
     try:
         status = msgspec.json.decode(body, type=Status)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -50,7 +50,7 @@ def _invalid(status: Status) -> HyperletError:
 
 
 def error_of(status: Status) -> HyperletError:
-    """The error that a Status stands for."""
+    """The `api.errors` exception for a Status."""
     match status.code:
         case 404:
             return errors.NotFound(status.message)
@@ -70,6 +70,6 @@ def error_of(status: Status) -> HyperletError:
 
 
 def transport_error(error: BaseException, what: str) -> HyperletError:
-    """A request that got no answer. `what` is the verb and path."""
-    words: Any = str(error) or type(error).__name__
-    return errors.ApiUnavailable(f"{what}: {words}")
+    """The exception for a request without a response. `what` is the verb and path."""
+    text: Any = str(error) or type(error).__name__
+    return errors.ApiUnavailable(f"{what}: {text}")

@@ -1,8 +1,8 @@
-"""A listening port for an aiohttp application that strangers reach: few connections of each, and none that only waits.
+"""An aiohttp site for untrusted clients, with connection limits for each address and a timeout for request heads.
 
-aiohttp has no deadline for a request's head, and asyncio no limit on connections. Here each address has so many at a
-time; what has sent nothing yet, or half a head, is closed after HEAD_SECONDS; and of those that are idle between two
-requests the longest idle goes when an address opens more.
+aiohttp has no timeout for a request's head, and asyncio no limit on connections. Here the number of connections of an
+address is limited; a connection without a complete request head is closed after HEAD_SECONDS; and when an address has
+too many idle connections, the one idle longest is closed.
 """
 
 import asyncio
@@ -16,25 +16,25 @@ from aiohttp import web
 from prometheus_client import Counter as Metric
 
 HEAD_SECONDS = 10.0
-"""For the TLS handshake and a request's head."""
+"""Timeout for the TLS handshake and for a request's head."""
 BACKLOG = 128
-REFUSED = Metric("hyperlet_connections_refused_total", "Connections closed before their time, by reason", ["reason"])
+REFUSED = Metric("hyperlet_connections_refused_total", "Connections refused or closed early, by reason", ["reason"])
 
 
 class ConnectionLimits(NamedTuple):
-    """Connections at a time. A client certificate that TLS has verified sets its owner free of all but `total`."""
+    """Maximum numbers of connections. Only `total` applies to clients with a verified certificate."""
 
     total: int = 4096
     each: int = 256
-    """Of one address, whatever they do. An API server has some hundred requests under way at most."""
+    """Per address. An API server has at most some hundred concurrent requests."""
     idle: int = 64
-    """Of one address, between two requests."""
+    """Per address, idle between two requests."""
     fresh: int = 64
-    """Of one address, without a first request so far."""
+    """Per address, before their first request."""
 
 
 class GuardedSite(web.BaseSite):
-    """Where a runner listens. One on each port."""
+    """An aiohttp site that listens on one port."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class GuardedSite(web.BaseSite):
         return f"{'https' if self._ssl_context else 'http'}://{self._host or '[::]'}:{self._port}"
 
     async def start(self) -> None:
-        """Listens."""
+        """Starts listening."""
         await super().start()
         self._server = _Listening(_listen(self._host, self._port), self._accepted)  # type: ignore[assignment]
 
-    # ---- connections -----------------------------------------------------------------------------------------------
+    # ---- connections -------------------------------------------------------------------------------------------------
 
     def _accepted(self, connection: socket.socket, address: str) -> None:
         limits = self._limits
@@ -106,23 +106,23 @@ class GuardedSite(web.BaseSite):
             self._forget(made)
 
     def verified(self, connection: "_Connection") -> None:
-        """Its client's certificate is one that the server trusts."""
+        """Lifts the limits of a connection whose client certificate has been verified."""
         self._forget(connection)
         _less(self._each, connection.address, True)
 
     def grown(self, connection: "_Connection") -> None:
-        """Its first request has come."""
+        """Marks a connection as no longer fresh: its first request was received."""
         _less(self._fresh, connection.address, True)
 
     def seen(self, connection: "_Connection") -> None:
-        """Something came on it: of its address it is the last to be closed for being idle."""
+        """Moves an active connection to the end of its address's order for closing idle ones."""
         if not connection.is_verified:
             waiting = self._open.setdefault(connection.address, OrderedDict())
             waiting[connection] = None
             waiting.move_to_end(connection)
 
     def _make_room(self, address: str) -> None:
-        """Closes the connection of the address that is idle longest, if there are too many."""
+        """Closes the connection of the address that has been idle longest, if there are too many."""
         waiting = self._open.get(address) or OrderedDict[_Connection, None]()
         if len(waiting) >= self._limits.idle and (oldest := next((each for each in waiting if each.is_idle), None)):
             REFUSED.labels("idle").inc()
@@ -144,7 +144,7 @@ def _less(counts: Counter[str], key: str, is_counted: bool) -> None:
 
 
 class _Connection(asyncio.Protocol):
-    """Between a transport and aiohttp's protocol: sees what comes, and when requests begin and end."""
+    """A protocol between transport and aiohttp's protocol that tracks when requests begin and end."""
 
     def __init__(self, site: GuardedSite, address: str, handler: Any) -> None:
         self.address = address
@@ -178,7 +178,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it waits for its next request."""
+        """Whether it is waiting for its next request."""
         waiter = self._handler._waiter
         return not self.is_fresh and self._deadline is None and waiter is not None and not waiter.done()
 
@@ -199,7 +199,7 @@ class _Connection(asyncio.Protocol):
         self.end()
 
     def end(self) -> None:
-        """Closes it, at once."""
+        """Aborts the connection."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -224,7 +224,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _Listening:
-    """Accepts, as asyncio.Server does, and tells addresses before anything is spent on a connection."""
+    """Accepts connections like asyncio.Server, but checks the address before allocating anything for a connection."""
 
     def __init__(self, listening: socket.socket, accepted: Any) -> None:
         self.sockets = [listening]
@@ -238,7 +238,7 @@ class _Listening:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError:
-            # No descriptors are left: others end meanwhile.
+            # Out of file descriptors: pause until other connections have been closed.
             self._pause()
             return
         connection.setblocking(False)
@@ -250,7 +250,7 @@ class _Listening:
         self._resumes = loop.call_later(1.0, loop.add_reader, self.sockets[0], self._accept)
 
     def close(self) -> None:
-        """Listens no more; what is connected stays."""
+        """Stops listening; existing connections stay open."""
         if self._resumes is not None:
             self._resumes.cancel()
         for each in self.sockets:
@@ -259,13 +259,13 @@ class _Listening:
 
 
 def _listen(host: str | None, port: int) -> socket.socket:
-    """A listening socket; without a host, of both families where the pod has IPv6."""
+    """A listening socket. Without `host`: dual-stack if the pod has IPv6."""
     listening = None
     if host is None and socket.has_dualstack_ipv6():
         try:
             listening = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG)
         except OSError as error:
-            # The kernel has IPv6, and the pod's namespace does not.
+            # The kernel supports IPv6, but the pod's network namespace has none.
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 raise
     if listening is None:

@@ -1,4 +1,4 @@
-"""/healthz, /readyz and /metrics of a daemon."""
+"""HTTP server for /healthz, /readyz and /metrics."""
 
 from collections.abc import Callable
 
@@ -11,22 +11,22 @@ from kit.guarded_site import ConnectionLimits, GuardedSite
 from kit.kube import Kube
 
 LIMITS = ConnectionLimits(total=256, each=32, idle=8, fresh=16)
-"""A kubelet and a few Prometheus servers come here."""
+"""The only clients are a kubelet and a few Prometheus servers."""
 Check = Callable[[], str | None]
-"""None when all is well, else a sentence."""
+"""Returns None if healthy, else an error message."""
 
 
 class _Calls(Collector):
-    """What `kube` counted, as kubevirt_rest_client_requests_total."""
+    """Exports the request counts of `kube` as kubevirt_rest_client_requests_total."""
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
 
     def collect(self) -> list[Metric]:
-        """The counts now."""
+        """The current counts."""
         family = CounterMetricFamily(
             "kubevirt_rest_client_requests",
-            "Requests to the API server; code 0: no answer",
+            "Requests to the API server; code 0: no response",
             labels=["verb", "resource", "code"],
         )
         for (verb, resource, code), count in self._kube.calls.items():
@@ -35,12 +35,12 @@ class _Calls(Collector):
 
 
 def count_calls(kube: Kube, registry: CollectorRegistry = REGISTRY) -> None:
-    """Adds the client's requests to the metrics."""
+    """Adds the request counts of a client to the metrics."""
     registry.register(_Calls(kube))
 
 
 class HealthServer:
-    """The endpoints. Add checks by name; `serve` listens until `close`."""
+    """The endpoints. Register checks by name; `serve` listens until `close`."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._alive: dict[str, Check] = {}
@@ -49,15 +49,15 @@ class HealthServer:
         self._runner: web.AppRunner | None = None
 
     def alive(self, name: str, check: Check) -> None:
-        """A check of /healthz: when it fails, the kubelet restarts us."""
+        """Adds a check to /healthz: if it fails, the kubelet restarts the container."""
         self._alive[name] = check
 
     def ready(self, name: str, check: Check) -> None:
-        """A check of /readyz."""
+        """Adds a check to /readyz."""
         self._ready[name] = check
 
     def app(self) -> web.Application:
-        """The aiohttp application, for a role that adds routes of its own."""
+        """The aiohttp application, to which a component may add routes."""
         app = web.Application()
         app.router.add_get("/healthz", lambda _: self._answer(self._alive))
         app.router.add_get("/readyz", lambda _: self._answer({**self._alive, **self._ready}))
@@ -65,7 +65,7 @@ class HealthServer:
         return app
 
     async def serve(self, port: int, host: str | None = None, app: web.Application | None = None) -> None:
-        """Starts listening on all addresses of the pod."""
+        """Starts listening on `host`; by default on all addresses of the pod."""
         self._runner = web.AppRunner(app or self.app(), access_log=None, handle_signals=False)
         await self._runner.setup()
         await GuardedSite(self._runner, port, host, limits=LIMITS).start()

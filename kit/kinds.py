@@ -1,7 +1,7 @@
-"""Where each kind lives in the Kubernetes API: group, version, plural, namespaced or not.
+"""Registry of Kubernetes resources: group, version, kind, plural and scope.
 
-Kinds are found by the class name of their Struct, so a role may declare a leaner Struct of the same name and keep less
-in memory. `register` names the kind of a Struct that is called differently.
+A kind is found by the class name of its Struct, so a component may declare a smaller Struct of the same name to save
+memory. `register` adds a Struct whose name differs from its kind.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A kind's place in the API. `group` is empty for the core group."""
+    """A resource of the Kubernetes API. `group` is empty for the core group."""
 
     group: str
     version: str
@@ -69,13 +69,13 @@ _KINDS: dict[str, Resource] = {
 
 
 def register(struct: type, resource: Resource) -> None:
-    """Says which kind objects of `struct` are, when its name is not the kind's."""
+    """Registers the resource of a Struct whose name differs from its kind."""
     _KINDS[struct.__name__] = resource
 
 
 def resource_of(struct: type) -> Resource:
-    """The place of a Struct's kind in the API. Raises KeyError for a Struct that is no kind."""
+    """The resource of a Struct. Raises KeyError if none is registered."""
     try:
         return _KINDS[struct.__name__]
     except KeyError:
-        raise KeyError(f"{struct.__name__} is not a known kind: kit.kinds.register says where it lives") from None
+        raise KeyError(f"{struct.__name__} is not a known kind: register it with kit.kinds.register") from None

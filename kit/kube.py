@@ -1,7 +1,7 @@
-"""The Kubernetes API, and the only place that talks to it.
+"""The Kubernetes client of all components.
 
-Objects come and go as `api` Structs (or plain dicts to send). What was decoded is never sent back as a whole, because a
-Struct may not know every field: changes are patches.
+Objects are `api` Structs, or plain dicts when sent. A decoded object is never sent back as a whole, because its Struct
+may lack fields: changes are patches.
 """
 
 import asyncio
@@ -31,14 +31,14 @@ Selector = Mapping[str, str] | str | None
 REQUEST_SECONDS = 20.0
 LIST_SECONDS = 60.0
 WATCH_SECONDS = 300.0
-"""A watch is ended by the server after this long, up to twice that, and taken up again."""
+"""Requested length of a watch, randomized up to twice that; then the watch is resumed."""
 CHUNK = 500
-"""Objects in one answer of a list."""
+"""Maximum number of objects in one list response."""
 LINE_LIMIT = 16 << 20
-"""Bytes of one watch event: etcd keeps objects below 1.5 MiB."""
+"""Maximum size of a watch event in bytes. etcd limits objects to 1.5 MiB."""
 EXPIRED = 410
 UNDECODABLE = "Undecodable"
-"""Reason of the fault when an answer does not fit its Struct: a write that was answered so has happened."""
+"""Reason of the fault when a response cannot be decoded. If it is the response of a write, the write was done."""
 
 _CONTENT = {
     "merge": "application/merge-patch+json",
@@ -79,7 +79,7 @@ class _Deleted(msgspec.Struct, gc=False):
 
 
 class Undecodable(msgspec.Struct, gc=False, frozen=True):
-    """An object that does not fit its Struct, and why. `metadata` is what could be read of it."""
+    """An object that cannot be decoded, with the error. `metadata` is its raw metadata."""
 
     metadata: dict[str, Any]
     message: str
@@ -93,7 +93,7 @@ class _Named(msgspec.Struct, gc=False):
 
 
 def selector_text(selector: Selector) -> str | None:
-    """A label or field selector as the API wants it; a mapping means equality. An empty value: the label exists."""
+    """The query parameter of a label or field selector. A mapping selects by equality."""
     if not selector:
         return None
     if isinstance(selector, str):
@@ -102,7 +102,7 @@ def selector_text(selector: Selector) -> str | None:
 
 
 class _Decoders:
-    """One JSON decoder for every Struct."""
+    """A cache of JSON decoders by Struct."""
 
     def __init__(self) -> None:
         self._made: dict[type, msgspec.json.Decoder[Any]] = {}
@@ -114,12 +114,12 @@ class _Decoders:
         obj: T = decoder.decode(data)
         meta = getattr(obj, "metadata", None)
         if isinstance(meta, msgspec.Struct) and getattr(meta, "managedFields", None) is not None:
-            # The bulkiest part of an object, which nobody here reads.
+            # The largest part of many objects, and never used.
             msgspec.structs.force_setattr(meta, "managedFields", None)
         return obj
 
     def each(self, kind: type[T], raw: msgspec.Raw, bad: OnUndecodable) -> T | None:
-        """The object, or None after telling `bad`: one odd object must not hide the others."""
+        """The decoded object, or None after calling `bad`: one undecodable object must not hide the others."""
         try:
             return self.decode(kind, raw)
         except msgspec.ValidationError as error:
@@ -130,7 +130,7 @@ class _Decoders:
 
 
 class Kube:
-    """A client of one API server. All methods raise `api.errors`; every request has a time limit."""
+    """A client of one API server. All methods raise `api.errors`; every request has a timeout."""
 
     def __init__(self, where: connection.ApiConnection, user_agent: str, host: str = "") -> None:
         self._where = where
@@ -140,22 +140,22 @@ class Kube:
         self._decoders = _Decoders()
         self._served: dict[str, tuple[float, frozenset[str]]] = {}
         self.calls: Counter[tuple[str, str, int]] = Counter()
-        """How many requests were sent, by verb, resource (with its subresource) and HTTP status (0: no answer)."""
+        """Number of requests by verb, resource (with subresource) and HTTP status (0: no response)."""
         self._recorder = EventRecorder(self, self._user_agent.split("/", maxsplit=1)[0], host)
 
     @classmethod
     def connect(cls, user_agent: str, kubeconfig: str | None = None, host: str = "") -> "Kube":
         """A client for `kubeconfig`, else $KUBECONFIG, else the pod's service account.
 
-        `user_agent` is a role (`controller` becomes `hyperlet-controller/<version>`) or a complete User-Agent.
-        `host` is the node that its Events come from, for a client that speaks for one. Nothing is sent before the first
-        request.
+        `user_agent` is a component (`controller` becomes `hyperlet-controller/<version>`) or a complete User-Agent.
+        `host` is the node name in the source of its Events, for components that run on each node. No connection is
+        opened before the first request.
         """
         return cls(connection.load(kubeconfig), user_agent, host)
 
     @property
     def role(self) -> str:
-        """Who is asking, as in Events' source: `hyperlet-controller`."""
+        """The component in the source of Events, such as `hyperlet-controller`."""
         return self._user_agent.split("/", maxsplit=1)[0]
 
     @property
@@ -175,12 +175,12 @@ class Kube:
         await self.close()
 
     async def close(self) -> None:
-        """Ends all connections."""
+        """Closes all connections."""
         if self._session is not None:
             await self._session.close()
             self._session = None
 
-    # ---- objects ---------------------------------------------------------------------------------------------------
+    # ---- objects -----------------------------------------------------------------------------------------------------
 
     async def get(self, kind: type[T], namespace: str | None, name: str) -> T:
         """One object. Raises NotFound."""
@@ -188,7 +188,7 @@ class Kube:
         return self._decoded(kind, await self._call("get", place, "GET", place.path(namespace, name)))
 
     async def exists(self, kind: type[Any], namespace: str | None, name: str) -> bool:
-        """Whether an object is there; only its metadata crosses the wire."""
+        """Whether an object exists. Requests only its metadata."""
         place = resource_of(kind)
         try:
             await self._call("get", place, "GET", place.path(namespace, name), headers={"Accept": _PARTIAL})
@@ -204,9 +204,9 @@ class Kube:
         fields: Selector = None,
         bad: OnUndecodable | None = None,
     ) -> tuple[Sequence[T], str]:
-        """All objects that match, fetched in chunks, and the resourceVersion to watch from.
+        """All matching objects, fetched in chunks, and the resourceVersion to watch from.
 
-        Objects that do not fit the Struct are left out, logged, and told to `bad`.
+        Undecodable objects are skipped, logged, and passed to `bad`.
         """
         place = resource_of(kind)
         params = _params(limit=str(CHUNK), labelSelector=selector_text(labels), fieldSelector=selector_text(fields))
@@ -233,8 +233,8 @@ class Kube:
     ) -> AsyncGenerator[tuple[str, T | str], None]:
         """Changes after `resource_version`: ADDED, MODIFIED and DELETED with the object, BOOKMARK with a version.
 
-        Ends when the server ends the watch; raises Expired when it no longer knows the resourceVersion (list again),
-        ApiUnavailable when the connection breaks.
+        Ends when the server ends the watch. Raises Expired if the resourceVersion is too old (list again), and
+        ApiUnavailable if the connection is lost.
         """
         place = resource_of(kind)
         seconds = int(WATCH_SECONDS * (1 + random.random()))
@@ -261,7 +261,7 @@ class Kube:
     async def create(self, kind: type[T], obj: Any, namespace: str | None = None, dry_run: bool = False) -> T:
         """Creates an object (a Struct or a dict). Raises AlreadyExists, Forbidden (quota, admission), InvalidObject."""
         place = resource_of(kind)
-        # A dict is sent as it is: parts of it may be JSON already (msgspec.Raw).
+        # A dict is not converted: it may contain encoded JSON (msgspec.Raw).
         body = dict(obj) if isinstance(obj, dict) else msgspec.to_builtins(obj)
         body.setdefault("apiVersion", place.api_version)
         body.setdefault("kind", place.kind)
@@ -279,7 +279,7 @@ class Kube:
         patch_kind: PatchKind = "merge",
         dry_run: bool = False,
     ) -> T:
-        """Changes parts of an object. A `metadata.resourceVersion` or `uid` in a merge patch must match: Conflict."""
+        """Patches an object. Raises Conflict if `metadata.resourceVersion` or `uid` in a merge patch do not match."""
         place = resource_of(kind)
         headers = {"Content-Type": _CONTENT[patch_kind]}
         path = place.path(namespace, name, subresource)
@@ -299,9 +299,9 @@ class Kube:
         propagation: Propagation | None = None,
         resource_version: str | None = None,
     ) -> T | None:
-        """Deletes an object; one that is not there is as good as deleted. `uid` and version must match: Conflict.
+        """Deletes an object; does nothing if it does not exist. Raises Conflict if `uid` or version do not match.
 
-        Returns the object when it stays for a while (a grace period, finalizers), else None.
+        Returns the object if its deletion is delayed by a grace period or finalizers, else None.
         """
         place = resource_of(kind)
         options = _params(
@@ -318,13 +318,14 @@ class Kube:
         return self._decoded(kind, answer) if said.kind == place.kind and said.metadata.deletionTimestamp else None
 
     async def event(self, obj: Any, reason: str, message: str, type: Literal["Normal", "Warning"] = "Normal") -> None:
-        """Records an Event about `obj`; repetitions are counted, floods cut off. Never raises: it is only words."""
+        """Records an Event about `obj`; repetitions are counted, floods dropped. Never raises."""
         await self._recorder.record(obj, reason, message, type)
 
-    # ---- the server itself -----------------------------------------------------------------------------------------
+    # ---- discovery ---------------------------------------------------------------------------------------------------
 
     async def serves(self, group_version: str, plural: str, fresh_seconds: float = 600) -> bool:
-        """Whether the server has a resource, such as ("policy/v1", "poddisruptionbudgets"); remembered for a while."""
+        """Whether the server has a resource, such as ("policy/v1", "poddisruptionbudgets"). Cached for `fresh_seconds`,
+        or a minute if the group version is not served."""
         now = asyncio.get_running_loop().time()
         known = self._served.get(group_version)
         if known is None or known[0] < now:
@@ -343,7 +344,7 @@ class Kube:
         place = Resource("", "v1", "Version", "version", False)
         return str(msgspec.json.decode(await self._call("get", place, "GET", "/version"))["gitVersion"])
 
-    # ---- requests --------------------------------------------------------------------------------------------------
+    # ---- requests ----------------------------------------------------------------------------------------------------
 
     def _decoded(self, kind: type[T], body: bytes) -> T:
         try:
@@ -382,7 +383,7 @@ class Kube:
         seconds: float | None = REQUEST_SECONDS,
         subresource: str | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer to a request, refusals raised. After a 401 the credentials are renewed once."""
+        """The response to a request. Raises error statuses. After a 401 the credentials are renewed once."""
         data = None if body is None else msgspec.json.encode(body)
         sent = {"Content-Type": "application/json", "Accept": "application/json", **(headers or {})}
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=10)
@@ -433,7 +434,7 @@ def _params(**values: Any) -> dict[str, Any]:
 def _error_message(place: Resource, bad: OnUndecodable | None) -> OnUndecodable:
     def tell(item: Undecodable) -> None:
         _log.warning(
-            "An object does not fit its schema and is left alone",
+            "Cannot decode an object: ignored",
             resource=place.plural,
             why=item.message,
             namespace=item.metadata.get("namespace"),
@@ -453,7 +454,7 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _keep_alive(response: aiohttp.ClientResponse) -> None:
-    """Has the kernel notice within half a minute that the API server of an idle watch is gone (tcp(7))."""
+    """Sets TCP keepalive, so that a lost connection of an idle watch is detected within 30 s (tcp(7))."""
     transport = response.connection.transport if response.connection else None
     sock = transport.get_extra_info("socket") if transport else None
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
@@ -464,7 +465,7 @@ def _keep_alive(response: aiohttp.ClientResponse) -> None:
 
 
 async def _lines(response: aiohttp.ClientResponse, seconds: float) -> AsyncIterator[bytes]:
-    """The lines of a streamed answer, each bounded by LINE_LIMIT; for at most `seconds`."""
+    """The lines of a streamed response, each at most LINE_LIMIT bytes, for at most `seconds`."""
     rest = bytearray()
     try:
         async with asyncio.timeout(seconds):
@@ -475,6 +476,6 @@ async def _lines(response: aiohttp.ClientResponse, seconds: float) -> AsyncItera
                     yield bytes(line)
                 rest = bytearray(tail)
                 if len(rest) > LINE_LIMIT:
-                    raise errors.ApiUnavailable(f"A watch event is longer than {LINE_LIMIT} bytes")
+                    raise errors.ApiUnavailable(f"A watch event exceeds {LINE_LIMIT} bytes")
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise faults.transport_error(error, "watch") from error

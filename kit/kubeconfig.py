@@ -1,4 +1,4 @@
-"""A person's kubeconfig as kubectl reads it: several files, a chosen context, values that flags replace.
+"""Loads kubeconfig files as kubectl does: merging, choice of a context, overriding flags, exec plugins.
 
 Sources: client-go's loading rules
 (https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/) and its ExecCredential protocol
@@ -36,7 +36,7 @@ _PLUGIN_API = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/
 
 @dataclass(frozen=True)
 class KubeconfigFlags:
-    """What a command line chooses. None: what the files say."""
+    """Command-line flags that override the kubeconfig. None: not given."""
 
     kubeconfig: str | None = None
     context: str | None = None
@@ -52,9 +52,9 @@ class KubeconfigFlags:
 
 
 def load(choice: KubeconfigFlags) -> ApiConnection:
-    """The connection that the kubeconfig and the flags describe; inside a pod without one, its service account's.
+    """The connection from kubeconfig and flags; without a kubeconfig, from the pod's service account.
 
-    Raises ConfigError in words.
+    Raises ConfigError.
     """
     files = _files(choice.kubeconfig)
     try:
@@ -63,22 +63,22 @@ def load(choice: KubeconfigFlags) -> ApiConnection:
         raise ConfigError(f"{_names(files)}: {error}") from error
     plugin = config.user.exec if config.user and not _token(config.user) else None
     with warnings.catch_warnings():
-        # httpx warns of switched-off verification, which the person has just asked for.
+        # httpx warns about disabled verification, which the user has requested.
         warnings.simplefilter("ignore")
         try:
             return connection.connection_of(config, PluginCredentials(plugin) if plugin else None)
         except OSError as error:
-            raise ConfigError(f"the certificates of context {config.context_name!r} cannot be read: {error}") from error
+            raise ConfigError(f"cannot read the certificates of context {config.context_name!r}: {error}") from error
 
 
 def _in_cluster(choice: KubeconfigFlags) -> SingleConfig:
-    """The service account of the pod that this runs in."""
+    """The configuration from the pod's service account."""
     try:
         config = KubeConfig.from_service_account().get()
     except (ConfigError, KeyError):
         config = None
     if config is None:
-        raise ConfigError("there is no kubeconfig: set KUBECONFIG, or name one with --kubeconfig")
+        raise ConfigError("no kubeconfig found: set KUBECONFIG or pass --kubeconfig")
     context = Context(
         cluster=config.context.cluster, user=config.context.user, namespace=choice.namespace or config.namespace
     )
@@ -90,17 +90,17 @@ def _token(user: User) -> str | None:
 
 
 def _files(explicit: str | None) -> list[Path]:
-    """The files to read, in order: the flag's, else those of $KUBECONFIG that exist, else the one at home."""
+    """The files to read, in order: from the flag, else the existing ones of $KUBECONFIG, else HOME_FILE."""
     if explicit:
         path = Path(explicit).expanduser()
         if not path.is_file():
-            raise ConfigError(f"the kubeconfig {explicit} is not there")
+            raise ConfigError(f"kubeconfig {explicit} does not exist")
         return [path]
     listed = os.environ.get("KUBECONFIG", "")
     paths = [Path(word).expanduser() for word in listed.split(os.pathsep) if word] or [Path(HOME_FILE).expanduser()]
     found = [path for path in paths if path.is_file()]
     if listed and not found:
-        raise ConfigError(f"the kubeconfig {listed} of $KUBECONFIG is not there")
+        raise ConfigError(f"kubeconfig {listed} of $KUBECONFIG does not exist")
     return found
 
 
@@ -109,7 +109,7 @@ def _names(files: Sequence[Path]) -> str:
 
 
 def _merged(files: Sequence[Path]) -> dict[str, Any]:
-    """One kubeconfig of several: of each name and of the current context, the first mention wins."""
+    """Merges kubeconfig files: for each name and the current context, the first occurrence wins."""
     merged: dict[str, Any] = {"clusters": {}, "users": {}, "contexts": {}}
     for path in files:
         document = _read(path)
@@ -129,23 +129,23 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         document = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"the kubeconfig {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"cannot read kubeconfig {path}: {' '.join(str(error).split())}") from error
     if document is None:
         return {}
     lists = isinstance(document, dict) and all(
         isinstance(entry, dict) for listing in _FILES for entry in document.get(listing) or ()
     )
     if not lists:
-        raise ConfigError(f"{path} is not a kubeconfig: it needs lists of clusters, users and contexts")
+        raise ConfigError(f"{path} is not a kubeconfig: clusters, users and contexts must be lists of objects")
     return document  # type: ignore[no-any-return]
 
 
 def _chosen(merged: Mapping[str, Any], choice: KubeconfigFlags) -> SingleConfig:
-    """One context of the merged files, with the flags' values in place of the files'."""
+    """The selected context of the merged files, with flags applied."""
     name = choice.context or merged.get("current-context")
     context = _named(merged, "contexts", name) if name else {}
     if not name and not choice.server and not choice.cluster:
-        raise ConfigError("the kubeconfig has no current context: choose one with --context")
+        raise ConfigError("the kubeconfig has no current context: pass --context")
     cluster_name = choice.cluster or context.get("cluster")
     user_name = choice.user or context.get("user")
     cluster = dict(_named(merged, "clusters", cluster_name)) if cluster_name else {}
@@ -189,7 +189,7 @@ def _named(merged: Mapping[str, Any], listing: str, name: str) -> Mapping[str, A
 
 
 class PluginCredentials(Credentials):
-    """A bearer token from an exec plugin of the kubeconfig, run once and again when the token is refused."""
+    """A bearer token from an exec plugin of the kubeconfig, which is run again when the token is refused."""
 
     def __init__(self, plugin: UserExec) -> None:
         super().__init__(None)
@@ -197,7 +197,7 @@ class PluginCredentials(Credentials):
         self._headers: dict[str, str] | None = None
 
     async def headers(self, renew: bool = False) -> dict[str, str]:
-        """The Authorization header. Raises ConfigError when the plugin is missing, fails or gives no token."""
+        """The Authorization header. Raises ConfigError if the plugin is missing, fails or returns no token."""
         if self._headers is None or renew:
             self._headers = {"Authorization": f"Bearer {await self._token()}"}
         return self._headers
@@ -205,17 +205,15 @@ class PluginCredentials(Credentials):
     async def _token(self) -> str:
         plugin = self._plugin
         if plugin.apiVersion not in _PLUGIN_API:
-            raise ConfigError(
-                f"the credential plugin {plugin.command} speaks {plugin.apiVersion}, which is not supported"
-            )
+            raise ConfigError(f"credential plugin {plugin.command}: apiVersion {plugin.apiVersion} is not supported")
         output = await self._run(plugin)
         try:
             status = json.loads(output)["status"]
             token = status.get("token")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"the credential plugin {plugin.command} printed no ExecCredential") from error
+            raise ConfigError(f"credential plugin {plugin.command} printed no ExecCredential") from error
         if not isinstance(token, str) or not token:
-            raise ConfigError(f"the credential plugin {plugin.command} gave no token; certificates are not supported")
+            raise ConfigError(f"credential plugin {plugin.command} returned no token; certificates are not supported")
         return token
 
     async def _run(self, plugin: UserExec) -> bytes:
@@ -232,8 +230,8 @@ class PluginCredentials(Credentials):
             )
         except OSError as error:
             hint = f" ({plugin.installHint})" if plugin.installHint else ""
-            raise ConfigError(f"the credential plugin {plugin.command} cannot run: {error.strerror}{hint}") from error
+            raise ConfigError(f"cannot run credential plugin {plugin.command}: {error.strerror}{hint}") from error
         output, _ = await process.communicate()
         if process.returncode != 0:
-            raise ConfigError(f"the credential plugin {plugin.command} failed with exit code {process.returncode}")
+            raise ConfigError(f"credential plugin {plugin.command} failed with exit code {process.returncode}")
         return output

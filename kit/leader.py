@@ -1,8 +1,8 @@
-"""One leader among replicas, by a Lease (coordination.k8s.io/v1).
+"""Leader election by a Lease (coordination.k8s.io/v1).
 
-A leader that cannot renew gives up before anybody else may take over: it stops acting at RENEW_DEADLINE, others wait
-for LEASE_SECONDS of their own clock since they last saw a change. A Lease does not fence; whoever acts on VMs must rely
-on the API server's conflict checks as well (UID preconditions, derived pod names).
+A leader that cannot renew the Lease stops at RENEW_DEADLINE, before another replica may take over: the others wait for
+LEASE_SECONDS, on their own clock, since the last observed change. A Lease is no fence: the leader must also rely on the
+API server's conflict checks (UID preconditions, derived pod names).
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from kit.kube import Kube
 LEASE_SECONDS = 15
 RENEW_DEADLINE = 10.0
 RENEW_SECONDS = 4.0
-"""Pause between renewals: a Lease costs the API server 15 writes a minute."""
+"""Renewal interval: 15 writes a minute."""
 
 _log = log.logger(component="leader")
 
@@ -39,18 +39,18 @@ class _LeaseSpec(msgspec.Struct, gc=False):
 
 
 class Lease(msgspec.Struct, gc=False):
-    """What is read of a Lease."""
+    """The fields of a Lease that are decoded."""
 
     metadata: _Meta
     spec: _LeaseSpec = msgspec.field(default_factory=_LeaseSpec)
 
 
 class LeadershipLost(Exception):
-    """Another replica may act now: the process must stop."""
+    """The Lease could not be renewed: another replica may act now."""
 
 
 class Leader:
-    """Competes for the Lease `namespace/name` as `identity` (unique to the process)."""
+    """Acquires and renews the Lease `namespace/name` as `identity` (unique to the process)."""
 
     def __init__(self, kube: Kube, namespace: str, name: str, identity: str) -> None:
         self._kube = kube
@@ -62,7 +62,8 @@ class Leader:
         self._failures = 0
 
     async def lead(self, work: Awaitable[Any]) -> None:
-        """Waits for the Lease, then runs `work` while renewing. Raises LeadershipLost, with `work` cancelled."""
+        """Waits for the Lease, then runs `work` while renewing it. Cancels `work` and raises LeadershipLost if it is
+        lost."""
         try:
             while not await self._try():  # noqa: ASYNC110
                 await asyncio.sleep(2 * random.uniform(0.8, 1.2))
@@ -103,7 +104,7 @@ class Leader:
                         return
 
     async def _try(self) -> bool:
-        """Takes or renews the Lease; False when somebody else holds it or the API server is away."""
+        """Acquires or renews the Lease; False if another replica holds it or the API server is unavailable."""
         namespace, name = self._where
         try:
             if self._lease is None or not self.leading:
@@ -114,13 +115,13 @@ class Leader:
         except NotFound:
             return await self._create()
         except Conflict:
-            # Somebody was faster, or our own write came through although its answer got lost: look again.
+            # Another replica was faster, or the response of an own write was lost: read the Lease again.
             self._lease = None
             return False
         except HyperletError as error:
             self._failures += 1
             if self._failures & (self._failures - 1) == 0:
-                _log.warning("Cannot reach the lease", why=error.message, lease=name, failures=self._failures)
+                _log.warning("Cannot renew the lease", why=error.message, lease=name, failures=self._failures)
             return False
         self._failures = 0
         return True
@@ -160,7 +161,7 @@ class Leader:
         return True
 
     async def _release(self) -> None:
-        """Gives the Lease back on a clean exit, so that the next replica need not wait."""
+        """Releases the Lease on a clean exit, so that the next replica need not wait."""
         namespace, name = self._where
         with contextlib.suppress(HyperletError, TimeoutError):
             async with asyncio.timeout(2):
@@ -170,7 +171,7 @@ class Leader:
                 try:
                     await self._give_back(lease)
                 except Conflict:
-                    # A renewal that was under way when the work ended has come through.
+                    # A renewal that was in flight when the work ended has succeeded.
                     await self._give_back(await self._kube.get(Lease, namespace, name))
 
     async def _give_back(self, lease: Lease) -> None:

@@ -1,7 +1,7 @@
-"""Logs: one JSON object a line, each with the object it is about.
+"""Structured logs: one JSON object per line.
 
-A line is for the operator at 3 a.m.: what happened to which object, and what will be tried next. The event is a
-sentence; everything else is a key, so that `kubectl logs | jq 'select(.name=="web")'` works.
+The message says what happened and what is done next. Everything else, such as the object's name, is a key, so that
+`kubectl logs | jq 'select(.name=="web")'` works.
 """
 
 import json
@@ -25,23 +25,23 @@ def _render(_logger: Any, _method: str, event: structlog.types.EventDict) -> str
 def _encoded(line: dict[str, Any]) -> str:
     try:
         return msgspec.json.encode(line, enc_hook=str).decode()
-    except UnicodeEncodeError:  # half a surrogate pair, as file names that are no UTF-8 have them
+    except UnicodeEncodeError:  # lone surrogates, from file names that are not UTF-8
         return json.dumps(line, default=str)
 
 
 class _Line(logging.Formatter):
-    """What libraries log, as lines of the same kind: a peer's words in them must not look like a line of their own."""
+    """Formats libraries' log records as JSON as well, so that text from a peer cannot forge a log line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One JSON object."""
-        said = {"level": record.levelname.lower(), "msg": record.getMessage(), "logger": record.name}
+        line = {"level": record.levelname.lower(), "msg": record.getMessage(), "logger": record.name}
         if record.exc_info:
-            said["exception"] = self.formatException(record.exc_info)
-        return _encoded(said)
+            line["exception"] = self.formatException(record.exc_info)
+        return _encoded(line)
 
 
 def setup(role: str, level: str | None = None) -> None:
-    """Sends all logs of this process to stderr as JSON. `level` falls back to HYPERLET_LOG, then to info."""
+    """Logs to stderr as JSON, for the whole process. `level` defaults to HYPERLET_LOG, then info."""
     threshold = LEVELS.get((level or os.environ.get("HYPERLET_LOG") or "info").lower(), logging.INFO)
     structlog.configure(
         processors=[
@@ -62,12 +62,12 @@ def setup(role: str, level: str | None = None) -> None:
 
 
 def logger(**context: Any) -> structlog.typing.FilteringBoundLogger:
-    """A logger whose lines all carry `context`."""
+    """A logger that adds `context` to every line."""
     return cast(structlog.typing.FilteringBoundLogger, structlog.get_logger(**context))
 
 
 def about(obj: Any) -> dict[str, str]:
-    """The keys that say which object a line is about: `log.info("Made the pod", **about(vmi))`."""
+    """The keys that identify an object: `log.info("Created the pod", **about(vmi))`."""
     meta = obj.metadata
     found = {"kind": obj.kind or type(obj).__name__, "namespace": meta.namespace, "name": meta.name, "uid": meta.uid}
     return {key: value for key, value in found.items() if value}

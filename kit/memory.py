@@ -1,4 +1,4 @@
-"""Gives back memory that only the start of a program needed."""
+"""Releases memory that only the start of a program needs."""
 
 import ctypes
 import gc
@@ -8,23 +8,23 @@ _MADV_DONTNEED = 4
 
 
 def settle() -> None:
-    """Gives back all of it: garbage, the heap's free pages, the code. To be called when a program has started.
+    """Releases garbage, free heap pages and code pages. Call it once after the start of a program.
 
-    What is left stays for good, so the garbage collector is told not to look at it again.
+    The remaining objects are long-lived, so the garbage collector ignores them from now on (gc.freeze).
     """
     gc.collect()
     gc.freeze()
-    # Free pages inside of the heap are kept by free(3), whatever their number (malloc_trim(3), glibc).
+    # free(3) keeps free pages inside of the heap, however many there are (malloc_trim(3), glibc).
     ctypes.CDLL(None).malloc_trim(0)
     release_code_pages()
 
 
 def release_code_pages() -> None:
-    """Unmaps the pages of program code that have been touched so far; those still in use come back on the next call.
+    """Unmaps resident pages of program code; pages still in use are faulted in again.
 
-    A start runs through most of gRPC's 12 MiB of code, once. Mapped pages are the last that a node short of memory gets
-    back, and a VM alone on its node has nobody to share them with. Only executable mappings of files: nothing of ours
-    is ever in them, so dropping them loses nothing (madvise(2), MADV_DONTNEED).
+    The start executes most of gRPC's 12 MiB of code once. Mapped pages are the last that a node under memory pressure
+    reclaims, and a VM alone on its node shares them with no other process. Only executable file mappings are dropped:
+    they are never modified, so nothing is lost (madvise(2), MADV_DONTNEED).
     """
     madvise = ctypes.CDLL(None).madvise
     with pathlib.Path("/proc/self/maps").open(encoding="utf-8") as maps:

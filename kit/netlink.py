@@ -1,4 +1,4 @@
-"""rtnetlink with `struct` alone: links, addresses, routes, bridges; and taps and offloads by ioctl.
+"""A minimal rtnetlink client: links, addresses, routes, bridges; and tap devices and offloads by ioctl.
 
 Calls block and raise OSError with the kernel's errno. A socket belongs to the network namespace of the thread that
 opened it. Sources: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_tun,ethtool}.h.
@@ -47,7 +47,7 @@ Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 @dataclass(frozen=True)
 class Link:
-    """A network device. `master` is the index of its bridge or 0, `kind` the driver's name or empty."""
+    """A network device. `master`: index of its bridge or 0, `kind`: IFLA_INFO_KIND or empty."""
 
     index: int
     name: str
@@ -60,8 +60,8 @@ class Link:
 
 @dataclass(frozen=True)
 class Address:
-    """An address on a device. `scope` as in rtnetlink: 0 global, 253 link, 254 host. One that is not `permanent` came
-    by a router's advertisement and goes again by itself."""
+    """An address of a device. `scope` as in rtnetlink: 0 global, 253 link, 254 host. Addresses that are not `permanent`
+    come from router advertisements and expire."""
 
     index: int
     interface: Interface
@@ -71,8 +71,8 @@ class Address:
 
 @dataclass(frozen=True)
 class Route:
-    """A unicast route of the main table. `gateway`: None for what is on the device's own link. `protocol`: who made it,
-    as in rtnetlink: 2 the kernel itself, with an address; 3 and more somebody on purpose."""
+    """A unicast route of the main table. `gateway`: None for an on-link route. `protocol`: its origin as in rtnetlink:
+    2 the kernel, for an address; 3 and above user space."""
 
     index: int
     destination: ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -123,7 +123,7 @@ class Netlink:
         return found
 
     def routes(self) -> list[Route]:
-        """The unicast routes of the main table that lead out by one device, both families."""
+        """The unicast routes of the main table with a single device, both families."""
         found = []
         for body in self._dump(_RTM_GETROUTE, _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
             family, prefix, _, _, table, protocol, _, kind, flags = _ROUTE.unpack_from(body)
@@ -146,7 +146,7 @@ class Netlink:
         return found
 
     def add_bridge(self, name: str, mac: str, mtu: int) -> None:
-        """A bridge without spanning tree and without multicast snooping (which would eat neighbour discovery)."""
+        """Creates a bridge without STP and without multicast snooping (which would drop IPv6 neighbour discovery)."""
         data = (
             _attribute(_IFLA_BR_FORWARD_DELAY, _pack_u32(0))
             + _attribute(_IFLA_BR_STP_STATE, _pack_u32(0))
@@ -171,7 +171,7 @@ class Netlink:
         master: int | None = None,
         mac: str | None = None,
     ) -> None:
-        """Changes what is given; a `master` of 0 takes the device out of its bridge."""
+        """Changes the given attributes. `master` 0 removes the device from its bridge."""
         flags, mask = (_IFF_UP if up else 0, _IFF_UP) if up is not None else (0, 0)
         body = _IFINFO.pack(0, 0, index, flags, mask)
         if mtu is not None:
@@ -183,11 +183,11 @@ class Netlink:
         self._request(_RTM_NEWLINK, 0, body)
 
     def delete_link(self, index: int) -> None:
-        """Removes a device."""
+        """Deletes a device."""
         self._request(_RTM_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0))
 
     def add_address(self, index: int, interface: Interface) -> None:
-        """Gives a device an address, usable at once (no duplicate address detection)."""
+        """Adds an address to a device, without duplicate address detection."""
         family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
         body = (
             _IFADDR.pack(family, interface.network.prefixlen, 0, 0, index)
@@ -199,7 +199,7 @@ class Netlink:
         self._request(_RTM_NEWADDR, _CREATE | _EXCL, body)
 
     def delete_address(self, index: int, interface: Interface) -> None:
-        """Takes an address from a device, and with it the routes that need it."""
+        """Deletes an address from a device, and with it the routes that depend on it."""
         family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
         body = _IFADDR.pack(family, interface.network.prefixlen, 0, 0, index) + _attribute(
             _IFA_LOCAL, interface.ip.packed
@@ -207,7 +207,7 @@ class Netlink:
         self._request(_RTM_DELADDR, 0, body)
 
     def add_link_route(self, index: int, destination: ipaddress.IPv4Address) -> None:
-        """Says that one address is on the device's own link. Nothing happens if that is known already."""
+        """Adds an on-link host route for one address, or replaces it."""
         head = (socket.AF_INET, 32, 0, 0, _TABLE_MAIN, _PROTOCOL_BOOT, _SCOPE_LINK, _UNICAST, 0)
         body = _ROUTE.pack(*head) + _attribute(_RTA_DST, destination.packed) + _attribute(_RTA_OIF, _pack_u32(index))
         self._request(_RTM_NEWROUTE, _CREATE | _REPLACE, body)
@@ -293,7 +293,7 @@ def _mac(text: str) -> bytes:
 
 
 def add_tap(name: str, uid: int, gid: int, multi_queue: bool) -> None:
-    """A persistent tap device with virtio-net headers that `uid` may open. Raises OSError (EBUSY: exists, in use)."""
+    """Creates a persistent tap device with virtio-net headers, owned by `uid`. Raises OSError (EBUSY: in use)."""
     flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if multi_queue else 0)
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -306,9 +306,9 @@ def add_tap(name: str, uid: int, gid: int, multi_queue: bool) -> None:
 
 
 def leaves_checksums(name: str, wanted: bool | None = None) -> bool:
-    """Whether the device leaves transmit checksums to its receiver; with `wanted`, sets that first.
+    """Whether TX checksum offload is enabled on the device; `wanted` sets it first.
 
-    Old DHCP clients drop packets whose checksum was left to a device that never computes it.
+    Old DHCP clients drop packets with offloaded checksums, which a virtual device never fills in.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
         if wanted is not None:

@@ -1,6 +1,6 @@
-"""Processes, namespaces and descriptors: the Linux system calls that Python 3.11 does not wrap.
+"""Processes, namespaces and descriptors: Linux system calls that Python 3.11 does not wrap.
 
-Everything here works on descriptors, never on names that another party can change in between. Sources: openat2(2),
+All functions work on descriptors, not on names, which another party can change in between. Sources: openat2(2),
 setns(2), unshare(2), proc(5), cgroups(7).
 """
 
@@ -28,7 +28,7 @@ CLONE_NEWNET = 0x40000000
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
-# What every path that somebody else can write below gets: no link of any kind, and no way out of its directory.
+# For paths in directories that others can write to: no links of any kind, and no escape from the directory.
 RESOLVE_SAFELY = RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH
 
 # ioctl requests of linux/nsfs.h.
@@ -57,24 +57,24 @@ def syscall(number: int, *arguments: object) -> int:
 
 
 def _as_argument(value: object) -> object:
-    # Without this ctypes would pass an int as 32 bits and leave the register's upper half undefined.
+    # ctypes passes a plain int as 32 bits and leaves the upper half of the register undefined.
     return ctypes.c_long(value) if isinstance(value, int) else value
 
 
 def open_beneath(directory: int, path: str, flags: int, mode: int = 0) -> int:
     """Opens `path` below the directory descriptor without following any link on the way or at the end (openat2).
 
-    Raises OSError: ELOOP for a link, EXDEV for a way out of the directory, ENOENT and so on as open does.
+    Raises OSError: ELOOP for a link, EXDEV for an escape from the directory, others as open(2).
     """
     how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_SAFELY)
     return syscall(_SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
 
 
 def open_regular(directory: int, path: str, flags: int) -> int:
-    """Opens a regular file as `open_beneath` does. Anything else raises OSError (EINVAL), and is never opened.
+    """Opens a regular file as `open_beneath` does. Raises OSError (EINVAL) for anything else, without opening it.
 
-    Opening alone does things: a watchdog starts, a tape winds back. So the inode is looked at through a descriptor that
-    only names it, and that descriptor, which is no link's, is opened again.
+    Opening a device has side effects: a watchdog starts, a tape rewinds. So the inode is checked through an O_PATH
+    descriptor, which is then reopened.
     """
     with closing(open_beneath(directory, path, os.O_PATH)) as named:
         if not stat.S_ISREG(os.fstat(named).st_mode):
@@ -83,15 +83,15 @@ def open_regular(directory: int, path: str, flags: int) -> int:
 
 
 def write_fifo(directory: int, path: str, data: bytes) -> bool:
-    """Writes to a FIFO below the directory descriptor. False if there is none, nobody reads it, or it is full.
+    """Writes to a FIFO below the directory descriptor. False if it does not exist, has no reader or is full.
 
-    Raises OSError for anything else that has the name, which is never opened.
+    Raises OSError if the file is not a FIFO, without opening it.
     """
     try:
         with closing(open_beneath(directory, path, os.O_PATH)) as named:
             if not stat.S_ISFIFO(os.fstat(named).st_mode):
                 raise OSError(errno.EINVAL, f"{path} is not a FIFO")
-            # The descriptor is a FIFO's, never a link's, so this magic link leads to that inode and nowhere else.
+            # The descriptor refers to a FIFO, never a link, so the magic link resolves to exactly that inode.
             with closing(os.open(f"/proc/self/fd/{named}", os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as fd:
                 return os.write(fd, data) == len(data)
     except OSError as error:
@@ -116,7 +116,7 @@ def _read(fd: int, limit: int) -> bytes:
 
 @contextmanager
 def closing(fd: int) -> Iterator[int]:
-    """Closes the descriptor at the end of the block."""
+    """Context manager that closes the descriptor."""
     try:
         yield fd
     finally:
@@ -124,14 +124,13 @@ def closing(fd: int) -> Iterator[int]:
 
 
 class Process:
-    """One process, held by its directory in /proc.
+    """A reference to a process by a descriptor of its /proc directory.
 
-    The directory belongs to that very process: after its death every use raises OSError (ESRCH or ENOENT), even when
-    another process has got the same pid since.
+    The descriptor is not affected by pid reuse: after the process has ended every use raises OSError (ESRCH or ENOENT).
     """
 
     def __init__(self, pid: int) -> None:
-        """Raises OSError if there is no such process."""
+        """Raises OSError if the process does not exist."""
         self.pid = pid
         self._fd = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -154,15 +153,15 @@ class Process:
         return os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
 
     def host_user(self, user: int) -> int:
-        """Our name for a user of the process's user namespace. Raises OSError (EINVAL) where it has none such."""
+        """The host UID of a UID in the process's user namespace. Raises OSError (EINVAL) if it is not mapped."""
         return self._mapped("uid_map", user)
 
     def host_group(self, group: int) -> int:
-        """Our name for a group of the process's user namespace. Raises OSError (EINVAL) where it has none such."""
+        """The host GID of a GID in the process's user namespace. Raises OSError (EINVAL) if it is not mapped."""
         return self._mapped("gid_map", group)
 
     def _mapped(self, table: str, identity: int) -> int:
-        # user_namespaces(7): first here, first there, how many; the middle one as the reader's own namespace has it.
+        # user_namespaces(7): first inside ID, first outside ID (in the reader's namespace), length.
         for line in self.read(table).splitlines():
             first, theirs, count = map(int, line.split())
             if first <= identity < first + count:
@@ -171,15 +170,15 @@ class Process:
 
     @property
     def users(self) -> set[int]:
-        """The process's user ids: real, effective, saved and of the file system. Raises OSError."""
+        """The process's UIDs: real, effective, saved and file system. Raises OSError."""
         for line in self.read("status").splitlines():
             if line.startswith(b"Uid:"):
                 return {int(word) for word in line.split()[1:]}
-        raise OSError(errno.ESRCH, "the process has no user")
+        raise OSError(errno.ESRCH, "no Uid line in the process's status")
 
     @property
     def alive(self) -> bool:
-        """Whether the process still exists and is no zombie."""
+        """Whether the process exists and is not a zombie."""
         try:
             state = self.read("stat").rpartition(b")")[2].split()
         except OSError:
@@ -187,7 +186,7 @@ class Process:
         return bool(state) and state[0] not in (b"Z", b"X")
 
     def close(self) -> None:
-        """Lets go of the process. Further uses raise OSError."""
+        """Closes the descriptor. Further uses raise OSError."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -202,27 +201,28 @@ class Process:
 
 
 def same_namespace(one: Process, other: Process, kind: str) -> bool:
-    """Whether two processes are in the same namespace of a kind."""
+    """Whether two processes share their namespace of type `kind`."""
     with closing(one.namespace(kind)) as first, closing(other.namespace(kind)) as second:
         return os.path.samestat(os.fstat(first), os.fstat(second))
 
 
 def belongs_to_users_of(namespace: int, process: Process) -> bool:
-    """Whether a namespace (a descriptor) was made in the process's user namespace. Raises OSError."""
+    """Whether a namespace (descriptor) is owned by the process's user namespace. Raises OSError."""
     with closing(fcntl.ioctl(namespace, _NS_GET_USERNS)) as owner, closing(process.namespace("user")) as theirs:
         return os.path.samestat(os.fstat(owner), os.fstat(theirs))
 
 
 def owned_by_host_root(process: Process) -> bool:
-    """Whether the process's user namespace is a child of the caller's, and was made by the caller's root.
+    """Whether the process's user namespace is a child of the caller's and was created by the caller's root.
 
-    A container runtime makes such ones. Those that a pod makes are children of the pod's, or belong to its user.
+    That holds for namespaces created by a container runtime. A namespace created inside of a pod is a child of the
+    pod's, or is owned by the pod's user.
     """
     with closing(process.namespace("user")) as namespace:
         try:
             parent = fcntl.ioctl(namespace, _NS_GET_PARENT)
         except OSError as error:
-            if error.errno == errno.EPERM:  # it has none that we may see: it is the caller's own, or above
+            if error.errno == errno.EPERM:  # no visible parent: it is the caller's own namespace, or an ancestor
                 return False
             raise
         with closing(parent):
@@ -237,12 +237,12 @@ _POD_COMPONENT = re.compile(r"(?:kubepods(?:-[a-z]+)?-)?pod([0-9a-fA-F]{8}[-_0-9
 
 
 def pod_of_cgroups(text: str) -> str | None:
-    """The UID of the pod that a process belongs to, from the content of its /proc/<pid>/cgroup; None for no pod.
+    """The UID of the pod that a process belongs to, from the content of its /proc/<pid>/cgroup; None if in no pod.
 
-    Knows cgroup v1 and v2, kubelet's cgroupfs names (`pod<uid>`) and systemd names (`kubepods-burstable-pod<uid>.slice`
-    with underscores), and paths as seen from inside a cgroup namespace (`/../pod<uid>/...`). The outermost pod counts:
-    whatever cgroups a pod makes below its own never make it another pod. Hierarchies that name different pods are
-    nobody's.
+    Supports cgroup v1 and v2, the kubelet's cgroupfs names (`pod<uid>`) and systemd names
+    (`kubepods-burstable-pod<uid>.slice` with underscores), and paths seen from inside a cgroup namespace
+    (`/../pod<uid>/...`). The outermost match counts, so that a pod cannot imitate another one with cgroups below its
+    own. Returns None if hierarchies name different pods.
     """
     found: set[str] = set()
     for line in text.splitlines():
@@ -262,23 +262,23 @@ def setns(fd: int, kind: int) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Gives the calling thread namespaces of its own. Raises OSError. Call it only inside `isolated`."""
+    """Moves the calling thread into new namespaces. Raises OSError. Call it only inside `isolated`."""
     if _libc.unshare(flags) < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
 
 def enter_mounts(namespace: int) -> None:
-    """Moves the calling thread (root and working directory included) into a mount namespace. Raises OSError."""
-    unshare(CLONE_FS)  # the kernel refuses a thread that shares its root directory with others
+    """Moves the calling thread, with its root and working directory, into a mount namespace. Raises OSError."""
+    unshare(CLONE_FS)  # setns(2) fails for a thread that shares its root directory with others
     setns(namespace, CLONE_NEWNS)
 
 
 async def isolated(work: Callable[[], T]) -> T:
-    """Runs `work` in a thread of its own that ends with it, and returns its result.
+    """Runs `work` in a new thread and returns its result.
 
-    Such a thread may change its namespaces, its file system ids and its working directory: nobody gets it afterwards.
-    A cancelled caller does not stop the thread.
+    The thread may change its namespaces, file system IDs and working directory, as it is not reused. Cancelling the
+    caller does not stop the thread.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -305,7 +305,7 @@ async def isolated(work: Callable[[], T]) -> T:
 
 
 def isolated_now(work: Callable[[], T]) -> T:
-    """`isolated` for callers without an event loop: blocks until the thread has ended."""
+    """Blocking version of `isolated`, for callers without an event loop."""
     outcome: list[T] = []
     errors: list[BaseException] = []
 

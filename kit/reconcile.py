@@ -1,7 +1,7 @@
-"""Bringing what is to what should be: a queue of keys and workers that observe, plan, apply and report.
+"""Work queue and reconciler base class: workers observe, plan, apply and report.
 
-Level-triggered: a key says only "look at this object again". One worker at a time looks at a key; what happens to it
-meanwhile makes it come up once more, not twice. An error never ends the loop: the key is tried again, later each time.
+Level-triggered: a queued key only means that the object has to be reconciled. A key is processed by one worker at a
+time; if it is added meanwhile, it is processed once more. After an error the key is retried with back-off.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ O = TypeVar("O")  # noqa: E741
 FIRST_SECONDS = 0.2
 LONGEST_SECONDS = 60.0
 PATIENCE = 4
-"""Failures in a row before the object is told (`report`); then again at every doubling: 4, 8, 16, ..."""
+"""Consecutive failures before `report` is called; then at every doubling: 4, 8, 16, ..."""
 
 DEPTH = Gauge("kubevirt_workqueue_depth", "Keys waiting in a work queue", ["name"])
 ADDS = Counter("kubevirt_workqueue_adds_total", "Keys put into a work queue", ["name"])
-RETRIES = Counter("kubevirt_workqueue_retries_total", "Keys tried again after a failure", ["name"])
+RETRIES = Counter("kubevirt_workqueue_retries_total", "Keys retried after a failure", ["name"])
 LATENCY = Histogram(
     "kubevirt_workqueue_queue_duration_seconds",
     "Time a key waits for a worker",
@@ -43,7 +43,7 @@ WORK = Histogram(
 
 
 class Queue(Generic[K]):
-    """Keys to look at. A key that is being looked at and added again comes up after that look is over."""
+    """Work queue of keys. A key that is added while it is being processed is queued again afterwards."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -57,7 +57,7 @@ class Queue(Generic[K]):
         self._serial = 0
 
     def add(self, key: K) -> None:
-        """Has `key` looked at as soon as a worker is free."""
+        """Queues `key` for immediate processing."""
         self._due.pop(key, None)
         if key in self._busy:
             self._again.add(key)
@@ -67,7 +67,7 @@ class Queue(Generic[K]):
             self._wake.set()
 
     def add_after(self, key: K, seconds: float) -> None:
-        """Has `key` looked at after `seconds`, or earlier if something else asks for it earlier."""
+        """Queues `key` after `seconds`, unless it is queued earlier anyway."""
         due = time.monotonic() + seconds
         if key in self._ready or self._due.get(key, due + 1) <= due:
             return
@@ -77,7 +77,7 @@ class Queue(Generic[K]):
         self._wake.set()
 
     def fail(self, key: K) -> tuple[int, float]:
-        """Notes a failure and schedules the next try. Returns the failures in a row and the seconds until then."""
+        """Counts a failure and schedules a retry. Returns the consecutive failures and the seconds until the retry."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         seconds = min(LONGEST_SECONDS, FIRST_SECONDS * 2 ** min(failures - 1, 20)) * random.uniform(0.8, 1.2)
         RETRIES.labels(self.name).inc()
@@ -85,11 +85,11 @@ class Queue(Generic[K]):
         return failures, seconds
 
     def forget(self, key: K) -> None:
-        """The key's last look went well: the next failure is its first."""
+        """Resets the key's failure count after a success."""
         self._failures.pop(key, None)
 
     async def get(self) -> K:
-        """The next key; the caller owes a `done`."""
+        """The next key. The caller must call `done` afterwards."""
         while True:
             self._promote()
             if self._ready:
@@ -109,14 +109,14 @@ class Queue(Generic[K]):
                 continue
 
     def done(self, key: K) -> None:
-        """The worker is through with the key."""
+        """Marks the processing of `key` as finished."""
         self._busy.discard(key)
         if key in self._again:
             self._again.discard(key)
             self.add(key)
 
     def idle(self) -> bool:
-        """Whether nothing is to be done now (later is not now)."""
+        """Whether no key is ready or being processed. Delayed keys do not count."""
         self._promote()
         return not (self._ready or self._busy or self._again)
 
@@ -124,23 +124,23 @@ class Queue(Generic[K]):
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             due, _, key = heapq.heappop(self._later)
-            # An entry whose time was brought forward, or that was added meanwhile, is stale.
+            # Skip stale entries: the key was rescheduled or queued meanwhile.
             if self._due.get(key) == due:
                 self.add(key)
 
 
 @dataclass(frozen=True, slots=True)
 class RequeueAfter:
-    """An action that asks for another look after `seconds`, whatever happens until then."""
+    """An action that queues the key again after `seconds`."""
 
     seconds: float
 
 
 class Reconciler(Generic[K, O]):
-    """The loop around one kind. Subclasses say how to observe, plan, apply and report.
+    """Control loop for one kind. Subclasses implement observe, plan, apply and report.
 
-    `observe` gathers all that `plan` needs (from caches); None means there is nothing to do. `plan` is pure. Its
-    actions are applied in order; the first that fails ends the round, and the next round observes anew.
+    `observe` collects the input of `plan` (from caches); None means that there is nothing to do. `plan` is pure. Its
+    actions are applied in order; the first failure ends the round, and the next round starts with `observe`.
     """
 
     name = "reconciler"
@@ -150,28 +150,28 @@ class Reconciler(Generic[K, O]):
         self.log = log.logger(component=self.name)
 
     async def observe(self, key: K) -> O | None:
-        """Everything known about the object."""
+        """The input of `plan` for the object; None if there is nothing to do."""
         raise NotImplementedError
 
     def plan(self, observed: O) -> Sequence[Any]:
-        """What to do about it."""
+        """The actions for the object. Pure."""
         raise NotImplementedError
 
     async def apply(self, observed: O, action: Any) -> None:
-        """Does one thing. Raises `api.errors`."""
+        """Executes one action. Raises `api.errors`."""
         raise NotImplementedError
 
     async def report(self, key: K, error: str, failures: int) -> None:
-        """Tells the object that it has failed `failures` times in a row, and why. Errors in here are logged only."""
+        """Reports `failures` consecutive failures to the user, such as by an Event. Exceptions are only logged."""
 
     def describe(self, key: K) -> dict[str, Any]:
-        """The log's keys for a queue key."""
+        """The log keys that identify a queue key's object."""
         if isinstance(key, tuple) and len(key) == 2:
             return {"namespace": key[0], "name": key[1]}
         return {"name": str(key)}
 
     async def run(self, workers: int = 8) -> None:
-        """Works until cancelled."""
+        """Processes keys until cancelled."""
         async with asyncio.TaskGroup() as group:
             for _ in range(workers):
                 group.create_task(self._work())
@@ -187,13 +187,13 @@ class Reconciler(Generic[K, O]):
                 self.queue.done(key)
 
     async def once(self, key: K) -> None:
-        """One round for one key. Never raises."""
+        """Reconciles one key once. Never raises."""
         try:
             await self._round(key)
         except HyperletError as error:
             await self._failed(key, error.message)
         except Exception as error:
-            self.log.exception("A round failed in a way nobody foresaw", **self.describe(key))
+            self.log.exception("Unhandled exception while reconciling", **self.describe(key))
             await self._failed(key, f"{type(error).__name__}: {error}")
         else:
             self.queue.forget(key)
@@ -211,7 +211,7 @@ class Reconciler(Generic[K, O]):
     async def _failed(self, key: K, error: str) -> None:
         failures, seconds = self.queue.fail(key)
         self.log.warning(
-            "Could not bring the object to where it should be",
+            "Reconciliation failed: retrying",
             why=error,
             failures=failures,
             again_in=round(seconds, 1),
@@ -220,5 +220,5 @@ class Reconciler(Generic[K, O]):
         if failures >= PATIENCE and failures & (failures - 1) == 0:
             try:
                 await self.report(key, error, failures)
-            except Exception as told:
-                self.log.warning("Could not report a failure", why=str(told), **self.describe(key))
+            except Exception as report_error:
+                self.log.warning("Cannot report a failure", why=str(report_error), **self.describe(key))

@@ -1,7 +1,8 @@
-"""Unix sockets that untrusted parties own, and gRPC channels over them.
+"""Unix sockets of untrusted processes, and gRPC channels to them.
 
-The way to a launcher: open the socket's inode without following links, ask the kernel who listens on it, and only then
-speak gRPC, to that very inode. A server that starts again binds a new inode, so the checks are made anew.
+To connect to a launcher: open the socket's inode without following links, get the listener's credentials from the
+kernel, verify the process, then use gRPC with that inode. A restarted server binds a new inode, which is verified
+again.
 """
 
 import errno
@@ -20,13 +21,13 @@ from kit import proc
 MAX_MESSAGE = 1 << 20
 
 Sandbox = Callable[[str], proc.Process | None]
-"""The first process of a pod, which the container runtime made the pod's namespaces with; None if there is none."""
+"""Returns the first process of a pod (the sandbox), for which the runtime created the pod's namespaces, or None."""
 
 _UCRED = struct.Struct("iii")  # struct ucred of linux/socket.h: pid, uid, gid
 
 
 class PeerCredentials(NamedTuple):
-    """Who called listen(2) on a socket, as the kernel saw it."""
+    """Credentials of the process that called listen(2) on a socket (SO_PEERCRED)."""
 
     pid: int
     uid: int
@@ -36,7 +37,7 @@ class PeerCredentials(NamedTuple):
 def open_socket(directory: int, path: str) -> int:
     """An O_PATH descriptor of the socket `path` below a directory descriptor.
 
-    Raises LauncherUnavailable if it is not there, is reached through a link, or is no socket.
+    Raises LauncherUnavailable if it does not exist, is reached through a link, or is not a socket.
     """
     try:
         fd = proc.open_beneath(directory, path, os.O_PATH | os.O_NOFOLLOW)
@@ -49,29 +50,29 @@ def open_socket(directory: int, path: str) -> int:
 
 
 def listener(fd: int, timeout: float = 1.0) -> PeerCredentials:
-    """The process that listens on the socket with this O_PATH descriptor. Raises LauncherUnavailable if nobody does."""
+    """Credentials of the listener of the socket with this O_PATH descriptor. Raises LauncherUnavailable."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(timeout)
         try:
-            # The descriptor is a socket's, never a link's, so this magic link leads to that inode and nowhere else.
+            # The descriptor refers to a socket, never a link, so the magic link resolves to exactly that inode.
             probe.connect(f"/proc/self/fd/{fd}")
             credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         except OSError as error:
-            raise LauncherUnavailable(f"nobody answers on the socket: {error.strerror or error}") from error
+            raise LauncherUnavailable(f"cannot connect to the socket: {error.strerror or error}") from error
     return PeerCredentials(*_UCRED.unpack(credentials))
 
 
 def verified_process(fd: int, pod_uid: str, uid: int, sandbox: Sandbox) -> proc.Process:
-    """The process that listens on a socket, after checks; the caller closes it.
+    """The process that listens on a socket, after verification; the caller closes it.
 
-    It must be in the cgroup of the pod `pod_uid`, in the user namespace that the container runtime gave the pod (the
-    node's own, or one that only the pod has), and run as what is `uid` there. Somebody who made a user namespace could
-    also make mounts, and show us other directories than the container's. `sandbox` finds the pod's first process.
+    It must be in the cgroup of pod `pod_uid`, in the user namespace that the container runtime gave the pod (the
+    node's, or one of the pod's own), and run as `uid` of that namespace. A process that created a user namespace could
+    also mount other directories over the container's. `sandbox` finds the pod's first process.
     Raises LauncherUnavailable.
     """
     peer = listener(fd)
     if peer.pid <= 0:
-        raise LauncherUnavailable("the listener is in a pid namespace that cannot be seen from here")
+        raise LauncherUnavailable("the listener is in a PID namespace that is not visible from the node")
     try:
         process = proc.Process(peer.pid)
     except OSError as error:
@@ -95,18 +96,18 @@ def _check_pod(process: proc.Process, pod_uid: str, sandbox: Sandbox) -> None:
     try:
         first = sandbox(pod_uid)
     except OSError as error:
-        raise LauncherUnavailable(f"the pod's first process cannot be looked for: {error}") from error
+        raise LauncherUnavailable(f"cannot look up the pod's first process: {error}") from error
     if first is None:
-        raise LauncherUnavailable("the pod has no process in a network of its own")
+        raise LauncherUnavailable("the pod has no process in its own network namespace")
     with first:
         if not proc.same_namespace(process, first, "user"):
             raise LauncherUnavailable(
                 f"the listener (pid {process.pid}) is in another user namespace than its pod (pid {first.pid})"
             )
-    # Of a pod without a process before its container's the comparison alone says nothing.
+    # The comparison proves nothing if the pod's first process is in its container, so check the owner as well.
     if not process.shares_namespace("user") and not proc.owned_by_host_root(process):
         raise LauncherUnavailable(
-            f"the listener (pid {process.pid}) is in a user namespace that the container runtime did not make"
+            f"the listener (pid {process.pid}) is in a user namespace that was not created by the container runtime"
         )
 
 
@@ -117,13 +118,13 @@ def _check_user(process: proc.Process, peer: PeerCredentials, uid: int) -> None:
         if error.errno != errno.EINVAL:
             raise
         raise LauncherUnavailable(f"the pod's user namespace has no user {uid}") from error
-    as_told = f"{wanted} ({uid} in its pod)" if wanted != uid else str(uid)
+    expected = f"{wanted} ({uid} in its pod)" if wanted != uid else str(uid)
     if peer.uid != wanted:
-        raise LauncherUnavailable(f"the listener runs as user {peer.uid}, not {as_told}")
-    # Of the process itself too: who called listen(2) may have ended since, and its pid be somebody else's by now: the
-    # container runtime's, say, which enters a pod's cgroup before it gives up what it may do.
+        raise LauncherUnavailable(f"the listener runs as user {peer.uid}, not {expected}")
+    # Check the process too: the process that called listen(2) may have ended and its pid been reused, such as by the
+    # container runtime, which enters a pod's cgroup before it drops its privileges.
     if process.users != {wanted}:
-        raise LauncherUnavailable(f"the listener (pid {process.pid}) does not run as user {as_told} alone")
+        raise LauncherUnavailable(f"the listener (pid {process.pid}) does not run as user {expected} alone")
 
 
 def channel(fd: int) -> grpc.aio.Channel:
@@ -134,12 +135,12 @@ def channel(fd: int) -> grpc.aio.Channel:
             ("grpc.max_receive_message_length", MAX_MESSAGE),
             ("grpc.max_send_message_length", MAX_MESSAGE),
             ("grpc.max_metadata_size", 16384),
-            # Without it a peer that sends all it can has the window, and so our memory, grow to several messages.
+            # Disable dynamic flow control windows: a flooding peer could grow this process's memory.
             ("grpc.http2.bdp_probe", 0),
-            # What handler/launchers/frame_budget.py takes; gRPC announces more by itself.
+            # The limit that handler/launchers/frame_budget.py accepts; gRPC's default is larger.
             ("grpc.http2.max_frame_size", 16384),
             ("grpc.enable_http_proxy", 0),
-            # The number of a closed descriptor is used again: a shared pool would hand out a connection to another pod.
+            # Descriptor numbers are reused: a shared pool could return a connection to another pod.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 50),
             ("grpc.min_reconnect_backoff_ms", 1000),

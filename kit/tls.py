@@ -1,6 +1,6 @@
-"""Keys and certificates: made, read and loaded. The only module that knows `cryptography`.
+"""Keys, certificates and TLS contexts. The only module that imports `cryptography`.
 
-All keys are on the curve P-256; certificates are X.509 v3 as RFC 5280 has them. Times are seconds since 1970, in UTC.
+All keys are on curve P-256; certificates are X.509 v3 (RFC 5280). Times are in seconds since the epoch, UTC.
 """
 
 import datetime
@@ -16,17 +16,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 BACKDATED = 3600.0
-"""Seconds by which a certificate is valid before it is made: clocks of nodes differ."""
+"""Seconds by which notBefore is in the past, because clocks of nodes differ."""
 COMMON_NAME_LIMIT = 64
-"""Characters (ub-common-name of RFC 5280, appendix A.1)."""
+"""Maximum number of characters (ub-common-name of RFC 5280, appendix A.1)."""
 
 
 class TlsError(ValueError):
-    """A key, certificate or request is not what it has to be. The text says why."""
+    """An invalid key, certificate or signing request."""
 
 
 class TlsIdentity(NamedTuple):
-    """A private key with its certificate, and the authorities that its owner trusts; all of it PEM."""
+    """A private key with its certificate, and the trusted authorities; all PEM."""
 
     certificate: bytes
     key: bytes
@@ -41,19 +41,19 @@ class KeyPair(NamedTuple):
 
 
 class Names(NamedTuple):
-    """Who a certificate is for (its subjectAltName). The first of all is its common name too."""
+    """The subjectAltName of a certificate. The first entry is also its common name."""
 
     dns: tuple[str, ...] = ()
     uris: tuple[str, ...] = ()
 
 
 def new_key() -> bytes:
-    """A new private key as unencrypted PKCS 8 PEM."""
+    """A new private key as unencrypted PKCS #8 PEM."""
     return _key_pem(ec.generate_private_key(ec.SECP256R1()))
 
 
 def authority(common: str, now: float, seconds: float) -> KeyPair:
-    """A new certificate authority that may sign leaves, and no other authority."""
+    """A new certificate authority that can sign leaf certificates only (path length 0)."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name(common)
     built = (
@@ -67,32 +67,32 @@ def authority(common: str, now: float, seconds: float) -> KeyPair:
 
 
 def request(key: bytes, common: str) -> bytes:
-    """A certificate signing request (PKCS 10, PEM) for a private key. What it is signed for is the signer's choice."""
+    """A certificate signing request (PKCS #10, PEM) for a private key. The signer chooses the certificate's names."""
     private = _private(key)
     builder = x509.CertificateSigningRequestBuilder().subject_name(_name(common))
     return builder.sign(private, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 def requested_key(pem: bytes) -> bytes:
-    """The public key (PEM) in a signing request whose signature proves that the asker has the private one.
+    """The public key (PEM) in a signing request whose signature proves possession of the private key.
 
-    Nothing else in the request is looked at. Raises TlsError for what is no request, has a bad signature or a key that
-    is not on P-256.
+    The rest of the request is ignored. Raises TlsError for an invalid request, a bad signature, or a key that is not on
+    P-256.
     """
     try:
         asked = x509.load_pem_x509_csr(pem)
         key, proven = asked.public_key(), asked.is_signature_valid
     except (ValueError, UnsupportedAlgorithm, InvalidSignature) as error:
-        raise TlsError("this is no certificate signing request in PEM") from error
+        raise TlsError("not a certificate signing request in PEM") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise TlsError("the request's key is not on the curve P-256")
+        raise TlsError("the signing request's key is not on curve P-256")
     if not proven:
-        raise TlsError("the request is not signed with its own key")
+        raise TlsError("the signing request is not signed with its own key")
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def public_key(key: bytes) -> bytes:
-    """The public half of a private key; both PEM."""
+    """The public key of a private key; both PEM."""
     return (
         _private(key)
         .public_key()
@@ -101,11 +101,11 @@ def public_key(key: bytes) -> bytes:
 
 
 def issue(ca: KeyPair, public: bytes, names: Names, *, client: bool, now: float, seconds: float) -> bytes:
-    """A leaf certificate (PEM) for a public key (PEM): for a TLS client or for a TLS server, never for both."""
+    """A leaf certificate (PEM) for a public key (PEM), either for TLS clients or for TLS servers."""
     signer = x509.load_pem_x509_certificate(ca.certificate)
     key = serialization.load_pem_public_key(public)
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise TlsError("only keys on P-256 are signed")
+        raise TlsError("the public key is not on curve P-256")
     purpose = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
     alternatives = [*map(x509.DNSName, names.dns), *map(x509.UniformResourceIdentifier, names.uris)]
     common = next(iter((*names.dns, *names.uris)))
@@ -127,18 +127,18 @@ def issue(ca: KeyPair, public: bytes, names: Names, *, client: bool, now: float,
 
 
 def check_pair(pair: KeyPair) -> None:
-    """Raises TlsError if a certificate and a key cannot be read or do not belong together."""
+    """Raises TlsError if certificate or key cannot be read or do not match."""
     try:
         certificate = x509.load_pem_x509_certificate(pair.certificate)
     except ValueError as error:
-        raise TlsError("this is no certificate in PEM") from error
+        raise TlsError("not a certificate in PEM") from error
     mine, theirs = _private(pair.key).public_key(), certificate.public_key()
     if not isinstance(theirs, ec.EllipticCurvePublicKey) or mine.public_numbers() != theirs.public_numbers():
-        raise TlsError("the certificate is another key's")
+        raise TlsError("the certificate does not match the private key")
 
 
 def expiry(certificate: bytes) -> float:
-    """When a certificate (the first of a PEM chain) ends."""
+    """notAfter of a certificate (the first of a PEM chain), in seconds since the epoch."""
     return x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
 
 
@@ -153,14 +153,14 @@ def uris(certificate: bytes) -> list[str]:
 
 
 def bundle(certificates: Iterable[bytes]) -> bytes:
-    """Several certificates as one PEM text."""
+    """Concatenates PEM certificates."""
     return b"".join(pem.strip() + b"\n" for pem in certificates)
 
 
 def server_context(pair: KeyPair, clients: bytes | None = None) -> ssl.SSLContext:
     """A server's TLS context: TLS 1.2 or newer.
 
-    With `clients` (PEM) it asks for client certificates of those authorities; a client may come without one.
+    With `clients` (PEM) it requests client certificates of those authorities; clients without one are accepted.
     """
     context = _server_context()
     _load(context, pair)
@@ -170,8 +170,8 @@ def server_context(pair: KeyPair, clients: bytes | None = None) -> ssl.SSLContex
 
 
 def switching_context(choose: Callable[[], ssl.SSLContext | None]) -> ssl.SSLContext:
-    """A server's TLS context that asks for every handshake which context to use, so that certificates can be renewed
-    under a listening socket. While there is none, handshakes fail."""
+    """A server's TLS context that calls `choose` in every handshake, so that certificates can be rotated while
+    listening. Handshakes fail while it returns None."""
 
     def switch(connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> int | None:
         chosen = choose()
@@ -181,23 +181,23 @@ def switching_context(choose: Callable[[], ssl.SSLContext | None]) -> ssl.SSLCon
         return None
 
     context = _server_context()
-    context.sni_callback = switch  # called for clients that send no server name too
+    context.sni_callback = switch  # also called for clients that send no SNI
     return context
 
 
 def _server_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # A resumed session would carry on what was verified by authorities that are not believed any more.
+    # No session resumption: it would keep client identities verified by authorities that are no longer trusted.
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
     context.num_tickets = 0
-    # A context that is swapped in during the handshake brings its authorities along, but not this setting.
+    # Set here because a context chosen during the handshake provides its authorities, but not this setting.
     context.verify_mode = ssl.CERT_OPTIONAL
     return context
 
 
 def client_context(roots: bytes) -> ssl.SSLContext:
-    """A client's TLS context that believes these authorities (PEM) alone: TLS 1.2 or newer, names are checked."""
+    """A client's TLS context that trusts only these authorities (PEM): TLS 1.2 or newer, with host name check."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_verify_locations(cadata=roots.decode("ascii"))
@@ -205,7 +205,7 @@ def client_context(roots: bytes) -> ssl.SSLContext:
 
 
 def _load(context: ssl.SSLContext, pair: KeyPair) -> None:
-    """Python's ssl reads keys from files only: this one is in memory and has no name."""
+    """Loads the pair through a memfd, because Python's ssl reads keys only from files."""
     with os.fdopen(os.memfd_create("key", os.MFD_CLOEXEC), "wb") as file:
         file.write(pair.key + pair.certificate)
         file.flush()
@@ -216,9 +216,9 @@ def _private(pem: bytes) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise TlsError("this is no private key in PEM") from error
+        raise TlsError("not a private key in PEM") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise TlsError("the private key is not on the curve P-256")
+        raise TlsError("the private key is not on curve P-256")
     return key
 
 

@@ -1,1 +1,1 @@
-"""What the controller knows of the cluster: the informers' stores and what follows from them."""
+"""The controller's view of the cluster: stores (informer caches), indexes, node health."""

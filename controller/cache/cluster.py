@@ -1,4 +1,4 @@
-"""All that the controller knows of the cluster: its caches, what they are indexed by, and the settings in force."""
+"""The controller's stores with their indexes and lookups, and the effective settings."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from controller.vm import revisions
 from kit.cache import Store, key_of
 from kit.kube import Kube
 
-# Warnings that are about the guest's probes, or that a pod's status tells better.
+# Excludes Warnings about the guest's probes, and those whose cause is in the pod's status.
 _WARNINGS = (
     "involvedObject.kind=Pod,type=Warning,reason!=Unhealthy,reason!=BackOff,reason!=FailedScheduling,reason!=Failed"
 )
@@ -48,7 +48,7 @@ def _is_launcher_warning(event: Event) -> bool:
 
 @dataclass
 class ClusterCache:
-    """The caches. `start` follows them; nothing in here writes."""
+    """The controller's stores. Read-only; start each store of `all_stores`."""
 
     vms: Store[VirtualMachine]
     vmis: Store[VirtualMachineInstance]
@@ -65,12 +65,12 @@ class ClusterCache:
 
     @classmethod
     def of(cls, kube: Kube) -> "ClusterCache":
-        """Caches of all namespaces."""
+        """Stores for all namespaces, not started."""
         nodes = Store(kube, Node)
         made = cls(
             vms=Store(kube, VirtualMachine),
             vmis=Store(kube, VirtualMachineInstance),
-            # Not by label: anybody can take that away, and a pod that is not seen would be believed gone.
+            # Not by label: users can remove it, and an invisible pod would count as deleted.
             pods=Store(kube, Pod, fields={"spec.restartPolicy": launcher_pods.RESTART_POLICY}, keep=_is_launcher),
             claims=Store(kube, PersistentVolumeClaim),
             nodes=nodes,
@@ -96,13 +96,13 @@ class ClusterCache:
         self._settings = None
 
     def use_image_volumes(self) -> None:
-        """From now on launcher pods have their images as image volumes."""
+        """New launcher pods use image volumes from now on."""
         self.image_volumes = True
         self._forget()
 
     @property
     def settings(self) -> ControllerSettings:
-        """The settings in force, worked out again after a change of a node or of the KubeVirt CR."""
+        """The effective settings, recomputed after a change of a Node or the KubeVirt CR."""
         if self._settings is None:
             spec = spec_of(self.kubevirts.all())
             self._settings = ControllerSettings(
@@ -117,7 +117,7 @@ class ClusterCache:
         return self._settings
 
     def stores(self) -> dict[type[Any], Store[Any]]:
-        """The caches by kind, for whoever writes."""
+        """The stores of kinds that the controller writes, by class."""
         return {
             VirtualMachine: self.vms,
             VirtualMachineInstance: self.vmis,
@@ -127,22 +127,21 @@ class ClusterCache:
         }
 
     def all_stores(self) -> Iterator[Store[Any]]:
-        """Every cache."""
+        """Every store."""
         yield from (self.vms, self.vmis, self.pods, self.claims, self.nodes, self.kubevirts, self.warnings)
         yield from (self.revisions, self.definitions)
 
     def trouble(self) -> str | None:
-        """Why the caches cannot be trusted yet, if so."""
+        """Why the caches are not ready; None if they are."""
         late = [store.plural for store in self.all_stores() if not store.is_synced]
-        return f"not listed yet: {', '.join(late)}" if late else None
+        return f"not synced: {', '.join(late)}" if late else None
 
     def made_for(self, vmi: VirtualMachineInstance) -> list[Pod]:
-        """The launcher pods made for a VMI of this name, earlier ones' too."""
+        """The launcher pods created for VMIs of this name, including earlier ones."""
         return self.pods.by("name", f"{vmi.metadata.namespace}/{vmi.metadata.name}")
 
     def pod_of(self, vmi: VirtualMachineInstance) -> Pod | None:
-        """The VMI's launcher pod: the one it was handed over to, else that of the derived name, else the first of its
-        UID."""
+        """The VMI's launcher pod: the one in activePods, else the one with the derived name, else any with its UID."""
         found = [pod for pod in self.made_for(vmi) if _origin(pod).uid == vmi.metadata.uid]
         known, name = launcher_pods.may_run_qemu(vmi), pod_name(vmi)
         found.sort(key=lambda pod: (pod.metadata.uid not in known, pod.metadata.name != name))
@@ -153,12 +152,12 @@ class ClusterCache:
         return [pod for pod in self.made_for(vmi) if _origin(pod).uid != vmi.metadata.uid]
 
     def claims_of(self, vmi: VirtualMachineInstance) -> dict[str, PersistentVolumeClaim]:
-        """The claims that exist of those that the VMI's volumes name."""
+        """The existing claims referenced by the VMI's volumes, by name."""
         found = {name: self.claims.get(vmi.metadata.namespace, name) for name in pod_volumes.claim_names(vmi.spec)}
         return {name: claim for name, claim in found.items() if claim is not None}
 
     def definitions_of(self, vmi: VirtualMachineInstance) -> dict[str, NetworkAttachmentDefinition]:
-        """The NetworkAttachmentDefinitions that exist of those that the VMI's networks name, by namespace/name."""
+        """The existing NetworkAttachmentDefinitions referenced by the VMI's networks, by namespace/name."""
         named = pod_networks.references(vmi.spec, vmi.metadata.namespace or "")
         found = {name: self.definitions.get(*name.partition("/")[::2]) for name in named}
         return {name: definition for name, definition in found.items() if definition is not None}
@@ -166,31 +165,31 @@ class ClusterCache:
     def warning_about(self, pod: Pod) -> tuple[str, str] | None:
         """Reason and message of the latest Warning Event about a pod."""
         about = self.warnings.by("pod", pod.metadata.uid or "")
-        # The API server ties an Event to its object's namespace, but to no UID.
+        # The API server validates the namespace of an Event's object, but not its UID.
         events = [event for event in about if event.metadata.namespace == pod.metadata.namespace]
         if not events:
             return None
         latest = max(events, key=lambda event: event.lastTimestamp or event.eventTime or "")
         return latest.reason or "PodWarning", latest.message or ""
 
-    def on_vmi_news(self, tell: Callable[[tuple[str, str]], None]) -> None:
-        """Has `tell` called with the key of every VMI that something concerns: itself, its pod, a claim, a network, a
-        warning, its node."""
+    def on_vmi_news(self, callback: Callable[[tuple[str, str]], None]) -> None:
+        """Registers `callback`, called with the key of a VMI when it, its pod, a claim, a network, a Warning Event or
+        its node changes."""
 
         def of_pod(_old: Pod | None, new: Pod | None) -> None:
             pod = new or _old
             if pod is not None and (origin := launcher_pods.origin(pod)) is not None:
-                tell((pod.metadata.namespace or "", origin.name))
+                callback((pod.metadata.namespace or "", origin.name))
 
         def of_claim(old: PersistentVolumeClaim | None, new: PersistentVolumeClaim | None) -> None:
             claim = new or old
             if claim is not None:
                 for vmi in self.vmis.by("claim", f"{claim.metadata.namespace}/{claim.metadata.name}"):
-                    tell(key_of(vmi))
+                    callback(key_of(vmi))
 
         def of_definition(old: NetworkAttachmentDefinition | None, new: NetworkAttachmentDefinition | None) -> None:
             for vmi in self.vmis.by("definition", "/".join(key_of(new or old))):
-                tell(key_of(vmi))
+                callback(key_of(vmi))
 
         def of_warning(_old: Event | None, new: Event | None) -> None:
             pod = self.pods.get(new.involvedObject.namespace, new.involvedObject.name or "") if new else None
@@ -198,10 +197,10 @@ class ClusterCache:
 
         def of_node(name: str) -> None:
             for vmi in self.vmis.by("node", name):
-                tell(key_of(vmi))
+                callback(key_of(vmi))
 
         self.health.on_turn(of_node)
-        self.vmis.on_change(lambda old, new: tell(key_of(new or old)))
+        self.vmis.on_change(lambda old, new: callback(key_of(new or old)))
         self.pods.on_change(of_pod)
         self.claims.on_change(of_claim)
         self.definitions.on_change(of_definition)

@@ -1,4 +1,4 @@
-"""The NetworkAttachmentDefinitions of the cluster, if it has such a kind: its CRD is ours or Multus'."""
+"""Store of NetworkAttachmentDefinitions, whose CRD (of hyperlet or Multus) may be missing."""
 
 import asyncio
 
@@ -9,27 +9,27 @@ from kit.cache import Store
 from kit.kube import Kube
 
 ABSENT_SECONDS = 10.0
-"""How often a server that does not know the kind is asked again."""
+"""Retry interval while the API server does not serve the kind."""
 
 _log = log.logger(component="definitions")
 
 
 class NetworkAttachmentDefinition(K8sObject):
-    """Only what the controller reads of one: what its network is, is for the handler or Multus to find out."""
+    """A NetworkAttachmentDefinition; only metadata is decoded. Its config is read by the handler or Multus."""
 
 
 class Definitions(Store[NetworkAttachmentDefinition]):
-    """All of them. While the server does not know the kind, there are none, and nobody waits for a list of them."""
+    """The store. While the API server does not serve the kind, it is empty and counts as synced."""
 
     def __init__(self, kube: Kube) -> None:
         super().__init__(kube, NetworkAttachmentDefinition)
         self.served = False
-        """Whether the server knows the kind."""
+        """Whether the API server serves the kind."""
 
     async def run(self) -> None:
-        """Lists and watches for ever, as soon as there is something to list."""
+        """Waits until the kind is served, then lists and watches. Never returns."""
         while not await self._is_served():
-            # There are none: whoever waits for the first list has it.
+            # The kind is not served, so the empty store is in sync.
             self._synced.set()
             await asyncio.sleep(ABSENT_SECONDS)
         self.served = True
@@ -40,9 +40,9 @@ class Definitions(Store[NetworkAttachmentDefinition]):
             await self._relist()
         except NotFound:
             if not self._synced.is_set():
-                _log.info("The API server does not know the kind: VMs join the pod network only", resource=self.plural)
+                _log.info("Kind not served: secondary networks need its CRD", resource=self.plural)
             return False
         except HyperletError:
-            # run() meets it too, and knows how to go on.
+            # Store.run() gets the same error, and handles it.
             return True
         return True

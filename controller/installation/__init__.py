@@ -1,1 +1,1 @@
-"""The KubeVirt object: settings, status, and what the cluster is able to do."""
+"""The KubeVirt CR: settings, status, and detected capabilities of the cluster."""

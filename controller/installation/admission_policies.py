@@ -1,4 +1,4 @@
-"""Whether the API server enforces the policies in `manifests/`: found out by asking it, and told in the KubeVirt CR."""
+"""Checks that the ValidatingAdmissionPolicies of `manifests/` are in force; reported in the KubeVirt CR's status."""
 
 import asyncio
 from collections.abc import Callable, Collection
@@ -18,7 +18,7 @@ POLICIES = (
     "hyperlet-handler-pods",
     "hyperlet-instances",
 )
-"""The policies of `manifests/`, each with a binding of the same name."""
+"""The policies in `manifests/`, each with a binding of the same name."""
 LOOK_SECONDS = 300.0
 GROUP_VERSION = "admissionregistration.k8s.io/v1"
 
@@ -26,7 +26,7 @@ _log = log.logger(component="policies")
 
 
 class PolicyCheck(NamedTuple):
-    """Whether all policies are in force, and what is missing: reason and message of a condition."""
+    """Whether all policies are in force: status, reason and message of the condition."""
 
     in_force: bool
     reason: str
@@ -38,7 +38,7 @@ class _PolicyMeta(msgspec.Struct, gc=False):
 
 
 class AdmissionPolicy(msgspec.Struct, gc=False):
-    """A ValidatingAdmissionPolicy's name."""
+    """A ValidatingAdmissionPolicy; only its name is read."""
 
     metadata: _PolicyMeta
 
@@ -49,7 +49,7 @@ class _BindingSpec(msgspec.Struct, gc=False):
 
 
 class AdmissionPolicyBinding(msgspec.Struct, gc=False):
-    """A ValidatingAdmissionPolicyBinding: which policy is in force, and what it does."""
+    """A ValidatingAdmissionPolicyBinding; only its policy and actions are read."""
 
     metadata: _PolicyMeta
     spec: _BindingSpec = msgspec.field(default_factory=_BindingSpec)
@@ -65,24 +65,28 @@ NOT_SERVED = PolicyCheck(
     False,
     "PoliciesNotServed",
     f"the API server does not serve ValidatingAdmissionPolicies ({GROUP_VERSION}): the token of one node's handler "
-    "may write every Node and pods/status, and while no gateway answers every VirtualMachineInstance; finalizers are "
-    "not guarded; use Kubernetes 1.34 or later",
+    "can write every Node and pods/status, and every VirtualMachineInstance while no gateway is available; finalizers "
+    "are not protected; use Kubernetes 1.34 or later",
 )
 
 
 def check_policies(policies: Collection[AdmissionPolicy], bindings: Collection[AdmissionPolicyBinding]) -> PolicyCheck:
-    """The verdict on what the server has. Pure."""
+    """Checks the API server's policies and bindings. Pure."""
     there = {policy.metadata.name for policy in policies}
     denied = {each.spec.policyName for each in bindings if "Deny" in each.spec.validationActions}
     missing = [f"ValidatingAdmissionPolicy {name}" for name in POLICIES if name not in there]
-    missing += [f"a ValidatingAdmissionPolicyBinding that denies by {name}" for name in POLICIES if name not in denied]
+    missing += [
+        f"a ValidatingAdmissionPolicyBinding of {name} with action Deny" for name in POLICIES if name not in denied
+    ]
     if missing:
-        return PolicyCheck(False, "PoliciesMissing", f"{', '.join(missing)}: missing; apply manifests/policies-*.yaml")
-    return PolicyCheck(True, "PoliciesInForce", "the API server holds handlers to their own node and guards finalizers")
+        return PolicyCheck(False, "PoliciesMissing", f"missing: {', '.join(missing)}; apply manifests/policies-*.yaml")
+    return PolicyCheck(
+        True, "PoliciesInForce", "handlers can write only objects of their own node, and finalizers are protected"
+    )
 
 
 class PolicyWatcher:
-    """Looks at the server's policies again and again. `verdict` is None until it was asked once."""
+    """Checks the policies every LOOK_SECONDS. `verdict` is None until the first check."""
 
     def __init__(self, kube: Kube, look_seconds: float = LOOK_SECONDS) -> None:
         self._kube = kube
@@ -91,21 +95,21 @@ class PolicyWatcher:
         self.verdict: PolicyCheck | None = None
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        """Has `callback` called when the verdict has changed."""
+        """Registers `callback` for changes of `verdict`."""
         self._callbacks.append(callback)
 
     async def run(self) -> None:
-        """Looks until cancelled."""
+        """Checks until cancelled."""
         while True:
             await self.refresh()
             await asyncio.sleep(self._pause)
 
     async def refresh(self) -> None:
-        """Looks once. A failure changes nothing and is logged."""
+        """Checks once. On failure keeps the last verdict and logs the error."""
         try:
             self._set(await self._look())
         except HyperletError as error:
-            _log.warning("Cannot see the API server's admission policies: trying again", why=error.message)
+            _log.warning("Cannot list ValidatingAdmissionPolicies: retrying", why=error.message)
 
     async def _look(self) -> PolicyCheck:
         try:

@@ -1,4 +1,4 @@
-"""Whether the API server keeps image volumes in pods: asked once, by a pod that is created on trial only."""
+"""Detects whether the API server supports image volumes, by a dry-run create of a pod."""
 
 import asyncio
 import os
@@ -11,9 +11,9 @@ from kit import kinds, log
 from kit.kube import Kube
 
 AGAIN_SECONDS = 2.0
-"""Until the next try, when the API server gave no answer to go by."""
+"""Retry interval after an inconclusive response."""
 UPDATE_SECONDS = 600.0
-"""Between two looks whether a server without image volumes has them by now."""
+"""Interval at which an API server without image volumes is checked again."""
 
 _log = log.logger(component="image-volumes")
 
@@ -23,7 +23,7 @@ class _Spec(msgspec.Struct, gc=False):
 
 
 class TrialPod(msgspec.Struct, gc=False):
-    """A pod with the field in question."""
+    """A pod with its `spec.volumes`."""
 
     spec: _Spec = msgspec.field(default_factory=_Spec)
 
@@ -49,11 +49,11 @@ _TRIAL = {
 
 
 async def supported(kube: Kube, namespace: str) -> bool:
-    """Whether a pod's `volumes[].image` survives a dry-run create; `HYPERLET_IMAGE_VOLUMES=always|never` overrules.
+    """Whether a pod's `volumes[].image` survives a dry-run create. HYPERLET_IMAGE_VOLUMES (always, never) overrides it.
 
-    A server where image volumes are switched off drops the volume, or refuses it as one without a source. Where a quota
-    or a policy refuses the trial pod, they are taken to be there: of the supported versions only the oldest has none. A
-    server that is away is asked again.
+    A server without image volumes drops the field, or refuses the volume because it has no source. If a quota or policy
+    refuses the pod, support is assumed: of the supported Kubernetes versions only the oldest has none. Retries while
+    the API server is unavailable.
     """
     forced = os.environ.get("HYPERLET_IMAGE_VOLUMES", "auto")
     if forced in ("always", "never"):
@@ -65,18 +65,18 @@ async def supported(kube: Kube, namespace: str) -> bool:
             if isinstance(error, InvalidObject) and any(
                 fault.path.startswith("spec.volumes") for fault in error.faults
             ):
-                _log.info("The API server has no image volumes", why=error.message)
+                _log.info("The API server does not support image volumes", why=error.message)
                 return False
-            _log.warning("The API server refuses the trial of image volumes: taken to be there", why=error.message)
+            _log.warning("Detection of image volumes was refused: assuming that they are supported", why=error.message)
             return True
         except HyperletError as error:
-            _log.warning("Cannot ask whether there are image volumes: asked again", why=error.message)
+            _log.warning("Cannot detect support for image volumes: retrying", why=error.message)
             await asyncio.sleep(AGAIN_SECONDS)
         else:
             return any("image" in volume for volume in kept.spec.volumes)
 
 
 async def appear(kube: Kube, namespace: str) -> None:
-    """Returns when a server that had none has image volumes: it was updated meanwhile."""
+    """Returns when the API server supports image volumes: after it has been updated."""
     while not await supported(kube, namespace):  # noqa: ASYNC110 - it is another process that changes
         await asyncio.sleep(UPDATE_SECONDS)

@@ -1,4 +1,4 @@
-"""The settings in force: the KubeVirt CR, the environment, and what the cluster turns out to be able to."""
+"""Effective settings of the controller: from the KubeVirt CR, the environment and detected cluster capabilities."""
 
 import os
 from collections.abc import Iterable
@@ -17,19 +17,19 @@ DEFAULT_LAUNCHER_IMAGE = "hyperlet.local/launcher:dev"
 
 @dataclass(frozen=True)
 class ControllerSettings:
-    """Everything that decides how a VMI becomes a pod, apart from the VMI."""
+    """Everything but the VMI that determines its launcher pod."""
 
     launcher_image: str = DEFAULT_LAUNCHER_IMAGE
     launcher_pull_policy: str | None = None
     pull_secrets: tuple[str, ...] = ()
-    """Secrets of the VM's namespace with which the kubelet pulls the launcher's image."""
+    """Names of Secrets in the VM's namespace for pulling the launcher image."""
     configuration: KubeVirtConfiguration = field(default_factory=KubeVirtConfiguration)
     kvm_offered: bool = False
-    """Some node that takes VMs has KVM."""
+    """At least one schedulable node has KVM."""
     image_volumes: bool = False
-    """The API server keeps a pod's `volumes[].image`."""
+    """The API server supports image volumes."""
     user_namespaces: bool = False
-    """Every node that takes VMs can give a pod a user namespace (controller.launcher_pod.user_namespaces)."""
+    """Every schedulable node supports user namespaces (controller.launcher_pod.user_namespaces)."""
 
     @property
     def developer(self) -> DeveloperConfiguration:
@@ -38,22 +38,22 @@ class ControllerSettings:
 
     @property
     def emulated(self) -> bool:
-        """Pods do not ask for KVM: nobody offers it, and software emulation is allowed."""
+        """Whether pods use software emulation: it is allowed, and no node offers KVM."""
         return bool(self.developer.useEmulation) and not self.kvm_offered
 
     @property
     def cpu_allocation_ratio(self) -> int:
-        """vCPUs to one requested CPU."""
+        """vCPUs per requested CPU."""
         return self.developer.cpuAllocationRatio or DEFAULT_CPU_ALLOCATION_RATIO
 
     @property
     def memory_overcommit(self) -> int:
-        """Guest memory in per cent of what is requested for it."""
+        """Guest memory as a percentage of its memory request."""
         return self.developer.memoryOvercommit or 100
 
     @property
     def overhead_ratio(self) -> float:
-        """Factor on the computed overhead; a value that is no number counts as 1."""
+        """Factor for the computed memory overhead, at least 1; an invalid value counts as 1."""
         try:
             return max(1.0, float(self.configuration.additionalGuestMemoryOverheadRatio or 1))
         except ValueError:
@@ -61,25 +61,25 @@ class ControllerSettings:
 
 
 def launcher_image() -> str:
-    """The launcher's image, of HYPERLET_LAUNCHER_IMAGE."""
+    """The launcher image, from HYPERLET_LAUNCHER_IMAGE."""
     return os.environ.get("HYPERLET_LAUNCHER_IMAGE") or DEFAULT_LAUNCHER_IMAGE
 
 
 def launcher_pull_policy(spec: KubeVirtSpec) -> str | None:
-    """When the launcher's image is pulled: HYPERLET_LAUNCHER_PULL_POLICY, else the KubeVirt CR's; None: by its tag."""
+    """The launcher's imagePullPolicy: HYPERLET_LAUNCHER_PULL_POLICY, else the KubeVirt CR's; None: the default."""
     configured = spec.configuration.imagePullPolicy if spec.configuration else None
     return os.environ.get("HYPERLET_LAUNCHER_PULL_POLICY") or configured or spec.imagePullPolicy
 
 
 def pull_secrets(spec: KubeVirtSpec) -> tuple[str, ...]:
-    """The KubeVirt CR's imagePullSecrets, each once."""
+    """The names in the KubeVirt CR's imagePullSecrets, without duplicates."""
     return tuple(dict.fromkeys(secret.name for secret in spec.imagePullSecrets or () if secret.name))
 
 
 def offers_kvm(nodes: Iterable[Node]) -> bool:
-    """Whether a node that takes VMs has KVM, by its handler's word.
+    """Whether a schedulable node has KVM, according to the labels set by its handler.
 
-    Not by `status.allocatable`, which lags behind a kubelet's restart and does not tell why.
+    Not `status.allocatable`: it lags behind after a kubelet restart, and does not show the cause.
     """
     return any(
         labels.get(names.LABEL_SCHEDULABLE) == "true" and labels.get(names.LABEL_KVM) == "true"

@@ -1,4 +1,4 @@
-"""The KubeVirt CR's status: what is deployed, in which version, and which settings have no effect. Pure."""
+"""Plan for the KubeVirt CR's status: phase, versions, conditions, settings without effect. Pure."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -17,7 +17,7 @@ DEPLOYED = "Deployed"
 def plan(
     kubevirt: KubeVirt, version: str, faults: Sequence[Fault], policies: PolicyCheck | None, now: datetime
 ) -> list[Action]:
-    """The status patch, if anything in it is new. `policies`: None while the server was not asked yet."""
+    """The status patch, if anything has changed. `policies`: None before the first check."""
     return list(_plan(kubevirt, version, faults, policies, now))
 
 

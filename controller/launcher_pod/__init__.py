@@ -1,1 +1,1 @@
-"""The launcher pod of a VMI: what is in it, what changes in it, what keeps it from starting."""
+"""The launcher pod of a VMI: its spec, in-place changes, and errors that prevent its start."""

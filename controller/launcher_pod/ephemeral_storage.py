@@ -1,8 +1,8 @@
-"""What a launcher pod writes to its node's disk: the limit of its emptyDir, and what it asks the scheduler for.
+"""Ephemeral storage of a launcher pod: size limit of its emptyDir, and the request. Pure.
 
-All that a launcher writes lies in one emptyDir (docs/architecture.md, "The launcher pod"): logs, ISO images, empty
-disks, and overlays of containerDisks. An overlay grows as its guest writes, to the size of a disk that only the node
-learns, so a VM with one has no limit of its own: resources.limits["ephemeral-storage"] or a LimitRange gives it one.
+A launcher writes to one emptyDir only (docs/architecture.md, "The launcher pod"): logs, ISO images, empty disks, and
+overlays of containerDisks. An overlay grows up to the size of its disk, which only the node learns, so a VM with
+overlays has no default limit: set resources.limits["ephemeral-storage"] or a LimitRange.
 """
 
 from api.k8s.meta import Quantity, quantity_bytes
@@ -12,25 +12,25 @@ MIB = 1 << 20
 NAME = "ephemeral-storage"
 
 BASE = 32 * MIB
-"""libvirt's and QEMU's logs and state, each trimmed (launcher/supervisor/child_process.py); the copy of the last
-Sync."""
+"""Logs and state of libvirt and QEMU, each truncated (launcher/supervisor/child_process.py), and the last Sync's
+copy."""
 SLACK = 96 * MIB
-"""Beyond that in the limit: a guest that makes QEMU log all it can until the next trim must not be evicted for it."""
+"""Added to the limit: a guest that makes QEMU log at full speed until the next truncation must not be evicted."""
 LOG = 16 * MIB
-"""The container's log, which the kubelet rotates at 10 MiB: it counts as the pod's, but is not in the emptyDir."""
+"""The container log, rotated by the kubelet at 10 MiB: it counts towards the pod's usage, outside of the emptyDir."""
 MEDIUM = 8 * MIB
-"""One ISO image: a Secret or ConfigMap of 1 MiB, or two of them, with a sector for every file."""
+"""One ISO image: one or two Secrets or ConfigMaps of up to 1 MiB, each file padded to a sector."""
 OVERLAY = 64 * MIB
-"""What a guest has written to its containerDisk once it has booted and settled."""
+"""Typical overlay size of a guest that has booted and is idle."""
 
 
 def size_limit(spec: VirtualMachineInstanceSpec) -> int | None:
-    """Bytes that the emptyDir may hold; None where a guest decides."""
+    """sizeLimit of the emptyDir in bytes; None if the VM has overlays."""
     return None if _overlays(spec) else BASE + SLACK + _media(spec) + _empty_disks(spec)
 
 
 def request(spec: VirtualMachineInstanceSpec, asked: Quantity | None, limit: Quantity | None) -> int:
-    """Bytes of ephemeral storage to request: what the spec asks for, else what its disks need, and the pod's own."""
+    """Bytes of ephemeral storage to request: the spec's request (`asked`) or what its disks need, plus `own_bytes`."""
     own = own_bytes(spec)
     if asked is not None:
         return quantity_bytes(asked) + own
@@ -39,7 +39,7 @@ def request(spec: VirtualMachineInstanceSpec, asked: Quantity | None, limit: Qua
 
 
 def own_bytes(spec: VirtualMachineInstanceSpec) -> int:
-    """Bytes beyond the disks, added to what the spec asks for and is limited to."""
+    """Bytes for everything but disks, added to the spec's request and limit."""
     return BASE + LOG + _media(spec)
 
 
@@ -54,5 +54,5 @@ def _media(spec: VirtualMachineInstanceSpec) -> int:
 
 def _empty_disks(spec: VirtualMachineInstanceSpec) -> int:
     capacities = [quantity_bytes(volume.emptyDisk.capacity) for volume in spec.volumes or () if volume.emptyDisk]
-    # qcow2 in clusters of 64 KiB: 8 bytes of table and 2 of reference count for each, and its header.
+    # qcow2 with 64 KiB clusters: 8 bytes of L2 table and 2 of refcount for each cluster, plus the header.
     return sum(capacity + capacity // 4096 + 2 * MIB for capacity in capacities)

@@ -1,6 +1,6 @@
-"""What the kubelet says about an image that it cannot bring, as a sentence with volume, image and remedy. Pure.
+"""Image pull errors of the kubelet as condition messages that name volume, image and remedy. Pure.
 
-The words are those of the kubelet's image manager (pkg/kubelet/images in Kubernetes) and of the container runtime.
+Reasons and messages come from the kubelet's image manager (pkg/kubelet/images in Kubernetes) and the container runtime.
 """
 
 import re
@@ -11,16 +11,16 @@ from api import names
 from api.kubevirt.vmi import VirtualMachineInstanceSpec
 
 IMAGE_REASONS = names.REASONS_NO_IMAGE | {names.REASON_IMAGE_PULL_BACKOFF}
-"""Reasons of a waiting container that are about an image."""
+"""Waiting reasons of a container that are image pull errors."""
 LAUNCHER = "the launcher"
 MESSAGE_LIMIT = 1024
 REASON_SECRET = "FailedToRetrieveImagePullSecret"
-"""The kubelet's Warning Event about a pull secret that is not there."""
+"""Reason of the kubelet's Warning Event about a missing pull secret."""
 _BACK_OFF = re.compile(r'Back-off pulling image "[^"]*"(?:: (?:[A-Za-z]+: )?)?')
 _DENIED = re.compile(r"\b(40[13]|unauthori[sz]ed|authorization failed|access denied|insufficient_scope|denied)\b", re.I)
 _REMEDIES = {
-    "ErrImageNeverPull": "bring the image to the node, or change imagePullPolicy: Never",
-    "InvalidImageName": "correct the reference",
+    "ErrImageNeverPull": "load the image on the node, or change imagePullPolicy: Never",
+    "InvalidImageName": "correct the image reference",
     "SignatureValidationFailed": "sign the image, or change the node's signature policy",
 }
 
@@ -29,13 +29,13 @@ class Image(NamedTuple):
     """An image that a launcher pod needs."""
 
     what: str
-    """The field it is for, such as `volume root`."""
+    """The field that references it, such as `volume root`."""
     reference: str
     secret: str | None
 
 
 def images(spec: VirtualMachineInstanceSpec) -> Iterator[Image]:
-    """The images of a VMI: of its containerDisks and of its kernelBoot."""
+    """The images that a VMI references: containerDisks and kernelBoot."""
     for volume in spec.volumes or ():
         if disk := volume.containerDisk:
             yield Image(f"volume {volume.name}", disk.image, disk.imagePullSecret)
@@ -46,30 +46,30 @@ def images(spec: VirtualMachineInstanceSpec) -> Iterator[Image]:
 
 
 def error_reason(message: str) -> str:
-    """The kubelet's message without what it says while it waits for the next try; empty where that was all."""
+    """The kubelet's message without its back-off prefix; empty if it contains nothing else."""
     return _BACK_OFF.sub("", message, count=1).strip()
 
 
 def explained(
     reason: str, message: str, spec: VirtualMachineInstanceSpec, launcher: str, warning: tuple[str, str] | None = None
 ) -> str:
-    """The sentence for the condition: which image of what, the kubelet's words, what to do.
+    """The condition message: field and image, the kubelet's error, the remedy.
 
     `launcher` is the launcher's own image, `warning` the latest Warning Event about the pod (reason, message).
     """
-    found = _meant(message, list(images(spec)), launcher)
-    # A registry chooses its words, and they come to the terminal of the one who describes the VM.
-    words = "".join(each if each.isprintable() else " " for each in error_reason(message) or message or reason)
+    found = _mentioned(message, list(images(spec)), launcher)
+    # The text comes from a registry and is printed on terminals: replace control characters.
+    error = "".join(each if each.isprintable() else " " for each in error_reason(message) or message or reason)
     subject = _subject(found)
-    remedy = _remedy(reason, words, found, warning)
-    sentence = f"{subject}: {words}" if subject else words
+    remedy = _remedy(reason, error, found, warning)
+    sentence = f"{subject}: {error}" if subject else error
     if not remedy:
         return sentence[:MESSAGE_LIMIT]
     return f"{sentence[: MESSAGE_LIMIT - len(remedy) - 2].rstrip(' .;')}; {remedy}"
 
 
-def _meant(message: str, own: Sequence[Image], launcher: str) -> list[Image]:
-    """The images that the message is about: several volumes may share one, and one reference may end like another."""
+def _mentioned(message: str, own: Sequence[Image], launcher: str) -> list[Image]:
+    """The images that the message names: several volumes may share one; of overlapping references the longest wins."""
     known = [*own, Image(LAUNCHER, launcher, None)]
     mentioned = [each for each in known if each.reference and _names(message, each.reference)]
     longest = max((len(each.reference) for each in mentioned), default=0)
@@ -78,9 +78,9 @@ def _meant(message: str, own: Sequence[Image], launcher: str) -> list[Image]:
 
 
 def _names(message: str, reference: str) -> bool:
-    """Whether a message has this reference in it, not merely as the beginning of another.
+    """Whether the message contains this reference, and not just as part of a longer one.
 
-    A runtime completes it in front (`docker.io/library/`) and behind (`:latest`).
+    Container runtimes normalize references: `docker.io/library/` in front, `:latest` behind.
     """
     return bool(re.search(rf"(?<![\w.-]){re.escape(reference)}(:latest\b)?(?![\w/@-]|[.:]\w)", message))
 
@@ -89,15 +89,15 @@ def _subject(found: Sequence[Image]) -> str:
     return f"{', '.join(each.what for each in found)}: image {found[0].reference}" if found else ""
 
 
-def _remedy(reason: str, words: str, found: Sequence[Image], warning: tuple[str, str] | None) -> str:
+def _remedy(reason: str, error: str, found: Sequence[Image], warning: tuple[str, str] | None) -> str:
     if warning is not None and warning[0] == REASON_SECRET:
         return warning[1][:300]
     if reason in _REMEDIES:
         return _REMEDIES[reason]
-    if not found or not _DENIED.search(words):
+    if not found or not _DENIED.search(error):
         return ""
     if secret := found[0].secret:
-        return f"Secret {secret} has no credentials that this registry takes"
+        return f"Secret {secret} has no credentials that this registry accepts"
     if found[0].what == LAUNCHER:
-        return "name a Secret with credentials in spec.imagePullSecrets of the KubeVirt object"
-    return "name a Secret with the registry's credentials in imagePullSecret"
+        return "add a Secret with the registry's credentials to spec.imagePullSecrets of the KubeVirt object"
+    return "set imagePullSecret to a Secret with the registry's credentials"

@@ -1,8 +1,8 @@
-"""Labels and annotations that are carried along: from a VM's template to its VMI, from a VMI to its launcher pod. Pure.
+"""Propagation of labels and annotations: from a VM's template to its VMI, from a VMI to its launcher pod. Pure.
 
-What an object has from the one above stands in its annotation `hyperlet/carried` (only the keys), so that a key which
-is taken out above is taken out below too, and what others have written there stays. Objects made by earlier versions
-have no such record: they are given what is new, and lose nothing.
+The annotation `hyperlet/carried` records the propagated keys, so that a key removed from the source is removed from
+the target, while keys written there by others stay. Objects of earlier versions have no record: new keys are added to
+them, and none is removed.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -27,9 +27,9 @@ READ_AT_START = (
     "traffic.sidecar.istio.io/",
     "v1.multus-cni.io/",
 )
-"""Beginnings of keys that runtimes, CNI plugins and injectors read once, when the pod is made: a change waits."""
-# Annotations that would loosen the pod's confinement, give it networks, or pass it off as somebody else's. They are the
-# user's to write on a VMI but not to have on the pod that we create for them.
+"""Prefixes of keys that runtimes, CNI plugins and injectors read only at pod creation: changes wait for a restart."""
+# Annotations that would weaken the pod's isolation, attach networks or fake its origin. Users may set them on a VMI,
+# but they are not propagated to its pod.
 WITHHELD_ANNOTATIONS = (
     "container.apparmor.security.beta.kubernetes.io/",
     "container.seccomp.security.alpha.kubernetes.io/",
@@ -41,29 +41,29 @@ WITHHELD_ANNOTATIONS = (
     "hyperlet/",
 )
 OWNED_LABELS = frozenset({names.LABEL_APP, names.LABEL_VM_NAME, names.LABEL_VMI_ID})
-"""Written by whoever makes the VMI or pod, whatever stands above; beside all that hyperlet keeps for itself."""
+"""Labels that are set at the creation of a VMI or pod and never propagated, besides names.OWNED_LABELS."""
 _KINDS = ("labels", "annotations")
 
 
 @dataclass(frozen=True)
 class MetadataChange:
-    """What becomes of an object's labels and annotations."""
+    """Changes of an object's labels and annotations."""
 
     metadata: Json
-    """A merge patch; empty where nothing changes."""
+    """A merge patch of metadata; empty if nothing changes."""
     waiting: tuple[str, ...] = ()
-    """Keys that take effect when the pod is made anew, as `labels[key]` or `annotations[key]`."""
+    """Keys that take effect when the pod is recreated, as `labels[key]` or `annotations[key]`."""
 
 
 def record(labels: Collection[str], annotations: Collection[str]) -> dict[str, str]:
-    """The annotation that remembers which keys were carried; none where none were."""
+    """The annotation that records the propagated keys; empty if there are none."""
     known = {"labels": sorted(labels), "annotations": sorted(annotations)}
     kept = {kind: keys for kind, keys in known.items() if keys}
     return {names.ANNOTATION_CARRIED: msgspec.json.encode(kept).decode()} if kept else {}
 
 
 def _recorded(metadata: ObjectMeta) -> Mapping[str, Collection[str]]:
-    """The keys that the annotation remembers; none of one that says nothing that can be understood."""
+    """The keys recorded in the annotation, by kind; empty if it cannot be decoded."""
     text = (metadata.annotations or {}).get(names.ANNOTATION_CARRIED)
     try:
         return msgspec.json.decode(text or "", type=dict[str, list[str]])
@@ -72,26 +72,26 @@ def _recorded(metadata: ObjectMeta) -> Mapping[str, Collection[str]]:
 
 
 def for_vmi(template: ObjectMeta | None) -> tuple[dict[str, str], dict[str, str]]:
-    """Labels and annotations that a VM's template gives its VMI."""
+    """Labels and annotations that a VM's template propagates to its VMI."""
     metadata = template or ObjectMeta()
     return _without(metadata.labels, _is_ours_on_vmi), _without(metadata.annotations, _is_ours_on_vmi)
 
 
 def for_pod(vmi: VirtualMachineInstance) -> tuple[dict[str, str], dict[str, str]]:
-    """Labels and annotations that a VMI gives its pod."""
+    """Labels and annotations that a VMI propagates to its pod."""
     metadata: ObjectMeta = vmi.metadata
     return _without(metadata.labels, _is_ours_on_pod), _without(metadata.annotations, _is_withheld)
 
 
 def to_vmi(template: ObjectMeta | None, vmi: VirtualMachineInstance) -> MetadataChange:
-    """What a running VMI's labels and annotations become when those of the template have changed."""
+    """Changes of a running VMI's labels and annotations after those of the template have changed."""
     return _change(for_vmi(template), vmi.metadata, _is_ours_on_vmi)
 
 
 def to_pod(vmi: VirtualMachineInstance, pod: Pod) -> Iterator[Patch]:
-    """The patch of a living pod whose VMI's labels or annotations have changed.
+    """The patch of a running pod after labels or annotations of its VMI have changed.
 
-    Through pods/status, the only part of a pod that the controller may write.
+    Sent to pods/status, the only part of a pod that the controller may write.
     """
     if pod.metadata.deletionTimestamp:
         return

@@ -1,7 +1,7 @@
-"""What the secondary networks of a VMI ask of its pod: the annotation, resources and environment. Pure.
+"""Secondary networks of a VMI in its launcher pod: networks annotation, device resources, environment. Pure.
 
-The annotation is the Network Plumbing Working Group's (api.network_attachments); whoever attaches networks, Multus or
-the handler, goes by it. Resource and environment are KubeVirt's way of handing over devices.
+The annotation is defined by the Network Plumbing Working Group (api.network_attachments); Multus or the handler
+attaches the networks that it lists. Resources and environment variables follow KubeVirt's convention for devices.
 """
 
 import json
@@ -28,7 +28,7 @@ _RESOURCE = re.compile(
 
 
 def reference(network: Network, namespace: str) -> str | None:
-    """`namespace/name` of the definition that a network names; `namespace` is the VMI's."""
+    """`namespace/name` of the NetworkAttachmentDefinition that a network references; `namespace` is the VMI's."""
     if network.multus is None:
         return None
     name = network.multus.networkName
@@ -36,15 +36,15 @@ def reference(network: Network, namespace: str) -> str | None:
 
 
 def references(spec: VirtualMachineInstanceSpec, namespace: str) -> list[str]:
-    """All definitions that a VMI names, each once."""
+    """The NetworkAttachmentDefinitions that a VMI references, without duplicates."""
     return list(dict.fromkeys(found for network in spec.networks or () if (found := reference(network, namespace))))
 
 
 def _joined(vmi: VirtualMachineInstance) -> Iterator[tuple[int, Network, Interface, str]]:
-    """Place, network, interface and definition of every secondary network, absent ones too.
+    """Index, network, interface and definition of every secondary network, including absent ones.
 
-    Those of foreign namespaces, which validation refuses, are left out here once more: the VMI may have been changed
-    since its pod was made, and who writes VMIs may not be one who writes pods.
+    Definitions in other namespaces, which validation refuses, are skipped here again: the VMI may have changed since
+    its pod was created, and its author may lack the permission to write pods.
     """
     interfaces = {interface.name: interface for interface in vmi.spec.domain.devices.interfaces or ()}
     own = vmi.metadata.namespace or ""
@@ -56,10 +56,10 @@ def _joined(vmi: VirtualMachineInstance) -> Iterator[tuple[int, Network, Interfa
 
 
 def annotation(vmi: VirtualMachineInstance, present: str | None = None) -> str | None:
-    """The pod's list of networks as JSON; None for none. `vmi` has its defaults applied.
+    """The pod's networks annotation, JSON; None without secondary networks. `vmi` has its defaults applied.
 
-    `present` is the list that the pod has already. What is to be unplugged stays in it until the guest has let go of
-    it, and comes into none.
+    `present` is the pod's current annotation. An absent interface stays listed until the guest has released it, and is
+    never added.
     """
     plugged = _interfaces_of(present)
     entries = []
@@ -85,9 +85,9 @@ def _interfaces_of(text: str | None) -> set[str]:
 
 
 def update_annotation(vmi: VirtualMachineInstance, pod: Pod) -> Iterator[Patch]:
-    """Gives a pod its list of networks anew when the VMI has got another or lost one (controller.vmi.nic_hotplug).
+    """The patch that updates a pod's networks annotation after NIC hot-plug (controller.vmi.nic_hotplug).
 
-    Through pods/status: the API server takes annotations there too, and the controller may not touch pods otherwise.
+    Sent to pods/status, which accepts annotations: the controller has no permission to update pods.
     """
     present = (pod.metadata.annotations or {}).get(ANNOTATION_NETWORKS)
     if pod.metadata.deletionTimestamp or annotation(vmi, present) == present:
@@ -96,7 +96,7 @@ def update_annotation(vmi: VirtualMachineInstance, pod: Pod) -> Iterator[Patch]:
     yield Patch(Pod, pod.metadata.namespace or "", pod.metadata.name or "", body, subresource="status")
 
 
-# ---- resources ------------------------------------------------------------------------------------------------------
+# ---- resources -------------------------------------------------------------------------------------------------------
 
 
 def _resource(definition: NetworkAttachmentDefinition | None) -> str | None:
@@ -112,13 +112,13 @@ def _resources(vmi: VirtualMachineInstance, definitions: Definitions) -> Iterato
 
 
 def amounts(vmi: VirtualMachineInstance, definitions: Definitions) -> dict[str, str]:
-    """The resources that the definitions name: one for every network that uses them."""
+    """The device resources of the definitions: one device per network."""
     counted = Counter(resource for _, _, resource in _resources(vmi, definitions))
     return {resource: str(count) for resource, count in counted.items()}
 
 
 def environment(vmi: VirtualMachineInstance, definitions: Definitions) -> dict[str, str]:
-    """By which resource the launcher finds the device of an sriov interface."""
+    """Environment variables that name the resource of each sriov interface, for the launcher."""
     return {
         f"{ENVIRONMENT_PREFIX}{network.name}": resource
         for network, interface, resource in _resources(vmi, definitions)
@@ -126,46 +126,46 @@ def environment(vmi: VirtualMachineInstance, definitions: Definitions) -> dict[s
     }
 
 
-# ---- what is wrong --------------------------------------------------------------------------------------------------
+# ---- problems --------------------------------------------------------------------------------------------------------
 
 
 def problems(vmi: VirtualMachineInstance, definitions: Definitions, served: bool) -> list[str]:
-    """Why the pod cannot be made yet, one sentence for each definition that is missing or useless."""
+    """Why the pod cannot be created yet: one message for each definition that is missing or invalid."""
     found = dict[str, None]()
     for index, _, interface, name in _joined(vmi):
         if interface.state == "absent":
             continue
         where = f"spec.networks[{index}].multus.networkName"
-        words = _missing(name, where, served) if name not in definitions else _useless(definitions[name], interface)
-        if words:
-            found[words] = None
+        problem = _missing(name, where, served) if name not in definitions else _invalid(definitions[name], interface)
+        if problem:
+            found[problem] = None
     return list(found)
 
 
 def _missing(reference: str, where: str, served: bool) -> str:
     namespace, _, name = reference.partition("/")
-    how = "create it there, or name another"
+    how = "create it, or reference another one"
     if not served:
         how = (
-            "this cluster does not know the kind: apply its CustomResourceDefinition (it is among hyperlet's manifests "
-            "and among Multus'), then create it there"
+            "the cluster does not serve this kind: apply its CustomResourceDefinition (part of the manifests of "
+            "hyperlet and of Multus), then create it"
         )
     return f"NetworkAttachmentDefinition {name} not found in namespace {namespace} ({where}): {how}"
 
 
-def _useless(definition: NetworkAttachmentDefinition, interface: Interface) -> str | None:
-    """Anybody in a namespace may write a definition: it must not ask for the pod's CPUs or for our own devices."""
+def _invalid(definition: NetworkAttachmentDefinition, interface: Interface) -> str | None:
+    """Why the definition cannot be used. Any user of a namespace may write one: it must not request other resources."""
     resource = _resource(definition)
     meta = definition.metadata
     where = f"NetworkAttachmentDefinition {meta.namespace}/{meta.name}: annotation {ANNOTATION_RESOURCE}"
     if resource is None:
         if interface.sriov is None:
             return None
-        return f"{where} is missing: it names the resource whose devices interface {interface.name!r} (sriov) gets"
+        return f"{where}: required: it names the device plugin resource for interface {interface.name!r} (sriov)"
     prefix = resource.partition("/")[0]
     reserved = (
         resource.startswith(_RESERVED_RESOURCES) or prefix == "kubernetes.io" or prefix.endswith(".kubernetes.io")
     )
     if reserved or not _RESOURCE.fullmatch(resource) or syntax.object_name(prefix):
-        return f"{where}: {resource[:80]!r} is no device plugin's resource such as bridge.network.kubevirt.io/br1"
+        return f"{where}: {resource[:80]!r} is not a device plugin resource such as bridge.network.kubevirt.io/br1"
     return None

@@ -1,8 +1,8 @@
-"""How much memory a launcher pod needs beyond its guest's: requested in addition, so that no VM is OOM-killed.
+"""Memory overhead of a launcher pod, requested in addition to guest memory so that no VM is OOM-killed. Pure.
 
 A sum of named parts, each measured by `python -m bench memory` (docs/benchmarks.md, "What a pod requests") and
-rounded up. Measured as a whole, under software emulation: 98 MiB for a guest that halts in its first sector, 137 MiB
-for a booted Linux.
+rounded up. Measured in total, under software emulation: 98 MiB for a guest that halts in its boot sector, 137 MiB for
+a booted Linux.
 """
 
 from api import defaults
@@ -12,35 +12,35 @@ from api.kubevirt.vmi import VirtualMachineInstanceSpec
 MIB = 1 << 20
 
 LAUNCHER = 56 * MIB
-"""Supervisor, gRPC server and libvirtd: 49 alone on a node, and up to 5 more while a guest's agent talks."""
+"""Supervisor, gRPC server and libvirtd: 49 MiB if alone on a node, up to 5 more while the guest agent is active."""
 QEMU = 48 * MIB
-"""QEMU itself without guest memory: code and device models, 46."""
+"""QEMU without guest memory: code and device models, 46 MiB."""
 TRANSLATION = 40 * MIB
-"""Software emulation's code cache (32, `tb-cache` in the domain) and its bookkeeping: 39 once a Linux has booted."""
+"""TCG translation cache (32 MiB, `tb-cache` in the domain XML) and its metadata: 39 MiB once a Linux has booted."""
 KERNEL = 4 * MIB
-"""Page tables, sockets, stacks that the kernel charges to the pod: 3.6."""
+"""Kernel memory charged to the pod: page tables, sockets, stacks. 3.6 MiB."""
 RESERVE = 16 * MIB
-"""What a guest at rest does not show: requests in flight, a viewer on its screen."""
+"""Reserve for load that an idle guest does not cause: I/O in flight, VNC clients."""
 PER_VCPU = 3 * MIB
-"""Thread stack, vCPU state, per-CPU buffers: 0.6 at rest."""
+"""Thread stack, vCPU state, per-CPU buffers: 0.6 MiB when idle."""
 PER_DISK = 4 * MIB
-"""Block layer, virtio queues: 1. The rest is for qcow2's table cache, which grows with the image (1 MiB for 8 GiB)."""
+"""Block layer and virtio queues: 1 MiB. The rest is for qcow2's L2 cache, 1 MiB for each 8 GiB of the image."""
 PER_NIC = 1 * MIB
-"""virtio queues and buffers: 0.8."""
+"""virtio queues and buffers: 0.8 MiB."""
 GRAPHICS = 16 * MIB
-"""Video memory, as much as the guest may touch: a text screen needs 2.6."""
+"""All of the video memory that the guest can use; a text screen uses 2.6 MiB."""
 PAGE_TABLE_DIVISOR = 512
-"""8 bytes of page table for each page of 4 KiB."""
+"""8 bytes of page table for each 4 KiB page."""
 
 
 def guest_bytes(spec: VirtualMachineInstanceSpec) -> int:
-    """The guest's memory in bytes; 0 when the spec names none (validation refuses that)."""
+    """The guest's memory in bytes; 0 if the spec sets none (which validation refuses)."""
     amount = defaults.guest_memory(spec.domain)
     return quantity_bytes(amount) if amount is not None else 0
 
 
 def overhead_bytes(spec: VirtualMachineInstanceSpec, *, emulated: bool, ratio: float = 1.0) -> int:
-    """Bytes to request beyond the guest's memory, a multiple of 1 MiB.
+    """Memory to request in addition to the guest's, in bytes, rounded up to MiB.
 
     `emulated`: the pod may run without KVM. `ratio`: the KubeVirt CR's additionalGuestMemoryOverheadRatio.
     """

@@ -1,4 +1,4 @@
-"""The launcher pod of a VMI: pure. Handler and launcher rely on docs/architecture.md, "The launcher pod"."""
+"""Builds the launcher pod and PodDisruptionBudget of a VMI (docs/architecture.md, "The launcher pod"). Pure."""
 
 import hashlib
 from typing import Any
@@ -16,21 +16,21 @@ from controller.launcher_pod.networks import Definitions
 from controller.launcher_pod.volumes import Claims, Json
 
 CHANGING_LABELS = frozenset({names.LABEL_SCHEDULABLE, names.LABEL_KVM})
-"""Labels of a node that its handler changes while VMs run there. A pod must not require them: a kubelet that starts
-again admits its running pods anew, and ends those whose required labels are gone. The devices that the pod asks for
-keep it off a node without a handler, or without KVM."""
+"""Node labels that the handler changes while VMs run there. A pod must not require them: a restarted kubelet repeats
+admission of its running pods, and terminates those whose required labels are missing. The device requests keep a pod
+off nodes without a handler or without KVM."""
 NAME_LIMIT = 253
 BUDGET_PREFIX = "kubevirt-disruption-budget-"
 HOSTNAME_LIMIT = 63
 LABEL_LIMIT = 63
 SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
-"""As Kubernetes' own random suffixes: no vowels, nothing that looks like something else."""
+"""The alphabet of Kubernetes' random suffixes: no vowels, no ambiguous characters."""
 
 
 def pod_name(vmi: VirtualMachineInstance) -> str:
-    """`virt-launcher-<vmi>-<5>`, the suffix hashed from the VMI's UID.
+    """`virt-launcher-<vmi>-<5 characters>`, the suffix hashed from the VMI's UID.
 
-    A create that is repeated after a crash finds the first pod's name taken: there is never a second pod.
+    A create repeated after a crash fails with AlreadyExists, so there is never a second pod.
     """
     number = int.from_bytes(hashlib.sha256((vmi.metadata.uid or "").encode()).digest()[:8], "big")
     suffix = ""
@@ -48,10 +48,10 @@ def launcher_pod(
     definitions: Definitions | None = None,
     host_users: bool = False,
 ) -> Json:
-    """The pod to create. `vmi` has its defaults applied; `claims` holds the claims that its volumes name, `definitions`
-    the NetworkAttachmentDefinitions of its networks. `host_users`: without a user namespace, though the nodes can.
+    """The pod to create. `vmi` has its defaults applied; `claims` are the claims referenced by its volumes,
+    `definitions` the NetworkAttachmentDefinitions of its networks. `host_users`: never request a user namespace.
 
-    Raises InvalidObject for what would not be a pod.
+    Raises InvalidObject for a volume name that cannot be a path component.
     """
     runtime_class = settings.configuration.defaultRuntimeClass
     own_users = settings.user_namespaces and user_namespaces.possible(
@@ -71,10 +71,10 @@ def launcher_pod(
 
 
 def disruption_budget(vmi: VirtualMachineInstance) -> Json | None:
-    """The PodDisruptionBudget of a VMI that asks for protection against evictions; None for others.
+    """The PodDisruptionBudget of a VMI whose evictionStrategy protects it from evictions; None for others.
 
-    `vmi` has its defaults applied. The gateway refuses such evictions with a reason; this refuses them while no gateway
-    answers. Of an absolute minimum the disruption controller needs not know how many pods the owner wants.
+    `vmi` has its defaults applied. The gateway refuses such evictions with a reason; the budget refuses them while no
+    gateway is available. minAvailable is absolute, so the disruption controller needs no scale subresource.
     """
     if vmi.spec.evictionStrategy not in (names.EVICTION_LIVE_MIGRATE, names.EVICTION_EXTERNAL):
         return None
@@ -90,19 +90,19 @@ def disruption_budget(vmi: VirtualMachineInstance) -> Json | None:
 
 
 def grace_seconds(spec: VirtualMachineInstanceSpec) -> int:
-    """Seconds that the guest has for powering off."""
-    # Capped here too: an object that was stored while no gateway answered has not been through admission.
+    """Seconds that the guest has to power off."""
+    # Capped here too: objects stored while no gateway was available have not been through admission.
     asked = 30 if spec.terminationGracePeriodSeconds is None else spec.terminationGracePeriodSeconds
     return min(asked, names.MAX_GRACE_SECONDS)
 
 
 def pod_grace_seconds(spec: VirtualMachineInstanceSpec) -> int:
-    """Seconds between SIGTERM and SIGKILL for the pod: the guest's and a margin for cleaning up."""
+    """The pod's terminationGracePeriodSeconds: the guest's and a margin for clean-up."""
     return grace_seconds(spec) + names.GRACE_MARGIN_SECONDS
 
 
 def label_value(text: str) -> str:
-    """`text` as a label's value: itself, or its beginning and a hash where it is too long."""
+    """`text` as a label value: truncated and with a hash if it is too long."""
     if len(text) <= LABEL_LIMIT:
         return text
     return text[: LABEL_LIMIT - 9].rstrip("-._") + "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -124,7 +124,7 @@ def _annotations(vmi: VirtualMachineInstance) -> dict[str, str]:
     labels, annotations = metadata_propagation.for_pod(vmi)
     networks = pod_networks.annotation(vmi)
     return {
-        # Their choice where they made one: other containers may be put into the pod on its way.
+        # Users may override it: admission webhooks may inject other containers.
         names.ANNOTATION_DEFAULT_CONTAINER: names.COMPUTE_CONTAINER,
         **annotations,
         **metadata_propagation.record(labels, annotations),
@@ -147,7 +147,7 @@ def _owner(vmi: VirtualMachineInstance) -> Json:
 def _spec(vmi: VirtualMachineInstance, settings: ControllerSettings, claims: Claims, definitions: Definitions) -> Json:
     spec = vmi.spec
     parts = pod_volumes.parts(spec, claims, settings.image_volumes)
-    # Named ones keep the admission plugin from adding those of the service account, so all must be here.
+    # If set, the ServiceAccount admission plugin adds none of its own, so all must be listed.
     pull_secrets = dict.fromkeys([*(secret for part in parts for secret in part.pull_secrets), *settings.pull_secrets])
     return _present(
         {
@@ -176,7 +176,7 @@ def _spec(vmi: VirtualMachineInstance, settings: ControllerSettings, claims: Cla
 
 
 def hostname(vmi: VirtualMachineInstance) -> str:
-    """The pod's and guest's host name: the spec's, else the VMI's name as one DNS label."""
+    """Host name of pod and guest: the spec's, else the VMI's name as a DNS label."""
     if vmi.spec.hostname:
         return vmi.spec.hostname
     return (vmi.metadata.name or "").replace(".", "-")[:HOSTNAME_LIMIT].rstrip("-")
@@ -201,7 +201,7 @@ def _node_selector(spec: VirtualMachineInstanceSpec, settings: ControllerSetting
 
 
 def _affinity(spec: VirtualMachineInstanceSpec) -> Json | None:
-    """The VMI's affinity without the labels that change. What was required of `hyperlet/kvm` is preferred instead."""
+    """The VMI's affinity without CHANGING_LABELS. Required terms on `hyperlet/kvm` become preferred ones."""
     affinity: Json = _plain(spec.affinity) or {}
     node = dict(affinity.get("nodeAffinity") or {})
     required = node.pop("requiredDuringSchedulingIgnoredDuringExecution", None) or {}
@@ -213,7 +213,7 @@ def _affinity(spec: VirtualMachineInstanceSpec) -> Json | None:
     if (value := (spec.nodeSelector or {}).get(names.LABEL_KVM)) is not None:
         wishes.append({"key": names.LABEL_KVM, "operator": "In", "values": [value]})
     if all(terms) and terms:
-        # A term without anything in it matches no node: one that is left so was about changing labels alone.
+        # An empty term matches no node; it is left if the term had only CHANGING_LABELS. Then drop the requirement.
         node["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": terms}
     wanted = [{"weight": 100, "preference": {"matchExpressions": [wish]}} for wish in wishes]
     preferred = "preferredDuringSchedulingIgnoredDuringExecution"
@@ -223,7 +223,7 @@ def _affinity(spec: VirtualMachineInstanceSpec) -> Json | None:
 
 
 def _ports(spec: VirtualMachineInstanceSpec) -> list[Json]:
-    """The ports that interfaces name, for Services and probes that go by name: nothing is opened or closed by them."""
+    """Container ports from the interfaces' ports, so that Services and probes can refer to them by name."""
     return [
         _present({"name": port.name, "containerPort": port.port, "protocol": port.protocol or "TCP"})
         for interface in spec.domain.devices.interfaces or ()
@@ -268,7 +268,7 @@ def _compute(
 
 
 def _probe(probe: Probe | None) -> Json | None:
-    """Probes over the network go to the pod's address, from where NAT takes them to the guest."""
+    """The container probe for a network probe: the kubelet connects to the pod IP, and NAT forwards to the guest."""
     if probe is None or (probe.tcpSocket is None and probe.httpGet is None):
         return None
     plain: Json = msgspec.to_builtins(probe)

@@ -1,8 +1,8 @@
-"""What the API server's refusal of a launcher pod means for its VM: which of the VM's fields to set. Pure.
+"""Refusals of a launcher pod by ResourceQuota or LimitRange, translated to fields of the VM. Pure.
 
-Quotas and LimitRanges of a namespace look at the pod, which people do not write. Where they want limits that the VM
-does not set, the pod is made once more with those it needs; everything else is told by the VM's own fields. Source of
-the words: k8s.io/kubernetes, plugin/pkg/admission/resourcequota and limitranger, pkg/apis/core/validation.
+Quotas and LimitRanges check the pod, which users do not write. If they require limits that the VM does not set, the pod
+is created again with limits; other refusals are reported with the VM's fields to change. Source of the messages:
+k8s.io/kubernetes, plugin/pkg/admission/resourcequota and limitranger, pkg/apis/core/validation.
 """
 
 import re
@@ -17,7 +17,7 @@ from controller.launcher_pod import overhead, resources
 Json = dict[str, Any]
 
 _LIMITS = ("cpu", "memory")
-"""What can be worked out; how much an overlay grows cannot."""
+"""Limits that can be computed. For ephemeral-storage that is impossible: overlays grow as the guest writes."""
 _MUST_SPECIFY = re.compile(r"must specify (.+)")
 _BELOW_DEFAULT = re.compile(r"must be less than or equal to (cpu|memory|ephemeral-storage) limit")
 _RANGE = re.compile(r"(?:minimum|maximum) (cpu|memory|ephemeral-storage) usage per (?:Container|Pod)")
@@ -27,17 +27,17 @@ _NAME = re.compile(r"((?:requests|limits)\.[a-z.-]+|cpu|memory)")
 
 
 def wanted_limits(message: str) -> frozenset[str]:
-    """The resources, of cpu and memory, for which a refusal wants a limit of the pod's own."""
+    """The resources, out of cpu and memory, for which a refusal requires a limit in the pod."""
     found = {name for part in _MUST_SPECIFY.findall(message) for name in re.findall(r"limits\.(cpu|memory)\b", part)}
-    # The LimitRange's default limit stands in for ours, and is below what the pod asks for.
+    # Without a limit of its own the pod gets the LimitRange's default, which is below its request.
     found |= set(_BELOW_DEFAULT.findall(message))
     return frozenset(found & set(_LIMITS))
 
 
 def with_limits(pod: Json, spec: VirtualMachineInstanceSpec, settings: ControllerSettings, message: str) -> Json | None:
-    """The pod with the limits that a refusal asks for; None where it has them already, or none can help.
+    """The pod with the limits that a refusal requires; None if it has them already, or limits do not help.
 
-    CPU: one for each virtual CPU. Memory: the guest's and the overhead, as where a VM sets `limits.memory`.
+    CPU: one per vCPU. Memory: guest memory plus overhead, as for a VM that sets `limits.memory`.
     """
     compute, *others = pod["spec"]["containers"]
     present = compute["resources"].get("limits", {})
@@ -56,11 +56,11 @@ def with_limits(pod: Json, spec: VirtualMachineInstanceSpec, settings: Controlle
 
 
 def explain(message: str) -> str:
-    """The refusal, and after it the VM's fields that it is about."""
+    """The refusal, followed by the VM's fields that it concerns."""
     fields = list(dict.fromkeys(_fields(message)))
     if not fields:
         return message
-    return f"{message}. The fields for this, in the VM's spec.template.spec.domain: {', '.join(fields)}"
+    return f"{message}. Fields to change in the VM's spec.template.spec.domain: {', '.join(fields)}"
 
 
 def _fields(message: str) -> list[str]:

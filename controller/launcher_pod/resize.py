@@ -1,7 +1,7 @@
-"""Other requests and limits for a launcher pod that runs, in place, and the kubelet's answer to that.
+"""In-place resize of a running launcher pod's requests and limits.
 
-`plan` is the one patch to send (subresource `resize`, stable since Kubernetes 1.35, on by default since 1.33),
-`resize_status` what the kubelet has said so far; both are pure. `resize` sends the one and waits for the other.
+`plan` returns the patch (subresource `resize`, stable since Kubernetes 1.35, enabled by default since 1.33),
+`resize_status` the kubelet's progress; both are pure. `resize` sends the patch and waits for the result.
 Sources: https://kubernetes.io/docs/tasks/configure-pod-container/resize-container-resources/, KEP-1287.
 """
 
@@ -22,20 +22,20 @@ from controller.actions import Json, Patch
 from kit.kube import Kube
 
 ANSWER_SECONDS = 30.0
-"""How long the kubelet may take; it does within a second what it can do."""
+"""Timeout for the kubelet's answer. A feasible resize takes less than a second."""
 PENDING, IN_PROGRESS = "PodResizePending", "PodResizeInProgress"
 REFUSED_AS_INFEASIBLE = frozenset({"NodeCapacity", "UnsupportedPlatform"})
-"""Causes for which the API server itself (from Kubernetes 1.36 on) refuses what the node can never do."""
+"""Status causes with which the API server (since Kubernetes 1.36) refuses a resize that the node can never do."""
 _RETRY_SECONDS = 1.0
 POLICY = tuple({"resourceName": resource, "restartPolicy": "NotRequired"} for resource in ("cpu", "memory"))
-"""The container's resizePolicy: a guest never restarts for it."""
+"""The container's resizePolicy: never restart the container."""
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """What the compute container is to have: CPU in thousandths, memory in bytes. None leaves it as it is.
+    """Requests and limits of the compute container: CPU in millicores, memory in bytes. None: unchanged.
 
-    The API server refuses what would give the pod another quality of service, and the removal of a request or limit.
+    The API server refuses a change of the pod's QoS class, and the removal of a request or limit.
     """
 
     cpu_request: int | None = None
@@ -44,52 +44,52 @@ class Amounts:
     memory_limit: int | None = None
 
     def covers(self, found: "Amounts") -> bool:
-        """Whether `found` is what was wanted, as far as anything was."""
+        """Whether `found` equals all amounts that are set here."""
         return all(getattr(self, each.name) in (None, getattr(found, each.name)) for each in fields(self))
 
 
 class ResizeState(enum.Enum):
-    """How far a resize has come."""
+    """Progress of a resize."""
 
-    UNASKED = "the pod's spec says something else"
-    WAITING = "the kubelet has not looked at it yet"
-    IN_PROGRESS = "the kubelet is at it"
-    DEFERRED = "the node has no room for it now; the kubelet does it when there is"
-    INFEASIBLE = "the node can never do it"
-    ACTUATED = "the container has it"
-    ENDED = "the pod has ended, or is about to"
+    UNASKED = "the pod's spec has other amounts"
+    WAITING = "the kubelet has not processed the resize yet"
+    IN_PROGRESS = "the kubelet is resizing the container"
+    DEFERRED = "the node has no capacity now; the kubelet retries when there is"
+    INFEASIBLE = "the node can never fulfil the resize"
+    ACTUATED = "the container has been resized"
+    ENDED = "the pod has terminated or is terminating"
 
 
 FINAL = frozenset(
     {ResizeState.UNASKED, ResizeState.DEFERRED, ResizeState.INFEASIBLE, ResizeState.ACTUATED, ResizeState.ENDED}
 )
-"""Answers that `resize` does not wait beyond; UNASKED there means that somebody has asked for other amounts since."""
+"""States in which `resize` returns. UNASKED: the spec was changed to other amounts meanwhile."""
 
 
 class ResizeStatus(NamedTuple):
-    """What the kubelet says; `message` are its words, empty where it has none."""
+    """State of a resize; `message` is the kubelet's, or empty."""
 
     state: ResizeState
     message: str = ""
 
 
-# ---- pure -----------------------------------------------------------------------------------------------------------
+# ---- pure ------------------------------------------------------------------------------------------------------------
 
 
 def requested_amounts(pod: Pod) -> Amounts:
-    """What the compute container's spec says."""
+    """The amounts in the compute container's spec."""
     found = (each.resources for each in pod.spec.containers if each.name == names.COMPUTE_CONTAINER)
     return _amounts(next(found, None))
 
 
 def actual_amounts(pod: Pod) -> Amounts:
-    """What the compute container has, as the kubelet has it from the container runtime."""
+    """The amounts in effect, as the kubelet reports them from the container runtime."""
     status = compute(pod)
     return _amounts(status.resources if status else None)
 
 
 def plan(pod: Pod, wanted: Amounts) -> list[Patch]:
-    """The patch that asks for it; none where the spec says so already, or for a pod that has ended."""
+    """The patch that requests `wanted`; none if the spec has these amounts already or the pod has ended."""
     if _over(pod) or wanted.covers(requested_amounts(pod)):
         return []
     container: Json = {"name": names.COMPUTE_CONTAINER, "resources": dict(_resources(wanted))}
@@ -99,7 +99,7 @@ def plan(pod: Pod, wanted: Amounts) -> list[Patch]:
 
 
 def resize_status(pod: Pod, wanted: Amounts) -> ResizeStatus:
-    """How far the kubelet has come with `wanted`."""
+    """The kubelet's progress with `wanted`."""
     if _over(pod):
         return ResizeStatus(ResizeState.ENDED)
     if not wanted.covers(requested_amounts(pod)):
@@ -121,7 +121,7 @@ def _over(pod: Pod) -> bool:
 
 
 def _condition(pod: Pod, kind: str) -> StatusCondition | None:
-    """A condition that holds, and is about the present spec."""
+    """The condition if it is True and observed the current generation."""
     found = conditions.find(pod.status.conditions, kind)
     if found is None or found.status != names.TRUE:
         return None
@@ -153,16 +153,16 @@ def _resources(wanted: Amounts) -> Iterator[tuple[str, Json]]:
             yield field, amounts
 
 
-# ---- carried out ----------------------------------------------------------------------------------------------------
+# ---- execution -------------------------------------------------------------------------------------------------------
 
 
 async def resize(kube: Kube, pod: Pod, wanted: Amounts, seconds: float = ANSWER_SECONDS) -> ResizeStatus:
-    """Asks for it, if nobody has, and returns the kubelet's answer; WAITING or IN_PROGRESS if it takes longer.
+    """Requests the resize unless the spec has it already, and returns the result; WAITING or IN_PROGRESS on timeout.
 
-    What was deferred goes on being wanted: the kubelet does it when there is room. Whoever does not want that asks for
-    the old amounts. What is infeasible some servers refuse, others store and leave to the kubelet.
-    Raises NotFound (no such pod), Forbidden (a quota, a limit range), InvalidObject (another quality of service, or a
-    node that cannot), ApiUnavailable.
+    A deferred resize stays requested: the kubelet does it when there is capacity. To cancel it, request the old
+    amounts. An infeasible resize is refused by some API servers, and stored for the kubelet to refuse by others.
+    Raises NotFound (no such pod), Forbidden (quota, LimitRange), InvalidObject (QoS class would change, or the node
+    cannot resize), ApiUnavailable.
     """
     for patch in plan(pod, wanted):
         try:
@@ -178,19 +178,19 @@ async def resize(kube: Kube, pod: Pod, wanted: Amounts, seconds: float = ANSWER_
             if REFUSED_AS_INFEASIBLE.isdisjoint(error.causes):
                 raise
             return ResizeStatus(ResizeState.INFEASIBLE, error.message)
-    said = resize_status(pod, wanted)
+    status = resize_status(pod, wanted)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds), contextlib.aclosing(_observed(kube, pod)) as states:
             async for seen in states:
-                said = resize_status(seen, wanted)
-                if said.state in FINAL:
-                    return said
+                status = resize_status(seen, wanted)
+                if status.state in FINAL:
+                    return status
             return ResizeStatus(ResizeState.ENDED)
-    return said
+    return status
 
 
 async def _observed(kube: Kube, pod: Pod) -> AsyncGenerator[Pod, None]:
-    """The pod now and after every change; ends when it is gone. One that has ended keeps its last state."""
+    """Yields the pod now and after every change; ends when it is deleted."""
     namespace, name = pod.metadata.namespace, pod.metadata.name or ""
     while True:
         try:

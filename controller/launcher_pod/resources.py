@@ -1,4 +1,4 @@
-"""What a launcher pod asks the scheduler for: CPU, memory, devices."""
+"""Resource requests and limits of a launcher pod: CPU, memory, ephemeral storage, devices. Pure."""
 
 from api import defaults, names
 from api.k8s.meta import format_bytes, format_millicores, format_quantity, quantity_bytes, quantity_millicores
@@ -11,16 +11,16 @@ Amounts = dict[str, str]
 
 
 def pod_overhead(spec: VirtualMachineInstanceSpec, settings: ControllerSettings) -> int:
-    """Bytes requested beyond the guest's memory."""
+    """Memory requested in addition to the guest's, in bytes."""
     return overhead.overhead_bytes(spec, emulated=settings.emulated, ratio=settings.overhead_ratio)
 
 
 def requirements(
     spec: VirtualMachineInstanceSpec, settings: ControllerSettings, networks: Amounts | None = None
 ) -> dict[str, Amounts]:
-    """Requests and limits of the `compute` container. Devices stand in the limits, and so are requests as well.
+    """Requests and limits of the `compute` container. Devices are limits, which Kubernetes copies to the requests.
 
-    `networks` are the devices that its networks need.
+    `networks`: device resources of the secondary networks.
     """
     resources = spec.domain.resources
     wished = dict((resources.requests if resources else None) or {})
@@ -47,7 +47,7 @@ _COMPUTED = frozenset(
 
 
 def devices(spec: VirtualMachineInstanceSpec, settings: ControllerSettings) -> Amounts:
-    """The device plugin's devices that the pod needs."""
+    """The device plugin resources that the pod needs."""
     wanted = {names.DEVICE_TUN: "1"}
     if not settings.emulated:
         wanted[names.DEVICE_KVM] = "1"
@@ -58,7 +58,7 @@ def devices(spec: VirtualMachineInstanceSpec, settings: ControllerSettings) -> A
 
 
 def asks_for_kvm(pod: Pod) -> bool:
-    """Whether a pod goes only where KVM is."""
+    """Whether a pod requests the KVM device."""
     asked = [container.resources.limits or {} for container in pod.spec.containers if container.resources]
     return any(names.DEVICE_KVM in limits for limits in asked)
 

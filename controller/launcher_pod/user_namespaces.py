@@ -1,8 +1,8 @@
-"""Which launcher pods get a user namespace of their own (`hostUsers: false`), and what it looks like when that fails.
+"""User namespaces of launcher pods (`hostUsers: false`): when to request one, and how its failure is detected. Pure.
 
-In such a pod user 107 is one of 65,536 users of the node that nothing else has: what breaks out of the container owns
-nothing on the node, and nothing of other VMs. With HYPERLET_USER_NAMESPACES=auto every pod gets one where all nodes
-that take VMs can, as their kubelets say; without the variable none does. Pure.
+In such a pod UID 107 maps to a host UID from a range of 65,536 that only this pod has: a process that escapes the
+container owns no files of the node or of other VMs. With HYPERLET_USER_NAMESPACES=auto, pods request one if the
+kubelets of all schedulable nodes report support; otherwise none does.
 Sources: https://kubernetes.io/docs/concepts/workloads/pods/user-namespaces/, KEP-127.
 """
 
@@ -17,12 +17,12 @@ from api.launcher_pods import compute
 from controller.launcher_pod import volumes as pod_volumes
 
 _FAILED = re.compile(r"id-?map|user ?namespace|userns|mounting \"?(proc|sysfs)", re.IGNORECASE)
-"""In what container runtimes say of a namespace or of a volume's file system that cannot be id-mapped."""
+"""Matches container runtimes' errors about user namespaces and about file systems without idmapped mounts."""
 MESSAGE_LIMIT = 500
 
 
 def offered(nodes: Iterable[Node]) -> bool:
-    """Whether every node that takes VMs can have such pods, by what its kubelet says of the default runtime."""
+    """Whether the kubelet of every schedulable node reports user namespace support for its default runtime handler."""
     if os.environ.get("HYPERLET_USER_NAMESPACES", "never") != "auto":
         return False
     takes = [node for node in nodes if (node.metadata.labels or {}).get(names.LABEL_SCHEDULABLE) == "true"]
@@ -42,10 +42,10 @@ def possible(
     image_volumes: bool,
     runtime_class: str | None,
 ) -> bool:
-    """Whether a VM's pod can have one, where the nodes can.
+    """Whether a VMI's pod can have a user namespace on nodes that support them.
 
-    Not with a claim in Block mode (Kubernetes refuses it), a device of the node's (its file belongs to no user there),
-    images that the handler brings (likewise), or a runtime class (what its runtime can is not known here).
+    Not with Block volumes (refused by Kubernetes), host devices or images mounted by the handler (their owners are not
+    mapped into the namespace), or a RuntimeClass (support of its handler is unknown).
     """
     spec = vmi.spec
     firmware = spec.domain.firmware
@@ -59,22 +59,23 @@ def possible(
 
 
 def failure(pod: Pod, warning: tuple[str, str] | None) -> str | None:
-    """Why a pod with a user namespace cannot start, if that is because of it; `warning`: the latest Event about it.
+    """The error of a pod that cannot start because of its user namespace; None for other pods.
 
-    Such as a volume whose file system has no id-mapped mounts, or a node that promised more than it can.
+    `warning`: reason and message of the latest Warning Event about the pod. Causes: a volume whose file system does not
+    support idmapped mounts, or a node that reports support but has none.
     """
     if pod.spec.hostUsers is not False:
         return None
-    said = [warning[1]] if warning else []
+    messages = [warning[1]] if warning else []
     status = compute(pod)
     state = status.state if status else None
     if state is not None and state.waiting is not None:
-        said.append(state.waiting.message or "")
+        messages.append(state.waiting.message or "")
     if state is not None and state.terminated is not None and state.terminated.reason in _NEVER_STARTED:
-        said.append(state.terminated.message or "")
+        messages.append(state.terminated.message or "")
     if state is not None and state.running is not None:
         return None
-    return next((words[:MESSAGE_LIMIT] for words in said if _FAILED.search(words)), None)
+    return next((message[:MESSAGE_LIMIT] for message in messages if _FAILED.search(message)), None)
 
 
 _NEVER_STARTED = frozenset({"StartError", "ContainerCannotRun"})

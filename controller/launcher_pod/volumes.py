@@ -1,6 +1,6 @@
-"""Which parts of a pod bring a VMI's volumes into the launcher: one builder for every kind of volume.
+"""Pod volumes and mounts for a VMI's volumes: one builder for each volume type. Pure.
 
-Each returns its own Part; the paths are those of docs/architecture.md, "The launcher pod".
+Each builder returns a PodPart. Mount paths: docs/architecture.md, "The launcher pod".
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,59}[a-z0-9])?")
 
 @dataclass(frozen=True)
 class PodPart:
-    """What one volume adds to the pod and its container."""
+    """What one VMI volume adds to the pod and its compute container."""
 
     volumes: tuple[Json, ...] = ()
     mounts: tuple[Json, ...] = ()
@@ -38,14 +38,14 @@ class PodPart:
 
 
 def pod_volume_name(name: str) -> str:
-    """The pod's name for a VMI's volume: never `hyperlet`, and a DNS label whatever the VMI calls it."""
+    """The name of the pod volume for a VMI volume: a DNS label, hashed if necessary, that is never `hyperlet`."""
     if _LABEL.fullmatch(name):
         return f"v-{name}"
     return "v-" + re.sub(r"[^a-z0-9]", "-", name)[:44] + "-" + hashlib.sha256(name.encode()).hexdigest()[:12]
 
 
 def claim_name(volume: Volume) -> str | None:
-    """The PersistentVolumeClaim that a volume stands on: a DataVolume's has the DataVolume's name."""
+    """The PersistentVolumeClaim that backs a volume, or None. A DataVolume's claim has the DataVolume's name."""
     if volume.persistentVolumeClaim:
         return volume.persistentVolumeClaim.claimName
     if volume.dataVolume:
@@ -56,16 +56,16 @@ def claim_name(volume: Volume) -> str | None:
 
 
 def claim_names(spec: VirtualMachineInstanceSpec) -> list[str]:
-    """All claims that a VMI needs, each once, in the order of its volumes."""
+    """The claims that a VMI references, without duplicates, in the order of its volumes."""
     return list(dict.fromkeys(name for volume in spec.volumes or () if (name := claim_name(volume))))
 
 
 def parts(spec: VirtualMachineInstanceSpec, claims: Claims, image_volumes: bool) -> list[PodPart]:
-    """A Part for every volume that needs one. Raises InvalidObject for a name that is no path component."""
+    """The PodParts of all volumes. Raises InvalidObject for a volume name that cannot be a path component."""
     made = [_run_part(spec)]
     for index, volume in enumerate(spec.volumes or ()):
         if not _NAME.fullmatch(volume.name) or ".." in volume.name or volume.name == KERNEL_BOOT:
-            message = f"{volume.name[:100]!r} cannot be a volume's name"
+            message = f"{volume.name[:100]!r} is not a valid volume name"
             raise InvalidObject([Fault(f"spec.volumes[{index}].name", "FieldValueInvalid", message)])
         made.append(_part(volume, claims, image_volumes))
     made.append(_kernel_boot_part(spec, image_volumes))
@@ -94,7 +94,7 @@ def _claim_part(volume: Volume, claims: Claims) -> PodPart:
     name, claim = pod_volume_name(volume.name), claim_name(volume)
     source = volume.persistentVolumeClaim
     read_only = bool(volume.ephemeral or (source and source.readOnly))
-    # The pod volume itself stays writable for an ephemeral disk: readOnly there would ask the storage for it.
+    # An ephemeral disk is read-only in the mount only: readOnly in the pod volume would be passed to the storage.
     pod_volume: Json = {"name": name, "persistentVolumeClaim": {"claimName": claim}}
     if source and source.readOnly:
         pod_volume["persistentVolumeClaim"]["readOnly"] = True
@@ -106,7 +106,7 @@ def _claim_part(volume: Volume, claims: Claims) -> PodPart:
 
 
 def _image_part(volume: str, image: str, policy: str | None, secret: str | None, image_volumes: bool) -> PodPart:
-    # The handler, which pulls where the API server has no image volumes, uses the pod's pull secrets too.
+    # Also without image volumes: the handler then pulls the images, with the pod's pull secrets.
     secrets = (secret,) if secret else ()
     if not image_volumes:
         return PodPart(pull_secrets=secrets)
@@ -136,12 +136,12 @@ def _keys_part(volume: Volume) -> PodPart:
 
 
 def _cloud_init_part(volume: str, source: CloudInitNoCloudSource | CloudInitConfigDriveSource) -> PodPart:
-    """The Secrets of cloud-init, if any: all their keys, and the camel-case spellings under the file names we read."""
+    """The Secrets of cloud-init: all keys, and `userData` and `networkData` also as `userdata` and `networkdata`."""
     wanted = [(source.secretRef, "userData", "userdata"), (source.networkDataSecretRef, "networkData", "networkdata")]
     projected: list[Json] = []
     for reference, key, path in wanted:
         if reference and reference.name:
-            # The first makes the pod wait, with an Event, for a Secret that is missing; the second may find nothing.
+            # The first source makes the kubelet wait, with an Event, for a missing Secret; the renamed key is optional.
             projected.append({"secret": {"name": reference.name}})
             renamed = {"name": reference.name, "optional": True, "items": [{"key": key, "path": path}]}
             projected.append({"secret": renamed})

@@ -1,1 +1,1 @@
-"""VirtualMachine: run strategies, template changes, revisions, status."""
+"""VirtualMachine: plan, run strategies, template changes, revisions, status."""

@@ -1,4 +1,4 @@
-"""A VM and its VMI: created, deleted and created again as the run strategy says; the VM's status told from it."""
+"""Plan for one VM: create and delete its VMI according to the run strategy, and derive the VM's status. Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,47 +27,47 @@ from controller.vmi.status import phase_of
 from kit.reconcile import RequeueAfter
 
 NOT_STARTED = frozenset({names.PHASE_UNSET, names.PHASE_PENDING, names.PHASE_SCHEDULING})
-"""Phases of a VMI without a launcher."""
+"""Phases before the hand-over to a launcher."""
 FINALIZER_ORPHAN = "orphan"
-"""Kubernetes' own, on an object that is deleted with `--cascade=orphan`, until its dependents have lost their owner."""
+"""Kubernetes sets it on an object deleted with `--cascade=orphan` until owner references to it have been removed."""
 
 
 @dataclass(frozen=True)
 class ObservedVm:
-    """Everything the plan for a VM depends on."""
+    """Input of `plan`."""
 
     vm: VirtualMachine
     now: datetime
     vmi: VirtualMachineInstance | None = None
-    """The VMI of the VM's name, whoever owns it."""
+    """The VMI with the VM's name, whatever its owner."""
     revisions: Sequence[ControllerRevision] = ()
-    """The VM's own."""
+    """The VM's ControllerRevisions."""
     faults: Sequence[Fault] = ()
     configuration: KubeVirtConfiguration | None = None
 
     @property
     def own(self) -> VirtualMachineInstance | None:
-        """The VMI, if it is this very VM's."""
+        """The VMI if this VM controls it, by UID."""
         return self.vmi if self.vmi is not None and owns(self.vm, self.vmi) else None
 
     @cached_property
     def difference(self) -> template.TemplateDifference | None:
-        """What the template asks of the VMI that runs; nothing while the template is faulty."""
+        """How the template differs from the running VMI; None while the template is invalid."""
         return None if self.faults else template.difference(self.vm, self.own, self.configuration)
 
     @property
     def is_outdated(self) -> bool:
-        """Whether the VMI has never run a guest, and would not be made like this any more."""
+        """Whether the VMI has not run a guest and was created from an older template: it is then recreated."""
         return self.difference is not None and bool(self.difference.late) and _never_ran(self.difference.vmi)
 
 
 def owns(vm: VirtualMachine, vmi: VirtualMachineInstance) -> bool:
-    """Whether the VMI was made by this VM, by UID: a name or a label proves nothing."""
+    """Whether the VM controls the VMI, by the UID in its owner reference; names and labels are not proof."""
     return any(owner.controller and owner.uid == vm.metadata.uid for owner in vmi.metadata.ownerReferences or ())
 
 
 def _never_ran(vmi: VirtualMachineInstance) -> bool:
-    """Whether no guest runs, nor is about to: there is no launcher yet, or the launcher cannot start the guest."""
+    """Whether the guest has not started: the VMI was not handed over, or its launcher fails to start the guest."""
     phase = phase_of(vmi)
     trouble = conditions.find((vmi.status.conditions if vmi.status else None), names.CONDITION_SYNCHRONIZED)
     stuck = trouble is not None and trouble.status == names.FALSE
@@ -75,13 +75,13 @@ def _never_ran(vmi: VirtualMachineInstance) -> bool:
 
 
 def is_ownerless(vmi: VirtualMachineInstance) -> bool:
-    """Whether a VMI is nobody's, and there to stay: a VM of its name takes it over, as KubeVirt's does."""
+    """Whether a VMI has no controller and is not being deleted: a VM of its name adopts it, as in KubeVirt."""
     controlled = any(owner.controller for owner in vmi.metadata.ownerReferences or ())
     return not controlled and not vmi.metadata.deletionTimestamp
 
 
 def plan(seen: ObservedVm) -> list[Action | RequeueAfter]:
-    """What to do next for one VM."""
+    """The next actions for one VM."""
     return list(_plan(seen))
 
 
@@ -99,7 +99,7 @@ def _plan(seen: ObservedVm) -> Iterator[Action | RequeueAfter]:
     decision = decide(vm, own, seen.now, seen.is_outdated)
     blocked = bool(seen.faults) or (seen.vmi is not None and own is None)
     if decision.want is RunAction.START and not blocked:
-        # The status is told by the next round, which follows at once: one write instead of two.
+        # The next round follows immediately and writes the status: one write instead of two.
         yield from revisions.keep(vm, seen.revisions)
         revision = revisions.name_of(vm, seen.revisions)
         yield Create(VirtualMachineInstance, instance(vm, seen.configuration, seen.now, revision))
@@ -111,43 +111,44 @@ def _plan(seen: ObservedVm) -> Iterator[Action | RequeueAfter]:
         if decision.want is RunAction.STOP and own is not None:
             yield from _stop(seen, own)
         else:
-            yield from _replug(seen)
-    yield from _later(seen, decision)
+            yield from _apply_live_changes(seen)
+    yield from _requeue(seen, decision)
 
 
 def _adopt(vm: VirtualMachine, vmi: VirtualMachineInstance) -> Iterator[Action]:
-    """Makes an instance without an owner the VM's: one whose VM was deleted with `--cascade=orphan`, or a person's.
+    """Adopts a VMI without an owner: its VM was deleted with `--cascade=orphan`, or it was created by a user.
 
-    In the version that was seen: an instance that is deleted or taken over meanwhile is looked at again.
+    With a resourceVersion precondition: a VMI that is deleted or adopted meanwhile is reconciled again.
     """
     meta = vmi.metadata
     owners = [*msgspec.to_builtins(meta.ownerReferences or []), _owner(vm)]
     body = {"metadata": {"uid": meta.uid, "resourceVersion": meta.resourceVersion, "ownerReferences": owners}}
     yield Patch(VirtualMachineInstance, meta.namespace or "", meta.name or "", body)
-    yield RecordEvent(vm, names.REASON_ADOPTED, f"Took over virtual machine instance {meta.name}, which had no owner")
+    yield RecordEvent(vm, names.REASON_ADOPTED, f"Adopted virtual machine instance {meta.name}, which had no owner")
 
 
 def _stop(seen: ObservedVm, own: VirtualMachineInstance) -> Iterator[Action]:
-    meta, words = own.metadata, f"Deleted virtual machine instance {own.metadata.name}"
+    meta, message = own.metadata, f"Deleted virtual machine instance {own.metadata.name}"
     version = None
     if seen.is_outdated and seen.difference is not None:
-        # Only as it was seen: meanwhile its guest may have been started.
+        # With a resourceVersion precondition: the guest may have been started meanwhile.
         version = meta.resourceVersion
-        words += f", which has not started yet: {vm_status.listed(seen.difference.late)} in spec.template changed"
+        message += f", which has not started yet: {vm_status.listed(seen.difference.late)} in spec.template changed"
     elif phase_of(own) == names.PHASE_FAILED and own.status is not None:
         ready = conditions.find(own.status.conditions, names.CONDITION_READY)
-        words += f", which has failed: {': '.join(filter(None, (own.status.reason, ready.message if ready else None)))}"
+        cause = ": ".join(filter(None, (own.status.reason, ready.message if ready else None)))
+        message += f", which has failed: {cause}"
     yield Delete(VirtualMachineInstance, meta.namespace or "", meta.name or "", meta.uid or "", version=version)
-    yield RecordEvent(seen.vm, names.REASON_DELETED, words)
+    yield RecordEvent(seen.vm, names.REASON_DELETED, message)
 
 
 def _must_note(vm: VirtualMachine, decision: RunDecision) -> bool:
-    """Whether the VMI's end holds something to remember that would be lost with it."""
+    """Whether the decision must be written to the VM's status before the VMI is deleted."""
     status = vm_status.current(vm)
     return decision.failure != status.startFailure or list(decision.requests) != (status.stateChangeRequests or [])
 
 
-def _later(seen: ObservedVm, decision: RunDecision) -> Iterator[RequeueAfter]:
+def _requeue(seen: ObservedVm, decision: RunDecision) -> Iterator[RequeueAfter]:
     if decision.want is RunAction.WAIT:
         yield RequeueAfter(decision.wait_seconds + 0.1)
     elif decision.failure is not None and (seconds := stable_in(seen.own, seen.now)) is not None:
@@ -160,7 +161,7 @@ def _delete(seen: ObservedVm) -> Iterator[Action]:
         return
     if own is not None and FINALIZER_ORPHAN not in (vm.metadata.finalizers or ()):
         if not own.metadata.deletionTimestamp:
-            # In the version that was seen: the garbage collector may have made it an orphan meanwhile.
+            # With a resourceVersion precondition: the garbage collector may have orphaned it meanwhile.
             meta = own.metadata
             yield Delete(
                 VirtualMachineInstance,
@@ -175,8 +176,8 @@ def _delete(seen: ObservedVm) -> Iterator[Action]:
     yield _patch(vm, {"metadata": {"finalizers": rest or None, "resourceVersion": vm.metadata.resourceVersion}})
 
 
-def _replug(seen: ObservedVm) -> Iterator[Action]:
-    """Brings cards, labels and annotations of the VMI to what the template wants, as far as that can be done now."""
+def _apply_live_changes(seen: ObservedVm) -> Iterator[Action]:
+    """Applies template changes to the running VMI's interfaces, labels and annotations, as far as is possible live."""
     found = seen.difference
     if found is None:
         return
@@ -189,7 +190,7 @@ def _replug(seen: ObservedVm) -> Iterator[Action]:
         yield Patch(VirtualMachineInstance, meta.namespace or "", meta.name or "", body)
     written = seen.vm.spec.template.spec
     if written is not None and (gone := found.nics.gone & nic_hotplug.absent(written)):
-        # What was asked for has happened: the next start must not ask for it again.
+        # The interface has been unplugged: remove it from the template, so that the next start does not repeat it.
         body = {
             "metadata": {"uid": seen.vm.metadata.uid, "resourceVersion": seen.vm.metadata.resourceVersion},
             "spec": {"template": {"spec": nic_hotplug.merge_patch(nic_hotplug.without(written, gone))}},
@@ -197,17 +198,16 @@ def _replug(seen: ObservedVm) -> Iterator[Action]:
         yield _patch(seen.vm, body)
 
 
-# ---- the VMI --------------------------------------------------------------------------------------------------------
+# ---- the VMI ---------------------------------------------------------------------------------------------------------
 
 
 def instance(
     vm: VirtualMachine, configuration: KubeVirtConfiguration | None, now: datetime, revision: str | None = None
 ) -> Json:
-    """The VMI to create: the template with its defaults, the finalizer and the first phase in it.
+    """The VMI to create: the template with defaults applied, the finalizer and phase Pending.
 
-    `revision` is the name of the ControllerRevision that keeps the VM's spec.
-
-    Network cards that are to be absent are: they leave the template in the next round.
+    `revision` is the name of the ControllerRevision that holds the VM's spec. Interfaces with state `absent` are left
+    out; the next round removes them from the template.
     """
     (labels, annotations), spec = metadata_propagation.for_vmi(vm.spec.template.metadata), vm.spec.template.spec
     meta = ObjectMeta(
@@ -224,7 +224,7 @@ def instance(
     )
     if spec is not None and starts_paused(vm):
         spec = msgspec.structs.replace(spec, startStrategy="Paused")
-    # The owner first: the MAC addresses are derived from it.
+    # Set the owner before applying defaults: MAC addresses are derived from it.
     document = {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND_VMI,
@@ -253,11 +253,11 @@ def _owner(vm: VirtualMachine) -> Json:
     }
 
 
-# ---- the status -----------------------------------------------------------------------------------------------------
+# ---- the status ------------------------------------------------------------------------------------------------------
 
 
 def _status_actions(seen: ObservedVm, decision: RunDecision) -> Iterator[Action]:
-    """The status patch, if anything in it is new."""
+    """The status patch, if anything has changed."""
     vm, old = seen.vm, vm_status.current(seen.vm)
     foreign = _is_taken(seen) and decision.want is not RunAction.NOTHING
     faults = seen.faults if not vm.metadata.deletionTimestamp else ()
@@ -265,7 +265,7 @@ def _status_actions(seen: ObservedVm, decision: RunDecision) -> Iterator[Action]
     wanted = vm_status.wanted_conditions(vm, seen.own, faults, foreign, waiting)
     drop = set(vm_status.OWNED)
     if decision.failure is not None and phase_of(seen.own) != names.PHASE_RUNNING:
-        # Why it failed is what people want to know while they wait for the next try.
+        # Keep the cause of the failure visible until the next start has succeeded.
         drop.discard(names.CONDITION_FAILURE)
     merged = conditions.merged(old.conditions, wanted, drop, format_time(seen.now))
     new = _status(seen, decision)
@@ -290,7 +290,7 @@ def _status(seen: ObservedVm, decision: RunDecision) -> Json:
         for c in vm_status.wanted_conditions(vm, own, (), False)
     )
     return {
-        # Absent when false, as published: clients wait for the fields to vanish.
+        # Absent rather than false, as in KubeVirt: clients wait for the fields to disappear.
         "created": own is not None or None,
         "ready": ready or None,
         "printableStatus": vm_status.printable_status(vm, own, shown),
@@ -298,32 +298,32 @@ def _status(seen: ObservedVm, decision: RunDecision) -> Json:
         "observedGeneration": vm_status.observed_generation(vm, own, _is_settled(seen, decision)),
         "runStrategy": _handled_requests(seen, decision),
         "stateChangeRequests": [msgspec.to_builtins(request) for request in decision.requests] or None,
-        "startFailure": _whole(decision.failure),
+        "startFailure": _builtins(decision.failure),
         "volumeSnapshotStatuses": vm_status.snapshot_statuses(vm),
     }
 
 
 def _is_settled(seen: ObservedVm, decision: RunDecision) -> bool:
-    """Whether nothing that the VM's spec says is still to take effect on its VMI."""
+    """Whether the VM's spec has taken full effect on its VMI."""
     if seen.faults or decision.want is RunAction.STOP or (seen.own is not None and seen.own.metadata.deletionTimestamp):
         return False
     return seen.difference is None or seen.difference.is_settled
 
 
 def _handled_requests(seen: ObservedVm, decision: RunDecision) -> str | None:
-    """The strategy that has been acted upon: not the present one while a start that it asks for is still to come."""
+    """The run strategy last acted upon: not the current one while the start that it requires is pending."""
     if seen.own is None and decision.want in (RunAction.START, RunAction.WAIT):
         return vm_status.current(seen.vm).runStrategy
     return defaults.run_strategy(seen.vm)
 
 
 def _is_taken(seen: ObservedVm) -> bool:
-    """Whether a VMI of the VM's name is somebody else's, and there to stay."""
+    """Whether a VMI with the VM's name has another owner and is not being deleted."""
     return seen.vmi is not None and seen.own is None and not seen.vmi.metadata.deletionTimestamp
 
 
 def refused(vm: VirtualMachine, message: str, now: datetime) -> Iterator[Action]:
-    """Says once, in the VM and as an Event, why its VMI could not be created."""
+    """Reports once, as condition Failure and an Event, why the VMI could not be created."""
     old = vm_status.current(vm)
     failure = conditions.make(names.CONDITION_FAILURE, True, names.REASON_FAILED_CREATE, message)
     merged = conditions.merged(old.conditions, [failure], (), format_time(now))
@@ -332,7 +332,7 @@ def refused(vm: VirtualMachine, message: str, now: datetime) -> Iterator[Action]
         yield RecordEvent(vm, names.REASON_FAILED_CREATE, message, "Warning")
 
 
-def _whole(failure: Any) -> Json | None:
+def _builtins(failure: Any) -> Json | None:
     return msgspec.to_builtins(failure) if failure is not None else None
 
 

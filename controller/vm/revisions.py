@@ -1,8 +1,8 @@
-"""ControllerRevisions of VMs: the spec that each VMI was made from, kept under the name that its status tells. Pure.
+"""ControllerRevisions of VMs: the spec that each VMI was created from, referenced by the VMI's status. Pure.
 
-As published: name `revision-start-vm-<VM's UID>-<generation>`, data `{"spec": <the VM's spec>}`, owned by the VM. Tools
-that back up a running VM read from it what the VM was when it started. A template that has not changed since an earlier
-start has its revision already, and a start of it costs no call more.
+As in KubeVirt: name `revision-start-vm-<VM's UID>-<generation>`, data `{"spec": <the VM's spec>}`, owned by the VM.
+Backup tools read from it the spec that a running VM was started with. A start with an unchanged template reuses the
+existing revision and needs no extra call.
 """
 
 import hashlib
@@ -17,21 +17,21 @@ from api.kubevirt.vm import VirtualMachine
 from controller.actions import Action, Create, Delete, Json
 
 HISTORY = 5
-"""Revisions of one VM that are kept."""
+"""Number of revisions kept for one VM."""
 _HASH_DIGITS = 16
 _PREFIX = "revision-start-vm-"
 
 
 def name_of(vm: VirtualMachine, known: Collection[ControllerRevision]) -> str:
-    """The revision that belongs to the VM's present template."""
+    """The name of the revision of the VM's current template."""
     found = _present(vm, known)
     return (found.metadata.name if found else None) or _name(vm)
 
 
 def keep(vm: VirtualMachine, known: Collection[ControllerRevision], in_use: str | None = None) -> Iterator[Action]:
-    """Makes the revision of the VM's template where there is none, and takes the oldest away where there are many.
+    """Creates the revision of the VM's template if it does not exist, and deletes the oldest ones beyond HISTORY.
 
-    `known`: the VM's revisions. `in_use`: the name of one that must stay.
+    `known`: the VM's revisions. `in_use`: the name of one that must not be deleted.
     """
     if _present(vm, known) is not None:
         return
@@ -89,10 +89,10 @@ def _revision(vm: VirtualMachine) -> Json:
 
 
 def _as_go_writes_it(data: Json) -> msgspec.Raw:
-    """JSON as Go's encoding/json writes it: keys in order, nothing between, five characters escaped.
+    """JSON as Go's encoding/json writes it: sorted keys, no white space, five characters escaped.
 
-    The API server never lets a revision's data change, and compares bytes: a strategic patch of its metadata, as the
-    garbage collector sends with `kubectl delete vm --cascade=orphan`, writes the data out again that way.
+    A revision's data is immutable, and the API server compares bytes. A strategic merge patch of the metadata, as the
+    garbage collector sends for `kubectl delete vm --cascade=orphan`, re-encodes the data in this form.
     """
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     for character in "<>&\u2028\u2029":

@@ -1,7 +1,7 @@
-"""What a VM's run strategy asks for, given its VMI, the requests in its status and how often it failed. Pure.
+"""Run strategies: whether to start or stop the VMI, given requests in the VM's status and earlier failures. Pure.
 
-Source of the strategies' meaning: the KubeVirt user guide, "Run Strategies". What they must remember stands in the VM's
-status: `runStrategy` (the last one acted upon), `stateChangeRequests`, `startFailure`.
+Semantics: the KubeVirt user guide, "Run Strategies". State is kept in the VM's status: `runStrategy` (the last one
+acted upon), `stateChangeRequests`, `startFailure`.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ from api.kubevirt.vmi import VirtualMachineInstance
 from controller.vmi.status import phase_of, reached_at
 
 FIRST_DELAY = 10
-"""Seconds before the second restart in a row; doubled each time."""
+"""Seconds before the second consecutive restart; doubled each time."""
 LONGEST_DELAY = 300
 STABLE_SECONDS = 300
-"""A run this long makes the next end a first one again."""
+"""A run of this length resets the failure count."""
 
 
 class RunAction(Enum):
-    """What should happen to the VMI."""
+    """What to do with the VMI."""
 
     NOTHING = "nothing"
     START = "start"
@@ -38,7 +38,7 @@ class RunAction(Enum):
 
 @dataclass(frozen=True)
 class RunDecision:
-    """The decision, and what must be remembered first."""
+    """The decision, and the state to write to the VM's status before it is executed."""
 
     want: RunAction
     requests: tuple[VirtualMachineStateChangeRequest, ...] = ()
@@ -51,9 +51,9 @@ class RunDecision:
 def decide(
     vm: VirtualMachine, vmi: VirtualMachineInstance | None, now: datetime, is_outdated: bool = False
 ) -> RunDecision:
-    """The decision for a VM that is not being deleted. `vmi` is the VM's own, which may be on its way out.
+    """The decision for a VM that is not being deleted. `vmi` is the VM's own, which may be terminating.
 
-    `is_outdated`: its guest has not started, and the template has changed since it was made: it is made again.
+    `is_outdated`: the guest has not started, and the template has changed since the VMI was created: recreate it.
     """
     status = vm.status or VirtualMachineStatus()
     requests = tuple(request for request in status.stateChangeRequests or () if _is_current(request, vmi))
@@ -68,7 +68,7 @@ def decide(
 
 
 def _renewal(vm: VirtualMachine, vmi: VirtualMachineInstance, found: RunDecision) -> RunDecision:
-    """Stop, and start again: a strategy that does not start by itself has to be told, as a restart tells it."""
+    """Stops the VMI and starts a new one. Strategies other than Always need requests for that, as a restart does."""
     if defaults.run_strategy(vm) == names.RUN_ALWAYS:
         return RunDecision(RunAction.STOP, found.requests, found.failure)
     template = vm.spec.template.spec
@@ -82,7 +82,7 @@ def _renewal(vm: VirtualMachine, vmi: VirtualMachineInstance, found: RunDecision
 
 
 def starts_paused(vm: VirtualMachine) -> bool:
-    """Whether the VMI that is made next waits for `unpause` before its first instruction."""
+    """Whether the next VMI is created with startStrategy Paused."""
     return any(map(_pauses, (vm.status or VirtualMachineStatus()).stateChangeRequests or ()))
 
 
@@ -91,7 +91,7 @@ def _pauses(request: VirtualMachineStateChangeRequest) -> bool:
 
 
 def _is_current(request: VirtualMachineStateChangeRequest, vmi: VirtualMachineInstance | None) -> bool:
-    """A Stop is for one VMI; when that is gone it has been honoured."""
+    """Whether the request is still pending. A Stop names a VMI, and is done when that VMI is deleted."""
     if request.action == names.ACTION_STOP:
         return vmi is not None and request.uid in (None, "", vmi.metadata.uid)
     return request.action == names.ACTION_START
@@ -109,7 +109,7 @@ def _with_vmi(
     over, failed = phase in names.FINAL_PHASES, phase == names.PHASE_FAILED
     stay = requests
     if start and not stop and not over:
-        # It is there already: nothing to ask for.
+        # The VMI exists already: drop the Start requests.
         stay = tuple(request for request in requests if request.action != names.ACTION_START)
     if strategy == names.RUN_ALWAYS:
         end = stop or over
@@ -118,7 +118,7 @@ def _with_vmi(
         if failed and not start:
             stay = (*stay, VirtualMachineStateChangeRequest(action=names.ACTION_START))
     elif strategy in (names.RUN_MANUAL, names.RUN_ONCE):
-        # A finished VMI stays, so that one can see how it ended, until it is to start again.
+        # Keep a finished VMI, which shows how it ended, until the next start.
         end = stop or (over and start)
     else:
         end = True
@@ -139,13 +139,13 @@ def _without_vmi(
     if strategy == names.RUN_ALWAYS:
         wanted = True
     elif strategy in (names.RUN_RERUN_ON_FAILURE, names.RUN_ONCE):
-        # Once per change to this strategy; then only when asked.
+        # Start once after a change to this strategy, then only on request.
         wanted = start or status.runStrategy != strategy
     else:
         wanted = start and strategy == names.RUN_MANUAL
     if not wanted:
-        # A VM that is not to run has no failures to count, and nobody's request waits for ever. But one to start paused
-        # comes a moment before the spec says Always, and says how the VMI is to be made then.
+        # Drop failures and requests of a VM that is not to run. Exception: a request to start paused precedes the
+        # change of the spec to Always and determines how the VMI is created then.
         kept = tuple(filter(_pauses, requests)) if strategy == names.RUN_HALTED else ()
         return RunDecision(RunAction.NOTHING, kept, None if strategy != names.RUN_RERUN_ON_FAILURE else failure)
     seconds = remaining(failure, now)
@@ -154,7 +154,7 @@ def _without_vmi(
     return RunDecision(RunAction.START, requests, failure)
 
 
-# ---- how often it failed --------------------------------------------------------------------------------------------
+# ---- failures and back-off -------------------------------------------------------------------------------------------
 
 
 def failure_after(
@@ -162,14 +162,14 @@ def failure_after(
     vmi: VirtualMachineInstance | None,
     now: datetime,
 ) -> VirtualMachineStartFailure | None:
-    """startFailure once the VMI's end, if it has ended, is counted; None after a run that was long enough."""
+    """status.startFailure with the VMI's end counted, if it has ended; None after a run of STABLE_SECONDS."""
     if vmi is None:
         return failure
     ran = _ran_seconds(vmi, now)
     if phase_of(vmi) not in names.FINAL_PHASES:
         return None if ran >= STABLE_SECONDS else failure
     if vmi.metadata.deletionTimestamp and (failure is None or failure.lastFailedVMIUID != vmi.metadata.uid):
-        # Somebody asked for this end.
+        # The end was requested by deleting the VMI.
         return failure
     if failure is not None and failure.lastFailedVMIUID == vmi.metadata.uid:
         return failure
@@ -182,20 +182,20 @@ def failure_after(
 
 
 def delay(count: int, has_run: bool) -> int:
-    """Seconds before the next start after `count` ends in a row; a VM that has run gets one restart at once."""
+    """Seconds before the next start after `count` consecutive ends. After a run, the first restart is immediate."""
     step = count - 2 if has_run else count - 1
     return 0 if step < 0 else min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(step, 10))
 
 
 def remaining(failure: VirtualMachineStartFailure | None, now: datetime) -> float:
-    """Seconds until the next start is due; 0 when it is."""
+    """Seconds until the next start is due, at least 0."""
     if failure is None or failure.retryAfterTimestamp is None:
         return 0.0
     return max(0.0, (parse_time(failure.retryAfterTimestamp) - now).total_seconds())
 
 
 def stable_in(vmi: VirtualMachineInstance | None, now: datetime) -> float | None:
-    """Seconds until a running VMI has run long enough to be called stable; None when it does not run."""
+    """Seconds until a running VMI has run for STABLE_SECONDS; None if it is not running."""
     if vmi is None or phase_of(vmi) != names.PHASE_RUNNING:
         return None
     return max(0.0, STABLE_SECONDS - _ran_seconds(vmi, now))

@@ -1,7 +1,7 @@
-"""Whether two parts of a VM mean the same: another order, an explicit default or another spelling change nothing.
+"""Semantic comparison of VM specs: order, explicit defaults and equivalent spellings are no difference. Pure.
 
-Used on specs with their defaults filled in. The paths of what differs are for people: lists of things with names are
-told by name, `disks[root].bootOrder`.
+Used on specs with defaults applied. Paths of differences are for messages: entries of named lists are identified by
+name, such as `disks[root].bootOrder`.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _ON_BY_DEFAULT = frozenset(
         "present",
     }
 )
-"""Switches that are on where they are absent; all others are off."""
+"""Booleans whose default is true; all others default to false."""
 _NOTHING_IN_IT = frozenset(
     {
         "affinity",
@@ -41,13 +41,13 @@ _NOTHING_IN_IT = frozenset(
         "resources",
     }
 )
-"""Blocks that ask for nothing when they are empty. Others do: `masquerade: {}`."""
+"""Objects that are equivalent to absent when empty. Others are not: `masquerade: {}`."""
 
 
 def differences(one: Any, other: Any, key: str = "") -> list[str]:
-    """Paths of what differs between two Structs or plain values, each empty or beginning with `.` or `[`.
+    """Paths of the differences between two Structs or plain values, each empty or beginning with `.` or `[`.
 
-    `key` is the name of the field that they stand in. No paths: they mean the same.
+    `key` is the name of the field that contains them. An empty list: they are equivalent.
     """
     return list(dict.fromkeys(_walk(msgspec.to_builtins(one), msgspec.to_builtins(other), "", key)))
 
@@ -73,7 +73,7 @@ def _are_named(entries: list[Any]) -> bool:
 
 
 def _same(one: Any, other: Any, key: str) -> bool:
-    """Whether two values that are not equal mean the same."""
+    """Whether two unequal values of field `key` are equivalent."""
     if isinstance(one, bool | None) and isinstance(other, bool | None):
         default = key in _ON_BY_DEFAULT
         return bool((default if one is None else one) == (default if other is None else other))
@@ -84,7 +84,7 @@ def _same(one: Any, other: Any, key: str) -> bool:
     if key in _QUANTITIES and isinstance(one, str | int | float) and isinstance(other, str | int | float):
         return bool(_number(one) == _number(other))
     if isinstance(one, list) and isinstance(other, list) and all(isinstance(each, dict) for each in [*one, *other]):
-        # Tolerations, ports and the like: in any order.
+        # Unnamed lists such as tolerations: order does not matter.
         return not _are_named([*one, *other]) and sorted(map(_text, one)) == sorted(map(_text, other))
     return False
 

@@ -1,4 +1,4 @@
-"""A VM's status: printableStatus and conditions, told from its VMI. Pure."""
+"""A VM's status, derived from its VMI: printableStatus, conditions, observedGeneration. Pure."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,12 +15,12 @@ from controller.vmi.status import phase_of, status_of
 Json = dict[str, Any]
 
 NAMED_FIELDS = 10
-"""How many changed fields the condition RestartRequired names."""
-NO_SNAPSHOT = "snapshots are not there yet in this version"
+"""Maximum number of changed fields named in condition RestartRequired."""
+NO_SNAPSHOT = "snapshots are not supported in this version"
 
 
 _UNKNOWN = frozenset({names.REASON_NODE_NOT_READY, names.REASON_LAUNCHER_NOT_ENDED})
-"""Reasons of a VMI that is not ready because it is not known whether its guest runs."""
+"""Reasons of Ready=False that mean that the guest's state is unknown."""
 
 
 def _deleting(vmi: VirtualMachineInstance | None) -> bool:
@@ -28,7 +28,7 @@ def _deleting(vmi: VirtualMachineInstance | None) -> bool:
 
 
 def _reason(vmi: VirtualMachineInstance | None, type: str) -> str | None:
-    """The reason of a condition that is False."""
+    """The reason of a condition if its status is False."""
     found = conditions.find(status_of(vmi).conditions, type) if vmi else None
     return found.reason if found is not None and found.status == names.FALSE else None
 
@@ -38,12 +38,12 @@ def printable_status(
     vmi: VirtualMachineInstance | None,
     decision: RunDecision | None,
 ) -> str:
-    """The first status that matches, in the contract's order."""
+    """printableStatus: the first rule that matches, in KubeVirt's order."""
     phase = phase_of(vmi)
     live = vmi is not None and phase not in names.FINAL_PHASES
     status = status_of(vmi) if vmi else None
-    trouble = _reason(vmi, names.CONDITION_SYNCHRONIZED) if live else None
-    scheduled = _reason(vmi, names.CONDITION_POD_SCHEDULED) if live else None
+    sync_reason = _reason(vmi, names.CONDITION_SYNCHRONIZED) if live else None
+    scheduling_reason = _reason(vmi, names.CONDITION_POD_SCHEDULED) if live else None
     migration = status.migrationState if status else None
     rules: Sequence[tuple[str, Callable[[], bool]]] = (
         (names.STATUS_TERMINATING, lambda: vm.metadata.deletionTimestamp is not None),
@@ -52,11 +52,11 @@ def printable_status(
         (names.STATUS_MIGRATING, lambda: bool(migration and not migration.completed and migration.startTimestamp)),
         (names.STATUS_PAUSED, lambda: bool(status and conditions.holds(status.conditions, names.CONDITION_PAUSED))),
         (names.STATUS_RUNNING, lambda: phase == names.PHASE_RUNNING),
-        (names.STATUS_PVC_NOT_FOUND, lambda: trouble == names.REASON_FAILED_PVC_NOT_FOUND),
-        (names.STATUS_WAITING_FOR_VOLUME, lambda: scheduled == pod_status.REASON_WAITING_FOR_VOLUME),
-        (names.STATUS_UNSCHEDULABLE, lambda: scheduled is not None),
-        (names.STATUS_ERR_IMAGE_PULL, lambda: trouble in names.REASONS_NO_IMAGE),
-        (names.STATUS_IMAGE_PULL_BACKOFF, lambda: trouble == names.REASON_IMAGE_PULL_BACKOFF),
+        (names.STATUS_PVC_NOT_FOUND, lambda: sync_reason == names.REASON_FAILED_PVC_NOT_FOUND),
+        (names.STATUS_WAITING_FOR_VOLUME, lambda: scheduling_reason == pod_status.REASON_WAITING_FOR_VOLUME),
+        (names.STATUS_UNSCHEDULABLE, lambda: scheduling_reason is not None),
+        (names.STATUS_ERR_IMAGE_PULL, lambda: sync_reason in names.REASONS_NO_IMAGE),
+        (names.STATUS_IMAGE_PULL_BACKOFF, lambda: sync_reason == names.REASON_IMAGE_PULL_BACKOFF),
         (names.STATUS_STARTING, lambda: live or (decision is not None and decision.want is RunAction.START)),
         (names.STATUS_CRASH_LOOP, lambda: decision is not None and decision.want is RunAction.WAIT),
         (
@@ -80,9 +80,10 @@ def wanted_conditions(
     foreign: bool,
     waiting: Sequence[str] = (),
 ) -> list[Json]:
-    """Every condition that the VM should have now; those of other types are left alone or dropped by the caller.
+    """The conditions that the VM should have now. The caller keeps or drops other types.
 
-    `waiting` are the changed fields below spec.template that take effect at the next start.
+    `foreign`: the VMI of this name has another owner. `waiting`: changed fields below spec.template that take effect
+    at the next start.
     """
     return [
         condition
@@ -125,21 +126,21 @@ def _ready(vmi: VirtualMachineInstance | None) -> Json:
 
 
 def _failure(vmi: VirtualMachineInstance | None, faults: Sequence[Fault], foreign: bool) -> Json | None:
-    """The Failure condition: only while something is wrong."""
+    """The Failure condition; None while there is no failure."""
     if foreign:
-        words = "A VirtualMachineInstance of this name exists and has another owner: delete it, or use another name"
-        return conditions.make(names.CONDITION_FAILURE, True, "NameTaken", words)
+        message = "A VirtualMachineInstance with this name exists and has another owner: delete it or rename the VM"
+        return conditions.make(names.CONDITION_FAILURE, True, "NameTaken", message)
     if faults:
         return conditions.make(names.CONDITION_FAILURE, True, "InvalidSpec", "; ".join(map(str, faults)))
-    trouble = conditions.find(status_of(vmi).conditions, names.CONDITION_SYNCHRONIZED) if vmi else None
-    if trouble is not None and trouble.status == names.FALSE and not _deleting(vmi):
+    synchronized = conditions.find(status_of(vmi).conditions, names.CONDITION_SYNCHRONIZED) if vmi else None
+    if synchronized is not None and synchronized.status == names.FALSE and not _deleting(vmi):
         return conditions.make(
-            names.CONDITION_FAILURE, True, trouble.reason or names.REASON_SYNC_FAILED, trouble.message or ""
+            names.CONDITION_FAILURE, True, synchronized.reason or names.REASON_SYNC_FAILED, synchronized.message or ""
         )
     if vmi is not None and phase_of(vmi) == names.PHASE_FAILED and not _deleting(vmi):
         ready = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
-        words = (ready.message if ready else None) or "The VM has failed"
-        return conditions.make(names.CONDITION_FAILURE, True, status_of(vmi).reason or "Failed", words)
+        message = (ready.message if ready else None) or "The VM has failed"
+        return conditions.make(names.CONDITION_FAILURE, True, status_of(vmi).reason or "Failed", message)
     return None
 
 
@@ -153,31 +154,31 @@ def _paused(vmi: VirtualMachineInstance | None) -> Json | None:
 def _restart_required(waiting: Sequence[str]) -> Json | None:
     if not waiting:
         return None
-    words = (
-        f"Changed in spec.template since the VM was started: {listed(waiting)}. Restart the VM for it to take effect"
+    message = (
+        f"Changed in spec.template since the VM was started: {listed(waiting)}. Restart the VM to apply the change"
     )
-    return conditions.make(names.CONDITION_RESTART_REQUIRED, True, "TemplateChanged", words)
+    return conditions.make(names.CONDITION_RESTART_REQUIRED, True, "TemplateChanged", message)
 
 
 def listed(fields: Sequence[str]) -> str:
-    """Names of fields in a sentence, not too many."""
+    """Field names joined for a message, at most NAMED_FIELDS of them."""
     more = f" and {len(fields) - NAMED_FIELDS} more" if len(fields) > NAMED_FIELDS else ""
     return ", ".join(fields[:NAMED_FIELDS]) + more
 
 
 def observed_generation(vm: VirtualMachine, vmi: VirtualMachineInstance | None, is_settled: bool) -> int | None:
-    """The VM's own generation where nothing of it is still to take effect; else the one that the VMI was made from."""
+    """The VM's generation if it has taken full effect (`is_settled`), else the one that the VMI was created from."""
     text = (vmi.metadata.annotations or {}).get(names.ANNOTATION_GENERATION, "") if vmi and not is_settled else ""
     return int(text) if text.isdigit() else vm.metadata.generation
 
 
 def snapshot_statuses(vm: VirtualMachine) -> list[Json] | None:
-    """One entry for every volume: none can be snapshotted yet."""
+    """One entry per volume. Snapshots are not supported, so none is enabled."""
     template = vm.spec.template.spec
     volumes = (template.volumes if template else None) or []
     return [{"name": volume.name, "enabled": False, "reason": NO_SNAPSHOT} for volume in volumes] or None
 
 
 def current(vm: VirtualMachine) -> VirtualMachineStatus:
-    """The status; an empty one where there is none."""
+    """The VM's status, or an empty one."""
     return vm.status or VirtualMachineStatus()

@@ -1,8 +1,8 @@
-"""A VM's template against the VMI that was made from it: what can be done now, and what needs a restart. Pure.
+"""Compares a VM's template with the running VMI: what can be applied live, and what requires a restart. Pure.
 
-On the VMI stands a hash for every section of the template that it was made from. Only sections that somebody has
-written anew since then are compared, by what they mean with their defaults: so neither a new default of the
-installation or of a later hyperlet asks for a restart, nor another order or spelling.
+The VMI's annotation holds a hash of each section of the template that it was created from. Only sections that changed
+since then are compared, semantically and with defaults applied. So neither changed defaults (of the KubeVirt CR or a
+later version of hyperlet) nor another order or spelling require a restart.
 """
 
 import hashlib
@@ -23,52 +23,52 @@ from controller.vmi import nic_hotplug
 from controller.vmi.status import phase_of
 
 _NICS = frozenset({"networks", "domain.devices.interfaces", "domain.devices.autoattachPodInterface"})
-"""Sections that controller.vmi.nic_hotplug compares with what the VMI has by now."""
+"""Sections that controller.vmi.nic_hotplug compares instead."""
 _HASH_DIGITS = 12
 
 
 @dataclass(frozen=True)
 class TemplateDifference:
-    """What a changed template asks for."""
+    """Difference between a VM's template and its running VMI."""
 
     vmi: VirtualMachineInstance
-    """The VMI as it was compared: with its defaults."""
+    """The VMI, with defaults applied."""
     nics: nic_hotplug.NicChange
-    """What becomes of its network cards now."""
+    """Changes of interfaces to apply now."""
     metadata: metadata_propagation.MetadataChange
-    """What becomes of its labels and annotations now."""
+    """Changes of labels and annotations to apply now."""
     waiting: tuple[str, ...]
     """Fields below spec.template.spec that take effect at the next start."""
 
     @property
     def late(self) -> tuple[str, ...]:
-        """All that takes effect at the next start, below spec.template."""
+        """All fields below spec.template that take effect at the next start."""
         return (*(f"spec.{field}" for field in self.waiting), *(f"metadata.{key}" for key in self.metadata.waiting))
 
     @property
     def is_settled(self) -> bool:
-        """Whether the VMI is all that the template asks for."""
+        """Whether the VMI matches the template."""
         return not self.late and not self.metadata.metadata and self.nics.spec == self.vmi.spec
 
 
 def difference(
     vm: VirtualMachine, vmi: VirtualMachineInstance | None, config: KubeVirtConfiguration | None
 ) -> TemplateDifference | None:
-    """How a VM's template differs from its running VMI; None where nothing runs that could differ."""
+    """How a VM's template differs from its running VMI; None if no VMI is running."""
     written = vm.spec.template.spec
     if vmi is None or written is None or vmi.metadata.deletionTimestamp or phase_of(vmi) in names.FINAL_PHASES:
         return None
     wanted = defaults.default_vmi_spec(written, vmi.metadata, config=_as_started(vmi.spec, config))
     defaulted = replace(vmi, spec=defaults.default_vmi_spec(vmi.spec, vmi.metadata, config=config))
-    cards = nic_hotplug.change(defaulted, wanted, written)
+    nics = nic_hotplug.change(defaulted, wanted, written)
     made_from = (vmi.metadata.annotations or {}).get(names.ANNOTATION_TEMPLATE)
-    waiting = [*cards.waiting, *_sections(written, made_from, defaulted.spec, wanted)]
+    waiting = [*nics.waiting, *_sections(written, made_from, defaulted.spec, wanted)]
     metadata = metadata_propagation.to_vmi(vm.spec.template.metadata, vmi)
-    return TemplateDifference(defaulted, cards, metadata, tuple(dict.fromkeys(waiting)))
+    return TemplateDifference(defaulted, nics, metadata, tuple(dict.fromkeys(waiting)))
 
 
 def _as_started(spec: VirtualMachineInstanceSpec, config: KubeVirtConfiguration | None) -> KubeVirtConfiguration:
-    """The configuration, with the binding on the pod network that was the default when the VM was started."""
+    """`config` with the VMI's binding on the pod network as default: the default may have changed since the start."""
     config = config or KubeVirtConfiguration()
     on_pod = {network.name for network in spec.networks or () if network.pod is not None}
     for nic in spec.domain.devices.interfaces or ():
@@ -96,7 +96,7 @@ def _sections(
 
 
 def hashes(spec: VirtualMachineInstanceSpec) -> str:
-    """`section=hash,...` of a template as it is written: the VMI's annotation hyperlet/template-hash."""
+    """`section=hash,...` of a template without defaults: the value of the VMI's annotation hyperlet/template-hash."""
     found = sections(spec)
     return ",".join(f"{name}={_hash(found[name])}" for name in sorted(found))
 
@@ -106,13 +106,13 @@ def _hash(value: Any) -> str:
 
 
 def _parsed(text: str | None) -> Mapping[str, str]:
-    """The hashes in an annotation; none of one that somebody else has written, or an earlier version."""
+    """The hashes by section; empty if the annotation is missing or in another format."""
     pairs = [entry.partition("=") for entry in (text or "").split(",")]
     return {name: value for name, equals, value in pairs if equals}
 
 
 def sections(spec: VirtualMachineInstanceSpec) -> dict[str, Any]:
-    """The parts of a spec as plain data: its fields, those of `domain` and those of `domain.devices`."""
+    """The sections of a spec as plain data: its fields, those of `domain` and those of `domain.devices`."""
     plain: dict[str, Any] = msgspec.to_builtins(spec)
     domain = plain.pop("domain", {})
     devices = domain.pop("devices", {})

@@ -1,8 +1,8 @@
-"""Network cards of a running VM: what of a changed template can be done while the guest runs. Pure.
+"""NIC hot-plug: which interface changes of a VM's template are applied to the running VMI. Pure.
 
-A card that joins a multus network by a bridge is plugged in and out, and links are put up and down. What is unplugged
-becomes `absent` in the VMI first; when the handler no longer reports it, card and network leave the VMI, and the VM's
-template if it is absent there. Everything else waits for the next start.
+Interfaces with bridge binding on a Multus network are plugged and unplugged live; link state changes live. An
+unplugged interface first gets state `absent` in the VMI. When the handler no longer reports it, interface and network
+are removed from the VMI, and from the VM's template if they are absent there. Other changes need a restart.
 """
 
 from collections.abc import Collection, Sequence
@@ -20,25 +20,25 @@ from controller.vmi.status import phase_of, status_of
 
 ABSENT = "absent"
 _PLUGGABLE_MODELS = frozenset({"virtio", "e1000e"})
-"""PCI Express cards: older ones share a bridge that takes nothing while the guest runs."""
+"""PCI Express models. Conventional PCI models share a PCI bridge that does not support hot-plug."""
 
 Nic = tuple[Interface, Network]
 
 
 @dataclass(frozen=True)
 class NicChange:
-    """What a VMI's cards become."""
+    """Result of comparing a VMI's interfaces with the template's."""
 
     spec: VirtualMachineInstanceSpec
-    """The VMI's spec with its new cards."""
+    """The VMI's spec with its new interfaces and networks."""
     waiting: Sequence[str]
     """Fields of the template that take effect at the next start."""
     gone: frozenset[str]
-    """Cards that were to be absent, and are."""
+    """Names of interfaces with state `absent` that are unplugged."""
 
 
 def without(spec: VirtualMachineInstanceSpec, gone: Collection[str]) -> VirtualMachineInstanceSpec:
-    """The spec without some cards and their networks."""
+    """The spec without the interfaces named in `gone` and their networks."""
     if not gone:
         return spec
     interfaces = [each for each in spec.domain.devices.interfaces or () if each.name not in gone]
@@ -51,60 +51,59 @@ def _with(
 ) -> VirtualMachineInstanceSpec:
     devices = replace(spec.domain.devices, interfaces=interfaces or None)
     if not interfaces and not networks:
-        # A VM that says nothing of networks joins the pod's: the last card that is unplugged must not bring that about.
+        # Without interfaces and networks, defaulting would attach the pod network. Prevent that after the last unplug.
         devices = replace(devices, autoattachPodInterface=False)
     return replace(spec, domain=replace(spec.domain, devices=devices), networks=networks or None)
 
 
 def merge_patch(spec: VirtualMachineInstanceSpec) -> dict[str, Any]:
-    """What gives a stored spec the cards of this one: lists are replaced whole."""
+    """The merge patch that sets a spec's interfaces and networks to those of `spec`."""
     devices = spec.domain.devices
-    cards: dict[str, Any] = {"interfaces": msgspec.to_builtins(devices.interfaces)}
+    device_patch: dict[str, Any] = {"interfaces": msgspec.to_builtins(devices.interfaces)}
     if devices.autoattachPodInterface is not None:
-        cards["autoattachPodInterface"] = devices.autoattachPodInterface
-    return {"networks": msgspec.to_builtins(spec.networks), "domain": {"devices": cards}}
+        device_patch["autoattachPodInterface"] = devices.autoattachPodInterface
+    return {"networks": msgspec.to_builtins(spec.networks), "domain": {"devices": device_patch}}
 
 
 def without_defaults(vmi: VirtualMachineInstance, defaulted: VirtualMachineInstance) -> dict[str, Any]:
-    """The patch for a VMI whose cards depend on the installation's defaults, which the handler does not know."""
+    """The patch that writes interfaces which depend on the KubeVirt CR's defaults: the handler does not know those."""
     plain, spec = defaults.default_vmi(vmi).spec, defaulted.spec
     same = plain.networks == spec.networks and plain.domain.devices.interfaces == spec.domain.devices.interfaces
     return {} if same else merge_patch(spec)
 
 
 def absent(spec: VirtualMachineInstanceSpec) -> frozenset[str]:
-    """Names of the cards that are to be absent."""
+    """Names of the interfaces with state `absent`."""
     return frozenset(each.name for each in spec.domain.devices.interfaces or () if each.state == ABSENT)
 
 
 def change(
     vmi: VirtualMachineInstance, template: VirtualMachineInstanceSpec, written: VirtualMachineInstanceSpec
 ) -> NicChange:
-    """What becomes of a VMI's cards when its template has changed. `vmi` has its defaults applied.
+    """How a VMI's interfaces change when its template has changed. `vmi` has its defaults applied.
 
-    `template` is the template with its defaults, as a VMI made now would have it; `written` the template as it stands.
+    `template` is the template with defaults applied, `written` the template as the user wrote it.
     """
     now, wanted = _nics(vmi.spec), _nics(template)
     waiting: list[str] = []
-    cards: dict[str, Nic] = {}
-    for name, card in now.items():
-        after, words = _kept(card, wanted.get(name))
-        cards[name] = after
-        waiting += words
-    for name, card in wanted.items():
-        if name not in now and card[0].state != ABSENT:
-            if _is_pluggable(card) and not vmi.spec.domain.devices.disableHotplug:
-                cards[name] = card
+    nics: dict[str, Nic] = {}
+    for name, pair in now.items():
+        nics[name], fields = _kept(pair, wanted.get(name))
+        waiting += fields
+    for name, pair in wanted.items():
+        if name not in now and pair[0].state != ABSENT:
+            if _is_pluggable(pair) and not vmi.spec.domain.devices.disableHotplug:
+                nics[name] = pair
             else:
                 waiting.append(f"domain.devices.interfaces[{name}]")
-    gone = frozenset(name for name, (nic, _) in cards.items() if nic.state == ABSENT and _is_out(vmi, name))
-    left = {name: card for name, card in cards.items() if name not in gone}
-    # Networks stay in their own order, which need not be that of the cards: what is the same is not written.
+    gone = frozenset(name for name, (nic, _) in nics.items() if nic.state == ABSENT and _is_out(vmi, name))
+    left = {name: pair for name, pair in nics.items() if name not in gone}
+    # Keep the VMI's order of networks, which may differ from that of the interfaces, to avoid a needless write.
     networks = [network for network in vmi.spec.networks or () if network.name in left]
     networks += [network for name, (_, network) in left.items() if name not in now]
     spec = _with(vmi.spec, [nic for nic, _ in left.values()], networks)
-    # What the template alone still has was never plugged in, or has left the VMI in an earlier round.
-    return NicChange(spec, waiting, gone | {name for name in absent(written) if name not in cards})
+    # Absent interfaces that only the template has were never plugged in, or were removed in an earlier round.
+    return NicChange(spec, waiting, gone | {name for name in absent(written) if name not in nics})
 
 
 def _nics(spec: VirtualMachineInstanceSpec) -> dict[str, Nic]:
@@ -112,32 +111,32 @@ def _nics(spec: VirtualMachineInstanceSpec) -> dict[str, Nic]:
     return {nic.name: (nic, networks[nic.name]) for nic in spec.domain.devices.interfaces or () if nic.name in networks}
 
 
-def _kept(card: Nic, wanted: Nic | None) -> tuple[Nic, list[str]]:
-    """A card that the VMI has, as it is to be now, and the fields that have to wait."""
-    (nic, network), path = card, f"domain.devices.interfaces[{card[0].name}]"
+def _kept(pair: Nic, wanted: Nic | None) -> tuple[Nic, list[str]]:
+    """The new state of an interface that the VMI has, and the changed fields that take effect at the next start."""
+    (nic, network), path = pair, f"domain.devices.interfaces[{pair[0].name}]"
     if wanted is None or wanted[0].state == ABSENT:
-        if not _is_pluggable(card):
-            return card, [path if wanted is None else f"{path}.state"]
+        if not _is_pluggable(pair):
+            return pair, [path if wanted is None else f"{path}.state"]
         return (replace(nic, state=ABSENT), network), []
     new, new_network = wanted
-    words = [
+    fields = [
         f"{path}{field}" for field in semantic_diff.differences(replace(nic, state=None), replace(new, state=None))
     ]
-    words += [f"networks[{nic.name}]{field}" for field in semantic_diff.differences(network, new_network)]
+    fields += [f"networks[{nic.name}]{field}" for field in semantic_diff.differences(network, new_network)]
     state = nic.state if (nic.state or "up") == (new.state or "up") else new.state
     if state != nic.state and nic.sriov is not None:
-        return card, [*words, f"{path}.state"]
-    return (replace(nic, state=state), network), words
+        return pair, [*fields, f"{path}.state"]
+    return (replace(nic, state=state), network), fields
 
 
-def _is_pluggable(card: Nic) -> bool:
-    nic, network = card
+def _is_pluggable(pair: Nic) -> bool:
+    nic, network = pair
     place = network.multus is not None and nic.bridge is not None and nic.pciAddress is None
     return place and (nic.model or "virtio") in _PLUGGABLE_MODELS
 
 
 def _is_out(vmi: VirtualMachineInstance, name: str) -> bool:
-    """Whether the guest has a card no longer: by the handler's word, or because there is no guest yet."""
+    """Whether the guest does not have the interface: the handler does not report it, or no guest has started."""
     phase = phase_of(vmi)
     if phase in (names.PHASE_UNSET, names.PHASE_PENDING):
         return True

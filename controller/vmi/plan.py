@@ -1,7 +1,8 @@
-"""A VMI and its launcher pod, until the hand-over to the handler and again from its end (docs/architecture.md).
+"""Plan for one VMI and its launcher pod: create, hand over to the handler, record the end (docs/architecture.md).
 
-One writer at a time: the phases up to Scheduling are the controller's, Scheduled and Running the handler's. When the
-pod has ended, the handler has END_SECONDS to say how; then the controller says it, and likewise when a node is silent.
+A status has one writer at a time: the controller writes phases up to Scheduling, the handler Scheduled and Running.
+When the pod has ended, the handler has END_SECONDS to report the result; after that, or while the node does not
+respond, the controller writes it. Pure.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,17 +33,17 @@ from controller.vmi.status import phase_of, status_of, transition
 from kit.reconcile import RequeueAfter
 
 END_SECONDS = 2.0
-"""How long the handler has for reporting an end."""
+"""Time for the handler to report how the VM ended."""
 IDLE_SECONDS = 15.0
-"""How long a launcher may stay after its VMI's end: one that has run a guest ends by itself."""
+"""Grace for a launcher after its VMI has ended: one that has run a guest exits by itself."""
 WARNING_SECONDS = 5.0
-"""A pod's Warning Events count when it has been on a node for that long: mounts often work at the second try."""
+"""Warning Events of a pod are ignored until it has been bound this long: a failed mount often succeeds on retry."""
 AWAIT_SECONDS = 3.0
-"""How long evidence of a pod's end may take before the VMI says that it waits: a handler that is well needs two."""
+"""Time to wait for evidence of a pod's end before the VMI reports the wait: a healthy handler needs two seconds."""
 OVERDUE_SECONDS = 30.0
-"""A pod that outlives its grace period by this much has a kubelet that does not answer."""
+"""A pod that exceeds its grace period by this much is on a node whose kubelet does not respond."""
 FENCE_SECONDS = 10.0
-"""Between two looks at whether a deleted Node's pods have had their time."""
+"""Requeue interval while the grace period of a deleted Node's pods runs."""
 OWN_CONDITIONS = frozenset({names.PHASE_UNSET, names.PHASE_PENDING, names.PHASE_SCHEDULING})
 REASON_INVALID = "InvalidSpec"
 REASON_EMULATED = "EmulationInsteadOfKVM"
@@ -51,46 +52,46 @@ REASON_HOST_USERS = "NoUserNamespace"
 
 @dataclass(frozen=True)
 class ObservedVmi:
-    """Everything the plan for a VMI depends on."""
+    """Input of `plan`."""
 
     vmi: VirtualMachineInstance
     now: datetime
     pod: Pod | None = None
     claims: Mapping[str, PersistentVolumeClaim] = field(default_factory=dict)
     definitions: Definitions = field(default_factory=dict)
-    """The NetworkAttachmentDefinitions that exist of those that the VMI names, by namespace/name."""
+    """Existing NetworkAttachmentDefinitions referenced by the VMI, by namespace/name."""
     knows_definitions: bool = True
-    """The API server knows their kind."""
+    """Whether the API server serves NetworkAttachmentDefinitions."""
     settings: ControllerSettings = field(default_factory=ControllerSettings)
     faults: Sequence[Fault] = ()
     warning: tuple[str, str] | None = None
     """Reason and message of the latest Warning Event about the pod."""
     node_silent_for: float | None = None
-    """Seconds since the last sign of life from its node, if that is not Ready."""
+    """Seconds since the last heartbeat of the node's handler while the node is not Ready; None: node is healthy."""
     bound_for: float = 0.0
-    """Seconds since the pod was first seen on a node."""
+    """Seconds since the pod was first seen bound to a node."""
     ended_for: float = 0.0
-    """Seconds since the pod was first seen ended or gone."""
+    """Seconds since the pod was first seen terminated or deleted."""
     host_users: bool = False
-    """A pod of a VMI of this name could not start in a user namespace of its own: it gets none."""
+    """An earlier pod of this VMI name could not start in a user namespace: create the pod without one."""
     strays: Sequence[Pod] = ()
-    """Pods made for other VMIs of this name, earlier ones: whatever their labels and owners say now."""
+    """Pods created for earlier VMIs of this name, whatever their labels and owner references are now."""
     evidence: Evidence = field(default_factory=Evidence)
 
     @cached_property
     def unproven(self) -> Mapping[str, str]:
-        """Nodes by UID of the pods that QEMU may still run in, though their objects may be gone or say Failed."""
+        """Pods whose QEMU may still be running, by UID, with their node. The Pod may be deleted or in phase Failed."""
         found = {pod.metadata.uid or "": pod for pod in (self.pod, *self.strays) if pod is not None}
         return evidence.unproven(self.vmi, found, self.evidence)
 
     @cached_property
     def is_over(self) -> bool:
-        """Whether no QEMU of this VMI runs any more, or ever has: a launcher starts none before the hand-over."""
+        """Whether no QEMU of this VMI is running: proven ended, or never started (none starts before the hand-over)."""
         if self.unproven:
             return False
         if self.pod is None or self.pod.status.phase in END_PHASES:
             return True
-        # A pod that is there and has not ended, but a fence says that it has.
+        # The Pod exists and has not terminated, but fencing proves that its QEMU has.
         return self.pod.metadata.uid in may_run_qemu(self.vmi)
 
     @cached_property
@@ -100,7 +101,7 @@ class ObservedVmi:
 
 
 def plan(seen: ObservedVmi) -> list[Action | RequeueAfter]:
-    """What to do next for one VMI."""
+    """The next actions for one VMI."""
     return list(_plan(seen))
 
 
@@ -109,8 +110,8 @@ def _plan(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
     over = phase in names.FINAL_PHASES
     if seen.vmi.metadata.deletionTimestamp:
         yield from _delete(seen, over)
-    elif phase not in OWN_CONDITIONS and (lost := _lost(seen)):
-        yield lost
+    elif phase not in OWN_CONDITIONS and (restored := _restore_protection(seen)):
+        yield restored
     elif over:
         yield from _delete_pod(seen, phase)
     elif pod is None and phase in (names.PHASE_UNSET, names.PHASE_PENDING):
@@ -120,7 +121,7 @@ def _plan(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
     elif seen.is_over:
         yield from _conclude(seen)
     elif pod is None or pod.status.phase in END_PHASES:
-        yield from _await(seen)
+        yield from _await_evidence(seen)
     elif phase in OWN_CONDITIONS:
         yield from _progress(seen, pod)
         yield from metadata_propagation.to_pod(seen.vmi, pod)
@@ -132,11 +133,11 @@ def _plan(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
         yield from metadata_propagation.to_pod(seen.vmi, pod)
 
 
-def _lost(seen: ObservedVmi) -> Patch | None:
-    """Brings back what keeps a second copy from being made, if it was taken off: our finalizer, the pod's entry in
-    activePods, and the label by which the node's handler finds the VMI.
+def _restore_protection(seen: ObservedVmi) -> Patch | None:
+    """Restores what prevents a second copy of the VM, if it was removed: the finalizer, the pod's entry in activePods,
+    and the node label that the handler selects VMIs by.
 
-    Before the hand-over nothing depends on them, and they come with the next write.
+    Before the hand-over nothing depends on them, and the next write sets them.
     """
     vmi, pod, node = seen.vmi, seen.pod, status_of(seen.vmi).nodeName
     metadata, status, known = _with_finalizer(vmi), {}, may_run_qemu(vmi)
@@ -158,7 +159,7 @@ def _lost(seen: ObservedVmi) -> Patch | None:
     )
 
 
-# ---- before there is a pod ------------------------------------------------------------------------------------------
+# ---- before the pod exists -------------------------------------------------------------------------------------------
 
 
 def _create(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
@@ -169,11 +170,11 @@ def _create(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
     missing = [name for name in pod_volumes.claim_names(seen.vmi.spec) if name not in seen.claims]
     networks = pod_networks.problems(seen.vmi, seen.definitions, seen.knows_definitions)
     if seen.faults:
-        words = "; ".join(map(str, seen.faults))
-        yield from refused(seen.vmi, REASON_INVALID, words, seen.now)
+        message = "; ".join(map(str, seen.faults))
+        yield from refused(seen.vmi, REASON_INVALID, message, seen.now)
     elif missing:
-        words = f"PersistentVolumeClaim {', '.join(missing)} not found in namespace {seen.vmi.metadata.namespace}"
-        yield from refused(seen.vmi, names.REASON_FAILED_PVC_NOT_FOUND, words, seen.now)
+        message = f"PersistentVolumeClaim {', '.join(missing)} not found in namespace {seen.vmi.metadata.namespace}"
+        yield from refused(seen.vmi, names.REASON_FAILED_PVC_NOT_FOUND, message, seen.now)
     elif networks:
         yield from refused(seen.vmi, names.REASON_NETWORK_NOT_FOUND, "; ".join(networks), seen.now)
     else:
@@ -185,10 +186,10 @@ def _create(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
 
 
 def _await_other_pods(seen: ObservedVmi, living: Sequence[Pod]) -> Iterator[Action | RequeueAfter]:
-    """Waits for the pods of earlier VMIs of this name, and ends those that are left without a VMI.
+    """Waits for the pods of earlier VMIs of this name, and deletes those whose VMI no longer exists.
 
-    They are written down here, as this VMI's own are: a pod whose object vanishes meanwhile has not ended by that. The
-    node's handler is asked by the VMI's nodeName, one node at a time, first where no object is left to look at.
+    They are recorded in activePods like the VMI's own pod: deleting a Pod object does not prove that its processes
+    ended. nodeName makes the handler of one node at a time look for them, starting with nodes whose Pod is deleted.
     """
     vmi, status = seen.vmi, status_of(seen.vmi)
     there = {pod.metadata.uid or "": pod.spec.nodeName or "" for pod in living}
@@ -196,22 +197,22 @@ def _await_other_pods(seen: ObservedVmi, living: Sequence[Pod]) -> Iterator[Acti
     node = next(iter(sorted(set(seen.unproven.values()) - set(there.values())) or sorted(there.values())), None)
     awaited = {**seen.unproven, **there}
     where = ", ".join(f"{_named(uid, living)} on node {at}" for uid, at in sorted(awaited.items()))
-    words = f"An earlier instance of this name may still run: {where}. {_advice(vmi)}"
+    message = f"An earlier VirtualMachineInstance of this name may still be running: {where}. {_remedy(vmi)}"
     wanted = [
-        _not_ready("There is no launcher pod yet"),
-        conditions.make(names.CONDITION_SYNCHRONIZED, False, names.REASON_LAUNCHER_NOT_ENDED, words),
+        _not_ready("The launcher pod does not exist yet"),
+        conditions.make(names.CONDITION_SYNCHRONIZED, False, names.REASON_LAUNCHER_NOT_ENDED, message),
     ]
     stamp = format_time(seen.now)
     merged = conditions.merged(status.conditions, wanted, (), stamp)
-    news = {uid: at for uid, at in there.items() if known.get(uid) != at}
-    step, told = transition(vmi, names.PHASE_PENDING, stamp), conditions.differ(status.conditions, merged)
-    if step or news or told or status.nodeName != node:
+    new_pods = {uid: at for uid, at in there.items() if known.get(uid) != at}
+    step, changed = transition(vmi, names.PHASE_PENDING, stamp), conditions.differ(status.conditions, merged)
+    if step or new_pods or changed or status.nodeName != node:
         metadata = {**_with_finalizer(vmi), "labels": {names.LABEL_NODE_NAME: node}}
         metadata["resourceVersion"] = vmi.metadata.resourceVersion
         changes = {**step, "conditions": merged, "activePods": {**known, **there}, "nodeName": node}
         yield _patch(vmi, changes, metadata)
-        if told:
-            yield RecordEvent(vmi, names.REASON_LAUNCHER_NOT_ENDED, words, "Warning")
+        if changed:
+            yield RecordEvent(vmi, names.REASON_LAUNCHER_NOT_ENDED, message, "Warning")
     yield from (_remove(pod, None) for pod in seen.strays if not pod.metadata.deletionTimestamp)
     if seen.evidence.fences:
         yield RequeueAfter(FENCE_SECONDS)
@@ -219,42 +220,42 @@ def _await_other_pods(seen: ObservedVmi, living: Sequence[Pod]) -> Iterator[Acti
 
 def _named(uid: str, pods: Sequence[Pod]) -> str:
     found = next((pod for pod in pods if pod.metadata.uid == uid), None)
-    return f"pod {found.metadata.name}" if found else f"the vanished pod of UID {uid}"
+    return f"pod {found.metadata.name}" if found else f"deleted pod (UID {uid})"
 
 
-def _advice(vmi: VirtualMachineInstance) -> str:
+def _remedy(vmi: VirtualMachineInstance) -> str:
     return (
-        "Waiting for the node's kubelet or handler to report that it has ended. If the node is off, taint it with "
-        "node.kubernetes.io/out-of-service or delete it; if you made sure that this VM's QEMU does not run there: "
-        f"hyperctl fence -n {vmi.metadata.namespace} {vmi.metadata.name}"
+        "Waiting for the node's kubelet or handler to report that it has ended. If the node is powered off, taint it "
+        "with node.kubernetes.io/out-of-service or delete the Node. If you verified that QEMU of this VM is not "
+        f"running there, run: hyperctl fence -n {vmi.metadata.namespace} {vmi.metadata.name}"
     )
 
 
 def refused(vmi: VirtualMachineInstance, reason: str, message: str, now: datetime) -> Iterator[Action]:
-    """Says once, in the VMI and as an Event, why there is no pod."""
+    """Reports once, as a condition and an Event, why the pod cannot be created."""
     stamp, status = format_time(now), status_of(vmi)
     wanted = [
-        _not_ready("There is no launcher pod yet"),
+        _not_ready("The launcher pod does not exist yet"),
         conditions.make(names.CONDITION_SYNCHRONIZED, False, reason, message),
     ]
     merged = conditions.merged(status.conditions, wanted, (), stamp)
-    step, metadata, told = (
+    step, metadata, changed = (
         transition(vmi, names.PHASE_PENDING, stamp),
         _with_finalizer(vmi),
         conditions.differ(status.conditions, merged),
     )
-    if step or metadata or told:
+    if step or metadata or changed:
         yield _patch(vmi, {**step, "conditions": merged}, metadata)
-    if step or told:
+    if step or changed:
         yield RecordEvent(vmi, reason, message, "Warning")
 
 
-# ---- until the hand-over --------------------------------------------------------------------------------------------
+# ---- until the hand-over ---------------------------------------------------------------------------------------------
 
 
 def _progress(seen: ObservedVmi, pod: Pod) -> Iterator[Action | RequeueAfter]:
     if pod.metadata.deletionTimestamp and pod.spec.nodeName:
-        # It is about to end: handed over now, its guest would start only to be shut down.
+        # The pod is terminating: after a hand-over the guest would start only to be shut down.
         return
     if not pod.spec.nodeName and seen.settings.emulated and resources.asks_for_kvm(pod):
         yield from _recreate_pod(seen.vmi, pod, format_time(seen.now))
@@ -263,10 +264,10 @@ def _progress(seen: ObservedVmi, pod: Pod) -> Iterator[Action | RequeueAfter]:
     running = is_running(pod)
     known = conditions.find(status.conditions, names.CONDITION_SYNCHRONIZED)
     lasting = seen.bound_for >= WARNING_SECONDS
-    troubles = [] if running else pod_status.startup_problems(pod, vmi.spec, seen.claims, seen.warning, lasting, known)
+    problems = [] if running else pod_status.startup_problems(pod, vmi.spec, seen.claims, seen.warning, lasting, known)
     merged = conditions.merged(
         status.conditions,
-        [_not_ready("The guest is not running yet"), *troubles],
+        [_not_ready("The guest is not running yet"), *problems],
         (names.CONDITION_SYNCHRONIZED, names.CONDITION_POD_SCHEDULED),
         stamp,
     )
@@ -278,16 +279,16 @@ def _progress(seen: ObservedVmi, pod: Pod) -> Iterator[Action | RequeueAfter]:
         facts = vmi_status.facts(seen.defaulted, pod, seen.claims, seen.settings)
         changes: Json = {**facts, **step, "conditions": merged}
         if running or status.nodeName:
-            # Before the hand-over it may name the node of an earlier instance, which was waited for.
+            # Before the hand-over nodeName may still be the node of an earlier VMI that was waited for.
             node = pod.spec.nodeName if running else None
             changes["nodeName"] = node
             metadata = {**metadata, "labels": {names.LABEL_NODE_NAME: node}}
         yield Concurrently((_patch(vmi, changes, metadata, spec), *_gate(seen, pod)))
         yield from pod_networks.update_annotation(seen.defaulted, pod)
         yield from (
-            RecordEvent(vmi, trouble["reason"], trouble["message"], "Warning")
-            for trouble in troubles
-            if _is_changed(status.conditions, trouble)
+            RecordEvent(vmi, problem["reason"], problem["message"], "Warning")
+            for problem in problems
+            if _is_changed(status.conditions, problem)
         )
     else:
         yield from _gate(seen, pod)
@@ -297,17 +298,17 @@ def _progress(seen: ObservedVmi, pod: Pod) -> Iterator[Action | RequeueAfter]:
 
 
 def _recreate_pod(vmi: VirtualMachineInstance, pod: Pod, stamp: str) -> Iterator[Action]:
-    """The pod waits for KVM, which no node has (any more), and emulation is allowed (by now).
+    """Recreates a pending pod that requests KVM: no node offers KVM (any more), and emulation is allowed.
 
-    First the phase goes back: a VMI without pod in a later phase has lost its guest.
+    The phase is set back to Pending first: in a later phase, a VMI without a pod counts as failed.
     """
     yield from _back_to_pending(vmi, stamp)
     if transition(vmi, names.PHASE_PENDING, stamp):
         yield RecordEvent(
-            vmi, REASON_EMULATED, "No node has KVM: the launcher pod is made anew, for software emulation"
+            vmi, REASON_EMULATED, "No node offers KVM: recreating the launcher pod for software emulation"
         )
     if not pod.metadata.deletionTimestamp:
-        # Only as it was seen: meanwhile it may have got a node, and a guest.
+        # With a resourceVersion precondition: the pod may have been bound, and its guest started, meanwhile.
         yield replace(_remove(pod, 0), version=pod.metadata.resourceVersion)
 
 
@@ -318,33 +319,34 @@ def _back_to_pending(vmi: VirtualMachineInstance, stamp: str) -> Iterator[Action
 
 
 def _without_namespace(seen: ObservedVmi, pod: Pod, why: str) -> Iterator[Action]:
-    """The pod cannot start in a user namespace: it is made anew without one. Nothing of it has run."""
+    """Recreates a pod that cannot start in a user namespace, without one. None of its containers has run."""
     stamp = format_time(seen.now)
     yield from _back_to_pending(seen.vmi, stamp)
     if not pod.metadata.deletionTimestamp:
         yield replace(_remove(pod, None), version=pod.metadata.resourceVersion)
-        words = f"The launcher pod cannot have a user namespace and is made anew without: {why}"
-        yield RecordEvent(seen.vmi, REASON_HOST_USERS, words, "Warning")
+        message = f"The launcher pod cannot start in a user namespace; recreating it without one: {why}"
+        yield RecordEvent(seen.vmi, REASON_HOST_USERS, message, "Warning")
 
 
-def _is_changed(known: Sequence[Any] | None, trouble: Json) -> bool:
-    before = conditions.find(known, trouble["type"])
-    return "message" in trouble and (before is None or before.reason != trouble["reason"])
+def _is_changed(known: Sequence[Any] | None, problem: Json) -> bool:
+    before = conditions.find(known, problem["type"])
+    return "message" in problem and (before is None or before.reason != problem["reason"])
 
 
 def _gate(seen: ObservedVmi, pod: Pod) -> Iterator[Action]:
-    """The readiness gate: open unless the guest is paused.
+    """Sets the pod's readiness gate: True unless the guest is paused.
 
-    It is opened as soon as the pod is on a node, so that the kubelet can call the pod Ready when its containers are:
-    opened after that, the kubelet notices up to a second later (measured, Kubernetes 1.36), and only then do Services
-    lead to the guest. Not before: a status that changes while the scheduler decides makes it decide twice.
+    It is set as soon as the pod is bound, so that the pod becomes Ready together with its containers. If it were set
+    later, the kubelet would notice it with a delay of up to a second (measured, Kubernetes 1.36), and Services would
+    route to the guest that much later. It is not set earlier: a status change during scheduling makes the scheduler
+    start over.
     """
     if not pod.spec.nodeName:
         return
     paused = _is_paused(seen.vmi)
     wanted = names.FALSE if paused else names.TRUE
     gate = conditions.find(pod.status.conditions, names.READINESS_GATE)
-    # A gate without a condition is closed.
+    # A readiness gate without a condition counts as False.
     if pod.metadata.deletionTimestamp or wanted == (gate.status if gate is not None else names.FALSE):
         return
     stamp = format_time(seen.now)
@@ -369,22 +371,22 @@ def _is_paused(vmi: VirtualMachineInstance) -> bool:
     return starts_paused or conditions.holds(status_of(vmi).conditions, names.CONDITION_PAUSED)
 
 
-# ---- while the handler owns it -------------------------------------------------------------------------------------
+# ---- while the handler owns the status -------------------------------------------------------------------------------
 
 
 def _watch_claims(seen: ObservedVmi) -> Iterator[Action]:
-    """Says how large the claims are, for handler and launcher: one that has grown is a larger disk of the guest's."""
+    """Updates claim capacities in volumeStatus, from which handler and launcher resize the guest's disks."""
     entries = vmi_status.grown(seen.vmi, seen.claims)
     if entries is not None:
-        # The list is written whole: only in this version.
+        # A merge patch replaces the whole list, hence the resourceVersion precondition.
         yield _patch(seen.vmi, {"volumeStatus": entries}, {"resourceVersion": seen.vmi.metadata.resourceVersion})
 
 
 def _watch_node(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
-    """Says that nobody knows how the guest is, when its node and handler are silent. They say it when they are back.
+    """Reports an unknown guest state while neither kubelet nor handler of the node responds.
 
-    No more than that: a node that is silent may well run the guest, and a second one would ruin its disks. Whoever
-    knows that the node is off says so to Kubernetes, which then removes the pod (docs/nodes.md).
+    Nothing else is done: the guest may still be running there, and a second copy would corrupt its disks. An
+    administrator who knows that the node is off taints or deletes the Node (docs/nodes.md).
     """
     vmi, name = seen.vmi, status_of(seen.vmi).nodeName
     known = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
@@ -395,22 +397,22 @@ def _watch_node(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
     elif seen.node_silent_for < LOST_SECONDS:
         yield RequeueAfter(LOST_SECONDS - seen.node_silent_for)
     elif not marked:
-        words = f"Node {name} is silent: whether the guest runs is not known. It is not started elsewhere meanwhile"
-        yield _ready_patch(seen, conditions.make(names.CONDITION_READY, False, names.REASON_NODE_NOT_READY, words))
-        yield RecordEvent(vmi, names.REASON_NODE_NOT_READY, words, "Warning")
+        message = f"Node {name} is not responding: guest state unknown. It is not restarted on another node meanwhile"
+        yield _ready_patch(seen, conditions.make(names.CONDITION_READY, False, names.REASON_NODE_NOT_READY, message))
+        yield RecordEvent(vmi, names.REASON_NODE_NOT_READY, message, "Warning")
 
 
 def _ready_patch(seen: ObservedVmi, ready: Json) -> Patch:
-    """Replaces the condition Ready, in this version: the list is written whole."""
+    """Replaces condition Ready. The whole list is written, hence the resourceVersion precondition."""
     merged = conditions.merged(status_of(seen.vmi).conditions, [ready], (), format_time(seen.now))
     return _patch(seen.vmi, {"conditions": merged}, {"resourceVersion": seen.vmi.metadata.resourceVersion})
 
 
-# ---- the end --------------------------------------------------------------------------------------------------------
+# ---- the end ---------------------------------------------------------------------------------------------------------
 
 
-def _await(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
-    """The pod is gone, or called Failed, but nothing proves that its QEMU has ended: says so, and what would."""
+def _await_evidence(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
+    """The pod is deleted or Failed, but nothing proves that its QEMU has ended: reports that, and what would."""
     if seen.ended_for < AWAIT_SECONDS:
         yield RequeueAfter(AWAIT_SECONDS - seen.ended_for)
         return
@@ -423,14 +425,14 @@ def _report_awaited(seen: ObservedVmi) -> Iterator[Action]:
     vmi, pod = seen.vmi, seen.pod
     if pod is None or (seen.unproven and pod.metadata.uid not in seen.unproven):
         where = ", ".join(sorted(set(seen.unproven.values())))
-        what = f"The launcher pod is gone, but whether its QEMU on node {where} has ended is not known"
+        what = f"The launcher pod was deleted, but QEMU may still be running on node {where}"
     elif pod.status.phase in END_PHASES:
         why = f" ({pod.status.reason})" if pod.status.reason else ""
         what = f"Pod {pod.metadata.name} is {pod.status.phase}{why}, but node {pod.spec.nodeName} has not reported that"
-        what += " its containers have ended"
+        what += " its containers have terminated"
     else:
-        what = f"Pod {pod.metadata.name} on node {pod.spec.nodeName} is being ended"
-    ready = conditions.make(names.CONDITION_READY, False, names.REASON_LAUNCHER_NOT_ENDED, f"{what}. {_advice(vmi)}")
+        what = f"Pod {pod.metadata.name} on node {pod.spec.nodeName} is terminating"
+    ready = conditions.make(names.CONDITION_READY, False, names.REASON_LAUNCHER_NOT_ENDED, f"{what}. {_remedy(vmi)}")
     known = conditions.find(status_of(vmi).conditions, names.CONDITION_READY)
     if known is None or (known.reason, known.message) != (ready["reason"], ready["message"]):
         yield _ready_patch(seen, ready)
@@ -438,7 +440,7 @@ def _report_awaited(seen: ObservedVmi) -> Iterator[Action]:
 
 
 def _conclude(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
-    """The pod has ended or is gone, and nobody has said how."""
+    """Writes the result of a VM whose pod has terminated or was deleted, unless the handler reports it in time."""
     if phase_of(seen.vmi) not in OWN_CONDITIONS and seen.ended_for < END_SECONDS:
         yield RequeueAfter(END_SECONDS - seen.ended_for)
         return
@@ -449,7 +451,7 @@ def _conclude(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
 
 
 def _delete_pod(seen: ObservedVmi, phase: str) -> Iterator[Action | RequeueAfter]:
-    """A VMI that failed before its guest ran leaves a launcher that waits for nothing. Ended pods keep their log."""
+    """Deletes the launcher of a VMI that failed before its guest ran. Terminated pods stay, for their log."""
     pod = seen.pod
     if pod is None or has_ended(pod) or pod.metadata.deletionTimestamp:
         return
@@ -464,7 +466,7 @@ def _ended(seen: ObservedVmi, end: pod_status.VmEnd) -> Json:
     gone = (names.CONDITION_AGENT_CONNECTED, names.CONDITION_PAUSED, names.CONDITION_POD_SCHEDULED)
     merged = conditions.merged(status_of(seen.vmi).conditions, [ready], gone, stamp)
     ended: Json = {**transition(seen.vmi, end.phase, stamp), "reason": end.reason, "conditions": merged}
-    # Only with evidence for each of them this is written.
+    # Reached only with evidence that every listed pod has ended.
     return {**ended, "activePods": dict.fromkeys(listed)} if (listed := may_run_qemu(seen.vmi)) else ended
 
 
@@ -475,29 +477,29 @@ def _delete(seen: ObservedVmi, over: bool) -> Iterator[Action | RequeueAfter]:
             grace, left = _grace(vmi, pod), pod.metadata.deletionGracePeriodSeconds
             if not pod.metadata.deletionTimestamp or (grace is not None and left is not None and grace < left):
                 yield _remove(pod, grace)
-        yield from _explain(seen)
+        yield from _explain_deletion(seen)
         return
     if names.FINALIZER_VMI not in (vmi.metadata.finalizers or ()):
         return
     if pod is None:
         yield _patch(vmi, None, _without_finalizer(vmi))
     elif not has_ended(pod):
-        # It is not the kubelet that vouches for its end. Its object goes first: the next instance would wait for it.
+        # Fenced, not reported by the kubelet. Delete the Pod first: the next VMI would wait for it.
         yield _remove(pod, 0)
         yield _patch(vmi, None if over else _ended(seen, pod_status.end_of(pod)), _without_finalizer(vmi))
     else:
-        # An end that was not reported goes into the same write. The pod's object is the kubelet's to remove: it does so
-        # within a second of its containers' end (measured, Kubernetes 1.36).
+        # An unreported end goes into the same write. The kubelet deletes the Pod object, within a second of its
+        # containers' termination (measured, Kubernetes 1.36).
         yield _patch(vmi, None if over else _ended(seen, pod_status.end_of(pod)), _without_finalizer(vmi))
         if not pod.metadata.deletionTimestamp:
             yield _remove(pod, None)
 
 
-def _explain(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
-    """Says what the deletion waits for, where it is more than a guest that shuts down."""
+def _explain_deletion(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
+    """Reports what the deletion waits for, unless it is just the guest's shutdown."""
     vmi, pod = seen.vmi, seen.pod
     if pod is None or pod.status.phase in END_PHASES:
-        yield from _await(seen)
+        yield from _await_evidence(seen)
         return
     ends = parse_time(pod.metadata.deletionTimestamp) if pod.metadata.deletionTimestamp else None
     late = (seen.now - ends).total_seconds() - OVERDUE_SECONDS if ends else None
@@ -509,12 +511,12 @@ def _explain(seen: ObservedVmi) -> Iterator[Action | RequeueAfter]:
 
 
 def _grace(vmi: VirtualMachineInstance, pod: Pod) -> int | None:
-    """Seconds for the pod to end; None: as long as it was made with."""
+    """Grace period in seconds for deleting the pod; None: the pod's own."""
     made_with, wanted = pod.spec.terminationGracePeriodSeconds, pods.pod_grace_seconds(vmi.spec)
     if made_with is None or wanted == made_with:
         return None
-    # Somebody shortened the VMI's after the launcher was told how long to wait for its guest, so it is the kubelet that
-    # ends both. Not 0: that takes the pod's object away while the pod still runs.
+    # The VMI's period was shortened after the launcher was started with the old one, so the kubelet has to enforce it.
+    # Never 0: that deletes the Pod object while its containers still run.
     return wanted if wanted > made_with else max(1, pods.grace_seconds(vmi.spec))
 
 
@@ -522,7 +524,7 @@ def _remove(pod: Pod, grace: int | None) -> Delete:
     return Delete(Pod, pod.metadata.namespace or "", pod.metadata.name or "", pod.metadata.uid or "", grace)
 
 
-# ---- patches --------------------------------------------------------------------------------------------------------
+# ---- patches ---------------------------------------------------------------------------------------------------------
 
 
 def _not_ready(message: str) -> Json:
@@ -530,7 +532,7 @@ def _not_ready(message: str) -> Json:
 
 
 def _with_finalizer(vmi: VirtualMachineInstance) -> Json:
-    """The metadata that adds our finalizer, if it is missing. A list is replaced whole: only in this version."""
+    """Metadata that adds the finalizer if it is missing, with a resourceVersion: the patch replaces the whole list."""
     finalizers = vmi.metadata.finalizers or []
     if names.FINALIZER_VMI in finalizers:
         return {}
@@ -543,7 +545,7 @@ def _without_finalizer(vmi: VirtualMachineInstance) -> Json:
 
 
 def _patch(vmi: VirtualMachineInstance, status: Json | None, metadata: Json, spec: Json | None = None) -> Patch:
-    """A patch of this very VMI, not of a later one of the same name."""
+    """A patch with a UID precondition, so that it cannot hit a later VMI of the same name."""
     body: Json = {"metadata": {"uid": vmi.metadata.uid, **metadata}}
     if spec:
         body["spec"] = spec

@@ -1,6 +1,6 @@
-"""What a launcher pod's status tells: whether it is bound, runs, has ended and how, and what keeps it from running.
+"""Interpretation of a launcher pod's status: how the VM ended, and what prevents the pod from starting. Pure.
 
-Everything in a pod's status that a launcher can influence (the termination message) is untrusted: bounded and checked.
+What a launcher controls in the status (the termination message) is untrusted: it is bounded and validated.
 """
 
 import re
@@ -22,15 +22,15 @@ REASON_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9]{0,62}")
 REASON_WAITING_FOR_VOLUME = "WaitingForVolumeBinding"
 MESSAGE_LIMIT = 1024
 _LOST = frozenset({"Unknown", "ContainerStatusUnknown"})
-"""What the runtime, and kubelet, say of a container that they find gone."""
+"""Termination reasons of the container runtime and the kubelet for a container that they no longer find."""
 
 
 _OWN_FAULTS = frozenset({"OOMKilled", "Crashed", "Panicked", "Destroyed"})
-"""Ends that are the VM's own, whatever else was about to happen to its pod."""
+"""Reasons that the VM itself caused, even if its pod was being evicted or deleted at the same time."""
 
 
 class VmEnd(NamedTuple):
-    """How a VM ended."""
+    """Final phase, reason and message of a VMI."""
 
     phase: str
     reason: str
@@ -38,7 +38,7 @@ class VmEnd(NamedTuple):
 
 
 class _TerminationMessage(msgspec.Struct, gc=False):
-    """The termination message that the supervisor writes."""
+    """The termination message that the launcher's supervisor writes, JSON."""
 
     phase: str = ""
     reason: str = ""
@@ -46,68 +46,68 @@ class _TerminationMessage(msgspec.Struct, gc=False):
 
 
 def image(pod: Pod) -> str | None:
-    """The launcher's image as the pod asks for it."""
+    """The image in the spec of the pod's compute container."""
     containers: Iterable[Container] = pod.spec.containers
     return next((container.image for container in containers if container.name == names.COMPUTE_CONTAINER), None)
 
 
 def end_of(pod: Pod | None) -> VmEnd:
-    """How the VM ended, as far as its pod tells."""
+    """How the VM ended, according to its pod's status."""
     if pod is None:
-        return VmEnd(names.PHASE_FAILED, names.REASON_POD_NOT_EXISTS, "The launcher pod is gone")
+        return VmEnd(names.PHASE_FAILED, names.REASON_POD_NOT_EXISTS, "The launcher pod was deleted")
     status = compute(pod)
     terminated = status.state.terminated if status and status.state else None
     if terminated is None:
-        words = ": ".join(filter(None, (pod.status.reason, pod.status.message))) or "the pod has ended"
+        message = ": ".join(filter(None, (pod.status.reason, pod.status.message))) or "the pod has terminated"
         phase = names.PHASE_SUCCEEDED if pod.status.phase == "Succeeded" else names.PHASE_FAILED
-        return VmEnd(phase, _reason(pod.status.reason) or "PodEnded", words[:MESSAGE_LIMIT])
+        return VmEnd(phase, _reason(pod.status.reason) or "PodEnded", message[:MESSAGE_LIMIT])
     return _end_of_container(pod, terminated)
 
 
 def disruption_cause(
     end: VmEnd, vmi: VirtualMachineInstance, pod: Pod | None, warning: tuple[str, str] | None = None
 ) -> VmEnd:
-    """The end of a VMI that was not to end: where its pod was told to end, it has failed, and the cause is told.
+    """`end`, or a failure with the disruption as its cause if the pod was evicted, preempted, deleted or drained.
 
     `warning`: reason and message of the latest Warning Event about the pod.
     """
     if pod is None or end.reason in _OWN_FAULTS:
         return end
-    told = end.reason in disruption.ANNOUNCED_REASONS
-    if not told and (end.phase != names.PHASE_FAILED or disruption.cause(pod) is None):
-        return end  # the guest powered off of itself, or nothing but the launcher failed
+    announced = end.reason in disruption.ANNOUNCED_REASONS
+    if not announced and (end.phase != names.PHASE_FAILED or disruption.cause(pod) is None):
+        return end  # the guest powered off by itself, or the launcher failed without a disruption
     why = disruption.last_cause(vmi, pod, warning)
     return VmEnd(names.PHASE_FAILED, why.reason, f"{why.message}; {end.message}"[:MESSAGE_LIMIT])
 
 
 def _end_of_container(pod: Pod, terminated: ContainerStateTerminated) -> VmEnd:
     if terminated.reason == "OOMKilled":
-        return VmEnd(names.PHASE_FAILED, "OOMKilled", "The launcher was killed: it used more memory than its limit")
-    said = _termination_message(terminated.message)
-    if said is not None:
-        return said
+        return VmEnd(names.PHASE_FAILED, "OOMKilled", "The launcher was OOM-killed: it exceeded its memory limit")
+    reported = _termination_message(terminated.message)
+    if reported is not None:
+        return reported
     phase = names.PHASE_SUCCEEDED if terminated.exitCode == 0 else names.PHASE_FAILED
-    words = f"The launcher ended with exit code {terminated.exitCode}"
+    message = f"The launcher exited with code {terminated.exitCode}"
     if terminated.reason in _LOST:
-        words = "How the launcher ended is not known: its node was restarted or lost its power"
+        message = "The launcher's exit status is unknown: its node was restarted or lost power"
     if pod.status.reason:
-        words += f"; {pod.status.reason}: {pod.status.message or ''}"
+        message += f"; {pod.status.reason}: {pod.status.message or ''}"
     reason = _reason(pod.status.reason) or _reason(terminated.reason) or "LauncherEnded"
-    return VmEnd(phase, reason, words[:MESSAGE_LIMIT])
+    return VmEnd(phase, reason, message[:MESSAGE_LIMIT])
 
 
 def _termination_message(message: str | None) -> VmEnd | None:
     try:
-        said = msgspec.json.decode((message or "").encode(), type=_TerminationMessage)
+        reported = msgspec.json.decode((message or "").encode(), type=_TerminationMessage)
     except msgspec.DecodeError:
         return None
-    if said.phase not in END_PHASES:
+    if reported.phase not in END_PHASES:
         return None
-    return VmEnd(said.phase, _reason(said.reason) or "LauncherEnded", _clean(said.message))
+    return VmEnd(reported.phase, _reason(reported.reason) or "LauncherEnded", _clean(reported.message))
 
 
 def _clean(text: str) -> str:
-    """Without the control characters that would do things to the terminal of whoever describes the VM."""
+    """`text` without control characters, which would reach the terminal of a user of `kubectl describe`."""
     return "".join(character if character.isprintable() else " " for character in text[:MESSAGE_LIMIT]).strip()
 
 
@@ -123,10 +123,10 @@ def startup_problems(
     lasting: bool,
     known: Any,
 ) -> list[dict[str, Any]]:
-    """The conditions that say why the pod does not run yet.
+    """The conditions that explain why the pod is not running yet.
 
-    `warning` is the latest Warning Event about the pod (reason, message), `lasting` whether the pod has been on its
-    node for so long that the Event counts by itself, `known` the VMI's Synchronized condition.
+    `warning` is the latest Warning Event about the pod (reason, message), `lasting` whether the pod has been bound for
+    WARNING_SECONDS, so that the Event is reported, `known` the VMI's Synchronized condition.
     """
     scheduled = conditions.find(pod.status.conditions, names.CONDITION_POD_SCHEDULED)
     if scheduled is not None and scheduled.status == names.FALSE:
@@ -148,7 +148,8 @@ def _unscheduled(scheduled: Any, claims: Mapping[str, PersistentVolumeClaim]) ->
     reason = scheduled.reason or names.REASON_UNSCHEDULABLE
     message = scheduled.message or "no node fits"
     if unbound:
-        reason, message = REASON_WAITING_FOR_VOLUME, f"waiting for the volume of {', '.join(unbound)}: {message}"
+        reason = REASON_WAITING_FOR_VOLUME
+        message = f"waiting for PersistentVolumeClaim {', '.join(unbound)} to be bound: {message}"
     return conditions.make(names.CONDITION_POD_SCHEDULED, False, reason, message)
 
 
@@ -159,7 +160,7 @@ def _no_image(
     launcher_image: str,
     warning: tuple[str, str] | None,
 ) -> dict[str, Any]:
-    """The kubelet swings between ErrImagePull and ImagePullBackOff, which may come without the cause: keep both."""
+    """The kubelet alternates between ErrImagePull and ImagePullBackOff; the latter may lack the cause: keep it."""
     reason, message = waiting.reason or "", waiting.message or ""
     pulling = (names.REASON_ERR_IMAGE_PULL, names.REASON_IMAGE_PULL_BACKOFF)
     sentence = image_errors.explained(reason, message, spec, launcher_image, warning)

@@ -1,4 +1,4 @@
-"""The parts of a VMI's status that the controller writes until the hand-over."""
+"""The parts of a VMI's status that the controller writes before the hand-over, and their accessors. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,21 +19,21 @@ from controller.vmi import pod_status
 Json = dict[str, Any]
 
 FILESYSTEM_OVERHEAD = "0"
-"""Share of a Filesystem claim that a disk image must leave free: nothing here needs it."""
+"""Share of a Filesystem volume reserved for the file system: none is needed here."""
 
 
 def status_of(vmi: VirtualMachineInstance) -> VirtualMachineInstanceStatus:
-    """The status; an empty one where there is none."""
+    """The VMI's status, or an empty one."""
     return vmi.status or VirtualMachineInstanceStatus()
 
 
 def phase_of(vmi: VirtualMachineInstance | None) -> str:
-    """The phase; empty when nobody has looked at the VMI yet."""
+    """The phase; empty for a VMI that has not been reconciled yet."""
     return (vmi.status.phase if vmi and vmi.status else None) or names.PHASE_UNSET
 
 
 def transition(vmi: VirtualMachineInstance, phase: str, now: str) -> Json:
-    """Phase and phaseTransitionTimestamps after a step to `phase`; nothing when it is there already."""
+    """`phase` and `phaseTransitionTimestamps` for a transition to `phase`; empty if the VMI is in it already."""
     status = status_of(vmi)
     if status.phase == phase:
         return {}
@@ -46,7 +46,7 @@ def transition(vmi: VirtualMachineInstance, phase: str, now: str) -> Json:
 
 
 def reached_at(vmi: VirtualMachineInstance, phase: str) -> str | None:
-    """When the VMI came to a phase."""
+    """The timestamp of the transition to `phase`, or None."""
     stamps = status_of(vmi).phaseTransitionTimestamps or ()
     return next((stamp.phaseTransitionTimestamp for stamp in stamps if stamp.phase == phase), None)
 
@@ -57,7 +57,7 @@ def facts(
     claims: Mapping[str, PersistentVolumeClaim],
     settings: ControllerSettings,
 ) -> Json:
-    """What is known as soon as there is a pod. `vmi` has its defaults applied."""
+    """Status fields that follow from spec, pod and claims. `vmi` has its defaults applied."""
     guest = format_bytes(overhead.guest_bytes(vmi.spec))
     cpu = vmi.spec.domain.cpu
     topology = (
@@ -65,7 +65,7 @@ def facts(
         if cpu
         else {"cores": 1, "sockets": defaults.vcpus(vmi.spec), "threads": 1}
     )
-    # Those of earlier instances, which have been waited for, and of pods that were made anew go with this.
+    # Removes the entries of earlier VMIs, which have been waited for, and of recreated pods.
     others = dict.fromkeys(uid for uid in status_of(vmi).activePods or () if uid != pod.metadata.uid)
     return {
         "activePods": {**others, pod.metadata.uid: pod.spec.nodeName or "" if is_running(pod) else ""},
@@ -84,9 +84,9 @@ def facts(
 
 
 def grown(vmi: VirtualMachineInstance, claims: Mapping[str, PersistentVolumeClaim]) -> list[Json] | None:
-    """volumeStatus with what is now known of claims that got another capacity; None when none did.
+    """volumeStatus with the new capacities of claims; None if none has changed.
 
-    Of these entries the handler writes only what the launcher says of the disk.
+    In these entries the handler writes only the fields that the launcher reports.
     """
     fresh = {volume.name: volume_status(volume, claims) for volume in vmi.spec.volumes or ()}
     entries: list[Json] = msgspec.to_builtins(status_of(vmi).volumeStatus or [])
@@ -104,7 +104,7 @@ def grown(vmi: VirtualMachineInstance, claims: Mapping[str, PersistentVolumeClai
 
 
 def volume_status(volume: Any, claims: Mapping[str, PersistentVolumeClaim]) -> Json:
-    """One entry of volumeStatus; the disk's name in the guest is filled in by the handler."""
+    """One entry of volumeStatus. The handler fills in `target`, the disk's name in the guest."""
     entry: Json = {"name": volume.name, "target": ""}
     name = pod_volumes.claim_name(volume)
     claim = claims.get(name or "")

@@ -257,7 +257,7 @@ def test_a_deleted_instance_runs_once_whatever_becomes_of_its_pod(
     with counted(space, stubborn.name):
         space.kubectl("delete", "vmi", stubborn.name, f"--cascade={cascade}", "--wait=false")
         if cascade == "orphan":
-            wait_for(lambda: "is being ended" in told(stubborn), "what is awaited is told", explain=stubborn.story)
+            wait_for(lambda: "is terminating" in told(stubborn), "what is awaited is told", explain=stubborn.story)
         anew(stubborn, old)
 
 
@@ -347,7 +347,7 @@ def test_an_instance_torn_away_by_an_administrator_is_waited_for(space: Space, s
             "the next instance says what it waits for",
             explain=stubborn.story,
         )
-        assert pod in words and "earlier instance" in words
+        assert pod in words and "earlier VirtualMachineInstance" in words
         anew(stubborn, old)
 
 

@@ -118,7 +118,7 @@ def test_a_quota_on_limits_and_a_limit_range_keep_no_vm_from_running(space: Spac
         machine = space.machine(idle("huge"))
         failure = wait_for(lambda: conditions(machine.vm()).get("Failure"), "a refusal that is told")
         assert "maximum memory usage per Container is 32Mi" in failure["message"]
-        assert "The fields for this, in the VM's spec.template.spec.domain: resources." in failure["message"]
+        assert "Fields to change in the VM's spec.template.spec.domain: resources." in failure["message"]
     finally:
         space.kubectl("delete", "limitrange", "small")
 

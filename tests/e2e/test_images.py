@@ -165,7 +165,7 @@ def test_an_image_that_is_not_there_is_named_with_its_volume_and_waited_for(
 def test_a_reference_that_only_a_kubelet_can_judge_is_refused_in_the_status(space: Space) -> None:
     reference = f"registry.example/disk@sha256:{'0' * 40}"
     machine = space.machine(pulled("misnamed", reference)).until_status("ErrImagePull")
-    machine.until_condition_tells("volume second", reference, "correct the reference")
+    machine.until_condition_tells("volume second", reference, "correct the image reference")
     assert conditions(machine.vm())["Failure"]["reason"] == "InvalidImageName"
     machine.discard()
 
@@ -190,8 +190,8 @@ def test_a_registry_that_asks_for_a_password_is_told_apart_by_what_is_missing(
     for each in (without, stale, absent):
         each.until_status(*PULLING)
     subject = f"volume second: image {reference}: "
-    without.until_condition_tells(subject, "name a Secret with the registry's credentials in imagePullSecret")
-    stale.until_condition_tells(subject, "Secret stale has no credentials that this registry takes")
+    without.until_condition_tells(subject, "set imagePullSecret to a Secret with the registry's credentials")
+    stale.until_condition_tells(subject, "Secret stale has no credentials that this registry accepts")
     absent.until_condition_tells(subject, "Unable to retrieve some image pull secrets (absent)")
     machine = space.machine(pulled("own-secret", reference, imagePullSecret="mine")).until_status("Running")
     # The Secret that was missing comes: nothing else is changed.

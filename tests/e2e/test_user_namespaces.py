@@ -203,7 +203,7 @@ def test_a_volume_that_cannot_be_mapped_costs_the_namespace_and_not_the_machine(
     space.apply(*unmapped(space, "odd"))
     machine = space.machine(booting("odd", claim("data", "odd"))).until_status("Running")
     assert "hostUsers" not in machine.pod()["spec"]
-    machine.until_told("user namespace", "made anew")
+    machine.until_told("user namespace", "recreating it without one")
     machine.answer()
     machine.guest().write("data", "kept")
     machine.run("Halted")

@@ -33,13 +33,13 @@ def test_only_hyperlets_components_are_parsed() -> None:
     ]
 
 
-def test_a_service_account_of_ours_counts_whatever_its_agent_says() -> None:
+def test_hyperlet_service_account_counts_with_any_user_agent() -> None:
     user = {"username": "system:serviceaccount:hyperlet:hyperlet-handler"}
     (call,) = audit.parse([event("Python/3.13 aiohttp/3.10", "patch", "pods", user=user)])
     assert call.component == "handler"
 
 
-def test_a_request_counts_once_over_its_stages() -> None:
+def test_request_is_counted_once_for_all_stages() -> None:
     lines = [
         event(CONTROLLER, "create", "pods", stage="RequestReceived"),
         event(CONTROLLER, "create", "pods"),
@@ -50,7 +50,7 @@ def test_a_request_counts_once_over_its_stages() -> None:
     assert [call.kind for call in audit.parse(lines)] == [audit.COUNTED, audit.WATCH]
 
 
-def test_what_goes_on_without_a_vm_is_set_apart() -> None:
+def test_background_calls_are_listed_separately() -> None:
     lines = [
         event(CONTROLLER, "update", "leases", "hyperlet"),
         event(HANDLER, "patch", "nodes", ""),
@@ -62,7 +62,7 @@ def test_what_goes_on_without_a_vm_is_set_apart() -> None:
     assert kinds == [audit.LEASE, audit.HEARTBEAT, audit.ELSEWHERE, audit.COUNTED, audit.COUNTED]
 
 
-def test_the_log_is_read_from_where_it_was(tmp_path: Path) -> None:
+def test_log_is_read_from_start_offset(tmp_path: Path) -> None:
     log = tmp_path / "audit.log"
     log.write_text(event(CONTROLLER, "create", "pods") + "\n")
     reader = audit.Log(log)
@@ -71,7 +71,7 @@ def test_the_log_is_read_from_where_it_was(tmp_path: Path) -> None:
     assert [call.resource for call in reader.calls()] == ["events"]
 
 
-def test_a_log_that_began_anew_is_no_measurement(tmp_path: Path) -> None:
+def test_rotated_log_raises_oserror(tmp_path: Path) -> None:
     log = tmp_path / "audit.log"
     log.write_text(event(CONTROLLER, "create", "pods") + "\n")
     reader = audit.Log(log)

@@ -11,19 +11,19 @@ import pytest
 from bench.chaos import ACTIONS, Chaos, Watcher, chosen, qemus, table
 
 
-def test_a_seed_makes_the_same_actions() -> None:
+def test_same_seed_yields_same_actions() -> None:
     assert chosen(random.Random(7), 200) == chosen(random.Random(7), 200)
     assert chosen(random.Random(7), 200) != chosen(random.Random(8), 200)
 
 
 @pytest.mark.parametrize("count", [1, 5, len(ACTIONS), 200])
-def test_there_are_as_many_actions_as_asked_for_and_every_one_where_there_is_room(count: int) -> None:
+def test_number_of_actions_is_exact_and_includes_each_action(count: int) -> None:
     found = chosen(random.Random(1), count)
     assert len(found) == count
     assert count < len(ACTIONS) or set(found) == set(ACTIONS)
 
 
-def test_every_action_is_one_and_says_what_it_is() -> None:
+def test_every_action_is_a_method_with_title() -> None:
     for name in ACTIONS:
         assert getattr(Chaos, name).__doc__
 
@@ -34,7 +34,7 @@ def process(proc: Path, pid: int, comm: str, *words: str) -> None:
     (proc / str(pid) / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in words))
 
 
-def test_the_qemus_of_this_very_vm_are_counted(tmp_path: Path) -> None:
+def test_only_qemus_of_the_vm_are_counted(tmp_path: Path) -> None:
     process(tmp_path, 1, "qemu-system-x86", "qemu", "-name", "guest=ns_chaos,debug-threads=on")
     process(tmp_path, 2, "qemu-system-x86", "qemu", "-name", "guest=ns_chaos-2,debug-threads=on")
     process(tmp_path, 3, "qemu-system-x86", "qemu", "-name", "guest=other_chaos")
@@ -44,7 +44,7 @@ def test_the_qemus_of_this_very_vm_are_counted(tmp_path: Path) -> None:
     assert qemus(b"guest=ns_chaos", tmp_path) == [1, 6]
 
 
-def test_two_at_a_time_stand_in_the_table() -> None:
+def test_two_copies_are_reported_in_table() -> None:
     watcher = Watcher(
         b"x", samples=Counter({0: 10, 1: 85, 2: 5}), starts={1, 2}, doubles=["12:00 pids [1, 2], after: x"]
     )

@@ -11,7 +11,7 @@ def test_percentile_is_linear_between_samples(samples: list[float], percent: flo
     assert percentile(samples, percent) == pytest.approx(expected)
 
 
-def test_no_samples_are_no_number() -> None:
+def test_percentile_of_no_samples_raises_valueerror() -> None:
     with pytest.raises(ValueError, match="no samples"):
         percentile([], 50)
 
@@ -20,11 +20,11 @@ def test_no_samples_are_no_number() -> None:
     ("value", "target", "verdict"),
     [(2.004, 2.0, "ok"), (2.006, 2.0, "MISSED"), (1.0, None, ""), (64.4, 64.0, "MISSED")],
 )
-def test_verdict_judges_the_printed_number(value: float, target: float | None, verdict: str) -> None:
+def test_verdict_compares_printed_number(value: float, target: float | None, verdict: str) -> None:
     assert Figure("f", value, "s", target).verdict == verdict
 
 
-def test_grid_aligns_numbers_to_the_right() -> None:
+def test_grid_right_aligns_numbers() -> None:
     assert grid(["what", "n"], [["a", 1.5], ["longer", 100]]) == [
         "what       n",
         "------  ----",
@@ -33,7 +33,7 @@ def test_grid_aligns_numbers_to_the_right() -> None:
     ]
 
 
-def test_document_names_the_columns_of_tables() -> None:
+def test_document_has_column_names() -> None:
     result = BenchResult("x", [Figure("f", 3.0, "s", 2.0, 4.0)], [FigureTable("t", ["a", "b"], [["one", 2]])])
     document = result.document()
     assert document["tables"][0]["rows"] == [{"a": "one", "b": 2}]

@@ -1,27 +1,27 @@
 from bench import objects
 
 
-def test_every_disk_has_its_volume() -> None:
+def test_every_disk_has_a_volume() -> None:
     made = objects.vmi("a", empty_disks=2, cloud_init=True)
     names = [disk["name"] for disk in made["spec"]["domain"]["devices"]["disks"]]
     assert names == [volume["name"] for volume in made["spec"]["volumes"]] == ["root", "empty0", "empty1", "cloudinit"]
 
 
-def test_a_guest_without_disk_and_nic_declares_neither() -> None:
+def test_guest_without_disk_and_nic_declares_neither() -> None:
     spec = objects.vmi("a", image=None, nic=False)["spec"]
     assert "volumes" not in spec
     assert "networks" not in spec
     assert spec["domain"]["devices"] == {"disks": [], "autoattachPodInterface": False}
 
 
-def test_a_vm_keeps_its_template_to_itself() -> None:
+def test_vm_template_is_a_copy() -> None:
     instance = objects.vmi("a")
     made = objects.vm("a", instance)
     instance["spec"]["domain"]["cpu"]["cores"] = 9
     assert made["spec"]["template"]["spec"]["domain"]["cpu"]["cores"] == 1
 
 
-def test_a_bare_pod_has_the_launchers_image_resources_and_user_but_no_gate_or_volume() -> None:
+def test_bare_pod_copies_image_resources_and_user_without_gate_and_volumes() -> None:
     compute = {
         "name": "compute",
         "image": "launcher:1",

@@ -26,17 +26,17 @@ Rss:                 256 kB
 
 
 @pytest.mark.parametrize("text", [VERSION_1, VERSION_2])
-def test_the_pod_of_a_process(text: str) -> None:
+def test_pod_uid_of_process(text: str) -> None:
     assert processes.pod_uid(text) == UID
 
 
-def test_a_process_outside_pods() -> None:
+def test_process_outside_of_pods_has_no_uid() -> None:
     assert processes.pod_uid("4:memory:/user/podium\n0::/\n") == ""
     with pytest.raises(LookupError):
         processes.memory_cgroup("4:memory:/user\n0::/\n")
 
 
-def test_the_memory_group_of_the_whole_pod() -> None:
+def test_memory_cgroup_is_that_of_the_pod() -> None:
     assert processes.memory_cgroup(VERSION_1) == f"/top/hyperlet/node1/kubepods/burstable/pod{UID}"
     assert processes.memory_cgroup(VERSION_2).endswith(".slice")
 
@@ -57,25 +57,25 @@ def test_labels(argv: list[str], expected: str) -> None:
     assert processes.label(argv, "comm") == expected
 
 
-def test_kernel_threads_are_one() -> None:
+def test_kernel_threads_share_one_label() -> None:
     assert processes.label([""], "kworker/u8:3-iou_exit") == processes.label([""], "ksoftirqd/1") == processes.KERNEL
 
 
-def test_resident_guest_memory_is_neither_code_nor_a_larger_mapping() -> None:
+def test_guest_memory_is_smallest_matching_rw_mapping() -> None:
     assert processes.guest_ram_resident(SMAPS, 64 << 20) == 1024 << 10
     assert processes.guest_ram_resident(SMAPS, 512 << 20) == 256 << 10
     assert processes.guest_ram_resident(SMAPS, 4 << 30) == 0
 
 
-def test_cpu_ticks_of_a_program_with_a_bracket_in_its_name() -> None:
+def test_cpu_ticks_with_parenthesis_in_program_name() -> None:
     stat = "7 (a) b) S 1 7 7 0 -1 4194560 10 20 0 0 30 4 5 6 20 0 1 0 99 0 0"
     assert processes.parse_ticks(stat) == (34, 11)
 
 
-def test_a_waiting_machine_is_not_busy() -> None:
+def test_iowait_is_not_busy_time() -> None:
     stat = "cpu  100 20 30 9999 8888 4 5 7 0 0\ncpu0 1 2 3\n"
     assert processes.parse_machine(stat) * processes.TICKS == pytest.approx(159)
 
 
-def test_kilobytes_become_bytes() -> None:
+def test_kilobyte_fields_are_converted_to_bytes() -> None:
     assert processes.parse_kilobytes("Name:\tx\nVmRSS:\t   12 kB\nThreads:\t3\n") == {"VmRSS": 12288}

@@ -20,7 +20,7 @@ def true(*conditions: str) -> list[dict[str, str]]:
     return [{"type": c, "status": "True"} for c in conditions]
 
 
-def test_a_launcher_pod_is_filed_under_its_vmi() -> None:
+def test_launcher_pod_is_recorded_under_its_vmi() -> None:
     assert pod_owner(pod()) == "a"
     assert pod_owner(pod("bare-1", owner=None)) == "bare-1"
 
@@ -37,11 +37,11 @@ def test_pod_marks_follow_its_conditions() -> None:
     "status",
     [{"phase": "Succeeded"}, {"phase": "Failed"}, {"containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]}],
 )
-def test_containers_have_ended(status: dict[str, Any]) -> None:
+def test_terminated_containers_set_containers_ended(status: dict[str, Any]) -> None:
     assert {"containers ended", "pod over"} <= pod_marks("MODIFIED", pod(**status))
 
 
-def test_containers_go_on_while_one_runs() -> None:
+def test_running_container_prevents_containers_ended() -> None:
     states = [{"state": {"terminated": {}}}, {"state": {"running": {}}}]
     assert "containers ended" not in pod_marks("MODIFIED", pod(phase="Running", containerStatuses=states))
 
@@ -59,7 +59,7 @@ def test_vm_marks_are_its_printable_status() -> None:
     assert "vm gone" in vm_marks("DELETED", vm)
 
 
-def test_the_first_time_of_a_milestone_counts() -> None:
+def test_first_time_of_milestone_is_kept() -> None:
     recorder = TimelineRecorder()
     recorder.note("VirtualMachineInstance", "ADDED", vmi(), 1.0)
     recorder.note("Pod", "ADDED", pod(), 2.0)
@@ -70,11 +70,11 @@ def test_the_first_time_of_a_milestone_counts() -> None:
     assert recorder.latest("Pod", "a")["metadata"]["name"] == "virt-launcher-a-x1"
 
 
-def test_spans_leave_out_who_never_got_there() -> None:
+def test_spans_skip_incomplete_timelines() -> None:
     assert spans([{"asked": 1.0, "Running": 4.0}, {"asked": 2.0}], "asked", "Running") == [3.0]
 
 
-def test_a_forgotten_milestone_is_waited_for_anew() -> None:
+def test_forgotten_milestone_is_awaited_again() -> None:
     recorder = TimelineRecorder()
     recorder.note("VirtualMachineInstance", "MODIFIED", vmi(phase="Running"), 1.0)
     recorder.wait(["a"], "Running", 0)
@@ -83,7 +83,7 @@ def test_a_forgotten_milestone_is_waited_for_anew() -> None:
         recorder.wait(["a"], "Running", 0)
 
 
-def test_a_failed_guest_is_not_waited_for() -> None:
+def test_failed_guest_ends_the_wait() -> None:
     recorder = TimelineRecorder()
     failed = vmi(phase="Failed")
     failed["status"]["conditions"] = [{"type": "Ready", "status": "False", "message": "no disk in the image"}]
@@ -92,7 +92,7 @@ def test_a_failed_guest_is_not_waited_for() -> None:
         recorder.wait(["a"], "Running", 3600)
 
 
-def test_a_dead_watch_ends_the_wait() -> None:
+def test_failed_watch_ends_the_wait() -> None:
     def dead() -> None:
         raise Timeout("a watch ended")
 

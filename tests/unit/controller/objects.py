@@ -1,4 +1,4 @@
-"""VMs, VMIs and pods as they stand in the API, made short."""
+"""Builders of VMs, VMIs and pods as stored in the API server."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def vmi(
             {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "name": "web", "uid": owner, "controller": True}
         ]
     if phase in ("Scheduled", "Running", "Succeeded", "Failed"):
-        # As the hand-over left it.
+        # As written by the hand-over.
         status = {"activePods": {"pod-uid": "node1"}, "nodeName": "node1", **status}
         meta["labels"] = {names.LABEL_NODE_NAME: status["nodeName"]}
     transitions = [{"phase": name, "phaseTransitionTimestamp": at} for name, at in (stamps or {}).items()]
@@ -114,7 +114,7 @@ def pod(
     owner: str | None = "vmi-uid",
     **status: Any,
 ) -> Pod:
-    """state: pending (on no node), bound, running, ended."""
+    """A launcher pod. `state`: pending (not bound), bound, running, ended."""
     conditions: list[Json] = []
     if unschedulable:
         conditions.append(
@@ -185,5 +185,5 @@ def definition(name: str, resource: str | None = None, namespace: str = "default
 
 
 def definitions(*found: NetworkAttachmentDefinition) -> dict[str, NetworkAttachmentDefinition]:
-    """As a VMI's plan sees them."""
+    """The definitions by namespace/name, as the plan of a VMI gets them."""
     return {f"{each.metadata.namespace}/{each.metadata.name}": each for each in found}

@@ -1,7 +1,7 @@
-"""The controller in a world of chance: whatever is deleted, stopped and forgotten, one VM never has two QEMUs.
+"""Random faults: whatever is deleted, stopped or restarted, one VM never has two QEMU processes.
 
-Kubelets and handlers are models of the real ones, as far as they start and end QEMU and say so; the API server is the
-fake one; the controller is the real one, and is killed and started again like everything else.
+Kubelets and handlers are models that start and end QEMU and report it; the API server is the fake one; the controller
+is the real one, and is killed and restarted as well.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tests.unit.kit.fakeapi import FakeApi, Json
 NODES = ("node1", "node2")
 TICK = 0.004
 GRACE = 60
-"""Ticks that a guest which ignores its power button is left running."""
+"""Grace period, in ticks, of a guest that ignores its power button."""
 VMIS, VMS, PODS = "virtualmachineinstances", "virtualmachines", "pods"
 
 
 @dataclass
 class Container:
-    """A launcher on a node. It is there after its pod's object has gone, and after the kubelet has called it Failed."""
+    """A launcher on a node. It may outlive its Pod object and phase Failed."""
 
     pod: Json
     node: str
@@ -43,7 +43,7 @@ class Container:
 
 @dataclass
 class Reality:
-    """What runs, whatever the API server says."""
+    """The launchers that run, independently of the API server's state."""
 
     api: FakeApi
     dice: random.Random
@@ -66,7 +66,7 @@ class Reality:
             self.most = max(self.most, running)
 
     async def comes_up(self, seconds: float) -> bool:
-        """Waits so long at most until a guest runs, and says whether one does."""
+        """Waits at most `seconds` for a guest to run. Whether one does."""
         deadline = asyncio.get_running_loop().time() + seconds
         while asyncio.get_running_loop().time() < deadline:
             phase = (self.api.find(VMIS, "web") or {}).get("status", {}).get("phase")
@@ -76,7 +76,7 @@ class Reality:
         return False
 
     async def collect_garbage(self) -> None:
-        """Pods whose owner has gone are deleted, as Kubernetes' collector does."""
+        """Deletes pods whose owner is deleted, like Kubernetes' garbage collector."""
         alive = {vmi["metadata"]["uid"] for vmi in self.api.of(VMIS)}
         for pod in self.api.of(PODS):
             owners = [owner["uid"] for owner in pod["metadata"].get("ownerReferences") or ()]
@@ -88,7 +88,7 @@ class Reality:
         for uid, pod in there.items():
             at, meta = pod["spec"].get("nodeName"), pod["metadata"]
             if at is None and not meta.get("deletionTimestamp") and node == self.dice.choice(NODES):
-                # The scheduler's part; the kubelet's follows when it looks again.
+                # The scheduler's part; the kubelet's follows at its next tick.
                 await self.api.patch(PODS, meta["name"], {"spec": {"nodeName": node}})
             elif at == node and uid not in self.containers and pod["status"]["phase"] == "Pending":
                 given = {each["name"]: each["value"] for each in pod["spec"]["containers"][0]["env"]}
@@ -138,7 +138,7 @@ def _terminated(pod: Json) -> bool:
 
 
 class Chance:
-    """What people, and Kubernetes, do to the objects."""
+    """Actions of users and Kubernetes on the objects."""
 
     def __init__(self, reality: Reality) -> None:
         self.reality, self.api, self.dice = reality, reality.api, reality.dice
@@ -170,13 +170,13 @@ class Chance:
             await self.api.put(PODS, {**pod, "metadata": meta})
 
     async def strip_vmi(self) -> None:
-        """An editor's PUT without finalizer and label."""
+        """A user's PUT without finalizer and label."""
         if vmi := self.api.find(VMIS, "web"):
             bare = {"finalizers": None, "labels": None} if not vmi["metadata"].get("deletionTimestamp") else {}
             await self.api.patch(VMIS, "web", {"metadata": bare})
 
     async def tear_away(self) -> None:
-        """An administrator removes the instance, while its pod is there to be seen."""
+        """An administrator removes the VMI while its pod exists."""
         if self.api.of(PODS) and (vmi := self.api.find(VMIS, "web")):
             active = set((vmi.get("status") or {}).get("activePods") or {})
             if active <= {pod["metadata"]["uid"] for pod in self.api.of(PODS)}:
@@ -213,7 +213,7 @@ async def controller(config: str, ready: asyncio.Event) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_whatever_happens_one_vm_has_one_qemu(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_random_faults_never_start_two_qemus(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.vm.run_strategy.FIRST_DELAY", 0)
     monkeypatch.setattr("controller.vmi.plan.END_SECONDS", 0.02)
     monkeypatch.setattr("controller.vmi.plan.AWAIT_SECONDS", 0.05)
@@ -248,10 +248,10 @@ async def test_whatever_happens_one_vm_has_one_qemu(tmp_path: Path, seed: int, m
             work.cancel()
             with contextlib.suppress(BaseException):
                 await work
-        # And it is not by standing still that there was one only.
+        # The VM was actually restarted several times.
         started = asyncio.Event()
         work = asyncio.create_task(controller(config, started))
-        assert await reality.comes_up(60), "it does not come back"
+        assert await reality.comes_up(60), "the VM does not recover"
         assert reality.most == 1 and reality.starts >= 2
         work.cancel()
         running.cancel()

@@ -1,6 +1,6 @@
-"""The controller at work against a little API server, with a make-believe scheduler, kubelet and handler.
+"""The controller with a fake API server, scheduler, kubelet and handler.
 
-Here the budget of API calls is kept, and the controller is killed after every single write.
+Includes the budget of API calls, and crashes of the controller after every single write.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ async def until(true: Callable[[], object]) -> None:
 
 
 class Nodes:
-    """Binds pods, runs them, starts their guests, and ends them when they are deleted."""
+    """A fake scheduler, kubelet and handler: binds and runs pods, starts guests, ends deleted pods."""
 
     def __init__(self, api: FakeApi) -> None:
         self.api = api
@@ -41,7 +41,7 @@ class Nodes:
         self.tells_deletions = True
         self.silent = False
         self.attests = False
-        """Whether handlers take a pod that has vanished off the instance's ledger: nothing of it runs on their node."""
+        """Whether handlers remove deleted pods from activePods because none of their processes is left."""
 
     async def run(self) -> None:
         while True:
@@ -79,14 +79,14 @@ class Nodes:
             await self.api.patch("pods", name, {"spec": {"nodeName": "node1"}, "status": running})
 
     async def end(self, pod: str, phase: str) -> None:
-        """The pod's container ends; a handler that is there says so."""
+        """The pod's container terminates; the handler, if running, reports it."""
         words = f'{{"phase":"{phase}","reason":"Told","message":"by the launcher"}}'
         status = {"name": "compute", "state": {"running": None, "terminated": {"exitCode": 0, "message": words}}}
         await self.api.patch("pods", pod, {"status": {"phase": phase, "containerStatuses": [status]}})
 
 
 class World:
-    """An API server, nodes, and a controller that can be killed and started."""
+    """An API server, nodes, and a controller that can be killed and restarted."""
 
     def __init__(self, api: FakeApi, config: str) -> None:
         self.api, self.config = api, config
@@ -165,7 +165,7 @@ class World:
         return {f"{verb} {resource}": count for (verb, resource), count in calls.items() if count and verb not in READS}
 
     async def quiet(self) -> None:
-        """Waits until nothing has been written for a while."""
+        """Waits until no write has happened for a while."""
         version = -1
         while version != self.api.version:
             version = self.api.version
@@ -180,10 +180,10 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         await made.close()
 
 
-# ---- the budget: the handler's two calls come on top of each
+# ---- call budget: the handler's two calls are added
 
 
-async def test_a_vmi_costs_four_calls_to_run_and_two_to_delete(world: World) -> None:
+async def test_vmi_takes_four_calls_to_run_and_two_to_delete(world: World) -> None:
     await world.start()
     await world.vmi()
     await until(lambda: world.status("virtualmachineinstances").get("phase") == "Running")
@@ -195,7 +195,7 @@ async def test_a_vmi_costs_four_calls_to_run_and_two_to_delete(world: World) -> 
     assert world.writes() == {"delete pods": 1, "patch virtualmachineinstances": 1}
 
 
-async def test_unreported_end_of_a_deleted_vmi_costs_no_call_more(world: World) -> None:
+async def test_unreported_end_of_deleted_vmi_takes_no_extra_call(world: World) -> None:
     await world.start()
     await world.vmi()
     await until(lambda: world.status("virtualmachineinstances").get("phase") == "Running")
@@ -208,7 +208,7 @@ async def test_unreported_end_of_a_deleted_vmi_costs_no_call_more(world: World) 
     assert world.writes() == {"delete pods": 1, "patch virtualmachineinstances": 1}
 
 
-async def test_a_vm_costs_eight_calls_to_start_one_more_with_a_new_template_and_six_to_stop(world: World) -> None:
+async def test_vm_takes_eight_calls_to_start_nine_with_new_template_and_six_to_stop(world: World) -> None:
     await world.vm("Halted")
     await world.start()
     await until(lambda: world.shown() == "Stopped")
@@ -235,7 +235,7 @@ async def test_a_vm_costs_eight_calls_to_start_one_more_with_a_new_template_and_
     assert told == revision["metadata"]["name"] and revision["data"]["spec"]["template"]["spec"]["domain"]
 
 
-async def test_a_controller_that_starts_writes_nothing_when_all_is_well(world: World) -> None:
+async def test_restarted_controller_writes_nothing_in_steady_state(world: World) -> None:
     await world.vm()
     await world.start()
     await until(lambda: world.shown() == "Running")
@@ -247,13 +247,13 @@ async def test_a_controller_that_starts_writes_nothing_when_all_is_well(world: W
     assert world.writes() == {}
 
 
-# ---- kill -9 at any moment
+# ---- crashes
 
 
 @pytest.mark.parametrize("writes", range(1, 9))
 @pytest.mark.parametrize("answered", [True, False])
-async def test_a_kill_after_any_write_loses_and_doubles_nothing(world: World, writes: int, answered: bool) -> None:
-    """The API server has carried out the write; the controller dies before, or after, it reads the answer."""
+async def test_crash_after_any_write_loses_and_duplicates_nothing(world: World, writes: int, answered: bool) -> None:
+    """The API server has executed the write; the controller crashes before or after it reads the response."""
     left = [writes]
     dead = asyncio.Event()
     create, patch = world.api._create, world.api._patch
@@ -278,13 +278,13 @@ async def test_a_kill_after_any_write_loses_and_doubles_nothing(world: World, wr
     await until(lambda: world.shown() == "Running")
     await world.quiet()
     assert len(world.api.of("pods")) == 1 and len(world.api.of("virtualmachineinstances")) == 1
-    assert world.api.version < 100 + 25, "somebody writes in circles"
+    assert world.api.version < 100 + 25, "the controller writes in a loop"
 
 
-# ---- what goes wrong
+# ---- failures
 
 
-async def test_a_refused_pod_is_told_and_tried_again(world: World) -> None:
+async def test_refused_pod_is_reported_and_retried(world: World) -> None:
     quota = Refusal(403, "Forbidden", 'pods "x" is forbidden: exceeded quota: thrift')
     world.api.refuse = lambda verb, plural, body: quota if (verb, plural) == ("create", "pods") else None
     await world.vm()
@@ -303,7 +303,7 @@ async def test_a_refused_pod_is_told_and_tried_again(world: World) -> None:
         'pods "x" is forbidden: failed quota: q: must specify limits.cpu,limits.memory',
     ],
 )
-async def test_a_quota_on_limits_gets_them(world: World, words: str) -> None:
+async def test_pod_refused_by_quota_is_retried_with_limits(world: World, words: str) -> None:
     quota = Refusal(403, "Forbidden", words)
 
     def refuse(verb: str, plural: str, body: Json) -> Refusal | None:
@@ -321,7 +321,7 @@ async def test_a_quota_on_limits_gets_them(world: World, words: str) -> None:
     assert amounts["limits"]["cpu"] == "1" and amounts["limits"]["memory"] == amounts["requests"]["memory"]
 
 
-async def test_a_claim_that_comes_late_starts_the_vm(world: World) -> None:
+async def test_vm_starts_when_missing_claim_is_created(world: World) -> None:
     await world.vm(spec={**SPEC, "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]})
     await world.start()
     await until(lambda: world.shown() == "ErrorPvcNotFound")
@@ -349,7 +349,7 @@ ANNOTATION = "k8s.v1.cni.cncf.io/networks"
 
 
 async def define(api: FakeApi, name: str) -> None:
-    """Makes a NetworkAttachmentDefinition."""
+    """Creates a NetworkAttachmentDefinition."""
     annotations = {"k8s.v1.cni.cncf.io/resourceName": f"bridge.network.kubevirt.io/{name}"}
     await api.put(
         "network-attachment-definitions",
@@ -368,17 +368,17 @@ def complaint(world: World) -> str:
 
 
 @pytest.mark.parametrize("served", [True, False])
-async def test_a_network_that_comes_late_starts_the_vm(
+async def test_vm_starts_when_missing_network_is_created(
     world: World, monkeypatch: pytest.MonkeyPatch, served: bool
 ) -> None:
-    """Whether only the definition was missing, or its kind as well."""
+    """With `served`, only the definition is missing; without, its CRD as well."""
     monkeypatch.setattr("controller.cache.definitions.ABSENT_SECONDS", 0.02)
     if not served:
         world.api.unserved.add("network-attachment-definitions")
     await world.vm(spec=BRIDGED)
     await world.start()
     await until(lambda: "NetworkAttachmentDefinition br1 not found in namespace default" in complaint(world))
-    assert ("does not know the kind" in complaint(world)) is not served
+    assert ("does not serve this kind" in complaint(world)) is not served
     await world.quiet()
     assert not world.api.of("pods") and world.status().get("printableStatus") == "Starting"
     assert [c["reason"] for c in world.status()["conditions"] if c["type"] == "Failure"] == [
@@ -393,7 +393,7 @@ async def test_a_network_that_comes_late_starts_the_vm(
     assert '"name":"br1"' in pod["metadata"]["annotations"][ANNOTATION]
 
 
-async def test_a_vm_with_a_network_costs_no_call_more_than_one_without(world: World) -> None:
+async def test_secondary_network_takes_no_extra_call(world: World) -> None:
     await define(world.api, "br1")
     await world.start()
     await world.vmi(BRIDGED)
@@ -402,8 +402,8 @@ async def test_a_vm_with_a_network_costs_no_call_more_than_one_without(world: Wo
     assert world.writes() == {"create pods": 1, "patch virtualmachineinstances": 2, "patch pods/status": 1}
 
 
-async def test_cards_are_plugged_in_and_out_of_a_running_vm(world: World) -> None:
-    """From the template to the VMI and the pod, and when the handler says so, back out of all three."""
+async def test_nics_are_plugged_and_unplugged_in_running_vm(world: World) -> None:
+    """Interfaces get from the template to VMI and pod, and are removed from all when the handler reports the unplug."""
     two = {
         **BRIDGED,
         "domain": {**SPEC["domain"], "devices": {"interfaces": [{"name": "red", "bridge": {}},
@@ -452,7 +452,7 @@ async def test_cards_are_plugged_in_and_out_of_a_running_vm(world: World) -> Non
     assert len(world.api.of("pods")) == 1
 
 
-async def test_what_the_installation_forbade_starts_when_it_is_allowed(world: World) -> None:
+async def test_vm_starts_when_kubevirt_cr_permits_it(world: World) -> None:
     network = {"permitBridgeInterfaceOnPodNetwork": False}
     await world.api.put(
         "kubevirts",
@@ -480,7 +480,7 @@ async def test_what_the_installation_forbade_starts_when_it_is_allowed(world: Wo
     await until(lambda: world.shown() == "Running")
 
 
-async def test_a_stranger_in_the_pods_place_is_not_taken_for_ours(world: World) -> None:
+async def test_foreign_pod_with_launcher_name_is_not_adopted(world: World) -> None:
     async def squat(verb: str, plural: str, body: Json) -> None:
         world.api.objects["pods", "default", body["metadata"]["name"]] = {
             "metadata": {
@@ -506,7 +506,7 @@ async def test_a_stranger_in_the_pods_place_is_not_taken_for_ours(world: World) 
     assert world.status("virtualmachineinstances").get("phase") in (None, "", "Pending")
 
 
-async def test_a_pods_silent_node_keeps_the_vm_from_starting_elsewhere(world: World) -> None:
+async def test_unresponsive_node_prevents_start_on_another_node(world: World) -> None:
     await world.vm()
     await world.start()
     await until(lambda: world.shown() == "Running")
@@ -522,7 +522,7 @@ async def test_a_pods_silent_node_keeps_the_vm_from_starting_elsewhere(world: Wo
     await until(lambda: world.shown() == "Running" and world.api.of("pods")[0]["metadata"]["uid"] != uid)
 
 
-async def test_a_dead_nodes_vms_are_unknown_until_it_is_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_vm_on_unresponsive_node_is_unknown_until_recovery(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.vmi.plan.LOST_SECONDS", 0.3)
     node: Json = {"kind": "Node", "apiVersion": "v1", "metadata": {"name": "node1"}}
     await world.api.put("nodes", {**node, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
@@ -539,21 +539,21 @@ async def test_a_dead_nodes_vms_are_unknown_until_it_is_back(world: World, monke
     spent = {what: count for what, count in world.writes().items() if "events" not in what}
     assert spent == {"patch virtualmachineinstances": 1, "patch virtualmachines/status": 1}
     assert len(world.api.of("pods")) == 1 and world.status("virtualmachineinstances")["phase"] == "Running"
-    # Its pod's going proves nothing ...
+    # The deletion of its pod is no evidence ...
     monkeypatch.setattr("controller.vmi.plan.END_SECONDS", 0.05)
     (pod,) = world.api.of("pods")
     world.nodes.silent = False
     await world.api.remove("pods", pod["metadata"]["name"])
     await world.quiet()
     assert not world.api.of("pods") and world.status("virtualmachineinstances")["phase"] == "Running"
-    # ... but the word of somebody who knows that the node is off does.
+    # ... but fencing by an administrator is.
     taint = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
     await world.api.patch("nodes", "node1", {"spec": {"taints": [taint]}}, namespace="")
     old = pod["metadata"]["uid"]
     await until(lambda: [each for each in world.api.of("pods") if each["metadata"]["uid"] != old])
 
 
-async def test_a_pod_deleted_by_force_is_started_elsewhere_only_when_its_node_says_so(
+async def test_force_deleted_pod_is_replaced_only_with_evidence_from_its_node(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("controller.vmi.plan.AWAIT_SECONDS", 0.05)
@@ -564,13 +564,13 @@ async def test_a_pod_deleted_by_force_is_started_elsewhere_only_when_its_node_sa
     (pod,) = world.api.of("pods")
     await world.api.remove("pods", pod["metadata"]["name"])
     await until(lambda: world.shown() == "Unknown")
-    # A controller that starts anew has not forgotten it.
+    # A restarted controller still waits.
     await world.kill()
     await world.start()
     await world.quiet()
     assert not world.api.of("pods")
     assert world.status("virtualmachineinstances")["activePods"] == {pod["metadata"]["uid"]: "node1"}
-    # Nor does a deletion make it go.
+    # A deletion waits as well.
     await world.api.delete("virtualmachineinstances", "web")
     await world.quiet()
     assert world.api.of("virtualmachineinstances") and not world.api.of("pods")
@@ -580,7 +580,7 @@ async def test_a_pod_deleted_by_force_is_started_elsewhere_only_when_its_node_sa
     await until(lambda: world.shown() == "Running")
 
 
-async def test_a_kubelet_that_says_failed_before_it_has_ended_the_pod_is_not_believed(
+async def test_phase_failed_without_terminated_containers_is_no_evidence(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("controller.vmi.plan.END_SECONDS", 0.05)
@@ -599,8 +599,8 @@ async def test_a_kubelet_that_says_failed_before_it_has_ended_the_pod_is_not_bel
     await until(lambda: world.shown() == "Running" and world.api.of("pods")[-1]["metadata"]["uid"] != uid)
 
 
-async def test_a_vmi_made_after_another_was_torn_away_waits_for_its_pod(world: World) -> None:
-    """Finalizer and owner reference were taken off: the pod of the earlier instance runs on."""
+async def test_new_vmi_waits_for_pod_of_removed_vmi_of_same_name(world: World) -> None:
+    """Finalizer and owner reference were removed: the pod of the earlier VMI still runs."""
     await world.vm()
     await world.start()
     await until(lambda: world.shown() == "Running")
@@ -609,11 +609,11 @@ async def test_a_vmi_made_after_another_was_torn_away_waits_for_its_pod(world: W
     (pod,) = world.api.of("pods")
     await world.api.patch("pods", pod["metadata"]["name"], {"metadata": {"ownerReferences": [], "labels": None}})
     await world.api.remove("virtualmachineinstances", "web")
-    await until(lambda: "earlier instance" in complaint(world))
+    await until(lambda: "earlier VirtualMachineInstance" in complaint(world))
     await world.quiet()
     (still,) = world.api.of("pods")
     assert still["metadata"]["uid"] == pod["metadata"]["uid"] and still["metadata"]["deletionTimestamp"]
-    # Its object goes, by force: its node has not said that it has ended.
+    # The Pod is force-deleted without evidence from its node.
     await world.api.remove("pods", pod["metadata"]["name"])
     await world.quiet()
     assert not world.api.of("pods")
@@ -623,7 +623,7 @@ async def test_a_vmi_made_after_another_was_torn_away_waits_for_its_pod(world: W
     await until(lambda: world.shown() == "Running")
 
 
-async def test_a_pod_that_lost_its_label_is_not_taken_for_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pod_without_label_does_not_count_as_deleted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.vmi.plan.END_SECONDS", 0.05)
     await world.vm()
     await world.start()
@@ -634,13 +634,13 @@ async def test_a_pod_that_lost_its_label_is_not_taken_for_gone(world: World, mon
     await world.quiet()
     assert [each["metadata"]["uid"] for each in world.api.of("pods")] == [pod["metadata"]["uid"]]
     assert world.shown() == "Running"
-    # Its end is noticed all the same.
+    # Its end is still detected.
     await world.nodes.end(pod["metadata"]["name"], "Failed")
     uid = pod["metadata"]["uid"]
     await until(lambda: world.shown() == "Running" and world.api.of("pods")[0]["metadata"]["uid"] != uid)
 
 
-async def test_without_a_handler_the_end_is_told_all_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_controller_reports_end_without_handler(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.vmi.plan.END_SECONDS", 0.05)
     await world.vmi()
     await world.start()
@@ -652,11 +652,11 @@ async def test_without_a_handler_the_end_is_told_all_the_same(world: World, monk
     assert world.status("virtualmachineinstances")["reason"] == "Told"
 
 
-async def test_an_api_server_that_was_away_is_caught_up_with(world: World) -> None:
+async def test_controller_catches_up_after_api_server_outage(world: World) -> None:
     await world.vm()
     await world.start()
     await until(lambda: world.shown() == "Running")
-    # The pod's last status may fall into the gap between two watches; then only its node can tell that it has ended.
+    # The pod's last status may be missed between two watches; then only its node can provide evidence.
     world.nodes.attests = True
     await world.api.leave()
     await until(lambda: world.cluster and not any(store.connected for store in world.cluster.all_stores()))
@@ -668,7 +668,7 @@ async def test_an_api_server_that_was_away_is_caught_up_with(world: World) -> No
     await until(lambda: world.shown() == "Stopped")
 
 
-async def test_an_odd_object_is_told_what_is_wrong_with_it(world: World) -> None:
+async def test_undecodable_object_gets_condition_and_event(world: World) -> None:
     await world.start()
     await world.api.put(
         "virtualmachines",
@@ -685,10 +685,10 @@ async def test_an_odd_object_is_told_what_is_wrong_with_it(world: World) -> None
     await until(lambda: any("cores" in c.get("message", "") for c in world.status().get("conditions", [])))
 
 
-# ---- the installation
+# ---- KubeVirt CR
 
 
-async def test_the_installations_status_says_deployed_once(world: World) -> None:
+async def test_kubevirt_status_deployed_is_written_once(world: World) -> None:
     await world.api.put(
         "kubevirts",
         {
@@ -706,7 +706,7 @@ async def test_the_installations_status_says_deployed_once(world: World) -> None
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-async def test_image_volumes_are_found_out_without_making_a_pod(world: World, keeps: bool) -> None:
+async def test_image_volumes_are_detected_by_dry_run(world: World, keeps: bool) -> None:
     world.api.keeps_image_volumes = keeps
     async with Kube.connect("controller", world.config) as kube:
         assert await image_volumes.supported(kube, "default") is keeps
@@ -726,7 +726,7 @@ POLICY = {"reason": "FieldValueForbidden", "field": "spec.containers[0].image", 
         ([Refusal(503, "ServiceUnavailable", "no etcd leader"), Refusal(500, "InternalError", "no webhook")], True),
     ],
 )
-async def test_what_is_no_answer_about_image_volumes_is_not_taken_for_no(
+async def test_inconclusive_image_volume_detection_is_not_taken_as_unsupported(
     world: World, monkeypatch: pytest.MonkeyPatch, refusals: list[Refusal], answer: bool
 ) -> None:
     monkeypatch.setattr(image_volumes, "AGAIN_SECONDS", 0.01)
@@ -738,7 +738,7 @@ async def test_what_is_no_answer_about_image_volumes_is_not_taken_for_no(
     assert not waiting and not world.api.of("pods")
 
 
-async def test_a_server_that_is_updated_gets_image_volumes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_image_volumes_are_detected_after_server_update(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_volumes, "UPDATE_SECONDS", 0.01)
     async with Kube.connect("controller", world.config) as kube:
         waiting = asyncio.create_task(image_volumes.appear(kube, "default"))
@@ -748,7 +748,7 @@ async def test_a_server_that_is_updated_gets_image_volumes(world: World, monkeyp
         await asyncio.wait_for(waiting, 30)
 
 
-async def test_pods_made_after_the_servers_update_use_image_volumes(world: World) -> None:
+async def test_pods_created_after_server_update_use_image_volumes(world: World) -> None:
     await world.start()
     assert world.cluster is not None
     assert world.cluster.settings.image_volumes is False

@@ -1,7 +1,7 @@
-"""A faithful little API server: what kit and controller rely on, kept in memory, served over HTTP on loopback.
+"""A faithful in-memory fake of the API server, served over HTTP on loopback.
 
 Lists with chunks, watches with bookmarks and 410, merge and strategic patches, preconditions, finalizers, graceful
-deletion of pods, dry runs. It counts requests, and can be told to refuse or to be away.
+deletion of pods, dry runs. It counts requests, and can refuse them or be unavailable.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STATUS_KINDS = {"pods", "virtualmachines", "kubevirts", "nodes"}
 
 
 class Refusal(Exception):
-    """A Status answer."""
+    """A Status response."""
 
     def __init__(self, code: int, reason: str, message: str, causes: list[Json] | None = None) -> None:
         super().__init__(message)
@@ -73,7 +73,7 @@ def strategic(target: Json, patch: Json) -> Json:
 
 
 def resized(pod: Json, patch: Json) -> Json:
-    """What the subresource `resize` of a pod takes of a strategic patch: CPU and memory of its containers, by name."""
+    """The part of a strategic patch that the subresource `resize` applies: CPU and memory of containers, by name."""
     wanted = {each["name"]: each.get("resources", {}) for each in patch.get("spec", {}).get("containers", ())}
     containers = [
         {**each, "resources": merge(each.get("resources"), wanted.get(each["name"], {}))}
@@ -87,7 +87,7 @@ def resized(pod: Json, patch: Json) -> Json:
 
 
 def json_patched(target: Json, operations: list[Json]) -> Json:
-    """RFC 6902: test, add, replace, remove. A test that fails is a 422, as on a real server."""
+    """RFC 6902: test, add, replace, remove. A failed test is a 422, as on a real server."""
     new = copy.deepcopy(target)
     for operation in operations:
         *parents, last = [step.replace("~1", "/").replace("~0", "~") for step in operation["path"].split("/")[1:]]
@@ -116,7 +116,7 @@ class FakeApi:
         self.version = 100
         self.log: list[tuple[int, str, str, Json]] = []
         self.before: dict[int, Json] = {}
-        """What an object was before a version: who watches what it was no longer is hears that it is gone."""
+        """Objects before a version: a watch whose selector no longer matches gets DELETED."""
         self.compacted = 0
         self.calls: Counter[tuple[str, str]] = Counter()
         self.conflicts = 0
@@ -126,7 +126,7 @@ class FakeApi:
         self.away = False
         self.keeps_image_volumes = False
         self.unserved: set[str] = set()
-        """Plurals of kinds whose CustomResourceDefinition is not there."""
+        """Plurals of kinds whose CustomResourceDefinition is missing."""
         self._news = asyncio.Condition()
         self._runner: web.AppRunner | None = None
         self.port = 0
@@ -163,7 +163,7 @@ class FakeApi:
         )
         return str(path)
 
-    # ---- for the tests' side of the story
+    # ---- helpers for tests
 
     def find(self, plural: str, name: str, namespace: str = "default") -> Json | None:
         return self.objects.get((plural, namespace, name))
@@ -172,7 +172,7 @@ class FakeApi:
         return [obj for key, obj in self.objects.items() if key[0] == plural]
 
     async def put(self, plural: str, obj: Json) -> Json:
-        """Stores an object as some other client would."""
+        """Stores an object, as another client would."""
         meta = obj.setdefault("metadata", {})
         meta.setdefault("uid", str(uuid4()))
         meta.setdefault("creationTimestamp", _now())
@@ -184,7 +184,7 @@ class FakeApi:
         return await self._store(key, "MODIFIED", strategic(self.objects[key], patch))
 
     async def remove(self, plural: str, name: str, namespace: str = "default") -> None:
-        """Deletes at once."""
+        """Deletes immediately."""
         await self._store((plural, namespace, name), "DELETED", None)
 
     async def delete(self, plural: str, name: str, namespace: str = "default") -> None:
@@ -192,7 +192,7 @@ class FakeApi:
         await self._delete((plural, namespace, name), {})
 
     def compact(self) -> None:
-        """Forgets all history: watches from before end with 410."""
+        """Drops the history: older watches end with 410."""
         self.compacted = self.version
         self.log.clear()
 
@@ -231,7 +231,7 @@ class FakeApi:
             return await self._do(request, verb, plural, namespace, name, sub, body)
         except Refusal as refusal:
             if refusal.code == 409:
-                # Two writers met, which depends on who is slow: not part of what something costs.
+                # A conflict of two writers depends on timing: not counted.
                 self.calls[verb, resource] -= 1
                 self.conflicts += 1
             raise
@@ -307,7 +307,7 @@ class FakeApi:
         namespace: str,
         position: int,
     ) -> None:
-        """Writes the history after `position`, then news as they come."""
+        """Writes the history after `position`, then new events."""
         await response.write(_line("BOOKMARK", {"metadata": {"resourceVersion": str(max(position, self.compacted))}}))
         while not self.away:
             for version, kind, changed, obj in list(self.log):
@@ -325,7 +325,7 @@ class FakeApi:
             request.transport.close()
 
     async def leave(self) -> None:
-        """Goes away: running watches break, requests get no answer."""
+        """Becomes unavailable: running watches break, requests get no response."""
         self.away = True
         async with self._news:
             self._news.notify_all()
@@ -368,7 +368,7 @@ class FakeApi:
             cause = {"reason": "FieldValueInvalid", "field": "metadata.uid", "message": "field is immutable"}
             raise Refusal(422, "Invalid", "metadata.uid: field is immutable", [cause])
         if sub == "status":
-            # A pod's status subresource takes annotations and labels as well: CNI plugins live by it.
+            # A pod's status subresource accepts annotations and labels as well: CNI plugins rely on it.
             kept = {"status", "metadata"} if key[0] == "pods" else {"status"}
             patch = {field: value for field, value in patch.items() if field in kept}
         elif sub == "resize":
@@ -383,7 +383,7 @@ class FakeApi:
         if dry_run:
             return new
         if new["metadata"].get("deletionTimestamp") and not new["metadata"].get("finalizers") and key[0] != "pods":
-            # As a real server answers: the object as it was, its finalizer still on.
+            # As a real server: returns the old object with its finalizer.
             return await self._store(key, "DELETED", None)
         return await self._store(key, "MODIFIED", new)
 

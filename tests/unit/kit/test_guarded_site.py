@@ -1,4 +1,4 @@
-"""Strangers at a port: silent ones, slow ones and many of them."""
+"""Untrusted clients of a port: silent, slow and many of them."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
 class Lab:
-    """A port with an application that answers, and waits at /slow."""
+    """A site with an application that responds, and delays /slow."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -76,30 +76,30 @@ async def ended(reader: asyncio.StreamReader) -> bool:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", REQUEST[:-2]])
-async def test_half_a_request_is_not_waited_for(sent: bytes) -> None:
+async def test_incomplete_request_head_times_out(sent: bytes) -> None:
     async with lab(head_seconds=0.2) as port:
         assert await ended(await port.connect(sent))
 
 
-async def test_request_that_takes_long_and_idle_connection_are_left_alone() -> None:
+async def test_slow_request_and_idle_connection_stay_open() -> None:
     async with lab(head_seconds=0.2) as port:
         slow = await port.connect(b"GET /slow HTTP/1.1\r\nHost: here\r\n\r\n")
         idle = await port.connect(REQUEST)
         assert await answered(idle)
-        assert await ended(await port.connect(b"GET")), "longer than the deadline has gone by"
+        assert await ended(await port.connect(b"GET")), "the timeout has passed"
         port.go_on.set()
         assert await answered(slow)
         assert not idle.at_eof()
 
 
-async def test_connections_that_say_nothing_keep_only_their_own_address_out() -> None:
+async def test_silent_connections_block_only_their_own_address() -> None:
     async with lab(ConnectionLimits(fresh=4)) as port:
         silent = [await port.connect() for _ in range(4)]
-        assert await ended(await port.connect(REQUEST)), "the fifth is closed at once"
+        assert await ended(await port.connect(REQUEST)), "the fifth is closed immediately"
         assert not any(each.at_eof() for each in silent)
 
 
-async def test_connections_of_one_address_are_limited_whatever_they_do() -> None:
+async def test_connections_per_address_are_limited() -> None:
     async with lab(ConnectionLimits(each=3)) as port:
         for _ in range(3):
             await port.connect(b"GET /slow HTTP/1.1\r\nHost: here\r\n\r\n")
@@ -107,7 +107,7 @@ async def test_connections_of_one_address_are_limited_whatever_they_do() -> None
         port.go_on.set()
 
 
-async def test_longest_idle_connection_makes_room() -> None:
+async def test_longest_idle_connection_is_closed_for_a_new_one() -> None:
     async with lab(ConnectionLimits(idle=3, each=4)) as port:
         first, *others = [await port.connect(REQUEST) for _ in range(3)]
         for each in (first, *others):
@@ -117,7 +117,7 @@ async def test_longest_idle_connection_makes_room() -> None:
         assert await ended(first)
 
 
-async def test_connections_that_ended_do_not_count() -> None:
+async def test_closed_connections_are_not_counted() -> None:
     async with lab(ConnectionLimits(total=2, each=2, fresh=2)) as port:
         for _ in range(20):
             async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port.port}/") as response:

@@ -1,4 +1,4 @@
-"""The client and the cache, against a little API server on loopback."""
+"""Client and cache with a fake API server on loopback."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -37,19 +37,19 @@ def config_map(name: str, **data: str) -> Json:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}, "data": data}
 
 
-async def test_an_object_lives_and_dies(api: FakeApi, kube: Kube) -> None:
+async def test_object_is_created_read_patched_and_deleted(api: FakeApi, kube: Kube) -> None:
     made = await kube.create(ConfigMap, config_map("a", x="1"))
     assert made.metadata.uid and made.data == {"x": "1"}
-    assert made.metadata.managedFields is None, "the bulk of an object that nobody reads is kept"
+    assert made.metadata.managedFields is None, "managedFields are kept in memory"
     changed = await kube.patch(ConfigMap, "default", "a", {"data": {"x": None, "y": "2"}})
     assert changed.data == {"y": "2"}
     assert (await kube.get(ConfigMap, "default", "a")).data == {"y": "2"}
     assert await kube.delete(ConfigMap, "default", "a", uid=made.metadata.uid) is None
-    assert await kube.delete(ConfigMap, "default", "a") is None, "deleting what is gone is no error"
+    assert await kube.delete(ConfigMap, "default", "a") is None, "deleting a missing object is no error"
     assert api.agents == {"hyperlet-test/0.1.0"}
 
 
-async def test_a_deletion_that_takes_time_returns_the_object(api: FakeApi, kube: Kube) -> None:
+async def test_delayed_deletion_returns_object(api: FakeApi, kube: Kube) -> None:
     await api.put("pods", {"kind": "Pod", "metadata": {"name": "p", "namespace": "default"}, "spec": {"nodeName": "n"}})
     going = await kube.delete(Pod, "default", "p")
     assert going is not None and going.metadata.deletionTimestamp
@@ -66,7 +66,7 @@ async def test_a_deletion_that_takes_time_returns_the_object(api: FakeApi, kube:
         (Refusal(404, "NotFound", "no"), errors.NotFound, True),
     ],
 )
-async def test_refusals_become_our_errors(
+async def test_error_statuses_map_to_api_errors(
     api: FakeApi,
     kube: Kube,
     refusal: Refusal,
@@ -80,7 +80,7 @@ async def test_refusals_become_our_errors(
     assert caught.value.message == refusal.body["message"]
 
 
-async def test_an_invalid_object_names_its_fields(api: FakeApi, kube: Kube) -> None:
+async def test_invalid_object_error_has_field_paths(api: FakeApi, kube: Kube) -> None:
     causes = [{"field": "spec.x", "reason": "FieldValueInvalid", "message": "too long"}]
     api.refuse = lambda verb, plural, body: Refusal(422, "Invalid", "it is invalid", causes)
     with pytest.raises(errors.InvalidObject) as caught:
@@ -88,13 +88,13 @@ async def test_an_invalid_object_names_its_fields(api: FakeApi, kube: Kube) -> N
     assert caught.value.faults == [errors.Fault("spec.x", "FieldValueInvalid", "too long")]
 
 
-async def test_no_answer_is_an_error_that_names_the_request(api: FakeApi, kube: Kube) -> None:
+async def test_transport_error_names_request(api: FakeApi, kube: Kube) -> None:
     await api.leave()
     with pytest.raises(errors.ApiUnavailable, match="GET /api/v1/namespaces/default/configmaps/a"):
         await kube.get(ConfigMap, "default", "a")
 
 
-async def test_a_preconditions_conflict_is_told(api: FakeApi, kube: Kube) -> None:
+async def test_failed_precondition_raises_conflict(api: FakeApi, kube: Kube) -> None:
     await kube.create(ConfigMap, config_map("a"))
     with pytest.raises(errors.Conflict):
         await kube.patch(ConfigMap, "default", "a", {"metadata": {"resourceVersion": "1"}, "data": {"x": "1"}})
@@ -104,7 +104,7 @@ async def test_a_preconditions_conflict_is_told(api: FakeApi, kube: Kube) -> Non
         await kube.delete(ConfigMap, "default", "a", resource_version="1")
 
 
-async def test_a_token_that_was_renewed_in_its_file_is_read_again(api: FakeApi, tmp_path: Path) -> None:
+async def test_rotated_token_is_read_again_after_401(api: FakeApi, tmp_path: Path) -> None:
     config, token = Path(api.kubeconfig(tmp_path)), tmp_path / "token"
     token.write_text("good")
     config.write_text(config.read_text().replace('"token": "good"', f'"tokenFile": "{token}"'))
@@ -119,7 +119,7 @@ async def test_a_token_that_was_renewed_in_its_file_is_read_again(api: FakeApi, 
             await kube.get(ConfigMap, "default", "a")
 
 
-async def test_long_lists_come_in_chunks(api: FakeApi, kube: Kube, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_list_is_fetched_in_chunks(api: FakeApi, kube: Kube, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kit.kube.CHUNK", 2)
     for number in range(5):
         await api.put("configmaps", config_map(f"c{number}"))
@@ -128,7 +128,7 @@ async def test_long_lists_come_in_chunks(api: FakeApi, kube: Kube, monkeypatch: 
     assert version == str(api.version) and api.calls["list", "configmaps"] == 3
 
 
-async def test_an_odd_object_does_not_hide_the_others(api: FakeApi, kube: Kube) -> None:
+async def test_undecodable_object_does_not_hide_others(api: FakeApi, kube: Kube) -> None:
     await api.put("configmaps", {**config_map("odd"), "data": "no map"})
     await api.put("configmaps", config_map("even"))
     bad: list[Undecodable] = []
@@ -146,7 +146,7 @@ def test_selectors() -> None:
 # ---- Events
 
 
-async def test_a_repeated_event_is_counted_and_a_flood_cut_off(api: FakeApi, kube: Kube) -> None:
+async def test_repeated_event_is_counted_and_flood_is_dropped(api: FakeApi, kube: Kube) -> None:
     about = await kube.create(ConfigMap, config_map("a"))
     for _ in range(3):
         await kube.event(about, "Tried", "It did not work", "Warning")
@@ -158,7 +158,7 @@ async def test_a_repeated_event_is_counted_and_a_flood_cut_off(api: FakeApi, kub
     assert api.calls["create", "events"] + api.calls["patch", "events"] == 25
 
 
-async def test_an_event_that_cannot_be_written_is_no_error(api: FakeApi, kube: Kube) -> None:
+async def test_failed_event_write_does_not_raise(api: FakeApi, kube: Kube) -> None:
     about = await kube.create(ConfigMap, config_map("a"))
     api.refuse = lambda verb, plural, body: Refusal(403, "Forbidden", "no")
     await kube.event(about, "Tried", "It did not work")
@@ -182,7 +182,7 @@ def names(store: Store[ConfigMap]) -> list[str | None]:
     return sorted(item.metadata.name or "" for item in store.all())
 
 
-async def test_a_store_follows(api: FakeApi, store: Store[ConfigMap]) -> None:
+async def test_store_follows_watch(api: FakeApi, store: Store[ConfigMap]) -> None:
     await api.put("configmaps", config_map("a"))
     changes: list[tuple[bool, bool]] = []
     store.on_change(lambda old, new: changes.append((old is not None, new is not None)))
@@ -197,7 +197,7 @@ async def test_a_store_follows(api: FakeApi, store: Store[ConfigMap]) -> None:
     assert found and found.data == {"x": "1"} and names(store) == ["a"]
 
 
-async def test_what_a_write_returned_is_known_at_once_and_its_echo_is_no_news(
+async def test_learned_object_is_visible_at_once_and_its_watch_event_is_ignored(
     api: FakeApi,
     kube: Kube,
     store: Store[ConfigMap],
@@ -211,10 +211,10 @@ async def test_what_a_write_returned_is_known_at_once_and_its_echo_is_no_news(
     assert names(store) == ["mine"]
     await api.put("configmaps", config_map("later"))
     await until(lambda: "later" in names(store))
-    assert len(changes) == 2, "the echo of our own write was told again"
+    assert len(changes) == 2, "the watch event of an own write was reported again"
 
 
-async def test_an_answer_that_comes_after_the_deletion_makes_no_ghost(
+async def test_learn_after_deletion_does_not_restore_object(
     api: FakeApi,
     kube: Kube,
     store: Store[ConfigMap],
@@ -229,7 +229,7 @@ async def test_an_answer_that_comes_after_the_deletion_makes_no_ghost(
     assert names(store) == ["marker"]
 
 
-async def test_forgotten_history_is_listed_anew_and_only_differences_are_told(
+async def test_expired_watch_relists_and_reports_only_differences(
     api: FakeApi,
     store: Store[ConfigMap],
 ) -> None:
@@ -253,7 +253,7 @@ async def test_forgotten_history_is_listed_anew_and_only_differences_are_told(
     assert sorted(changes) == [("a", False), ("c", True)] and api.calls["list", "configmaps"] == 2
 
 
-async def test_a_broken_watch_is_taken_up_where_it_was(api: FakeApi, store: Store[ConfigMap]) -> None:
+async def test_broken_watch_resumes_at_last_version(api: FakeApi, store: Store[ConfigMap]) -> None:
     store.start()
     await store.synced()
     await until(lambda: store.connected)
@@ -265,7 +265,7 @@ async def test_a_broken_watch_is_taken_up_where_it_was(api: FakeApi, store: Stor
     assert api.calls["list", "configmaps"] == 1
 
 
-async def test_an_index_follows_its_objects(api: FakeApi, store: Store[ConfigMap]) -> None:
+async def test_index_follows_objects(api: FakeApi, store: Store[ConfigMap]) -> None:
     store.index("colour", lambda item: [item.data["colour"]] if item.data and "colour" in item.data else [])
     store.start()
     await store.synced()
@@ -278,7 +278,7 @@ async def test_an_index_follows_its_objects(api: FakeApi, store: Store[ConfigMap
     assert store.by("colour", "green") == []
 
 
-async def test_a_store_keeps_only_what_it_should(api: FakeApi, kube: Kube) -> None:
+async def test_store_filters_with_keep(api: FakeApi, kube: Kube) -> None:
     some = Store(kube, ConfigMap, labels={"mine": "yes"}, keep=lambda item: item.metadata.name != "b")
     for name in ("a", "b"):
         obj = config_map(name)

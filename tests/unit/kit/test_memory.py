@@ -7,7 +7,7 @@ from kit.memory import release_code_pages
 
 
 def resident_code() -> int:
-    """KiB of executable file mappings that are mapped in."""
+    """Resident KiB of executable file mappings."""
     total, code = 0, False
     for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
         if "-" in line.split()[0] and ":" not in line.split()[0]:
@@ -17,7 +17,7 @@ def resident_code() -> int:
     return total
 
 
-def test_code_comes_back_when_it_is_needed() -> None:
+def test_released_code_pages_are_faulted_in_again() -> None:
     before, digest = resident_code(), hashlib.sha256(b"x").hexdigest()
     release_code_pages()
     assert resident_code() < before
@@ -41,8 +41,8 @@ print(before - anonymous(), gc.get_freeze_count())
 """
 
 
-def test_what_only_the_start_needed_is_given_back() -> None:
-    """In a process of its own, since what it freezes stays frozen."""
+def test_settle_releases_startup_memory() -> None:
+    """Runs in its own process, because gc.freeze() is permanent."""
     done = subprocess.run([sys.executable, "-c", SETTLING], capture_output=True, text=True, check=True)
     freed, frozen = map(int, done.stdout.split())
     assert freed > 20_000 and frozen > 1000

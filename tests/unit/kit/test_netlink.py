@@ -1,4 +1,4 @@
-"""Netlink messages packed and taken apart; the kernel's own answers about this namespace."""
+"""Packing and parsing of netlink messages; requests to the kernel in this namespace."""
 
 import ipaddress
 import socket
@@ -18,12 +18,12 @@ def test_attributes_survive_packing():
 
 
 @given(st.binary(max_size=200))
-def test_damaged_messages_end(data):
+def test_damaged_messages_terminate_parsing(data):
     list(netlink._attributes(data))
     list(netlink._messages(data, 1))
 
 
-def test_messages_of_others_are_skipped():
+def test_messages_with_other_sequence_numbers_are_skipped():
     mine = struct.pack("=IHHII", 20, 16, 0, 7, 0) + b"abcd"
     other = struct.pack("=IHHII", 20, 16, 0, 8, 0) + b"efgh"
     assert list(netlink._messages(other + mine, 7)) == [(16, b"abcd")]
@@ -37,13 +37,13 @@ def test_loopback_of_this_namespace():
     assert not link.up or ipaddress.ip_interface("127.0.0.1/8") in addresses
 
 
-def test_refusal_has_the_kernels_errno():
+def test_refused_request_raises_oserror_with_kernel_errno():
     with netlink.Netlink() as route, pytest.raises(OSError) as caught:
         route.change_link(2**30, mtu=1500)
     assert caught.value.errno in (1, 19)  # EPERM for a plain user, else ENODEV
 
 
 @pytest.mark.parametrize("text", ["", "52:54", "52:54:00:00:00:00:00"])
-def test_what_is_no_mac_is_refused(text):
+def test_invalid_mac_address_is_refused(text):
     with pytest.raises(ValueError, match="Ethernet"):
         netlink._mac(text)

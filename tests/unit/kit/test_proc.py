@@ -1,4 +1,4 @@
-"""Cgroup paths, paths that stay below a directory, and threads of their own."""
+"""Cgroup paths, paths confined to a directory, isolated threads."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ def test_pod_is_recognised(text):
     "text",
     ["", "0::/", "0::/user.slice/session-1.scope", "no colon", f"0::/notpod{UID}/x", f"0::/pod{UID}x/abc", "0::/pod/x"],
 )  # fmt: skip
-def test_no_pod(text):
+def test_cgroup_outside_of_pods_has_no_pod(text):
     assert proc.pod_of_cgroups(text) is None
 
 
@@ -44,12 +44,12 @@ def test_outermost_pod_counts():
     assert proc.pod_of_cgroups(f"0::/kubepods/pod{OTHER}/container/pod{UID}/x") == OTHER
 
 
-def test_hierarchies_that_disagree_are_nobodys():
+def test_conflicting_hierarchies_have_no_pod():
     assert proc.pod_of_cgroups(f"2:pids:/pod{UID}/x\n3:memory:/pod{OTHER}/x") is None
 
 
 @given(st.text(max_size=300))
-def test_any_text_is_read(text):
+def test_arbitrary_cgroup_text_does_not_raise(text):
     assert proc.pod_of_cgroups(text) is None or "pod" in text
 
 
@@ -61,14 +61,14 @@ def directory(tmp_path):
         yield tmp_path, fd
 
 
-def test_file_below_is_read_up_to_a_limit(directory):
+def test_read_beneath_is_limited(directory):
     _, fd = directory
     assert proc.read_beneath(fd, "file", 100) == b"content"
     assert proc.read_beneath(fd, "file", 3) == b"con"
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "link", "dir/../../outside", "dirlink/passwd"])
-def test_ways_out_and_links_are_refused(directory, path):
+def test_escapes_and_links_are_refused(directory, path):
     base, fd = directory
     (base / "outside").write_text("secret")
     (base / "below/link").symlink_to("file")
@@ -78,14 +78,14 @@ def test_ways_out_and_links_are_refused(directory, path):
         proc.read_beneath(fd, path, 100)
 
 
-def test_fifo_is_refused_without_waiting(directory):
+def test_fifo_is_refused_without_blocking(directory):
     base, fd = directory
     os.mkfifo(base / "below/fifo")
     with pytest.raises(OSError, match="not a regular file"):
         proc.read_beneath(fd, "fifo", 100)
 
 
-def test_process_is_held_by_itself_and_not_by_its_number():
+def test_process_reference_fails_after_exit():
     child = subprocess.Popen(["sleep", "60"])
     with proc.Process(child.pid) as process:
         assert process.alive and process.shares_namespace("net")
@@ -98,21 +98,21 @@ def test_process_is_held_by_itself_and_not_by_its_number():
             process.read("status")
 
 
-def test_no_such_process():
+def test_missing_process_raises_oserror():
     child = subprocess.Popen(["true"])
     child.wait()
     with pytest.raises(OSError):
         proc.Process(child.pid)
 
 
-async def test_isolated_runs_in_a_thread_of_its_own():
+async def test_isolated_runs_in_new_thread():
     first = await proc.isolated(threading.get_ident)
     assert first != threading.get_ident()
     with pytest.raises(ValueError, match="no"):
         await proc.isolated(lambda: int("no"))
 
 
-async def test_isolated_threads_change_only_themselves(tmp_path):
+async def test_isolated_thread_does_not_affect_others(tmp_path):
     def move() -> str:
         proc.unshare(proc.CLONE_FS)
         os.chdir(tmp_path)
@@ -126,7 +126,7 @@ async def test_isolated_threads_change_only_themselves(tmp_path):
     assert os.getcwd() == here  # noqa: PTH109
 
 
-async def test_cancelled_caller_leaves_the_thread_alone():
+async def test_cancelling_caller_does_not_stop_thread():
     release = threading.Event()
     task = asyncio.create_task(proc.isolated(lambda: release.wait(5)))
     await asyncio.sleep(0.05)
@@ -137,7 +137,7 @@ async def test_cancelled_caller_leaves_the_thread_alone():
     await asyncio.sleep(0.05)
 
 
-def test_isolated_now_gives_result_and_error():
+def test_isolated_now_returns_result_and_raises_errors():
     assert proc.isolated_now(lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
         proc.isolated_now(lambda: 1 // 0)

@@ -1,4 +1,4 @@
-"""The queue's promises, the loop's patience, and who leads."""
+"""Work queue, reconciler and leader election."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ async def until(true: Callable[[], object]) -> None:
             await asyncio.sleep(0.002)
 
 
-async def test_a_key_waits_once_however_often_it_is_added() -> None:
+async def test_key_is_queued_once() -> None:
     queue: Queue[str] = Queue("t1")
     for key in ("a", "b", "a"):
         queue.add(key)
@@ -31,19 +31,19 @@ async def test_a_key_waits_once_however_often_it_is_added() -> None:
     assert queue.idle()
 
 
-async def test_a_key_added_while_it_is_looked_at_comes_up_after() -> None:
+async def test_key_added_while_busy_is_queued_again() -> None:
     queue: Queue[str] = Queue("t2")
     queue.add("a")
     assert await queue.get() == "a"
     queue.add("a")
     waiting = asyncio.ensure_future(queue.get())
     await asyncio.sleep(0)
-    assert not waiting.done(), "two workers would look at one key"
+    assert not waiting.done(), "two workers would process one key"
     queue.done("a")
     assert await waiting == "a"
 
 
-async def test_later_comes_later_and_sooner_wins() -> None:
+async def test_earlier_delay_wins() -> None:
     queue: Queue[str] = Queue("t3")
     queue.add_after("slow", 600)
     queue.add_after("slow", 900)
@@ -53,10 +53,10 @@ async def test_later_comes_later_and_sooner_wins() -> None:
     queue.add("slow")
     assert await queue.get() == "slow"
     queue.done("slow")
-    assert queue.idle(), "the time that had been set before still stands"
+    assert queue.idle(), "the earlier delay is still scheduled"
 
 
-async def test_failures_in_a_row_wait_longer_until_forgotten() -> None:
+async def test_consecutive_failures_back_off_until_forgotten() -> None:
     queue: Queue[str] = Queue("t4")
     waits = [queue.fail("a")[1] for _ in range(30)]
     assert waits[0] < 0.3 < waits[3] and 40 < waits[-1] < 80
@@ -65,7 +65,7 @@ async def test_failures_in_a_row_wait_longer_until_forgotten() -> None:
 
 
 class Loop(Reconciler[str, str]):
-    """Applies what it is told to."""
+    """A reconciler that records the applied actions."""
 
     def __init__(self, actions: Sequence[Any], refuse: int = 0) -> None:
         self.name = f"loop-{id(self)}"
@@ -91,7 +91,7 @@ class Loop(Reconciler[str, str]):
         raise RuntimeError("even this")
 
 
-async def test_an_error_never_ends_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_exceptions_do_not_end_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kit.reconcile.FIRST_SECONDS", 0.0001)
     loop = Loop([ZeroDivisionError("a bug")], refuse=9)
     task = asyncio.create_task(loop.run(2))
@@ -102,7 +102,7 @@ async def test_an_error_never_ends_the_loop(monkeypatch: pytest.MonkeyPatch) -> 
     task.cancel()
 
 
-async def test_the_first_failure_ends_the_round() -> None:
+async def test_first_failed_action_ends_the_round() -> None:
     loop = Loop(["one", "two"], refuse=1)
     await loop.once("a")
     assert loop.done == []
@@ -110,13 +110,13 @@ async def test_the_first_failure_ends_the_round() -> None:
     assert loop.done == ["one", "two"]
 
 
-async def test_a_plan_may_ask_for_another_look() -> None:
+async def test_plan_can_requeue() -> None:
     loop = Loop([RequeueAfter(0.001)])
     await loop.once("a")
     assert await loop.queue.get() == "a" and loop.done == []
 
 
-# ---- leaders
+# ---- leader election
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leading, "RENEW_DEADLINE", 0.3)
 
 
-async def test_one_leads_and_hands_over_when_it_ends(tmp_path: Path, quick: None) -> None:
+async def test_leader_releases_lease_on_exit(tmp_path: Path, quick: None) -> None:
     async with FakeApi() as api, Kube.connect("test", api.kubeconfig(tmp_path)) as kube:
         order: list[str] = []
 
@@ -141,7 +141,7 @@ async def test_one_leads_and_hands_over_when_it_ends(tmp_path: Path, quick: None
         assert lease["spec"]["leaseTransitions"] == 2 and lease["spec"]["holderIdentity"] == ""
 
 
-async def test_nobody_leads_beside_the_holder_of_a_lease(tmp_path: Path, quick: None) -> None:
+async def test_held_lease_is_not_acquired(tmp_path: Path, quick: None) -> None:
     async with FakeApi() as api, Kube.connect("test", api.kubeconfig(tmp_path)) as kube:
         ended = asyncio.Event()
         holder = asyncio.create_task(Leader(kube, "default", "lease", "first").lead(ended.wait()))
@@ -151,13 +151,13 @@ async def test_nobody_leads_beside_the_holder_of_a_lease(tmp_path: Path, quick: 
             assert not await other._try()
         ended.set()
         await holder
-        # A renewal that was on its way when the work ended may have gone before the release.
+        # A renewal in flight when the work ended may have been executed before the release.
         async with asyncio.timeout(10):
             while not await other._try():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 
-async def test_a_leader_that_cannot_renew_stops_its_work(tmp_path: Path, quick: None) -> None:
+async def test_leader_that_cannot_renew_cancels_work(tmp_path: Path, quick: None) -> None:
     async with FakeApi() as api, Kube.connect("test", api.kubeconfig(tmp_path)) as kube:
         cancelled = asyncio.Event()
 
@@ -173,7 +173,7 @@ async def test_a_leader_that_cannot_renew_stops_its_work(tmp_path: Path, quick: 
         assert cancelled.is_set()
 
 
-async def test_a_leader_whose_lease_was_taken_stops_its_work(tmp_path: Path, quick: None) -> None:
+async def test_leader_whose_lease_was_taken_cancels_work(tmp_path: Path, quick: None) -> None:
     async with FakeApi() as api, Kube.connect("test", api.kubeconfig(tmp_path)) as kube:
 
         async def work() -> None:
@@ -183,4 +183,4 @@ async def test_a_leader_whose_lease_was_taken_stops_its_work(tmp_path: Path, qui
         with pytest.raises(LeadershipLost):
             await Leader(kube, "default", "lease", "first").lead(work())
         (lease,) = api.of("leases")
-        assert lease["spec"]["holderIdentity"] == "thief", "a lease that was lost was given away"
+        assert lease["spec"]["holderIdentity"] == "thief", "a lost lease was released"

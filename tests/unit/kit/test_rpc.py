@@ -1,4 +1,4 @@
-"""Who listens on a socket, and what is no socket. Pods, cgroups and links: tests/node/test_handler_sockets.py."""
+"""Verification of a socket's listener. Pods, cgroups and links: tests/node/test_handler_sockets.py."""
 
 import os
 import socket
@@ -33,7 +33,7 @@ def test_listener_outside_of_any_pod_is_refused(base):
             rpc.verified_process(found, "0b9e4c1e-6c58-4ad1-9a0a-3a1b2c3d4e5f", os.getuid(), lambda _: None)
 
 
-def test_nothing_there(base):
+def test_missing_socket_is_refused(base):
     with pytest.raises(LauncherUnavailable, match="No such file"):
         rpc.open_socket(base[1], "s")
 
@@ -51,7 +51,7 @@ def test_full_backlog_does_not_block_for_long(base):
 @pytest.mark.parametrize(
     "make", [lambda path: path.touch(), lambda path: path.mkdir(), lambda path: path.symlink_to("x")]
 )
-def test_no_socket(base, make):
+def test_file_that_is_not_a_socket_is_refused(base, make):
     path, fd = base
     make(path / "s")
     with pytest.raises(LauncherUnavailable):

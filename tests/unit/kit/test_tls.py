@@ -1,4 +1,4 @@
-"""Keys and certificates: what is made is what was asked for, and what is no request is refused in words."""
+"""Keys and certificates: contents of issued ones, and refusal of invalid requests."""
 
 import asyncio
 import ssl
@@ -27,7 +27,7 @@ def leaf(ca: KeyPair, names: Names, *, client: bool = False) -> KeyPair:
     return KeyPair(issued, key)
 
 
-def test_a_leaf_serves_one_purpose_and_signs_nothing(ca: KeyPair) -> None:
+def test_leaf_has_one_extended_key_usage_and_cannot_sign(ca: KeyPair) -> None:
     for client, purpose in ((True, ExtendedKeyUsageOID.CLIENT_AUTH), (False, ExtendedKeyUsageOID.SERVER_AUTH)):
         made = leaf(ca, Names(dns=("a.example",), uris=("hyperlet://gateway",)), client=client)
         found = x509.load_pem_x509_certificate(made.certificate).extensions
@@ -39,24 +39,24 @@ def test_a_leaf_serves_one_purpose_and_signs_nothing(ca: KeyPair) -> None:
         tls.check_pair(made)
 
 
-def test_an_authority_signs_leaves_only(ca: KeyPair) -> None:
+def test_authority_has_path_length_zero(ca: KeyPair) -> None:
     constraints = x509.load_pem_x509_certificate(ca.certificate).extensions.get_extension_for_class(
         x509.BasicConstraints
     )
     assert constraints.critical and constraints.value.ca and constraints.value.path_length == 0
 
 
-def test_an_expiry_is_what_was_asked_for() -> None:
+def test_expiry_matches_requested_lifetime() -> None:
     now = float(int(time.time()))
     assert tls.expiry(tls.authority("short", now, 90).certificate) == now + 90
 
 
-def test_a_pair_that_does_not_belong_together_is_refused(ca: KeyPair) -> None:
-    with pytest.raises(tls.TlsError, match="another key's"):
+def test_mismatched_certificate_and_key_are_refused(ca: KeyPair) -> None:
+    with pytest.raises(tls.TlsError, match="does not match the private key"):
         tls.check_pair(KeyPair(ca.certificate, tls.new_key()))
-    with pytest.raises(tls.TlsError, match="no certificate"):
+    with pytest.raises(tls.TlsError, match="not a certificate in PEM"):
         tls.check_pair(KeyPair(b"nonsense", ca.key))
-    with pytest.raises(tls.TlsError, match="no private key"):
+    with pytest.raises(tls.TlsError, match="not a private key in PEM"):
         tls.check_pair(KeyPair(ca.certificate, b"nonsense"))
 
 
@@ -66,18 +66,18 @@ def request(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     return made.public_bytes(serialization.Encoding.PEM)
 
 
-def test_only_the_key_of_a_request_is_taken() -> None:
+def test_signing_request_contributes_only_its_key() -> None:
     key = tls.new_key()
     assert tls.requested_key(tls.request(key, "anybody")) == tls.public_key(key)
 
 
-def test_a_request_with_another_kind_of_key_is_refused() -> None:
+def test_signing_request_with_other_key_type_is_refused() -> None:
     for key in (ec.generate_private_key(ec.SECP384R1()), rsa.generate_private_key(65537, 2048)):
         with pytest.raises(tls.TlsError, match="P-256"):
             tls.requested_key(request(key))
 
 
-def test_a_request_that_is_not_signed_by_its_key_is_refused() -> None:
+def test_signing_request_with_bad_signature_is_refused() -> None:
     made = x509.load_pem_x509_csr(tls.request(tls.new_key(), "a"))
     raw = bytearray(made.public_bytes(serialization.Encoding.DER))
     raw[-1] ^= 1
@@ -87,13 +87,13 @@ def test_a_request_that_is_not_signed_by_its_key_is_refused() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"nonsense", b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n", b"\xff\xfe" * 99])
-def test_what_is_no_request_is_refused(body: bytes) -> None:
-    with pytest.raises(tls.TlsError, match="no certificate signing request"):
+def test_invalid_signing_request_is_refused(body: bytes) -> None:
+    with pytest.raises(tls.TlsError, match="not a certificate signing request"):
         tls.requested_key(body)
 
 
 async def shown(port: int, context: ssl.SSLContext) -> str:
-    """The common name that a server shows."""
+    """The common name of a server's certificate."""
     _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="a.example")
     certificate = writer.get_extra_info("peercert")
     writer.close()
@@ -101,7 +101,7 @@ async def shown(port: int, context: ssl.SSLContext) -> str:
     return str(name)
 
 
-async def test_a_listening_socket_changes_its_certificate(ca: KeyPair) -> None:
+async def test_certificate_is_rotated_while_listening(ca: KeyPair) -> None:
     one = tls.server_context(leaf(ca, Names(dns=("one.example", "a.example"))))
     two = tls.server_context(leaf(ca, Names(dns=("two.example", "a.example"))))
     chosen: list[ssl.SSLContext] = []
@@ -117,7 +117,7 @@ async def test_a_listening_socket_changes_its_certificate(ca: KeyPair) -> None:
             assert await shown(port, client) == name
 
 
-async def test_old_protocols_are_not_spoken(ca: KeyPair) -> None:
+async def test_tls_before_1_2_is_refused(ca: KeyPair) -> None:
     pair = leaf(ca, Names(dns=("a.example",)))
     context = tls.server_context(pair)
     server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)

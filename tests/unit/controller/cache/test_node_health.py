@@ -1,4 +1,4 @@
-"""Which nodes nobody hears of."""
+"""Node health: silent nodes and fencing."""
 
 import msgspec
 
@@ -7,7 +7,7 @@ from controller.cache.node_health import NodeHealth, is_ready
 
 
 class Nodes:
-    """A cache of nodes that a test fills; as `kit.cache.Store` has it."""
+    """A fake `kit.cache.Store` of Nodes."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Node] = {}
@@ -41,7 +41,7 @@ def health() -> tuple[NodeHealth, Nodes, list[float], list[str]]:
     return made, nodes, clock, told
 
 
-def test_silence_counts_from_the_last_heartbeat_and_only_while_the_node_is_not_ready() -> None:
+def test_silence_counts_from_last_heartbeat_while_node_is_not_ready() -> None:
     made, nodes, clock, told = health()
     nodes.put("a", "True", "12:00")
     clock[0] = 150
@@ -52,19 +52,19 @@ def test_silence_counts_from_the_last_heartbeat_and_only_while_the_node_is_not_r
     assert made.silent_for("a") == 20 and told == ["a"]
     clock[0] = 180
     nodes.put("a", "Unknown", "12:02")
-    assert made.silent_for("a") == 0, "its handler lives: only the kubelet is away"
+    assert made.silent_for("a") == 0, "the handler is alive: only the kubelet is down"
     nodes.put("a", "True", "12:02")
     assert made.silent_for("a") is None and told == ["a", "a"]
 
 
-def test_a_nodes_clock_counts_for_nothing() -> None:
+def test_heartbeat_age_ignores_node_clock() -> None:
     made, nodes, clock, _ = health()
     nodes.put("a", "False", "1999-12-31T23:59:59Z")
     clock[0] = 130
     assert made.silent_for("a") == 30
 
 
-def test_who_is_not_there_is_not_silent() -> None:
+def test_missing_node_is_not_silent() -> None:
     made, nodes, _, _ = health()
     assert made.silent_for(None) is None and made.silent_for("gone") is None
     nodes.put("a", "Unknown", "x")

@@ -1,4 +1,4 @@
-"""Whether the API server's policies are in force, as the KubeVirt CR tells it."""
+"""Checks of the API server's admission policies, and their report in the KubeVirt CR."""
 
 import itertools
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ async def put(api: FakeApi, name: str, actions: list[str]) -> None:
     await api.put("validatingadmissionpolicybindings", binding)
 
 
-def test_the_policies_are_those_of_the_manifests() -> None:
+def test_policies_match_manifests() -> None:
     loaded = itertools.chain.from_iterable(
         yaml.safe_load_all(path.read_text()) for path in sorted(MANIFESTS.glob("policies-*.yaml"))
     )
@@ -32,7 +32,7 @@ def test_the_policies_are_those_of_the_manifests() -> None:
     assert names == sorted(POLICIES)
 
 
-async def test_all_there_and_denying_is_in_force(tmp_path: Path) -> None:
+async def test_all_policies_with_deny_bindings_are_in_force(tmp_path: Path) -> None:
     async with FakeApi() as api, Kube.connect("controller", api.kubeconfig(tmp_path)) as kube:
         for name in POLICIES:
             await put(api, name, ["Deny"])
@@ -44,7 +44,7 @@ async def test_all_there_and_denying_is_in_force(tmp_path: Path) -> None:
         assert [verdict.in_force for verdict in changes if verdict] == [True]
 
 
-async def test_a_binding_that_only_audits_is_missing(tmp_path: Path) -> None:
+async def test_audit_only_binding_is_reported_missing(tmp_path: Path) -> None:
     async with FakeApi() as api, Kube.connect("controller", api.kubeconfig(tmp_path)) as kube:
         for name in POLICIES:
             await put(api, name, ["Audit"] if name == "hyperlet-handler-nodes" else ["Deny"])
@@ -53,11 +53,11 @@ async def test_a_binding_that_only_audits_is_missing(tmp_path: Path) -> None:
         await policies.refresh()
         assert policies.verdict is not None and policies.verdict[:2] == (False, "PoliciesMissing")
         assert "ValidatingAdmissionPolicy hyperlet-instances" in policies.verdict.message
-        assert "denies by hyperlet-handler-nodes" in policies.verdict.message
+        assert "ValidatingAdmissionPolicyBinding of hyperlet-handler-nodes with action Deny" in policies.verdict.message
         assert "hyperlet-handler-pods" not in policies.verdict.message
 
 
-async def test_a_server_without_policies_is_told(tmp_path: Path) -> None:
+async def test_server_without_policy_api_is_reported(tmp_path: Path) -> None:
     async with FakeApi() as api, Kube.connect("controller", api.kubeconfig(tmp_path)) as kube:
         api.unserved.add("validatingadmissionpolicies")
         policies = PolicyWatcher(kube)
@@ -65,14 +65,14 @@ async def test_a_server_without_policies_is_told(tmp_path: Path) -> None:
         assert policies.verdict == NOT_SERVED
 
 
-async def test_a_look_that_fails_changes_nothing(tmp_path: Path) -> None:
+async def test_failed_check_keeps_verdict(tmp_path: Path) -> None:
     async with FakeApi() as api, Kube.connect("controller", api.kubeconfig(tmp_path, token="bad")) as kube:
         policies = PolicyWatcher(kube)
         await policies.refresh()
         assert policies.verdict is None
 
 
-def test_the_kubevirt_cr_says_so() -> None:
+def test_verdict_is_reported_in_kubevirt_status() -> None:
     metadata = {"name": "kubevirt", "namespace": "hyperlet"}
     document = {"apiVersion": "kubevirt.io/v1", "kind": "KubeVirt", "metadata": metadata, "spec": {}}
     kubevirt = msgspec.convert(document, KubeVirt)

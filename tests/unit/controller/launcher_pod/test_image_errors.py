@@ -1,4 +1,4 @@
-"""What users read when an image of their VM cannot be had: volume, image, the kubelet's words, what to do."""
+"""Messages about image pull errors: volume, image, the kubelet's error, remedy."""
 
 import pytest
 
@@ -32,24 +32,24 @@ ROOT, DATA = ("root", "r.example/guest:1", None), ("data", "r.example/other:2", 
     [
         ("ErrImagePull", NOT_FOUND, ROOT[1], [ROOT, DATA], "volume root: image r.example/guest:1: failed", "not found"),
         ("ErrImagePull", NOT_FOUND, DATA[1], [ROOT, DATA], "volume data: image r.example/other:2: ", "not found"),
-        ("ErrImagePull", DENIED, ROOT[1], [ROOT, DATA], "volume root: image ", "credentials in imagePullSecret"),
+        ("ErrImagePull", DENIED, ROOT[1], [ROOT, DATA], "volume root: image ", "registry's credentials"),
         ("ErrImagePull", DENIED, DATA[1], [ROOT, DATA], "volume data: ", "Secret mine has no credentials that this"),
         ("ErrImagePull", DENIED, LAUNCHER, [ROOT], "the launcher: image registry.example/launcher:1: ", "KubeVirt"),
         ("ErrImageNeverPull", NEVER, ROOT[1], [ROOT, DATA], "volume root: image ", "imagePullPolicy: Never"),
         ("InvalidImageName", INVALID, "UPPER/x", [("a", "UPPER/x", None)], "volume a: image UPPER/x: ", "reference"),
-        # Two volumes with one image; one reference that is the end or the beginning of another.
+        # Two volumes with one image; one reference that is a suffix or prefix of another.
         ("ErrImagePull", NOT_FOUND, ROOT[1], [ROOT, ("b", ROOT[1], None)], "volume root, volume b: image ", "found"),
         ("ErrImagePull", NOT_FOUND, "r.x/a:12", [("a", "r.x/a:1", None), ("b", "r.x/a:12", None)], "volume b: ", ""),
         ("ErrImagePull", NOT_FOUND, "r.x/a:1", [("a", "a:1", None), ("b", "r.x/a:1", None)], "volume b: ", ""),
         ("ErrImagePull", NOT_FOUND, "r.x/a/b:1", [("a", "r.x/a", None), ("b", "r.x/a/b:1", None)], "volume b: ", ""),
-        # As a runtime completes a short name.
+        # A short name normalized by the runtime.
         ("ErrImagePull", NOT_FOUND, "docker.io/library/a:latest", [("a", "a", None), ROOT], "volume a: image a: ", ""),
-        # Words without a name are about the only image there is, or said as they are.
+        # A message without an image name is about the only image, or is left unchanged.
         ("RegistryUnavailable", "no route to host", "", [ROOT], "volume root: image r.example/guest:1: no route", ""),
         ("RegistryUnavailable", "no route to host", "", [ROOT, DATA], "no route to host", ""),
     ],
 )
-def test_the_sentence_names_volume_and_image_and_what_to_do(
+def test_message_names_volume_image_and_remedy(
     reason: str, words: str, reference: str, disks: list[tuple[str, str, str | None]], begins: str, ends: str
 ) -> None:
     told = image_errors.explained(reason, words.format(reference), spec(*disks), LAUNCHER)
@@ -58,19 +58,19 @@ def test_the_sentence_names_volume_and_image_and_what_to_do(
     assert image_errors.explained("ImagePullBackOff", back_off, spec(*disks), LAUNCHER).startswith(begins)
 
 
-def test_the_kernels_image_has_the_name_of_its_field() -> None:
+def test_kernel_boot_image_is_named_by_field() -> None:
     told = image_errors.explained("ErrImagePull", NOT_FOUND.format("r.x/k:1"), spec(ROOT, kernel="r.x/k:1"), LAUNCHER)
     assert told.startswith("firmware.kernelBoot.container: image r.x/k:1: ")
 
 
-def test_a_secret_that_is_not_there_is_told_with_what_came_of_it() -> None:
+def test_missing_pull_secret_is_added_to_message() -> None:
     words = "Unable to retrieve some image pull secrets (mine); attempting to pull the image may not succeed."
     warning = (image_errors.REASON_SECRET, words)
     told = image_errors.explained("ErrImagePull", DENIED.format(DATA[1]), spec(DATA), LAUNCHER, warning)
     assert "401 Unauthorized" in told and told.endswith(words)
 
 
-def test_a_registrys_words_are_bounded_and_harm_no_terminal() -> None:
+def test_registry_text_is_bounded_and_printable() -> None:
     told = image_errors.explained("ErrImagePull", "\x1b[2J" + "denied " * 1000, spec(ROOT), LAUNCHER)
     assert "\x1b" not in told and len(told) <= image_errors.MESSAGE_LIMIT
-    assert told.endswith("imagePullSecret"), "what to do stays, however much a registry says"
+    assert told.endswith("set imagePullSecret to a Secret with the registry's credentials"), "the remedy is not cut off"

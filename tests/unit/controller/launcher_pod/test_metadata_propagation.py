@@ -1,4 +1,4 @@
-"""Labels and annotations on their way from the template to VMI and pod: set, changed, taken out, and none else."""
+"""Propagation of labels and annotations from template to VMI and pod: added, changed, removed, withheld."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def templated(metadata: Json, generation: int = 2, spec: Json | None = None) -> 
 
 
 def started(metadata: Json, phase: str = "Running", **more: Json) -> VirtualMachineInstance:
-    """The VMI that the controller makes of a template, with what others have written on it meanwhile."""
+    """The VMI that the controller creates from a template, with metadata added by others."""
     *_, create = [each for each in plan(ObservedVm(vm=templated(metadata, 1), now=NOW)) if isinstance(each, Create)]
     document = merge(msgspec.to_builtins(vmi(phase, owner="vm-uid")), {"metadata": more})
     for field in ("labels", "annotations"):
@@ -43,7 +43,7 @@ def see(machine: VirtualMachine, instance: VirtualMachineInstance) -> list[Any]:
 
 
 def carried(actions: list[Any]) -> Json | None:
-    """What is written on the VMI."""
+    """The patch of the VMI."""
     found = [each for each in actions if isinstance(each, Patch) and each.kind is VirtualMachineInstance]
     assert len(found) <= 1
     return found[0].patch if found else None
@@ -68,7 +68,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("after, _what", CHANGES, ids=[what for _, what in CHANGES])
-def test_a_changed_template_is_carried_to_the_running_vmi_and_asks_for_nothing_else(after: Json, _what: str) -> None:
+def test_changed_template_metadata_is_propagated_to_running_vmi(after: Json, _what: str) -> None:
     running = started(BEFORE, labels={"others": "label"}, annotations={"others": "note"})
     patch = carried(see(templated(after), running))
     assert patch is not None and "spec" not in patch
@@ -82,7 +82,7 @@ def test_a_changed_template_is_carried_to_the_running_vmi_and_asks_for_nothing_e
     assert names.CONDITION_RESTART_REQUIRED not in [each["type"] for each in told["conditions"]]
 
 
-def test_what_hyperlet_writes_itself_is_neither_carried_nor_taken_out() -> None:
+def test_owned_keys_are_neither_propagated_nor_removed() -> None:
     running = started(BEFORE, labels={names.LABEL_NODE_NAME: "node1"})
     wanted = {"labels": {**BEFORE["labels"], names.LABEL_NODE_NAME: "node2", names.LABEL_VM_NAME: "another"},
               "annotations": {**BEFORE["annotations"], names.ANNOTATION_TEMPLATE: "x"}}  # fmt: skip
@@ -92,7 +92,7 @@ def test_what_hyperlet_writes_itself_is_neither_carried_nor_taken_out() -> None:
     assert create.obj["metadata"]["labels"][names.LABEL_VM_NAME] == "web"
 
 
-def test_a_vmi_of_an_earlier_version_gets_what_is_new_and_loses_nothing() -> None:
+def test_vmi_of_earlier_version_gets_new_keys_and_loses_none() -> None:
     old = started(BEFORE)
     annotations = {key: value for key, value in (old.metadata.annotations or {}).items()
                    if key != names.ANNOTATION_CARRIED}  # fmt: skip
@@ -106,13 +106,13 @@ def test_a_vmi_of_an_earlier_version_gets_what_is_new_and_loses_nothing() -> Non
 
 
 @pytest.mark.parametrize("broken", ["", "no JSON", "[]", '{"labels": "app"}', '{"labels": [1]}'])
-def test_a_record_that_others_have_broken_takes_nothing_out(broken: str) -> None:
+def test_invalid_record_removes_no_keys(broken: str) -> None:
     running = started(BEFORE, annotations={names.ANNOTATION_CARRIED: broken})
     assert carried(see(templated({}), running)) is None
 
 
 @pytest.mark.parametrize("prefix", READ_AT_START)
-def test_what_is_read_when_the_pod_is_made_asks_for_a_restart_by_name(prefix: str) -> None:
+def test_keys_read_at_pod_creation_require_restart(prefix: str) -> None:
     key = prefix if not prefix.endswith(("/", ".")) else f"{prefix}x"
     running = started(BEFORE)
     after = {**BEFORE, "annotations": {**BEFORE["annotations"], key: "10M"}, "labels": {"app": "new", "tier": "front"}}
@@ -123,7 +123,7 @@ def test_what_is_read_when_the_pod_is_made_asks_for_a_restart_by_name(prefix: st
     (told,) = [each.patch["status"] for each in see(templated(after), now) if isinstance(each, Patch)]
     (asked,) = [each for each in told["conditions"] if each["type"] == names.CONDITION_RESTART_REQUIRED]
     assert f"metadata.annotations[{key}]" in asked["message"]
-    # It goes with the start that it came with: taking it out of a running one waits as well.
+    # Such a key is read at the start only, so removing it from a running VM waits as well.
     with_it = started(after)
     patch = carried(see(templated(BEFORE), with_it))
     assert patch is not None and patch["metadata"]["labels"] == {"app": "web"}
@@ -153,7 +153,7 @@ def running_with(metadata: Json) -> VirtualMachineInstance:
 
 
 @pytest.mark.parametrize("after, _what", CHANGES, ids=[what for _, what in CHANGES])
-def test_a_vmis_labels_and_annotations_are_carried_to_its_living_pod(after: Json, _what: str) -> None:
+def test_vmi_metadata_is_propagated_to_running_pod(after: Json, _what: str) -> None:
     launcher = pod_of(running_with(BEFORE), labels={"istio.io/rev": "others"})
     assert pod_patch(running_with(BEFORE), launcher) is None
     patch = pod_patch(running_with(after), launcher)
@@ -165,22 +165,22 @@ def test_a_vmis_labels_and_annotations_are_carried_to_its_living_pod(after: Json
     assert pod_patch(running_with(after), now) is None
 
 
-def test_the_hand_over_label_costs_no_write_on_the_pod() -> None:
+def test_node_label_is_not_propagated_to_pod() -> None:
     assert pod_patch(running_with(BEFORE), pod_of(started(BEFORE))) is None
 
 
-def test_what_would_loosen_the_pods_confinement_is_not_carried_to_a_living_pod_either() -> None:
+def test_withheld_annotations_are_not_propagated_to_running_pod() -> None:
     after = {**BEFORE, "annotations": {**BEFORE["annotations"], "k8s.v1.cni.cncf.io/networks": "evil",
                                        "container.apparmor.security.beta.kubernetes.io/compute": "unconfined"},
              "labels": {**BEFORE["labels"], "kubevirt.io": "virt-handler"}}  # fmt: skip
     assert pod_patch(running_with(after), pod_of(running_with(BEFORE))) is None
 
 
-def test_a_pod_that_is_being_deleted_is_left_alone() -> None:
+def test_terminating_pod_is_not_patched() -> None:
     launcher = pod_of(running_with(BEFORE))
     going = msgspec.structs.replace(launcher.metadata, deletionTimestamp="2026-01-02T03:04:05Z")
     assert pod_patch(running_with({}), msgspec.structs.replace(launcher, metadata=going)) is None
 
 
-def test_a_template_without_labels_leaves_no_record() -> None:
+def test_template_without_metadata_adds_no_record() -> None:
     assert names.ANNOTATION_CARRIED not in (started({}).metadata.annotations or {})

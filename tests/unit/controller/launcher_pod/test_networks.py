@@ -1,4 +1,4 @@
-"""What the secondary networks of a VMI ask of its pod, on whole snapshots: before there is one, and while it runs."""
+"""Secondary networks of a VMI's pod, on complete snapshots: before the pod exists, and while it runs."""
 
 import json
 from typing import Any
@@ -36,7 +36,7 @@ def see(instance: VirtualMachineInstance, **more: Any) -> list[Any]:
 
 
 def told(actions: list[Any]) -> str:
-    """The words that the VMI's condition and the Event say alike."""
+    """The message, which is the same in the VMI's condition and the Event."""
     patch, event = actions
     assert isinstance(patch, Patch) and isinstance(event, RecordEvent) and event.type == "Warning"
     condition = next(c for c in patch.patch["status"]["conditions"] if c["type"] == names.CONDITION_SYNCHRONIZED)
@@ -45,20 +45,20 @@ def told(actions: list[Any]) -> str:
     return event.message
 
 
-# ---- before there is a pod
+# ---- before the pod exists
 
 
-def test_a_missing_network_is_named_with_where_and_what_to_do() -> None:
+def test_missing_network_is_reported_with_field_and_remedy() -> None:
     instance = vmi("Pending", spec=spec(RED))
     assert told(see(instance)) == (
         "NetworkAttachmentDefinition br1 not found in namespace default (spec.networks[0].multus.networkName): "
-        "create it there, or name another"
+        "create it, or reference another one"
     )
     (create,) = see(instance, definitions=definitions(definition("br1")))
     assert isinstance(create, Create) and create.kind is Pod
 
 
-def test_every_missing_network_is_named_at_once() -> None:
+def test_all_missing_networks_are_reported_at_once() -> None:
     two = spec(RED, {"name": "blue", "bridge": {}})
     two["networks"][1]["multus"]["networkName"] = "default/br2"
     words = told(see(vmi("Pending", spec=two)))
@@ -66,20 +66,20 @@ def test_every_missing_network_is_named_at_once() -> None:
     assert "networks[1]" in words
 
 
-def test_a_cluster_without_the_kind_is_told_apart() -> None:
+def test_missing_crd_is_reported() -> None:
     words = told(see(vmi("Pending", spec=spec(RED)), knows_definitions=False))
-    assert "does not know the kind: apply its CustomResourceDefinition" in words
+    assert "does not serve this kind: apply its CustomResourceDefinition" in words
 
 
-def test_an_absent_card_needs_no_network() -> None:
+def test_absent_interface_needs_no_network() -> None:
     (create,) = see(vmi("Pending", spec=spec({**RED, "state": "absent"})))
     assert isinstance(create, Create) and ANNOTATION_NETWORKS not in create.obj["metadata"]["annotations"]
 
 
-def test_a_device_needs_a_resource() -> None:
+def test_sriov_network_requires_resource_annotation() -> None:
     instance = vmi("Pending", spec=spec({"name": "vf", "sriov": {}}))
     words = told(see(instance, definitions=definitions(definition("br1"))))
-    assert "default/br1: annotation k8s.v1.cni.cncf.io/resourceName is missing" in words and "'vf'" in words
+    assert "default/br1: annotation k8s.v1.cni.cncf.io/resourceName: required" in words and "'vf'" in words
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,14 @@ def test_a_device_needs_a_resource() -> None:
     ["cpu", "memory", "devices.kubevirt.io/kvm", "kubernetes.io/x", "hugepages-2Mi", "a.kubernetes.io/x", "a b/c",
      "example.com/", "/x", "example.com/x/y", "x" * 300 + ".com/x", "requests.cpu", "pods", "Example.com/x"],
 )  # fmt: skip
-def test_a_definition_cannot_ask_for_the_pods_own_resources(resource: str) -> None:
-    """Whoever may write a definition writes into the pods of everybody who names it."""
+def test_definition_cannot_request_reserved_resources(resource: str) -> None:
+    """A definition's author influences the pods of all VMIs that reference it."""
     found = definitions(definition("br1", resource))
     words = told(see(vmi("Pending", spec=spec(RED)), definitions=found))
-    assert "is no device plugin's resource such as" in words and len(words) < 400
+    assert "is not a device plugin resource such as" in words and len(words) < 400
 
 
-def test_each_network_asks_for_its_own_device() -> None:
+def test_each_network_requests_one_device() -> None:
     cards = [{"name": name, "bridge": {}} for name in "abc"]
     (create,) = see(vmi("Pending", spec=spec(*cards)), definitions=definitions(definition("br1", BRIDGE)))
     (compute,) = create.obj["spec"]["containers"]
@@ -102,13 +102,13 @@ def test_each_network_asks_for_its_own_device() -> None:
     assert not [each for each in compute["env"] if each["name"].startswith("KUBEVIRT_")]
 
 
-def test_the_annotation_is_what_those_who_attach_networks_read() -> None:
+def test_networks_annotation_follows_npwg_format() -> None:
     (create,) = see(vmi("Pending", spec=spec(RED)), definitions=definitions(definition("br1", BRIDGE)))
     (asked,) = selections("default", create.obj["metadata"]["annotations"][ANNOTATION_NETWORKS])
     assert (asked.network, asked.interface, asked.mac) == ("default/br1", pod_interface("red"), "02:00:00:00:00:0a")
 
 
-def test_vhost_net_is_for_cards_that_can_use_it() -> None:
+def test_vhost_net_is_requested_for_virtio_interfaces() -> None:
     def wanted(card: Json) -> bool:
         return names.DEVICE_VHOST_NET in devices(defaults.default_vmi(vmi(spec=spec(card))).spec, ControllerSettings())
 
@@ -122,7 +122,7 @@ def test_vhost_net_is_for_cards_that_can_use_it() -> None:
 
 
 def running(*cards: Json, annotation: str | None, phase: str = "Running", **more: Any) -> list[Any]:
-    """What is done about a pod that asks for the networks of `annotation`."""
+    """The actions for a running pod with this networks annotation."""
     instance = vmi(phase, spec=spec(*cards), stamps={phase: LONG_AGO}, conditions=more.pop("conditions", []))
     launcher = pod("running", gate="True", **more)
     annotations = {} if annotation is None else {ANNOTATION_NETWORKS: annotation}
@@ -139,26 +139,26 @@ BLUE: Json = {"name": "blue", "bridge": {}}
 
 
 @pytest.mark.parametrize("phase", ["Scheduling", "Scheduled", "Running"])
-def test_a_pod_is_asked_to_join_what_its_vmi_has_got(phase: str) -> None:
+def test_hot_plugged_network_is_added_to_annotation(phase: str) -> None:
     (patch,) = running(RED, BLUE, annotation=asked(RED), phase=phase)
     assert patch.subresource == "status" and patch.patch_kind == "merge"
     assert patch.patch == {"metadata": {"uid": "pod-uid", "annotations": {ANNOTATION_NETWORKS: asked(RED, BLUE)}}}
     assert running(RED, BLUE, annotation=asked(RED, BLUE), phase=phase) == []
 
 
-def test_a_pod_without_any_network_gets_its_first() -> None:
+def test_first_network_adds_annotation() -> None:
     (patch,) = running(RED, annotation=None)
     assert patch.patch["metadata"]["annotations"] == {ANNOTATION_NETWORKS: asked(RED)}
 
 
-def test_a_network_stays_until_the_guest_has_let_go_of_it() -> None:
+def test_network_stays_listed_until_guest_releases_it() -> None:
     gone = {**RED, "state": "absent"}
     assert running(gone, BLUE, annotation=asked(RED, BLUE)) == []
     (patch,) = running(BLUE, annotation=asked(RED, BLUE))
     assert patch.patch["metadata"]["annotations"] == {ANNOTATION_NETWORKS: asked(BLUE)}
 
 
-def test_the_last_network_takes_the_annotation_along() -> None:
+def test_removing_last_network_removes_annotation() -> None:
     instance = {**SPEC, "domain": {**SPEC["domain"], "devices": {"autoattachPodInterface": False}}}
     launcher = pod("running", gate="True")
     meta = msgspec.structs.replace(launcher.metadata, annotations={ANNOTATION_NETWORKS: asked(RED) or ""})
@@ -169,18 +169,18 @@ def test_the_last_network_takes_the_annotation_along() -> None:
     assert [each.patch["metadata"]["annotations"] for each in found] == [{ANNOTATION_NETWORKS: None}]
 
 
-def test_a_pod_on_its_way_out_joins_nothing() -> None:
+def test_terminating_pod_is_not_patched() -> None:
     assert running(RED, annotation=None, deleting=True) == []
 
 
 @pytest.mark.parametrize("junk", ["", "[", "{}", "[1]", '"x"', "null", "net1,net2", "[" * 200_000])
-def test_an_annotation_that_somebody_spoilt_is_written_anew(junk: str) -> None:
+def test_invalid_annotation_is_rewritten(junk: str) -> None:
     (patch,) = running(RED, annotation=junk)
     assert json.loads(patch.patch["metadata"]["annotations"][ANNOTATION_NETWORKS])[0]["name"] == "br1"
 
 
-def test_a_running_pod_is_not_sent_into_anybody_elses_network() -> None:
-    """Whoever may write VMIs but no pods would otherwise have the controller write the annotation for him."""
+def test_network_of_other_namespace_is_not_attached() -> None:
+    """A user who may write VMIs but not pods could otherwise make the controller write the annotation."""
     instance = vmi("Running", spec=spec(RED, network="kube-system/secrets"), stamps={"Running": LONG_AGO})
     assert see(instance, pod=pod("running", gate="True")) == []
     theirs = definitions(definition("secrets", BRIDGE, "kube-system"))

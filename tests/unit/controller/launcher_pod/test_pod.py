@@ -1,4 +1,4 @@
-"""vmi.yaml → pod.yaml. With HYPERLET_REGENERATE=1 in the environment, this writes the pods anew."""
+"""Golden files: vmi.yaml → pod.yaml. HYPERLET_REGENERATE=1 in the environment rewrites the pods."""
 
 import os
 from pathlib import Path
@@ -48,7 +48,7 @@ def pod_of(case: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_pod_of_a_vmi(case: str) -> None:
+def test_launcher_pod_matches_golden_file(case: str) -> None:
     path = GOLDEN / case / "pod.yaml"
     if os.environ.get("HYPERLET_REGENERATE"):
         path.write_text(yaml.safe_dump(pod_of(case), sort_keys=False, width=120))
@@ -56,8 +56,8 @@ def test_the_pod_of_a_vmi(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_pod_has_a_right_that_the_restricted_profile_forbids(case: str) -> None:
-    """https://kubernetes.io/docs/concepts/security/pod-security-standards/, as far as our fields go."""
+def test_pod_meets_restricted_pod_security_standard(case: str) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/, for the fields of launcher pods."""
     spec = pod_of(case)["spec"]
     (compute,) = spec["containers"]
     assert not {"hostNetwork", "hostPID", "hostIPC", "hostAliases"} & set(spec)
@@ -74,7 +74,7 @@ def test_no_pod_has_a_right_that_the_restricted_profile_forbids(case: str) -> No
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_mount_has_its_volume_and_no_two_share_a_path(case: str) -> None:
+def test_mounts_have_volumes_and_unique_paths(case: str) -> None:
     spec = pod_of(case)["spec"]
     (compute,) = spec["containers"]
     places = [*compute.get("volumeMounts", []), *compute.get("volumeDevices", [])]
@@ -86,7 +86,7 @@ def test_every_mount_has_its_volume_and_no_two_share_a_path(case: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "../../etc", "", "UPPER", "kernel-boot", "a..b", "x" * 300])
-def test_a_volumes_name_that_is_no_path_component_makes_no_pod(name: str) -> None:
+def test_volume_name_that_is_no_path_component_is_refused(name: str) -> None:
     spec = {
         "domain": {"devices": {}, "memory": {"guest": "64Mi"}},
         "volumes": [{"name": name, "emptyDisk": {"capacity": "1Gi"}}],
@@ -96,12 +96,12 @@ def test_a_volumes_name_that_is_no_path_component_makes_no_pod(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["hyperlet", "a.b", "x" * 63, "v-hyperlet"])
-def test_a_pods_volume_is_never_mistaken_for_ours(name: str) -> None:
+def test_pod_volume_name_never_collides_with_run_volume(name: str) -> None:
     made = pod_volumes.pod_volume_name(name)
     assert made != pod_volumes.RUN_VOLUME and len(made) <= 63 and "." not in made
 
 
-def test_a_long_name_still_makes_a_pods_name_and_labels() -> None:
+def test_long_vmi_name_yields_valid_pod_name_and_labels() -> None:
     instance = msgspec.convert(
         {**msgspec.to_builtins(vmi()), "metadata": {"name": "n" * 253, "uid": "u"}}, VirtualMachineInstance
     )
@@ -125,25 +125,25 @@ def node(schedulable: str, kvm: str | None, allocatable: str = "1k") -> Node:
     )
 
 
-def test_kvm_is_there_when_a_node_that_takes_vms_has_it() -> None:
+def test_kvm_is_offered_by_schedulable_nodes_with_kvm() -> None:
     assert offers_kvm([node("true", None), node("true", "true")])
     assert not offers_kvm([node("false", "true"), node("true", "false"), node("true", None)])
     assert not offers_kvm([])
 
 
-def test_what_a_kubelet_says_that_has_just_started_does_not_count() -> None:
+def test_allocatable_devices_do_not_count_as_kvm() -> None:
     assert not offers_kvm([node("true", "false", allocatable="1k")])
     assert offers_kvm([node("true", "true", allocatable="0")])
 
 
-def test_emulation_needs_both_the_permission_and_the_want_of_kvm() -> None:
+def test_emulation_requires_setting_and_missing_kvm() -> None:
     assert ControllerSettings(configuration=EMULATED).emulated
     assert not ControllerSettings(configuration=EMULATED, kvm_offered=True).emulated
     assert not ControllerSettings().emulated
     assert configuration_of([]) == KubeVirtConfiguration()
 
 
-def test_pull_secrets_are_those_of_the_disks_and_of_the_installation_each_once() -> None:
+def test_pull_secrets_of_disks_and_kubevirt_cr_are_merged() -> None:
     disk = {"image": "r.x/disk:1", "imagePullSecret": "disks"}
     spec = {
         "domain": {"devices": {}, "memory": {"guest": "64Mi"}},
@@ -163,7 +163,7 @@ def test_pull_secrets_are_those_of_the_disks_and_of_the_installation_each_once()
     assert pull_secrets(KubeVirtSpec()) == () and launcher_pull_policy(KubeVirtSpec()) is None
 
 
-def test_overhead_grows_with_what_the_vm_has() -> None:
+def test_overhead_grows_with_devices() -> None:
     def of(**domain: Any) -> int:
         spec = {"domain": {"devices": {}, "memory": {"guest": "1Gi"}, **domain}}
         return overhead.overhead_bytes(vmi(spec=spec).spec, emulated=False) >> 20
@@ -183,7 +183,7 @@ def _pod_with(**spec: Any) -> dict[str, Any]:
     return made
 
 
-def test_pod_waits_a_day_at_most_for_its_guest() -> None:
+def test_pod_grace_period_is_capped_at_one_day() -> None:
     made = _pod_with(terminationGracePeriodSeconds=10_000_000_000_000)
     assert made["terminationGracePeriodSeconds"] == 86430
     assert {"name": "HYPERLET_GRACE_SECONDS", "value": "86400"} in made["containers"][0]["env"]
@@ -199,9 +199,9 @@ SEED = {"name": "seed", "cloudInitNoCloud": {"userData": "#cloud-config"}}
     [
         ([], {}, "128Mi", "48Mi", None),
         ([SEED], {}, "136Mi", "56Mi", None),
-        # Capacity, a 4096th of it for qcow2's tables and 2 MiB, and the pod's own.
+        # Capacity, plus 1/4096 of it and 2 MiB for qcow2 metadata, plus the pod's own bytes.
         ([EMPTY_DISK], {}, "1181952Ki", "1100032Ki", None),
-        # What a guest writes over an image has no limit but the one that the VM's author sets.
+        # An overlay of an image has no limit unless the VM sets one.
         ([IMAGE], {}, None, "112Mi", None),
         ([IMAGE], {"limits": {"ephemeral-storage": "1Gi"}}, None, "112Mi", "1072Mi"),
         ([IMAGE], {"limits": {"ephemeral-storage": "8Mi"}}, None, "56Mi", "56Mi"),
@@ -220,7 +220,7 @@ def test_ephemeral_storage(
     assert amounts["limits"].get("ephemeral-storage") == limits
 
 
-def test_the_container_names_the_ports_of_the_interfaces() -> None:
+def test_container_ports_are_those_of_the_interfaces() -> None:
     ports = [{"name": "web", "port": 80}, {"port": 53, "protocol": "UDP"}]
     nic = {"name": "default", "masquerade": {}, "ports": ports}
     spec = {"domain": {"devices": {"interfaces": [nic]}, "memory": {"guest": "64Mi"}}}
@@ -236,7 +236,7 @@ def test_the_container_names_the_ports_of_the_interfaces() -> None:
 @pytest.mark.parametrize(
     ("theirs", "shown"), [({}, "compute"), ({names.ANNOTATION_DEFAULT_CONTAINER: "proxy"}, "proxy")]
 )
-def test_the_default_container_is_ours_unless_the_user_names_another(theirs: dict[str, str], shown: str) -> None:
+def test_default_container_is_compute_unless_overridden(theirs: dict[str, str], shown: str) -> None:
     annotations = pod.launcher_pod(vmi(annotations=theirs), ControllerSettings(), {})["metadata"]["annotations"]
     assert annotations[names.ANNOTATION_DEFAULT_CONTAINER] == shown
     forged = pod.launcher_pod(vmi(annotations={names.ANNOTATION_DOMAIN: "other"}), ControllerSettings(), {})

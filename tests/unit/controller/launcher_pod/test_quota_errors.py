@@ -1,4 +1,4 @@
-"""Refusals of launcher pods by quotas and LimitRanges: limits that help, and the VM's own fields."""
+"""Refusals of launcher pods by quotas and LimitRanges: added limits, and fields of the VM in messages."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ EXCEEDED = (
 
 
 def added(message: str, **domain: Any) -> tuple[dict[str, str] | None, dict[str, str]]:
-    """The limits that are added, and the pod's requests, which stay."""
+    """The added limits, and the pod's unchanged requests."""
     domain = {"devices": {}, "memory": {"guest": "64Mi"}, **domain}
     instance = vmi(spec={"domain": domain})
     made = pod.launcher_pod(instance, ControllerSettings(), {})
@@ -45,22 +45,22 @@ def added(message: str, **domain: Any) -> tuple[dict[str, str] | None, dict[str,
         ("limits.cpu", set()),
     ],
 )
-def test_which_limits_a_refusal_wants(message: str, wanted: set[str]) -> None:
+def test_limits_required_by_refusal(message: str, wanted: set[str]) -> None:
     assert quota_errors.wanted_limits(message) == wanted
 
 
-def test_limits_are_a_cpu_for_each_vcpu_and_the_memory_that_is_asked_for() -> None:
+def test_added_limits_are_one_cpu_per_vcpu_and_guest_memory_plus_overhead() -> None:
     limits, requests = added(LACKING, cpu={"cores": 3})
     assert limits == {"cpu": "3", "memory": requests["memory"]}
     assert added(DEFAULTED)[0] == {"memory": added(DEFAULTED)[1]["memory"]}
 
 
-def test_a_request_above_the_guests_own_stays_below_its_limit() -> None:
+def test_added_limit_is_not_below_request() -> None:
     limits, requests = added(LACKING, resources={"requests": {"memory": "1Gi", "cpu": "2"}})
     assert limits == {"cpu": "2", "memory": requests["memory"]}
 
 
-def test_no_second_try_where_nothing_would_be_different() -> None:
+def test_no_retry_if_limits_do_not_help() -> None:
     assert added(RANGE)[0] is None
     assert added(LACKING, resources={"limits": {"cpu": "1", "memory": "64Mi"}})[0] is None
 
@@ -78,10 +78,10 @@ def test_no_second_try_where_nothing_would_be_different() -> None:
         ),
     ],
 )
-def test_a_refusal_is_told_with_the_fields_of_the_vm(message: str, fields: str) -> None:
+def test_refusal_names_fields_of_vm(message: str, fields: str) -> None:
     told = quota_errors.explain(message)
-    assert told == f"{message}. The fields for this, in the VM's spec.template.spec.domain: {fields}"
+    assert told == f"{message}. Fields to change in the VM's spec.template.spec.domain: {fields}"
 
 
-def test_what_is_about_no_amount_is_told_as_it_is() -> None:
+def test_unrelated_refusal_is_unchanged() -> None:
     assert quota_errors.explain("violates PodSecurity") == "violates PodSecurity"

@@ -1,4 +1,4 @@
-"""Resizing a launcher pod in place: what is asked, and every answer that a kubelet gives."""
+"""In-place resize of a launcher pod: the patch, and all results that a kubelet reports."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def condition(kind: str, reason: str = "", message: str = "", **more: Any) -> Js
     return {"type": kind, "status": "True", "reason": reason, "message": message, **more}
 
 
-# ---- what is asked
+# ---- patch
 
 
-def test_what_is_wanted_is_asked_of_the_compute_container_of_this_very_pod() -> None:
+def test_resize_patch_targets_compute_container_with_uid() -> None:
     (patch,) = resize.plan(pod(), WANTED)
     assert (patch.kind, patch.namespace, patch.name) == (Pod, "default", "virt-launcher-web")
     assert (patch.subresource, patch.patch_kind) == ("resize", "strategic")
@@ -69,7 +69,7 @@ def test_what_is_wanted_is_asked_of_the_compute_container_of_this_very_pod() -> 
     }
 
 
-def test_limits_are_asked_for_too() -> None:
+def test_resize_patch_includes_limits() -> None:
     (patch,) = resize.plan(pod(), Amounts(cpu_request=2000, cpu_limit=2000, memory_limit=1 << 30))
     (container,) = patch.patch["spec"]["containers"]
     assert container["resources"] == {"requests": {"cpu": "2"}, "limits": {"cpu": "2", "memory": "1Gi"}}
@@ -91,18 +91,18 @@ def test_limits_are_asked_for_too() -> None:
     ],
     ids=["asked already", "done already", "asked in other units", "ended", "being deleted"],
 )
-def test_nothing_is_asked_twice_or_of_a_pod_that_ends(there: Pod) -> None:
+def test_no_patch_if_already_requested_or_pod_has_ended(there: Pod) -> None:
     assert resize.plan(there, WANTED) == []
 
 
-def test_what_is_not_wanted_stays_as_it_is() -> None:
+def test_unset_amounts_are_unchanged() -> None:
     assert (
         resize.plan(pod(), Amounts()) == []
         and resize.resize_status(pod(given=BEFORE), Amounts()).state is ResizeState.ACTUATED
     )
 
 
-# ---- what is answered
+# ---- status
 
 PENDING, PROGRESS = "PodResizePending", "PodResizeInProgress"
 
@@ -151,11 +151,11 @@ PENDING, PROGRESS = "PodResizePending", "PodResizeInProgress"
         (pod(AFTER, AFTER, phase="Failed", state="terminated"), ResizeStatus(ResizeState.ENDED)),
     ],
 )
-def test_the_kubelets_answer_is_read_from_the_pod(seen: Pod, said: ResizeStatus) -> None:
+def test_resize_status_is_derived_from_pod(seen: Pod, said: ResizeStatus) -> None:
     assert resize.resize_status(seen, WANTED) == said
 
 
-# ---- carried out
+# ---- execution
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ async def kube(api: FakeApi, tmp_path: Path) -> AsyncIterator[Kube]:
 async def answered(
     api: FakeApi, kube: Kube, status: Json, seconds: float = 20, wanted: Amounts = WANTED
 ) -> ResizeStatus:
-    """The answer to a resize, whose kubelet says `status` as soon as it is asked."""
+    """The result of a resize with a kubelet that reports `status` immediately."""
     before = await kube.get(Pod, "default", "virt-launcher-web")
 
     async def kubelet() -> None:
@@ -190,28 +190,28 @@ async def answered(
         await told
 
 
-async def test_a_resize_that_is_done_is_answered(api: FakeApi, kube: Kube) -> None:
+async def test_completed_resize_is_returned(api: FakeApi, kube: Kube) -> None:
     done = {"observedGeneration": 2, "containerStatuses": [{"name": "compute", "resources": AFTER}]}
     assert await answered(api, kube, done) == ResizeStatus(ResizeState.ACTUATED)
     containers = api.objects["pods", "default", "virt-launcher-web"]["spec"]["containers"]
-    assert containers[1]["resources"] == AFTER, "devices stay"
+    assert containers[1]["resources"] == AFTER, "devices are unchanged"
     assert containers[0]["resources"] == {"requests": {"cpu": "7m"}}
 
 
 @pytest.mark.parametrize(
     ("reason", "state"), [("Deferred", ResizeState.DEFERRED), ("Infeasible", ResizeState.INFEASIBLE)]
 )
-async def test_a_resize_that_cannot_be_is_answered(api: FakeApi, kube: Kube, reason: str, state: ResizeState) -> None:
+async def test_unfulfilled_resize_is_returned(api: FakeApi, kube: Kube, reason: str, state: ResizeState) -> None:
     refused = {"observedGeneration": 2, "conditions": [condition(PENDING, reason, "Node didn't have enough")]}
     assert await answered(api, kube, refused) == ResizeStatus(state, "Node didn't have enough")
 
 
-async def test_a_kubelet_that_takes_its_time_is_not_waited_for_for_ever(api: FakeApi, kube: Kube) -> None:
+async def test_slow_kubelet_times_out(api: FakeApi, kube: Kube) -> None:
     slow = {"observedGeneration": 2, "conditions": [condition(PROGRESS, "", "shrinking")]}
     assert await answered(api, kube, slow, seconds=1) == ResizeStatus(ResizeState.IN_PROGRESS, "shrinking")
 
 
-async def test_a_pod_that_goes_meanwhile_ends_the_waiting(api: FakeApi, kube: Kube) -> None:
+async def test_pod_deletion_ends_the_wait(api: FakeApi, kube: Kube) -> None:
     before = await kube.get(Pod, "default", "virt-launcher-web")
     asking = asyncio.create_task(resize.resize(kube, before, WANTED, 20))
     await until(lambda: api.calls["watch", "pods"])
@@ -219,7 +219,7 @@ async def test_a_pod_that_goes_meanwhile_ends_the_waiting(api: FakeApi, kube: Ku
     assert await asking == ResizeStatus(ResizeState.ENDED)
 
 
-async def test_a_pod_of_the_same_name_is_another_one(api: FakeApi, kube: Kube) -> None:
+async def test_pod_of_same_name_with_other_uid_is_ignored(api: FakeApi, kube: Kube) -> None:
     before = await kube.get(Pod, "default", "virt-launcher-web")
     await api.remove("pods", "virt-launcher-web")
     await api.put("pods", {**document(), "metadata": {**document()["metadata"], "uid": "another"}})
@@ -227,7 +227,7 @@ async def test_a_pod_of_the_same_name_is_another_one(api: FakeApi, kube: Kube) -
         await resize.resize(kube, before, WANTED, 20)
 
 
-async def test_the_waiting_survives_an_api_server_that_forgets(api: FakeApi, kube: Kube) -> None:
+async def test_wait_survives_expired_watch(api: FakeApi, kube: Kube) -> None:
     before = await kube.get(Pod, "default", "virt-launcher-web")
     asking = asyncio.create_task(resize.resize(kube, before, WANTED, 30))
     await until(lambda: api.calls["watch", "pods"])
@@ -240,9 +240,7 @@ async def test_the_waiting_survives_an_api_server_that_forgets(api: FakeApi, kub
 
 
 @pytest.mark.parametrize("cause", ["NodeCapacity", "UnsupportedPlatform"])
-async def test_what_the_api_server_knows_to_be_infeasible_is_answered_as_that(
-    api: FakeApi, kube: Kube, cause: str
-) -> None:
+async def test_infeasible_resize_refused_by_api_server_is_returned(api: FakeApi, kube: Kube, cause: str) -> None:
     before = await kube.get(Pod, "default", "virt-launcher-web")
     refusal = Refusal(403, "Forbidden", "node didn't have enough allocatable resources", [{"reason": cause}])
     api.refuse = lambda verb, what, body: refusal if what == "pods/resize" else None
@@ -251,7 +249,7 @@ async def test_what_the_api_server_knows_to_be_infeasible_is_answered_as_that(
     )
 
 
-async def test_a_refusal_of_the_api_server_is_raised(api: FakeApi, kube: Kube) -> None:
+async def test_refusal_by_api_server_is_raised(api: FakeApi, kube: Kube) -> None:
     before = await kube.get(Pod, "default", "virt-launcher-web")
     api.refuse = lambda verb, what, body: Refusal(403, "Forbidden", "exceeded quota") if what == "pods/resize" else None
     with pytest.raises(Forbidden, match="exceeded quota"):

@@ -1,4 +1,4 @@
-"""Which pods get user namespaces, and what is done about one that cannot start in its own."""
+"""User namespaces of launcher pods: when they are requested, and recovery if a pod cannot start in one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 ABLE = [{"name": "", "features": {"userNamespaces": True}}, {"name": "other", "features": {"userNamespaces": False}}]
 UNABLE = [{"name": "", "features": {"userNamespaces": False}}, {"name": "other", "features": {"userNamespaces": True}}]
 OFFERED = ControllerSettings(image_volumes=True, user_namespaces=True)
-# As runc 1.5 says it, through containerd and the kubelet.
+# The error of runc 1.5, as reported by containerd and the kubelet.
 REFUSED = (
     "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: "
     "failed to set MOUNT_ATTR_IDMAP on /var/lib/kubelet/pods/x/volumes/kubernetes.io~nfs/data: invalid argument "
@@ -34,7 +34,7 @@ def node(handlers: Any, schedulable: str = "true") -> Node:
     return msgspec.convert({"metadata": meta, "status": {"runtimeHandlers": handlers}}, Node)
 
 
-# ---- where nodes can
+# ---- support by nodes
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def node(handlers: Any, schedulable: str = "true") -> Node:
         ([], False),
     ],
 )
-def test_all_nodes_that_take_vms_must_be_able(
+def test_all_schedulable_nodes_must_support_user_namespaces(
     nodes: list[Node], offered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HYPERLET_USER_NAMESPACES", "auto")
@@ -60,7 +60,7 @@ def test_all_nodes_that_take_vms_must_be_able(
 
 
 @pytest.mark.parametrize("setting", ["never", None])
-def test_an_administrator_has_to_ask_for_it(setting: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_namespaces_are_opt_in(setting: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HYPERLET_USER_NAMESPACES", raising=False)
     if setting is not None:
         monkeypatch.setenv("HYPERLET_USER_NAMESPACES", setting)
@@ -89,7 +89,7 @@ FUNCTION = {
 }
 
 
-def test_a_pod_has_one_where_the_nodes_can() -> None:
+def test_pod_gets_user_namespace_if_nodes_support_it() -> None:
     assert host_users() is False
     assert host_users(DISK) is False
     assert host_users(settings=replace(OFFERED, user_namespaces=False)) is None
@@ -120,11 +120,11 @@ def test_a_pod_has_one_where_the_nodes_can() -> None:
         ("it was tried and failed", {"host_users": True}),
     ],
 )
-def test_a_pod_that_cannot_have_one_gets_none(why: str, case: Json) -> None:
+def test_unsupported_pod_gets_no_user_namespace(why: str, case: Json) -> None:
     assert host_users(**case) is None, why
 
 
-# ---- one that fails
+# ---- failures
 
 
 def failed(**state: Any) -> Pod:
@@ -153,15 +153,14 @@ ENDED = msgspec.structs.replace(
         (failed(), ("FailedCreatePodSandBox", "runtime does not support user namespaces")),
     ],
 )
-def test_a_pod_that_cannot_start_in_its_namespace_is_made_anew_without(
-    seen: Pod, warning: tuple[str, str] | None
-) -> None:
+def test_pod_that_fails_in_user_namespace_is_recreated_without_one(seen: Pod, warning: tuple[str, str] | None) -> None:
     instance = vmi("Scheduling", stamps=SCHEDULING)
     back, delete, said = see(instance, pod=seen, warning=warning, settings=OFFERED, host_users=True)
     assert isinstance(back, Patch) and back.patch["status"]["phase"] == "Pending"
     assert isinstance(delete, Delete) and delete.uid == seen.metadata.uid
     assert delete.version == seen.metadata.resourceVersion
-    assert isinstance(said, RecordEvent) and said.reason == "NoUserNamespace" and "made anew without" in said.message
+    assert isinstance(said, RecordEvent) and said.reason == "NoUserNamespace"
+    assert "recreating it without one" in said.message
     again = vmi("Pending", stamps={"Pending": SCHEDULING["Pending"]})
     going = msgspec.structs.replace(
         seen, metadata=msgspec.structs.replace(seen.metadata, deletionTimestamp="2026-01-01T00:00:00Z")
@@ -182,5 +181,5 @@ def test_a_pod_that_cannot_start_in_its_namespace_is_made_anew_without(
     ],
     ids=["other trouble", "other warning", "it runs", "words of a launcher that ran", "a pod without one"],
 )
-def test_no_other_failure_costs_a_pod_its_namespace(seen: Pod, warning: tuple[str, str] | None) -> None:
+def test_other_failures_keep_the_user_namespace(seen: Pod, warning: tuple[str, str] | None) -> None:
     assert user_namespaces.failure(seen, warning) is None

@@ -1,4 +1,4 @@
-"""The plan for a VM: run strategies, restarts and what its status says, on whole snapshots."""
+"""The plan for a VM on complete snapshots: run strategies, restarts, status."""
 
 from datetime import timedelta
 from typing import Any
@@ -35,33 +35,33 @@ def mine(phase: str = "Running", **more: Any) -> VirtualMachineInstance:
 
 
 def see(machine: VirtualMachine, instance: VirtualMachineInstance | None = None, **more: Any) -> list[Any]:
-    # A template that was started before: what a new one costs, tests/unit/controller/vm/test_revisions.py says.
+    # A template that was started before. For new templates: tests/unit/controller/vm/test_revisions.py.
     made = [each.obj for each in revisions.keep(machine, []) if isinstance(each, Create)]
     more.setdefault("revisions", msgspec.convert(made, list[ControllerRevision]))
     return plan(ObservedVm(vm=machine, vmi=instance, now=NOW, **more))
 
 
 def kinds(actions: list[Any]) -> list[str]:
-    """What is done to VMIs: the rest is words."""
+    """The actions on VMIs, without Events and status patches."""
     return [type(action).__name__ for action in actions if isinstance(action, (Create, Delete))]
 
 
 def made(actions: list[Any]) -> dict[str, Any]:
-    """The spec of the one VMI that is made."""
+    """The spec of the VMI that is created."""
     (create,) = [action for action in actions if isinstance(action, Create)]
     spec: dict[str, Any] = create.obj["spec"]
     return spec
 
 
 def told(actions: list[Any]) -> dict[str, Any]:
-    """The one status patch."""
+    """The status patch."""
     (patch,) = [action for action in actions if isinstance(action, Patch) and action.subresource == "status"]
     status: dict[str, Any] = patch.patch["status"]
     return status
 
 
 def after(machine: VirtualMachine, instance: VirtualMachineInstance | None = None, **more: Any) -> VirtualMachine:
-    """The VM with its status patched as its plan wants it."""
+    """The VM with the status patch of its plan applied."""
     for action in see(machine, instance, **more):
         if isinstance(action, Patch) and action.subresource == "status":
             old = msgspec.to_builtins(machine.status or VirtualMachineStatus())
@@ -107,7 +107,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize("strategy, phase, requests, acted, expected", TABLE)
-def test_every_run_strategy_does_what_it_says(
+def test_run_strategy_decision(
     strategy: str | bool,
     phase: str | None,
     requests: list[Any],
@@ -119,11 +119,11 @@ def test_every_run_strategy_does_what_it_says(
 
 
 @pytest.mark.parametrize("strategy", ["Always", "Halted", "Manual", "RerunOnFailure", "Once"])
-def test_a_vmi_on_its_way_out_is_left_to_go(strategy: str) -> None:
+def test_terminating_vmi_is_not_deleted_again(strategy: str) -> None:
     assert kinds(see(vm(run=strategy), mine("Running", deleting=True))) == []
 
 
-def test_a_failed_run_is_started_again_and_a_finished_one_is_not() -> None:
+def test_rerun_on_failure_restarts_only_failed_vmi() -> None:
     failed = after(vm(run="RerunOnFailure", runStrategy="RerunOnFailure"), mine("Failed"))
     assert kinds(see(failed, mine("Failed"))) == ["Delete"]
     assert kinds(see(failed)) == ["Create"]
@@ -131,7 +131,7 @@ def test_a_failed_run_is_started_again_and_a_finished_one_is_not() -> None:
     assert kinds(see(finished)) == []
 
 
-def test_the_event_names_why_a_run_failed() -> None:
+def test_deleted_event_names_cause_of_failure() -> None:
     why = {"type": "Ready", "status": "False", "reason": "GuestNotRunning", "message": "the launcher pod was evicted"}
     failed = mine("Failed", reason="EvictionByEvictionAPI", conditions=[why])
     (said,) = [each for each in see(vm(run="RerunOnFailure", runStrategy="RerunOnFailure"), failed)
@@ -139,12 +139,12 @@ def test_the_event_names_why_a_run_failed() -> None:
     assert said.message.endswith("which has failed: EvictionByEvictionAPI: the launcher pod was evicted")
 
 
-def test_a_start_request_is_dropped_once_it_is_honoured() -> None:
+def test_start_request_is_dropped_when_vmi_exists() -> None:
     started = after(vm(run="Manual", stateChangeRequests=[START]), mine("Pending", stamps={}))
     assert started.status and started.status.stateChangeRequests is None
 
 
-def test_a_restart_remembers_to_start() -> None:
+def test_restart_keeps_start_request() -> None:
     requests = [{"action": "Stop", "uid": "vmi-uid"}, START]
     stopping = after(vm(run="Manual", stateChangeRequests=requests), mine("Running", deleting=True))
     assert kinds(see(stopping)) == ["Create"]
@@ -153,7 +153,7 @@ def test_a_restart_remembers_to_start() -> None:
 # ---- restarts
 
 
-def test_what_an_end_teaches_is_written_down_before_the_vmi_is_deleted() -> None:
+def test_start_failure_is_written_before_vmi_is_deleted() -> None:
     actions = see(vm(), mine("Failed"))
     order = [type(action).__name__ for action in actions if isinstance(action, (Patch, Delete))]
     assert order == ["Patch", "Delete"]
@@ -164,7 +164,7 @@ def test_what_an_end_teaches_is_written_down_before_the_vmi_is_deleted() -> None
     }
 
 
-def test_one_end_is_counted_once() -> None:
+def test_failure_of_vmi_is_counted_once() -> None:
     noted = after(vm(), mine("Failed"))
     assert kinds(see(noted, mine("Failed"))) == ["Delete"]
     assert not [action for action in see(noted, mine("Failed")) if isinstance(action, Patch)]
@@ -185,11 +185,11 @@ def test_one_end_is_counted_once() -> None:
         (6, False, 300),
     ],
 )
-def test_delays_double_up_to_five_minutes(count: int, has_run: bool, seconds: int) -> None:
+def test_restart_delay_doubles_up_to_five_minutes(count: int, has_run: bool, seconds: int) -> None:
     assert run_strategy.delay(count, has_run) == seconds
 
 
-def test_while_it_waits_the_vm_says_so_and_why() -> None:
+def test_back_off_is_reported_with_cause() -> None:
     ready = {"type": "Ready", "status": "False", "reason": "x", "message": "QEMU was killed"}
     machine = vm(startFailure={"consecutiveFailCount": 2, "lastFailedVMIUID": "u", "retryAfterTimestamp": ago(100)})
     failed = mine(
@@ -205,7 +205,7 @@ def test_while_it_waits_the_vm_says_so_and_why() -> None:
     assert VirtualMachineInstance in [action.kind for action in due if isinstance(action, Create)]
 
 
-def test_a_run_of_five_minutes_makes_the_next_end_a_first_one() -> None:
+def test_run_of_five_minutes_resets_failure_count() -> None:
     failure = VirtualMachineStartFailure(consecutiveFailCount=7, lastFailedVMIUID="u", retryAfterTimestamp=LONG_AGO)
     stable = mine("Failed", stamps={"Running": ago(301), "Failed": STAMP})
     counted = run_strategy.failure_after(failure, stable, NOW)
@@ -214,26 +214,26 @@ def test_a_run_of_five_minutes_makes_the_next_end_a_first_one() -> None:
     assert run_strategy.failure_after(failure, mine(stamps={"Running": ago(299)}), NOW) is failure
 
 
-def test_a_stop_that_was_asked_for_is_no_failure() -> None:
+def test_requested_stop_is_not_counted_as_failure() -> None:
     assert run_strategy.failure_after(None, mine("Succeeded", deleting=True), NOW) is None
     assert run_strategy.failure_after(None, mine("Failed", deleting=True), NOW) is None
 
 
-def test_a_halted_vm_forgets_its_failures() -> None:
+def test_halted_vm_drops_failures() -> None:
     failure = {"consecutiveFailCount": 3, "lastFailedVMIUID": "u", "retryAfterTimestamp": "2027-01-01T00:00:00Z"}
     assert told(see(vm(run="Halted", startFailure=failure)))["startFailure"] is None
 
 
-def test_a_start_that_still_waits_is_not_remembered_as_done() -> None:
+def test_run_strategy_is_not_recorded_while_start_is_pending() -> None:
     failure = {"consecutiveFailCount": 3, "lastFailedVMIUID": "u", "retryAfterTimestamp": "2027-01-01T00:00:00Z"}
     waiting = after(vm(run="RerunOnFailure", runStrategy="Halted", startFailure=failure))
     assert decide(waiting, None, NOW).want is RunAction.WAIT
 
 
-# ---- the VMI that is made
+# ---- creation of the VMI
 
 
-def test_the_vmi_is_the_template_with_defaults_finalizer_and_first_phase() -> None:
+def test_vmi_is_template_with_defaults_finalizer_and_phase_pending() -> None:
     (create,) = [action for action in see(vm(generation=3)) if isinstance(action, Create)]
     made = create.obj
     assert made["metadata"]["finalizers"] == [names.FINALIZER_VMI]
@@ -244,22 +244,22 @@ def test_the_vmi_is_the_template_with_defaults_finalizer_and_first_phase() -> No
     assert "uid" not in made["metadata"] and "resourceVersion" not in made["metadata"]
 
 
-def test_nothing_is_told_in_the_round_that_creates_or_deletes_because_the_next_tells_it() -> None:
+def test_create_and_delete_rounds_write_no_status() -> None:
     assert not [action for action in see(vm()) if isinstance(action, Patch)]
     assert not [action for action in see(vm(run="Halted"), mine()) if isinstance(action, Patch)]
 
 
-def test_somebody_elses_vmi_of_the_name_is_left_alone_and_named() -> None:
+def test_vmi_with_other_owner_is_kept_and_reported() -> None:
     actions = see(vm(), vmi("Running", owner="another"))
     assert kinds(actions) == []
     assert told(actions)["conditions"][-1]["reason"] == "NameTaken"
-    # One that is on its way out is waited for.
+    # A terminating VMI is waited for.
     assert "Failure" not in [c["type"] for c in told(see(vm(), vmi("Running", owner="x", deleting=True)))["conditions"]]
 
 
 @pytest.mark.parametrize("run", ["Always", "Halted", "Manual"])
-def test_an_instance_without_an_owner_is_taken_over(run: str) -> None:
-    """As KubeVirt's VM controller does, whatever the strategy; what that asks for is done in the next round."""
+def test_vmi_without_owner_is_adopted(run: str) -> None:
+    """As in KubeVirt, for every run strategy; the strategy is applied in the next round."""
     adopt, event = see(vm(run=run), vmi("Running"))
     assert isinstance(adopt, Patch) and adopt.kind is VirtualMachineInstance
     assert adopt.patch == {
@@ -281,7 +281,7 @@ def test_an_instance_without_an_owner_is_taken_over(run: str) -> None:
     assert isinstance(event, RecordEvent) and event.reason == names.REASON_ADOPTED
 
 
-def test_an_owner_that_is_no_controller_stays_beside_the_vm() -> None:
+def test_adoption_keeps_non_controller_owners() -> None:
     owned = vmi("Running", owner="somebody")
     reference = msgspec.structs.replace(owned.metadata.ownerReferences[0], controller=None)  # type: ignore[index]
     owned = msgspec.structs.replace(
@@ -291,7 +291,7 @@ def test_an_owner_that_is_no_controller_stays_beside_the_vm() -> None:
     assert [each["uid"] for each in patch.patch["metadata"]["ownerReferences"]] == ["somebody", "vm-uid"]
 
 
-def test_an_instance_without_an_owner_is_not_taken_over_by_a_vm_that_goes_or_when_it_goes() -> None:
+def test_no_adoption_if_vm_or_vmi_is_being_deleted() -> None:
     assert not [each for each in see(vm(deleting=True), vmi("Running")) if isinstance(each, RecordEvent)]
     (patch,) = see(vm(deleting=True), vmi("Running"))
     assert patch.patch["metadata"] == {"finalizers": None, "resourceVersion": "5"}
@@ -299,21 +299,21 @@ def test_an_instance_without_an_owner_is_not_taken_over_by_a_vm_that_goes_or_whe
 
 
 @pytest.mark.parametrize("owner", ["vm-uid", ""])
-def test_a_vm_deleted_with_orphan_leaves_its_instance_alone(owner: str) -> None:
-    """Whether the garbage collector has taken the owner reference away yet or not."""
+def test_vm_deleted_with_orphan_keeps_vmi(owner: str) -> None:
+    """Before and after the garbage collector has removed the owner reference."""
     orphaning = vm(deleting=True)
     orphaning.metadata.finalizers.append("orphan")  # type: ignore[union-attr]
     (patch,) = see(orphaning, vmi("Running", owner=owner))
     assert patch.kind is VirtualMachine and patch.patch["metadata"]["finalizers"] == ["orphan"]
 
 
-def test_a_vm_deletes_its_instance_only_as_it_was_seen() -> None:
-    """The collector may have made it an orphan since: then the VM's mark is gone too, and only the version tells."""
+def test_vmi_is_deleted_with_resource_version_precondition() -> None:
+    """The garbage collector may have orphaned it meanwhile; only the resourceVersion detects that."""
     delete = next(each for each in see(vm(deleting=True), mine()) if isinstance(each, Delete))
     assert (delete.uid, delete.version) == ("vmi-uid", "7")
 
 
-def test_an_invalid_vm_starts_nothing_and_names_every_fault() -> None:
+def test_invalid_vm_is_not_started_and_reports_all_faults() -> None:
     faults = [Fault("spec.template.spec.a", "FieldValueInvalid", "bad"), Fault("spec.template.spec.b", "x", "worse")]
     actions = see(vm(run="RerunOnFailure"), faults=faults)
     status = told(actions)
@@ -322,22 +322,24 @@ def test_an_invalid_vm_starts_nothing_and_names_every_fault() -> None:
     assert failure["message"] == "spec.template.spec.a: bad; spec.template.spec.b: worse"
     assert [action.message for action in actions if isinstance(action, RecordEvent)] == [failure["message"]]
     broken = after(vm(run="RerunOnFailure"), faults=faults)
-    assert not [action for action in see(broken, faults=faults) if not isinstance(action, RequeueAfter)], "told twice"
+    assert not [action for action in see(broken, faults=faults) if not isinstance(action, RequeueAfter)], (
+        "reported twice"
+    )
     assert kinds(see(broken)) == ["Create"], "the corrected VM does not start"
 
 
-def test_an_invalid_change_does_not_end_a_running_vm() -> None:
+def test_invalid_change_does_not_stop_running_vm() -> None:
     assert kinds(see(vm(), mine(), faults=[Fault("spec.x", "x", "bad")])) == []
 
 
-def test_a_refused_vmi_is_told_once() -> None:
+def test_refused_vmi_is_reported_once() -> None:
     patch, event = refused(vm(), "exceeded quota: q", NOW)
     assert isinstance(patch, Patch) and isinstance(event, RecordEvent)
     status = msgspec.convert(patch.patch["status"], VirtualMachineStatus)
     assert not list(refused(msgspec.structs.replace(vm(), status=status), "exceeded quota: q", NOW))
 
 
-def test_a_vm_on_a_silent_node_is_unknown_and_stays_where_it_is() -> None:
+def test_vm_on_unresponsive_node_is_unknown_and_not_restarted() -> None:
     lost = {"type": "Ready", "status": "False", "reason": "NodeNotReady", "message": "Node node1 is silent"}
     for phase in ("Scheduled", "Running"):
         actions = see(vm(), mine(phase, conditions=[lost]))
@@ -350,25 +352,25 @@ def test_a_vm_on_a_silent_node_is_unknown_and_stays_where_it_is() -> None:
     assert told(see(vm(), mine("Failed", conditions=[lost])))["printableStatus"] != "Unknown"
 
 
-# ---- the VM's end
+# ---- deletion of the VM
 
 
-def test_a_deleted_vm_waits_for_its_vmi() -> None:
+def test_deleted_vm_waits_for_vmi() -> None:
     machine = vm(deleting=True)
     assert kinds(see(machine, mine())) == ["Delete"]
     assert told(see(machine, mine(deleting=True)))["printableStatus"] == "Terminating"
     (last,) = see(machine)
     assert last.patch["metadata"]["finalizers"] is None and last.subresource is None
     (last,) = see(machine, vmi("Running", owner="another"))
-    assert last.patch["metadata"]["finalizers"] is None, "somebody else's VMI is none of its business"
+    assert last.patch["metadata"]["finalizers"] is None, "a VMI with another owner is not deleted"
 
 
-def test_the_finalizer_is_put_on_with_the_version_it_was_read_at() -> None:
+def test_finalizer_is_added_with_resource_version_precondition() -> None:
     first = see(vm(run="Halted", finalizer=False))[0]
     assert first.patch["metadata"] == {"finalizers": [names.FINALIZER_VM], "resourceVersion": "5"}
 
 
-# ---- what the status says
+# ---- status
 
 
 def sick(kind: str, reason: str, message: str = "m") -> dict[str, Any]:
@@ -404,31 +406,31 @@ def test_printable_status(shown: str, machine: dict[str, Any], instance: Virtual
     assert status and status.printableStatus == shown
 
 
-def test_a_vm_is_ready_when_its_vmi_is_and_not_while_it_is_being_stopped() -> None:
+def test_vm_is_ready_with_vmi_and_not_while_stopping() -> None:
     instance = mine(conditions=[{"type": "Ready", "status": "True"}])
     assert told(see(vm(), instance))["ready"] is True
     stopping = mine(deleting=True, conditions=[{"type": "Ready", "status": "True"}])
     status = told(see(vm(run="Halted"), stopping))
     assert "ready" not in status and status["created"] is True
-    # null takes the field away: as published there is no `false`, and clients wait for it to vanish.
+    # null removes the field: as in KubeVirt there is no `false`, and clients wait for it to disappear.
     running = after(vm(), instance)
     assert running.status and running.status.ready
     gone = told(see(msgspec.structs.replace(running, spec=vm(run="Halted").spec), None))
     assert gone["ready"] is None and gone["created"] is None
 
 
-def test_the_guests_end_is_no_news_for_a_vm_that_is_stopping() -> None:
+def test_guest_end_does_not_change_status_of_stopping_vm() -> None:
     stopping = after(vm(run="Halted"), mine(deleting=True, conditions=[{"type": "Ready", "status": "True"}]))
     assert see(stopping, mine("Succeeded", deleting=True, conditions=[sick("Ready", "GuestNotRunning")])) == []
 
 
 @pytest.mark.parametrize("phase", ["Pending", "Scheduling", "Scheduled"])
-def test_the_way_to_running_is_one_status_for_the_vm(phase: str) -> None:
+def test_phases_before_running_have_the_same_vm_status(phase: str) -> None:
     starting = after(vm(), mine("Pending", stamps={}))
     assert see(starting, mine(phase, stamps={}, conditions=[sick("Ready", "GuestNotRunning", "not yet")])) == []
 
 
-def test_a_trouble_of_the_vmi_is_the_vms_failure() -> None:
+def test_vmi_error_becomes_vm_failure_condition() -> None:
     status = told(see(vm(), mine("Scheduling", conditions=[sick("Synchronized", "FailedMount", "no secret s")])))
     failure = next(c for c in status["conditions"] if c["type"] == "Failure")
     assert (failure["reason"], failure["message"]) == ("FailedMount", "no secret s")
@@ -436,7 +438,7 @@ def test_a_trouble_of_the_vmi_is_the_vms_failure() -> None:
     assert healed.status and "Failure" not in [c.type for c in healed.status.conditions or []]
 
 
-def test_a_restart_is_required_when_the_template_changed_and_only_then() -> None:
+def test_restart_required_only_after_template_change() -> None:
     hashed = {names.ANNOTATION_TEMPLATE: template.hashes(vm().spec.template.spec)}
     same = after(vm(generation=9, run="Manual"), mine(annotations=hashed))
     assert "RestartRequired" not in [c.type for c in (same.status and same.status.conditions) or []]
@@ -445,7 +447,7 @@ def test_a_restart_is_required_when_the_template_changed_and_only_then() -> None
 
 
 def hashed(spec: dict[str, Any] | None = None, generation: str = "2") -> dict[str, str]:
-    """The annotations of a VMI that was made from this template."""
+    """The annotations of a VMI created from this template."""
     made_from = template.hashes(vm(spec=spec).spec.template.spec)
     return {names.ANNOTATION_GENERATION: generation, names.ANNOTATION_TEMPLATE: made_from}
 
@@ -464,14 +466,14 @@ GENERATIONS: list[tuple[str, VirtualMachine, VirtualMachineInstance | None, dict
 
 
 @pytest.mark.parametrize("what, machine, instance, more, expected", GENERATIONS, ids=[case[0] for case in GENERATIONS])
-def test_the_observed_generation_is_the_vms_own_as_soon_as_nothing_is_pending(
+def test_observed_generation_is_current_when_spec_is_in_effect(
     what: str, machine: VirtualMachine, instance: VirtualMachineInstance | None, more: dict[str, Any], expected: int
 ) -> None:
     status = told(see(machine, instance, **more))
     assert (status["desiredGeneration"], status["observedGeneration"]) == (machine.metadata.generation, expected)
 
 
-# ---- a template that is mended before the guest has started
+# ---- template changes before the guest has started
 
 STUCK = [sick("Synchronized", "FailedMount", "no secret s")]
 UNSTARTED: list[tuple[str, dict[str, Any], bool]] = [
@@ -487,7 +489,7 @@ UNSTARTED: list[tuple[str, dict[str, Any], bool]] = [
 
 @pytest.mark.parametrize("phase, more, renewed", UNSTARTED)
 @pytest.mark.parametrize("strategy", ["Always", "Manual", "RerunOnFailure", "Once"])
-def test_a_vmi_that_never_ran_is_made_anew_from_a_mended_template(
+def test_vmi_that_never_ran_is_recreated_after_template_change(
     strategy: str, phase: str, more: dict[str, Any], renewed: bool
 ) -> None:
     waiting = mine(phase, stamps={}, annotations=hashed(), **more)
@@ -508,14 +510,14 @@ def test_a_vmi_that_never_ran_is_made_anew_from_a_mended_template(
     assert kinds(see(begun, mine("Scheduling", stamps={}, annotations=hashed(CHANGED, "3"), uid="second"))) == []
 
 
-def test_a_vmi_that_never_ran_stays_where_its_template_means_the_same() -> None:
+def test_vmi_that_never_ran_is_kept_if_template_is_equivalent() -> None:
     assert kinds(see(vm(generation=3), mine("Scheduling", stamps={}, annotations=hashed()))) == []
     faulty = [Fault("spec.template.spec.nodeSelector", "Invalid", "no label")]
     found = see(vm(generation=3, spec=CHANGED), mine("Scheduling", stamps={}, annotations=hashed()), faults=faulty)
     assert kinds(found) == []
 
 
-def test_a_paused_start_stays_one_when_the_template_is_mended() -> None:
+def test_paused_start_is_kept_when_vmi_is_recreated() -> None:
     waiting = mine("Scheduling", stamps={}, annotations=hashed(), spec={**SPEC, "startStrategy": "Paused"})
     machine = after(vm(run="Manual", runStrategy="Manual", spec=CHANGED), waiting)
     assert made(see(machine))["startStrategy"] == "Paused"
@@ -527,22 +529,22 @@ PAUSED_START = {"action": "Start", "data": {"paused": "true"}}
 
 
 @pytest.mark.parametrize("strategy", ["Manual", "RerunOnFailure", "Always"])
-def test_a_request_to_start_paused_makes_a_vmi_that_waits(strategy: str) -> None:
+def test_paused_start_request_creates_paused_vmi(strategy: str) -> None:
     asked = vm(run=strategy, runStrategy=strategy, stateChangeRequests=[PAUSED_START])
     assert made(see(asked))["startStrategy"] == "Paused"
     assert "startStrategy" not in made(see(vm(run=strategy, runStrategy=strategy, stateChangeRequests=[START])))
 
 
-def test_a_request_to_start_paused_waits_until_a_halted_vm_is_to_run() -> None:
+def test_paused_start_request_is_kept_until_halted_vm_runs() -> None:
     asked = vm(run="Halted", runStrategy="Halted", stateChangeRequests=[PAUSED_START])
     assert kinds(see(asked)) == []
     assert decide(asked, None, NOW).requests == tuple(
         (asked.status or VirtualMachineStatus()).stateChangeRequests or ()
     )
-    # Any other request of a VM that is not to run is dropped.
+    # Other requests of a VM that is not to run are dropped.
     assert decide(vm(run="Halted", stateChangeRequests=[START]), None, NOW).requests == ()
 
 
-def test_a_vmi_that_was_asked_for_has_honoured_the_request() -> None:
+def test_start_request_is_dropped_after_create() -> None:
     asked = vm(run="Always", runStrategy="Always", stateChangeRequests=[PAUSED_START])
     assert decide(asked, mine("Scheduling"), NOW).requests == ()

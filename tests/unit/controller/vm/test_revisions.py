@@ -25,7 +25,7 @@ def changed(generation: int, guest: str) -> VirtualMachine:
     return vm(generation=generation, spec={"domain": {"devices": {}, "memory": {"guest": guest}}})
 
 
-def test_the_first_start_keeps_the_spec() -> None:
+def test_first_start_creates_revision_with_spec() -> None:
     (action,) = revisions.keep(vm(generation=3), [])
     assert isinstance(action, Create)
     assert action.obj["metadata"]["name"] == "revision-start-vm-vm-uid-3" == revisions.name_of(vm(generation=3), [])
@@ -38,14 +38,14 @@ def test_the_first_start_keeps_the_spec() -> None:
     assert revisions.owner_uid(kept([action])[0]) == "vm-uid"
 
 
-def test_an_unchanged_template_costs_nothing_whatever_else_changed() -> None:
+def test_unchanged_template_creates_no_revision() -> None:
     known = kept(list(revisions.keep(vm(generation=3), [])))
     later = vm(generation=5, run="Manual")
     assert list(revisions.keep(later, known)) == []
     assert revisions.name_of(later, known) == "revision-start-vm-vm-uid-3"
 
 
-def test_a_changed_template_costs_one_and_the_oldest_of_many_goes() -> None:
+def test_changed_template_creates_revision_and_deletes_oldest() -> None:
     known: list[ControllerRevision] = []
     for generation in range(1, revisions.HISTORY + 1):
         actions = list(revisions.keep(changed(generation, f"{generation}Mi"), known))
@@ -59,15 +59,15 @@ def test_a_changed_template_costs_one_and_the_oldest_of_many_goes() -> None:
     assert spared == [known[1].metadata.name]
 
 
-def test_a_revision_of_another_name_is_not_ours() -> None:
+def test_revision_with_foreign_name_is_ignored() -> None:
     (made,) = kept(list(revisions.keep(vm(), [])))
     forged = msgspec.structs.replace(made, metadata=msgspec.structs.replace(made.metadata, name="mine"))
     assert len(list(revisions.keep(vm(), [forged]))) == 1
     assert names.LABEL_TEMPLATE in (made.metadata.labels or {})
 
 
-def test_data_is_written_as_the_api_server_writes_it_again() -> None:
-    """Other bytes of the same meaning are a change to it, and no patch of the metadata would be taken any more."""
+def test_data_is_encoded_like_go_json() -> None:
+    """The API server compares bytes: another encoding would count as a change, and metadata patches would fail."""
     user_data = "#cloud-config\nruncmd: [a && b < c > d\u2028]\n"
     volumes = [{"name": "init", "cloudInitNoCloud": {"userData": user_data}}]
     (action,) = revisions.keep(vm(spec={**SPEC, "volumes": volumes}), [])

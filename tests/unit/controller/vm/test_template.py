@@ -1,4 +1,4 @@
-"""RestartRequired: for every change that matters, with its name, and for none other."""
+"""Condition RestartRequired: set for every effective change, with the field's name, and for no other."""
 
 from typing import Any
 
@@ -89,7 +89,7 @@ MATTERS = [
 
 
 @pytest.mark.parametrize(("path", "value", "fields"), MATTERS)
-def test_what_matters_is_named_and_forgotten_when_it_is_put_back(path: str, value: Any, fields: list[str]) -> None:
+def test_changed_field_is_named_until_reverted(path: str, value: Any, fields: list[str]) -> None:
     instance = started(RICH)
     assert waiting(changed(path, value), instance) == fields
     assert waiting(RICH, instance) == []
@@ -123,14 +123,14 @@ def test_defaults_order_and_spelling_need_no_restart(path: str, value: Any, mark
     assert waiting(changed(path, value), started(RICH, marked=marked)) == []
 
 
-def test_new_defaults_of_the_installation_are_not_the_vms_change() -> None:
+def test_new_defaults_of_kubevirt_cr_need_no_restart() -> None:
     instance = started(RICH)
     config = KubeVirtConfiguration(cpuModel="Haswell", machineType="pc-q35-9.2", evictionStrategy="LiveMigrate")
     assert waiting(RICH, instance, config) == []
     assert waiting(changed("hostname", "h"), instance, config) == ["hostname"]
 
 
-def test_an_annotation_that_is_not_ours_has_everything_compared() -> None:
+def test_invalid_hash_annotation_compares_all_sections() -> None:
     instance = started(RICH)
     for text in ("0123456789abcdef", "", "=,=", "x"):
         meta = msgspec.structs.replace(instance.metadata, annotations={names.ANNOTATION_TEMPLATE: text})
@@ -139,14 +139,14 @@ def test_an_annotation_that_is_not_ours_has_everything_compared() -> None:
         assert waiting(changed("hostname", "h"), odd) == ["hostname"]
 
 
-def test_many_changes_are_counted_where_they_cannot_all_be_named() -> None:
+def test_number_of_named_fields_is_limited() -> None:
     fields = [f"f{number}" for number in range(13)]
     (told,) = [c for c in wanted_conditions(vm(), None, (), False, fields) if c["type"] == "RestartRequired"]
     assert "f9 and 3 more. Restart" in told["message"] and "f10" not in told["message"]
 
 
-def test_words_about_a_template_stay_bounded() -> None:
-    """A field's path holds names that the user chose."""
+def test_template_messages_are_bounded() -> None:
+    """Field paths contain names chosen by the user."""
     fields = ["x" * 5000]
     (told,) = [c for c in wanted_conditions(vm(), None, (), False, fields) if c["type"] == "RestartRequired"]
     assert len(told["message"]) <= 1500
@@ -168,11 +168,11 @@ def test_words_about_a_template_stay_bounded() -> None:
         ([{"name": "a"}], [{"name": "a", "x": 1}, {"name": "b"}], "", ["[a].x", "[b]"]),
     ],
 )
-def test_alike(one: Any, other: Any, key: str, paths: list[str]) -> None:
+def test_semantic_differences(one: Any, other: Any, key: str, paths: list[str]) -> None:
     assert semantic_diff.differences(one, other, key) == paths == semantic_diff.differences(other, one, key)
 
 
-def test_the_template_itself_is_all_that_counts() -> None:
+def test_hash_depends_only_on_template() -> None:
     assert template.hashes(vm().spec.template.spec) == template.hashes(
         vm(generation=9, run="Manual").spec.template.spec
     )  # type: ignore[arg-type]

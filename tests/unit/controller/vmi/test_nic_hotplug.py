@@ -1,4 +1,4 @@
-"""Network cards of a running VM: what a changed template brings about now, and what waits for a restart."""
+"""NIC hot-plug: template changes that are applied live, and those that wait for a restart."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ DEVICE: Json = {"name": "device", "sriov": {}}
 
 
 def spec(*cards: Json, **more: Any) -> Json:
-    """A spec with these interfaces, each on a network of its kind."""
+    """A spec with these interfaces, each on a matching network."""
     networks = [
         {"name": card["name"], "pod": {}}
         if card["name"] == "default"
@@ -37,7 +37,7 @@ def spec(*cards: Json, **more: Any) -> Json:
 
 
 def started(*cards: Json, phase: str = "Running", shows: tuple[str, ...] | None = None, **more: Any) -> Any:
-    """The VMI of a VM with these cards; `shows` are the cards that the handler reports, else all of them."""
+    """The VMI of a VM with these interfaces. `shows`: interfaces that the handler reports, by default all."""
     found = plan(ObservedVm(vm=vm(spec=spec(*cards, **more)), now=NOW))
     *_, create = [each for each in found if isinstance(each, Create)]
     seen = [card["name"] for card in cards] if shows is None else shows
@@ -53,13 +53,13 @@ def alive(document: Json, phase: str = "Running", shows: Any = ()) -> VirtualMac
 
 
 def patches(machine: VirtualMachine, instance: VirtualMachineInstance) -> list[Patch]:
-    """What is done to specs: VMI's and VM's."""
+    """The patches of the VMI's and the VM's spec."""
     found = plan(ObservedVm(vm=machine, vmi=instance, now=NOW))
     return [each for each in found if isinstance(each, Patch) and each.subresource is None]
 
 
 def waiting(machine: VirtualMachine, instance: VirtualMachineInstance, **more: Any) -> list[str]:
-    """The fields that RestartRequired names."""
+    """The fields named in condition RestartRequired."""
     found = template.difference(machine, instance, None)
     fields = list(found.waiting) if found else []
     told = [each for each in plan(ObservedVm(vm=machine, vmi=instance, now=NOW)) if isinstance(each, Patch)]
@@ -71,7 +71,7 @@ def waiting(machine: VirtualMachine, instance: VirtualMachineInstance, **more: A
 
 
 def after(machine: VirtualMachine, instance: VirtualMachineInstance, shows: Any = ()) -> VirtualMachineInstance:
-    """The VMI with its patch applied, running, with these cards in its status."""
+    """The VMI with its patch applied, running, with these interfaces in its status."""
     (patch,) = patches(machine, instance)
     assert patch.kind is VirtualMachineInstance and patch.patch["metadata"] == {
         "uid": "vmi-uid",
@@ -95,10 +95,10 @@ def cards_of(instance: VirtualMachineInstance) -> dict[str, str | None]:
     return {each.name: each.state for each in instance.spec.domain.devices.interfaces or ()}
 
 
-# ---- plugging in
+# ---- plugging
 
 
-def test_a_new_bridge_is_plugged_in_with_the_address_that_it_keeps() -> None:
+def test_added_bridge_interface_is_plugged_with_stable_mac() -> None:
     machine, instance = vm(spec=spec(POD, RED), generation=2), started(POD)
     plugged = after(machine, instance, ["default"])
     assert cards_of(plugged) == {"default": None, "red": None}
@@ -106,7 +106,7 @@ def test_a_new_bridge_is_plugged_in_with_the_address_that_it_keeps() -> None:
     assert red.macAddress == mac_address(instance.metadata, "red") and red.model == "virtio"
     assert waiting(machine, instance) == []
     assert patches(machine, plugged) == [] and waiting(machine, plugged) == []
-    # The next start makes the very same card.
+    # The next start creates the same interface.
     fresh = started(POD, RED)
     assert (fresh.spec.domain.devices.interfaces or [])[1] == red
 
@@ -120,19 +120,19 @@ def test_a_new_bridge_is_plugged_in_with_the_address_that_it_keeps() -> None:
         {**RED, "pciAddress": "0000:09:00.0"},
     ],
 )
-def test_what_cannot_be_plugged_in_waits_for_a_restart(card: Json) -> None:
+def test_unpluggable_interface_waits_for_restart(card: Json) -> None:
     machine, instance = vm(spec=spec(POD, card)), started(POD)
     assert patches(machine, instance) == []
     assert waiting(machine, instance) == [f"domain.devices.interfaces[{card['name']}]"]
 
 
-def test_the_pod_network_is_not_plugged_in() -> None:
+def test_pod_network_is_not_hot_plugged() -> None:
     machine, instance = vm(spec=spec(RED, POD)), started(RED)
     assert patches(machine, instance) == []
     assert waiting(machine, instance) == ["domain.devices.interfaces[default]"]
 
 
-def test_a_vm_without_hot_plug_gets_nothing_plugged_in() -> None:
+def test_disable_hotplug_prevents_hot_plug() -> None:
     closed = spec(POD)
     closed["domain"]["devices"]["disableHotplug"] = True
     wanted = spec(POD, RED)
@@ -143,14 +143,14 @@ def test_a_vm_without_hot_plug_gets_nothing_plugged_in() -> None:
     assert waiting(vm(spec=wanted), instance) == ["domain.devices.interfaces[red]"]
 
 
-def test_what_can_be_done_is_done_whatever_else_has_to_wait() -> None:
+def test_live_changes_are_applied_beside_waiting_ones() -> None:
     machine = vm(spec=spec({**POD, "model": "e1000"}, RED, hostname="other"))
     instance = started(POD)
     assert cards_of(after(machine, instance)) == {"default": None, "red": None}
     assert waiting(machine, instance) == ["domain.devices.interfaces[default].model", "hostname"]
 
 
-def test_a_faulty_template_changes_nothing_that_runs() -> None:
+def test_invalid_template_changes_nothing_in_running_vmi() -> None:
     fault: Any = [names.FAULT_INVALID]
     found = plan(ObservedVm(vm=vm(spec=spec(POD, RED)), vmi=started(POD), now=NOW, faults=fault))
     assert not [each for each in found if isinstance(each, Patch) and each.subresource is None]
@@ -160,7 +160,7 @@ def test_a_faulty_template_changes_nothing_that_runs() -> None:
 
 
 @pytest.mark.parametrize("card", [POD, RED, {**RED, "model": "e1000"}])
-def test_a_link_is_put_down_and_up(card: Json) -> None:
+def test_link_state_changes_live(card: Json) -> None:
     down = vm(spec=spec({**card, "state": "down"}))
     instance = started(card)
     lowered = after(down, instance, [card["name"]])
@@ -169,7 +169,7 @@ def test_a_link_is_put_down_and_up(card: Json) -> None:
     assert cards_of(after(vm(spec=spec(card)), lowered)) == {card["name"]: None}
 
 
-def test_up_is_what_a_link_is_anyway() -> None:
+def test_explicit_link_state_up_is_no_change() -> None:
     machine = vm(spec=spec({**RED, "state": "up"}))
     assert patches(machine, started(RED)) == [] and waiting(machine, started(RED)) == []
 
@@ -177,11 +177,11 @@ def test_up_is_what_a_link_is_anyway() -> None:
 # ---- unplugging
 
 
-def test_an_absent_card_leaves_the_vmi_and_the_template_when_the_handler_says_it_is_gone() -> None:
+def test_absent_interface_is_removed_when_handler_reports_it_unplugged() -> None:
     machine, instance = vm(spec=spec(POD, {**RED, "state": "absent"}, BLUE)), started(POD, RED, BLUE)
     leaving = after(machine, instance, ["default", "red", "blue"])
     assert cards_of(leaving) == {"default": None, "red": "absent", "blue": None}
-    assert patches(machine, leaving) == [], "the guest has it still"
+    assert patches(machine, leaving) == [], "the guest still has it"
     gone = alive(msgspec.to_builtins(leaving), shows=["default", "blue"])
     of_vmi, of_vm = patches(machine, gone)
     assert of_vmi.kind is VirtualMachineInstance and of_vm.kind is VirtualMachine
@@ -199,14 +199,14 @@ def test_an_absent_card_leaves_the_vmi_and_the_template_when_the_handler_says_it
     }
 
 
-def test_a_template_that_was_not_cleaned_before_a_crash_is_cleaned_later() -> None:
+def test_absent_interface_is_removed_from_template_after_crash() -> None:
     machine, instance = vm(spec=spec(POD, {**RED, "state": "absent"})), started(POD)
     (of_vm,) = patches(machine, instance)
     assert of_vm.kind is VirtualMachine
     assert [each["name"] for each in of_vm.patch["spec"]["template"]["spec"]["networks"]] == ["default"]
 
 
-def test_a_card_that_leaves_the_template_leaves_the_guest() -> None:
+def test_interface_removed_from_template_is_unplugged() -> None:
     machine, instance = vm(spec=spec(POD)), started(POD, RED)
     leaving = after(machine, instance, ["default", "red"])
     assert cards_of(leaving) == {"default": None, "red": "absent"} and waiting(machine, instance) == []
@@ -215,25 +215,25 @@ def test_a_card_that_leaves_the_template_leaves_the_guest() -> None:
 
 
 @pytest.mark.parametrize("phase", ["Scheduling", "Scheduled"])
-def test_a_guest_that_nobody_has_told_of_yet_may_have_the_card(phase: str) -> None:
+def test_interface_is_kept_until_guest_state_is_reported(phase: str) -> None:
     document = msgspec.to_builtins(started(POD, {**RED, "state": "down"}))
     document["spec"]["domain"]["devices"]["interfaces"][1]["state"] = "absent"
     assert patches(vm(spec=spec(POD)), alive(document, phase)) == []
 
 
-def test_a_card_is_kept_when_its_owner_thinks_better_of_it() -> None:
+def test_interface_restored_in_template_is_kept() -> None:
     leaving = after(vm(spec=spec(POD, {**RED, "state": "absent"})), started(POD, RED), ["default", "red"])
     assert cards_of(after(vm(spec=spec(POD, RED)), leaving)) == {"default": None, "red": None}
 
 
 @pytest.mark.parametrize("card", [POD, DEVICE, {**RED, "model": "pcnet"}])
-def test_what_cannot_be_unplugged_waits_for_a_restart(card: Json) -> None:
+def test_interface_that_cannot_be_unplugged_waits_for_restart(card: Json) -> None:
     machine, instance = vm(spec=spec(BLUE)), started(BLUE, card)
     assert patches(machine, instance) == []
     assert waiting(machine, instance) == [f"domain.devices.interfaces[{card['name']}]"]
 
 
-def test_the_last_card_is_unplugged_without_the_pod_network_coming_instead() -> None:
+def test_unplugging_last_interface_does_not_attach_pod_network() -> None:
     machine, instance = vm(spec=spec({**RED, "state": "absent"})), started(RED)
     gone = alive(msgspec.to_builtins(after(machine, instance, ["red"])), shows=[])
     of_vmi, of_vm = patches(machine, gone)
@@ -246,16 +246,16 @@ def test_the_last_card_is_unplugged_without_the_pod_network_coming_instead() -> 
     assert patches(vm(spec=spec()), bare) == [] and waiting(vm(spec=spec()), bare) == []
 
 
-def test_a_vm_starts_without_its_absent_cards() -> None:
+def test_vm_starts_without_absent_interfaces() -> None:
     assert cards_of(started(POD, {**RED, "state": "absent"})) == {"default": None}
     alone = started({**RED, "state": "absent"})
     assert cards_of(alone) == {} and alone.spec.domain.devices.autoattachPodInterface is False
 
 
-# ---- what needs a restart, and what does not
+# ---- restarts
 
 
-def test_a_card_that_is_changed_waits_and_is_named_with_its_field() -> None:
+def test_changed_interface_field_waits_and_is_named() -> None:
     instance = started(POD, RED)
     other = {**spec(POD, RED), "networks": [{"name": "default", "pod": {"vmNetworkCIDR": "10.9.0.0/24"}},
                                             {"name": "red", "multus": {"networkName": "other"}}]}  # fmt: skip
@@ -270,7 +270,7 @@ def test_a_card_that_is_changed_waits_and_is_named_with_its_field() -> None:
     assert "domain.devices.interfaces[default].bridge" in waiting(vm(spec=rebound), instance)
 
 
-def test_defaults_order_and_spelling_of_cards_need_no_restart() -> None:
+def test_interface_defaults_order_and_spelling_need_no_restart() -> None:
     instance = started(POD, BLUE)
     default = (instance.spec.domain.devices.interfaces or [])[0]
     written = [{**BLUE, "macAddress": "02-00-00-00-00-0B", "model": "virtio", "ports": []},
@@ -279,7 +279,7 @@ def test_defaults_order_and_spelling_of_cards_need_no_restart() -> None:
     assert waiting(machine, instance) == [] and patches(machine, instance) == []
 
 
-def test_networks_in_another_order_than_their_cards_are_left_in_it() -> None:
+def test_order_of_networks_is_kept() -> None:
     crossed = spec(POD, RED)
     crossed["networks"].reverse()
     *_, create = [each for each in plan(ObservedVm(vm=vm(spec=crossed), now=NOW)) if isinstance(each, Create)]
@@ -295,7 +295,7 @@ def test_networks_in_another_order_than_their_cards_are_left_in_it() -> None:
     ]
 
 
-def test_the_installations_binding_is_decided_at_the_start() -> None:
+def test_default_binding_is_fixed_at_start() -> None:
     instance = started({"name": "default"})
     unsaid = {key: value for key, value in SPEC.items() if key != "networks"}
     machine = vm(spec={**spec({"name": "default"}), "hostname": "x"})
@@ -306,12 +306,12 @@ def test_the_installations_binding_is_decided_at_the_start() -> None:
     assert found is not None and found.waiting == () and found.nics.spec == found.vmi.spec
 
 
-def test_putting_the_template_back_takes_back_what_was_plugged_in() -> None:
+def test_reverted_template_unplugs_interface() -> None:
     plugged = after(vm(spec=spec(POD, RED)), started(POD), ["default", "red"])
     assert cards_of(after(vm(spec=spec(POD)), plugged)) == {"default": None, "red": "absent"}
 
 
-def test_a_vm_that_has_ended_or_is_going_is_left_alone() -> None:
+def test_finished_or_deleted_vmi_is_not_changed() -> None:
     machine = vm(run="Manual", spec=spec(POD, RED))
     assert patches(machine, alive(msgspec.to_builtins(started(POD)), "Succeeded")) == []
     going = msgspec.structs.replace(
@@ -320,7 +320,7 @@ def test_a_vm_that_has_ended_or_is_going_is_left_alone() -> None:
     assert patches(machine, going) == []
 
 
-# ---- whatever is asked for, it comes to rest
+# ---- convergence
 
 PLUGGABLE = [{"name": name, "bridge": {}} for name in "abcd"]
 FIXED = [POD, DEVICE, {"name": "old", "bridge": {}, "model": "pcnet"}]
@@ -329,7 +329,7 @@ STATES = st.sampled_from([None, "up", "down", "absent"])
 
 @st.composite
 def templates(draw: st.DrawFn) -> list[Json]:
-    """Some cards in some order, those that can be plugged in some state."""
+    """Random interfaces in random order; pluggable ones with a random state."""
     plugged = draw(st.lists(st.sampled_from(PLUGGABLE), unique_by=lambda card: card["name"]))
     states = [draw(STATES) for _ in plugged]
     moving = [{**card, "state": state} if state else card for card, state in zip(plugged, states, strict=True)]
@@ -338,7 +338,7 @@ def templates(draw: st.DrawFn) -> list[Json]:
 
 
 def settled(cards: list[Json], instance: VirtualMachineInstance) -> tuple[list[Json], VirtualMachineInstance]:
-    """Template and VMI when nothing is done about them any more, with a handler that does what it is told."""
+    """Template and VMI after convergence, with a handler that applies every change."""
     for _ in range(4):
         shows = [nic.name for nic in instance.spec.domain.devices.interfaces or () if nic.state != "absent"]
         instance = alive(msgspec.to_builtins(instance), shows=shows)
@@ -360,7 +360,7 @@ def settled(cards: list[Json], instance: VirtualMachineInstance) -> tuple[list[J
 
 @settings(max_examples=150, deadline=None)
 @given(templates(), templates())
-def test_every_change_comes_to_rest_at_what_was_asked_for(before: list[Json], after: list[Json]) -> None:
+def test_every_change_converges_to_the_template(before: list[Json], after: list[Json]) -> None:
     cards, instance = settled(after, started(*before))
     assert not [card for card in cards if card.get("state") == "absent"]
     wanted = {card["name"]: card.get("state") for card in after if card.get("state") != "absent"}

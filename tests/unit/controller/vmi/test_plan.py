@@ -1,4 +1,4 @@
-"""The plan for a VMI, on whole snapshots."""
+"""The plan for a VMI, on complete snapshots."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -34,7 +34,7 @@ WITH_CLAIM = {**SPEC, "volumes": [{"name": "data", "persistentVolumeClaim": {"cl
 
 
 def see(instance: VirtualMachineInstance, **more: Any) -> list[Any]:
-    """The plan, with the actions of Together beside each other."""
+    """The plan, with the actions of Concurrently flattened."""
     flat: list[Any] = []
     for action in plan(ObservedVmi(vmi=instance, now=NOW, **more)):
         flat += action.actions if isinstance(action, Concurrently) else [action]
@@ -42,13 +42,13 @@ def see(instance: VirtualMachineInstance, **more: Any) -> list[Any]:
 
 
 def waits(planned: list[Any]) -> bool:
-    """Nothing is done, at most looked at later."""
+    """Whether the plan does nothing but requeue."""
     return all(isinstance(action, RequeueAfter) for action in planned)
 
 
 def status_of(action: Any) -> dict[str, Any]:
     assert isinstance(action, Patch) and action.kind is VirtualMachineInstance and action.subresource is None
-    assert action.patch["metadata"]["uid"] == "vmi-uid", "a patch without UID may hit another VMI of that name"
+    assert action.patch["metadata"]["uid"] == "vmi-uid", "a patch without UID could hit another VMI of that name"
     status: dict[str, Any] = action.patch.get("status", {})
     return status
 
@@ -57,22 +57,22 @@ def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
     return next(c for c in status["conditions"] if c["type"] == kind)
 
 
-# ---- a pod is made
+# ---- creation of the pod
 
 
 @pytest.mark.parametrize("phase", ["", "Pending"])
-def test_a_new_vmi_gets_its_pod_and_nothing_else_is_written(phase: str) -> None:
+def test_new_vmi_only_creates_pod(phase: str) -> None:
     (action,) = see(vmi(phase))
     assert isinstance(action, Create) and action.kind is Pod
     assert action.obj["metadata"]["ownerReferences"][0]["uid"] == "vmi-uid"
 
 
-def test_the_pods_name_depends_on_the_uid_alone_so_that_there_is_never_a_second_pod() -> None:
+def test_pod_name_depends_on_vmi_uid() -> None:
     assert pods.pod_name(vmi()) == pods.pod_name(vmi("Pending"))
     assert pods.pod_name(vmi()) != pods.pod_name(vmi(uid="another"))
 
 
-def test_an_invalid_vmi_is_told_every_fault_once() -> None:
+def test_invalid_vmi_reports_all_faults_once() -> None:
     faults = [Fault("spec.a", "FieldValueInvalid", "too long"), Fault("spec.b", "FieldValueRequired", "missing")]
     patch, event = see(vmi(finalizer=False), faults=faults)
     told = condition(status_of(patch), "Synchronized")
@@ -83,7 +83,7 @@ def test_an_invalid_vmi_is_told_every_fault_once() -> None:
     assert see(again, faults=faults) == []
 
 
-def test_a_missing_claim_is_named_and_waited_for() -> None:
+def test_missing_claim_is_reported_and_awaited() -> None:
     patch, event = see(vmi("Pending", spec=WITH_CLAIM))
     told = condition(status_of(patch), "Synchronized")
     assert (
@@ -103,15 +103,15 @@ EMULATING = ControllerSettings(
 FOR_KVM = {"devices.kubevirt.io/kvm": "1", "devices.kubevirt.io/tun": "1"}
 
 
-def test_a_pod_that_waits_for_kvm_in_vain_is_made_anew() -> None:
-    """Such as one made before somebody allowed emulation."""
+def test_pending_pod_requesting_kvm_is_recreated_for_emulation() -> None:
+    """Such as one created before emulation was allowed."""
     waiting = vmi("Scheduling", stamps=SCHEDULING)
     back, told, gone = see(waiting, pod=pod(limits=FOR_KVM), settings=EMULATING)
-    assert status_of(back)["phase"] == "Pending", "without a pod, a VMI in a later phase has lost its guest"
+    assert status_of(back)["phase"] == "Pending", "a VMI without a pod in a later phase would count as failed"
     assert isinstance(told, RecordEvent) and told.type == "Normal"
     assert isinstance(gone, Delete) and gone.uid == "pod-uid"
-    assert gone.version == "9", "it may have got a node meanwhile"
-    # The first answer comes back before the second has been given.
+    assert gone.version == "9", "it may have been bound meanwhile"
+    # The result of the first write is observed before the second.
     assert see(vmi("Pending"), pod=pod(limits=FOR_KVM), settings=EMULATING) == [gone]
     assert see(vmi("Pending"), pod=pod(limits=FOR_KVM, deleting=True), settings=EMULATING) == []
     (made,) = see(vmi("Pending"), settings=EMULATING)
@@ -129,12 +129,12 @@ def test_a_pod_that_waits_for_kvm_in_vain_is_made_anew() -> None:
         ("pending", FOR_KVM, replace(EMULATING, kvm_offered=True)),
     ],
 )
-def test_no_other_pod_is_made_anew(state: str, limits: dict[str, str], settings: ControllerSettings) -> None:
+def test_other_pods_are_not_recreated(state: str, limits: dict[str, str], settings: ControllerSettings) -> None:
     planned = see(vmi("Scheduling", stamps=SCHEDULING), pod=pod(state, limits=limits), settings=settings)
     assert not [action for action in planned if isinstance(action, Delete | RecordEvent)]
 
 
-def test_a_pod_makes_the_phase_scheduling_in_one_write() -> None:
+def test_existing_pod_sets_phase_scheduling_in_one_write() -> None:
     (patch,) = see(
         vmi("Pending", stamps={"Pending": LONG_AGO}, spec=WITH_CLAIM), pod=pod(), claims={"data": claim("data")}
     )
@@ -168,26 +168,28 @@ def with_capacity(amount: str) -> dict[str, Any]:
     return {"name": "data", "target": "vda", "size": 5, "persistentVolumeClaimInfo": info}
 
 
-def test_a_claim_that_has_grown_is_written_down_for_the_handler() -> None:
+def test_grown_claim_updates_volume_status() -> None:
     other = {"name": "root", "target": "vdb", "size": 9}
     running = vmi("Running", spec=WITH_CLAIM, volumeStatus=[with_capacity("500Mi"), other])
     (patch,) = see(running, pod=pod("running", gate="True"), claims={"data": claim("data")})
-    assert patch.patch["metadata"] == {"uid": "vmi-uid", "resourceVersion": "7"}, "a list is replaced whole"
+    assert patch.patch["metadata"] == {"uid": "vmi-uid", "resourceVersion": "7"}, (
+        "a merge patch replaces the whole list"
+    )
     entry, untouched = status_of(patch)["volumeStatus"]
     assert entry["persistentVolumeClaimInfo"]["capacity"] == {"storage": "1Gi"}
-    assert (entry["target"], entry["size"]) == ("vda", 5), "what the handler wrote stays"
+    assert (entry["target"], entry["size"]) == ("vda", 5), "fields of the handler are kept"
     assert untouched["size"] == 9
 
 
 @pytest.mark.parametrize("phase", ["Bound", "Lost"])
-def test_a_claim_as_it_was_is_not_written_again(phase: str) -> None:
+def test_unchanged_claim_is_not_written(phase: str) -> None:
     running = vmi("Running", spec=WITH_CLAIM, volumeStatus=[with_capacity("1Gi")])
     assert see(running, pod=pod("running", gate="True"), claims={"data": claim("data", phase)}) == []
-    assert see(running, pod=pod("running", gate="True")) == [], "a claim that is gone is no smaller one"
+    assert see(running, pod=pod("running", gate="True")) == [], "a deleted claim does not change the capacity"
 
 
-def test_the_installations_default_binding_is_written_down_before_the_hand_over() -> None:
-    """The handler does not know the installation's settings: it would masquerade what was made as a bridge."""
+def test_default_binding_is_written_to_spec_before_hand_over() -> None:
+    """The handler does not know the KubeVirt CR: it would default to masquerade."""
     bridged = KubeVirtConfiguration(network=NetworkConfiguration(defaultNetworkInterface="bridge"))
     (patch,) = see(vmi("Pending"), pod=pod(), settings=ControllerSettings(configuration=bridged))
     assert patch.patch["spec"] == {
@@ -201,25 +203,25 @@ def test_the_installations_default_binding_is_written_down_before_the_hand_over(
     assert "spec" not in patch.patch
 
 
-def test_a_users_own_vmi_gets_the_finalizer_in_the_same_write() -> None:
+def test_user_created_vmi_gets_finalizer_in_same_write() -> None:
     (patch,) = see(vmi(finalizer=False), pod=pod())
     assert patch.patch["metadata"] == {"uid": "vmi-uid", "finalizers": [names.FINALIZER_VMI], "resourceVersion": "7"}
     assert status_of(patch)["phase"] == "Scheduling"
 
 
 @pytest.mark.parametrize("launcher", [pod("pending"), pod("bound", gate="True")])
-def test_nothing_is_written_while_nothing_is_new(launcher: Pod) -> None:
+def test_unchanged_state_writes_nothing(launcher: Pod) -> None:
     assert see(vmi("Scheduling", stamps=SCHEDULING, conditions=[READY_FALSE]), pod=launcher) == []
 
 
-def test_the_gate_is_opened_when_the_pod_is_on_a_node() -> None:
+def test_readiness_gate_is_set_when_pod_is_bound() -> None:
     (gate,) = see(vmi("Scheduling", stamps=SCHEDULING, conditions=[READY_FALSE]), pod=pod("bound"))
     assert isinstance(gate, Patch) and gate.subresource == "status" and gate.patch_kind == "strategic"
     (opened,) = gate.patch["status"]["conditions"]
     assert (opened["type"], opened["status"]) == (names.READINESS_GATE, "True")
 
 
-def test_a_running_launcher_is_handed_over() -> None:
+def test_running_launcher_is_handed_over() -> None:
     starting = vmi("Scheduling", stamps=SCHEDULING, conditions=[READY_FALSE])
     (hand_over,) = see(starting, pod=pod("running", gate="True"))
     status = status_of(hand_over)
@@ -228,25 +230,25 @@ def test_a_running_launcher_is_handed_over() -> None:
     assert hand_over.patch["metadata"]["labels"] == {names.LABEL_NODE_NAME: "node1"}
 
 
-def test_the_hand_over_does_not_wait_for_the_gate() -> None:
+def test_hand_over_does_not_wait_for_readiness_gate() -> None:
     (both,) = plan(ObservedVmi(vmi=vmi("Scheduling", stamps=SCHEDULING), now=NOW, pod=pod("running")))
     assert isinstance(both, Concurrently) and [action.kind for action in both.actions] == [VirtualMachineInstance, Pod]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("phase", ["Scheduled", "Running"])
-def test_after_the_hand_over_the_vmi_is_the_handlers(phase: str) -> None:
+def test_handed_over_vmi_is_not_written(phase: str) -> None:
     assert (
         see(vmi(phase, stamps=RUNNING), pod=pod("running", gate="True"), warning=("FailedMount", "no"), bound_for=99)
         == []
     )
 
 
-def test_a_gate_that_a_crash_left_closed_is_opened() -> None:
+def test_readiness_gate_is_set_after_crash() -> None:
     (gate,) = see(vmi("Running", stamps=RUNNING), pod=pod("running"))
     assert isinstance(gate, Patch) and gate.kind is Pod
 
 
-def test_a_guest_that_starts_paused_gets_no_traffic_before_somebody_resumes_it() -> None:
+def test_guest_started_paused_is_not_ready_until_resumed() -> None:
     spec = {**SPEC, "startStrategy": "Paused"}
     starting = vmi("Scheduling", stamps=SCHEDULING, conditions=[READY_FALSE], spec=spec)
     assert see(starting, pod=pod("bound")) == []
@@ -256,17 +258,17 @@ def test_a_guest_that_starts_paused_gets_no_traffic_before_somebody_resumes_it()
     assert gate.patch["status"]["conditions"][0]["status"] == "True"
 
 
-def test_a_paused_guest_closes_the_gate() -> None:
+def test_paused_guest_clears_readiness_gate() -> None:
     paused = vmi("Running", stamps=RUNNING, conditions=[{"type": "Paused", "status": "True"}])
     (gate,) = see(paused, pod=pod("running", gate="True"))
     assert gate.patch["status"]["conditions"][0]["status"] == "False"
     assert see(paused, pod=pod("running", gate="False")) == []
 
 
-# ---- what keeps a pod from running
+# ---- problems before the pod runs
 
 
-def test_the_schedulers_words_stand_in_the_status_and_in_an_event() -> None:
+def test_scheduling_failure_is_reported_in_condition_and_event() -> None:
     waiting = vmi("Scheduling", stamps=SCHEDULING, conditions=[READY_FALSE])
     patch, event = see(waiting, pod=pod(unschedulable="0/2 nodes are available"))
     told = condition(status_of(patch), "PodScheduled")
@@ -278,13 +280,13 @@ def test_the_schedulers_words_stand_in_the_status_and_in_an_event() -> None:
     assert [c["type"] for c in status_of(cleared)["conditions"]] == ["Ready"]
 
 
-def test_a_claim_that_is_not_bound_is_named_as_the_cause() -> None:
+def test_unbound_claim_is_named_in_condition() -> None:
     waiting = vmi("Scheduling", stamps=SCHEDULING, spec=WITH_CLAIM)
     patch, _ = see(waiting, pod=pod(unschedulable="unbound"), claims={"data": claim("data", phase="Pending")})
     assert condition(status_of(patch), "PodScheduled")["reason"] == "WaitingForVolumeBinding"
 
 
-def test_an_image_that_cannot_be_pulled_is_told_twice_at_most() -> None:
+def test_image_pull_error_is_reported_at_most_twice() -> None:
     instance = vmi("Scheduling", stamps=SCHEDULING, conditions=[READY_FALSE])
     writes = 0
     for reason, message in [
@@ -297,12 +299,12 @@ def test_an_image_that_cannot_be_pulled_is_told_twice_at_most() -> None:
             if isinstance(action, Patch):
                 writes += 1
                 told = condition(status_of(action), "Synchronized")
-                assert "no such image x:1" in told["message"], "the cause is forgotten"
+                assert "no such image x:1" in told["message"], "the cause is lost"
                 instance = vmi("Scheduling", stamps=SCHEDULING, conditions=status_of(action)["conditions"])
     assert writes == 2
 
 
-def test_a_failed_mount_counts_when_it_lasts() -> None:
+def test_failed_mount_is_reported_after_warning_seconds() -> None:
     instance, warning = (
         vmi("Scheduling", stamps=SCHEDULING, conditions=[READY_FALSE]),
         ("FailedMount", 'secret "s" not found'),
@@ -316,7 +318,7 @@ def test_a_failed_mount_counts_when_it_lasts() -> None:
 
 @pytest.mark.parametrize("strategy", [None, "None", "LiveMigrate", "LiveMigrateIfPossible", "External"])
 @pytest.mark.parametrize("whose", ["VMI", "cluster"])
-def test_a_vmi_that_asks_for_protection_has_a_disruption_budget(strategy: Any, whose: str) -> None:
+def test_eviction_strategy_creates_disruption_budget(strategy: Any, whose: str) -> None:
     spec = {**SPEC, "evictionStrategy": strategy} if whose == "VMI" and strategy else SPEC
     config = KubeVirtConfiguration(evictionStrategy=strategy if whose == "cluster" else None)
     made = see(vmi("Pending", spec=spec), settings=ControllerSettings(configuration=config))
@@ -336,7 +338,7 @@ def test_a_vmi_that_asks_for_protection_has_a_disruption_budget(strategy: Any, w
 # ---- the end
 
 
-def test_the_handler_has_two_seconds_to_tell_the_end() -> None:
+def test_handler_has_two_seconds_to_report_the_end() -> None:
     (again,) = see(vmi("Running", stamps=RUNNING), pod=pod("ended"), ended_for=0.5)
     assert again == RequeueAfter(1.5)
 
@@ -357,14 +359,14 @@ def test_the_handler_has_two_seconds_to_tell_the_end() -> None:
         (pod("ended", exit_code=1, containerStatuses=[], reason="Evicted"), "Failed", "Evicted"),
     ],
 )
-def test_without_the_handler_the_termination_message_tells(launcher: Pod | None, phase: str, reason: str) -> None:
-    # Where the kubelet says nothing of the containers, the handler has found no process and taken the pod off.
+def test_termination_message_is_used_without_handler(launcher: Pod | None, phase: str, reason: str) -> None:
+    # The kubelet reports no container statuses: the handler found no process and removed the pod from activePods.
     listed = {"pod-uid": "node1"} if launcher and launcher.status.containerStatuses else {}
     actions = see(vmi("Running", stamps=RUNNING, activePods=listed), pod=launcher, ended_for=2)
     status = status_of(actions[0])
     assert (status["phase"], status["reason"]) == (phase, reason)
     assert status.get("activePods", {}) == dict.fromkeys(listed)
-    assert actions[0].patch["metadata"]["resourceVersion"] == "7", "the handler may have told it meanwhile"
+    assert actions[0].patch["metadata"]["resourceVersion"] == "7", "the handler may have reported it meanwhile"
     assert [type(action) for action in actions[1:]] == ([RecordEvent] if phase == "Failed" else [])
 
 
@@ -387,9 +389,7 @@ def disrupted(reason: str) -> list[dict[str, str]]:
         ({}, "Failed", "PodTerminated"),
     ],
 )  # fmt: skip
-def test_a_vmi_whose_pod_had_to_go_has_failed_with_the_cause(
-    said: str, more: dict[str, Any], phase: str, reason: str
-) -> None:
+def test_disrupted_vmi_fails_with_cause(said: str, more: dict[str, Any], phase: str, reason: str) -> None:
     more = dict(more)
     conditions, made = more.pop("conditions", None), pod("ended", message=TOLD % said, **more)
     if conditions:
@@ -399,22 +399,22 @@ def test_a_vmi_whose_pod_had_to_go_has_failed_with_the_cause(
     patch, event = see(running, pod=made, ended_for=2)
     assert (status_of(patch)["phase"], status_of(patch)["reason"]) == (phase, reason)
     assert event.reason == reason and "the guest shut down" in event.message
-    # One that was to end has ended as it was told to.
+    # A VMI that is being deleted has ended as requested.
     going = vmi("Running", stamps=RUNNING, deleting=True, activePods={"pod-uid": "node1"})
     last, *_ = see(going, pod=made, ended_for=2)
     assert status_of(last.actions[0] if isinstance(last, Concurrently) else last)["phase"] == "Succeeded"
 
 
 @pytest.mark.parametrize("reason, told", [("Evicted", "Evicted"), ("Preempting", "Preempting"), ("x", "PodTerminated")])
-def test_a_kubelet_that_says_why_by_an_event_only_is_heard(reason: str, told: str) -> None:
-    """Of containers that all ended well, 1.36 forgets the eviction in the pod's status."""
+def test_disruption_cause_is_taken_from_kubelet_event(reason: str, told: str) -> None:
+    """Kubernetes 1.36 drops the eviction from the status of a pod whose containers all succeeded."""
     running = vmi("Running", stamps=RUNNING, activePods={"pod-uid": "node1"})
     warning = (reason, 'Usage of EmptyDir volume "hyperlet" exceeds the limit')
     patch, event = see(running, pod=pod("ended", message=TOLD % "ForceOff"), ended_for=2, warning=warning)
     assert (status_of(patch)["phase"], status_of(patch)["reason"], event.reason) == ("Failed", told, told)
 
 
-def test_a_liveness_probe_that_failed_is_named() -> None:
+def test_failed_liveness_probe_is_reported() -> None:
     probed = {**SPEC, "livenessProbe": {"tcpSocket": {"port": 80}}}
     running = vmi("Running", stamps=RUNNING, activePods={"pod-uid": "node1"}, spec=probed)
     patch, event = see(running, pod=pod("ended", message=TOLD % "Terminated"), ended_for=2)
@@ -423,23 +423,23 @@ def test_a_liveness_probe_that_failed_is_named() -> None:
     assert (status_of(patch)["phase"], rest) == ("Succeeded", [])
 
 
-def test_a_launchers_last_words_are_bounded() -> None:
+def test_termination_message_is_bounded() -> None:
     words = '{"phase":"Failed","reason":"Crashed","message":"' + "x" * 4000 + '"}'
     status = status_of(see(vmi("Running", stamps=RUNNING), pod=pod("ended", message=words), ended_for=2)[0])
     assert len(condition(status, "Ready")["message"]) == 1024
 
 
-def test_a_pod_that_dies_before_the_hand_over_fails_the_vmi_at_once() -> None:
+def test_pod_end_before_hand_over_fails_vmi_at_once() -> None:
     assert status_of(see(vmi("Scheduling", stamps=SCHEDULING), pod=pod("ended", exit_code=1))[0])["phase"] == "Failed"
     assert status_of(see(vmi("Scheduling", stamps=SCHEDULING))[0])["phase"] == "Failed"
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
-def test_a_finished_vmi_keeps_its_pod_until_it_is_deleted(phase: str) -> None:
+def test_finished_vmi_keeps_pod_until_deleted(phase: str) -> None:
     assert see(vmi(phase, stamps=RUNNING), pod=pod("ended")) == []
 
 
-def test_a_launcher_that_outlives_its_vmi_is_dismissed_after_a_while() -> None:
+def test_idle_launcher_of_finished_vmi_is_deleted_after_idle_seconds() -> None:
     waiting = pod("running")
     (later,) = see(vmi("Failed", stamps={**SCHEDULING, "Failed": STAMP}), pod=waiting)
     assert later == RequeueAfter(15.0)
@@ -452,13 +452,13 @@ def test_a_launcher_that_outlives_its_vmi_is_dismissed_after_a_while() -> None:
 # ---- deletion
 
 
-def test_deletion_deletes_the_pod_with_its_own_grace_period_and_waits() -> None:
+def test_deletion_deletes_pod_with_its_own_grace_period_and_waits() -> None:
     (action,) = see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("running"))
     assert action == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", None)
     assert waits(see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("running", deleting=True)))
 
 
-def test_a_grace_period_that_was_changed_since_is_honoured() -> None:
+def test_changed_grace_period_is_honoured() -> None:
     spec = {**SPEC, "terminationGracePeriodSeconds": 0}
     (action,) = see(vmi("Running", stamps=RUNNING, deleting=True, spec=spec), pod=pod("running"))
     assert action.grace_seconds == 1
@@ -467,7 +467,7 @@ def test_a_grace_period_that_was_changed_since_is_honoured() -> None:
     assert action.grace_seconds == 90
 
 
-def test_a_grace_period_longer_than_a_day_ends_after_a_day() -> None:
+def test_grace_period_is_capped_at_one_day() -> None:
     made = pod("running")
     made = msgspec.structs.replace(
         made, spec=msgspec.structs.replace(made.spec, terminationGracePeriodSeconds=10_000_000_000_030)
@@ -475,13 +475,13 @@ def test_a_grace_period_longer_than_a_day_ends_after_a_day() -> None:
     absurd = {**SPEC, "terminationGracePeriodSeconds": 10_000_000_000_000}
     (action,) = see(vmi("Running", stamps=RUNNING, deleting=True, spec=absurd), pod=made)
     assert action.grace_seconds == 86400
-    # And the forced stop of such a one: at once.
+    # A forced stop of such a VMI is immediate.
     hurried = {**SPEC, "terminationGracePeriodSeconds": 0}
     (action,) = see(vmi("Running", stamps=RUNNING, deleting=True, spec=hurried), pod=made)
     assert action.grace_seconds == 1
 
 
-def test_a_grace_period_that_is_shortened_during_the_end_hurries_it() -> None:
+def test_grace_period_shortened_during_termination_is_applied() -> None:
     ending = pod("running", deleting=True)
     ending = msgspec.structs.replace(
         ending, metadata=msgspec.structs.replace(ending.metadata, deletionGracePeriodSeconds=35)
@@ -492,21 +492,21 @@ def test_a_grace_period_that_is_shortened_during_the_end_hurries_it() -> None:
     assert action == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", 2)
 
 
-def test_a_pod_on_a_silent_node_keeps_the_vmi_whatever_happens() -> None:
+def test_pod_on_unresponsive_node_keeps_vmi() -> None:
     silent = pod("running", deleting=True, reason="NodeLost")
     assert waits(see(vmi("Running", stamps=RUNNING, deleting=True), pod=silent, ended_for=0))
-    # Even when somebody has already written a final phase, or marked the pod as failed without the kubelet's word.
+    # Even if a final phase was already written, or the pod was marked Failed without terminated containers.
     assert waits(see(vmi("Failed", stamps=RUNNING, deleting=True), pod=silent))
     marked = pod("running", deleting=True, phase="Failed")
     assert waits(see(vmi("Running", stamps=RUNNING, deleting=True), pod=marked))
 
 
-def test_the_finalizer_goes_when_the_pod_has_ended_and_the_end_is_told() -> None:
+def test_finalizer_is_removed_after_pod_end_is_reported() -> None:
     (patch,) = see(vmi("Succeeded", stamps=RUNNING, deleting=True), pod=pod("ended", deleting=True))
     assert patch.patch == {"metadata": {"uid": "vmi-uid", "finalizers": None, "resourceVersion": "7"}}
 
 
-def test_unreported_end_goes_into_the_last_write_and_the_kubelet_removes_the_pod() -> None:
+def test_unreported_end_goes_into_finalizer_write_and_kubelet_deletes_pod() -> None:
     (patch,) = see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("ended", deleting=True))
     assert status_of(patch)["phase"] == "Succeeded" and patch.patch["metadata"]["finalizers"] is None
     patch, removal = see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("ended"))
@@ -514,13 +514,13 @@ def test_unreported_end_goes_into_the_last_write_and_the_kubelet_removes_the_pod
     assert removal == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", None)
 
 
-def test_a_finished_vmi_takes_its_pod_along() -> None:
+def test_deleted_finished_vmi_deletes_its_pod() -> None:
     patch, removal = see(vmi("Failed", stamps=RUNNING, deleting=True), pod=pod("ended"))
     assert patch.patch["metadata"]["finalizers"] is None
     assert removal == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", None)
 
 
-def test_a_vmi_whose_pod_is_known_to_have_ended_before_it_went_goes_too() -> None:
+def test_vmi_is_released_if_deleted_pod_was_reported_terminated() -> None:
     heard = Evidence(ended=frozenset({"pod-uid"}))
     (patch,) = see(vmi("Running", stamps=RUNNING, deleting=True), evidence=heard)
     assert patch.patch == {"metadata": {"uid": "vmi-uid", "finalizers": None, "resourceVersion": "7"}}
@@ -529,12 +529,12 @@ def test_a_vmi_whose_pod_is_known_to_have_ended_before_it_went_goes_too() -> Non
 
 
 @pytest.mark.parametrize("phase", ["", "Pending", "Scheduling"])
-def test_a_vmi_that_never_ran_goes_at_once(phase: str) -> None:
+def test_vmi_that_never_ran_is_released_at_once(phase: str) -> None:
     (patch,) = see(vmi(phase, deleting=True))
     assert patch.patch["metadata"]["finalizers"] is None
 
 
-def test_others_finalizers_stay() -> None:
+def test_foreign_finalizers_are_kept() -> None:
     instance = vmi("Failed", deleting=True, activePods={})
     instance.metadata.finalizers.append("example.com/backup")  # type: ignore[union-attr]
     (patch,) = see(instance)
@@ -543,15 +543,15 @@ def test_others_finalizers_stay() -> None:
 
 
 @pytest.mark.parametrize("reason", ["Unknown", "ContainerStatusUnknown"])
-def test_after_a_power_cut_nobody_pretends_to_know_an_exit_code(reason: str) -> None:
+def test_exit_status_is_unknown_after_power_loss(reason: str) -> None:
     status = {"name": "compute", "state": {"terminated": {"exitCode": 255, "reason": reason}}}
     cut = pod("ended", exit_code=255, containerStatuses=[status])
     patch, event = see(vmi("Running", stamps=RUNNING), pod=cut, ended_for=5.0)
     assert status_of(patch)["phase"] == "Failed" and status_of(patch)["reason"] == reason
-    assert isinstance(event, RecordEvent) and "node was restarted or lost its power" in event.message
+    assert isinstance(event, RecordEvent) and "node was restarted or lost power" in event.message
 
 
-# ---- a node that is silent
+# ---- unresponsive nodes
 
 
 LOST = {"type": "Ready", "status": "False", "reason": "NodeNotReady", "message": "x", "lastTransitionTime": STAMP}
@@ -565,31 +565,31 @@ def on_a_node(phase: str, silent: float | None, *conditions: dict[str, Any], **m
 
 
 @pytest.mark.parametrize("phase", ["Scheduled", "Running"])
-def test_a_guest_on_a_silent_node_is_not_called_ready_and_nothing_else_is_done(phase: str) -> None:
+def test_guest_on_unresponsive_node_is_only_marked_not_ready(phase: str) -> None:
     patch, event = on_a_node(phase, 75.0, UP, AGENT)
     ready = condition(status_of(patch), "Ready")
     assert (ready["status"], ready["reason"], ready["lastTransitionTime"]) == ("False", "NodeNotReady", STAMP)
-    assert "node1" in ready["message"] and "not known" in ready["message"]
-    assert condition(status_of(patch), "AgentConnected") == AGENT, "a list is written whole"
+    assert "node1" in ready["message"] and "unknown" in ready["message"]
+    assert condition(status_of(patch), "AgentConnected") == AGENT, "the patch replaces the whole list"
     assert patch.patch["metadata"]["resourceVersion"] == "7"
-    assert set(patch.patch["status"]) == {"conditions"}, "no phase: it may well run"
+    assert set(patch.patch["status"]) == {"conditions"}, "no phase: the guest may be running"
     assert isinstance(event, RecordEvent) and event.type == "Warning"
 
 
-def test_a_silent_node_is_told_once_and_only_when_it_has_been_silent_for_long() -> None:
+def test_unresponsive_node_is_reported_once_after_lost_seconds() -> None:
     assert on_a_node("Running", 75.0, LOST) == []
     (later,) = on_a_node("Running", 70.0, UP)
     assert isinstance(later, RequeueAfter) and later.seconds == 5
     assert on_a_node("Running", None, UP) == []
 
 
-def test_a_node_that_is_back_speaks_for_its_guests_itself() -> None:
+def test_recovered_node_leaves_ready_condition_to_handler() -> None:
     assert on_a_node("Running", None, LOST) == []
     (patch,) = on_a_node("Scheduled", None, LOST)
     assert condition(status_of(patch), "Ready")["reason"] == "GuestNotRunning"
 
 
-def test_a_vmi_that_is_deleted_waits_for_a_silent_node() -> None:
+def test_deleted_vmi_waits_for_unresponsive_node() -> None:
     assert on_a_node("Running", 500.0, UP, deleting=True) != []
     gone = vmi("Running", stamps=RUNNING, nodeName="node1", conditions=[UP], deleting=True)
     assert waits(see(gone, pod=pod("running", gate="True", deleting=True), node_silent_for=500.0))
@@ -606,9 +606,7 @@ HALF = pod("running", phase="Failed", containerStatuses=[LEFT, OTHER_STATUS])
 
 @pytest.mark.parametrize("deleting", [True, False])
 @pytest.mark.parametrize("launcher", [None, PREEMPTED, STALE, HALF], ids=["vanished", "preempted", "stale", "half"])
-def test_without_evidence_nothing_is_concluded_and_what_is_awaited_is_said_once(
-    launcher: Pod | None, deleting: bool
-) -> None:
+def test_missing_evidence_is_reported_once_and_ends_nothing(launcher: Pod | None, deleting: bool) -> None:
     instance = vmi("Running", stamps=RUNNING, conditions=[UP, AGENT], deleting=deleting)
     early = see(instance, pod=launcher, ended_for=1)
     assert all(isinstance(action, RequeueAfter | Delete) for action in early)
@@ -627,7 +625,7 @@ def test_without_evidence_nothing_is_concluded_and_what_is_awaited_is_said_once(
 
 
 @pytest.mark.parametrize("launcher", [PREEMPTED, STALE, HALF])
-def test_a_pod_called_failed_is_ended_when_its_vmi_is_deleted(launcher: Pod) -> None:
+def test_failed_pod_without_evidence_is_deleted_with_its_vmi(launcher: Pod) -> None:
     removal = see(vmi("Running", stamps=RUNNING, deleting=True), pod=launcher)[0]
     assert removal == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", None)
 
@@ -635,8 +633,8 @@ def test_a_pod_called_failed_is_ended_when_its_vmi_is_deleted(launcher: Pod) -> 
 OUT = Evidence(fences={"node1": Fence("out of service")})
 
 
-def test_a_fence_ends_a_pod_that_still_stands_there_and_takes_its_object_along_first() -> None:
-    """Its object would keep the next instance waiting."""
+def test_fenced_pod_object_is_deleted_before_vmi_is_released() -> None:
+    """The next VMI would wait for the Pod object."""
     removal, patch = see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("running", deleting=True), evidence=OUT)
     assert removal == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", 0)
     assert status_of(patch)["phase"] == "Failed" and patch.patch["metadata"]["finalizers"] is None
@@ -644,7 +642,7 @@ def test_a_fence_ends_a_pod_that_still_stands_there_and_takes_its_object_along_f
     assert status_of(end)["phase"] == "Failed" and status_of(end)["activePods"] == {"pod-uid": None}
 
 
-def test_an_administrators_word_is_for_one_pod_only() -> None:
+def test_fence_annotation_covers_only_listed_pods() -> None:
     for uid, believed in (("pod-uid", True), ("another", False), ("another,pod-uid", True)):
         fenced = vmi("Running", stamps=RUNNING, annotations={names.ANNOTATION_FENCED: uid})
         planned = see(fenced, pod=None, ended_for=9)
@@ -654,10 +652,8 @@ def test_an_administrators_word_is_for_one_pod_only() -> None:
 @pytest.mark.parametrize(
     ("deleted", "vanished", "believed"), [(100, 36, True), (100, 34, False), (34, 100, False), (100, None, False)]
 )
-def test_a_deleted_nodes_kubelet_has_the_time_to_end_its_pods(
-    deleted: float, vanished: float | None, believed: bool
-) -> None:
-    """It may run on, and hears only by the pod's going that it is to be ended, within its grace period (35 s here)."""
+def test_deleted_node_is_fenced_after_pod_grace_period(deleted: float, vanished: float | None, believed: bool) -> None:
+    """A running kubelet ends a deleted pod within its grace period (35 s here)."""
     gone = Evidence(
         fences={"node1": Fence("deleted", deleted)}, vanished={} if vanished is None else {"pod-uid": vanished}
     )
@@ -665,27 +661,27 @@ def test_a_deleted_nodes_kubelet_has_the_time_to_end_its_pods(
     planned = see(vmi("Running", stamps=RUNNING), pod=launcher, evidence=gone, ended_for=9)
     assert any("phase" in status_of(action) for action in planned if isinstance(action, Patch)) is believed
     if launcher is None and not believed:
-        assert any(isinstance(action, RequeueAfter) for action in planned), "no news come when the time is over"
+        assert any(isinstance(action, RequeueAfter) for action in planned), "no event occurs when the time has passed"
 
 
-def test_a_fence_of_another_node_says_nothing() -> None:
+def test_fence_of_other_node_is_no_evidence() -> None:
     elsewhere = Evidence(fences={"node2": Fence("out of service")}, vanished={"pod-uid": inf})
     planned = see(vmi("Running", stamps=RUNNING), evidence=elsewhere, ended_for=9)
     assert "phase" not in status_of(planned[0])
 
 
-def test_a_pod_that_was_never_handed_over_has_run_no_guest() -> None:
+def test_pod_not_handed_over_has_run_no_guest() -> None:
     for launcher in (None, pod("bound", phase="Failed", reason="OutOfcpu", containerStatuses=[]), PREEMPTED):
         planned = see(vmi("Scheduling", stamps=SCHEDULING), pod=launcher)
         assert status_of(planned[0])["phase"] == "Failed"
 
 
-def test_a_pod_that_is_being_deleted_is_not_handed_over() -> None:
+def test_terminating_pod_is_not_handed_over() -> None:
     assert see(vmi("Scheduling", stamps=SCHEDULING), pod=pod("running", deleting=True)) == []
 
 
 @pytest.mark.parametrize("phase", ["Scheduled", "Running", "Succeeded", "Failed"])
-def test_what_protects_from_a_second_copy_is_put_back_in_every_phase(phase: str) -> None:
+def test_second_copy_protection_is_restored_in_every_phase(phase: str) -> None:
     bare = vmi(phase, stamps=RUNNING, finalizer=False)
     bare.metadata.labels.clear()  # type: ignore[union-attr]
     (patch,) = see(bare, pod=pod("running", gate="True"))
@@ -699,19 +695,19 @@ def test_what_protects_from_a_second_copy_is_put_back_in_every_phase(phase: str)
     }
 
 
-def test_a_finalizer_is_put_back_while_something_else_keeps_the_vmi_from_starting() -> None:
+def test_finalizer_is_restored_while_start_is_refused() -> None:
     (patch, _event) = see(vmi("Pending", spec=WITH_CLAIM))
     told = vmi("Pending", spec=WITH_CLAIM, conditions=status_of(patch)["conditions"], finalizer=False)
     (patch,) = see(told)
     assert patch.patch["metadata"]["finalizers"] == [names.FINALIZER_VMI]
 
 
-def test_a_pod_that_runs_is_put_back_into_active_pods() -> None:
+def test_running_pod_is_restored_in_active_pods() -> None:
     (patch,) = see(vmi("Running", stamps=RUNNING, activePods={}), pod=pod("running", gate="True"))
     assert status_of(patch) == {"activePods": {"pod-uid": "node1"}}
 
 
-def test_an_entry_that_the_handler_took_off_stays_off_though_the_pods_status_is_stale() -> None:
+def test_entry_removed_by_the_handler_is_not_restored_for_a_stale_pod_status() -> None:
     stale = pod("running", gate="True")
     stale = msgspec.structs.replace(stale, status=msgspec.structs.replace(stale.status, phase="Failed"))
     planned = see(vmi("Running", stamps=RUNNING, activePods={}), pod=stale, ended_for=inf)
@@ -721,8 +717,8 @@ def test_an_entry_that_the_handler_took_off_stays_off_though_the_pods_status_is_
     )
 
 
-def test_a_vmi_in_deletion_gets_no_finalizer() -> None:
-    """The API server refuses that."""
+def test_deleted_vmi_gets_no_finalizer() -> None:
+    """The API server refuses new finalizers during deletion."""
     bare = vmi("Running", stamps=RUNNING, finalizer=False, deleting=True)
     planned = see(bare, pod=pod("running", deleting=True))
     assert waits(planned)
@@ -738,7 +734,7 @@ def stray(state: str = "running", **more: Any) -> Pod:
 
 
 @pytest.mark.parametrize("phase", ["", "Pending"])
-def test_a_pod_of_an_earlier_instance_is_ended_and_waited_for(phase: str) -> None:
+def test_pod_of_earlier_vmi_is_deleted_and_awaited(phase: str) -> None:
     patch, event, removal = see(vmi(phase), strays=[stray()])
     status = status_of(patch)
     assert status.get("phase", phase) == "Pending"
@@ -754,11 +750,11 @@ def test_a_pod_of_an_earlier_instance_is_ended_and_waited_for(phase: str) -> Non
 
 
 @pytest.mark.parametrize("gone", [[], [stray(phase="Failed", containerStatuses=[])]], ids=["vanished", "failed"])
-def test_an_earlier_instances_pod_that_vanishes_has_not_ended_by_that(gone: list[Pod]) -> None:
+def test_deleted_pod_of_earlier_vmi_is_still_awaited(gone: list[Pod]) -> None:
     waiting = vmi("Pending", activePods={"old-uid": "node1"}, nodeName="node1")
     planned = see(waiting, strays=gone)
     assert not any(isinstance(action, Create) for action in planned)
-    # Not even when this instance is deleted: the next one would know nothing of it.
+    # Not even when this VMI is deleted: the next one would not know of the pod.
     ending = vmi("Pending", activePods={"old-uid": "node1"}, nodeName="node1", deleting=True)
     assert not any(
         "finalizers" in action.patch["metadata"]
@@ -767,11 +763,11 @@ def test_an_earlier_instances_pod_that_vanishes_has_not_ended_by_that(gone: list
     )
 
 
-def test_the_node_of_a_pod_that_has_vanished_is_asked_first() -> None:
+def test_node_of_deleted_pod_is_set_first() -> None:
     waiting = vmi("Pending", activePods={"old-uid": "node1", "older-uid": "node0"}, nodeName="node1")
     patch = see(waiting, strays=[stray()])[0]
     assert status_of(patch)["nodeName"] == "node0"
-    assert "the vanished pod of UID older-uid on node node0" in condition(status_of(patch), "Synchronized")["message"]
+    assert "deleted pod (UID older-uid) on node node0" in condition(status_of(patch), "Synchronized")["message"]
 
 
 @pytest.mark.parametrize(
@@ -783,13 +779,13 @@ def test_the_node_of_a_pod_that_has_vanished_is_asked_first() -> None:
         ([], Evidence(ended=frozenset({"old-uid"}))),
     ],
 )
-def test_a_pod_is_made_when_the_earlier_ones_have_ended(strays: list[Pod], evidence: Evidence) -> None:
+def test_pod_is_created_when_earlier_ones_have_ended(strays: list[Pod], evidence: Evidence) -> None:
     waiting = vmi("Pending", activePods={"old-uid": "node1"} if not strays else {}, nodeName="node1")
     (made,) = see(waiting, strays=strays, evidence=evidence)
     assert isinstance(made, Create)
 
 
-def test_what_was_waited_for_leaves_the_status_with_the_next_write() -> None:
+def test_awaited_pods_are_removed_from_status_with_next_write() -> None:
     waited = vmi("Pending", activePods={"old-uid": "node1"}, nodeName="node1")
     (patch,) = see(waited, pod=pod(), evidence=Evidence(ended=frozenset({"old-uid"})))
     status = status_of(patch)
@@ -797,20 +793,20 @@ def test_what_was_waited_for_leaves_the_status_with_the_next_write() -> None:
     assert status["nodeName"] is None and patch.patch["metadata"]["labels"] == {names.LABEL_NODE_NAME: None}
 
 
-# ---- what a deletion waits for
+# ---- reports of a pending deletion
 
 
-def test_a_deletion_that_takes_its_time_says_nothing_until_it_is_overdue() -> None:
+def test_slow_deletion_is_reported_only_when_overdue() -> None:
     ending = pod("running", deleting=True)
     instance = vmi("Running", stamps=RUNNING, deleting=True)
     assert see(instance, pod=ending) == [RequeueAfter(30.0)]
     late = plan(ObservedVmi(vmi=instance, now=NOW + timedelta(seconds=31), pod=ending))
     assert condition(status_of(late[0]), "Ready")["message"].startswith(
-        "Pod virt-launcher-web-x on node node1 is being"
+        "Pod virt-launcher-web-x on node node1 is terminating"
     )
 
 
-def test_a_pod_without_its_owner_is_ended_and_the_deletion_says_what_it_waits_for() -> None:
+def test_orphaned_pod_is_deleted_and_wait_is_reported() -> None:
     """As after `kubectl delete vmi --cascade=orphan`."""
     removal, patch, event = see(vmi("Running", stamps=RUNNING, deleting=True), pod=pod("running", owner=None))
     assert removal == Delete(Pod, "default", "virt-launcher-web-x", "pod-uid", None)
