@@ -1,8 +1,8 @@
-"""`make up` and `make down`: a cluster, hyperlet on it, and a VM that answers.
+"""`make up` and `make down`: a cluster with hyperlet and an example VM.
 
-`python -m deploy.hyperlet up` does whatever is not done yet, in this order: cluster, images, deployment, example VM.
-With `HYPERLET_CLUSTER=existing` and `KUBECONFIG` set it deploys to that cluster; `HYPERLET_REGISTRY` then says
-where the images are pushed to and pulled from.
+`python -m deploy.hyperlet up` does whatever is missing, in this order: cluster, images, deployment, example VM.
+With `HYPERLET_CLUSTER=existing` and `KUBECONFIG` set it deploys to that cluster; `HYPERLET_REGISTRY` then names
+the registry that images are pushed to and pulled from.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ WAIT_SECONDS = 300
 
 
 def run(console: ProgressConsole, label: str, command: Sequence[str]) -> None:
-    """A command of the project's own that prints for people: its output goes straight through."""
+    """Run a command of the project; its output is passed through."""
     console.say(label)
     done = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)
     if done.returncode:
         raise ClusterError(
-            f"{label.lower()} did not finish",
-            remedy=f"its message is above; then type the same command again ({' '.join(command)})",
+            f"{label.lower()} failed",
+            remedy=f"see its message above, then run the same command again ({' '.join(command)})",
         )
 
 
 def built_images() -> dict[str, dict[str, str]]:
-    """Name → {ref, archive} of every image whose archive is there."""
+    """Name → {ref, archive} of every image whose archive exists."""
     done = subprocess.run(
         [sys.executable, "-m", "images", "list", "--json"], cwd=ROOT, text=True, capture_output=True, check=False
     )
@@ -52,10 +52,10 @@ def built_images() -> dict[str, dict[str, str]]:
 
 
 def has_image_volumes(kubectl: Kubectl, seconds: float = 30) -> bool:
-    """Whether the API server keeps a pod's `volumes[].image`: tried with a pod that is not made.
+    """Whether the API server keeps a pod's `volumes[].image`: tested with a dry-run create.
 
-    Where image volumes are switched off, it drops or refuses the volume. Any other refusal (a namespace
-    that has no service account yet, a policy) tells nothing: after `seconds` they are taken to be there.
+    Where image volumes are disabled, it drops or refuses the volume. Any other refusal (a namespace without a
+    service account yet, a policy) is inconclusive: after `seconds` image volumes are assumed to be supported.
     """
     container = {"name": "trial", "image": "hyperlet.local/trial:1"}
     volume = {"name": "trial", "image": {"reference": "hyperlet.local/trial:1"}}
@@ -81,7 +81,7 @@ def has_image_volumes(kubectl: Kubectl, seconds: float = 30) -> bool:
 
 
 def overlay(images: dict[str, dict[str, str]], registry: str, components: Sequence[str] = ()) -> Path:
-    """A kustomization in `.run/deploy` that puts the built images' names into `manifests/`, with these components."""
+    """Write a kustomization to `.run/deploy` that sets the images' names in `manifests/`, with these components."""
     folder = RUN / "deploy"
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
@@ -94,7 +94,7 @@ def overlay(images: dict[str, dict[str, str]], registry: str, components: Sequen
         "kind": "Kustomization",
         "resources": [os.path.relpath(ROOT / "manifests", folder)],
         "components": [os.path.relpath(ROOT / "manifests" / "components" / name, folder) for name in components],
-        # Said again here: an overlay does not inherit where image names stand.
+        # Repeated here: an overlay does not inherit the fields with image names.
         "configurations": ["image-references.yaml"],
         "images": entries,
     }
@@ -109,7 +109,7 @@ def pushed_name(reference: str, registry: str) -> str:
 
 
 def push(console: ProgressConsole, images: dict[str, dict[str, str]], registry: str) -> None:
-    """Push what is deployed, and the example's disk, to a registry that the existing cluster pulls from."""
+    """Push the deployed images, and the example's disk, to the registry that the existing cluster pulls from."""
     for name in (*ROLES, EXAMPLE_GUEST):
         target = pushed_name(images[name]["ref"], registry)
         with console.step(f"push {target}"):
@@ -120,19 +120,19 @@ def push(console: ProgressConsole, images: dict[str, dict[str, str]], registry: 
             if done.returncode:
                 raise ClusterError(
                     f"{target} cannot be pushed: {done.stderr.strip()}",
-                    remedy="log in to the registry (skopeo login) and try again",
+                    remedy="log in to the registry (skopeo login) and retry",
                 )
 
 
 def wait(
     console: ProgressConsole, label: str, ready: Callable[[], str | None], remedy: str, seconds: float = WAIT_SECONDS
 ) -> None:
-    """Poll until `ready` returns None; what it returns meanwhile is said if the time runs out."""
+    """Poll until `ready` returns None; its last other result is reported on timeout."""
     deadline = time.monotonic() + seconds
     with console.step(label):
         while (missing := ready()) is not None:
             if time.monotonic() > deadline:
-                raise ClusterError(f"{label}: still not after {seconds:.0f} s: {missing}", remedy=remedy)
+                raise ClusterError(f"{label}: timed out after {seconds:.0f} s: {missing}", remedy=remedy)
             time.sleep(0.2)
 
 
@@ -141,7 +141,7 @@ def workloads_ready(kubectl: Kubectl, namespace: str = NAMESPACE) -> str | None:
     listing = kubectl.json("get", "deployments,daemonsets", f"--namespace={namespace}")
     items: list[dict[str, dict[str, object]]] = listing["items"] if listing else []  # type: ignore[assignment]
     if not items:
-        return "no workloads yet"
+        return "no workloads found"
     for item in items:
         spec, status = item["spec"], item["status"]
         name = item["metadata"]["name"]
@@ -156,25 +156,25 @@ def workloads_ready(kubectl: Kubectl, namespace: str = NAMESPACE) -> str | None:
 
 
 def nodes_schedulable(kubectl: Kubectl) -> str | None:
-    """None when every worker's handler has said that VMs may come."""
+    """None when a node's handler reports that it takes VMs, else what is missing."""
     listing = kubectl.json("get", "nodes", "--selector=kubevirt.io/schedulable=true")
     items: list[object] = listing["items"] if listing else []  # type: ignore[assignment]
-    return None if items else "no node carries kubevirt.io/schedulable=true"
+    return None if items else "no node has the label kubevirt.io/schedulable=true"
 
 
 def vm_status(kubectl: Kubectl, name: str) -> str | None:
-    """None when the VM runs, else its printableStatus and what its conditions say."""
+    """None when the VM runs, else its printableStatus and the messages of its conditions."""
     vm = kubectl.json("get", "virtualmachine", name)
     status: dict[str, object] = vm.get("status", {}) if vm else {}  # type: ignore[assignment]
     if status.get("ready") is True and status.get("printableStatus") == "Running":
         return None
     conditions: list[dict[str, str]] = status.get("conditions", [])  # type: ignore[assignment]
     words = [f"{c['type']}: {c['message']}" for c in conditions if c.get("message")]
-    return " — ".join([f"virtual machine {name} is {status.get('printableStatus', 'not there')}", *words])
+    return " — ".join([f"virtual machine {name} is {status.get('printableStatus', 'missing')}", *words])
 
 
 def answer(address: str) -> str:
-    """What the guest's web server says, or an empty string."""
+    """The answer of the guest's web server, or an empty string."""
     done = subprocess.run(["curl", "-s", "-m", "2", f"http://{address}/"], text=True, capture_output=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
 
@@ -197,7 +197,7 @@ def example(console: ProgressConsole, kubectl: Kubectl, guest: str, curl: bool) 
 
 
 def apply(console: ProgressConsole, kubectl: Kubectl, folder: Path, emulation: bool) -> None:
-    """Apply the manifests and wait until everything of hyperlet's is ready."""
+    """Apply the manifests and wait until all of hyperlet's workloads are ready."""
     with console.step("apply manifests/"):
         kubectl("apply", "-k", str(folder))
     with console.step("CRDs established"):
@@ -224,17 +224,17 @@ def apply(console: ProgressConsole, kubectl: Kubectl, folder: Path, emulation: b
 NEXT = """
 Next:
   export KUBECONFIG={kubeconfig}
-{first}  kubectl get vm,vmi                     # what runs, where, with which address
+{first}  kubectl get vm,vmi                     # state, node and address
   kubectl describe vmi hello             # its conditions and events
   .venv/bin/hyperctl console hello       # log in as tiny, password hyperlet; ctrl-] leaves
-  .venv/bin/hyperctl stop hello          # shut it down; start brings it back
+  .venv/bin/hyperctl stop hello          # shut it down; start: start it again
   {down}
 """
-FIRST = "  kubectl apply -f examples/vm.yaml      # a first virtual machine; its nodes need the image\n"
+FIRST = "  kubectl apply -f examples/vm.yaml      # an example VM; its node needs the image\n"
 
 
 def up(console: ProgressConsole) -> None:
-    """Everything that is missing, in order."""
+    """Start everything that is missing, in order."""
     existing = os.environ.get("HYPERLET_CLUSTER") == "existing"
     registry = os.environ.get("HYPERLET_REGISTRY", "")
     if existing:
@@ -243,7 +243,7 @@ def up(console: ProgressConsole) -> None:
             raise ClusterError("HYPERLET_CLUSTER=existing needs a cluster", remedy="set KUBECONFIG to its kubeconfig")
     else:
         kubeconfig = KUBECONFIG
-    console.say("What it needs")
+    console.say("Prerequisites")
     prerequisites.prepare(console, (*ROLES, EXAMPLE_GUEST), cluster=not existing)
     images = built_images()
     if not existing:
@@ -253,7 +253,7 @@ def up(console: ProgressConsole) -> None:
             run(console, "DNS", ["-m", "cluster", "dns"])
         else:
             console.say("  · no DNS in the cluster yet: 'python3 -m cluster dns' builds CoreDNS and deploys it")
-        # For examples/vm-bridge.yaml: a network of the house, on both nodes.
+        # For examples/vm-bridge.yaml: a second network, on both nodes.
         run(console, "Bridge", ["-m", "cluster", "bridge", "br1", "--port", "eth1"])
     if registry:
         push(console, images, registry)
@@ -276,9 +276,9 @@ def up(console: ProgressConsole) -> None:
 
 
 def down(console: ProgressConsole) -> None:
-    """Stop the cluster of this machine. An existing cluster is left alone."""
+    """Stop the cluster of this machine. An existing cluster is not touched."""
     if os.environ.get("HYPERLET_CLUSTER") == "existing":
-        raise ClusterError("an existing cluster is not taken down", remedy="kubectl delete -k manifests/")
+        raise ClusterError("an existing cluster is not stopped", remedy="kubectl delete -k manifests/")
     run(console, "Cluster", ["-m", "cluster", "down"])
 
 

