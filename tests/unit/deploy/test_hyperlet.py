@@ -25,7 +25,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: str, *com
     return read
 
 
-def test_every_role_has_its_image_here_and_in_a_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_role_has_a_local_and_a_registry_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = written(tmp_path, monkeypatch, "")
     assert here["images"] == [
         {"name": "hyperlet.local/launcher", "newName": "hyperlet.local/launcher", "newTag": "1a"},
@@ -38,7 +38,7 @@ def test_every_role_has_its_image_here_and_in_a_registry(tmp_path: Path, monkeyp
     ]
 
 
-def test_only_a_server_without_image_volumes_gets_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_socket_component_only_without_image_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert written(tmp_path, monkeypatch, "")["components"] == []
     (component,) = written(tmp_path, monkeypatch, "", "containerd-socket")["components"]  # type: ignore[misc]
     assert component.endswith("manifests/components/containerd-socket")
@@ -48,19 +48,19 @@ def test_pushed_images_keep_their_path() -> None:
     assert hyperlet.pushed_name("hyperlet.local/guests/tiny:1", "registry.example") == "registry.example/guests/tiny:1"
 
 
-def test_the_examples_disk_is_the_one_that_is_pushed() -> None:
+def test_example_disk_is_pushed() -> None:
     assert "image: hyperlet.local/guests/tiny:1\n" in hyperlet.EXAMPLE.read_text()
     assert hyperlet.EXAMPLE_GUEST == "guest-tiny"
 
 
 class Server:
-    """kubectl against an API server that answers the trial so, one answer after the other."""
+    """A fake kubectl that gives these answers to the trial, in order."""
 
     def __init__(self, *answers: object) -> None:
         self.answers = list(answers)
 
     def __call__(self, *args: str, stdin: str = "") -> str:
-        assert "--dry-run=server" in args, "a pod would be made"
+        assert "--dry-run=server" in args, "a pod would be created"
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -81,11 +81,11 @@ NO_SOURCE = ClusterError("error: Pod is invalid: spec.volumes[0]: Required value
         ([NO_ACCOUNT, NO_ACCOUNT, {"volumes": []}], False),
     ],
 )
-def test_a_server_is_asked_for_image_volumes_until_it_can_tell(answers: list[object], found: bool) -> None:
+def test_image_volume_trial_is_repeated_until_conclusive(answers: list[object], found: bool) -> None:
     server = Server(*answers)
     assert hyperlet.has_image_volumes(server) is found  # type: ignore[arg-type]
     assert not server.answers
 
 
-def test_a_server_that_cannot_tell_is_taken_to_have_image_volumes() -> None:
+def test_inconclusive_trial_assumes_image_volumes() -> None:
     assert hyperlet.has_image_volumes(Server(NO_ACCOUNT, NO_ACCOUNT), seconds=0) is True  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What is made before the cluster starts, side by side."""
+"""Prerequisites of the cluster, built in parallel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deploy import prerequisites
 from deploy.prerequisites import Job, JobAbandoned
 
 
-def test_lanes_run_side_by_side_and_wait_for_each_other() -> None:
+def test_jobs_run_in_parallel_and_wait_for_dependencies() -> None:
     both = threading.Barrier(2, timeout=30)
     done: list[str] = []
 
@@ -32,7 +32,7 @@ def test_lanes_run_side_by_side_and_wait_for_each_other() -> None:
     assert done == ["packages", "images"]
 
 
-def test_the_first_failure_ends_it_while_others_still_run() -> None:
+def test_first_failure_is_raised_while_others_run() -> None:
     forever = threading.Event()
 
     def broken() -> None:
@@ -44,7 +44,7 @@ def test_the_first_failure_ends_it_while_others_still_run() -> None:
     assert not forever.is_set()
 
 
-def test_a_lane_whose_need_did_not_come_is_not_the_failure_that_is_told() -> None:
+def test_failure_of_a_dependency_is_reported_instead_of_the_dependent() -> None:
     def broken() -> None:
         raise ClusterError("pip failed")
 
@@ -55,9 +55,7 @@ def test_a_lane_whose_need_did_not_come_is_not_the_failure_that_is_told() -> Non
         first.needed()
 
 
-def test_the_environment_is_made_again_when_what_it_is_made_from_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_is_recreated_when_inputs_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pyproject.toml").write_text("a")
     monkeypatch.setattr(venv, "ROOT", tmp_path)
     monkeypatch.setattr(venv, "CONSTRAINTS", tmp_path / "constraints.txt")
@@ -69,7 +67,7 @@ def test_the_environment_is_made_again_when_what_it_is_made_from_changed(
     assert not venv.is_ready()
 
 
-def test_the_dns_server_has_the_address_that_pods_are_given() -> None:
+def test_dns_service_has_the_nameserver_address() -> None:
     documents = list(yaml.safe_load_all(dns.manifest("hyperlet.local/coredns:1", "10.77.128.10")))
     by_kind = {document["kind"]: document for document in documents}
     assert by_kind["Service"]["spec"]["clusterIP"] == "10.77.128.10"
@@ -77,14 +75,14 @@ def test_the_dns_server_has_the_address_that_pods_are_given() -> None:
     assert pod["containers"][0]["image"] == "hyperlet.local/coredns:1"
     corefile = by_kind["ConfigMap"]["data"]["Corefile"]
     assert "kubernetes cluster.local" in corefile
-    # A `forward` would send what it does not know out of the cluster.
+    # A `forward` would send unknown names out of the cluster.
     assert "forward" not in corefile
 
 
-def test_the_built_kubectl_is_put_beside_hyperctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_built_kubectl_is_linked_beside_hyperctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubectl, "VENV", tmp_path / "venv")
     monkeypatch.setattr(kubectl.binaries, "folder", lambda group: tmp_path / "new")
-    kubectl.link()  # without an environment there is no place for it
+    kubectl.link()  # without an environment there is no folder for it
     place = tmp_path / "venv" / "bin" / "kubectl"
     place.parent.mkdir(parents=True)
     place.symlink_to(tmp_path / "old")
