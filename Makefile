@@ -3,13 +3,13 @@ PYTHON  := .venv/bin/python
 # The environment is created with the standard library only.
 ANY_PYTHON := python3
 PYTEST  := .venv/bin/pytest
-# Tests that boot guests and clusters mostly wait, so SIDE_BY_SIDE files of them run in parallel (the tests of a file share
-# guests, and run in one process).
+# What boots guests and clusters spends most of its time waiting, so SIDE_BY_SIDE files of it run at a time (a file's tests
+# share guests, and stay together).
 SIDE_BY_SIDE ?= 3
-# On a shared machine a test can miss a deadline: failed tests are run once more, alone, and only a second failure counts.
-# Both runs are printed, so that an unsteady test is visible. $(1): which tests; $(2): options.
+# On a machine shared with others it can miss a deadline: what failed is run once more, by itself, and only then is it a
+# failure. Both runs are printed, so that an unsteady test is seen. $(1): which tests; $(2): how.
 define steady
-	$(PYTEST) $(1) -q $(2) || { [ $$? -eq 1 ] && echo "Running failed tests once more:" && \
+	$(PYTEST) $(1) -q $(2) || { [ $$? -eq 1 ] && echo "Once more, only what failed:" && \
 	  $(PYTEST) $(1) -q --last-failed --last-failed-no-failures none; }
 endef
 side_by_side = -n $(SIDE_BY_SIDE) --dist loadfile
@@ -29,10 +29,10 @@ down:            ## stop everything and remove it
 status: .venv/ready ## show what is running
 	@$(PYTHON) -m cluster status
 
-# The node tests leave a processor half idle, and Kubernetes takes minutes to build: it is built in the background, at low
-# priority. A failure there shows up again in e2e, which builds what is missing and reports errors.
-test: check ## all tests
-	@mkdir -p $(HYPERLET_CACHE); echo "building for e2e in the background ($(HYPERLET_CACHE)/ahead.log)"; \
+# The node tests leave a processor half idle, and Kubernetes takes minutes to build: it is built meanwhile, with what they
+# leave. Whatever goes wrong there comes up again in e2e, which builds what is missing and says so.
+test: check ## everything there is to test
+	@mkdir -p $(HYPERLET_CACHE); echo "building for e2e meanwhile ($(HYPERLET_CACHE)/ahead.log)"; \
 	  nice -n 19 sh -c '$(PYTHON) -m cluster build && $(PYTHON) -m images build && $(PYTHON) -m cluster build dns extras runc' >$(HYPERLET_CACHE)/ahead.log 2>&1 & ahead=$$!; \
 	  $(MAKE) --no-print-directory node-test; status=$$?; wait $$ahead || true; exit $$status
 	@$(MAKE) --no-print-directory e2e
@@ -56,7 +56,7 @@ node-test: .venv/ready ## on real libvirt, QEMU and network namespaces of this m
 	@$(PYTHON) -m images build guests
 	$(call steady,tests/node,$(side_by_side))
 
-e2e: .venv/ready ## on the real cluster (starts it if it is not running)
+e2e: .venv/ready ## on the real cluster (brings it up if it is not)
 	@$(PYTHON) -m cluster deps --tests
 	@$(PYTHON) -m images build
 	@$(PYTHON) -m deploy.hyperlet up
