@@ -169,8 +169,8 @@ def vm_status(kubectl: Kubectl, name: str) -> str | None:
     if status.get("ready") is True and status.get("printableStatus") == "Running":
         return None
     conditions: list[dict[str, str]] = status.get("conditions", [])  # type: ignore[assignment]
-    words = [f"{c['type']}: {c['message']}" for c in conditions if c.get("message")]
-    return " — ".join([f"virtual machine {name} is {status.get('printableStatus', 'missing')}", *words])
+    messages = [f"{c['type']}: {c['message']}" for c in conditions if c.get("message")]
+    return " — ".join([f"virtual machine {name} is {status.get('printableStatus', 'missing')}", *messages])
 
 
 def answer(address: str) -> str:
@@ -186,14 +186,14 @@ def example(console: ProgressConsole, kubectl: Kubectl, guest: str, curl: bool) 
     if not curl:
         return
     address = kubectl("get", "service", "hello", "--output=jsonpath={.spec.clusterIP}")
-    said: list[str] = []
+    answers: list[str] = []
 
     def answered() -> str | None:
-        said[:] = [answer(address)]
-        return None if said[0] else f"http://{address}/ does not answer"
+        answers[:] = [answer(address)]
+        return None if answers[0] else f"http://{address}/ does not answer"
 
     wait(console, "its guest answers through its Service", answered, "kubectl logs -l vm.kubevirt.io/name=hello", 120)
-    console.say(f"\n  $ curl http://{address}/\n  {said[0]}")
+    console.say(f"\n  $ curl http://{address}/\n  {answers[0]}")
 
 
 def apply(console: ProgressConsole, kubectl: Kubectl, folder: Path, emulation: bool) -> None:
