@@ -1,8 +1,8 @@
-"""`make up` and `make down`: a cluster with hyperlet and an example VM.
+"""`make up` and `make down`: a test cluster with hyperlet and an example VM.
 
-`python -m deploy.hyperlet up` does whatever is missing, in this order: cluster, images, deployment, example VM.
-With `HYPERLET_CLUSTER=existing` and `KUBECONFIG` set it deploys to that cluster; `HYPERLET_REGISTRY` then names
-the registry that images are pushed to and pulled from.
+`python -m deploy.hyperlet up` runs all missing steps, in this order: cluster, images, deployment, example VM.
+With `HYPERLET_CLUSTER=existing` and `KUBECONFIG` set it deploys to that cluster; `HYPERLET_REGISTRY` is then the
+registry that images are pushed to and pulled from.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ WAIT_SECONDS = 300
 
 
 def run(console: ProgressConsole, label: str, command: Sequence[str]) -> None:
-    """Run a command of the project; its output is passed through."""
+    """Runs one of the project's Python modules with inherited output. Raises ClusterError if it fails."""
     console.say(label)
     done = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)
     if done.returncode:
         raise ClusterError(
             f"{label.lower()} failed",
-            remedy=f"see its message above, then run the same command again ({' '.join(command)})",
+            remedy=f"see the message above, then run the command again ({' '.join(command)})",
         )
 
 
@@ -52,10 +52,10 @@ def built_images() -> dict[str, dict[str, str]]:
 
 
 def has_image_volumes(kubectl: Kubectl, seconds: float = 30) -> bool:
-    """Whether the API server keeps a pod's `volumes[].image`: tested with a dry-run create.
+    """Whether the API server supports image volumes, detected by a dry-run create of a pod.
 
-    Where image volumes are disabled, it drops or refuses the volume. Any other refusal (a namespace without a
-    service account yet, a policy) is inconclusive: after `seconds` image volumes are assumed to be supported.
+    Without support, it drops or refuses the volume. Any other refusal (a namespace without service account,
+    a policy) is inconclusive: after `seconds` support is assumed.
     """
     container = {"name": "trial", "image": "hyperlet.local/trial:1"}
     volume = {"name": "trial", "image": {"reference": "hyperlet.local/trial:1"}}
@@ -81,7 +81,7 @@ def has_image_volumes(kubectl: Kubectl, seconds: float = 30) -> bool:
 
 
 def overlay(images: dict[str, dict[str, str]], registry: str, components: Sequence[str] = ()) -> Path:
-    """Write a kustomization to `.run/deploy` that sets the images' names in `manifests/`, with these components."""
+    """Writes a kustomization to `.run/deploy` that sets the built images in `manifests/`, with these components."""
     folder = RUN / "deploy"
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
@@ -94,7 +94,7 @@ def overlay(images: dict[str, dict[str, str]], registry: str, components: Sequen
         "kind": "Kustomization",
         "resources": [os.path.relpath(ROOT / "manifests", folder)],
         "components": [os.path.relpath(ROOT / "manifests" / "components" / name, folder) for name in components],
-        # Repeated here: an overlay does not inherit the fields with image names.
+        # Repeated here: an overlay does not inherit the field specs of images.
         "configurations": ["image-references.yaml"],
         "images": entries,
     }
@@ -109,7 +109,7 @@ def pushed_name(reference: str, registry: str) -> str:
 
 
 def push(console: ProgressConsole, images: dict[str, dict[str, str]], registry: str) -> None:
-    """Push the deployed images, and the example's disk, to the registry that the existing cluster pulls from."""
+    """Push the deployed images and the example's disk to the registry that the existing cluster pulls from."""
     for name in (*ROLES, EXAMPLE_GUEST):
         target = pushed_name(images[name]["ref"], registry)
         with console.step(f"push {target}"):
@@ -119,15 +119,15 @@ def push(console: ProgressConsole, images: dict[str, dict[str, str]], registry: 
             )  # fmt: skip
             if done.returncode:
                 raise ClusterError(
-                    f"{target} cannot be pushed: {done.stderr.strip()}",
-                    remedy="log in to the registry (skopeo login) and retry",
+                    f"cannot push {target}: {done.stderr.strip()}",
+                    remedy="log in to the registry (skopeo login) and try again",
                 )
 
 
 def wait(
     console: ProgressConsole, label: str, ready: Callable[[], str | None], remedy: str, seconds: float = WAIT_SECONDS
 ) -> None:
-    """Poll until `ready` returns None; its last other result is reported on timeout."""
+    """Poll until `ready` returns None. Raises ClusterError with its last result on timeout."""
     deadline = time.monotonic() + seconds
     with console.step(label):
         while (missing := ready()) is not None:
@@ -137,11 +137,11 @@ def wait(
 
 
 def workloads_ready(kubectl: Kubectl, namespace: str = NAMESPACE) -> str | None:
-    """None when the workloads of a namespace run their newest version everywhere, else what is missing."""
+    """None if all workloads of a namespace are updated and ready, else what is missing."""
     listing = kubectl.json("get", "deployments,daemonsets", f"--namespace={namespace}")
     items: list[dict[str, dict[str, object]]] = listing["items"] if listing else []  # type: ignore[assignment]
     if not items:
-        return "no workloads found"
+        return "no workloads yet"
     for item in items:
         spec, status = item["spec"], item["status"]
         name = item["metadata"]["name"]
@@ -156,14 +156,14 @@ def workloads_ready(kubectl: Kubectl, namespace: str = NAMESPACE) -> str | None:
 
 
 def nodes_schedulable(kubectl: Kubectl) -> str | None:
-    """None when a node's handler reports that it takes VMs, else what is missing."""
+    """None if a node is labelled schedulable by its handler, else what is missing."""
     listing = kubectl.json("get", "nodes", "--selector=kubevirt.io/schedulable=true")
     items: list[object] = listing["items"] if listing else []  # type: ignore[assignment]
-    return None if items else "no node has the label kubevirt.io/schedulable=true"
+    return None if items else "no node has label kubevirt.io/schedulable=true"
 
 
 def vm_status(kubectl: Kubectl, name: str) -> str | None:
-    """None when the VM runs, else its printableStatus and the messages of its conditions."""
+    """None if the VM is running and ready, else its printableStatus and conditions."""
     vm = kubectl.json("get", "virtualmachine", name)
     status: dict[str, object] = vm.get("status", {}) if vm else {}  # type: ignore[assignment]
     if status.get("ready") is True and status.get("printableStatus") == "Running":
@@ -174,30 +174,30 @@ def vm_status(kubectl: Kubectl, name: str) -> str | None:
 
 
 def answer(address: str) -> str:
-    """The answer of the guest's web server, or an empty string."""
+    """The response of the guest's web server, or an empty string."""
     done = subprocess.run(["curl", "-s", "-m", "2", f"http://{address}/"], text=True, capture_output=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def example(console: ProgressConsole, kubectl: Kubectl, guest: str, curl: bool) -> None:
-    """Apply examples/vm.yaml with this disk image, wait until it runs and (on the cluster of this machine) answers."""
+    """Apply examples/vm.yaml with this disk image, wait until it runs and (with `curl`) responds to HTTP."""
     kubectl("apply", "-f", "-", stdin=EXAMPLE.read_text().replace("hyperlet.local/guests/tiny:1", guest))
     wait(console, "virtual machine hello runs", lambda: vm_status(kubectl, "hello"), "kubectl describe vm,vmi hello")
     if not curl:
         return
     address = kubectl("get", "service", "hello", "--output=jsonpath={.spec.clusterIP}")
-    answers: list[str] = []
+    response: list[str] = []
 
     def answered() -> str | None:
-        answers[:] = [answer(address)]
-        return None if answers[0] else f"http://{address}/ does not answer"
+        response[:] = [answer(address)]
+        return None if response[0] else f"http://{address}/ does not respond"
 
-    wait(console, "its guest answers through its Service", answered, "kubectl logs -l vm.kubevirt.io/name=hello", 120)
-    console.say(f"\n  $ curl http://{address}/\n  {answers[0]}")
+    wait(console, "its guest responds through its Service", answered, "kubectl logs -l vm.kubevirt.io/name=hello", 120)
+    console.say(f"\n  $ curl http://{address}/\n  {response[0]}")
 
 
 def apply(console: ProgressConsole, kubectl: Kubectl, folder: Path, emulation: bool) -> None:
-    """Apply the manifests and wait until all of hyperlet's workloads are ready."""
+    """Apply the manifests and wait until all components are ready."""
     with console.step("apply manifests/"):
         kubectl("apply", "-k", str(folder))
     with console.step("CRDs established"):
@@ -215,7 +215,7 @@ def apply(console: ProgressConsole, kubectl: Kubectl, folder: Path, emulation: b
          f"kubectl -n {NAMESPACE} get pods; kubectl -n {NAMESPACE} describe pods")  # fmt: skip
     wait(
         console,
-        "a node takes virtual machines",
+        "a node is schedulable for virtual machines",
         lambda: nodes_schedulable(kubectl),
         f"kubectl -n {NAMESPACE} logs ds/hyperlet-handler -c handler",
     )
@@ -224,17 +224,17 @@ def apply(console: ProgressConsole, kubectl: Kubectl, folder: Path, emulation: b
 NEXT = """
 Next:
   export KUBECONFIG={kubeconfig}
-{first}  kubectl get vm,vmi                     # state, node and address
+{first}  kubectl get vm,vmi                     # status, node and IP address
   kubectl describe vmi hello             # its conditions and events
-  .venv/bin/hyperctl console hello       # log in as tiny, password hyperlet; ctrl-] leaves
-  .venv/bin/hyperctl stop hello          # shut it down; start: start it again
+  .venv/bin/hyperctl console hello       # log in as tiny, password hyperlet; ctrl-] disconnects
+  .venv/bin/hyperctl stop hello          # shut it down; start it again with `start`
   {down}
 """
-FIRST = "  kubectl apply -f examples/vm.yaml      # an example VM; its node needs the image\n"
+FIRST = "  kubectl apply -f examples/vm.yaml      # example virtual machine; nodes must be able to pull its image\n"
 
 
 def up(console: ProgressConsole) -> None:
-    """Start everything that is missing, in order."""
+    """Runs all missing steps, in order."""
     existing = os.environ.get("HYPERLET_CLUSTER") == "existing"
     registry = os.environ.get("HYPERLET_REGISTRY", "")
     if existing:
@@ -252,8 +252,8 @@ def up(console: ProgressConsole) -> None:
         if binaries.find(binaries.DNS) is not None:
             run(console, "DNS", ["-m", "cluster", "dns"])
         else:
-            console.say("  · no DNS in the cluster yet: 'python3 -m cluster dns' builds CoreDNS and deploys it")
-        # For examples/vm-bridge.yaml: a second network, on both nodes.
+            console.say("  · the cluster has no DNS: 'python3 -m cluster dns' builds and deploys CoreDNS")
+        # For examples/vm-bridge.yaml: a bridge to a physical network, on both nodes.
         run(console, "Bridge", ["-m", "cluster", "bridge", "br1", "--port", "eth1"])
     if registry:
         push(console, images, registry)
@@ -276,14 +276,14 @@ def up(console: ProgressConsole) -> None:
 
 
 def down(console: ProgressConsole) -> None:
-    """Stop the cluster of this machine. An existing cluster is not touched."""
+    """Stop the cluster on this machine. Refuses to touch an existing cluster."""
     if os.environ.get("HYPERLET_CLUSTER") == "existing":
-        raise ClusterError("an existing cluster is not stopped", remedy="kubectl delete -k manifests/")
+        raise ClusterError("cannot take down an existing cluster", remedy="kubectl delete -k manifests/")
     run(console, "Cluster", ["-m", "cluster", "down"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 1 with an explanation on standard error."""
+    """Exit status: 0, or 1 with an error message on standard error."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.hyperlet", description=__doc__.splitlines()[0] if __doc__ else ""
     )

