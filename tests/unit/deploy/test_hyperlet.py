@@ -25,7 +25,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: str, *com
     return read
 
 
-def test_every_role_has_a_local_and_a_registry_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlay_sets_images_of_all_roles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = written(tmp_path, monkeypatch, "")
     assert here["images"] == [
         {"name": "hyperlet.local/launcher", "newName": "hyperlet.local/launcher", "newTag": "1a"},
@@ -38,29 +38,29 @@ def test_every_role_has_a_local_and_a_registry_image(tmp_path: Path, monkeypatch
     ]
 
 
-def test_socket_component_only_without_image_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlay_includes_requested_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert written(tmp_path, monkeypatch, "")["components"] == []
     (component,) = written(tmp_path, monkeypatch, "", "containerd-socket")["components"]  # type: ignore[misc]
     assert component.endswith("manifests/components/containerd-socket")
 
 
-def test_pushed_images_keep_their_path() -> None:
+def test_pushed_images_keep_path() -> None:
     assert hyperlet.pushed_name("hyperlet.local/guests/tiny:1", "registry.example") == "registry.example/guests/tiny:1"
 
 
-def test_example_disk_is_pushed() -> None:
+def test_example_uses_pushed_guest_image() -> None:
     assert "image: hyperlet.local/guests/tiny:1\n" in hyperlet.EXAMPLE.read_text()
     assert hyperlet.EXAMPLE_GUEST == "guest-tiny"
 
 
 class Server:
-    """A fake kubectl that gives these answers to the trial, in order."""
+    """kubectl against an API server that answers the trial so, one answer after the other."""
 
     def __init__(self, *answers: object) -> None:
         self.answers = list(answers)
 
     def __call__(self, *args: str, stdin: str = "") -> str:
-        assert "--dry-run=server" in args, "a pod would be created"
+        assert "--dry-run=server" in args, "a pod would be made"
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -81,11 +81,11 @@ NO_SOURCE = ClusterError("error: Pod is invalid: spec.volumes[0]: Required value
         ([NO_ACCOUNT, NO_ACCOUNT, {"volumes": []}], False),
     ],
 )
-def test_image_volume_trial_is_repeated_until_conclusive(answers: list[object], found: bool) -> None:
+def test_image_volume_detection_retries_until_conclusive(answers: list[object], found: bool) -> None:
     server = Server(*answers)
     assert hyperlet.has_image_volumes(server) is found  # type: ignore[arg-type]
     assert not server.answers
 
 
-def test_inconclusive_trial_assumes_image_volumes() -> None:
+def test_inconclusive_detection_assumes_image_volumes() -> None:
     assert hyperlet.has_image_volumes(Server(NO_ACCOUNT, NO_ACCOUNT), seconds=0) is True  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Prerequisites of the cluster, built in parallel."""
+"""What is made before the cluster starts, side by side."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_jobs_run_in_parallel_and_wait_for_dependencies() -> None:
     assert done == ["packages", "images"]
 
 
-def test_first_failure_is_raised_while_others_run() -> None:
+def test_first_failure_is_raised_while_other_jobs_run() -> None:
     forever = threading.Event()
 
     def broken() -> None:
@@ -44,7 +44,7 @@ def test_first_failure_is_raised_while_others_run() -> None:
     assert not forever.is_set()
 
 
-def test_failure_of_a_dependency_is_reported_instead_of_the_dependent() -> None:
+def test_abandoned_job_does_not_hide_first_failure() -> None:
     def broken() -> None:
         raise ClusterError("pip failed")
 
@@ -67,7 +67,7 @@ def test_environment_is_recreated_when_inputs_change(tmp_path: Path, monkeypatch
     assert not venv.is_ready()
 
 
-def test_dns_service_has_the_nameserver_address() -> None:
+def test_dns_service_has_given_address_and_no_forwarder() -> None:
     documents = list(yaml.safe_load_all(dns.manifest("hyperlet.local/coredns:1", "10.77.128.10")))
     by_kind = {document["kind"]: document for document in documents}
     assert by_kind["Service"]["spec"]["clusterIP"] == "10.77.128.10"
@@ -75,14 +75,14 @@ def test_dns_service_has_the_nameserver_address() -> None:
     assert pod["containers"][0]["image"] == "hyperlet.local/coredns:1"
     corefile = by_kind["ConfigMap"]["data"]["Corefile"]
     assert "kubernetes cluster.local" in corefile
-    # A `forward` would send unknown names out of the cluster.
+    # A `forward` would send what it does not know out of the cluster.
     assert "forward" not in corefile
 
 
 def test_built_kubectl_is_linked_beside_hyperctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubectl, "VENV", tmp_path / "venv")
     monkeypatch.setattr(kubectl.binaries, "folder", lambda group: tmp_path / "new")
-    kubectl.link()  # without an environment there is no folder for it
+    kubectl.link()  # without an environment there is no place for it
     place = tmp_path / "venv" / "bin" / "kubectl"
     place.parent.mkdir(parents=True)
     place.symlink_to(tmp_path / "old")
