@@ -1,6 +1,6 @@
-# Everything a person types. Each target installs what it needs and says so.
+# All commands for people. Each target installs what it needs and reports it.
 PYTHON  := .venv/bin/python
-# What makes the environment needs nothing but the standard library.
+# The environment is created with the standard library only.
 ANY_PYTHON := python3
 PYTEST  := .venv/bin/pytest
 # What boots guests and clusters spends most of its time waiting, so SIDE_BY_SIDE files of it run at a time (a file's tests
@@ -17,13 +17,13 @@ export HYPERLET_CACHE ?= $(HOME)/.cache/hyperlet
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-up:              ## from nothing to a two-node cluster with an example VM that answers
+up:              ## start a two-node cluster with hyperlet and an example VM
 	@$(ANY_PYTHON) -m deploy.hyperlet up
 
-down:            ## stop all of it and leave nothing behind
+down:            ## stop everything and remove it
 	@$(ANY_PYTHON) -m deploy.hyperlet down
 
-status: .venv/ready ## what is running
+status: .venv/ready ## show what is running
 	@$(PYTHON) -m cluster status
 
 # The node tests leave a processor half idle, and Kubernetes takes minutes to build: it is built meanwhile, with what they
@@ -75,7 +75,7 @@ bench: .venv/ready ## measure; prints tables, writes JSON to .run/bench/
 	@$(PYTHON) -m deploy.hyperlet up
 	$(PYTHON) -m bench all
 
-chaos: .venv/ready ## 200 deletions and faults of chance on one VM (SEED=N repeats one): never two QEMUs of it
+chaos: .venv/ready ## 200 random deletions and faults on one VM (SEED=N repeats one): never two QEMUs of it
 	@$(PYTHON) -m deploy.hyperlet up
 	$(PYTHON) -m bench.chaos $(if $(SEED),--seed $(SEED))
 
@@ -95,5 +95,5 @@ protos: .venv/ready ## regenerate the Python beside each .proto
 	@$(ANY_PYTHON) -m cluster venv
 	@touch $@
 
-clean: down      ## down, and forget the builds
+clean: down      ## down, and delete the builds
 	rm -rf .venv .run $(HYPERLET_CACHE)

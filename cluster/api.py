@@ -1,4 +1,4 @@
-"""A few words with the API server, enough to bring a cluster up: no client library, one connection per call."""
+"""A minimal API server client for bringing a cluster up: no client library, one connection per call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 
 class ApiError(ClusterError):
-    """The API server said no. `status` is the HTTP status, 0 when there was no answer."""
+    """The API server refused a call. `status` is the HTTP status, 0 when there was no answer."""
 
     def __init__(self, what: str, status: int = 0) -> None:
         super().__init__(what, remedy="see 'python -m cluster logs kube-apiserver'")
@@ -40,7 +40,7 @@ class ClusterApi:
                 pair.write(base64.b64decode(user[name]))
             pair.flush()
             context.load_cert_chain(pair.name)
-        # An http_proxy in the environment is for the world outside, which the cluster is not part of.
+        # An http_proxy in the environment is for outside addresses only.
         self._opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
@@ -81,7 +81,7 @@ class ClusterApi:
         return True
 
     def is_ready(self) -> bool:
-        """Whether /readyz says ok."""
+        """Whether /readyz answers ok."""
         try:
             return bool(self.get("/readyz") == "ok")
         except ApiError:

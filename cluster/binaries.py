@@ -1,8 +1,8 @@
-"""The programs that the cluster runs: built from two Go modules into the cache, or taken from a folder.
+"""The cluster's programs: built from two Go modules into the cache, or taken from a folder.
 
-A group is built as a whole and lies in a folder of its own, whose name holds the hash of everything that decides what
-comes out. `HYPERLET_KUBERNETES` chooses another version of Kubernetes; `HYPERLET_KUBERNETES_BIN` names a folder with
-programs that somebody already has.
+A group is built as a whole into its own folder, whose name contains the hash of all inputs of the build.
+`HYPERLET_KUBERNETES` selects another version of Kubernetes; `HYPERLET_KUBERNETES_BIN` names a folder with existing
+programs.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from cluster.paths import CACHE, ROOT, private_dir
 from cluster.toolchain import Toolchain
 
 VERSIONS = {"1.34": "1.34.4", "1.35": "1.35.4", "1.36": "1.36.3", "1.37": "1.37.2"}
-"""The series of Kubernetes that can be asked for, oldest first, and the release that each stands for."""
+"""The supported series of Kubernetes, oldest first, and the release of each."""
 
 DEFAULT = "1.36"
 COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
-"""Names of the one Kubernetes program; it does what the name it is called by says."""
+"""Names of the multi-call Kubernetes program, one for each component."""
 
 VERSION_PACKAGE = "k8s.io/component-base/version"
 
@@ -49,12 +49,12 @@ class Group:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Every name that the group's folder holds."""
+        """Every file name in the group's folder."""
         return (*self.programs, *self.links)
 
 
 MAIN_PROGRAM = "github.com/coredns/coredns"
-"""What the main program of the module `services` is made of."""
+"""The Go packages of the module `services` that make its main program."""
 
 _CONTAINERD = "github.com/containerd/containerd/v2/cmd"
 _CSI = "github.com/kubernetes-csi"
@@ -91,7 +91,7 @@ DNS = Group("dns", "services", {"coredns": "."}, what="CoreDNS")
 RUNC = Group("runc", "services", {"runc": "github.com/opencontainers/runc"}, tags="seccomp", cgo=True, what="runc")
 GROUPS = {group.name: group for group in (KUBERNETES, CORE, DNS, EXTRAS, RUNC)}
 NEEDED = (KUBERNETES, CORE)
-"""What an example VM needs; the rest is built when something asks for it."""
+"""The groups that an example VM needs; others are built on first use."""
 
 
 def choose(names: Sequence[str]) -> list[Group]:
@@ -118,13 +118,13 @@ def version() -> str:
     if re.fullmatch(r"1\.\d+\.\d+", wanted):
         return wanted
     raise ClusterError(
-        f"HYPERLET_KUBERNETES={wanted} is no version of Kubernetes",
+        f"HYPERLET_KUBERNETES={wanted} is not a version of Kubernetes",
         remedy=f"set it to one of {', '.join(VERSIONS)}, or to a release such as {VERSIONS[DEFAULT]}",
     )
 
 
 def release(group: Group) -> str:
-    """What the group's folder is called after: the release of its module's main part."""
+    """The release of the module's main dependency, which is part of the folder's name."""
     if group is KUBERNETES:
         return version()
     package = MAIN_PROGRAM if group is DNS else next(iter(group.programs.values()))
@@ -148,7 +148,7 @@ def key(group: Group, go_version: str) -> str:
     """Names the result: the release and a hash of the module's files, the Go and the flags."""
     parts = [go_version, repr(flags(group)), repr(sorted(group.programs.items()))]
     for path in sorted(path for path in module_dir(group).rglob("*") if path.is_file()):
-        # Another release has requirements of its own, which follow from its number.
+        # The requirements of another release follow from its number.
         if path.suffix == ".go" or not is_other_release(group):
             parts.append(f"{path.name}\n{path.read_text()}")
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:10]
@@ -156,7 +156,7 @@ def key(group: Group, go_version: str) -> str:
 
 
 def is_other_release(group: Group) -> bool:
-    """Whether the group's module has to be made for a release that the repository has no go.mod of."""
+    """Whether the group's module must be generated, for a release without a go.mod in the repository."""
     return group is KUBERNETES and version() != VERSIONS[DEFAULT]
 
 
@@ -167,27 +167,27 @@ def flags(group: Group) -> list[str]:
         major, minor, _ = version().split(".")
         values = {"gitVersion": f"v{version()}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
         linker += "".join(f" -X {VERSION_PACKAGE}.{name}={value}" for name, value in values.items())
-    # What the linker would strip is not made in the first place: a seventh of the compiler's time.
+    # Do not generate what the linker would strip: that saves a seventh of the compile time.
     compiler = "all=-dwarf=false"
     return ["-trimpath", *(["-tags", group.tags] if group.tags else []), "-gcflags", compiler, "-ldflags", linker]
 
 
 def needed_go(group: Group) -> toolchain.Version:
-    """The Go that the group's module asks for."""
+    """The Go version that the group's module requires."""
     if is_other_release(group):
         known = _other_module_file(version())
-        # Before the release's own go.mod has been read, what compiles our main program.
+        # Until the release's own go.mod has been read: the version that compiles our main program.
         return toolchain.required(known.read_text()) if known.exists() else toolchain.required(_module_file(group))
     return toolchain.required(_module_file(group))
 
 
 def given_dir(group: Group) -> Path | None:
-    """The folder of HYPERLET_KUBERNETES_BIN if it has the group. Errors: ClusterError when it has only a part of it."""
+    """The folder of HYPERLET_KUBERNETES_BIN if it has the group. Errors: ClusterError when the group is incomplete."""
     setting = os.environ.get("HYPERLET_KUBERNETES_BIN", "")
     if not setting:
         return None
     folder = Path(setting).absolute()
-    # A folder of other builds has each component as a program of its own.
+    # In a folder of other builds each component is a separate program.
     names = [name for name in group.files if name != KUBERNETES.name]
     missing = [name for name in names if not (folder / name).exists()]
     if not missing:
@@ -196,12 +196,12 @@ def given_dir(group: Group) -> Path | None:
         return None
     raise ClusterError(
         f"HYPERLET_KUBERNETES_BIN={setting} lacks {', '.join(missing)}",
-        remedy="put them there, or unset it to have everything built",
+        remedy="put them there, or unset it to build everything",
     )
 
 
 def find(group: Group) -> Path | None:
-    """The folder with the group's programs, if they are there."""
+    """The folder with the group's programs, None if they are not built."""
     given = given_dir(group)
     if given is not None:
         return given
@@ -232,9 +232,9 @@ def program(name: str) -> Path:
 
 
 def build(console: ProgressConsole, group: Group) -> Path:
-    """Make sure that a group's programs are there and return their folder.
+    """Build a group's programs if needed and return their folder.
 
-    Errors: ClusterError when a step fails; the log stays for a look.
+    Errors: ClusterError when a step fails; the log is kept.
     """
     there = find(group)
     if there is not None:
@@ -266,7 +266,7 @@ def _build(console: ProgressConsole, group: Group) -> Path:
         step.note = f"{release(group)}, {sum(f.stat().st_size for f in draft.iterdir()) >> 20} MiB"
     for name in group.links:
         (draft / name).symlink_to(next(iter(group.programs)))
-    # The rename comes last: whoever sees the folder sees all of it.
+    # The rename comes last, so that the folder appears complete.
     shutil.rmtree(final, ignore_errors=True)
     draft.rename(final)
     return final
@@ -274,14 +274,14 @@ def _build(console: ProgressConsole, group: Group) -> Path:
 
 @contextmanager
 def _alone(group: Group) -> Iterator[None]:
-    """Two builds of the same group at a time would do the same work twice."""
+    """Prevents two concurrent builds of the same group."""
     with (private_dir(CACHE / "binaries") / f"{group.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _go(go: Toolchain, group: Group, words: Sequence[str], module: Path, log: Path, what: str) -> str:
-    """Run go(1) in a module and return what it printed. Errors: ClusterError with `what` did not work."""
+    """Run go(1) in a module and return its output. Errors: ClusterError that names `what`."""
     with log.open("ab") as stream:
         stream.write(f"$ go {' '.join(words)}\n".encode())
         stream.flush()
@@ -299,7 +299,7 @@ def _go(go: Toolchain, group: Group, words: Sequence[str], module: Path, log: Pa
         raise ClusterError(
             f"could not {what} of {group.what} {release(group)} ({go.version})",
             log=log,
-            remedy="see whether this machine reaches a Go module proxy ('go env GOPROXY'), then run this again;\n"
+            remedy="check that this machine reaches a Go module proxy ('go env GOPROXY'), then run this again;\n"
             "        or set HYPERLET_KUBERNETES_BIN to a folder that has the programs",
         )
     return done.stdout
@@ -317,7 +317,7 @@ def module_source(console: ProgressConsole, group: Group, module: str) -> Path:
 
 
 def _compile(go: Toolchain, group: Group, module: Path, out: Path, log: Path, step: ProgressStep) -> None:
-    """`go build`, package by package in sight. Errors: ClusterError when it fails."""
+    """`go build` with progress by package. Errors: ClusterError when it fails."""
     packages = list(group.programs.values())
     tags = ["-tags", group.tags] if group.tags else []
     total = len(_go(go, group, ["list", *tags, "-deps", *packages], module, log, "list the packages").splitlines())
@@ -355,7 +355,7 @@ def _other_module_file(release_wanted: str) -> Path:
 
 
 def _other_module(console: ProgressConsole, release_wanted: str, log: Path) -> Path:
-    """Make the module for another release of Kubernetes: its own go.mod says which parts it is made of.
+    """Generate the module for another release of Kubernetes: the release's own go.mod lists its parts.
 
     Errors: ClusterError when the module proxy does not have the release.
     """
@@ -366,7 +366,7 @@ def _other_module(console: ProgressConsole, release_wanted: str, log: Path) -> P
         return place
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    with console.step(f"Kubernetes {release_wanted}: which modules it needs"):
+    with console.step(f"Kubernetes {release_wanted}: resolving its modules"):
         (place / "go.mod").write_text(
             f"module hyperlet.local/cluster/kubernetes\n\ngo {_go_line(_module_file(KUBERNETES))}\n"
         )
@@ -392,10 +392,10 @@ def _go_line(module_file: str) -> str:
 
 
 def other_go_mod(own: str, release_wanted: str) -> str:
-    """Our go.mod for a release of Kubernetes, out of that release's own.
+    """Our go.mod for a release of Kubernetes, from that release's own.
 
-    Kubernetes asks for its parts (staging modules) at v0.0.0, which only its own tree can replace; they are published
-    under v0.MINOR.PATCH.
+    Kubernetes requires its staging modules at v0.0.0, which only its own tree can replace; they are published as
+    v0.MINOR.PATCH.
     """
     parts = sorted(set(re.findall(r"^\s+(k8s\.io/\S+) v0\.0\.0$", own, re.MULTILINE)))
     published = "v0." + release_wanted.split(".", 1)[1]
@@ -407,6 +407,6 @@ def other_go_mod(own: str, release_wanted: str) -> str:
 
 
 def build_all(console: ProgressConsole, groups: Sequence[Group]) -> None:
-    """Build groups one after the other: each uses every core by itself."""
+    """Build groups one after the other: each uses all cores."""
     for group in groups:
         build(console, group)

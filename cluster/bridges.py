@@ -1,6 +1,6 @@
-"""Bridges of the nodes, as an administrator makes them: for VMs and pods that are to be on a network of the house.
+"""Bridges of the nodes, as an administrator configures them, for VMs and pods on a site network.
 
-What a node has to have is a file in its folder, a line for each bridge, `NAME [PORT]`; its init reads it at every boot.
+A node's bridges are listed in a file in its folder, one `NAME [PORT]` per line; its init reads it at every boot.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,14}")
 
 
 def path(name: str) -> Path:
-    """The file that says which bridges a node has."""
+    """The file that lists a node's bridges."""
     return node.folder(name) / "bridges"
 
 
@@ -27,15 +27,15 @@ def read(name: str) -> dict[str, str]:
 
 
 def write(name: str, bridges: dict[str, str]) -> None:
-    """Says which bridges a node is to have when it starts."""
+    """Write which bridges a node creates when it starts."""
     path(name).write_text("".join(f"{bridge} {port}".rstrip() + "\n" for bridge, port in bridges.items()))
 
 
 def change(console: ProgressConsole, bridge: str, port: str, nodes: Sequence[str] | None, *, remove: bool) -> None:
-    """Makes (or removes) a bridge on nodes, on all if none is named. One that is as it should be is left alone."""
+    """Create (or remove) a bridge on nodes, on all if none is named. A correct bridge is not changed."""
     lifecycle.require_root()
     if not NAME.fullmatch(bridge) or (port and not NAME.fullmatch(port)):
-        raise ClusterError(f"'{bridge} {port}': a device is named by at most 15 letters, digits, '-', '_' or '.'")
+        raise ClusterError(f"'{bridge} {port}': a device name has at most 15 letters, digits, '-', '_' or '.'")
     with state.locked():
         known = lifecycle.required()
         for name in nodes or [each.name for each in known.nodes]:
@@ -43,9 +43,9 @@ def change(console: ProgressConsole, bridge: str, port: str, nodes: Sequence[str
                 raise ClusterError(
                     f"there is no node '{name}'", remedy=f"there are {', '.join(n.name for n in known.nodes)}"
                 )
-            with console.step(f"{name}: {bridge} {'removed' if remove else 'made'}") as step:
+            with console.step(f"{name}: {bridge} {'removed' if remove else 'created'}") as step:
                 changed = _remove(name, bridge) if remove else _make(name, bridge, port)
-                step.note = "" if changed else "it was so"
+                step.note = "" if changed else "unchanged"
 
 
 def _make(name: str, bridge: str, port: str) -> bool:

@@ -10,17 +10,17 @@ from typing import Any
 from cluster.network import AddressPlan
 
 PAUSE_IMAGE = "hyperlet.local/pause:1"
-"""No registry has it: the image is made here and imported into each node."""
+"""Not in any registry: the image is built here and imported into each node."""
 
 DOMAIN = "cluster.local"
 API_PORT = 6443
 ETCD = "http://127.0.0.1:2379"
 EVICTION_SIGNALS = ("memory.available", "nodefs.available", "nodefs.inodesFree", "imagefs.available")
 SHUTDOWN_SECONDS, SHUTDOWN_CRITICAL_SECONDS = 120, 20
-"""What pods have when their node is shut down: all but the last seconds for those that are not critical. More than the
-tests' VMs need with their grace period and its margin."""
+"""Time for pods when their node is shut down; the last seconds are for critical ones. More than the grace period of the
+tests' VMs with its margin."""
 MACHINE_RESERVE = 2 << 30
-"""Bytes of memory that no node advertises: the control plane, the machine itself, tests and builds."""
+"""Bytes of memory that no node advertises: for the control plane, the machine itself, tests and builds."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ def api_url(plan: AddressPlan) -> str:
 
 
 def api_names(plan: AddressPlan) -> list[str]:
-    """What the API server's certificate is for."""
+    """The names and addresses in the API server's certificate."""
     service = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", f"kubernetes.default.svc.{DOMAIN}"]
     return [*service, "localhost", "127.0.0.1", plan.api, plan.kubernetes_service]
 
 
 def etcd(binary: Path, data: Path) -> list[str]:
-    """etcd speaks plain HTTP on the loopback of the fabric, where only root of this machine can come."""
+    """etcd, with plain HTTP on the loopback of the fabric, which only root of this machine can reach."""
     return [
         str(binary), "--name=local", f"--data-dir={data}",
         f"--listen-client-urls={ETCD}", f"--advertise-client-urls={ETCD}",
@@ -101,7 +101,7 @@ def apiserver(binary: Path, plan: AddressPlan, pki: Path, policy: Path, audit_lo
         "requestheader-extra-headers-prefix": "X-Remote-Extra-",
         "proxy-client-cert-file": pki / "front-proxy-client.crt",
         "proxy-client-key-file": pki / "front-proxy-client.key",
-        # Without kube-proxy here, aggregated APIs are called at their pods' addresses.
+        # There is no kube-proxy here: aggregated APIs are called at their pods' addresses.
         "enable-aggregator-routing": "true",
         "audit-policy-file": policy,
         "audit-log-path": audit_log,
@@ -115,7 +115,7 @@ def apiserver(binary: Path, plan: AddressPlan, pki: Path, policy: Path, audit_lo
 
 
 def controller_manager(binary: Path, pki: Path) -> list[str]:
-    """kube-controller-manager. A silent node is NotReady after 16 s."""
+    """kube-controller-manager. An unreachable node is NotReady after 16 s."""
     config = pki / "controller-manager.kubeconfig"
     options: dict[str, object] = {
         "kubeconfig": config,
@@ -147,7 +147,7 @@ def flags(options: dict[str, object]) -> list[str]:
 def audit_policy() -> str:
     """One event per API call: user, user agent, verb, object and status code, so that calls can be counted.
 
-    A watch is recorded when it starts; what the API server asks itself and health checks are not.
+    A watch is recorded when it starts; the API server's own calls and health checks are not recorded.
     """
     policy = {
         "apiVersion": "audit.k8s.io/v1",
@@ -217,7 +217,7 @@ def cni_config(node: NodeAddresses) -> str:
 def kubelet_config(plan: AddressPlan, memory: int, cpus: int, node_count: int) -> str:
     """KubeletConfiguration of a node that is one of `node_count` on a machine of `memory` bytes and `cpus` cores.
 
-    Every kubelet sees the whole machine; what it reserves for "the system" is what belongs to the other nodes.
+    Every kubelet sees the whole machine; it reserves the share of the other nodes as system resources.
     """
     share = max(memory - MACHINE_RESERVE, memory // 2) // node_count
     config: dict[str, Any] = {
@@ -235,18 +235,18 @@ def kubelet_config(plan: AddressPlan, memory: int, cpus: int, node_count: int) -
         "clusterDNS": [plan.dns],
         "resolvConf": "/etc/resolv.conf",
         "cgroupDriver": "cgroupfs",
-        # Machines with version 1 are still about, this one may be one; the kubelet refuses to start there otherwise.
+        # This machine may still have version 1, where the kubelet otherwise refuses to start.
         "failCgroupV1": False,
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
         "failSwapOn": False,
         "maxPods": 110,
         "serializeImagePulls": False,
         "evictionHard": dict.fromkeys(EVICTION_SIGNALS, "0%"),
-        # Images come from no registry: what is collected could not be pulled again.
+        # Images come from no registry: a collected image could not be pulled again.
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
-        # What a device plugin offers is soon seen, and unchanged status is still reported rarely. Not less than 2 s:
-        # it is kubelet's patience with the API server as well, for its lease too.
+        # Device plugin changes appear soon, and unchanged status is still reported rarely. Not less than 2 s: it is
+        # also kubelet's timeout for the API server, for its lease too.
         "nodeStatusUpdateFrequency": "2s",
         "nodeStatusReportFrequency": "1m",
         "nodeLeaseDurationSeconds": 12,

@@ -1,7 +1,7 @@
-"""What a person sees: one aligned line per step with its time, and a failure that says what to do next.
+"""Console output: one aligned line per step with its time, and failures with a remedy.
 
-Steps may run side by side. On a terminal those under way stand below the finished ones and move; elsewhere a line now
-and then says how far they are.
+Steps may run in parallel. On a terminal the running steps are shown and updated below the finished ones; elsewhere a
+line is printed periodically with their progress.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import TextIO
 LABEL_WIDTH = 46
 LOG_TAIL_LINES = 12
 REDRAW_SECONDS = 0.2
-"""On a terminal: the pause between two pictures of a step that says how far it is."""
+"""On a terminal: the pause between two updates of a step's progress."""
 
 REPEAT_SECONDS = 20.0
 """Elsewhere: the pause between two lines about one step."""
 
 
 class ClusterError(Exception):
-    """A step that failed, in words for the person who typed the command.
+    """A step that failed, with a message for the user.
 
-    what: what did not work.  log: the file that tells more.  remedy: what to type or change next.
+    what: what failed.  log: the file with details.  remedy: what to run or change next.
     """
 
     def __init__(self, what: str, *, log: Path | None = None, remedy: str = "") -> None:
@@ -60,7 +60,7 @@ def tail(path: Path, count: int) -> list[str]:
 
 @dataclass(eq=False)
 class ProgressStep:
-    """One running step; `note` is what its line says beside the label once it is done."""
+    """One running step; `note` is printed beside the label when it is done."""
 
     label: str
     note: str = ""
@@ -70,7 +70,7 @@ class ProgressStep:
     said: float = field(default_factory=time.monotonic)
 
     def progress(self, far: str) -> None:
-        """Say how far the step is: `812 of 2113 packages`."""
+        """Set the step's progress: `812 of 2113 packages`."""
         self.far = far
         if self.console is not None:
             self.console.moved(self)
@@ -78,7 +78,7 @@ class ProgressStep:
 
 @dataclass
 class ProgressConsole:
-    """Prints steps as they end. Steps may run in several threads; a line is written whole."""
+    """Prints steps as they end. Steps may run in several threads; lines are not interleaved."""
 
     quiet: bool = False
     started: float = field(default_factory=time.monotonic)
@@ -114,7 +114,7 @@ class ProgressConsole:
         self._end("✓", step)
 
     def moved(self, step: ProgressStep) -> None:
-        """Show how far a step is."""
+        """Show a step's progress."""
         if self.quiet:
             return
         now = time.monotonic()
@@ -145,7 +145,7 @@ class ProgressConsole:
 
     def _erase(self) -> None:
         if self._drawn:
-            # Up to the first of the moving lines, and clear from there to the end of the screen (ECMA-48 CPL, ED).
+            # Go up to the first running step's line and clear to the end of the screen (ECMA-48 CPL, ED).
             self._out.write(f"\x1b[{self._drawn}F\x1b[J")
             self._drawn = 0
 

@@ -40,7 +40,7 @@ def _start(name: str, command: list[str]) -> ProcessRecord:
 
 
 def environment() -> dict[str, str]:
-    """What daemons find in their environment: nothing of the shell that started them, no proxies."""
+    """The daemons' environment: nothing from the shell that started them, no proxies."""
     return {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
@@ -49,7 +49,7 @@ def environment() -> dict[str, str]:
 
 
 def fabric() -> ProcessRecord:
-    """The process that holds the fabric's namespace. Errors: ClusterError when it is gone."""
+    """The process that holds the fabric's namespace. Errors: ClusterError when it has ended."""
     rec = state.records().alive(FABRIC)
     if rec is None:
         raise ClusterError("no cluster is running", remedy="run 'python -m cluster up'")
@@ -57,11 +57,11 @@ def fabric() -> ProcessRecord:
 
 
 def start_fabric(plan: network.AddressPlan, node_count: int) -> ProcessRecord:
-    """Make the fabric's namespace, with its switches and the machine's link into it."""
+    """Create the fabric's namespace, with its bridges and the machine's link into it."""
     rec = _start(FABRIC, ["unshare", "--net", "--", "sleep", "infinity"])
     own = network.namespace(os.getpid())
     if not processes.wait_until(lambda: processes.is_alive(rec) and network.namespace(rec.pid) != own, 5, pause=0.005):
-        raise ClusterError("could not make a network namespace", log=log(FABRIC))
+        raise ClusterError("could not create a network namespace", log=log(FABRIC))
     network.build_fabric(plan, rec.pid, state.link(), node_count)
     return rec
 
@@ -81,7 +81,7 @@ def command(name: str, plan: network.AddressPlan) -> list[str]:
 
 
 def start(name: str, plan: network.AddressPlan) -> ProcessRecord:
-    """Start one of NAMES unless it runs."""
+    """Start one of NAMES unless it is running."""
     running = state.records().alive(name)
     if running is not None:
         return running
@@ -89,11 +89,11 @@ def start(name: str, plan: network.AddressPlan) -> ProcessRecord:
 
 
 def wait_ready(api: ClusterApi, *, seconds: float = READY_SECONDS) -> None:
-    """Wait until the API server says that it is ready. Errors: ClusterError when it ends or takes too long."""
+    """Wait until the API server is ready. Errors: ClusterError when it ends or takes too long."""
     rec = state.records().get(APISERVER)
     for name in (ETCD, APISERVER):
         if state.records().alive(name) is None:
-            raise ClusterError(f"{name} does not run", log=log(name), remedy="run 'python -m cluster up'")
+            raise ClusterError(f"{name} is not running", log=log(name), remedy="run 'python -m cluster up'")
 
     def settled() -> bool:
         return api.is_ready() or rec is None or not processes.is_alive(rec)
@@ -106,7 +106,7 @@ def wait_ready(api: ClusterApi, *, seconds: float = READY_SECONDS) -> None:
 
 
 def stop(name: str) -> bool:
-    """Kill one process, as a crash would; whether it ran."""
+    """Kill one process, as a crash would; whether it was running."""
     rec = state.records().alive(name)
     if rec is not None:
         processes.kill([rec])
@@ -115,7 +115,7 @@ def stop(name: str) -> bool:
 
 
 def bootstrap(api: ClusterApi) -> None:
-    """What an installer grants once: kube-proxy may read what it needs."""
+    """The rights that an installer grants once: kube-proxy's read access."""
     api.ensure(
         "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
         {

@@ -18,7 +18,7 @@ PACKAGES = (
     # the cluster itself
     "runc", "containernetworking-plugins", "iproute2", "iptables", "nftables",
     "conntrack", "dbus-daemon", "busybox-static", "util-linux", "procps", "curl", "openssl",
-    # a runc for pods with user namespaces
+    # for a runc that supports user namespaces
     "libseccomp-dev",
     # building the pause image
     "gcc", "libc6-dev", "musl-tools",
@@ -29,17 +29,17 @@ PACKAGES = (
 )  # fmt: skip
 
 IMAGE_PACKAGES = (*images.deps.PACKAGES, "skopeo")
-"""Enough for building images and pushing them to a registry, for a cluster that is elsewhere."""
+"""The packages for building images and pushing them to a registry, for an existing cluster."""
 
 TEST_PACKAGES = (
     "libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86", "seabios", "libxml2-utils",
     "dnsmasq-base", "xfsprogs", "containerd",
-    # a person's terminal, SSH client and VNC viewer
+    # terminal, SSH client and VNC viewer of a user
     "tmux", "openssh-client", "vncsnapshot",
-    # a registry, and what else builds and pushes images
+    # a registry, and other tools that build and push images
     "docker-registry", "podman", "skopeo",
 )  # fmt: skip
-"""What the tests need besides: on this machine itself (tests/node, tests/golden), and as a person's programs."""
+"""Additional packages for the tests: on this machine itself (tests/node, tests/golden), and users' programs."""
 
 KUBECTL_PACKAGE = "kubernetes-client"
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -48,7 +48,7 @@ POLICY = Path("/usr/sbin/policy-rc.d")
 def missing(*, tests: bool = False, only_images: bool = False) -> list[str]:
     """Packages of PACKAGES, with `tests` of TEST_PACKAGES, that are not installed; one for kubectl if there is none.
 
-    With `only_images` those of IMAGE_PACKAGES alone.
+    With `only_images` only those of IMAGE_PACKAGES.
     """
     wanted = dict.fromkeys(IMAGE_PACKAGES if only_images else [*PACKAGES, *(TEST_PACKAGES if tests else ())])
     query = subprocess.run(
@@ -61,9 +61,9 @@ def missing(*, tests: bool = False, only_images: bool = False) -> list[str]:
 
 
 def ensure(console: ProgressConsole, *, tests: bool = False, only_images: bool = False) -> None:
-    """Install what is missing and say so. Errors: ClusterError when apt-get fails or the user is not root.
+    """Install missing packages and report it. Errors: ClusterError when apt-get fails or the user is not root.
 
-    Where there is no dpkg, images may be built all the same, with what is there.
+    Without dpkg nothing is installed; images can still be built with the tools that exist.
     """
     absent = [] if only_images and not shutil.which("dpkg-query") else missing(tests=tests, only_images=only_images)
     with console.step("Debian packages") as step:
@@ -80,7 +80,7 @@ def ensure(console: ProgressConsole, *, tests: bool = False, only_images: bool =
 
 
 def _apt(arguments: list[str], log: Path, step: ProgressStep) -> None:
-    """Run apt-get, which says on a descriptor of its own how far it is (apt's README.progress-reporting)."""
+    """Run apt-get, which reports its progress on a separate descriptor (apt's README.progress-reporting)."""
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     read, write = os.pipe()
     options = ["-o", f"APT::Status-Fd={write}", "-o", "DPkg::Lock::Timeout=120"]
@@ -98,7 +98,7 @@ def _apt(arguments: list[str], log: Path, step: ProgressStep) -> None:
         raise ClusterError(
             f"apt-get {arguments[0]} failed",
             log=log,
-            remedy="see whether this machine reaches its Debian archive; mend what apt complains about, run this again",
+            remedy="check that this machine reaches its Debian archive, fix what apt reports, and run this again",
         )
 
 

@@ -19,7 +19,7 @@ def manifest(image: str, address: str) -> str:
 
 
 def deploy(console: ProgressConsole, known: ClusterState, names: list[str]) -> None:
-    """Build what is missing, load it into the nodes of these names, apply, wait. Errors: ClusterError."""
+    """Build what is missing, load it into these nodes, apply, wait. Errors: ClusterError."""
     binaries.build(console, binaries.DNS)
     reference, archive = images.program_archive("coredns")
     images.load(console, [archive], names)

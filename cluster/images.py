@@ -1,4 +1,4 @@
-"""Image archives: what is in one, importing it into the nodes, and the pause image made without a registry."""
+"""Image archives: their contents, importing them into nodes, and the pause image, built without a registry."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ImageArchive:
     path: Path
     images: dict[str, str]
     docker: bool = False
-    """It is a docker-archive (manifest.json)."""
+    """Whether it is a docker-archive (manifest.json)."""
 
 
 def inspect(path: Path) -> ImageArchive:
@@ -49,12 +49,12 @@ def inspect(path: Path) -> ImageArchive:
                 if stream is not None:
                     return ImageArchive(path, read(json.load(stream)), docker=name == "manifest.json")
     except (OSError, tarfile.TarError, ValueError) as error:
-        raise ClusterError(f"{path} is no image archive: {error}", remedy="make one with 'buildah push'") from error
-    raise ClusterError(f"{path} is no image archive: it has neither manifest.json nor index.json")
+        raise ClusterError(f"{path} is not an image archive: {error}", remedy="use 'buildah push'") from error
+    raise ClusterError(f"{path} is not an image archive: it has neither manifest.json nor index.json")
 
 
 def docker_images(manifest: Any) -> dict[str, str]:
-    """References → config digests out of a docker-archive's manifest.json."""
+    """References → config digests from a docker-archive's manifest.json."""
     found = {}
     for image in manifest:
         digest = Path(image["Config"]).name.removesuffix(".json")
@@ -64,7 +64,7 @@ def docker_images(manifest: Any) -> dict[str, str]:
 
 
 def oci_images(index: Any) -> dict[str, str]:
-    """References → manifest digests out of an OCI archive's index.json."""
+    """References → manifest digests from an OCI archive's index.json."""
     found = {}
     for manifest in index.get("manifests", []):
         annotations = manifest.get("annotations") or {}
@@ -84,7 +84,7 @@ def _loaded_file(name: str) -> Path:
 
 
 def _loaded(name: str) -> dict[str, str]:
-    """What was imported into the node and is still there: reference → digest as the archive gave it."""
+    """The imported images that the node still has: reference → digest as in the archive."""
     try:
         noted: dict[str, str] = json.loads(_loaded_file(name).read_text())
     except (OSError, ValueError):
@@ -95,7 +95,7 @@ def _loaded(name: str) -> dict[str, str]:
 
 
 def load(console: ProgressConsole, paths: Sequence[Path], names: Sequence[str]) -> None:
-    """Import archives into nodes, all nodes at a time, leaving out what is there already.
+    """Import archives into all nodes in parallel, except images that a node already has.
 
     Errors: ClusterError naming the archive and the node where an import failed.
     """
@@ -110,7 +110,7 @@ def load(console: ProgressConsole, paths: Sequence[Path], names: Sequence[str]) 
         bundles: dict[tuple[Path, ...], list[ImageArchive]] = {}
         for name, found in missing.items():
             key = tuple(archive.path for archive in found)
-            if key not in bundles:  # mostly, all nodes lack the same
+            if key not in bundles:  # usually all nodes lack the same images
                 bundles[key] = _bundled(found, Path(folder) / f"{name}.tar")
             missing[name] = bundles[key]
         with ThreadPoolExecutor(max_workers=len(names) or 1) as pool:
@@ -118,7 +118,7 @@ def load(console: ProgressConsole, paths: Sequence[Path], names: Sequence[str]) 
 
 
 def _missing(console: ProgressConsole, archives: Sequence[ImageArchive], name: str) -> list[ImageArchive]:
-    """The archives of which the node has not got everything."""
+    """The archives of which the node lacks an image."""
     loaded, found = _loaded(name), []
     for archive in archives:
         if archive.images and all(loaded.get(ref) == digest for ref, digest in archive.images.items()):
@@ -130,7 +130,7 @@ def _missing(console: ProgressConsole, archives: Sequence[ImageArchive], name: s
 
 
 def _bundled(archives: Sequence[ImageArchive], target: Path) -> list[ImageArchive]:
-    """The same images in as few archives as can be: what several of them hold then goes into a node once."""
+    """The same images in as few archives as possible, so that shared layers are imported into a node once."""
     together = [archive for archive in archives if archive.docker]
     if len(together) < 2:
         return list(archives)
@@ -140,7 +140,7 @@ def _bundled(archives: Sequence[ImageArchive], target: Path) -> list[ImageArchiv
 
 
 def bundle(paths: Sequence[Path], target: Path) -> None:
-    """Write one docker-archive with the images of several, and each layer of theirs once."""
+    """Write one docker-archive with the images of several archives, and each layer once."""
     listing: list[Any] = []
     written: set[str] = set()
     with tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as made:
@@ -148,7 +148,7 @@ def bundle(paths: Sequence[Path], target: Path) -> None:
             with tarfile.open(path) as source:
                 members = {member.name.removeprefix("./"): member for member in source}
                 stream = source.extractfile(members["manifest.json"])
-                assert stream is not None  # it has been inspected
+                assert stream is not None  # inspected before
                 for image in json.load(stream):
                     names = {name: _own_name(name, image["Config"]) for name in (image["Config"], *image["Layers"])}
                     for name, own in names.items():
@@ -164,7 +164,7 @@ def bundle(paths: Sequence[Path], target: Path) -> None:
 
 
 def _own_name(name: str, config: str) -> str:
-    """The name of a part in a bundle: what is called by its digest is the same in every archive."""
+    """The name of a part in a bundle: a file named by its digest is the same in every archive."""
     return name if DIGEST.search(name) else f"{Path(config).name.removesuffix('.json')}-{name}"
 
 
@@ -174,12 +174,12 @@ def _import(console: ProgressConsole, archives: Sequence[ImageArchive], name: st
         count = len(archive.images)
         title = f"{count} images" if count > 3 else ", ".join(archive.images) or archive.path.name
         with console.step(f"{name}: {title}"):
-            # Without --local, ctr has the daemon read the archive through a stream: twice the time.
+            # Without --local, ctr streams the archive to the daemon, which takes twice the time.
             command = ["ctr", "--namespace=k8s.io", "images", "import", "--local", "-"]
             done = node.run(name, command, stdin=archive.path)
             if done.returncode != 0:
                 raise ClusterError(
-                    f"{name} did not take {archive.path}: {done.stderr.strip()[-400:]}",
+                    f"{name} did not import {archive.path}: {done.stderr.strip()[-400:]}",
                     remedy=f"see 'python -m cluster logs {name}-containerd'",
                 )
             loaded.update(archive.images)
@@ -206,12 +206,12 @@ def pause_archive() -> Path:
 
 
 def program_archive(name: str) -> tuple[str, Path]:
-    """The reference and the archive of an image that is one of the cluster's own programs and runs it.
+    """The reference and the archive of an image that contains and runs one of the cluster's programs.
 
     Errors: ClusterError when the program is not built.
     """
     program = binaries.program(name)
-    # The folder's name ends with the hash of what the program was made from; the archive follows this file as well.
+    # The folder's name ends with the hash of the program's inputs; the archive also depends on this file.
     recipe = f"{program.resolve().parent.name} {Path(__file__).read_text()}"
     tag = hashlib.sha256(recipe.encode()).hexdigest()[:10]
     reference = f"hyperlet.local/{name}:{tag}"
@@ -225,7 +225,7 @@ def program_archive(name: str) -> tuple[str, Path]:
 
 
 def single_file_archive(reference: str, name: str, content: bytes, *, user: str = "65535:65535") -> bytes:
-    """A docker-archive of an image that is one executable and runs it. The same input gives the same bytes."""
+    """A docker-archive of an image that contains and runs one executable. The same input gives the same bytes."""
     layer = _tar({name: (content, 0o755)})
     digest = hashlib.sha256(layer).hexdigest()
     config, config_name = _config({"Entrypoint": [f"/{name}"], "User": user}, digest, f"one file: {name}")
@@ -234,9 +234,9 @@ def single_file_archive(reference: str, name: str, content: bytes, *, user: str 
 
 
 def programs_archive(reference: str, programs: Sequence[Path], target: Path) -> None:
-    """Write the docker-archive of an image that is these programs, in its root. The same input gives the same bytes.
+    """Write the docker-archive of an image with these programs in its root. The same input gives the same bytes.
 
-    They may be large, so nothing of them is held in memory.
+    The programs may be large, so they are not read into memory.
     """
     layer, draft = target.with_suffix(".layer"), target.with_suffix(".new")
     with tarfile.open(layer, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -254,7 +254,7 @@ def programs_archive(reference: str, programs: Sequence[Path], target: Path) -> 
 
 
 def _config(config: dict[str, Any], layer: str, created_by: str) -> tuple[bytes, str]:
-    """An image's configuration for one layer of that SHA-256, and the name of its file."""
+    """An image's configuration for one layer with that SHA-256, and the name of its file."""
     text = json.dumps(
         {
             "architecture": _architecture(),

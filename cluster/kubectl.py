@@ -1,4 +1,4 @@
-"""kubectl, the one that was built with the cluster."""
+"""kubectl, preferably the one that was built with the cluster."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Kubectl:
         self.program = program()
 
     def __call__(self, *args: str, check: bool = True, stdin: str | None = None) -> str:
-        """Run and return standard output. Raises ClusterError with kubectl's own words when it fails and `check` is
-        set."""
+        """Run and return standard output. Raises ClusterError with kubectl's own message when it fails and `check`
+        is set."""
         done = subprocess.run(
             [self.program, f"--kubeconfig={self.kubeconfig}", *args],
             input=stdin,
@@ -56,7 +56,7 @@ def program() -> str:
 
 
 def link() -> None:
-    """Put the built kubectl beside hyperctl in the virtual environment, for people."""
+    """Link the built kubectl beside hyperctl in the virtual environment, for users."""
     target = binaries.folder(binaries.KUBERNETES) / "kubectl"
     place = VENV / "bin" / "kubectl"
     if not place.parent.is_dir() or (place.is_symlink() and place.readlink() == target):

@@ -1,4 +1,4 @@
-"""Bringing the whole cluster up and taking it down, from whatever state it is in."""
+"""Starting and removing the whole cluster, from any state."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ KEPT_BY_DOWN = ("logs", "lock", "audit.log")
 
 
 def require_root() -> None:
-    """Errors: ClusterError for anybody else."""
+    """Errors: ClusterError for users other than root."""
     if os.geteuid() != 0:
         raise ClusterError("the cluster needs namespaces, mounts and control groups", remedy="run this as root")
 
 
 def current() -> ClusterState | None:
-    """The cluster that is set up, if what it stands on is still there. What is merely stopped can be started again."""
+    """The cluster that is set up, if its foundations still exist. Stopped components can be started again."""
     known = state.load()
     if known is None or known.boot_id != state.boot_id() or state.records().alive(controlplane.FABRIC) is None:
         return None
@@ -58,7 +58,7 @@ def required() -> ClusterState:
 
 
 def is_whole(known: ClusterState) -> bool:
-    """Whether everything runs and both nodes are Ready."""
+    """Whether every component runs and both nodes are Ready."""
     records = state.records()
     names = [*controlplane.NAMES, *(each.name for each in known.nodes)]
     if not all(records.alive(name) for name in names):
@@ -68,9 +68,9 @@ def is_whole(known: ClusterState) -> bool:
 
 
 def up(console: ProgressConsole, archives: Sequence[Path] = ()) -> None:
-    """Start everything that does not run, and have the nodes hold the images of these archives.
+    """Start everything that is not running, and import these archives into the nodes.
 
-    Errors: ClusterError, after which another `up` or a `down` is fine.
+    Errors: ClusterError, after which another `up` or a `down` is possible.
     """
     require_root()
     machine.hierarchies()
@@ -91,7 +91,7 @@ def up(console: ProgressConsole, archives: Sequence[Path] = ()) -> None:
 
 
 def _lay(console: ProgressConsole) -> ClusterState:
-    """Keys, addresses and switches of a new cluster."""
+    """Create keys, addresses and bridges of a new cluster."""
     for stale in (paths.LOGS, paths.AUDIT_LOG):
         shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
     paths.LOGS.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def _lay(console: ProgressConsole) -> ClusterState:
     with console.step("Keys and certificates"):
         addresses = {each.name: each.address for each in new.nodes}
         pki.create(paths.PKI, components.api_url(plan), components.api_names(plan), addresses, paths.KUBECONFIG)
-    with console.step("Switches without an uplink"):
+    with console.step("Bridges without an uplink"):
         controlplane.start_fabric(plan, len(new.nodes))
     state.save(new)
     return new
@@ -122,7 +122,7 @@ def _start(console: ProgressConsole, known: ClusterState, archives: Sequence[Pat
         step.note = ", ".join(each.name for each in known.nodes if _power_on(known, each))
     names = [each.name for each in known.nodes]
     with ThreadPoolExecutor() as pool:
-        # A node takes images while the API server starts, which waits for much.
+        # Nodes import images while the API server starts, which mostly waits.
         loading = pool.submit(_load, console, [pause, *archives], names)
         with console.step("API server ready"):
             controlplane.wait_ready(api)
@@ -152,7 +152,7 @@ def _power_on(known: ClusterState, each: components.NodeAddresses) -> bool:
 
 
 def wait_nodes(api: ClusterApi, names: list[str], *, seconds: float = NODES_READY_SECONDS) -> None:
-    """Wait until the nodes are Ready in this very boot of theirs. Errors: ClusterError naming those that are not."""
+    """Wait until the nodes are Ready since their present boot. Errors: ClusterError naming those that are not."""
 
     def unready() -> list[str]:
         try:
@@ -172,7 +172,7 @@ def wait_nodes(api: ClusterApi, names: list[str], *, seconds: float = NODES_READ
 
 
 def is_up(item: dict[str, object], boot_id: str | None) -> bool:
-    """Whether a Node object says Ready, and says it since the boot with that id."""
+    """Whether a Node object is Ready since the boot with that id."""
     info = item.get("status")
     reported = info.get("nodeInfo", {}).get("bootID") if isinstance(info, dict) else None
     return boot_id is not None and reported == boot_id and is_node_ready(item)
@@ -190,22 +190,22 @@ def wait_account(api: ClusterApi, *, seconds: float = 120.0) -> None:
 
     if not processes.wait_until(there, seconds, pause=0.1):
         raise ClusterError(
-            "the controller manager does not make service accounts",
+            "the controller manager does not create service accounts",
             log=controlplane.log(controlplane.CONTROLLER_MANAGER),
             remedy="run 'python -m cluster down', then up",
         )
 
 
 def down(console: ProgressConsole) -> None:
-    """Stop everything and remove everything but logs. Works from any state, and twice."""
+    """Stop everything and remove everything but logs. Works from any state; idempotent."""
     require_root()
     with state.locked():
         _clean(console)
-    console.summary("The cluster is gone.")
+    console.summary("The cluster is removed.")
 
 
 def _clean(console: ProgressConsole) -> None:
-    """Remove what there is of a cluster of this checkout, whether its records are there or not."""
+    """Remove all parts of a cluster of this checkout, with or without its records."""
     known = state.load()
     with console.step("Processes ended") as step:
         step.note = str(machine.kill_members(state.group()) + _kill_recorded())
@@ -214,7 +214,7 @@ def _clean(console: ProgressConsole) -> None:
     with console.step("Links, routes, control groups removed"):
         network.remove_from_machine(known.plan if known is not None else None, state.link())
         machine.remove([state.group()])
-    with console.step("System settings put back") as step:
+    with console.step("System settings restored") as step:
         step.note = ", ".join(machine.restore_sysctls(paths.RUN / "sysctls.json")) or "none had changed"
     with console.step("Files removed"):
         controlplane.remove_data()
@@ -233,7 +233,7 @@ def _kill_recorded() -> int:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file or tree. A node's last mounts may go a moment after its last process."""
+    """Delete a file or tree. A node's last mounts may disappear a moment after its last process."""
     for _ in range(50):
         with contextlib.suppress(FileNotFoundError):
             try:

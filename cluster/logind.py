@@ -1,16 +1,16 @@
-"""A double of systemd-logind for the nodes of the test cluster, as far as a kubelet's graceful shutdown needs it.
+"""A substitute for systemd-logind on the test cluster's nodes, as far as a kubelet's graceful shutdown needs it.
 
     python3 -I -S -E logind.py              # serve, as the node's init starts it
-    python3 -I -S -E logind.py power-off    # ask the one that serves to power the node off
+    python3 -I -S -E logind.py power-off    # have the serving process power the node off
 
-What it answers on the system bus is what logind does (https://www.freedesktop.org/wiki/Software/systemd/logind/ and
-/inhibit/, called by pkg/kubelet/nodeshutdown/systemd): `Inhibit` hands out the writing end of a pipe, which is held
-as long as the client keeps it open; the property `InhibitDelayMaxUSec` comes from logind.conf.d, which systemd's
-`KillUnit` (SIGHUP) has read again; `PowerOff` signals `PrepareForShutdown` and waits until no shutdown is delayed any
-more, at most that long. Then OFF is there, and whoever started the node takes its power away.
+Its answers on the system bus follow logind (https://www.freedesktop.org/wiki/Software/systemd/logind/ and
+/inhibit/, called by pkg/kubelet/nodeshutdown/systemd): `Inhibit` returns the writing end of a pipe: a lock, held as
+long as the client keeps it open. The property `InhibitDelayMaxUSec` comes from logind.conf.d, which systemd's
+`KillUnit` (SIGHUP) reloads. `PowerOff` emits `PrepareForShutdown` and waits until no client delays the shutdown, at
+most that long. Then the file OFF is created, and `cluster.node` cuts the node's power.
 
-Stdlib only, and the D-Bus wire protocol (https://dbus.freedesktop.org/doc/dbus-specification.html) written out: a
-library would have to be in every node. Only little-endian messages and the types of these calls are understood.
+Stdlib only, with its own D-Bus wire protocol (https://dbus.freedesktop.org/doc/dbus-specification.html): a library
+would have to be in every node. Only little-endian messages and the types of these calls are supported.
 """
 
 import array
@@ -28,13 +28,13 @@ from typing import Any
 
 BUS = "/run/dbus/system_bus_socket"
 OFF = Path("/run/poweroff")
-"""There when nothing delays the shutdown any more."""
+"""Created when no client delays the shutdown any more."""
 READY = Path("/run/logind.ready")
-"""There when it serves: a kubelet that finds no logind when it starts does not look for it again."""
+"""Created when it serves: a kubelet that finds no logind when it starts does not look for it again."""
 CONFIGURATION = Path("/etc/systemd/logind.conf.d")
 DEFAULT_DELAY_SECONDS = 5.0
 BUS_SECONDS = 20.0
-"""How long the bus may take to listen."""
+"""Timeout for the bus to listen."""
 LOGIN, LOGIN_PATH, MANAGER = "org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"
 SYSTEMD, SYSTEMD_MANAGER = "org.freedesktop.systemd1", "org.freedesktop.systemd1.Manager"
 PROPERTIES = "org.freedesktop.DBus.Properties"
@@ -48,14 +48,14 @@ _PACKED = {"y": "<B", "b": "<I", "i": "<i", "u": "<I", "h": "<I", "t": "<Q"}
 
 
 class ProtocolError(Exception):
-    """The bus, or a client of it, sent what is not understood."""
+    """The bus, or one of its clients, sent an unsupported message."""
 
 
 # ---- the wire -------------------------------------------------------------------------------------------------------
 
 
 def encode(signature: str, values: tuple[Any, ...], out: bytearray) -> None:
-    """Append values, aligned as from the beginning of `out`. `v` takes a pair (signature, value)."""
+    """Append values, aligned relative to the beginning of `out`. `v` takes a pair (signature, value)."""
     for kind, value in zip(signature, values, strict=True):
         if kind == "v":
             encode("g", (value[0],), out)
@@ -72,7 +72,7 @@ def encode(signature: str, values: tuple[Any, ...], out: bytearray) -> None:
 
 
 def decode(signature: str, data: bytes, at: int = 0) -> tuple[list[Any], int]:
-    """Values of a signature from `data`, and where they end. Raises ProtocolError."""
+    """The values of a signature in `data`, and their end offset. Raises ProtocolError."""
     values: list[Any] = []
     try:
         for kind in signature:
@@ -125,7 +125,7 @@ class Message:
 
 
 def size_of(head: bytes) -> int:
-    """The bytes of a whole message, from its first 16. Raises ProtocolError."""
+    """The size of a whole message in bytes, from its first 16. Raises ProtocolError."""
     endian, _kind, _flags, version, body, _serial, fields = struct.unpack("<cBBBIII", head[:16])
     size = 16 + fields + (-fields % 8) + body
     if endian != b"l" or version != 1 or size > MAX_MESSAGE:
@@ -176,10 +176,10 @@ class BusConnection:
         while not line.endswith(b"\r\n"):
             byte = self.socket.recv(1)
             if not byte or len(line) > 512:
-                raise ProtocolError("the bus ended the conversation")
+                raise ProtocolError("the bus closed the connection")
             line += byte
         if not line.startswith(word):
-            raise ProtocolError(f"the bus says {line!r}")
+            raise ProtocolError(f"the bus answered {line!r}")
 
     def send(self, kind: int, fields: dict[str, Any], body: tuple[Any, ...] = (), fd: int | None = None) -> int:
         """Send a message, with a descriptor if there is one; its serial number."""
@@ -194,9 +194,9 @@ class BusConnection:
         return self._serial
 
     def received(self) -> Iterator[Message]:
-        """What one reading of the socket brings. Raises ProtocolError when the bus is gone."""
+        """The messages of one read of the socket. Raises ProtocolError when the bus is closed."""
         data, ancillary, _, _ = self.socket.recvmsg(1 << 16, 1 << 10)
-        for _level, _type, rights in ancillary:  # this side expects none: close what comes
+        for _level, _type, rights in ancillary:  # none are expected: close received ones
             for number in array.array("i", rights[: len(rights) - len(rights) % 4]):
                 os.close(number)
         if not data:
@@ -234,20 +234,20 @@ def delay_seconds(folder: Path) -> float:
 
 
 class Logind:
-    """What logind knows. `inhibitors`: the reading ends of pipes whose other ends clients hold."""
+    """logind's state. `inhibitors`: the reading ends of pipes whose other ends clients hold."""
 
     def __init__(self, bus: BusConnection, configuration: Path = CONFIGURATION, off: Path = OFF) -> None:
         self._bus, self._configuration, self._off = bus, configuration, off
         self.delay = delay_seconds(configuration)
         self.inhibitors: dict[int, str] = {}
         self.deadline: float | None = None
-        """When the power goes at the latest; None while nothing is to be powered off."""
+        """The latest time of the power-off; None while none is requested."""
         for name in (LOGIN, SYSTEMD):
             bus.call("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "RequestName",
                      "su", name, 0)  # fmt: skip
 
     def run(self) -> None:
-        """Serve until the bus is gone (ProtocolError)."""
+        """Serve until the bus is closed (ProtocolError)."""
         while True:
             now = time.monotonic()
             if self.deadline is not None and (now >= self.deadline or not self.inhibitors):
@@ -262,7 +262,7 @@ class Logind:
                     for message in self._bus.received():
                         self._answer(message)
                 elif not os.read(each, 64):
-                    say(f"{self.inhibitors.pop(each)} delays a shutdown no longer")
+                    say(f"{self.inhibitors.pop(each)} no longer delays a shutdown")
                     os.close(each)
 
     def _answer(self, message: Message) -> None:
@@ -294,7 +294,7 @@ class Logind:
             case _:
                 if not message.flags & NO_REPLY_EXPECTED:
                     name = "org.freedesktop.DBus.Error.UnknownMethod"
-                    words = f"the double of logind has no {call[0]}.{call[1]}({call[2]})"
+                    words = f"the logind substitute has no {call[0]}.{call[1]}({call[2]})"
                     self._bus.send(ERROR, {**fields, "error": name, "signature": "s"}, (words,))
 
 
@@ -304,7 +304,7 @@ def say(words: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve, or ask for the power to be cut."""
+    """Serve, or request a power-off."""
     bus = BusConnection(BUS)
     if arguments == ["power-off"]:
         bus.call(LOGIN, LOGIN_PATH, MANAGER, "PowerOff", "b", False)

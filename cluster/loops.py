@@ -1,7 +1,7 @@
-"""Loop devices: the kernel's, one set for the whole machine. Those that a node leaves behind are taken away by us.
+"""Loop devices, which belong to the whole machine: detaches those that a node leaves behind.
 
-A mount of a node ends with the node, and a loop device under a mount with it. One that was given to a pod as it is
-stays, as does the one by which the kubelet holds a pod's device.
+A node's mounts end with the node, and so do the loop devices under them. A loop device that was given to a pod as a
+device stays, as does the one with which the kubelet holds a pod's device.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from pathlib import Path
 from cluster import paths
 
 STORAGE = paths.RUN / "storage"
-"""What is behind the volumes of the test cluster's CSI driver; every node sees it at /var/lib/storage."""
+"""The data of the test cluster's CSI driver; every node sees it at /var/lib/storage."""
 
 # linux/loop.h
 _GET_STATUS64 = 0x4C05
 _CLR_FD = 0x4C01
 _INFO64 = struct.Struct("=QQQ208x")
-"""struct loop_info64 up to lo_rdevice; the rest does not matter here."""
+"""struct loop_info64 up to lo_rdevice; the rest is not needed."""
 
 _LOOP_MAJOR = 7
 
 
 @dataclass(frozen=True)
 class LoopDevice:
-    """A loop device: its number, and what it is on. `device` and `inode` are those of stat(2), `backing` is the device
-    number where it is on a block device."""
+    """A loop device: its number and its backing file. `device` and `inode` are those of stat(2), `backing` is the
+    device number if it is backed by a block device."""
 
     number: int
     device: int
@@ -45,7 +45,7 @@ def parse(number: int, info: bytes) -> LoopDevice:
 
 
 def attached() -> Iterator[LoopDevice]:
-    """All loop devices that are on something."""
+    """All attached loop devices."""
     for entry in Path("/sys/block").glob("loop*/loop"):
         number = int(entry.parent.name.removeprefix("loop"))
         with suppress(OSError), Path(f"/dev/loop{number}").open("rb") as stream:
@@ -53,7 +53,7 @@ def attached() -> Iterator[LoopDevice]:
 
 
 def stacked(loops: list[LoopDevice], chosen: Callable[[LoopDevice], bool]) -> list[LoopDevice]:
-    """The chosen ones and those that are on them, the upper ones first."""
+    """The chosen devices and those backed by them, the upper ones first."""
     found = [loop for loop in loops if chosen(loop)]
     for loop in found:
         number = os.makedev(_LOOP_MAJOR, loop.number)
@@ -62,7 +62,7 @@ def stacked(loops: list[LoopDevice], chosen: Callable[[LoopDevice], bool]) -> li
 
 
 def detach(chosen: Callable[[LoopDevice], bool]) -> int:
-    """Take away the chosen loop devices, and those on them; how many. One that is in use goes when it is not."""
+    """Detach the chosen loop devices and those backed by them; returns their number. One in use is detached later."""
     found = stacked(list(attached()), chosen)
     for loop in found:
         with suppress(OSError), Path(f"/dev/loop{loop.number}").open("rb") as stream:
@@ -71,7 +71,7 @@ def detach(chosen: Callable[[LoopDevice], bool]) -> int:
 
 
 def detach_files(folder: Path) -> int:
-    """Take away the loop devices on files below a folder; how many."""
+    """Detach the loop devices on files below a folder; returns their number."""
     status = [path.stat() for path in folder.rglob("data") if path.is_file()]
     files = {(each.st_dev, each.st_ino) for each in status}
     return detach(lambda loop: (loop.device, loop.inode) in files) if files else 0

@@ -1,6 +1,6 @@
-"""What the cluster changes on the machine outside its own namespaces: control groups and a few sysctls.
+"""Changes to the machine outside the cluster's namespaces: control groups and a few sysctls.
 
-Everything here is put back by `restore_sysctls` and `remove`.
+`restore_sysctls` and `remove` revert all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SYSCTLS = (
     # kubelet sets these when it starts (container manager, "protect kernel defaults")
     "vm.overcommit_memory", "vm.panic_on_oom", "kernel.panic", "kernel.panic_on_oops",
     "kernel.keys.root_maxkeys", "kernel.keys.root_maxbytes",
-    # raised by us: two kubelets, two containerds and many libvirtds share one user's limit
+    # raised here: two kubelets, two containerds and many libvirtds share one user's limit
     "fs.inotify.max_user_instances", "fs.inotify.max_user_watches",
 )  # fmt: skip
 
@@ -44,7 +44,7 @@ def _sysctl_path(name: str) -> Path:
 
 
 def save_sysctls(saved: Path) -> None:
-    """Write the present values to a file, unless one is there: then a cluster runs, and it holds the true ones."""
+    """Write the present values to a file, unless it exists: then a cluster runs, and the file has the original ones."""
     if saved.exists():
         return
     values = {}
@@ -66,7 +66,7 @@ def raise_sysctls() -> None:
 
 
 def restore_sysctls(saved: Path) -> list[str]:
-    """Put the saved values back, delete the file, and return the names of those that had changed."""
+    """Restore the saved values, delete the file, and return the names of those that had changed."""
     try:
         values: dict[str, str] = json.loads(saved.read_text())
     except (OSError, ValueError):
@@ -83,7 +83,7 @@ def restore_sysctls(saved: Path) -> list[str]:
 
 
 def parse_hierarchies(text: str) -> list[str]:
-    """The v1 hierarchies out of /proc/self/cgroup, as their mount options: "cpu,cpuacct", "memory", "name=systemd"."""
+    """The v1 hierarchies from /proc/self/cgroup, as their mount options: "cpu,cpuacct", "memory", "name=systemd"."""
     return [name for _, name, _ in (line.split(":", 2) for line in text.splitlines()) if name]
 
 
@@ -93,7 +93,7 @@ def is_unified() -> bool:
 
 
 def hierarchies() -> list[Path]:
-    """Mount points of the control group hierarchies a node lives in; one where they are unified.
+    """Mount points of a node's control group hierarchies; a single one where they are unified.
 
     Errors: ClusterError where the kernel lacks a controller that kubelet needs.
     """
@@ -129,7 +129,7 @@ def make(group: str) -> list[Path]:
             path = path / part
             path.mkdir(exist_ok=True)
             for name in () if is_unified() else ("cpuset.cpus", "cpuset.mems"):
-                # A cpuset is born empty, and a process cannot enter one that is.
+                # A new cpuset is empty, and no process can enter an empty one.
                 if (path / name).exists() and not (path / name).read_text().strip():
                     (path / name).write_text((path.parent / name).read_text())
         made.append(path)
@@ -137,20 +137,20 @@ def make(group: str) -> list[Path]:
 
 
 def _delegate(path: Path) -> None:
-    """Let the children of a version 2 group have every controller it has itself."""
+    """Enable every controller of a version 2 group for its children."""
     for controller in (path / "cgroup.controllers").read_text().split():
         with contextlib.suppress(OSError):
             (path / "cgroup.subtree_control").write_text(f"+{controller}")
 
 
 def move(pid: int, group: str) -> None:
-    """Move a process into a control group, which is created."""
+    """Create a control group and move a process into it."""
     for path in make(group):
         (path / "cgroup.procs").write_text(str(pid))
 
 
 def load_modules() -> None:
-    """Ask for the kernel modules that nothing loads by itself inside a namespace. What is built in needs none."""
+    """Load the kernel modules that are not loaded automatically inside a namespace, unless they are built in."""
     if not (PROC_SYS / "net/bridge").exists() and shutil.which("modprobe"):
         subprocess.run(["modprobe", "--all", "--quiet", *MODULES], check=False)
 
@@ -176,7 +176,7 @@ def members(group: str) -> set[int]:
 
 
 def kill_members(group: str, *, patience: float = 10.0) -> int:
-    """SIGKILL everything in a control group until it is empty; how many processes that was."""
+    """SIGKILL everything in a control group until it is empty; returns the number of processes."""
     end = time.monotonic() + patience
     seen: set[int] = set()
     while pids := members(group):
@@ -185,7 +185,7 @@ def kill_members(group: str, *, patience: float = 10.0) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if time.monotonic() > end:
-            raise ClusterError(f"{len(pids)} processes in the control group {group} do not end: {sorted(pids)[:8]}")
+            raise ClusterError(f"control group {group}: {len(pids)} processes could not be killed: {sorted(pids)[:8]}")
         time.sleep(0.02)
     return len(seen)
 

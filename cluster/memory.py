@@ -1,4 +1,4 @@
-"""Gives back what only the start of a process needed: pages of its program that were mapped once and not used again."""
+"""Releases memory that only the start of a process needed: pages of its program that are not used again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Piece(ctypes.Structure):
 
 
 def program_pieces(maps: str, program: str) -> Iterator[tuple[int, int]]:
-    """Address and length of what is mapped of a program's file and cannot be written, out of /proc/PID/maps."""
+    """Address and length of the read-only mappings of a program's file, from /proc/PID/maps."""
     for line in maps.splitlines():
         fields = line.split(maxsplit=5)
         if len(fields) == 6 and fields[5].rsplit("/", 1)[-1] == program and fields[1][1] == "-":
@@ -28,9 +28,9 @@ def program_pieces(maps: str, program: str) -> Iterator[tuple[int, int]]:
 
 
 def page_out(pid: int) -> int:
-    """Have the kernel drop a process's program pages; bytes asked for. They come back from the file when used.
+    """Have the kernel drop a process's program pages; returns the bytes requested. Used pages are read again.
 
-    A process that is gone, or a kernel that does not do this (before 5.10), is no error.
+    A process that has ended, or a kernel without this call (before 5.10), is not an error.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     total = 0

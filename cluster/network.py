@@ -7,7 +7,7 @@
     via the nodes, else unreachable      node1   node2               node1   node2
                                          eth0.11 eth0.12             eth1    eth1
 
-The machine is one more host on br0, never a gateway: no namespace has a route through it, so nothing can leave.
+The machine is one more host on br0, never a gateway: no namespace has a route through it, so no traffic leaves.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Network = ipaddress.IPv4Network
 
 @dataclass(frozen=True)
 class AddressPlan:
-    """All ranges of one cluster, cut out of one /16."""
+    """All ranges of one cluster, from one /16."""
 
     block: Network
 
@@ -65,7 +65,7 @@ class AddressPlan:
 
     @property
     def dns(self) -> str:
-        """What pods find as nameserver. Nothing answers there unless somebody deploys a DNS server."""
+        """The pods' nameserver. It does not answer unless a DNS server is deployed."""
         return str(self.services[10])
 
     @property
@@ -98,7 +98,7 @@ def choose(used: Iterable[Network]) -> AddressPlan:
 
 
 def parse_used(addresses: str, routes: str) -> list[Network]:
-    """Networks in use out of `ip -json address` and `ip -json route show table all` (the default route is none)."""
+    """Networks in use, from `ip -json address` and `ip -json route show table all` (the default route is none)."""
     found = []
     for link in json.loads(addresses or "[]"):
         for info in link.get("addr_info", []):
@@ -112,12 +112,12 @@ def parse_used(addresses: str, routes: str) -> list[Network]:
 
 
 def used_on_machine() -> list[Network]:
-    """Networks that the machine has addresses in or routes to."""
+    """Networks of the machine's addresses and routes."""
     return parse_used(ip("-json", "-4", "address"), ip("-json", "-4", "route", "show", "table", "all"))
 
 
 def ip(*arguments: str, inside: int | None = None) -> str:
-    """Run ip(8), in the network namespace of process `inside` if given. Errors: ClusterError with what ip said."""
+    """Run ip(8), in the network namespace of process `inside` if given. Errors: ClusterError with ip's message."""
     command = [*enter(inside), "ip", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -126,7 +126,7 @@ def ip(*arguments: str, inside: int | None = None) -> str:
 
 
 def batch(commands: Sequence[str], inside: int | None = None) -> None:
-    """Run many ip(8) commands in one process. Errors: ClusterError with what ip said about the first that failed."""
+    """Run many ip(8) commands in one process. Errors: ClusterError with ip's message about the first failure."""
     done = subprocess.run(
         [*enter(inside), "ip", "-batch", "-"], input="\n".join(commands), capture_output=True, text=True, check=False
     )
@@ -135,22 +135,22 @@ def batch(commands: Sequence[str], inside: int | None = None) -> None:
 
 
 def enter(pid: int | None) -> list[str]:
-    """The words to put before a command that is to run in the network namespace of a process."""
+    """The command prefix for running a command in the network namespace of a process."""
     return [] if pid is None else ["nsenter", f"--net=/proc/{pid}/ns/net", "--"]
 
 
 def link_exists(name: str, inside: int | None = None) -> bool:
-    """Whether a link of that name is there."""
+    """Whether a link of that name exists."""
     command = [*enter(inside), "ip", "link", "show", "dev", name]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def build_fabric(plan: AddressPlan, fabric: int, link: str, nodes: int) -> None:
-    """Lay the switches in the fabric (the namespace of process `fabric`) and join the machine to br0.
+    """Create the bridges in the fabric (the namespace of process `fabric`) and connect the machine to br0.
 
-    Routes to the nodes' pods are set in the fabric too: the API server calls aggregated APIs and webhooks there.
+    The fabric gets routes to the nodes' pods too: the API server calls aggregated APIs and webhooks there.
     """
-    # Forwarding with nothing to forward to: whoever asks for an address outside is told so at once, every time.
+    # Forwarding without a route: packets to outside addresses are always refused at once.
     settings = {"ip_forward": 1, "icmp_ratelimit": 0}
     script = "; ".join(f"echo {value} > /proc/sys/net/ipv4/{name}" for name, value in settings.items())
     subprocess.run([*enter(fabric), "sh", "-c", script], check=False)
@@ -163,14 +163,14 @@ def build_fabric(plan: AddressPlan, fabric: int, link: str, nodes: int) -> None:
             f"address add {plan.api}/{length} dev br0",
             "link set br0 up",
             "link set br1 up",
-            # A Service address that a node's kube-proxy does not know must not be sent back to a node.
+            # A Service address that a node's kube-proxy does not know must not be routed back to a node.
             f"rule add iif br0 to {plan.services} unreachable",
             "route add unreachable default metric " + LAST,
             *(f"route add {plan.node_pods(n)} via {plan.node(n)}" for n in range(1, nodes + 1)),
         ],
         inside=fabric,
     )
-    # First the fallback, then the way: at no time may the machine's default route take a pod's address.
+    # First the fallback, then the route: the machine's default route must never be used for a pod's address.
     ip("route", "replace", "unreachable", str(plan.block), "metric", LAST)
     ip("link", "add", link, "type", "veth", "peer", "name", "machine", "netns", str(fabric))
     batch(["link set machine master br0", "link set machine up"], inside=fabric)
@@ -180,20 +180,20 @@ def build_fabric(plan: AddressPlan, fabric: int, link: str, nodes: int) -> None:
 
 
 def route_services(plan: AddressPlan, fabric: int, link: str, via: int) -> None:
-    """Send what the machine and the control plane have for Services to node `via`, where kube-proxy knows them."""
+    """Route Service addresses of the machine and the control plane to node `via`, where kube-proxy handles them."""
     for inside, device in ((fabric, "br0"), (None, link)):
         ip("route", "replace", str(plan.services), "via", plan.node(via), "dev", device, inside=inside)
 
 
 def plan_of(link: str) -> AddressPlan | None:
-    """The plan of a running cluster, by the machine's address on its link."""
+    """The plan of a running cluster, from the machine's address on its link."""
     for block in parse_used(ip("-json", "-4", "address", "show", "dev", link), ""):
         return AddressPlan(block.supernet(new_prefix=16))
     return None
 
 
 def remove_from_machine(plan: AddressPlan | None, link: str) -> None:
-    """Take the machine's link and routes away. Nothing to do is fine."""
+    """Remove the machine's link and routes; idempotent."""
     if link_exists(link):
         plan = plan or plan_of(link)
         ip("link", "delete", link)
@@ -202,15 +202,15 @@ def remove_from_machine(plan: AddressPlan | None, link: str) -> None:
 
 
 def mac(address: str, number: int = 0) -> str:
-    """A locally administered MAC for a host's link: the same after every boot, so that nobody's ARP cache is stale.
+    """A locally administered MAC for a host's link: the same after every boot, so that no ARP cache becomes stale.
 
-    A bridge needs one as well, else it takes the lowest of its ports, and that changes when a node goes or comes.
+    A bridge needs one as well, otherwise it uses the lowest of its ports, which changes when nodes start and stop.
     """
     return ":".join(f"{byte:02x}" for byte in (0x02, number, *ipaddress.IPv4Address(address).packed))
 
 
 def wire_node(fabric: int, node: int, name: str, address: str) -> None:
-    """Give the namespace of process `node` its eth0 on br0 and eth1 on br1. Links left from its last boot go first."""
+    """Give the namespace of process `node` its eth0 on br0 and eth1 on br1. Links of its last boot are removed."""
     for number in (0, 1):
         port = port_name(name, number)
         if link_exists(port, inside=fabric):
@@ -236,7 +236,7 @@ def port_name(node: str, number: int) -> str:
 
 
 def set_port(fabric: int, node: str, up: bool) -> None:
-    """Pull or plug a node's network cable (eth0). The node sees the carrier go or come."""
+    """Disconnect or reconnect a node's network (eth0). The node sees the carrier change."""
     ip("link", "set", port_name(node, 0), "up" if up else "down", inside=fabric)
 
 

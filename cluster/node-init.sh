@@ -1,16 +1,16 @@
 #!/bin/bash
-# One node of the cluster: a process tree in namespaces of its own. To kill its PID 1 is to pull its plug.
+# One node of the cluster: a process tree in its own namespaces. Killing its PID 1 is a power failure.
 #
-#   node-init.sh outside    joins the node's control groups, makes the namespaces and becomes `inside`
-#   node-init.sh inside     PID 1: makes the node's file system, waits for its links, runs and restarts its daemons
+#   node-init.sh outside    joins the node's control groups, creates the namespaces and becomes `inside`
+#   node-init.sh inside     PID 1: creates the node's file system, waits for its links, runs and restarts its daemons
 #
 # Environment, set by cluster/node.py:
 #   NODE ADDRESS PREFIX_LENGTH GATEWAY   name and addresses;  PEERS "podrange=address ..."
-#   NODE_DIR     this node's folder: etc/ (configuration), disk/ (what outlives a power cut), root/ (mount point)
+#   NODE_DIR     this node's folder: etc/ (configuration), disk/ (persistent), root/ (mount point)
 #   KUBERNETES_DIR CORE_DIR   folders with the programs of Kubernetes, and with containerd's
 #   RUNC_DIR     a folder with a newer runc than the machine's, or empty
-#   STORAGE_DIR  what is behind the volumes of the CSI driver, the same for every node
-#   HIDE         a folder of the machine that the node must not see (all keys lie there)
+#   STORAGE_DIR  the data of the CSI driver's volumes, the same for every node
+#   HIDE         a folder of the machine that the node must not see (it contains all keys)
 #   UNIFIED      not empty where control groups are of version 2
 #   CGROUPS      directories to join, one per hierarchy;  HIERARCHIES "options=directory ..." to mount again
 #   CLUSTER_CIDR all pods' range, for kube-proxy
@@ -27,7 +27,7 @@ outside() {
 
 make_devices() {
     mount -t tmpfs -o mode=755,size=64k,nosuid devices dev
-    # Curated: with the machine's whole /dev a privileged pod would hold the machine's disk in its hands.
+    # A selection: with the machine's whole /dev a privileged pod would have access to the machine's disk.
     local name number
     for name in null zero full random urandom tty kmsg fuse kvm net/tun vhost-net vhost-vsock userfaultfd loop-control; do
         [ -c "/dev/$name" ] || continue
@@ -36,7 +36,7 @@ make_devices() {
         # shellcheck disable=SC2086
         mknod -m "$(stat -c %a "/dev/$name")" "dev/$name" c $number
     done
-    # Volumes in Block mode. Which of them are on something, the kernel decides for the whole machine.
+    # For volumes in Block mode. Their backing files are the same for the whole machine.
     if [ -c dev/loop-control ]; then
         for number in {0..63}; do mknod -m 660 "dev/loop$number" b 7 "$number"; done
     fi
@@ -52,12 +52,12 @@ make_devices() {
     ln -s /proc/kcore dev/core
 }
 
-# Version 2: the node's group is its root, and whoever gives controllers to children may hold no process itself.
+# Version 2: the node's group is its root, and a group that enables controllers for children must contain no process.
 make_unified_cgroup() {
     local pid controller
     mount -t cgroup2 cgroup2 sys/fs/cgroup
     mkdir sys/fs/cgroup/init
-    # Our starter, which shows as 0 for it is outside of this PID namespace, is moved away from outside.
+    # The starting process, which has pid 0 here because it is outside of this PID namespace, is moved from outside.
     while grep -qx 0 sys/fs/cgroup/cgroup.procs; do sleep 0.02; done
     for pid in $(cat sys/fs/cgroup/cgroup.procs); do
         echo "$pid" > sys/fs/cgroup/init/cgroup.procs 2> /dev/null || true
@@ -78,7 +78,7 @@ make_cgroups() {
         mkdir "sys/fs/cgroup/${pair#*=}"
         mount -t cgroup -o "${pair%%=*}" cgroup "sys/fs/cgroup/${pair#*=}"
     done
-    # The named hierarchy has options with an equals sign in them, which the list above cannot carry.
+    # The named hierarchy has options with an equals sign, which the list above cannot represent.
     if [ -d "/sys/fs/cgroup/systemd" ] && grep -q ':name=systemd:' /proc/self/cgroup; then
         mkdir sys/fs/cgroup/systemd
         mount -t cgroup -o none,name=systemd cgroup sys/fs/cgroup/systemd
@@ -97,7 +97,7 @@ make_root() {
     mount -t overlay -o lowerdir=/,upperdir=upper,workdir=work overlay merged
     cd merged
 
-    # The node's disk. An overlay cannot be another overlay's upper, and a disk keeps what it holds without power.
+    # The node's disk. An overlay cannot be another overlay's upper, and a disk must keep its data without power.
     for name in kubelet containerd hyperlet volumes; do
         mkdir -p "$NODE_DIR/disk/$name" "var/lib/$name"
         mount --bind "$NODE_DIR/disk/$name" "var/lib/$name"
@@ -116,7 +116,7 @@ make_root() {
         mount --bind "$RUNC_DIR" opt/runc
         mount -o remount,bind,ro opt/runc
     fi
-    # Whoever installs a plugin at the place most clusters have it, finds it used here too.
+    # Plugins that are installed in the usual folder of most clusters are used here too.
     mount --bind usr/lib/cni opt/cni/bin
 
     mount -t proc proc proc
@@ -125,8 +125,8 @@ make_root() {
     mount -t tmpfs -o mode=755,nosuid,nodev run run
     mount -t tmpfs -o mode=1777,nosuid,nodev tmp tmp
     mkdir -p run/lock run/unmasked/proc run/unmasked/sys
-    # In a pod's user namespace the kernel mounts proc and sysfs only where the node has them with nothing over them, and
-    # over the node's own there is a boot id (below).
+    # In a pod's user namespace the kernel mounts proc and sysfs only where the node has them with nothing mounted over them, and
+    # a boot id is mounted over the node's own (below).
     mount -t proc proc run/unmasked/proc
     mount -t sysfs sysfs run/unmasked/sys
     make_devices
@@ -136,19 +136,19 @@ make_root() {
     cp -r "$NODE_DIR/etc/kubernetes/." etc/kubernetes/
     cp "$NODE_DIR/etc/containerd.toml" etc/containerd/config.toml
     cp "$NODE_DIR/etc/cni.conflist" etc/cni/net.d/10-pods.conflist
-    # The double of logind, for graceful shutdowns. The machine's own drop-ins are not this node's.
+    # The logind substitute, for graceful shutdowns. The machine's own drop-ins are not this node's.
     cp "$NODE_DIR/etc/dbus.conf" "$NODE_DIR/etc/logind.py" etc/
     rm -rf etc/systemd/logind.conf.d
     mkdir -p run/dbus
     if [ -e "$NODE_DIR/bridges" ]; then cp "$NODE_DIR/bridges" etc/bridges; fi
     for name in hostname hosts resolv.conf machine-id; do
-        # Remove first: on many machines these are links to somewhere else.
+        # Remove first: on many machines these are links to other places.
         rm -f "etc/$name"
         cp "$NODE_DIR/etc/$name" "etc/$name"
     done
     if [ -d ".$HIDE" ]; then mount -t tmpfs -o mode=700,size=4k hidden ".$HIDE"; fi
 
-    # A machine that was switched off and on has another boot id; the kernel's would stay the same.
+    # A machine that was powered off and on has another boot id; the kernel's would stay the same.
     cat /proc/sys/kernel/random/uuid > run/boot_id
     mount --bind run/boot_id proc/sys/kernel/random/boot_id
 
@@ -172,7 +172,7 @@ make_network() {
     ip link set eth0 up
     ip link set eth1 up
     ip route add default via "$GATEWAY"
-    # kubelet looks for a cloud's metadata there; a refusal at once saves it 6 s of waiting.
+    # kubelet looks for a cloud's metadata there; an immediate refusal saves 6 s of waiting.
     ip route add unreachable 169.254.0.0/16
     for pair in $PEERS; do ip route add "${pair%%=*}" via "${pair#*=}"; done
     make_bridges
@@ -189,7 +189,7 @@ make_bridges() {
     done < /etc/bridges
 }
 
-# Restarts what ends, as a service manager does. One shell is enough: it reaps the runtime's orphans by the way.
+# Restarts daemons that end, as a service manager does. One shell is enough: it also reaps the runtime's orphans.
 declare -A daemons
 start_daemon() {
     local name=$1 log=$2
@@ -222,7 +222,7 @@ supervise() {
     start_daemon logind "${logs[logind]}"
     start_daemon containerd "${logs[containerd]}"
     until [ -S /run/containerd/containerd.sock ]; do sleep 0.02; done
-    # A kubelet that finds no logind when it starts does without graceful shutdown, and does not look again.
+    # A kubelet that finds no logind when it starts disables graceful shutdown, and does not look again.
     for _ in {1..1000}; do
         if [ -e /run/logind.ready ]; then break; fi
         sleep 0.02
@@ -232,7 +232,7 @@ supervise() {
     while :; do
         wait -n "${!daemons[@]}" 2> /dev/null || true
         sleep 1
-        # Of several that end in that second (kubelet follows containerd) `wait` tells of one only.
+        # Of several daemons that end in that second (kubelet follows containerd) `wait` reports only one.
         running=" $(jobs -rp | tr '\n' ' ')"
         for pid in "${!daemons[@]}"; do
             case $running in *" $pid "*) continue ;; esac

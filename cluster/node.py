@@ -1,4 +1,4 @@
-"""A node's life: its folder, power on and off, its network cable, running things inside it."""
+"""One node: its folder, power on and off, its network, running commands inside it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from cluster.network import AddressPlan
 INIT = Path(__file__).with_name("node-init.sh")
 LOGIND = Path(__file__).with_name("logind.py")
 OFF = "run/poweroff"
-"""Where the double of logind says that nothing delays a shutdown any more."""
+"""The file with which the logind substitute reports that no client delays a shutdown any more."""
 SHUTDOWN_SECONDS = components.SHUTDOWN_SECONDS + 30
 SOCKET = "run/containerd/containerd.sock"
 SHELL_PATH = "/opt/kubernetes:/opt/containerd:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def folder(name: str) -> Path:
-    """The node's folder on the machine: `etc` (configuration), `disk` (kept without power), `root` (mount point)."""
+    """The node's folder on the machine: `etc` (configuration), `disk` (persistent), `root` (mount point)."""
     return paths.RUN / "nodes" / name
 
 
@@ -54,7 +54,7 @@ def init_pid(name: str) -> int:
 
 
 def prepare(plan: AddressPlan, node: NodeAddresses, node_count: int) -> None:
-    """Write the node's configuration. Its disk, if it has one, stays as it is."""
+    """Write the node's configuration. An existing disk is not changed."""
     base = folder(node.name)
     etc = base / "etc"
     shutil.rmtree(etc, ignore_errors=True)
@@ -77,7 +77,7 @@ def prepare(plan: AddressPlan, node: NodeAddresses, node_count: int) -> None:
 
 
 def environment(plan: AddressPlan, node: NodeAddresses, cgroups: Sequence[Path]) -> dict[str, str]:
-    """What node-init.sh finds in its environment."""
+    """The environment of node-init.sh."""
     # A named hierarchy (systemd's) is mounted by node-init.sh itself.
     mounted = [path.name for path in machine.hierarchies() if path.name != "systemd"]
     return {
@@ -101,7 +101,7 @@ def environment(plan: AddressPlan, node: NodeAddresses, cgroups: Sequence[Path])
 
 
 def power_on(plan: AddressPlan, node: NodeAddresses) -> bool:
-    """Start the node unless it is on; whether it was started. Errors: ClusterError when it does not come up."""
+    """Start the node unless it is on; whether it was started. Errors: ClusterError when it does not start."""
     if init_record(node.name) is not None:
         return False
     fabric = controlplane.fabric().pid
@@ -124,20 +124,20 @@ def power_on(plan: AddressPlan, node: NodeAddresses) -> bool:
         )
     state.records().put(processes.record(node.name, child))
     if machine.is_unified():
-        # A version 2 group that has children with controllers may hold no process itself; the node waits for this.
+        # A version 2 group with children that have controllers must not contain processes; the node waits for this.
         machine.move(pid, f"{state.group()}/starters")
     network.wire_node(fabric, child, node.name, node.address)
     return True
 
 
 def _clear(name: str) -> None:
-    """End and remove what a node that died left in its control group."""
+    """Kill and remove what a failed node left in its control group."""
     machine.kill_members(group(name))
     machine.remove([group(name)])
 
 
 def power_off(name: str) -> bool:
-    """Pull the plug: SIGKILL for PID 1, with which the kernel ends everything in the node. Whether it was on."""
+    """Cut the power: SIGKILL to PID 1, with which the kernel ends every process of the node. Whether it was on."""
     rec = init_record(name)
     devices = None
     if rec is not None:
@@ -145,7 +145,7 @@ def power_off(name: str) -> bool:
             devices = Path(f"/proc/{rec.pid}/root/dev").stat().st_dev
         processes.kill([rec])
     _clear(name)
-    # The kernel is the machine's and keeps its loop devices: those that the kubelet held (on device nodes of the node's
+    # The kernel is the machine's and keeps loop devices: those that the kubelet held (on device nodes of the node's
     # own /dev), and those on the node's own volumes.
     loops.detach(lambda loop: loop.device == devices)
     loops.detach_files(loops.STORAGE / "local" / "pools" / name)
@@ -154,9 +154,9 @@ def power_off(name: str) -> bool:
 
 
 def shut_down(name: str) -> None:
-    """Have the node's logind announce a shutdown and wait until its kubelet has ended the pods; it stays on.
+    """Have the node's logind announce a shutdown and wait until its kubelet has terminated the pods; the node stays on.
 
-    Errors: ClusterError when the node is off, has no logind, or that takes longer than logind may wait.
+    Errors: ClusterError when the node is off, has no logind, or when it exceeds logind's maximum delay.
     """
     mark = Path(f"/proc/{init_pid(name)}/root") / OFF
     asked = run(name, ["/usr/bin/python3", "-I", "-S", "-E", "/etc/logind.py", "power-off"])
@@ -171,7 +171,7 @@ def shut_down(name: str) -> None:
 
 
 def wait_runtime(name: str, *, seconds: float = 60.0) -> None:
-    """Wait until the node's containerd takes calls. Errors: ClusterError when the node ends or takes too long."""
+    """Wait until the node's containerd answers. Errors: ClusterError when the node ends or takes too long."""
     socket = Path(f"/proc/{init_pid(name)}/root") / SOCKET
 
     def settled() -> bool:
@@ -186,18 +186,18 @@ def wait_runtime(name: str, *, seconds: float = 60.0) -> None:
 
 
 def enter(name: str) -> list[str]:
-    """The words to put before a command that is to run inside the node."""
+    """The command prefix for running a command inside the node."""
     return ["nsenter", f"--target={init_pid(name)}", "--all", "--", "env", f"PATH={SHELL_PATH}"]
 
 
 def run(name: str, command: Sequence[str], *, stdin: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command inside a node and return what it printed."""
+    """Run a command inside a node and return its output."""
     with (stdin or Path("/dev/null")).open("rb") as stream:
         return subprocess.run([*enter(name), *command], stdin=stream, capture_output=True, text=True, check=False)
 
 
 def become(name: str, command: Sequence[str]) -> NoReturn:
-    """Become a command inside a node (or, for "control-plane", in the fabric's network)."""
+    """Replace this process by a command inside a node (or, for "control-plane", in the fabric's network)."""
     prefix = network.enter(controlplane.fabric().pid) if name == "control-plane" else enter(name)
     words = [*prefix, *(command or ["bash"])]
     os.execvp(words[0], words)

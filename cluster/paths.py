@@ -1,4 +1,4 @@
-"""Where things lie: state of the running cluster below `.run/`, built things in the cache."""
+"""Paths: state of the running cluster below `.run/`, builds in the cache."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-"""The project's root, the folder that holds `cluster/`."""
+"""The project's root, the folder that contains `cluster/`."""
 
 RUN = Path(os.environ.get("HYPERLET_RUN", str(ROOT / ".run")))
-"""State of the cluster that runs now. Nothing in it outlives `down` but logs."""
+"""State of the running cluster. `down` removes all of it but logs."""
 
 CACHE = Path(os.environ.get("HYPERLET_CACHE", str(Path.home() / ".cache" / "hyperlet")))
-"""Things that take long to make; safe to delete while nothing runs."""
+"""Build results; safe to delete while nothing runs."""
 
 VENV = ROOT / ".venv"
 """The virtual environment; `make` puts it there."""

@@ -1,4 +1,4 @@
-/* What holds a pod's namespaces: sleeps, reaps what is left to it, ends when told to. */
+/* Holds a pod's namespaces: sleeps, reaps orphans, exits on SIGTERM. */
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>

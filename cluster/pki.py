@@ -20,7 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 VALID = datetime.timedelta(days=365)
 BACKDATED = datetime.timedelta(hours=1)
-"""So that a clock that is set back a little does not make everything invalid."""
+"""Tolerates a clock that is set back a little."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def public_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """The public half as PEM; the API server takes no PKCS 8 file for it."""
+    """The public key as PEM; the API server does not accept a PKCS 8 file for it."""
     return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -128,7 +128,7 @@ def _general(name: str) -> x509.GeneralName:
 
 
 def kubeconfig(server: str, ca_pem: bytes, client: CertificatePair) -> str:
-    """A kubeconfig with everything inside it, as JSON (which is YAML)."""
+    """A self-contained kubeconfig, as JSON (which is YAML)."""
 
     def text(pem: bytes) -> str:
         return base64.b64encode(pem).decode()
@@ -157,9 +157,9 @@ def kubeconfig(server: str, ca_pem: bytes, client: CertificatePair) -> str:
 def create(folder: Path, server: str, api_names: Sequence[str], nodes: dict[str, str], admin: Path) -> None:
     """Make every key, certificate and kubeconfig of a new cluster.
 
-    folder: the control plane's files; each node's lie in a folder of its own below it, without any authority's key.
+    folder: for the control plane's files; each node's are in a subfolder, without any authority's key.
     server: the API server's URL.  api_names: its names and addresses.  nodes: name → address.
-    admin: where the administrator's kubeconfig goes.
+    admin: path of the administrator's kubeconfig.
     """
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)

@@ -1,7 +1,7 @@
 """Processes that outlive the command that started them: started, recorded, found again, ended.
 
-A record holds the pid together with the process's start time, so that a pid the kernel has given to somebody else is
-never taken for ours, let alone killed.
+A record holds the pid together with the process's start time, so that a reused pid is never mistaken for the recorded
+process or killed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ProcessRecord:
 
 
 def parse_stat(text: str) -> tuple[str, int, int]:
-    """State letter, parent's pid and start time out of /proc/PID/stat. The name in it may hold spaces and brackets."""
+    """State letter, parent's pid and start time from /proc/PID/stat. The name in it may contain spaces and brackets."""
     fields = text[text.rindex(")") + 2 :].split()
     return fields[0], int(fields[1]), int(fields[19])
 
@@ -44,7 +44,7 @@ def _stat(pid: int) -> tuple[str, int, int] | None:
 
 
 def record(name: str, pid: int) -> ProcessRecord:
-    """Describe a process that runs now. Errors: ClusterError when it does not."""
+    """The record of a running process. Errors: ClusterError when it has ended."""
     stat = _stat(pid)
     if stat is None:
         raise ClusterError(f"{name} (pid {pid}) ended at once")
@@ -52,7 +52,7 @@ def record(name: str, pid: int) -> ProcessRecord:
 
 
 def is_alive(rec: ProcessRecord) -> bool:
-    """Whether this very process still runs. A zombie does not."""
+    """Whether the recorded process still runs. A zombie does not count."""
     stat = _stat(rec.pid)
     return stat is not None and stat[0] not in "ZX" and stat[2] == rec.start_ticks
 
@@ -75,7 +75,7 @@ def age(rec: ProcessRecord) -> float:
 
 
 def pss(pids: Iterable[int]) -> int:
-    """Proportional set size of the processes together, in bytes. Processes that are gone count nothing."""
+    """Proportional set size of the processes together, in bytes. Ended processes count 0."""
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError, ValueError):
@@ -87,13 +87,13 @@ def pss(pids: Iterable[int]) -> int:
 
 
 def send(rec: ProcessRecord, number: signal.Signals) -> bool:
-    """Send a signal to this very process. Returns whether it was there."""
+    """Send a signal to the recorded process. Returns whether it existed."""
     try:
         handle = os.pidfd_open(rec.pid)
     except (ProcessLookupError, OSError):
         return False
     try:
-        # Once the handle is open the pid cannot change hands, so the start time is compared after that.
+        # Once the pidfd is open the pid cannot be reused for it, so the start time is compared after that.
         if not is_alive(rec):
             return False
         signal.pidfd_send_signal(handle, number)
@@ -105,22 +105,22 @@ def send(rec: ProcessRecord, number: signal.Signals) -> bool:
 
 
 def kill(records: Iterable[ProcessRecord], *, patience: float = 10.0) -> None:
-    """SIGKILL, and wait until all are gone. Errors: ClusterError when one is not after `patience` seconds."""
+    """SIGKILL, and wait until all have ended. Errors: ClusterError when one has not after `patience` seconds."""
     killed = [rec for rec in records if send(rec, signal.SIGKILL)]
     if not wait_until(lambda: not any(map(is_alive, killed)), patience, pause=0.01):
         stuck = [f"{rec.name} (pid {rec.pid})" for rec in killed if is_alive(rec)]
-        raise ClusterError(f"could not end {', '.join(stuck)}", remedy="look at /proc/PID/stack for what it waits for")
+        raise ClusterError(f"could not end {', '.join(stuck)}", remedy="see /proc/PID/stack for what it waits for")
 
 
 def terminate(records: Iterable[ProcessRecord], *, patience: float = 3.0) -> None:
-    """SIGTERM, a little patience, then SIGKILL."""
+    """SIGTERM, a short wait, then SIGKILL."""
     asked = [rec for rec in records if send(rec, signal.SIGTERM)]
     wait_until(lambda: not any(map(is_alive, asked)), patience, pause=0.01)
     kill(asked)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, *, pause: float = 0.05) -> bool:
-    """Ask again and again; whether the condition came true within the time."""
+    """Poll a condition; whether it became true within the time."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -130,13 +130,13 @@ def wait_until(condition: Callable[[], bool], seconds: float, *, pause: float = 
 
 
 def spawn(command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None) -> int:
-    """Start a process in a session of its own, its output appended to the log, and return its pid."""
+    """Start a process in its own session, its output appended to the log, and return its pid."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
         process = subprocess.Popen(
             command, env=env, cwd="/", start_new_session=True, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
         )
-    # The process is to outlive us; without this the interpreter warns about it at exit.
+    # The process outlives this one; without this the interpreter warns about it at exit.
     process.returncode = 0
     return process.pid
 
@@ -148,14 +148,14 @@ class ProcessRecords:
         self.folder = folder
 
     def put(self, rec: ProcessRecord) -> None:
-        """Write a record, replacing one of that name."""
+        """Write a record, replacing an existing one of that name."""
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".{rec.name}"
         temporary.write_text(json.dumps(asdict(rec)))
         temporary.rename(self.folder / f"{rec.name}.json")
 
     def get(self, name: str) -> ProcessRecord | None:
-        """The record of that name, if there is a readable one."""
+        """The record of that name, None if there is no readable one."""
         try:
             return ProcessRecord(**json.loads((self.folder / f"{name}.json").read_text()))
         except (OSError, ValueError, TypeError):
@@ -167,7 +167,7 @@ class ProcessRecords:
         return rec if rec is not None and is_alive(rec) else None
 
     def drop(self, name: str) -> None:
-        """Forget a record."""
+        """Delete a record."""
         (self.folder / f"{name}.json").unlink(missing_ok=True)
 
     def names(self) -> list[str]:

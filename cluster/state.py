@@ -1,4 +1,4 @@
-"""What is known about the cluster between two commands: `.run/state.json` and the process records."""
+"""The cluster's state between two commands: `.run/state.json` and the process records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NODE_NAMES = ("node1", "node2")
 
 
 def identity() -> str:
-    """Six letters that tell this checkout's cluster from another one's on the same machine."""
+    """Six letters that distinguish this checkout's cluster from others on the same machine."""
     return hashlib.sha256(str(paths.RUN).encode()).hexdigest()[:6]
 
 
@@ -33,13 +33,13 @@ def link() -> str:
 
 
 def etcd_data() -> Path:
-    """etcd's folder: in memory where the machine has a /dev/shm, for it syncs to disk at every write."""
+    """etcd's folder: in memory where the machine has a /dev/shm, because etcd syncs to disk at every write."""
     shared = Path("/dev/shm")
     return shared / f"{group()}-etcd" if shared.is_dir() else paths.RUN / "etcd"
 
 
 def boot_id() -> str:
-    """Changes when the machine boots."""
+    """The machine's boot id, which changes at every boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 

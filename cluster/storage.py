@@ -22,12 +22,12 @@ LOOP_CONTROL = Path("/dev/loop-control")
 
 
 def install(console: ProgressConsole) -> None:
-    """Give the running cluster its storage, or bring it up to date. Errors: ClusterError."""
+    """Install or update the running cluster's storage. Errors: ClusterError."""
     lifecycle.require_root()
     known = lifecycle.required()
     if not LOOP_CONTROL.exists():
         raise ClusterError(
-            "this machine has no loop devices, on which the volumes of the test cluster stand",
+            "this machine has no loop devices, which the volumes of the test cluster need",
             remedy="load the module: modprobe loop",
         )
     if shutil.which("mkfs.xfs") is None:
@@ -51,9 +51,9 @@ def install(console: ProgressConsole) -> None:
             lambda: unready(kubectl, running),
             "kubectl --namespace=storage describe pods",
         )
-        with console.step("What the sidecars needed to start is given back") as step:
+        with console.step("Start-up memory of the sidecars released") as step:
             step.note = f"{sum(map(memory.page_out, sidecars(running))) >> 20} MiB of programs"
-    console.summary("StorageClasses local and shared are there")
+    console.summary("StorageClasses local and shared are available")
 
 
 def sidecars(nodes: list[str]) -> list[int]:
@@ -67,7 +67,7 @@ def sidecars(nodes: list[str]) -> list[int]:
 
 
 def driver_image(kubectl: Kubectl) -> str:
-    """The image that the driver's Python runs in: the handler's, which is on every node. Errors: ClusterError."""
+    """The image of the driver: the handler's, which is on every node. Errors: ClusterError."""
     template = "{.spec.template.spec.containers[0].image}"
     image = kubectl(
         "get", "daemonset", "hyperlet-handler", f"--namespace={hyperlet.NAMESPACE}", f"--output=jsonpath={template}",
@@ -75,13 +75,13 @@ def driver_image(kubectl: Kubectl) -> str:
     )  # fmt: skip
     if not image:
         raise ClusterError(
-            "the storage driver needs the image of the handler, which is not there", remedy="run 'make up' first"
+            "the storage driver needs the handler's image, which is not built", remedy="run 'make up' first"
         )
     return image
 
 
 def sidecars_image(console: ProgressConsole) -> tuple[str, Path]:
-    """The reference and the archive of the image with the sidecars, made into the cache unless it is there."""
+    """The reference and the archive of the image with the sidecars, built into the cache if needed."""
     folder = binaries.extras_dir()
     digest = hashlib.sha256()
     for name in SIDECARS:
@@ -104,7 +104,7 @@ def crd_names() -> list[str]:
 
 
 def crds(console: ProgressConsole) -> list[Path]:
-    """The files of the snapshots' CRDs, out of the module that the snapshotter is built from."""
+    """The files of the snapshots' CRDs, from the module that the snapshotter is built from."""
     versions = (binaries.module_dir(binaries.EXTRAS) / "go.mod").read_bytes()
     folder = paths.CACHE / f"snapshot-crds-{hashlib.sha256(versions).hexdigest()[:10]}"
     found = [folder / f"snapshot.storage.k8s.io_{plural}.yaml" for plural in CRDS]
@@ -117,7 +117,7 @@ def crds(console: ProgressConsole) -> list[Path]:
 
 
 def unready(kubectl: Kubectl, nodes: list[str]) -> str | None:
-    """None when every node has the drivers registered and the controller runs, else what is missing."""
+    """None when every node has registered the drivers and the controller runs, else what is missing."""
     listing = kubectl.json("get", "csinodes")
     items: list[dict[str, dict[str, object]]] = listing["items"] if listing else []  # type: ignore[assignment]
     registered = {str(item["metadata"]["name"]): json.dumps(item["spec"]) for item in items}

@@ -1,4 +1,4 @@
-"""What is applied to the test cluster to give it storage: pure functions of the images' names."""
+"""The manifests of the test cluster's storage: pure functions of the images' names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RULES: tuple[tuple[str, str, list[str]], ...] = (
     ("snapshot.storage.k8s.io", "volumesnapshotcontents", [*EVERY_READ, "create", "update", "patch", "delete"]),
     ("snapshot.storage.k8s.io", "volumesnapshotcontents/status", ["update", "patch"]),
 )
-"""What the sidecars and the snapshot controller ask for in their own manifests (deploy/kubernetes/rbac*.yaml)."""
+"""The rights from the sidecars' and the snapshot controller's own manifests (deploy/kubernetes/rbac*.yaml)."""
 
 
 def code() -> dict[str, str]:
@@ -51,7 +51,7 @@ def code() -> dict[str, str]:
 
 
 def manifests(driver_image: str, sidecars_image: str) -> list[Json]:
-    """Everything but the snapshots' CRDs, in the order in which it can be applied."""
+    """All objects but the snapshots' CRDs, in the order in which they can be applied."""
     files = code()
     kinds = list(KINDS.values())
     return [
@@ -102,7 +102,7 @@ def _binding() -> Json:
 
 
 def _csi_driver(kind: StorageKind) -> Json:
-    """The kubelet changes owners on a file system that is the pod's alone; a file server's it leaves as they are."""
+    """The kubelet changes owners on a file system that only the pod uses; it does not change a file server's."""
     return {
         "apiVersion": "storage.k8s.io/v1",
         "kind": "CSIDriver",
@@ -145,7 +145,7 @@ def _key(path: str) -> str:
 
 
 def _driver(image: str, files: dict[str, str]) -> Json:
-    """The driver on every node, for both kinds: one process, which serves the sidecars, too."""
+    """The driver on every node, for both kinds: one process, which also serves the sidecars."""
     digest = hashlib.sha256("\0".join(f"{path}\0{text}" for path, text in sorted(files.items())).encode()).hexdigest()
     command = [
         "/usr/bin/python3", "-s", "-m", "cluster.csi", *KINDS, "--node=$(NODE_NAME)", f"--storage={STORAGE_PATH}",
@@ -159,7 +159,7 @@ def _driver(image: str, files: dict[str, str]) -> Json:
             {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
             {"name": "PYTHONPATH", "value": f"{CODE_PATH}:/opt/hyperlet:/opt/hyperlet/lib"},
         ],
-        # Mounts, loop devices, and the way into the node's mount namespace.
+        # For mounts, loop devices, and entering the node's mount namespace.
         "securityContext": {"privileged": True, "runAsUser": 0},
         "volumeMounts": [
             {"name": "code", "mountPath": CODE_PATH, "readOnly": True},
@@ -199,7 +199,7 @@ def _driver(image: str, files: dict[str, str]) -> Json:
 
 
 def sidecars() -> list[Json]:
-    """The containers beside the controller: what watches the API for one kind of storage each, and calls the driver."""
+    """The sidecar containers: each watches the API for one kind of storage, and calls the driver."""
     found = [_sidecar("snapshot-controller", "snapshot-controller")]
     for kind in KINDS.values():
         socket = f"--csi-address={KUBELET_PLUGINS}/{kind.driver}/csi.sock"
@@ -219,7 +219,7 @@ def _sidecar(name: str, program: str, *arguments: str) -> Json:
     return {
         "name": name,
         "command": [f"/{program}", *arguments],
-        # They idle most of the time: memory is worth more than their processor time.
+        # They idle most of the time: save memory at the cost of CPU time.
         "env": [
             {"name": "GOGC", "value": "30"},
             {"name": "GOMAXPROCS", "value": "1"},
@@ -231,7 +231,7 @@ def _sidecar(name: str, program: str, *arguments: str) -> Json:
 
 
 def _controller(image: str) -> Json:
-    """One pod. Where its node goes, another one takes over: all calls of the driver can be repeated."""
+    """One pod. If its node fails, another pod takes over: all calls of the driver are idempotent."""
     away = [
         {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}
         for key in ("not-ready", "unreachable")
@@ -241,7 +241,7 @@ def _controller(image: str) -> Json:
         "priorityClassName": "system-cluster-critical",
         "terminationGracePeriodSeconds": 2,
         "tolerations": away,
-        # The drivers' sockets are root's.
+        # The drivers' sockets belong to root.
         "securityContext": {"runAsUser": 0, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [{**each, "image": image} for each in sidecars()],
         "volumes": [_host_path("plugins", KUBELET_PLUGINS)],

@@ -15,7 +15,7 @@ from cluster.console import ClusterError, ProgressConsole
 from cluster.paths import CACHE, LOGS, VENV, private_dir
 
 USUAL_PLACE = Path("/usr/local/go/bin/go")
-"""Where an installation from an archive puts it, often without a PATH that says so."""
+"""The folder of an installation from an archive, often not in PATH."""
 
 PROXY_SETTINGS = ("GOPROXY", "GONOSUMDB", "GOSUMDB", "GOPRIVATE", "GONOPROXY", "GOINSECURE")
 
@@ -27,7 +27,7 @@ Version = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A Go compiler. `version` as it says itself: go1.26.8."""
+    """A Go compiler. `version` as it reports it: go1.26.8."""
 
     go: Path
     version: str
@@ -49,21 +49,21 @@ class Toolchain:
 
 
 def parse(text: str) -> Version:
-    """`go1.26.8` or `1.26.0` → (1, 26, 8). Empty when it is no version."""
+    """`go1.26.8` or `1.26.0` → (1, 26, 8). Empty when it is not a version."""
     found = re.match(r"(?:go)?(\d+(?:\.\d+)*)", text.strip())
     return tuple(map(int, found.group(1).split("."))) if found else ()
 
 
 def required(module_file: str) -> Version:
-    """The version that the `go` line of a go.mod asks for. Errors: ClusterError when there is none."""
+    """The version in the `go` line of a go.mod. Errors: ClusterError when there is none."""
     found = re.search(r"^go (\S+)$", module_file, re.MULTILINE)
     if found is None:
-        raise ClusterError("a go.mod without a `go` line", remedy="restore it from the repository")
+        raise ClusterError("the go.mod has no `go` line", remedy="restore it from the repository")
     return parse(found.group(1))
 
 
 def candidates() -> Iterator[Path]:
-    """Where a Go may be, in the order of preference."""
+    """Paths where Go may be installed, in the order of preference."""
     on_path = shutil.which("go")
     if on_path:
         yield Path(on_path)
@@ -73,7 +73,7 @@ def candidates() -> Iterator[Path]:
 
 @functools.cache
 def ask(go: Path) -> str:
-    """What a go program says its version is; empty when it does not run."""
+    """The version that a go program reports; empty when it cannot be run."""
     try:
         done = subprocess.run(
             [go, "env", "GOVERSION"],

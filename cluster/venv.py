@@ -1,4 +1,4 @@
-"""The virtual environment: made with the machine's Python, filled from PyPI."""
+"""The virtual environment: created with the machine's Python, filled from PyPI."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from cluster.paths import LOGS, ROOT, VENV, private_dir
 
 OLDEST_PYTHON = (3, 11)
 READY = VENV / "ready"
-"""Holds the hash of what the environment was made from."""
+"""Contains the hash of the environment's inputs."""
 
 CONSTRAINTS = ROOT / "images" / "constraints.txt"
-REMEDY = "see whether pip reaches a package index ('pip config list'), then run this again"
+REMEDY = "check that pip reaches a package index ('pip config list'), then run this again"
 
 
 def recipe() -> str:
-    """The hash of everything that decides what is installed."""
+    """The hash of everything that determines what is installed."""
     files = [ROOT / "pyproject.toml", CONSTRAINTS]
     parts = [sys.version, *(path.read_text() for path in files if path.exists())]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def is_ready() -> bool:
-    """Whether the environment is there, made from the files as they are now."""
+    """Whether the environment exists and matches its input files."""
     try:
         return READY.read_text().strip() == recipe()
     except OSError:
@@ -34,7 +34,7 @@ def is_ready() -> bool:
 
 
 def ensure(console: ProgressConsole) -> None:
-    """Make the environment, or bring it up to date. Needs deps.ensure() first: libvirt-python is compiled.
+    """Create or update the environment. Needs deps.ensure() first: libvirt-python is compiled.
 
     Errors: ClusterError when this Python is too old or pip fails.
     """
@@ -51,7 +51,7 @@ def ensure(console: ProgressConsole) -> None:
         log.unlink(missing_ok=True)
         if not (VENV / "bin" / "python").exists():
             step.progress("making .venv")
-            _run([sys.executable, "-m", "venv", str(VENV)], log, step, "make a virtual environment")
+            _run([sys.executable, "-m", "venv", str(VENV)], log, step, "create a virtual environment")
         command: list[str | Path] = [
             VENV / "bin" / "pip",
             "install",
@@ -67,7 +67,7 @@ def ensure(console: ProgressConsole) -> None:
 
 
 def _run(command: list[str | Path], log: Path, step: ProgressStep, what: str) -> None:
-    """Run a command with its output in the log; what pip is at shows as progress."""
+    """Run a command with its output in the log; pip's current package is shown as progress."""
     with log.open("a") as stream:
         stream.write(f"$ {' '.join(map(str, command))}\n")
         stream.flush()

@@ -1,4 +1,4 @@
-"""What `python -m cluster` can do to a running cluster, besides `up` and `down`."""
+"""The verbs of `python -m cluster` for a running cluster, besides `up` and `down`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _node(known: ClusterState, name: str) -> NodeAddresses:
 
 
 def _route_services(known: ClusterState) -> None:
-    """Lead Service addresses to a node that is on."""
+    """Route Service addresses to a node that is on."""
     running = [each.number for each in known.nodes if node.init_record(each.name) is not None]
     if running:
         network.route_services(known.plan, controlplane.fabric().pid, state.link(), running[0])
@@ -45,7 +45,7 @@ def off(console: ProgressConsole, name: str) -> None:
 
 
 def shutdown(console: ProgressConsole, name: str) -> None:
-    """Shut a node down as its administrator would: its kubelet ends the pods first, then the power goes."""
+    """Shut a node down gracefully: its kubelet terminates the pods first, then the power is cut."""
     lifecycle.require_root()
     with state.locked():
         known = lifecycle.required()
@@ -58,7 +58,7 @@ def shutdown(console: ProgressConsole, name: str) -> None:
 
 
 def on(console: ProgressConsole, name: str) -> None:
-    """Power a node on and wait until it is Ready (if there is an API server to say so)."""
+    """Power a node on and wait until it is Ready (if the API server is on)."""
     lifecycle.require_root()
     with state.locked():
         known = lifecycle.required()
@@ -79,12 +79,12 @@ def on(console: ProgressConsole, name: str) -> None:
 
 
 def cable(console: ProgressConsole, name: str, *, plugged: bool) -> None:
-    """Pull a node's network cable, or plug it in again."""
+    """Disconnect or reconnect a node's network."""
     lifecycle.require_root()
     with state.locked():
         _node(lifecycle.required(), name)
         node.init_pid(name)
-        with console.step(f"{name}: cable {'plugged in' if plugged else 'pulled'}"):
+        with console.step(f"{name}: network {'connected' if plugged else 'disconnected'}"):
             network.set_port(controlplane.fabric().pid, name, plugged)
 
 
@@ -116,7 +116,7 @@ def dns(console: ProgressConsole) -> None:
     lifecycle.require_root()
     known = lifecycle.required()
     cluster_dns.deploy(console, known, _running(known))
-    console.summary(f"names are resolved at {known.plan.dns}")
+    console.summary(f"DNS server at {known.plan.dns}")
 
 
 def _running(known: ClusterState) -> list[str]:
@@ -128,15 +128,15 @@ def _running(known: ClusterState) -> list[str]:
 
 
 def volume(console: ProgressConsole, name: str, node_name: str, size: str, storage_class: str) -> None:
-    """Make a PersistentVolume on a node's disk."""
+    """Create a PersistentVolume on a node's disk."""
     _node(lifecycle.required(), node_name)
     with console.step(f"PersistentVolume {name}") as step:
         new = volumes.create(ClusterApi(paths.KUBECONFIG), name, node_name, size, storage_class)
-        step.note = f"{size} on {node_name}, class {storage_class}" + ("" if new else ", was there")
+        step.note = f"{size} on {node_name}, class {storage_class}" + ("" if new else ", exists already")
 
 
 def inside(name: str, command: Sequence[str]) -> NoReturn:
-    """Become a command inside a node, or "control-plane"."""
+    """Replace this process by a command inside a node, or "control-plane"."""
     lifecycle.require_root()
     known = lifecycle.required()
     if name != "control-plane":
@@ -145,23 +145,24 @@ def inside(name: str, command: Sequence[str]) -> NoReturn:
 
 
 def logs(component: str | None, *, follow: bool, lines: int) -> None:
-    """Show the log of a component, or which there are."""
+    """Show the log of a component, or list the logs."""
     there = sorted(path.stem for path in paths.LOGS.glob("*.log"))
     if component is None:
         print("\n".join(there) or "no logs yet")
         return
     path = paths.AUDIT_LOG if component == "audit" else paths.LOGS / f"{component}.log"
     if not path.exists():
-        raise ClusterError(f"there is no log '{component}'", remedy=f"there are: {', '.join(there) or 'none yet'}")
+        raise ClusterError(f"there is no log '{component}'", remedy=f"the logs are: {', '.join(there) or 'none yet'}")
     os.execvp("tail", ["tail", f"--lines={lines}", *(["--follow=name"] if follow else []), str(path)])
 
 
 def status(console: ProgressConsole) -> None:
-    """Print a table of what runs."""
+    """Print a table of everything that runs."""
     known = lifecycle.current()
     if known is None:
         left = len(machine.members(state.group()))
-        console.say("no cluster is running" + (f", but {left} processes of one are left: run down" if left else ""))
+        leftovers = f", but {left} of its processes are left: run 'python -m cluster down'" if left else ""
+        console.say(f"no cluster is running{leftovers}")
         return
     api = ClusterApi(paths.KUBECONFIG, timeout=2.0)
     ready = api.ready_nodes()
@@ -198,7 +199,7 @@ DAEMONS = ("containerd", "kubelet", "kube-proxy")
 
 
 def part(words: Sequence[str]) -> str:
-    """Which part of the cluster a process on a node is, by its command line; empty for the pods of others."""
+    """The part of the cluster that a process on a node belongs to, by its command line; empty for other pods."""
     if not words:
         return ""
     name = Path(words[0]).name

@@ -1,4 +1,4 @@
-"""Persistent volumes on a node's disk: a folder that a power cut does not harm, and a PersistentVolume for it."""
+"""Persistent volumes on a node's disk: a folder that survives a power cut, and a PersistentVolume for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cluster.console import ClusterError
 
 STORAGE_CLASS = "local"
 FOLDER = "/var/lib/volumes"
-"""Where a node sees its volumes; on the machine it is `disk/volumes` in the node's folder."""
+"""The path of its volumes inside a node; on the machine it is `disk/volumes` in the node's folder."""
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
 
@@ -45,13 +45,13 @@ def manifest(name: str, node_name: str, size: str, storage_class: str = STORAGE_
 
 
 def create(api: ClusterApi, name: str, node_name: str, size: str, storage_class: str = STORAGE_CLASS) -> bool:
-    """Make the folder and the PersistentVolume; whether the latter is new.
+    """Create the folder and the PersistentVolume; whether the latter is new.
 
-    The folder is writable for everybody, as a freshly formatted volume with fsGroup would be for its pod.
-    Errors: ClusterError for a name that is none; ApiError when the server refuses the object.
+    The folder is writable for all users, as a freshly formatted volume with fsGroup would be for its pod.
+    Errors: ClusterError for an invalid name; ApiError when the server refuses the object.
     """
     if not _NAME.fullmatch(name):
-        raise ClusterError(f"'{name}' cannot name a volume", remedy="use lower case letters, digits, '-' and '.'")
+        raise ClusterError(f"'{name}' is not a valid volume name", remedy="use lower case letters, digits, '-' and '.'")
     path = node.folder(node_name) / "disk" / "volumes" / name
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o777)

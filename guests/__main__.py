@@ -1,4 +1,4 @@
-"""`python -m guests`: build the tiny guest, or boot it here on this terminal."""
+"""`python -m guests`: build the tiny guest, or boot it on this terminal."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A writer of initramfs archives: cpio "newc" (kernel: Documentation/driver-api/early-userspace/buffer-format.rst).
+"""Writes initramfs archives: cpio "newc" (kernel: Documentation/driver-api/early-userspace/buffer-format.rst).
 
-Written here, not by the cpio program, so that device nodes need no root and the same tree gives the same bytes.
+Unlike the cpio program it needs no root for device nodes, and the same tree gives the same bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class CpioArchive:
-    """Entries in the order they are added. A file's folders come into being by themselves."""
+    """Entries in the order they are added. A file's folders are added automatically."""
 
     chunks: list[bytes] = field(default_factory=list)
     _inode: int = 0

@@ -10,9 +10,9 @@ from pathlib import Path
 
 SECTOR = 512
 PARTITION_START = 2048
-"""First sector of the only partition, at 1 MiB as every partitioning tool has it."""
+"""First sector of the only partition, at 1 MiB as partitioning tools place it."""
 EPOCH = 1700000000
-"""Time stamp of every file we write, so that the same input gives the same bytes."""
+"""Time stamp of every file written, so that the same input gives the same bytes."""
 
 KERNEL_ARGS = "console=ttyS0 no_timer_check quiet cryptomgr.notests"
 """`no_timer_check`: a busy host makes the kernel's timer test fail under emulation. `cryptomgr.notests`: the self-tests
@@ -24,7 +24,7 @@ SYSLINUX_CONFIG = f"DEFAULT tiny\nPROMPT 0\nLABEL tiny\n  KERNEL vmlinuz\n  INIT
 def master_boot_record(code: bytes, start: int, sectors: int) -> bytes:
     """A classic MBR: boot code (at most 440 bytes), one active FAT16 (LBA) partition, all in sectors of 512 bytes."""
     if len(code) > 440:
-        raise ValueError(f"boot code of {len(code)} bytes does not fit in front of the disk signature")
+        raise ValueError(f"boot code of {len(code)} bytes does not fit before the disk signature")
     entry = struct.pack("<B3sB3sII", 0x80, b"\xfe\xff\xff", 0x0E, b"\xfe\xff\xff", start, sectors)
     return code.ljust(440, b"\0") + b"HLTY\0\0" + entry + bytes(48) + b"\x55\xaa"
 
@@ -36,11 +36,11 @@ def halting_disk() -> bytes:
 
 
 def screen_disk() -> bytes:
-    """One MiB whose boot sector switches the screen to 1600 × 1200 pixels of 32 bits and halts: a guest whose screen is
-    7.7 MB, for measurements of what carries it.
+    """One MiB whose boot sector switches the screen to 1600 × 1200 pixels of 32 bits and halts: a guest with a
+    screen of 7.7 MB, for measurements of its transfer.
 
     Source: VESA BIOS Extension 3.0, function 4F02h; 147h is the mode's number in Bochs' and QEMU's VGA firmware, bit 14
-    asks for the linear frame buffer.
+    requests the linear frame buffer.
     """
     # xor ax, ax; ds = ss = 0; sp = 7c00h; mov ax, 4f02h; mov bx, 4147h; int 10h; cli; hlt; jmp to the hlt
     code = bytes.fromhex("31c0 8ed8 8ed0 bc007c b8024f bb4741 cd10 fa f4 ebfd")
@@ -48,7 +48,7 @@ def screen_disk() -> bytes:
 
 
 def _tools(root: Path) -> dict[str, str]:
-    """An environment in which syslinux and mtools are those of the unpacked packages."""
+    """An environment with syslinux and mtools of the unpacked packages."""
     places = [str(root / place) for place in ("usr/bin", "usr/sbin", "sbin", "bin")]
     return {
         "PATH": ":".join([*places, os.environ.get("PATH", "/usr/bin:/bin")]),
@@ -62,7 +62,7 @@ def tiny_disk(root: Path, kernel: Path, initrd: Path, out: Path) -> None:
     """Write a BIOS-bootable raw disk: MBR, one FAT16 partition, syslinux, kernel and initrd.
 
     Args:
-        root: where the packages syslinux, syslinux-common, mtools and dosfstools are unpacked.
+        root: folder with the unpacked packages syslinux, syslinux-common, mtools and dosfstools.
     """
     environment = _tools(root)
     content = kernel.stat().st_size + initrd.stat().st_size + 1024 * 1024

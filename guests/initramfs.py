@@ -1,4 +1,4 @@
-"""The tiny guest's initramfs: busybox, our PID 1, the modules, the guest agent with its libraries."""
+"""The tiny guest's initramfs: busybox, PID 1, kernel modules, the guest agent with its libraries."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def compile_init(out: Path) -> None:
 
 
 def needed(binary: Path) -> list[str]:
-    """Names of the shared libraries an ELF file asks for (DT_NEEDED)."""
+    """Names of the shared libraries of an ELF file (DT_NEEDED)."""
     text = subprocess.run(["objdump", "-p", str(binary)], check=True, capture_output=True, text=True).stdout
     return re.findall(r"^\s+NEEDED\s+(\S+)", text, re.MULTILINE)
 
 
 def find_library(root: Path, name: str) -> Path:
-    """Where `name` lies in the unpacked packages, links followed.
+    """The path of `name` in the unpacked packages, links followed.
 
     Raises:
-        FileNotFoundError: no package that was unpacked holds it.
+        FileNotFoundError: no unpacked package contains it.
     """
     for place in LIBRARY_PLACES:
         path = root / place / name
@@ -54,11 +54,11 @@ def library_closure(root: Path, binary: Path) -> dict[str, Path]:
 
 
 PROGRAMS = ("usr/sbin/qemu-ga", "usr/bin/getent")
-"""The guest agent, and who asks for names as programs do: what of busybox resolves names by glibc ends in a fault."""
+"""The guest agent, and getent, to resolve names with glibc: busybox's own glibc resolver calls crash."""
 
 
 def _programs(archive: CpioArchive, root: Path) -> None:
-    """Programs that are linked with libraries, and each library once."""
+    """Dynamically linked programs, and each of their libraries once."""
     libraries: dict[str, Path] = {}
     for program in PROGRAMS:
         binary = root / program

@@ -1,4 +1,4 @@
-"""The kernel modules of the guest: which, in what order, for which devices.
+"""The kernel modules of the guest: selection, order, devices.
 
 A module file is an ELF relocatable whose section `.modinfo` holds 0-terminated `key=value` strings (Linux
 `include/linux/module.h`, MODULE_INFO): `depends` names the modules whose symbols it uses, `alias` the devices it
@@ -18,13 +18,13 @@ WANTED = (
     "nls_utf8", "ext4", "af_packet", "ipv6", "bridge", "8021q", "button", "evdev", "qemu_fw_cfg", "i6300esb", "softdog",
     "xhci_pci", "usbhid", "hid_generic",
 )  # fmt: skip
-"""Those that the kernel has built in are left out, and those that a cloud kernel does not have at all: it has no driver
-of emulated hardware."""
+"""Modules that are built into the kernel are left out, and those that a cloud kernel lacks: it has no drivers of
+emulated hardware."""
 CLOUD = (
     "virtio_pci", "virtio_net", "virtio_blk", "virtio_scsi", "virtio_console", "virtio_rng", "virtio_balloon",
     "isofs", "ext4", "af_packet",
 )  # fmt: skip
-"""What the tests need of a cloud kernel; of any other they need all that is wanted."""
+"""The modules that the tests need of a cloud kernel; of any other kernel they need all."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read(name: str, file: Path) -> Module:
 
 
 def choose(folder: Path, wanted: tuple[str, ...] = WANTED) -> list[Module]:
-    """The wanted modules below `folder` and all they need, each after what it needs."""
+    """The wanted modules below `folder` and their dependencies, in load order."""
     files = scan(folder)
     chosen: dict[str, Module] = {}
 
@@ -90,9 +90,9 @@ def choose(folder: Path, wanted: tuple[str, ...] = WANTED) -> list[Module]:
 
 
 def missing(folder: Path, wanted: tuple[str, ...]) -> list[str]:
-    """Those that the kernel whose modules are below `folder` has neither as a module nor built in.
+    """Those that the kernel with its modules below `folder` has neither as a module nor built in.
 
-    What is built in stands in `modules.builtin` (Documentation/kbuild/kbuild.rst).
+    Built-in modules are listed in `modules.builtin` (Documentation/kbuild/kbuild.rst).
     """
     lists = folder.rglob("modules.builtin")
     built_in = {Path(line).stem.replace("-", "_") for path in lists for line in path.read_text().split()}

@@ -1,4 +1,4 @@
-"""Debian packages as building material: fetched with apt-get, unpacked into a folder, never installed."""
+"""Debian packages as build inputs: downloaded with apt-get, unpacked into a folder, never installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 KERNEL_META = "linux-image-cloud-amd64"
 GENERIC_META = "linux-image-amd64"
-"""Larger, and with drivers of the hardware that QEMU emulates."""
+"""Larger, with drivers of the hardware that QEMU emulates."""
 FIXED = ("busybox-static", "qemu-guest-agent", "libc-bin", "syslinux", "syslinux-common", "mtools", "dosfstools", "lz4")
 
 
@@ -17,10 +17,10 @@ def _apt(*words: str, cwd: Path | None = None) -> str:
 
 
 def kernel_package(meta: str = KERNEL_META) -> str:
-    """The package that a kernel's metapackage stands for now.
+    """The package that a kernel's metapackage depends on at present.
 
     Raises:
-        LookupError: apt's lists do not hold it (`apt-get update` first).
+        LookupError: apt's lists do not contain it (`apt-get update` first).
     """
     text = subprocess.run(["apt-cache", "depends", meta], check=True, capture_output=True, text=True).stdout
     found = re.search(r"Depends: (linux-image-\S+)", text)
@@ -30,7 +30,7 @@ def kernel_package(meta: str = KERNEL_META) -> str:
 
 
 def wanted(meta: str = KERNEL_META) -> list[str]:
-    """`name=version` of every package the guest is made of, at apt's candidate version."""
+    """`name=version` of every package of the guest, at apt's candidate version."""
     names = [kernel_package(meta), *FIXED]
     text = subprocess.run(["apt-cache", "policy", *names], check=True, capture_output=True, text=True).stdout
     versions = dict(re.findall(r"^(\S+):\n.*\n\s+Candidate: (\S+)", text, re.MULTILINE))
@@ -41,7 +41,7 @@ def wanted(meta: str = KERNEL_META) -> list[str]:
 
 
 def libraries(name: str) -> list[str]:
-    """The library packages `name` needs, directly or through other libraries (never through a program it needs)."""
+    """The library packages that `name` depends on, directly or through other libraries (never through a program)."""
     found: set[str] = set()
     border = {name}
     while border:
@@ -55,14 +55,14 @@ def libraries(name: str) -> list[str]:
 
 
 def fetch(packages: list[str], folder: Path) -> list[Path]:
-    """Download the packages into `folder` and return the archives. What lies there already is not fetched again."""
+    """Download the packages into `folder` and return the archives. Existing archives are not downloaded again."""
     folder.mkdir(parents=True, exist_ok=True)
     _apt("download", "-o", "APT::Sandbox::User=root", *packages, cwd=folder)
     return sorted(folder.glob("*.deb"))
 
 
 def unpack(archives: list[Path], root: Path) -> None:
-    """Lay the packages' files below `root`; their scripts do not run."""
+    """Unpack the packages' files below `root`; their scripts do not run."""
     root.mkdir(parents=True, exist_ok=True)
     for archive in archives:
         subprocess.run(["dpkg-deb", "-x", str(archive), str(root)], check=True)

@@ -1,4 +1,4 @@
-"""Everything the tiny guest is, built into one folder: kernel, initrd, tiny.img, tiny.qcow2, halt.img."""
+"""The tiny guest's files, built into one folder: kernel, initrd, tiny.img, tiny.qcow2, halt.img."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from images.paths import GUESTS, ROOT
 
 SOURCES = ("guests",)
 KEPT = 4
-"""Guests of earlier sources that stay in the cache; another checkout may be using them."""
+"""How many guests of earlier sources stay in the cache; another checkout may be using them."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Guest:
 
 
 def _compress(root: Path, data: bytes, out: Path) -> None:
-    """lz4 in the only framing the kernel knows. Measured under emulation: 0.1 s slower than no compression at half the
-    size; gzip, zstd and xz cost 0.2, 0.2 and 1 s."""
+    """lz4 in the only framing that the kernel supports. Under emulation 0.1 s slower than no compression at half the
+    size; gzip, zstd and xz cost 0.2, 0.2 and 1 s (measured)."""
     plain = out.with_suffix(".cpio")
     plain.write_bytes(data)
     subprocess.run([str(root / "usr/bin/lz4"), "-q", "-l", "-9", "-f", str(plain), str(out)], check=True)
@@ -73,8 +73,8 @@ def _build(names: list[str], needed: tuple[str, ...], draft: Path) -> None:
 
 
 def key() -> str:
-    """A hash of our sources. The versions of Debian's packages are not in it, only in the file `done`: asking apt takes
-    longer than a build that has nothing to do may take."""
+    """A hash of our sources. The versions of Debian's packages are not in it, only in the file `done`: querying apt
+    takes longer than a build without changes may take."""
     return tree_key(ROOT, SOURCES)
 
 
@@ -83,7 +83,7 @@ def _folder(meta: str) -> Path:
 
 
 def built(meta: str = packages.KERNEL_META) -> Guest | None:
-    """The guest of these sources with this kernel if it is in the cache."""
+    """The guest of these sources with this kernel, None if it is not in the cache."""
     folder = _folder(meta)
     return Guest(folder) if (folder / "done").exists() else None
 
@@ -95,7 +95,7 @@ def _forget_old() -> None:
 
 
 def build(meta: str = packages.KERNEL_META) -> Guest:
-    """The guest, from the cache or built now (needs gcc, binutils, apt's lists and qemu-img; no root).
+    """The guest, from the cache or newly built (needs gcc, binutils, apt's lists and qemu-img; no root).
 
     `meta` is the metapackage of its kernel: `packages.GENERIC_META` for one that drives emulated hardware.
     """

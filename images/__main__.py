@@ -1,9 +1,9 @@
 """`python -m images`: build the container images, without a registry.
 
 build [NAME ...]   build what is not built yet (all, or these), print sizes and times
-list [--json]      what the sources as they are now stand for: name, reference, archive
+list [--json]      the images of the present sources: name, reference, archive
 constraints        write images/constraints.txt from the environment this runs in
-needs              the Debian packages that building needs
+needs              the Debian packages needed for building
 """
 
 from __future__ import annotations

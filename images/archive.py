@@ -1,7 +1,7 @@
-"""A writer of image archives in the form `docker save` has and `ctr images import` reads, with one layer.
+"""Writes image archives with one layer, in the format of `docker save` and `ctr images import`.
 
 Format: a tar with `manifest.json` (a list of Config, RepoTags, Layers), the image configuration named by its SHA-256,
-and the layer (Docker Image Specification v1.2). No registry and no builder is needed, and the same entries give the
+and the layer (Docker Image Specification v1.2). It needs no registry and no builder, and the same entries give the
 same bytes.
 """
 
@@ -21,7 +21,7 @@ CHUNK = 1024 * 1024
 
 @dataclass(frozen=True)
 class ArchiveEntry:
-    """A file of the image. `path` is relative to the image's root; `source` is a file here or the bytes themselves."""
+    """A file of the image. `path` is relative to the image's root; `source` is a file of this machine or bytes."""
 
     path: str
     source: Path | bytes
@@ -43,7 +43,7 @@ def _check(path: str) -> None:
 
 
 def _folders(entries: list[ArchiveEntry]) -> list[tarfile.TarInfo]:
-    """Every parent folder, once, parents first, owned as the first file in it."""
+    """Every parent folder, once, parents first, with the owner of the first file in it."""
     owners: dict[str, ArchiveEntry] = {}
     for entry in entries:
         for parent in reversed(PurePosixPath(entry.path).parents):
@@ -58,7 +58,7 @@ def _folders(entries: list[ArchiveEntry]) -> list[tarfile.TarInfo]:
 
 
 def write_layer(entries: list[ArchiveEntry], out: Path) -> None:
-    """Write the layer tar. Every time stamp in it is 0, so only content decides its hash.
+    """Write the layer tar. Every time stamp in it is 0, so its hash depends on the content only.
 
     Raises:
         ValueError: a path that leaves the image, or two entries of one path.
@@ -84,7 +84,7 @@ def file_digest(path: Path) -> str:
 
 
 def image_config(layer_digest: str, labels: dict[str, str]) -> bytes:
-    """The image's configuration (OCI image-spec config.md) for linux/amd64, with nothing to run in it."""
+    """The image's configuration (OCI image-spec config.md) for linux/amd64, without a command."""
     config = {
         "created": CREATED,
         "architecture": "amd64",
@@ -103,10 +103,10 @@ def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def write_archive(reference: str, entries: list[ArchiveEntry], out: Path, labels: dict[str, str] | None = None) -> str:
-    """Write an image of one layer with these files to `out`, whole or not at all; return its configuration's digest.
+    """Write an image of one layer with these files to `out`, atomically; return its configuration's digest.
 
     Args:
-        reference: the name the image gets at import, with a tag that is not `latest` (which nodes would always pull).
+        reference: the image's name after import, with a tag other than `latest` (which nodes would always pull).
 
     Raises:
         ValueError: a reference without a tag or with `:latest`, a path that leaves the image, two entries of one path.

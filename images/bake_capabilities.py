@@ -1,9 +1,9 @@
-"""Runs while the launcher's image is built: has libvirt ask QEMU what it can do, and keeps the answer.
+"""Runs while the launcher's image is built: has libvirt query QEMU's capabilities, and stores its cache.
 
     bake_capabilities.py TARGET
 
-TARGET becomes what `$XDG_CACHE_HOME/libvirt` has to hold. The daemon runs as 107:107 in session mode, as it will in the
-pod, because libvirt's answer depends on who may open /dev/kvm.
+TARGET becomes the content of `$XDG_CACHE_HOME/libvirt`. The daemon runs as 107:107 in session mode, as in the pod,
+because libvirt's result depends on access to /dev/kvm.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def _wait_for(path: Path, daemon: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while not path.exists():
         if daemon.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"libvirtd gave no socket at {path}")
+            raise SystemExit(f"libvirtd created no socket at {path}")
         time.sleep(0.02)
 
 
 def bake(home: Path, target: Path) -> None:
-    """Run the daemon in `home`, ask it once, and copy the answers to `target`, readable to everybody."""
+    """Run the daemon in `home`, query it once, and copy its cache to `target`, world-readable."""
     environment = {"PATH": "/usr/sbin:/usr/bin", "HOME": str(home)}
     for name in ("runtime", "config", "cache", "data"):
         environment[f"XDG_{name.upper()}_{'DIR' if name == 'runtime' else 'HOME'}"] = str(home / name)
@@ -55,7 +55,7 @@ def bake(home: Path, target: Path) -> None:
         daemon.wait(WAIT_SECONDS)
     answers = list((home / "cache/libvirt/qemu/cache/capabilities").glob("*.xml"))
     if not answers:
-        raise SystemExit("libvirt kept no answer")
+        raise SystemExit("libvirt cached no capabilities")
     shutil.copytree(home / "cache/libvirt/qemu/cache", target / "qemu/cache")
     for path in (target, *target.rglob("*")):
         os.chown(path, 0, 0)

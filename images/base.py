@@ -1,4 +1,4 @@
-"""The base of every image: a minimal Debian, made by mmdebstrap, so that no registry is needed."""
+"""The base of every image: a minimal Debian from mmdebstrap, so that no registry is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr
 COMMAND = (
     "mmdebstrap", "--mode=root", "--variant=minbase",
     *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
-    # The machine's resolver is the build's business, not the image's.
+    # The machine's resolver is for the build, not for the image.
     "--customize-hook=rm -f $1/etc/resolv.conf $1/etc/hostname",
     SUITE,
 )  # fmt: skip
@@ -26,7 +26,7 @@ def reference() -> str:
 
 
 def build(builder: ImageBuilder) -> str:
-    """Make the base unless the builder has it, and return its name."""
+    """Build the base unless the builder has it, and return its name."""
     name = reference()
     if builder.has(name):
         return name

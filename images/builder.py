@@ -1,4 +1,4 @@
-"""buildah, with a store of its own in the cache: no daemon, no registry, nothing shared with other builders here."""
+"""buildah, with its own store in the cache: no daemon, no registry, nothing shared with other builders."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from images.paths import ROOT, STORAGE
 
 
 class ImageBuildError(Exception):
-    """buildah failed. The message holds the last lines it printed."""
+    """buildah failed. The message has its last lines of output."""
 
 
 class ImageBuilder:
-    """Runs buildah. The `overlay` driver needs root, as everything that makes images here does."""
+    """Runs buildah. The `overlay` driver needs root, as all image builds here do."""
 
     def __init__(self, storage: Path = STORAGE) -> None:
         self._storage = storage
@@ -36,11 +36,11 @@ class ImageBuilder:
         return done.stdout.strip()
 
     def has(self, name: str) -> bool:
-        """Whether the store holds an image of this name."""
+        """Whether the store has an image of this name."""
         return name in self._run("images", "--format", "{{.Name}}:{{.Tag}}").split()
 
     def commit_archive(self, archive: Path, name: str) -> None:
-        """Make an image of one layer from a root file system's tar."""
+        """Create an image of one layer from a root file system's tar."""
         container = self._run("from", "scratch")
         try:
             self._run("add", container, str(archive), "/")
@@ -49,7 +49,7 @@ class ImageBuilder:
             self._run("rm", container)
 
     def build(self, target: str, base: str, name: str) -> None:
-        """Build one target of the Containerfile. Layers of earlier builds are used again."""
+        """Build one target of the Containerfile. Layers of earlier builds are reused."""
         words = [
             "bud",
             "--isolation",
@@ -67,7 +67,7 @@ class ImageBuilder:
         self._run(*words, "--tag", name, "--file", str(ROOT / "Containerfile"), str(ROOT))
 
     def export(self, name: str, archive: Path) -> None:
-        """Write an image to an archive that `ctr images import` reads, whole or not at all."""
+        """Write an image to an archive for `ctr images import`, atomically."""
         draft = archive.with_suffix(".draft")
         draft.unlink(missing_ok=True)
         archive.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Every image there is, and building them."""
+"""All images, and building them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ IMAGES: tuple[Role | GuestImage, ...] = (*ROLES, *GUEST_IMAGES)
 
 
 class UnknownImage(LookupError):
-    """There is no image of that name. The message names those there are."""
+    """There is no image of that name. The message lists the existing ones."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """`seconds` is what it took now; near 0 for an image that was there."""
+    """`seconds` is the build time; near 0 for an existing image."""
 
     plan: ImagePlan
     seconds: float
@@ -32,7 +32,7 @@ def choose(names: Iterable[str]) -> list[Role | GuestImage]:
     """The images of these names, all if there are none. `guests` stands for every guest image.
 
     Raises:
-        UnknownImage: a name that is none.
+        UnknownImage: for an unknown name.
     """
     wanted = list(names)
     known = {image.role: image for image in IMAGES}
@@ -44,7 +44,7 @@ def choose(names: Iterable[str]) -> list[Role | GuestImage]:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Two builds at the same time would do the same work twice."""
+    """Prevents two concurrent builds."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "images.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -52,7 +52,7 @@ def _alone() -> Iterator[None]:
 
 
 def build(images: Iterable[Role | GuestImage]) -> Iterator[Built]:
-    """Build what is missing, one after the other, and say what was done as it is done."""
+    """Build what is missing, one after the other; yields each image when it is done."""
     with _alone():
         for image in images:
             started = time.monotonic()
@@ -64,12 +64,12 @@ def build(images: Iterable[Role | GuestImage]) -> Iterator[Built]:
 
 
 def _forget_others(plan: ImagePlan) -> None:
-    """Archives of earlier sources are only dead weight: the builder's layers are what makes the next build quick."""
+    """Delete archives of earlier sources: the builder's layers are what makes the next build fast."""
     for path in ARCHIVES.glob(f"{plan.role}-*.tar"):
         if path != plan.archive and len(path.stem) == len(plan.archive.stem):
             path.unlink()
 
 
 def listing() -> dict[str, ImagePlan]:
-    """Every image as the sources are now, built or not."""
+    """Every image of the present sources, built or not."""
     return {image.role: image.plan() for image in IMAGES}

@@ -1,4 +1,4 @@
-"""What this machine must have for building images and guests. Everything else is fetched and only unpacked."""
+"""The packages that building images and guests needs. Everything else is downloaded and only unpacked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that hold a guest: containerDisks (a disk below /disk) and one for kernelBoot (files below /boot)."""
+"""Images with a guest: containerDisks (a disk below /disk) and one for kernelBoot (files below /boot)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _owned(path: str, source: Path | bytes) -> ArchiveEntry:
 
 @dataclass(frozen=True)
 class GuestImage:
-    """An image made of a built guest's files. `role` is its name in `python -m images list`."""
+    """An image of a built guest's files. `role` is its name in `python -m images list`."""
 
     role: str
     reference: str
@@ -32,18 +32,18 @@ class GuestImage:
     """The metapackage of the guest's kernel."""
 
     def plan(self) -> ImagePlan:
-        """The archive's name changes when the guest's sources or this recipe do; manifests write the reference."""
+        """The archive's name changes with the guest's sources and this recipe; manifests use the reference."""
         key = text_key(tiny.key(), Path(__file__).read_text(), self.reference)
         return ImagePlan(self.role, self.reference, ARCHIVES / f"{self.role}-{key}.tar")
 
     def make(self, plan: ImagePlan) -> None:
-        """Build the guest if need be, and write the archive."""
+        """Build the guest if needed, and write the archive."""
         write_archive(plan.reference, self.entries(tiny.build(self.kernel)), plan.archive)
 
 
 GUEST_IMAGES = (
     GuestImage("guest-tiny", f"{PREFIX}/tiny:1", lambda g: [_owned("disk/tiny.qcow2", g.qcow2)]),
-    # For what a cloud kernel cannot drive: SATA disks, USB, the watchdog.
+    # For devices without a driver in a cloud kernel: SATA disks, USB, the watchdog.
     GuestImage(
         "guest-generic",
         f"{PREFIX}/generic:1",
@@ -56,9 +56,9 @@ GUEST_IMAGES = (
         lambda g: [_owned("boot/vmlinuz", g.kernel), _owned("boot/initrd", g.initrd)],
     ),
     GuestImage("guest-halt", f"{PREFIX}/halt:1", lambda g: [_owned("disk/halt.img", g.halt)]),
-    # For measurements: a screen whose bytes are worth counting.
+    # For measurements: a large screen.
     GuestImage("guest-screen", f"{PREFIX}/screen:1", lambda _: [_owned("disk/screen.img", disk.screen_disk())]),
-    # For tests of what users do wrong: an image without a disk, and one whose disk is none.
+    # For tests of user errors: an image without a disk, and one with an invalid disk.
     GuestImage(
         "guest-no-disk", f"{PREFIX}/no-disk:1", lambda g: [_owned("readme.txt", b"There is no disk in here.\n")]
     ),

@@ -1,4 +1,4 @@
-"""Hashes of inputs: the same inputs are never built twice, and a tag tells what is in an image."""
+"""Hashes of inputs: the same inputs are never built twice, and a tag identifies an image's contents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IGNORED = frozenset({"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache
 
 
 def text_key(*parts: str) -> str:
-    """A short hash of some strings; where one ends and the next begins counts."""
+    """A short hash of strings and of the boundaries between them."""
     digest = hashlib.sha256()
     for part in parts:
         encoded = part.encode()
@@ -22,7 +22,7 @@ def text_key(*parts: str) -> str:
 
 
 def files_below(root: Path, names: Iterable[str]) -> list[Path]:
-    """The files that `names` (files or folders below `root`) stand for, sorted; what is not there yet is left out."""
+    """The files that `names` (files or folders below `root`) contain, sorted; missing ones are left out."""
     found: set[Path] = set()
     for name in names:
         path = root / name

@@ -1,4 +1,4 @@
-"""What an image will be called and where its archive will lie: decided once a build; sources may change meanwhile."""
+"""An image's reference and archive path: decided once per build, because sources may change meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images of the Containerfile: what goes into each, and so when it must be built again."""
+"""The images of the Containerfile: the sources of each, which decide when it is rebuilt."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ SHARED = ("Containerfile", ".containerignore", "images/constraints.txt", "api", 
 
 @dataclass(frozen=True)
 class Role:
-    """One target of the Containerfile. `sources` are the files and folders that only this target has."""
+    """One target of the Containerfile. `sources` are the files and folders that only this target copies."""
 
     role: str
     sources: tuple[str, ...]
 
     def tag(self) -> str:
-        """A hash of all our sources that go in. Debian's newer packages alone make no new image."""
+        """A hash of all our sources in the image. Newer Debian packages alone cause no rebuild."""
         return tree_key(ROOT, (*SHARED, *self.sources), base.reference())
 
     def plan(self) -> ImagePlan:
-        """What the sources as they are at this moment stand for."""
+        """The plan for the present sources."""
         tag = self.tag()
         return ImagePlan(self.role, f"{PREFIX}/{self.role}:{tag}", ARCHIVES / f"{self.role}-{tag}.tar")
 
     def make(self, plan: ImagePlan) -> None:
-        """Build the image and write its archive (needs root, buildah, and once mmdebstrap)."""
+        """Build the image and write its archive (needs root, buildah, and mmdebstrap the first time)."""
         builder = ImageBuilder()
         builder.build(self.role, base.build(builder), plan.reference)
         builder.export(plan.reference, plan.archive)
@@ -42,4 +42,4 @@ ROLES = (
     Role("node", ("images/requirements-node.txt", "handler", "cni")),
     Role("cluster", ("images/requirements-cluster.txt", "controller", "gateway")),
 )
-"""A folder that a target copies must be named here too, or a change in it makes no new image; a test compares them."""
+"""A folder that a target copies must be listed here too, or a change in it causes no rebuild; a test compares them."""

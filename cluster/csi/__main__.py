@@ -33,14 +33,14 @@ def parser() -> argparse.ArgumentParser:
         "--storage", type=Path, required=True, help="the folder behind all volumes, the same on every node"
     )
     top.add_argument("--sockets", type=Path, required=True, help="the folder of DRIVER/csi.sock")
-    top.add_argument("--registry", type=Path, help="where the kubelet looks for plugins")
-    top.add_argument("--host-pid", type=int, help="a process in the node's mount namespace, if that is another")
-    top.add_argument("--capacity", type=int, default=200, help="GiB that a pool may promise")
+    top.add_argument("--registry", type=Path, help="the kubelet's plugin registration folder")
+    top.add_argument("--host-pid", type=int, help="a process in the node's mount namespace, if it differs")
+    top.add_argument("--capacity", type=int, default=200, help="capacity of a pool in GiB")
     return top
 
 
 def serve(kind: StorageKind, options: argparse.Namespace, pool: ThreadPoolExecutor) -> list[grpc.Server]:
-    """Start the services of one kind; its servers."""
+    """Start the services of one kind; returns its servers."""
     node, pools = CsiHost(options.host_pid), Pools(options.storage / kind.name, options.capacity * GIBIBYTE)
     own = CsiNodeService(kind, pools, node, options.node)
     own.join()
@@ -60,7 +60,7 @@ def serve(kind: StorageKind, options: argparse.Namespace, pool: ThreadPoolExecut
 
 def _bind(server: grpc.Server, socket: Path) -> Path:
     socket.parent.mkdir(parents=True, exist_ok=True)
-    # One that an earlier process left would be in the way.
+    # Remove a socket left by an earlier process.
     socket.unlink(missing_ok=True)
     server.add_insecure_port(f"unix://{socket}")
     server.start()

@@ -1,4 +1,4 @@
-"""CSI's Controller service: volumes and snapshots are made, copied, grown, attached and removed."""
+"""CSI's Controller service: creates, copies, expands, attaches and deletes volumes and snapshots."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ T = TypeVar("T")
 
 
 def size_of(wanted: csi.CapacityRange, smallest: int) -> int:
-    """The capacity to give: what is required, at least `smallest`, in whole MiB. Raises StorageError where that breaks
-    the limit."""
+    """The capacity to provide: the required one, at least `smallest`, in whole MiB. Raises StorageError when that
+    exceeds the limit."""
     if wanted.required_bytes < 0 or wanted.limit_bytes < 0:
         raise StorageError("INVALID_ARGUMENT", "capacity_range is negative")
     size = wanted.required_bytes or min(DEFAULT_SIZE, wanted.limit_bytes or DEFAULT_SIZE)
     size = -(-max(size, smallest) // MEBIBYTE) * MEBIBYTE
     if 0 < wanted.limit_bytes < size:
-        raise StorageError("OUT_OF_RANGE", f"the smallest volume of that request has {size} bytes")
+        raise StorageError("OUT_OF_RANGE", f"capacity_range: the smallest possible volume has {size} bytes")
     return size
 
 
 def page(items: Sequence[T], token: str, most: int) -> tuple[Sequence[T], str]:
-    """At most `most` items (0: all) from a token on, and the next page's token. Raises StorageError for a token that is
-    none."""
+    """At most `most` items (0: all) from a token on, and the next page's token. Raises StorageError for an invalid
+    token."""
     if most < 0:
         raise StorageError("INVALID_ARGUMENT", "max_entries is negative")
     if token and not (token.isascii() and token.isdigit() and int(token) <= len(items)):
-        raise StorageError("ABORTED", f"starting_token {token[:40]!r} was never given out")
+        raise StorageError("ABORTED", f"starting_token {token[:40]!r} is not a token of this driver")
     start = int(token or 0)
     end = min(len(items), start + most) if most else len(items)
     return items[start:end], str(end) if end < len(items) else ""
@@ -59,7 +59,7 @@ class CsiControllerService(services.ControllerServicer):
     def ControllerGetCapabilities(
         self, request: csi.ControllerGetCapabilitiesRequest, context: Any
     ) -> csi.ControllerGetCapabilitiesResponse:
-        """What this controller can do."""
+        """The controller's capabilities."""
         rpc = csi.ControllerServiceCapability.RPC
         types = [
             rpc.CREATE_DELETE_VOLUME, rpc.LIST_VOLUMES, rpc.GET_CAPACITY, rpc.CREATE_DELETE_SNAPSHOT,
@@ -75,7 +75,7 @@ class CsiControllerService(services.ControllerServicer):
     # ---- volumes
 
     def CreateVolume(self, request: csi.CreateVolumeRequest, context: Any) -> csi.CreateVolumeResponse:
-        """Make a volume, empty or from a snapshot or another volume; one of that name is given again."""
+        """Create a volume, empty or from a snapshot or another volume; an existing one of that name is returned."""
         required(request.name, "name")
         required(request.volume_capabilities, "volume_capabilities")
         if refusal := unsupported(self._kind, request.volume_capabilities):
@@ -128,7 +128,7 @@ class CsiControllerService(services.ControllerServicer):
         return found
 
     def _pool(self, wanted: csi.TopologyRequirement) -> str:
-        """The pool of the first node that the caller would have, or of any."""
+        """The pool of the first node that the caller prefers, or of any."""
         if self._kind.shared:
             return SHARED_POOL
         nodes = self._pools.nodes()
@@ -157,7 +157,7 @@ class CsiControllerService(services.ControllerServicer):
         )
 
     def DeleteVolume(self, request: csi.DeleteVolumeRequest, context: Any) -> csi.DeleteVolumeResponse:
-        """Remove a volume, unless it is in use. One that is not there is fine."""
+        """Delete a volume unless it is in use; idempotent."""
         required(request.volume_id, "volume_id")
         with self._pools.locked():
             try:
@@ -173,7 +173,7 @@ class CsiControllerService(services.ControllerServicer):
     def ControllerExpandVolume(
         self, request: csi.ControllerExpandVolumeRequest, context: Any
     ) -> csi.ControllerExpandVolumeResponse:
-        """Grow a volume. What the node has to do then, it does in NodeExpandVolume."""
+        """Expand a volume. The node's part is NodeExpandVolume."""
         required(request.volume_id, "volume_id")
         if not request.HasField("capacity_range"):
             raise StorageError("INVALID_ARGUMENT", "capacity_range is missing")
@@ -181,7 +181,7 @@ class CsiControllerService(services.ControllerServicer):
             volume = self._pools.volume(request.volume_id)
             size = size_of(request.capacity_range, volume.capacity)
             if size - volume.capacity > self._pools.free(volume.pool):
-                raise StorageError("OUT_OF_RANGE", f"pool {volume.pool} has no room for {size} bytes")
+                raise StorageError("OUT_OF_RANGE", f"pool {volume.pool} has less than {size} bytes left")
             if volume.image:
                 grow(self._pools.data(volume), size)
             self._pools.put(dataclasses.replace(volume, capacity=size))
@@ -228,7 +228,7 @@ class CsiControllerService(services.ControllerServicer):
         return csi.ControllerGetVolumeResponse(volume=self._describe(volume), status=status)
 
     def GetCapacity(self, request: csi.GetCapacityRequest, context: Any) -> csi.GetCapacityResponse:
-        """What a pool may still give; nothing where the asked volume cannot be had at all."""
+        """The free capacity of a pool; 0 where the requested kind of volume is impossible."""
         if unsupported(self._kind, request.volume_capabilities):
             return csi.GetCapacityResponse(available_capacity=0)
         if self._kind.shared:
@@ -261,7 +261,7 @@ class CsiControllerService(services.ControllerServicer):
             read_only = volume.published.get(request.node_id)
             if read_only is not None and read_only != request.readonly:
                 raise StorageError(
-                    "ALREADY_EXISTS", f"{volume.id} is attached to {request.node_id} with another readonly"
+                    "ALREADY_EXISTS", f"{volume.id} is attached to {request.node_id} with another value of readonly"
                 )
             others = sorted(set(volume.published) - {request.node_id})
             one_node = request.volume_capability.access_mode.mode not in MANY_NODES
@@ -269,7 +269,7 @@ class CsiControllerService(services.ControllerServicer):
                 raise StorageError("FAILED_PRECONDITION", f"{volume.id} is attached to {', '.join(others)}")
             attached = sum(request.node_id in each.published for each in self._pools.volumes())
             if read_only is None and attached >= MOST_VOLUMES:
-                raise StorageError("RESOURCE_EXHAUSTED", f"{request.node_id} has {attached} volumes, as many as it can")
+                raise StorageError("RESOURCE_EXHAUSTED", f"{request.node_id} has {attached} volumes, the maximum")
             published = {**volume.published, request.node_id: request.readonly}
             self._pools.put(dataclasses.replace(volume, published=published))
         return csi.ControllerPublishVolumeResponse(publish_context={"attachedTo": request.node_id})
@@ -277,7 +277,7 @@ class CsiControllerService(services.ControllerServicer):
     def ControllerUnpublishVolume(
         self, request: csi.ControllerUnpublishVolumeRequest, context: Any
     ) -> csi.ControllerUnpublishVolumeResponse:
-        """Detach a volume from a node, or from all. What the node still had staged is taken from it: it may be dead."""
+        """Detach a volume from a node, or from all. Its staging is removed too: the node may have failed."""
         required(request.volume_id, "volume_id")
         with self._pools.locked():
             try:
@@ -298,7 +298,7 @@ class CsiControllerService(services.ControllerServicer):
     # ---- snapshots
 
     def CreateSnapshot(self, request: csi.CreateSnapshotRequest, context: Any) -> csi.CreateSnapshotResponse:
-        """Copy a volume as it is now; a snapshot of that name is given again."""
+        """Create a snapshot of a volume; an existing one of that name is returned."""
         required(request.name, "name")
         required(request.source_volume_id, "source_volume_id")
         with self._pools.locked():
@@ -312,7 +312,7 @@ class CsiControllerService(services.ControllerServicer):
         return csi.CreateSnapshotResponse(snapshot=_snapshot(taken))
 
     def DeleteSnapshot(self, request: csi.DeleteSnapshotRequest, context: Any) -> csi.DeleteSnapshotResponse:
-        """Remove a snapshot. One that is not there is fine."""
+        """Delete a snapshot; idempotent."""
         required(request.snapshot_id, "snapshot_id")
         with self._pools.locked():
             known = self._pools.snapshot(request.snapshot_id)

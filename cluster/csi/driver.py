@@ -1,4 +1,4 @@
-"""What a volume of a kind can be asked for, and how a call is refused."""
+"""The capabilities of volumes of a kind, and how calls are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MANY_NODES = frozenset({MODES.MULTI_NODE_READER_ONLY, MODES.MULTI_NODE_SINGLE_WR
 
 
 MOST_VOLUMES = 24
-"""On a node. All have 64 loop devices together (cluster/node-init.sh); the kubelet holds every device by one more."""
+"""Volumes per node. All nodes share 64 loop devices (cluster/node-init.sh); the kubelet uses one more per device."""
 
 
 def modes(kind: StorageKind) -> frozenset[Any]:
@@ -35,14 +35,14 @@ def modes(kind: StorageKind) -> frozenset[Any]:
 
 
 def is_block(capability: csi.VolumeCapability) -> bool:
-    """Whether a capability asks for a device. Raises StorageError when it asks for neither device nor file system."""
+    """Whether a capability requests a device. Raises StorageError when it requests neither device nor file system."""
     kind = capability.WhichOneof("access_type")
     required(kind, "volume_capability.access_type")
     return kind == "block"
 
 
 def unsupported(kind: StorageKind, capabilities: Iterable[csi.VolumeCapability]) -> str:
-    """Why these capabilities cannot be had; empty when they can. Raises StorageError for those that are incomplete."""
+    """Why these capabilities are not supported; empty when they are. Raises StorageError for incomplete ones."""
     for capability in capabilities:
         mode = capability.access_mode.mode
         required(mode, "volume_capability.access_mode")
@@ -55,14 +55,14 @@ def unsupported(kind: StorageKind, capabilities: Iterable[csi.VolumeCapability])
 
 
 def check_capability(volume: StoredVolume, capability: csi.VolumeCapability) -> None:
-    """Raises StorageError when a volume was not made for that access type."""
+    """Raises StorageError when a volume was not created for that access type."""
     if is_block(capability) != volume.block:
         made = "a device" if volume.block else "a file system"
         raise StorageError("INVALID_ARGUMENT", f"volume_capability: volume {volume.id} is {made}")
 
 
 class Refusals(grpc.ServerInterceptor):
-    """Turns StorageError, and whatever else a method raises, into the call's status."""
+    """Translates StorageError and any other exception of a method into the call's status."""
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         """The handler of a call, wrapped. All methods of CSI are unary."""
@@ -76,7 +76,7 @@ class Refusals(grpc.ServerInterceptor):
                 return handler.unary_unary(request, context)
             except StorageError as error:
                 code, words = error.code, str(error)
-            except Exception as error:  # a fault of the driver's: the caller shows it, and tries again
+            except Exception as error:  # a bug of the driver: the caller shows it and retries
                 code, words = "INTERNAL", f"{type(error).__name__}: {error}"
             print(f"{method}: {code}: {words}", flush=True)
             return context.abort(grpc.StatusCode[code], words)

@@ -1,4 +1,4 @@
-"""What goes wrong in the driver, with the gRPC status that the CSI specification names for it."""
+"""The driver's errors, with the gRPC status from the CSI specification."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the driver does to a node: loop devices, file systems, mounts. Everything by the node's own programs.
+"""The driver's work on a node: loop devices, file systems, mounts, all with the node's own programs.
 
-In a pod the node is another mount namespace than the driver's own: commands run there by nsenter(1), and its files are
-seen below /proc/PID/root. Outside of a pod (csi-sanity) both are the same.
+In a pod the node has another mount namespace than the driver: commands run there with nsenter(1), and its files are
+below /proc/PID/root. Outside of a pod (csi-sanity) both are the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FILE_SYSTEM = "xfs"
 """ext4 would need CAP_SYS_RESOURCE to grow while it is mounted, which root does not have everywhere."""
 
 SMALLEST = 300 << 20
-"""mkfs.xfs makes nothing smaller, in bytes."""
+"""The smallest file system that mkfs.xfs creates, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class AttachedLoop:
 
 @dataclass(frozen=True)
 class MountEntry:
-    """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5)): where, and of which device."""
+    """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5)): mount point and device."""
 
     path: str
     major_minor: tuple[int, int]
@@ -44,7 +44,7 @@ def parse_loops(text: str) -> list[AttachedLoop]:
     """The answer of `losetup --list --json --output NAME,BACK-INO,BACK-MAJ:MIN`; empty text where there are none."""
     found = []
     for each in json.loads(text)["loopdevices"] if text.strip() else []:
-        # A device whose file is gone has no number of one.
+        # A device whose file was deleted has no inode number.
         if each.get("back-ino") and each.get("back-maj:min"):
             major, minor = each["back-maj:min"].split(":")
             found.append(AttachedLoop(each["name"], (int(major), int(minor)), int(each["back-ino"])))
@@ -52,7 +52,7 @@ def parse_loops(text: str) -> list[AttachedLoop]:
 
 
 def parse_mounts(text: str) -> list[MountEntry]:
-    """The mounts in a mountinfo file, later ones last. Spaces and the like are written in octal there."""
+    """The mounts in a mountinfo file, in order. Spaces and similar characters are octal there."""
     found = []
     for line in text.splitlines():
         fields = line.split()
@@ -63,7 +63,7 @@ def parse_mounts(text: str) -> list[MountEntry]:
 
 
 class CsiHost:
-    """A node, entered by the pid of one of its processes; without one, where we are."""
+    """A node, entered by the pid of one of its processes; without one, the driver's own namespace."""
 
     def __init__(self, pid: int | None = None) -> None:
         self._prefix = ["nsenter", f"--target={pid}", "--mount", "--"] if pid else []
@@ -71,11 +71,11 @@ class CsiHost:
         self._root = self._proc / "root" if pid else Path("/")
 
     def path(self, path: str) -> Path:
-        """The driver's way to a path of the node's."""
+        """The path by which the driver reaches a path of the node."""
         return self._root / path.lstrip("/")
 
     def run(self, *command: str, fine: tuple[int, ...] = (0,)) -> str:
-        """Standard output of a program of the node's. Raises StorageError with what it said on another exit status."""
+        """Standard output of a program of the node. Raises StorageError with its error output if it fails."""
         done = subprocess.run([*self._prefix, *command], capture_output=True, text=True, check=False)
         if done.returncode not in fine:
             raise StorageError("INTERNAL", f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
@@ -88,7 +88,7 @@ class CsiHost:
     # ---- loop devices
 
     def loop(self, image: Path) -> str | None:
-        """The loop device on a file. It is told by the file's inode: names differ from one namespace to another."""
+        """The loop device on a file, identified by the file's inode: names differ between namespaces."""
         status = image.stat()
         wanted = (os.major(status.st_dev), os.minor(status.st_dev))
         listing = self.run("losetup", "--list", "--json", "--output", "NAME,BACK-INO,BACK-MAJ:MIN")
@@ -98,17 +98,17 @@ class CsiHost:
         return None
 
     def attach(self, image: Path) -> str:
-        """The loop device on a file, made if there is none: two on one file would each have a cache of its own."""
+        """The loop device on a file, created if there is none: two on one file would have separate caches."""
         return self.loop(image) or self.run("losetup", "--find", "--show", str(image)).strip()
 
     def detach(self, image: Path) -> None:
-        """Take away the loop device on a file, now or as soon as it is closed and unmounted."""
+        """Detach the loop device on a file, now or when it is closed and unmounted."""
         device = self.loop(image)
         if device:
             self.run("losetup", "--detach", device)
 
     def resize_loop(self, image: Path) -> None:
-        """Have the loop device see that its file has grown."""
+        """Update the loop device's size after its file has grown."""
         device = self.loop(image)
         if device:
             self.run("losetup", "--set-capacity", device)
@@ -116,17 +116,17 @@ class CsiHost:
     # ---- file systems
 
     def format(self, device: str) -> None:
-        """Make a file system on a device that is blank."""
+        """Create a file system on a blank device."""
         if not self.run("blkid", "--probe", "--output", "value", "--match-tag", "TYPE", device, fine=(0, 2)).strip():
             self.run(f"mkfs.{FILE_SYSTEM}", "-q", device)
 
     def mount_image(self, image: Path, target: str, flags: Sequence[str] = (), *, format_blank: bool) -> None:
-        """Mount the file system on a file, in its full size. The loop device goes with the last mount."""
+        """Mount the file system on a file, in its full size. The loop device is detached with the last mount."""
         device = self.attach(image)
         try:
             if format_blank:
                 self.format(device)
-            # A clone has the identifier of what it was cloned from, and both may be mounted on one node.
+            # A clone has the identifier of its source, and both may be mounted on one node.
             self.run("mount", "-t", FILE_SYSTEM, "-o", ",".join(["nouuid", *flags]), device, target)
         finally:
             self.run("losetup", "--detach", device)
@@ -138,11 +138,11 @@ class CsiHost:
 
     @contextmanager
     def frozen(self, image: Path) -> Iterator[None]:
-        """Holds the file system on a file still, if it is mounted anywhere on this machine: what is copied is whole."""
+        """Freezes the file system on a file, if it is mounted on this machine, so that a copy is consistent."""
         if self.loop(image) is None:
             yield
             return
-        # One kernel: this is the very file system that the other node has mounted.
+        # One kernel: this is the same file system that the other node has mounted.
         point = self.run("mktemp", "--directory", "--tmpdir=/run", "csi-freeze-XXXXXX").strip()
         self.mount_image(image, point, format_blank=False)
         try:
@@ -162,16 +162,16 @@ class CsiHost:
         return parse_mounts((self._proc / "mountinfo").read_text())
 
     def is_mounted(self, path: str) -> bool:
-        """Whether something is mounted at exactly that path."""
+        """Whether that path is a mount point."""
         return any(mount.path == path.rstrip("/") for mount in self.mounts())
 
     def bind(self, source: str, target: str, *, read_only: bool = False) -> None:
-        """Show one path at another."""
+        """Bind mount one path at another."""
         self.run("mount", "--bind", source, target)
         if read_only:
             self.run("mount", "-o", "remount,bind,ro", target)
 
     def unmount(self, path: str) -> None:
-        """Take away everything that is mounted at a path."""
+        """Unmount everything at a path."""
         while self.is_mounted(path):
             self.run("umount", path)

@@ -1,4 +1,4 @@
-"""CSI's Identity service, and the kubelet's Registration service, by which it learns of the driver."""
+"""CSI's Identity service, and the kubelet's Registration service, which registers the driver."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cluster.csi import registration_pb2_grpc as registration_services
 from cluster.csi.kinds import StorageKind
 
 CSI_VERSIONS = ("1.0.0", "1.13.0")
-"""What the driver speaks: everything that is compatible with the first version."""
+"""The driver's CSI version: everything compatible with the first version."""
 
 
 class CsiIdentityService(services.IdentityServicer):
-    """Who we are and what we can do."""
+    """The driver's name and capabilities."""
 
     def __init__(self, kind: StorageKind) -> None:
         self._kind = kind
@@ -30,7 +30,7 @@ class CsiIdentityService(services.IdentityServicer):
     def GetPluginCapabilities(
         self, request: csi.GetPluginCapabilitiesRequest, context: Any
     ) -> csi.GetPluginCapabilitiesResponse:
-        """A controller; volumes grow in use; those of one node have a topology."""
+        """A controller service, online expansion, and topology for volumes of one node."""
         capability, service = csi.PluginCapability, csi.PluginCapability.Service
         found = [
             capability(service=service(type=service.CONTROLLER_SERVICE)),
@@ -61,7 +61,7 @@ class Registration(registration_services.RegistrationServicer):
     def NotifyRegistrationStatus(
         self, request: registration.RegistrationStatus, context: Any
     ) -> registration.RegistrationStatusResponse:
-        """The kubelet tries again by itself; what it minded is in the log."""
+        """Logs the kubelet's answer; the kubelet retries by itself."""
         words = "registered with the kubelet" if request.plugin_registered else f"kubelet: {request.error}"
         print(f"{self._kind.driver}: {words}", flush=True)
         return registration.RegistrationStatusResponse()

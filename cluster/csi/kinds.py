@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class StorageKind:
     """One of the two kinds of storage.
 
-    `local`: a node's own disks. A volume is reachable from one node; a file system is made on a device, as a volume
-    manager does. `shared`: a storage array and file server that every node reaches; a file system is a directory of the
-    server's, and a volume has to be attached to a node first.
+    `local`: a node's own disks. A volume is reachable from one node; a file system is created on a device, as with a
+    volume manager. `shared`: a storage array and file server that every node reaches; a file system is a directory of
+    the server, and a volume must be attached to a node first.
     """
 
     name: str
@@ -26,7 +26,7 @@ class StorageKind:
         return f"{self.driver}/node"
 
     def is_image(self, *, block: bool) -> bool:
-        """Whether a volume's data is a file: a device, or a file system on one."""
+        """Whether a volume's data is a file (a device, or a file system on one)."""
         return block or not self.shared
 
 

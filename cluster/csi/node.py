@@ -1,7 +1,7 @@
-"""CSI's Node service: volumes come to this node, and to the pods on it.
+"""CSI's Node service: stages volumes on this node and publishes them to its pods.
 
 A device is a loop device on the volume's file. A node's file system is mounted from such a device; a shared one is a
-directory of the server's, shown where it is wanted.
+directory of the server, bind mounted at the target.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CsiNodeService(services.NodeServicer):
         self._name = name
 
     def NodeGetInfo(self, request: csi.NodeGetInfoRequest, context: Any) -> csi.NodeGetInfoResponse:
-        """The node's name, which is its place in the topology, too."""
+        """The node's name, which is also its topology."""
         topology = None if self._kind.shared else csi.Topology(segments={self._kind.topology_key: self._name})
         return csi.NodeGetInfoResponse(
             node_id=self._name, max_volumes_per_node=MOST_VOLUMES, accessible_topology=topology
@@ -41,7 +41,7 @@ class CsiNodeService(services.NodeServicer):
     def NodeGetCapabilities(
         self, request: csi.NodeGetCapabilitiesRequest, context: Any
     ) -> csi.NodeGetCapabilitiesResponse:
-        """What this node can do."""
+        """The node's capabilities."""
         rpc = csi.NodeServiceCapability.RPC
         types = (rpc.STAGE_UNSTAGE_VOLUME, rpc.GET_VOLUME_STATS, rpc.EXPAND_VOLUME, rpc.SINGLE_NODE_MULTI_WRITER)
         return csi.NodeGetCapabilitiesResponse(
@@ -49,7 +49,7 @@ class CsiNodeService(services.NodeServicer):
         )
 
     def join(self) -> None:
-        """Make this node known, and forget what it had staged in an earlier boot. Call it before serving."""
+        """Register this node, and drop its staging of an earlier boot. Call it before serving."""
         with self._pools.locked():
             if not self._pools.add_node(self._name, self._host.boot()):
                 return
@@ -58,16 +58,16 @@ class CsiNodeService(services.NodeServicer):
                     self._forget(volume)
 
     def _forget(self, volume: StoredVolume) -> None:
-        """This node has the volume staged no more; the device goes with the last node that has it."""
+        """Record that the volume is no longer staged on this node; its last node detaches the device."""
         left = _without(volume, self._name)
         if volume.block and not left.staged:
             self._host.detach(self._pools.data(volume))
         self._pools.put(left)
 
-    # ---- staging: once on a node
+    # ---- staging: once per node
 
     def NodeStageVolume(self, request: csi.NodeStageVolumeRequest, context: Any) -> csi.NodeStageVolumeResponse:
-        """Make the device, or mount the file system, for all pods of the node."""
+        """Create the device, or mount the file system, for all pods of the node."""
         required(request.volume_id, "volume_id")
         required(request.staging_target_path, "staging_target_path")
         _has_capability(request)
@@ -110,7 +110,7 @@ class CsiNodeService(services.NodeServicer):
     # ---- publishing: for one pod
 
     def NodePublishVolume(self, request: csi.NodePublishVolumeRequest, context: Any) -> csi.NodePublishVolumeResponse:
-        """Show the volume at the pod's path: the file system's root, or the device."""
+        """Bind mount the volume at the pod's path: the file system's root, or the device."""
         required(request.volume_id, "volume_id")
         required(request.target_path, "target_path")
         _has_capability(request)
@@ -124,11 +124,11 @@ class CsiNodeService(services.NodeServicer):
             others = [path for _, path in volume.targets if path != target]
             if others and request.volume_capability.access_mode.mode == MODES.SINGLE_NODE_SINGLE_WRITER:
                 raise StorageError(
-                    "FAILED_PRECONDITION", f"volume {volume.id} is for one pod, which has it at {others[0]}"
+                    "FAILED_PRECONDITION", f"volume {volume.id} is single-pod, and published at {others[0]}"
                 )
             if not self._host.is_mounted(target):
                 self._make_point(target, device=volume.block)
-                # A bind mount makes no device read-only; for a pod the runtime does, by its device rules.
+                # A bind mount does not make a device read-only; the runtime does, by the pod's device rules.
                 self._host.bind(source, target, read_only=request.readonly and not volume.block)
             if here not in volume.targets:
                 self._pools.put(dataclasses.replace(volume, targets=(*volume.targets, here)))
@@ -164,7 +164,7 @@ class CsiNodeService(services.NodeServicer):
     # ---- in use
 
     def NodeExpandVolume(self, request: csi.NodeExpandVolumeRequest, context: Any) -> csi.NodeExpandVolumeResponse:
-        """Have the device, and the file system on it, see that the volume has grown."""
+        """Expand the device, and the file system on it, to the volume's size."""
         required(request.volume_id, "volume_id")
         required(request.volume_path, "volume_path")
         with self._pools.locked():
@@ -202,7 +202,7 @@ class CsiNodeService(services.NodeServicer):
         )
 
     def _present(self, path: str) -> Path:
-        """A path of the node's at which a volume is. Raises StorageError."""
+        """A path of the node with a volume. Raises StorageError."""
         point = self._host.path(path)
         if not point.exists() or not (self._host.is_mounted(path) or stat.S_ISBLK(point.stat().st_mode)):
             raise StorageError("NOT_FOUND", f"no volume at {path}")

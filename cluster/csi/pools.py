@@ -1,12 +1,12 @@
 """The storage behind the driver: volumes and snapshots as files below one folder, each with a record beside its data.
 
-    ROOT/lock                              held by every call that changes something, on whichever node
+    ROOT/lock                              held by every call that changes something, on any node
     ROOT/nodes/NODE                        the nodes that run the driver
     ROOT/pools/POOL/volumes/ID/record.json
                               /data        a file (of a block device, or of a file system on one), or a directory
     ROOT/pools/POOL/snapshots/ID/...       the same
 
-An identifier is the hash of the name that the caller chose, so a call that is repeated finds what it made before.
+An identifier is the hash of the name that the caller chose, so a repeated call finds its earlier result.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from cluster.csi.errors import StorageError
 _IDENTIFIER = re.compile(r"(vol|snap)-[0-9a-f]{24}")
 
 Frozen = Callable[[Path], AbstractContextManager[None]]
-"""Holds a file system on a file still while it is copied."""
+"""Freezes a file system on a file while it is copied."""
 
 
 @dataclass(frozen=True)
 class StoredVolume:
-    """One volume. `capacity` in bytes; `image`: its data is a file, else a directory; `block`: given out as device."""
+    """One volume. `capacity` in bytes; `image`: its data is a file, else a directory; `block`: published as device."""
 
     id: str
     name: str
@@ -44,13 +44,13 @@ class StoredVolume:
     image: bool
     block: bool
     source: str = ""
-    """The identifier of the volume or snapshot that it was made from."""
+    """The identifier of the volume or snapshot that it was created from."""
     published: dict[str, bool] = field(default_factory=dict)
-    """The nodes that it is attached to: whether read-only."""
+    """The nodes that it is attached to, and whether read-only."""
     staged: tuple[str, ...] = ()
     """The nodes that have it staged."""
     targets: tuple[tuple[str, str], ...] = ()
-    """Where pods have it: node and path."""
+    """Where it is published to pods: node and path."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class StoredSnapshot:
 
 
 def identifier(kind: str, name: str) -> str:
-    """The identifier of what is called `name`: `vol-` or `snap-` and 24 hex digits."""
+    """The identifier for a name: `vol-` or `snap-` and 24 hex digits."""
     return f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:24]}"
 
 
 class Pools:
-    """All pools of one driver. Volumes are thin; together they never promise more than a pool's `capacity` (bytes)."""
+    """All pools of one driver. Volumes are thin; together they never exceed a pool's `capacity` (bytes)."""
 
     def __init__(self, root: Path, capacity: int) -> None:
         self.root = root
@@ -82,7 +82,7 @@ class Pools:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One change at a time, also of the driver's processes on other nodes."""
+        """Serializes changes, also those of the driver's processes on other nodes."""
         with (self.root / "lock").open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
@@ -90,7 +90,7 @@ class Pools:
     # ---- nodes
 
     def add_node(self, name: str, boot: str) -> bool:
-        """Make a node known; whether it has booted (`boot` identifies that) since it was last seen."""
+        """Register a node; whether it has booted (`boot` identifies that) since it was last registered."""
         path = self.root / "nodes" / name
         path.parent.mkdir(exist_ok=True)
         known = path.read_text() if path.exists() else ""
@@ -132,11 +132,11 @@ class Pools:
         temporary.rename(folder / "record.json")
 
     def create(self, volume: StoredVolume, source: StoredVolume | StoredSnapshot | None, frozen: Frozen) -> None:
-        """Make the volume's data, empty or from a source. Raises StorageError when the pool has no room."""
+        """Create the volume's data, empty or from a source. Raises StorageError when the pool is full."""
         free = self.free(volume.pool)
         if volume.capacity > free:
             code = "OUT_OF_RANGE" if volume.capacity > self.capacity else "RESOURCE_EXHAUSTED"
-            raise StorageError(code, f"pool {volume.pool} has {free} bytes left, {volume.capacity} are asked for")
+            raise StorageError(code, f"pool {volume.pool} has {free} bytes left, {volume.capacity} are requested")
         with self._made(volume) as data:
             if source is not None:
                 self._copy(source, data, frozen)
@@ -146,14 +146,14 @@ class Pools:
                 grow(data, volume.capacity)
 
     def delete(self, item: StoredVolume | StoredSnapshot) -> None:
-        """Remove a volume or snapshot with its data."""
+        """Delete a volume or snapshot with its data."""
         folder = self._folder(item)
-        # Without its record it does not exist, even if the rest takes a second try.
+        # Without its record it does not exist, even if the rest must be retried.
         (folder / "record.json").unlink(missing_ok=True)
         shutil.rmtree(folder)
 
     def free(self, pool: str) -> int:
-        """Bytes that volumes of a pool may still ask for."""
+        """Free bytes of a pool."""
         return max(0, self.capacity - sum(each.capacity for each in self.volumes() if each.pool == pool))
 
     # ---- snapshots
@@ -203,7 +203,7 @@ class Pools:
 
     @contextmanager
     def _made(self, item: StoredVolume | StoredSnapshot) -> Iterator[Path]:
-        """The place of new data; the record, with which the item begins to exist, is written last."""
+        """The path for new data; the record is written last, and makes the item exist."""
         folder = self._folder(item)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -228,7 +228,7 @@ def _volume(record: dict[str, Any]) -> StoredVolume:
 
 
 def grow(path: Path, size: int) -> None:
-    """Make a sparse file at least that large. It never shrinks."""
+    """Create or extend a sparse file to at least that size. It never shrinks."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if os.fstat(descriptor).st_size < size:

@@ -55,7 +55,7 @@ int disk_read(const char *name, char *buffer, size_t size)
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return -errno;
-    posix_fadvise(fd, 0, MARKER, POSIX_FADV_DONTNEED); /* what the disk holds, not what we remember */
+    posix_fadvise(fd, 0, MARKER, POSIX_FADV_DONTNEED); /* what the disk holds, not the page cache */
     memset(block, 0, sizeof block);
     ssize_t got = pread(fd, block, sizeof block, 0);
     error = errno;
@@ -71,7 +71,7 @@ int disk_read(const char *name, char *buffer, size_t size)
     return (int)length;
 }
 
-/* Only a disk that is empty at its start, or holds a marker of ours, is written: never a file system. */
+/* Only a disk that is empty at its start, or holds such a marker, is written: never a file system. */
 static int writable(int fd)
 {
     char block[MARKER];

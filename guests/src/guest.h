@@ -1,4 +1,4 @@
-/* The tiny guest's only program of our own: PID 1, module loader, cloud-init reader and web server. */
+/* The tiny guest's own program: PID 1, module loader, cloud-init reader and web server. */
 #ifndef GUEST_H
 #define GUEST_H
 
@@ -10,7 +10,7 @@
 /* text.c */
 int read_text(const char *path, char *buffer, size_t size); /* bytes read, 0-terminated; -1 if unreadable */
 int write_text(const char *path, const char *text, int mode);
-void strip(char *text);                                      /* trailing white space away */
+void strip(char *text);                                      /* removes trailing white space */
 
 /* modules.c */
 void modules_open(const char *index);
@@ -20,7 +20,7 @@ void modules_coldplug(void);
 
 /* seed.c */
 int seed_find(void);          /* 1 when a NoCloud disk was found and copied to SEED_DIR */
-void seed_apply(void);        /* does what its #cloud-config asks for */
+void seed_apply(void);        /* applies its #cloud-config */
 
 /* disk.c */
 int disk_read(const char *name, char *buffer, size_t size);          /* bytes, or -errno */
@@ -37,5 +37,5 @@ void report(struct out *out, unsigned long counter);
 /* http.c */
 int serve(int port);
 
-/* dhcp6.c is absent on purpose: IPv6 addresses come from router advertisements, which the kernel obeys by itself. */
+/* dhcp6.c is absent on purpose: IPv6 addresses come from router advertisements, which the kernel handles itself. */
 #endif

@@ -121,7 +121,7 @@ static void query(char *text, const char **disk, const char **data)
 static void power(struct client *c, int signal_number, const char *text)
 {
     answer_text(c, "200 OK", text);
-    kill(1, signal_number); /* PID 1 waits a moment before it acts: this answer still goes out */
+    kill(1, signal_number); /* PID 1 waits a moment before it acts, so that this answer is still sent */
 }
 
 static void route(struct client *c, const char *method, char *target, const char *body, size_t length)
@@ -155,7 +155,7 @@ static void route(struct client *c, const char *method, char *target, const char
     }
 }
 
-/* True when the request is whole, and then answered. */
+/* True when the request is complete, and was answered. */
 static int handle(struct client *c)
 {
     c->request[c->used] = 0;
@@ -247,7 +247,7 @@ static int listen_on(int port)
     return fd;
 }
 
-/* The counter lies in a file's page, so a restart of this server does not set it back; a boot does. */
+/* The counter is in a file's page, so a restart of this server does not reset it; a boot does. */
 static unsigned long *open_counter(void)
 {
     int fd = open(RUN_DIR "/counter", O_RDWR | O_CREAT | O_CLOEXEC, 0644);

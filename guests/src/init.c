@@ -1,4 +1,4 @@
-/* PID 1 of the tiny guest. Brings the devices up, starts what runs in the guest, answers the power button. */
+/* PID 1 of the tiny guest. Sets up the devices, starts the services, handles the power button. */
 #define _GNU_SOURCE
 #include "guest.h"
 
@@ -94,7 +94,7 @@ static void start(struct service *s)
     s->pid = spawn(s->argv);
 }
 
-/* Starts a service once; a second call with the same name does nothing. It is started again whenever it ends. */
+/* Starts a service once; a second call with the same name does nothing. It is restarted whenever it ends. */
 static void service(const char *name, ...)
 {
     struct service *free_slot = NULL;
@@ -133,7 +133,7 @@ static void restart_services(void)
             start(&services[i]);
 }
 
-/* Ends a service for good. */
+/* Stops a service permanently. */
 static void forget_service(const char *name)
 {
     for (int i = 0; i < MAX_SERVICES; i++) {
@@ -166,7 +166,7 @@ static void start_network(void)
         closedir(dir);
 }
 
-/* A network card has gone; one that comes later may get its name. */
+/* A NIC was unplugged; a later one may get its name. */
 static void stop_network(const char *card)
 {
     char text[128];
@@ -271,12 +271,12 @@ static void drain_uevents(void)
     }
 }
 
-/* ---- the end ---- */
+/* ---- shutdown ---- */
 
 static void end(const char *why, int command)
 {
     say("guest: shutting down (%s)\n", why);
-    usleep(100 * 1000); /* whoever asked over the network still gets an answer */
+    usleep(100 * 1000); /* a request over the network still gets its answer */
     kill(-1, SIGTERM);
     kill(-1, SIGCONT);
     for (int i = 0; i < 30 && waitpid(-1, NULL, WNOHANG) >= 0; i++)
@@ -320,7 +320,7 @@ static void read_signals(void)
 
 /* ---- ready ---- */
 
-/* True when the DHCP script is through with this card: name servers, routes and host name are there as well. */
+/* True when the DHCP script has finished with this NIC: name servers, routes and host name are set as well. */
 static int configured(const char *name)
 {
     char path[128];
@@ -373,7 +373,7 @@ static void check_ready(void)
         service("login on tty1", "/bin/busybox", "getty", "38400", "tty1", "linux", NULL);
 }
 
-/* ---- the beginning ---- */
+/* ---- boot ---- */
 
 static void mount_all(void)
 {

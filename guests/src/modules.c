@@ -1,6 +1,6 @@
-/* Loads kernel modules from an index that the builder writes, one line a module:
+/* Loads kernel modules from an index that the builder writes, one line per module:
  *     name <tab> file <tab> dependency,dependency <tab> alias alias ...
- * Only what a present device asks for is loaded: under emulation every module costs milliseconds. */
+ * Only modules of present devices are loaded: under emulation every module costs milliseconds. */
 #include "guest.h"
 
 #include <dirent.h>
@@ -60,7 +60,7 @@ static int load(struct module *m)
 {
     if (m->loaded)
         return 0;
-    m->loaded = 1; /* set first: a circle in the index must not be one here */
+    m->loaded = 1; /* set first: a cycle in the index must not cause a loop */
     for (const char *need = m->needs; *need;) {
         size_t length = strcspn(need, ",");
         struct module *other = find(need, length);
@@ -119,7 +119,7 @@ static void coldplug_bus(const char *bus)
 
 void modules_coldplug(void)
 {
-    /* Each bus may bring up the next one: PCI functions carry virtio devices, which carry SCSI hosts. */
+    /* Each bus may reveal the next one: PCI functions carry virtio devices, which carry SCSI hosts. */
     const char *buses[] = {"pci", "acpi", "virtio", "scsi"};
     for (size_t i = 0; i < sizeof buses / sizeof *buses; i++)
         coldplug_bus(buses[i]);

@@ -1,4 +1,4 @@
-/* What the web server tells about this guest, as JSON. */
+/* The web server's report about this guest, as JSON. */
 #define _GNU_SOURCE
 #include "guest.h"
 
@@ -45,7 +45,7 @@ void out_format(struct out *out, const char *format, ...)
     out_text(out, buffer);
 }
 
-/* Bytes that are no UTF-8 become one \u00XX each (Latin-1), so that the answer is JSON whatever a disk held. */
+/* Invalid UTF-8 bytes become one \u00XX each (Latin-1), so that the answer is JSON for any content of a disk. */
 static size_t utf8_length(const unsigned char *p, size_t left)
 {
     size_t n = p[0] < 0x80 ? 1 : p[0] >= 0xc2 && p[0] < 0xe0 ? 2 : p[0] >= 0xe0 && p[0] < 0xf0 ? 3
@@ -222,7 +222,7 @@ static void seed(struct out *out)
     seed_file(out, "user-data");
     seed_file(out, "meta-data");
     seed_file(out, "network-config");
-    /* seed.c writes this one as a ready piece of JSON. */
+    /* seed.c writes this one as JSON. */
     if (read_text(RUN_DIR "/applied.json", done, sizeof done) > 0)
         out_text(out, "\"applied\":"), out_text(out, done);
     close_with(out, "},");

@@ -1,5 +1,5 @@
 /* cloud-init for this guest: finds a NoCloud disk (label cidata) or a config drive (label config-2), keeps its files for
- * the report, and does what a small part of #cloud-config asks for: hostname, password, chpasswd, ssh_authorized_keys,
+ * the report, and applies a small part of #cloud-config: hostname, password, chpasswd, ssh_authorized_keys,
  * write_files, runcmd and bootcmd. User data that begins with #! is run as a script. Everything else is only reported. */
 #define _GNU_SOURCE
 #include "guest.h"
@@ -112,7 +112,7 @@ int seed_find(void)
     return found;
 }
 
-/* ---- doing what it says ---- */
+/* ---- applying it ---- */
 
 static struct out keys, commands;
 
@@ -199,7 +199,7 @@ static void set_password_line(char *line)
         set_password(user, line);
 }
 
-/* ---- the part of YAML that cloud configs of tests are written in ---- */
+/* ---- the subset of YAML in the tests' cloud configs ---- */
 
 struct item { char path[256], permissions[16], name[64], password[256]; char *content; };
 
@@ -220,7 +220,7 @@ static void flush_item(const char *top)
     memset(&item, 0, sizeof item);
 }
 
-/* Quotes of a plain YAML scalar away; in double quotes, \" and \\ and \n mean what they do in YAML. Comments stay out. */
+/* Removes the quotes of a plain YAML scalar; in double quotes, \" and \\ and \n mean what they do in YAML. Comments stay out. */
 static char *scalar(char *value)
 {
     while (*value == ' ')

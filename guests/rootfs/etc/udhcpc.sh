@@ -1,7 +1,7 @@
 #!/bin/sh
-# Called by udhcpc with what the DHCP server said in its environment (see `udhcpc --help`).
-# Files in /run/guest/net, one a network card, are put together to /etc/resolv.conf.
-# PID 1 takes a card as configured when its .address file is there.
+# Called by udhcpc with the DHCP server's options in its environment (see `udhcpc --help`).
+# Files in /run/guest/net, one per NIC, are combined into /etc/resolv.conf.
+# PID 1 considers a NIC configured when its .address file exists.
 
 state=${GUEST_NET:-/run/guest/net}
 resolv_conf=${RESOLV_CONF:-/etc/resolv.conf}
@@ -22,7 +22,7 @@ routes() {
     done
 }
 
-# A gateway outside the address' own prefix (a /32, say) is first reached by a route of its own.
+# A gateway outside the address' own prefix (a /32, say) is first reached by a separate host route.
 route_to() {
     if [ "$2" = 0.0.0.0 ]; then
         ip route replace "$1" dev "$interface" metric "$metric"
@@ -55,7 +55,7 @@ bound | renew)
     fi
     routes
     resolver
-    # What cloud-init said about the name outranks DHCP.
+    # cloud-init's host name takes precedence over DHCP's.
     [ -n "$hostname" ] && [ ! -e /run/guest/hostname.fixed ] && hostname "$hostname"
     echo "$ip/$mask" >"$state/$interface.address"
     kill -CHLD 1

@@ -1,4 +1,4 @@
-"""Which programs the cluster runs: their groups, keys, other releases, given folders."""
+"""The cluster's programs: groups, keys, other releases, given folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(binaries, "CACHE", tmp_path / "cache")
 
 
-def test_the_default_release_is_the_one_of_the_repository() -> None:
+def test_default_release_is_that_of_go_mod() -> None:
     text = (binaries.module_dir(binaries.KUBERNETES) / "go.mod").read_text()
     release = re.search(r"k8s\.io/kubernetes v(\S+)", text)
     assert release is not None and binaries.version() == release.group(1)
@@ -33,20 +33,20 @@ def test_the_default_release_is_the_one_of_the_repository() -> None:
 @pytest.mark.parametrize(
     ("setting", "release"), [("1.34", "1.34.4"), ("1.36.1", "1.36.1"), ("v1.37.2", "1.37.2"), ("", "1.36.3")]
 )
-def test_another_release_is_one_setting(monkeypatch: pytest.MonkeyPatch, setting: str, release: str) -> None:
+def test_setting_selects_the_release(monkeypatch: pytest.MonkeyPatch, setting: str, release: str) -> None:
     monkeypatch.setenv("HYPERLET_KUBERNETES", setting)
     assert binaries.version() == release
 
 
 @pytest.mark.parametrize("setting", ["latest", "1", "1.20", "1.36.x"])
-def test_what_is_no_release_is_refused(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+def test_invalid_release_is_refused(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
     monkeypatch.setenv("HYPERLET_KUBERNETES", setting)
     with pytest.raises(ClusterError, match=setting) as caught:
         binaries.version()
     assert "1.36" in caught.value.remedy
 
 
-def test_the_key_is_of_release_go_flags_and_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_key_depends_on_release_go_flags_and_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     own = binaries.key(binaries.KUBERNETES, GO)
     assert own == binaries.key(binaries.KUBERNETES, GO)
     assert own.startswith("kubernetes-1.36.3-")
@@ -71,12 +71,12 @@ def test_every_program_is_a_tool_of_its_module(group: binaries.Group) -> None:
         assert package.startswith(".") or f"\t{package}\n" in text
 
 
-def test_the_components_are_the_names_that_the_program_knows() -> None:
+def test_components_match_the_multi_call_program() -> None:
     source = (binaries.module_dir(binaries.KUBERNETES) / "main.go").read_text()
     assert set(re.findall(r'^\t"([a-z-]+)": ', source, re.MULTILINE)) == set(binaries.COMPONENTS)
 
 
-def test_both_modules_have_the_same_parts_of_kubernetes() -> None:
+def test_both_modules_use_the_same_staging_modules() -> None:
     def parts(group: binaries.Group) -> set[str]:
         text = (binaries.module_dir(group) / "go.mod").read_text()
         return set(re.findall(r"^\tk8s\.io/\S+ => .*$", text, re.MULTILINE))
@@ -101,7 +101,7 @@ replace (
 """
 
 
-def test_a_module_for_another_release_follows_its_own_requirements() -> None:
+def test_module_for_another_release_uses_its_requirements() -> None:
     text = binaries.other_go_mod(OWN, "1.34.4")
     assert "require k8s.io/kubernetes v1.34.4\n" in text
     assert "\nreplace (\n\tk8s.io/api => k8s.io/api v0.34.4\n\tk8s.io/kubelet => k8s.io/kubelet v0.34.4\n)\n" in text
@@ -115,25 +115,25 @@ def filled(folder: Path, names: tuple[str, ...]) -> Path:
     return folder
 
 
-def test_a_given_folder_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_given_folder_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = filled(tmp_path / "given", (*binaries.COMPONENTS, "kubectl"))
     monkeypatch.setenv("HYPERLET_KUBERNETES_BIN", str(given))
     assert binaries.build(ProgressConsole(quiet=True), binaries.KUBERNETES) == given
     assert binaries.program("kubelet") == given / "kubelet"
-    # What it has nothing of is built.
+    # A group that is missing in the folder is built.
     assert binaries.given_dir(binaries.CORE) is None
     filled(given, ("etcd",))
     with pytest.raises(ClusterError, match="lacks containerd"):
         binaries.given_dir(binaries.CORE)
 
 
-def test_a_given_folder_with_a_part_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_given_folder_with_incomplete_group_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HYPERLET_KUBERNETES_BIN", str(filled(tmp_path / "given", ("kubelet", "kubectl"))))
     with pytest.raises(ClusterError, match="lacks kube-apiserver, kube-controller-manager"):
         binaries.find(binaries.KUBERNETES)
 
 
-def test_a_folder_that_is_not_whole_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_cache_folder_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolchain, "find", lambda needed: toolchain.Toolchain(Path("/go"), GO))
     group = binaries.CORE
     folder = binaries.CACHE / "binaries" / binaries.key(group, GO)
@@ -145,7 +145,7 @@ def test_a_folder_that_is_not_whole_counts_for_nothing(monkeypatch: pytest.Monke
     assert binaries.program("etcd") == folder / "etcd"
 
 
-def test_without_a_module_proxy_the_step_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_error_without_module_proxy_names_the_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     go = tmp_path / "go"
     go.write_text(
         '#!/bin/sh\n[ "$1" = env ] && { echo go1.26.8; exit; }\necho "dial tcp: connection refused" >&2\nexit 1\n'
@@ -162,7 +162,7 @@ def test_without_a_module_proxy_the_step_is_named(monkeypatch: pytest.MonkeyPatc
     assert "go env GOPROXY" in told
 
 
-def test_groups_are_chosen_by_name() -> None:
+def test_groups_are_selected_by_name() -> None:
     assert binaries.choose([]) == [binaries.KUBERNETES, binaries.CORE]
     assert binaries.choose(["extras"]) == [binaries.EXTRAS]
     assert binaries.choose(["all"]) == list(binaries.GROUPS.values())

@@ -16,20 +16,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_list_is_read_as_it_was_written(folder: Path) -> None:
+def test_bridge_list_is_read_back(folder: Path) -> None:
     assert bridges.read("node1") == {}
     bridges.write("node1", {"br1": "eth1", "br7": ""})
     assert (folder / "node1" / "bridges").read_text() == "br1 eth1\nbr7\n"
     assert bridges.read("node1") == {"br1": "eth1", "br7": ""}
 
 
-def test_names_that_a_shell_or_the_kernel_would_take_otherwise_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_device_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bridges.lifecycle, "require_root", lambda: None)
     for name, port in (("br1; reboot", ""), ("-br", ""), ("b" * 16, ""), ("br1", "eth 1")):
-        with pytest.raises(ClusterError, match="a device is named by"):
+        with pytest.raises(ClusterError, match="a device name has at most"):
             bridges.change(ProgressConsole(), name, port, None, remove=False)
 
 
-def test_the_command_line() -> None:
+def test_bridge_command_line() -> None:
     found = parser().parse_args(["bridge", "br1", "--port", "eth1", "--node", "node2"])
     assert (found.name, found.port, found.node, found.remove) == ("br1", "eth1", ["node2"], False)

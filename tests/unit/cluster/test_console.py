@@ -1,4 +1,4 @@
-"""What a person sees of steps that run side by side."""
+"""Console output of parallel steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Terminal(io.StringIO):
 
 
 def screen(text: str) -> list[str]:
-    """What stands on a terminal after it has been sent `text` (of its control sequences we use two)."""
+    """The lines on a terminal after printing `text` (with the two control sequences that are used)."""
     lines: list[str] = [""]
     for part in re.split(r"(\x1b\[\d+F\x1b\[J|\n)", text):
         up = re.fullmatch(r"\x1b\[(\d+)F\x1b\[J", part)
@@ -31,7 +31,7 @@ def screen(text: str) -> list[str]:
     return [line for line in lines if line]
 
 
-def test_on_a_terminal_steps_under_way_stand_below_the_finished_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_shows_running_steps_below_finished_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "REDRAW_SECONDS", 0)
     terminal = Terminal()
     out = ProgressConsole(stream=terminal)
@@ -48,7 +48,7 @@ def test_on_a_terminal_steps_under_way_stand_below_the_finished_ones(monkeypatch
     assert ["✓ images" in shown[0], "✓ compile" in shown[1], len(shown)] == [True, True, 2]
 
 
-def test_elsewhere_a_line_now_and_then_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipe_gets_periodic_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "REPEAT_SECONDS", 1000)
     log = io.StringIO()
     out = ProgressConsole(stream=log)

@@ -1,4 +1,4 @@
-"""Image archives: what is read out of them, and the one made here."""
+"""Image archives: reading, and writing the pause image."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def archive(path: Path, **files: object) -> Path:
     return path
 
 
-def test_reads_a_docker_archive(tmp_path: Path) -> None:
+def test_docker_archive_is_read(tmp_path: Path) -> None:
     path = archive(
         tmp_path / "a.tar", manifest_json=[{"Config": "abc.json", "RepoTags": ["x.local/a:1", "x.local/b:2"]}]
     )
     assert images.inspect(path).images == {"x.local/a:1": "abc", "x.local/b:2": "abc"}
 
 
-def test_reads_an_oci_archive(tmp_path: Path) -> None:
+def test_oci_archive_is_read(tmp_path: Path) -> None:
     manifests = [
         {"digest": "sha256:1", "annotations": {"org.opencontainers.image.ref.name": "x.local/a:1"}},
         {"digest": "sha256:2"},
@@ -40,17 +40,17 @@ def test_reads_an_oci_archive(tmp_path: Path) -> None:
     assert images.inspect(path).images == {"x.local/a:1": "sha256:1"}
 
 
-def test_reads_a_compressed_archive(tmp_path: Path) -> None:
+def test_compressed_archive_is_read(tmp_path: Path) -> None:
     plain = archive(tmp_path / "a.tar", manifest_json=[{"Config": "blobs/sha256/abc", "RepoTags": ["x.local/a:1"]}])
     packed = tmp_path / "a.tar.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     assert images.inspect(packed).images == {"x.local/a:1": "abc"}
 
 
-def test_refuses_what_is_no_image(tmp_path: Path) -> None:
+def test_file_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
     for path in (archive(tmp_path / "a.tar", other={}), tmp_path / "b.tar"):
         path.touch()
-        with pytest.raises(ClusterError, match="no image archive"):
+        with pytest.raises(ClusterError, match="not an image archive"):
             images.inspect(path)
 
 
@@ -58,11 +58,11 @@ def test_refuses_what_is_no_image(tmp_path: Path) -> None:
     ("name", "full"),
     [("x.local/a", "x.local/a:latest"), ("x.local:5000/a", "x.local:5000/a:latest"), ("x.local/a:1", "x.local/a:1")],
 )
-def test_completes_references(name: str, full: str) -> None:
+def test_references_are_completed(name: str, full: str) -> None:
     assert images.full_reference(name) == full
 
 
-def test_makes_the_same_archive_every_time_and_can_read_it(tmp_path: Path) -> None:
+def test_archive_is_reproducible_and_readable(tmp_path: Path) -> None:
     first = images.single_file_archive("x.local/a:1", "run", b"\x7fELF")
     assert first == images.single_file_archive("x.local/a:1", "run", b"\x7fELF")
     path = tmp_path / "a.tar"
@@ -79,7 +79,7 @@ def test_makes_the_same_archive_every_time_and_can_read_it(tmp_path: Path) -> No
     assert config["config"]["Entrypoint"] == ["/run"]
 
 
-def test_a_bundle_holds_each_layer_once_and_names_that_clash_apart(tmp_path: Path) -> None:
+def test_bundle_has_each_layer_once_and_renames_conflicts(tmp_path: Path) -> None:
     shared, paths = "a" * 64, []
     for name in ("one", "two"):
         image = {"Config": f"{name}.json", "RepoTags": [f"x.local/{name}:1"], "Layers": [f"{shared}.tar", "layer.tar"]}

@@ -1,4 +1,4 @@
-"""The rest of the pure parts: control groups, sysctls, node objects, volumes, the command line."""
+"""Control groups, sysctls, node objects, volumes, the command line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cluster import api, lifecycle, machine, network, paths, state, verbs, volum
 from cluster.console import ClusterError, tail
 
 
-def test_reads_hierarchies_of_version_1_only() -> None:
+def test_only_version_1_hierarchies_are_read() -> None:
     text = "9:name=systemd:/\n4:memory:/a/b\n2:cpu,cpuacct:/\n0::/\n"
     assert machine.parse_hierarchies(text) == ["name=systemd", "memory", "cpu,cpuacct"]
 
 
-def test_puts_back_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_changed_sysctls_are_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "PROC_SYS", tmp_path / "sys")
     for name in machine.SYSCTLS[:3]:
         path = tmp_path / "sys" / name.replace(".", "/")
@@ -27,7 +27,7 @@ def test_puts_back_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     machine.save_sysctls(saved)
     changed = tmp_path / "sys" / machine.SYSCTLS[0].replace(".", "/")
     changed.write_text("1\n")
-    # A second save must not take the changed value for the machine's own.
+    # A second save must not record the changed value as the machine's own.
     machine.save_sysctls(saved)
     assert machine.restore_sysctls(saved) == [machine.SYSCTLS[0]]
     assert changed.read_text() == "0"
@@ -40,18 +40,18 @@ def node(ready: str, boot: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(("ready", "expected"), [("True", True), ("False", False), ("Unknown", False)])
-def test_a_node_is_ready_when_it_says_so(ready: str, expected: bool) -> None:
+def test_node_is_ready_by_its_condition(ready: str, expected: bool) -> None:
     assert api.is_node_ready(node(ready, "b")) is expected
 
 
-def test_what_a_node_said_before_its_power_went_does_not_count() -> None:
+def test_ready_condition_of_an_earlier_boot_does_not_count() -> None:
     assert lifecycle.is_up(node("True", "new"), "new")
     assert not lifecycle.is_up(node("True", "old"), "new")
     assert not lifecycle.is_up(node("True", "old"), None)
     assert not lifecycle.is_up({}, "new")
 
 
-def test_a_volume_stays_on_its_node_and_is_kept() -> None:
+def test_volume_has_node_affinity_and_is_retained() -> None:
     spec = volumes.manifest("data", "node2", "2Gi", "fast")["spec"]
     assert spec["hostPath"]["path"] == "/var/lib/volumes/data"
     assert spec["persistentVolumeReclaimPolicy"] == "Retain"
@@ -60,9 +60,9 @@ def test_a_volume_stays_on_its_node_and_is_kept() -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "A", "-a", "a b"])
-def test_a_volume_cannot_lie_elsewhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_volume_name_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "RUN", tmp_path)
-    with pytest.raises(ClusterError, match="cannot name a volume"):
+    with pytest.raises(ClusterError, match="is not a valid volume name"):
         volumes.create(None, name, "node1", "1Gi")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
@@ -77,7 +77,7 @@ def test_state_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert state.load() is None
 
 
-def test_two_checkouts_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkouts_have_distinct_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "RUN", tmp_path / "a")
     first = (state.link(), state.group(), state.etcd_data())
     monkeypatch.setattr(paths, "RUN", tmp_path / "b")
@@ -86,11 +86,11 @@ def test_two_checkouts_have_names_of_their_own(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5.9, "5s"), (65, "1m05s"), (3725, "1h02m05s")])
-def test_durations_are_readable(seconds: float, text: str) -> None:
+def test_durations_are_formatted(seconds: float, text: str) -> None:
     assert verbs.duration(seconds) == text
 
 
-def test_a_failure_shows_the_end_of_its_log_and_the_next_step(tmp_path: Path) -> None:
+def test_failure_shows_log_tail_and_remedy(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
     log.write_text("".join(f"line {n}\n" for n in range(100)))
     text = ClusterError("it broke", log=log, remedy="mend it").explain()
@@ -101,12 +101,12 @@ def test_a_failure_shows_the_end_of_its_log_and_the_next_step(tmp_path: Path) ->
     assert tail(tmp_path / "none", 3) == []
 
 
-def test_a_command_in_a_node_keeps_its_own_options() -> None:
+def test_exec_passes_options_to_the_command() -> None:
     found = command.parser().parse_args(["exec", "node1", "--", "ls", "-l", "--all"])
     assert (found.node, found.command[-3:]) == ("node1", ["ls", "-l", "--all"])
 
 
-def test_a_failing_verb_says_why_and_returns_1(
+def test_failing_verb_prints_reason_and_returns_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(paths, "RUN", tmp_path)
@@ -126,5 +126,5 @@ def test_a_failing_verb_says_why_and_returns_1(
         ([], ""),
     ],
 )
-def test_status_tells_what_belongs_to_the_cluster_itself(words: list[str], kind: str) -> None:
+def test_status_identifies_cluster_processes(words: list[str], kind: str) -> None:
     assert verbs.part(words) == kind

@@ -1,4 +1,4 @@
-"""The double of logind on a real bus: delays are held and released as a kubelet does it."""
+"""The logind substitute on a real bus: delay locks as a kubelet uses them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Bed:
         try:
             self.logind.run()
         except logind.ProtocolError:
-            return  # the bus has ended: so has the test
+            return  # the bus was closed at the end of the test
 
     def client(self) -> BusConnection:
         return BusConnection(self.path)
@@ -68,7 +68,7 @@ def delay(client: BusConnection) -> int:
 
 
 def inhibit(client: BusConnection, what: str = "shutdown", mode: str = "delay") -> int:
-    """The descriptor that delays a shutdown, as the kubelet gets it."""
+    """The descriptor of a delay lock, as the kubelet gets it."""
     fields = {"destination": LOGIN, "path": LOGIN_PATH, "interface": MANAGER, "member": "Inhibit", "signature": "ssss"}
     serial = client.send(CALL, fields, (what, "kubelet", "Kubelet needs time to handle node shutdown", mode))
     client.socket.settimeout(SECONDS)
@@ -88,7 +88,7 @@ def signal(client: BusConnection) -> Message:
                 return message
 
 
-def test_the_delay_comes_from_the_configuration_which_is_read_again_on_demand(bed: Bed) -> None:
+def test_delay_is_read_from_configuration_and_reloaded_on_sighup(bed: Bed) -> None:
     kubelet = bed.client()
     assert delay(kubelet) == 5_000_000
     (bed.configuration / "99-kubelet.conf").write_text("# Kubelet logind override\n[Login]\nInhibitDelayMaxSec=90\n")
@@ -98,7 +98,7 @@ def test_the_delay_comes_from_the_configuration_which_is_read_again_on_demand(be
     assert delay(kubelet) == 90_000_000
 
 
-def test_a_power_off_waits_until_the_delay_is_released(bed: Bed) -> None:
+def test_power_off_waits_for_the_delay_lock(bed: Bed) -> None:
     (bed.configuration / "a.conf").write_text("[Login]\nInhibitDelayMaxSec=600\n")
     bed.logind.delay = logind.delay_seconds(bed.configuration)
     kubelet, administrator = bed.client(), bed.client()
@@ -114,7 +114,7 @@ def test_a_power_off_waits_until_the_delay_is_released(bed: Bed) -> None:
     until(bed.off.exists)
 
 
-def test_a_delay_that_is_not_released_ends_after_its_time(bed: Bed) -> None:
+def test_unreleased_delay_lock_times_out(bed: Bed) -> None:
     bed.logind.delay = 0.2
     client = bed.client()
     held = inhibit(client)
@@ -124,7 +124,7 @@ def test_a_delay_that_is_not_released_ends_after_its_time(bed: Bed) -> None:
 
 
 @pytest.mark.parametrize(("what", "mode"), [("sleep", "delay"), ("shutdown", "block")])
-def test_what_delays_no_shutdown_holds_up_none(bed: Bed, what: str, mode: str) -> None:
+def test_non_delay_locks_do_not_delay_shutdown(bed: Bed, what: str, mode: str) -> None:
     bed.logind.delay = 600
     client = bed.client()
     held = inhibit(client, what, mode)
@@ -133,7 +133,7 @@ def test_what_delays_no_shutdown_holds_up_none(bed: Bed, what: str, mode: str) -
     os.close(held)
 
 
-def test_a_client_that_dies_delays_nothing_any_more(bed: Bed) -> None:
+def test_lock_of_a_dead_client_is_released(bed: Bed) -> None:
     bed.logind.delay = 600
     client = bed.client()
     os.close(inhibit(client))
@@ -142,12 +142,12 @@ def test_a_client_that_dies_delays_nothing_any_more(bed: Bed) -> None:
     until(bed.off.exists)
 
 
-def test_what_logind_has_and_the_double_has_not_is_refused_by_name(bed: Bed) -> None:
+def test_unsupported_method_is_refused_by_name(bed: Bed) -> None:
     with pytest.raises(logind.ProtocolError, match=r"no .*ListSessions"):
         bed.client().call(LOGIN, LOGIN_PATH, MANAGER, "ListSessions")
 
 
 @pytest.mark.parametrize("data", [b"", b"l" * 15, b"B" + bytes(15), b"l\1\0\1\xff\xff\xff\xff" + bytes(8)])
-def test_what_is_no_message_is_refused(data: bytes) -> None:
+def test_invalid_message_is_refused(data: bytes) -> None:
     with pytest.raises((logind.ProtocolError, logind.struct.error)):
         logind.decoded(data[: logind.size_of(data)])

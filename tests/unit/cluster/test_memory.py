@@ -1,4 +1,4 @@
-"""Pages of a program that are given back."""
+"""Releasing program pages."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ c000000000-c000800000 rw-p 00000000 00:00 0
 """
 
 
-def test_only_what_the_file_can_give_again_is_named() -> None:
+def test_only_read_only_file_mappings_are_listed() -> None:
     assert list(memory.program_pieces(MAPS, "csi-attacher")) == [(0x400000, 0x1C00000), (0x2000000, 0x2000000)]
 
 
-def test_a_process_lives_on_without_its_pages() -> None:
+def test_process_survives_page_out() -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert memory.page_out(process.pid) > 0
         told, _ = process.communicate("still here", timeout=60)
         assert told == "still here"
-    assert memory.page_out(process.pid) == 0, "it is gone"
+    assert memory.page_out(process.pid) == 0, "it has ended"

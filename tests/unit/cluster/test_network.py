@@ -1,4 +1,4 @@
-"""Address plans: what is chosen, what it avoids."""
+"""Address plans: the chosen block, and skipped ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cluster.console import ClusterError
 Network = ipaddress.IPv4Network
 
 
-def test_takes_the_first_block_when_nothing_is_in_use() -> None:
+def test_first_block_is_chosen_when_none_is_in_use() -> None:
     plan = network.choose([])
     assert str(plan.block) == "10.77.0.0/16"
     assert (str(plan.nodes), str(plan.pods), str(plan.services)) == ("10.77.0.0/24", "10.77.16.0/20", "10.77.128.0/18")
@@ -21,17 +21,17 @@ def test_takes_the_first_block_when_nothing_is_in_use() -> None:
 
 
 @pytest.mark.parametrize("used", ["10.77.3.0/24", "10.76.0.0/15", "10.77.0.9/32", "10.64.0.0/12"])
-def test_avoids_what_overlaps(used: str) -> None:
+def test_overlapping_blocks_are_skipped(used: str) -> None:
     plan = network.choose([Network(used)])
     assert not plan.block.overlaps(Network(used))
 
 
-def test_starts_again_at_zero_after_the_last_block() -> None:
+def test_search_wraps_to_zero_after_the_last_block() -> None:
     used = [Network(f"10.{n}.0.0/16") for n in range(77, 256)]
     assert str(network.choose(used).block) == "10.0.0.0/16"
 
 
-def test_says_so_when_every_block_is_in_use() -> None:
+def test_error_when_every_block_is_in_use() -> None:
     with pytest.raises(ClusterError, match="in use"):
         network.choose([Network("10.0.0.0/8")])
 
@@ -45,11 +45,11 @@ def test_ranges_of_a_plan_do_not_overlap() -> None:
     assert all(r.subnet_of(plan.block) for r in (plan.nodes, plan.pods, plan.services))
 
 
-def test_a_node_has_room_for_all_its_pods() -> None:
+def test_node_range_fits_all_its_pods() -> None:
     assert network.choose([]).node_pods(1).num_addresses > 110 * 2
 
 
-def test_reads_addresses_and_routes_but_not_the_default_route() -> None:
+def test_used_networks_exclude_the_default_route() -> None:
     addresses = json.dumps(
         [
             {"ifname": "eth0", "addr_info": [{"family": "inet", "local": "192.0.2.5", "prefixlen": 24}]},
@@ -62,7 +62,7 @@ def test_reads_addresses_and_routes_but_not_the_default_route() -> None:
     assert [str(n) for n in found] == ["192.0.2.0/24", "10.77.0.0/16", "10.80.0.1/32"]
 
 
-def test_every_link_has_a_mac_of_its_own_that_is_no_vendors() -> None:
+def test_link_macs_are_unique_and_locally_administered() -> None:
     plan = network.choose([])
     macs = [network.mac(plan.api), *(network.mac(plan.node(n), link) for n in (1, 2) for link in (0, 1))]
     assert macs[1] == "02:00:0a:4d:00:0b"
@@ -71,5 +71,5 @@ def test_every_link_has_a_mac_of_its_own_that_is_no_vendors() -> None:
     assert all(int(each[:2], 16) & 3 == 2 for each in macs)
 
 
-def test_reads_nothing_from_nothing() -> None:
+def test_empty_output_gives_no_networks() -> None:
     assert network.parse_used("", "") == []

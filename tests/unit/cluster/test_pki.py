@@ -1,4 +1,4 @@
-"""Certificates: who issued them, for whom, and what a node is given."""
+"""Certificates: issuers, subjects, and the files of a node."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def subject(cert: x509.Certificate) -> tuple[str, str]:
     return first(NameOID.COMMON_NAME), first(NameOID.ORGANIZATION_NAME)
 
 
-def test_a_kubelet_is_who_the_node_authorizer_expects(folder: Path) -> None:
+def test_kubelet_certificate_satisfies_the_node_authorizer(folder: Path) -> None:
     cert = certificate(folder / "node2" / "kubelet.crt")
     assert subject(cert) == ("system:node:node2", "system:nodes")
     names = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -43,7 +43,7 @@ def test_a_kubelet_is_who_the_node_authorizer_expects(folder: Path) -> None:
     cert.verify_directly_issued_by(certificate(folder / "ca.crt"))
 
 
-def test_the_api_server_is_issued_by_the_cluster_and_the_proxy_client_by_the_other_authority(folder: Path) -> None:
+def test_api_server_and_proxy_client_have_different_authorities(folder: Path) -> None:
     certificate(folder / "apiserver.crt").verify_directly_issued_by(certificate(folder / "ca.crt"))
     proxy = certificate(folder / "front-proxy-client.crt")
     proxy.verify_directly_issued_by(certificate(folder / "front-proxy-ca.crt"))
@@ -51,19 +51,19 @@ def test_the_api_server_is_issued_by_the_cluster_and_the_proxy_client_by_the_oth
         proxy.verify_directly_issued_by(certificate(folder / "ca.crt"))
 
 
-def test_a_node_gets_no_authority_key_and_nothing_of_the_other_node(folder: Path) -> None:
+def test_node_gets_no_authority_key_and_no_file_of_other_nodes(folder: Path) -> None:
     names = {path.name for path in (folder / "node1").iterdir()}
     assert names == {"ca.crt", "kubelet.crt", "kubelet.key", "kubelet.kubeconfig", "kube-proxy.kubeconfig"}
     authority_key = (folder / "ca.key").read_bytes()
     assert all(authority_key not in path.read_bytes() for path in (folder / "node1").iterdir())
 
 
-def test_private_files_are_private(folder: Path) -> None:
+def test_private_files_have_owner_permissions_only(folder: Path) -> None:
     for path in [*folder.glob("**/*.key"), *folder.glob("**/*kubeconfig")]:
         assert path.stat().st_mode & 0o077 == 0, path
 
 
-def test_every_key_fits_its_certificate(folder: Path) -> None:
+def test_every_key_matches_its_certificate(folder: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     pairs = list(folder.glob("**/*.crt"))
     with_key = [path for path in pairs if path.with_suffix(".key").exists()]
@@ -72,7 +72,7 @@ def test_every_key_fits_its_certificate(folder: Path) -> None:
         context.load_cert_chain(path, path.with_suffix(".key"))
 
 
-def test_the_kubeconfig_holds_everything(folder: Path) -> None:
+def test_kubeconfig_is_self_contained(folder: Path) -> None:
     config = json.loads((folder / "kubeconfig").read_text())
     user = config["users"][0]["user"]
     cert = x509.load_pem_x509_certificate(base64.b64decode(user["client-certificate-data"]))
@@ -80,7 +80,7 @@ def test_the_kubeconfig_holds_everything(folder: Path) -> None:
     assert config["clusters"][0]["cluster"]["server"] == "https://10.77.0.1:6443"
 
 
-def test_service_accounts_have_a_key_of_their_own(folder: Path) -> None:
+def test_service_accounts_have_a_separate_key(folder: Path) -> None:
     text = (folder / "service-account.pub").read_bytes()
     assert text.startswith(b"-----BEGIN PUBLIC KEY-----")
     ca_key = certificate(folder / "ca.crt").public_key()

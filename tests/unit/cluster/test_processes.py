@@ -1,4 +1,4 @@
-"""Process records, with real processes: what is recognised, and what is never killed."""
+"""Process records, with real processes: recognition and killing."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def test_reads_the_start_time_behind_an_odd_name() -> None:
+def test_start_time_is_parsed_after_a_name_with_spaces_and_brackets() -> None:
     text = "42 (a) (b c)) S 7 42 42 0 -1 4194560 98 0 0 0 1 2 0 0 20 0 1 0 987654 3000000 250 1844\n"
     assert processes.parse_stat(text) == ("S", 7, 987654)
 
 
-def test_a_running_process_is_recognised(sleeper: subprocess.Popen[bytes]) -> None:
+def test_running_process_is_recognised(sleeper: subprocess.Popen[bytes]) -> None:
     rec = processes.record("sleeper", sleeper.pid)
     assert processes.is_alive(rec)
     assert processes.age(rec) >= 0
@@ -41,7 +41,7 @@ def test_a_reused_pid_is_neither_recognised_nor_killed(sleeper: subprocess.Popen
     assert sleeper.poll() is None
 
 
-def test_kill_ends_it_and_a_zombie_counts_as_gone(sleeper: subprocess.Popen[bytes]) -> None:
+def test_kill_ends_process_and_zombie_counts_as_ended(sleeper: subprocess.Popen[bytes]) -> None:
     rec = processes.record("sleeper", sleeper.pid)
     processes.kill([rec])
     assert not processes.is_alive(rec)
@@ -62,7 +62,7 @@ def test_terminate_falls_back_to_kill() -> None:
     process.wait()
 
 
-def test_a_spawned_process_has_a_session_of_its_own_and_a_log(tmp_path: Path) -> None:
+def test_spawned_process_has_its_own_session_and_a_log(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "echo.log"
     pid = processes.spawn(["sh", "-c", "cut -d' ' -f6 /proc/self/stat; echo $$; echo oops >&2; exec sleep 600"], log)
     rec = processes.record("echo", pid)
@@ -72,7 +72,7 @@ def test_a_spawned_process_has_a_session_of_its_own_and_a_log(tmp_path: Path) ->
     processes.kill([rec])
 
 
-def test_records_survive_and_forget(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+def test_records_are_read_back_and_deleted(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     records = ProcessRecords(tmp_path / "processes")
     rec = processes.record("sleeper", sleeper.pid)
     records.put(rec)
@@ -86,7 +86,7 @@ def test_records_survive_and_forget(tmp_path: Path, sleeper: subprocess.Popen[by
     assert records.get("sleeper") is None
 
 
-def test_an_unreadable_record_is_none(tmp_path: Path) -> None:
+def test_unreadable_record_is_none(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     (tmp_path / "y.json").write_text('{"pid": 1}')
     assert ProcessRecords(tmp_path).get("x") is None

@@ -1,4 +1,4 @@
-"""What gives the test cluster its storage: the objects, and the image with the sidecars."""
+"""The test cluster's storage: manifests, and the image with the sidecars."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_kind_of_storage_has_its_objects() -> None:
     assert of_kind("StorageClass")["shared"]["volumeBindingMode"] == "Immediate"
 
 
-def test_sidecars_run_the_programs_that_the_image_holds() -> None:
+def test_sidecars_run_programs_of_their_image() -> None:
     programs = {each["command"][0] for each in manifests.sidecars()}
     assert programs == {f"/{name}" for name in storage.SIDECARS}
     assert set(storage.SIDECARS) <= set(binaries.EXTRAS.files)
@@ -43,12 +43,12 @@ def test_sidecars_run_the_programs_that_the_image_holds() -> None:
         assert sockets.count(f"--csi-address=/var/lib/kubelet/plugins/{kind.driver}/csi.sock") == 3 + kind.shared
 
 
-def test_only_what_has_to_be_attached_has_an_attacher() -> None:
+def test_only_attachable_kinds_have_an_attacher() -> None:
     names = [each["name"] for each in manifests.sidecars()]
     assert [name for name in names if name.startswith("attacher")] == ["attacher-shared"]
 
 
-def test_the_drivers_code_comes_whole(tmp_path: Path) -> None:
+def test_configmap_contains_all_driver_code(tmp_path: Path) -> None:
     data = of_kind("ConfigMap")[manifests.DRIVER]["data"]
     volumes = of_kind("DaemonSet")[manifests.DRIVER]["spec"]["template"]["spec"]["volumes"]
     items = next(volume["configMap"]["items"] for volume in volumes if volume["name"] == "code")
@@ -57,19 +57,19 @@ def test_the_drivers_code_comes_whole(tmp_path: Path) -> None:
     assert sum(map(len, data.values())) < 900_000, "a ConfigMap holds a MiB"
 
 
-def test_changed_code_starts_the_driver_again() -> None:
+def test_changed_code_restarts_the_driver() -> None:
     def annotations(files: dict[str, str]) -> object:
         return manifests._driver("x", files)["spec"]["template"]["metadata"]["annotations"]
 
     assert annotations({"a": "1"}) == annotations({"a": "1"}) != annotations({"a": "2"})
 
 
-def test_the_crds_are_those_that_are_waited_for() -> None:
+def test_awaited_crds_are_the_applied_ones() -> None:
     assert storage.crd_names()[0] == "volumesnapshotclasses.snapshot.storage.k8s.io"
 
 
 class Cluster(Kubectl):
-    """kubectl that knows one answer: a list of CSINodes, or of workloads."""
+    """A fake kubectl with fixed answers: a list of CSINodes, or of workloads."""
 
     def __init__(self, drivers: dict[str, list[str]], ready: int) -> None:
         super().__init__(Path("/nowhere"))
@@ -98,12 +98,12 @@ class Cluster(Kubectl):
         ({"node1": ["local", "shared"], "node2": ["local", "shared"]}, 1, "csi-driver: 1 of 2 ready"),
     ],
 )
-def test_what_is_missing_is_said(drivers: dict[str, list[str]], ready: int, missing: str | None) -> None:
+def test_missing_registrations_are_reported(drivers: dict[str, list[str]], ready: int, missing: str | None) -> None:
     known = {node: [KINDS[name].driver for name in names] for node, names in drivers.items()}
     assert storage.unready(Cluster(known, ready), ["node1", "node2"]) == missing
 
 
-def test_an_image_of_several_programs(tmp_path: Path) -> None:
+def test_image_of_several_programs(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).write_text(name)
     target = tmp_path / "image.tar"

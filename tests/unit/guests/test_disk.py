@@ -9,7 +9,7 @@ import pytest
 from guests.disk import halting_disk, master_boot_record
 
 
-def test_the_halting_disk_is_one_mebibyte_that_bios_boots() -> None:
+def test_halt_disk_is_one_bootable_mebibyte() -> None:
     disk = halting_disk()
     assert len(disk) == 1024 * 1024
     assert disk[:4] == b"\xfa\xf4\xeb\xfd"  # cli, hlt, jmp back to the hlt: 0xfd is -3 from the end of the jmp

@@ -37,7 +37,7 @@ def test_modinfo_refuses_other_files(image: bytes) -> None:
         modinfo(image)
 
 
-def test_modules_come_after_what_they_need_and_absent_ones_are_left_out(tmp_path: Path) -> None:
+def test_modules_are_in_load_order_without_missing_ones(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "net/card-x.ko").write_bytes(module_file("depends=bus-core,helper", "alias=pci:v1d2*", "alias=card"))
     (tmp_path / "bus-core.ko").write_bytes(module_file("depends="))
@@ -48,7 +48,7 @@ def test_modules_come_after_what_they_need_and_absent_ones_are_left_out(tmp_path
     assert index(modules).splitlines()[2] == "card_x\t/lib/modules/card_x.ko\tbus_core,helper\tpci:v1d2*"
 
 
-def test_a_module_that_a_test_needs_is_there_built_in_or_missed(tmp_path: Path) -> None:
+def test_needed_module_is_found_built_in_or_reported(tmp_path: Path) -> None:
     (tmp_path / "6.1/drivers").mkdir(parents=True)
     (tmp_path / "6.1/drivers/card-x.ko").write_bytes(module_file("depends="))
     (tmp_path / "6.1/modules.builtin").write_text("kernel/drivers/ata/libata-core.ko\nkernel/fs/ext4.ko\n")

@@ -1,4 +1,4 @@
-"""The guest's DHCP script, run with an `ip` that only writes down what it is asked."""
+"""The guest's DHCP script, run with a fake `ip` that records its arguments."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_address_route_and_mtu(run) -> None:  # type: ignore[no-untyped-def]
     ]
 
 
-def test_classless_routes_outrank_the_router(run) -> None:  # type: ignore[no-untyped-def]
+def test_classless_routes_override_the_router(run) -> None:  # type: ignore[no-untyped-def]
     calls = run(
         "bound", router="10.1.2.1", staticroutes="0.0.0.0/0 169.254.1.1 169.254.1.1/32 0.0.0.0 10.9.0.0/16 10.1.2.9"
     )
@@ -58,7 +58,7 @@ def test_classless_routes_outrank_the_router(run) -> None:  # type: ignore[no-un
     ]
 
 
-def test_resolvers_of_all_cards_and_the_search_list(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_resolv_conf_has_servers_of_all_nics_and_search_list(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     run("bound", dns="10.0.0.10 10.0.0.11", search="ns.svc.cluster.local svc.cluster.local", domain="not.this")
     run("bound", interface="eth2", dns="10.9.9.9")
     assert (tmp_path / "resolv").read_text().splitlines() == [
@@ -67,11 +67,11 @@ def test_resolvers_of_all_cards_and_the_search_list(run, tmp_path: Path) -> None
     ]  # fmt: skip
 
 
-def test_a_renewal_leaves_the_address_alone(run) -> None:  # type: ignore[no-untyped-def]
+def test_renewal_keeps_the_address(run) -> None:  # type: ignore[no-untyped-def]
     run("bound", router="10.1.2.1")
     assert run("renew", router="10.1.2.1") == ["ip route replace 0.0.0.0/0 via 10.1.2.1 dev eth1 metric 101"]
     assert "ip addr add 10.1.2.4/24 broadcast + dev eth1" in run("renew", ip="10.1.2.4")
 
 
-def test_the_name_of_dhcp_is_taken(run) -> None:  # type: ignore[no-untyped-def]
+def test_host_name_is_set_from_dhcp(run) -> None:  # type: ignore[no-untyped-def]
     assert "hostname web-1" in run("bound", hostname="web-1")

@@ -1,4 +1,4 @@
-"""The image archives we write ourselves."""
+"""Image archives written by `images.archive`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read(archive: Path) -> tuple[dict[str, object], dict[str, object], bytes]:
     return manifest, json.loads(content[manifest["Config"]]), content[manifest["Layers"][0]]
 
 
-def test_names_hold_the_digests_of_their_contents(tmp_path: Path) -> None:
+def test_file_names_are_content_digests(tmp_path: Path) -> None:
     out = tmp_path / "a.tar"
     digest = write_archive("local/x:1", entries(), out)
     manifest, config, layer = read(out)
@@ -41,7 +41,7 @@ def test_names_hold_the_digests_of_their_contents(tmp_path: Path) -> None:
         assert hashlib.sha256(raw.read()).hexdigest() == digest
 
 
-def test_the_layer_holds_files_and_their_folders_with_owners(tmp_path: Path) -> None:
+def test_layer_has_files_and_folders_with_owners(tmp_path: Path) -> None:
     out = tmp_path / "a.tar"
     write_archive("local/x:1", entries(), out)
     with tarfile.open(fileobj=io.BytesIO(read(out)[2])) as layer:
@@ -59,7 +59,7 @@ def test_the_layer_holds_files_and_their_folders_with_owners(tmp_path: Path) -> 
     }
 
 
-def test_same_entries_same_bytes_whatever_the_file_times(tmp_path: Path) -> None:
+def test_archive_does_not_depend_on_file_times(tmp_path: Path) -> None:
     source = tmp_path / "source"
     archives = []
     for name in ("a", "b"):
@@ -71,7 +71,7 @@ def test_same_entries_same_bytes_whatever_the_file_times(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("reference", ["local/x", "local/x:latest", "host:5000/x", ":1"])
-def test_a_reference_needs_a_tag_other_than_latest(reference: str, tmp_path: Path) -> None:
+def test_reference_needs_a_tag_other_than_latest(reference: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tag"):
         write_archive(reference, entries(), tmp_path / "a.tar")
 
@@ -83,6 +83,6 @@ def test_no_path_leaves_the_image(path: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_path_once(tmp_path: Path) -> None:
+def test_duplicate_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="same path"):
         write_archive("local/x:1", [ArchiveEntry("a", b"1"), ArchiveEntry("a", b"2")], tmp_path / "a.tar")

@@ -1,4 +1,4 @@
-"""The Containerfile against what the builder believes about it."""
+"""The Containerfile compared with `images.roles`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def stage(name: str) -> str:
 
 
 def with_parents(name: str) -> str:
-    """A stage and all it is made from, by FROM or by COPY --from."""
+    """A stage and all stages it uses, by FROM or by COPY --from."""
     text = stage(name)
     names = {s.split("\n", 1)[0].split()[-1] for s in STAGES}
     parents = [text.split()[0], *re.findall(r"COPY --from=(\S+)", text)]
@@ -36,7 +36,7 @@ def test_every_copied_file_is_part_of_the_tag(role: Role) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.role)
-def test_what_the_tag_is_made_of_exists(role: Role) -> None:
+def test_sources_of_the_tag_exist(role: Role) -> None:
     assert [name for name in (*SHARED, *role.sources) if not (ROOT / name).exists()] == []
 
 
@@ -45,7 +45,7 @@ def test_only_the_handler_runs_as_root() -> None:
     assert users == {"launcher": ["107:107"], "node": [], "cluster": ["1001:1001"]}
 
 
-def test_the_launcher_has_only_what_it_imports() -> None:
+def test_launcher_contains_only_its_imports() -> None:
     assert not re.search(r"COPY (handler|controller|gateway|cni) ", stage("launcher"))
 
 
@@ -55,7 +55,7 @@ def test_references_are_local_and_never_latest() -> None:
         assert not plan.reference.endswith(":latest")
 
 
-def test_an_unknown_image_is_refused_by_name() -> None:
+def test_unknown_image_is_refused_by_name() -> None:
     with pytest.raises(catalog.UnknownImage, match="no image 'launchr'; there are launcher"):
         catalog.choose(["launchr"])
 

@@ -1,4 +1,4 @@
-"""Keys change exactly when what they stand for does."""
+"""Keys change exactly when their inputs do."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ NO_CHANGES: list[Callable[[Path], object]] = [touch, byte_code, lambda tree: (tr
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_makes_another_key(change: Callable[[Path], object], tree: Path) -> None:
+def test_relevant_change_alters_the_key(change: Callable[[Path], object], tree: Path) -> None:
     before = key(tree)
     change(tree)
     assert key(tree) != before
 
 
 @pytest.mark.parametrize("change", NO_CHANGES)
-def test_anything_else_does_not(change: Callable[[Path], object], tree: Path) -> None:
+def test_irrelevant_change_keeps_the_key(change: Callable[[Path], object], tree: Path) -> None:
     before = key(tree)
     change(tree)
     assert key(tree) == before
 
 
-def test_order_of_names_does_not_count_and_extra_text_does(tree: Path) -> None:
+def test_key_ignores_order_and_includes_extra_text(tree: Path) -> None:
     assert tree_key(tree, ["code", "other"]) == tree_key(tree, ["other", "code"])
     assert tree_key(tree, ["code"], "base:1") != tree_key(tree, ["code"], "base:2")
 
 
-def test_where_one_text_ends_counts() -> None:
+def test_text_boundaries_alter_the_key() -> None:
     assert text_key("ab", "c") != text_key("a", "bc")

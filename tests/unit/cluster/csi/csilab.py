@@ -1,4 +1,4 @@
-"""The driver without a machine: pools in a folder, and a node that only remembers its devices and mounts."""
+"""The driver without a machine: pools in a folder, and a fake node that records its devices and mounts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class FakeHost(CsiHost):
         self.flags: list[str] = []
 
     def run(self, *command: str, fine: tuple[int, ...] = (0,)) -> str:
-        raise AssertionError(f"the fake does not know {command}")
+        raise AssertionError(f"the fake does not implement {command}")
 
     def boot(self) -> str:
         return self.booted
@@ -88,7 +88,7 @@ class FakeHost(CsiHost):
 
     def unmount(self, path: str) -> None:
         device = self.mounted.pop(path, ("", False))[0]
-        # A device under a mount goes with the last one.
+        # A device under a mount is detached with the last mount.
         is_file_system = self.machine.loops.get(device) in self.file_systems
         if is_file_system and device not in {mount[0] for mount in self.mounted.values()}:
             self.machine.loops.pop(device)
@@ -105,12 +105,12 @@ class Lab:
     nodes: dict[str, CsiNodeService]
 
     def volume(self, name: str = "disk", **request: object) -> csi.Volume:
-        """A new volume; fields of the request by keyword, by default one of the smallest size."""
+        """Create a volume; fields of the request by keyword, by default the smallest size."""
         request.setdefault("volume_capabilities", [capability()])
         return self.controller.CreateVolume(csi.CreateVolumeRequest(name=name, **request), None).volume  # type: ignore[arg-type]
 
     def attach(self, volume: csi.Volume, node: str, **request: object) -> None:
-        """Attach a volume to a node, where its kind wants that."""
+        """Attach a volume to a node, if its kind needs that."""
         if self.kind.shared:
             request.setdefault("volume_capability", capability())
             self.controller.ControllerPublishVolume(
@@ -128,7 +128,7 @@ class Lab:
     def publish(
         self, volume: csi.Volume, node: str, staging: Path, target: Path, wanted: csi.VolumeCapability, **request: bool
     ) -> None:
-        """Show a staged volume at a pod's path."""
+        """Publish a staged volume at a pod's path."""
         message = csi.NodePublishVolumeRequest(
             volume_id=volume.volume_id, staging_target_path=str(staging), target_path=str(target),
             volume_capability=wanted, **request,

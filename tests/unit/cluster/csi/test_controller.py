@@ -1,4 +1,4 @@
-"""Volumes and snapshots as the CSI sidecars ask for them."""
+"""The CSI Controller service: volumes and snapshots."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ def source_of(item: csi.Volume | csi.Snapshot) -> csi.VolumeContentSource:
 # ---- creating
 
 
-def test_a_local_volume_is_where_it_is_wanted_and_says_so(local: Lab) -> None:
+def test_local_volume_is_created_on_the_preferred_node(local: Lab) -> None:
     wanted = csi.TopologyRequirement(requisite=[on("node1"), on("node2")], preferred=[on("node2"), on("node1")])
     volume = local.volume(accessibility_requirements=wanted)
     assert list(volume.accessible_topology) == [on("node2")]
     assert "/pools/node2/" in str(local.data(volume))
 
 
-def test_a_local_volume_for_a_node_without_storage_is_refused(local: Lab) -> None:
+def test_local_volume_for_node_without_storage_is_refused(local: Lab) -> None:
     wanted = csi.TopologyRequirement(requisite=[on("node9")])
     with pytest.raises(StorageError, match="no storage on node9") as refused:
         local.volume(accessibility_requirements=wanted)
     assert refused.value.code == "RESOURCE_EXHAUSTED"
 
 
-def test_a_shared_volume_is_everywhere(shared: Lab) -> None:
+def test_shared_volume_has_no_topology(shared: Lab) -> None:
     assert not shared.volume(volume_capabilities=[capability(MODES.MULTI_NODE_MULTI_WRITER)]).accessible_topology
 
 
@@ -60,7 +60,7 @@ def test_a_shared_volume_is_everywhere(shared: Lab) -> None:
     ("kind", "block", "is_file"),
     [("local", False, True), ("local", True, True), ("shared", False, False), ("shared", True, True)],
 )
-def test_what_a_volume_stands_on(tmp_path: Path, kind: str, block: bool, is_file: bool) -> None:
+def test_volume_data_is_a_file_or_a_directory(tmp_path: Path, kind: str, block: bool, is_file: bool) -> None:
     made = lab(kind, tmp_path)
     volume = made.volume(volume_capabilities=[capability(block=block)], capacity_range=size(2 * GIB))
     assert made.data(volume).is_file() == is_file
@@ -69,7 +69,7 @@ def test_what_a_volume_stands_on(tmp_path: Path, kind: str, block: bool, is_file
         assert made.data(volume).stat().st_blocks == 0, "it is thin"
 
 
-def test_a_repeated_call_gives_the_same_volume(local: Lab) -> None:
+def test_repeated_create_returns_the_same_volume(local: Lab) -> None:
     first = local.volume(capacity_range=size(GIB))
     assert local.volume(capacity_range=size(GIB)) == first
     assert len(local.pools.volumes()) == 1
@@ -84,7 +84,7 @@ def test_a_repeated_call_gives_the_same_volume(local: Lab) -> None:
         {"volume_content_source": source_of(csi.Volume(volume_id="vol-of-another"))},
     ],
 )
-def test_another_volume_of_the_same_name_is_refused(local: Lab, other: dict[str, object]) -> None:
+def test_different_volume_of_the_same_name_is_refused(local: Lab, other: dict[str, object]) -> None:
     local.volume(capacity_range=size(GIB))
     with pytest.raises(StorageError) as refused:
         local.volume(**other)
@@ -102,14 +102,16 @@ def test_another_volume_of_the_same_name_is_refused(local: Lab, other: dict[str,
         ({"capacity_range": size(-1)}, "negative"),
     ],
 )
-def test_what_cannot_be_is_said(local: Lab, request_fields: dict[str, object], words: str) -> None:
+def test_unsupported_requests_are_refused_with_a_reason(
+    local: Lab, request_fields: dict[str, object], words: str
+) -> None:
     with pytest.raises(StorageError, match=words) as refused:
         local.volume(**request_fields)
     assert refused.value.code == "INVALID_ARGUMENT"
     assert not local.pools.volumes()
 
 
-def test_a_pool_never_promises_more_than_it_has(local: Lab) -> None:
+def test_pool_capacity_is_never_exceeded(local: Lab) -> None:
     node1 = csi.TopologyRequirement(requisite=[on("node1")])
     with pytest.raises(StorageError) as refused:
         local.volume("too large", capacity_range=size(101 * GIB), accessibility_requirements=node1)
@@ -133,11 +135,11 @@ def test_a_pool_never_promises_more_than_it_has(local: Lab) -> None:
         (size(64 << 20), SMALLEST, SMALLEST),
     ],
 )
-def test_sizes(wanted: csi.CapacityRange, smallest: int, expected: int) -> None:
+def test_capacity_is_rounded_up(wanted: csi.CapacityRange, smallest: int, expected: int) -> None:
     assert controller.size_of(wanted, smallest) == expected
 
 
-def test_a_limit_below_the_smallest_file_system_is_refused() -> None:
+def test_limit_below_the_smallest_file_system_is_refused() -> None:
     with pytest.raises(StorageError) as refused:
         controller.size_of(size(1 << 20, 64 << 20), SMALLEST)
     assert refused.value.code == "OUT_OF_RANGE"
@@ -149,7 +151,9 @@ def test_a_limit_below_the_smallest_file_system_is_refused() -> None:
 @pytest.mark.parametrize("kind", ["local", "shared"])
 @pytest.mark.parametrize("block", [False, True])
 @pytest.mark.parametrize("by_snapshot", [False, True])
-def test_a_copy_has_the_sources_data_and_is_its_own(tmp_path: Path, kind: str, block: bool, by_snapshot: bool) -> None:
+def test_copy_has_the_sources_data_and_is_independent(
+    tmp_path: Path, kind: str, block: bool, by_snapshot: bool
+) -> None:
     made = lab(kind, tmp_path)
     capabilities = [capability(block=block)]
     origin = made.volume("origin", volume_capabilities=capabilities, capacity_range=size(GIB))
@@ -178,14 +182,14 @@ def read(path: Path) -> bytes:
         return stream.read(5)
 
 
-def test_a_mounted_file_system_is_held_still_while_it_is_copied(local: Lab, tmp_path: Path) -> None:
+def test_mounted_file_system_is_frozen_during_copy(local: Lab, tmp_path: Path) -> None:
     volume = local.volume(accessibility_requirements=csi.TopologyRequirement(requisite=[on("node2")]))
     local.stage(volume, "node2", tmp_path / "staging")
     snapshot(local, volume)
     assert local.hosts["node1"].freezes == [local.data(volume)], "the controller runs on the other node"
 
 
-def test_a_copy_is_not_smaller_and_not_of_another_mode(local: Lab) -> None:
+def test_copy_with_smaller_size_or_other_mode_is_refused(local: Lab) -> None:
     origin = local.volume("origin", capacity_range=size(2 * GIB))
     with pytest.raises(StorageError) as refused:
         local.volume("small", volume_content_source=source_of(origin), capacity_range=size(GIB, GIB))
@@ -197,7 +201,7 @@ def test_a_copy_is_not_smaller_and_not_of_another_mode(local: Lab) -> None:
     assert refused.value.code == "NOT_FOUND"
 
 
-def test_a_snapshot_outlives_its_volume_and_is_taken_once(local: Lab) -> None:
+def test_snapshot_outlives_its_volume_and_is_idempotent(local: Lab) -> None:
     origin = local.volume("origin")
     taken = snapshot(local, origin)
     assert snapshot(local, origin) == taken
@@ -220,7 +224,7 @@ def test_a_snapshot_outlives_its_volume_and_is_taken_once(local: Lab) -> None:
     ("kind", "block", "node_too"),
     [("local", False, True), ("shared", True, True), ("shared", False, False)],
 )
-def test_growing(tmp_path: Path, kind: str, block: bool, node_too: bool) -> None:
+def test_controller_expands_volume(tmp_path: Path, kind: str, block: bool, node_too: bool) -> None:
     made = lab(kind, tmp_path)
     volume = made.volume(volume_capabilities=[capability(block=block)], capacity_range=size(GIB))
 
@@ -237,7 +241,7 @@ def test_growing(tmp_path: Path, kind: str, block: bool, node_too: bool) -> None
     assert made.pools.volume(volume.volume_id).capacity == 2 * GIB
 
 
-def test_pages_of_a_list() -> None:
+def test_lists_are_paged() -> None:
     assert controller.page("abcde", "", 2) == ("ab", "2")
     assert controller.page("abcde", "2", 2) == ("cd", "4")
     assert controller.page("abcde", "4", 2) == ("e", "")
@@ -248,7 +252,7 @@ def test_pages_of_a_list() -> None:
         assert refused.value.code == "ABORTED"
 
 
-def test_a_volume_for_one_node_is_attached_to_one_node(shared: Lab) -> None:
+def test_single_node_volume_is_attached_to_one_node(shared: Lab) -> None:
     volume = shared.volume()
     shared.attach(volume, "node1")
     shared.attach(volume, "node1")
@@ -262,7 +266,7 @@ def test_a_volume_for_one_node_is_attached_to_one_node(shared: Lab) -> None:
     assert [list(entry.status.published_node_ids) for entry in listed.entries] == [["node1"]]
 
 
-def test_a_volume_for_many_nodes_is_attached_to_both(shared: Lab) -> None:
+def test_multi_node_volume_is_attached_to_both(shared: Lab) -> None:
     many = capability(MODES.MULTI_NODE_MULTI_WRITER)
     volume = shared.volume(volume_capabilities=[many])
     for node in ("node1", "node2"):
@@ -272,18 +276,18 @@ def test_a_volume_for_many_nodes_is_attached_to_both(shared: Lab) -> None:
         shared.attach(volume, "node3", volume_capability=many)
 
 
-def test_a_node_takes_only_so_many_volumes(shared: Lab) -> None:
+def test_volumes_per_node_are_limited(shared: Lab) -> None:
     volumes = [shared.volume(f"disk-{number}") for number in range(MOST_VOLUMES + 1)]
     for volume in volumes[:-1]:
         shared.attach(volume, "node1")
     shared.attach(volumes[0], "node1")
-    with pytest.raises(StorageError, match="as many as it can") as refused:
+    with pytest.raises(StorageError, match="the maximum") as refused:
         shared.attach(volumes[-1], "node1")
     assert refused.value.code == "RESOURCE_EXHAUSTED"
     shared.attach(volumes[-1], "node2")
 
 
-def test_detaching_takes_from_a_dead_node_what_it_had_staged(shared: Lab, tmp_path: Path) -> None:
+def test_detach_removes_staging_of_a_failed_node(shared: Lab, tmp_path: Path) -> None:
     volume = shared.volume()
     shared.attach(volume, "node1")
     shared.stage(volume, "node1", tmp_path / "staging")
@@ -294,7 +298,7 @@ def test_detaching_takes_from_a_dead_node_what_it_had_staged(shared: Lab, tmp_pa
     assert shared.pools.volume(volume.volume_id).staged == ()
 
 
-def test_a_volume_in_use_is_not_deleted(local: Lab, tmp_path: Path) -> None:
+def test_volume_in_use_is_not_deleted(local: Lab, tmp_path: Path) -> None:
     volume = local.volume(accessibility_requirements=csi.TopologyRequirement(requisite=[on("node1")]))
     local.stage(volume, "node1", tmp_path / "staging")
     request = csi.DeleteVolumeRequest(volume_id=volume.volume_id)
@@ -310,7 +314,7 @@ def test_a_volume_in_use_is_not_deleted(local: Lab, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("identity", ["../../../etc", "vol-1", "", "vol-" + "g" * 24])
-def test_an_identifier_is_never_a_path(local: Lab, identity: str) -> None:
+def test_identifier_that_is_a_path_is_refused(local: Lab, identity: str) -> None:
     with pytest.raises(StorageError, match="there is no volume"):
         local.pools.volume(identity)
     assert local.pools.snapshot(identity) is None

@@ -1,4 +1,4 @@
-"""Volumes on a node: staged once, shown to pods, grown in use, and gone when they should be."""
+"""The CSI Node service: staging, publishing, expansion and removal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def unpublish(of: Lab, volume: csi.Volume, node: str, path: Path) -> None:
     of.nodes[node].NodeUnpublishVolume(request, None)
 
 
-def test_a_local_file_system_comes_and_goes(local: Lab, tmp_path: Path) -> None:
+def test_local_file_system_is_staged_published_and_removed(local: Lab, tmp_path: Path) -> None:
     volume, node = on_node1(local), local.hosts["node1"]
     staging, target = tmp_path / "staging", tmp_path / "pod" / "mount"
     wanted = capability(mount_flags=["noatime"])
@@ -57,14 +57,14 @@ def test_a_local_file_system_comes_and_goes(local: Lab, tmp_path: Path) -> None:
     assert local.pools.volume(volume.volume_id).staged == ()
 
 
-def test_a_local_volume_is_refused_on_another_node(local: Lab, tmp_path: Path) -> None:
+def test_local_volume_is_refused_on_another_node(local: Lab, tmp_path: Path) -> None:
     volume = on_node1(local)
     with pytest.raises(StorageError, match="is on node1, not on node2") as refused:
         local.stage(volume, "node2", tmp_path / "staging")
     assert refused.value.code == "FAILED_PRECONDITION"
 
 
-def test_a_shared_volume_is_refused_before_it_is_attached(shared: Lab, tmp_path: Path) -> None:
+def test_shared_volume_is_refused_before_it_is_attached(shared: Lab, tmp_path: Path) -> None:
     volume = shared.volume()
     with pytest.raises(StorageError, match="not attached to node1") as refused:
         shared.stage(volume, "node1", tmp_path / "staging")
@@ -72,28 +72,28 @@ def test_a_shared_volume_is_refused_before_it_is_attached(shared: Lab, tmp_path:
     assert shared.hosts["node1"].mounted == {}
 
 
-def test_a_shared_file_system_is_the_servers_directory(shared: Lab, tmp_path: Path) -> None:
+def test_shared_file_system_is_the_servers_directory(shared: Lab, tmp_path: Path) -> None:
     volume = shared.volume()
     shared.attach(volume, "node1")
     shared.stage(volume, "node1", tmp_path / "staging")
     assert shared.hosts["node1"].mounted == {str(tmp_path / "staging"): (str(shared.data(volume)), False)}
 
 
-def test_both_nodes_have_the_same_device_and_the_last_one_takes_it_away(shared: Lab, tmp_path: Path) -> None:
+def test_nodes_share_a_device_and_the_last_one_detaches_it(shared: Lab, tmp_path: Path) -> None:
     volume = shared.volume(volume_capabilities=[BLOCK])
     for name in ("node1", "node2"):
         shared.attach(volume, name, volume_capability=BLOCK)
         shared.stage(volume, name, tmp_path / name, BLOCK)
         shared.publish(volume, name, tmp_path / name, tmp_path / f"{name}-pod", BLOCK)
         assert shared.hosts[name].mounted[str(tmp_path / f"{name}-pod")] == ("/dev/loop0", False)
-        assert (tmp_path / f"{name}-pod").is_file(), "a device is shown over a file"
+        assert (tmp_path / f"{name}-pod").is_file(), "a device is bind mounted over a file"
     for name, left in (("node1", ["/dev/loop0"]), ("node2", [])):
         unpublish(shared, volume, name, tmp_path / f"{name}-pod")
         unstage(shared, volume, name, tmp_path / name)
         assert list(shared.hosts[name].machine.loops) == left
 
 
-def test_what_is_not_staged_is_not_published(local: Lab, tmp_path: Path) -> None:
+def test_unstaged_volume_is_not_published(local: Lab, tmp_path: Path) -> None:
     for volume, wanted in (
         (on_node1(local), capability()),
         (on_node1(local, name="b", volume_capabilities=[BLOCK_1]), BLOCK_1),
@@ -106,20 +106,20 @@ def test_what_is_not_staged_is_not_published(local: Lab, tmp_path: Path) -> None
 BLOCK_1 = capability(block=True)
 
 
-def test_a_volume_for_one_pod_is_shown_to_one_pod(local: Lab, tmp_path: Path) -> None:
+def test_single_pod_volume_is_published_once(local: Lab, tmp_path: Path) -> None:
     only = capability(MODES.SINGLE_NODE_SINGLE_WRITER)
     volume = on_node1(local, volume_capabilities=[only])
     local.stage(volume, "node1", tmp_path / "staging", only)
     for _ in range(2):
         local.publish(volume, "node1", tmp_path / "staging", tmp_path / "first", only)
-    with pytest.raises(StorageError, match="is for one pod, which has it at ") as refused:
+    with pytest.raises(StorageError, match="is single-pod, and published at ") as refused:
         local.publish(volume, "node1", tmp_path / "staging", tmp_path / "second", only)
     assert refused.value.code == "FAILED_PRECONDITION"
     unpublish(local, volume, "node1", tmp_path / "first")
     local.publish(volume, "node1", tmp_path / "staging", tmp_path / "second", only)
 
 
-def test_a_device_is_not_mounted_and_a_file_system_is_no_device(local: Lab, tmp_path: Path) -> None:
+def test_access_type_must_match_the_volume(local: Lab, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="is a file system"):
         local.stage(on_node1(local), "node1", tmp_path / "staging", BLOCK_1)
     with pytest.raises(StorageError, match="is a device"):
@@ -127,7 +127,7 @@ def test_a_device_is_not_mounted_and_a_file_system_is_no_device(local: Lab, tmp_
 
 
 @pytest.mark.parametrize("block", [False, True])
-def test_a_volume_grows_in_use(local: Lab, tmp_path: Path, block: bool) -> None:
+def test_volume_expands_online(local: Lab, tmp_path: Path, block: bool) -> None:
     wanted = capability(block=block)
     volume, node = on_node1(local, volume_capabilities=[wanted]), local.hosts["node1"]
     local.stage(volume, "node1", tmp_path / "staging", wanted)
@@ -150,13 +150,13 @@ def test_a_volume_grows_in_use(local: Lab, tmp_path: Path, block: bool) -> None:
     assert refused.value.code == "NOT_FOUND"
 
 
-def test_a_node_that_booted_has_nothing_staged(shared: Lab, tmp_path: Path) -> None:
+def test_reboot_clears_staging(shared: Lab, tmp_path: Path) -> None:
     volume = shared.volume(volume_capabilities=[BLOCK])
     for name in ("node1", "node2"):
         shared.attach(volume, name, volume_capability=BLOCK)
         shared.stage(volume, name, tmp_path / name, BLOCK)
     shared.nodes["node1"].join()
-    assert shared.pools.volume(volume.volume_id).staged == ("node1", "node2"), "the driver alone was started again"
+    assert shared.pools.volume(volume.volume_id).staged == ("node1", "node2"), "only the driver was restarted"
     shared.hosts["node1"].booted = "second"
     shared.nodes["node1"].join()
     assert shared.pools.volume(volume.volume_id).staged == ("node2",)
@@ -166,16 +166,16 @@ def test_a_node_that_booted_has_nothing_staged(shared: Lab, tmp_path: Path) -> N
     assert shared.hosts["node1"].machine.loops == {}
 
 
-def test_a_nodes_name_is_its_topology(local: Lab, shared: Lab) -> None:
+def test_topology_is_the_node_name(local: Lab, shared: Lab) -> None:
     told = local.nodes["node2"].NodeGetInfo(csi.NodeGetInfoRequest(), None)
     assert (told.node_id, told.accessible_topology) == ("node2", on("node2"))
     assert not shared.nodes["node2"].NodeGetInfo(csi.NodeGetInfoRequest(), None).HasField("accessible_topology")
 
 
-# ---- what the node's programs print
+# ---- output of the node's programs
 
 
-def test_loop_devices_are_read() -> None:
+def test_losetup_output_is_parsed() -> None:
     text = """{"loopdevices": [
       {"name": "/dev/loop1", "back-ino": 10266938, "back-maj:min": "254:0"},
       {"name": "/dev/loop0", "back-ino": null, "back-maj:min": null}]}"""
@@ -183,7 +183,7 @@ def test_loop_devices_are_read() -> None:
     assert host.parse_loops("") == []
 
 
-def test_mounts_are_read() -> None:
+def test_mountinfo_is_parsed() -> None:
     text = (
         "36 35 7:0 / /var/lib/kubelet/with\\040space rw,noatime master:1 - xfs /dev/loop0 rw\n"
         "37 35 0:52 / /proc rw - proc proc rw\n"
@@ -192,7 +192,7 @@ def test_mounts_are_read() -> None:
     assert host.parse_mounts(text)[0].major_minor == (7, 0)
 
 
-def test_a_fake_node_has_every_method_of_a_real_one() -> None:
+def test_fake_node_implements_every_method() -> None:
     public = {name for name in vars(host.CsiHost) if not name.startswith("_")}
     inherited = {"path", "mounts", "format"}
-    assert public - inherited <= set(vars(FakeHost)), "what the fake inherits would touch the machine"
+    assert public - inherited <= set(vars(FakeHost)), "methods that the fake inherits would change the machine"
