@@ -133,7 +133,7 @@ def _ensure(one: route.RtnetlinkSocket, link: route.LinkInfo, wanted: Interface,
         if not force:
             raise CniError(
                 errors.KERNEL,
-                f"{link.name} has the address {held.interface} and needs {wanted}; forceAddress would replace it",
+                f"{link.name} has the address {held.interface} instead of {wanted}; set forceAddress to replace it",
             )
         one.do(route.del_address(link.index, held.interface))
     try:

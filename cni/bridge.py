@@ -64,7 +64,7 @@ def _filter_mac(resources: HostResources, desired: DesiredAttachment, mac: str) 
         with resources.nft.lend() as socket:
             mac_filter.add(socket, desired.outside, mac)
     except OSError as error:
-        raise CniError(errors.KERNEL, f"macspoofchk: nftables refuses its rules: {error}") from None
+        raise CniError(errors.KERNEL, f"macspoofchk: the kernel rejected the nftables rules: {error}") from None
 
 
 def _layer3(
@@ -198,7 +198,7 @@ def check(call: Invocation, resources: HostResources) -> bytes:
     found += host.run_in_netns(call.netns, lambda: _inside_faults(call, desired, result, mac))
     with resources.nft.lend() as socket:
         if desired.guard and not mac_filter.allows(socket, desired.outside, mac):
-            found.append(f"macspoofchk does not guard {desired.outside} for {mac}")
+            found.append(f"macspoofchk has no rule on {desired.outside} for {mac}")
         mine = [ip for ip in addresses.interfaces(result) if desired.ipam]
         if desired.masquerade and mine and not masquerade.active(socket, desired.outside, mine):
             found.append(f"the addresses behind {desired.outside} are not masqueraded")
@@ -260,7 +260,7 @@ def status(call: Invocation, resources: HostResources) -> bytes:
             with resources.nft.lend() as socket:
                 mac_filter.guarded(socket)
     except OSError as error:
-        raise CniError(errors.UNAVAILABLE, f"the kernel does not serve us: {error}") from None
+        raise CniError(errors.UNAVAILABLE, f"netlink is not available: {error}") from None
     if kind := desired_attachment.ipam_type(conf):
         ipam.run(kind, "STATUS", call, resources.own)
     return b""

@@ -198,16 +198,16 @@ static int answer(int connection) {
     uint8_t header[ANSWER_HEADER];
     int64_t deadline = now() + (int64_t)ANSWER_SECONDS * 1000;
     if (take(connection, header, sizeof header, deadline) < 0)
-        return fail(11, "the daemon of cnv-bridge and cnv-tuning gave no answer; try again later");
+        return fail(11, "the daemon of cnv-bridge and cnv-tuning did not respond; try again later");
     uint32_t code = get(header + 4), out = get(header + 8), error = get(header + 12);
     if (memcmp(header, "HLC1", 4) != 0 || out > OUTPUT_LIMIT || error > OUTPUT_LIMIT - out)
-        return fail(11, "the daemon of cnv-bridge and cnv-tuning gave an answer that is none; try again later");
+        return fail(11, "the daemon of cnv-bridge and cnv-tuning sent an invalid response; try again later");
     uint8_t *body = malloc((size_t)out + error + 1);
     if (body == NULL)
         return fail(11, "out of memory");
     if (take(connection, body, (size_t)out + error, deadline) < 0) {
         free(body);
-        return fail(11, "the daemon of cnv-bridge and cnv-tuning went away; try again later");
+        return fail(11, "the daemon of cnv-bridge and cnv-tuning closed the connection; try again later");
     }
     write_all(STDOUT_FILENO, body, out);
     write_all(STDERR_FILENO, body + out, error);
@@ -247,6 +247,6 @@ int main(int argc, char **argv) {
     if (connection < 0)
         return fail(11, "the daemon of cnv-bridge and cnv-tuning is not there; try again later");
     if (deliver(connection, REQUEST_HEADER + used + (size_t)input, netns) < 0)
-        return fail(11, "the daemon of cnv-bridge and cnv-tuning takes no calls; try again later");
+        return fail(11, "the daemon of cnv-bridge and cnv-tuning does not accept calls; try again later");
     return answer(connection);
 }

@@ -37,7 +37,7 @@ def listen(path: str) -> socket.socket:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0:
-        raise OSError(0, f"{folder} is not a folder of root's")
+        raise OSError(0, f"{folder} is not a directory owned by root")
     folder.chmod(0o700)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     draft = Path(f"{path}.{os.getpid()}")
@@ -125,7 +125,7 @@ class Daemon:
                         return None
                 except OSError as error:
                     if not self._stopping:
-                        log.error("cannot take calls, trying again", error=str(error))
+                        log.error("cannot accept connections, retrying", error=str(error))
                         time.sleep(0.2)
             with self._lock:
                 self._workers -= 1
@@ -149,9 +149,9 @@ class Daemon:
             answer = self._answer(connection)
             wire.send_answer(connection, answer)
         except (OSError, wire.WireError) as error:
-            log.info("a call was lost", error=str(error))
+            log.info("connection to the client lost", error=str(error))
         except Exception as error:
-            log.error("a call failed by a fault of this program", exc_info=error)
+            log.error("unhandled exception in call", exc_info=error)
 
     def _answer(self, connection: socket.socket) -> wire.WireAnswer:
         try:

@@ -50,14 +50,14 @@ def desired_attachment(conf: BridgeConf, call: Invocation) -> DesiredAttachment:
     if fault := interface_fault(bridge):
         raise CniError(errors.CONFIG, f"$.bridge: {bridge[:40]!r} {fault}")
     if conf.mtu and conf.mtu < 68:
-        raise CniError(errors.CONFIG, f"$.mtu: {conf.mtu} is less than 68, the least there is")
+        raise CniError(errors.CONFIG, f"$.mtu: {conf.mtu} is less than the minimum of 68")
     if conf.hairpinMode and conf.promiscMode:
         raise CniError(errors.CONFIG, "$.hairpinMode and $.promiscMode exclude each other")
     if conf.ipMasqBackend not in _BACKENDS:
         raise CniError(errors.CONFIG, f"$.ipMasqBackend: {conf.ipMasqBackend[:40]!r} is not nftables or iptables")
     ipam = ipam_type(conf)
     if conf.disableContainerInterface and ipam:
-        raise CniError(errors.CONFIG, "$.disableContainerInterface: an interface that stays down can have no ipam")
+        raise CniError(errors.CONFIG, "$.disableContainerInterface: cannot be combined with ipam")
     return DesiredAttachment(
         network=conf.name or "",
         version=conf.cniVersion or "",
@@ -108,9 +108,9 @@ def trunk(conf: BridgeConf) -> frozenset[int]:
     for position, each in enumerate(conf.vlanTrunk or []):
         where = f"$.vlanTrunk[{position}]"
         if (each.minID is None) != (each.maxID is None):
-            raise CniError(errors.CONFIG, f"{where}: minID and maxID go together")
+            raise CniError(errors.CONFIG, f"{where}: minID and maxID must be set together")
         if each.minID is None and each.id is None:
-            raise CniError(errors.CONFIG, f"{where}: needs minID and maxID, or id")
+            raise CniError(errors.CONFIG, f"{where}: minID and maxID, or id: required")
         if each.minID is not None and each.maxID is not None:
             if each.minID > each.maxID:
                 raise CniError(errors.CONFIG, f"{where}: minID {each.minID} is greater than maxID {each.maxID}")

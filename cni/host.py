@@ -116,7 +116,7 @@ class HostResources:
         if link is None:
             return False
         if link.kind != "veth":
-            raise OSError(0, f"{name} is no veth device: it was not made here")
+            raise OSError(0, f"{name} is not a veth device: it was not created by this plugin")
         with contextlib.closing(_DeviceRemoval(link.index)) as departure:
             future = self._removers.submit(self._remove_waiting, link.index, departure.wake())
             if departure.wait(_REMOVE_SECONDS):

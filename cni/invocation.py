@@ -109,7 +109,7 @@ def check(request: WireRequest, peer: int, own: OwnNamespaces) -> Invocation:
         )
     missing = [name for name in needed[command] if not environment.get(name)]
     if missing:
-        raise CniError(errors.ENVIRONMENT, f"{command} needs {', '.join(missing)} in the environment")
+        raise CniError(errors.ENVIRONMENT, f"{command} requires {', '.join(missing)} in the environment")
     if command in ("ADD", "CHECK", "DEL"):
         _check_names(container, interface)
     if command in ("ADD", "CHECK"):

@@ -38,7 +38,7 @@ def add(kind: str, call: Invocation, version: str, own: OwnNamespaces) -> spec.C
     if not found.ips:
         with contextlib.suppress(CniError):
             run(kind, "DEL", call, own)
-        raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} gave no address")
+        raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} returned no address")
     return found
 
 
@@ -101,7 +101,7 @@ def _run(kind: str, command: str, call: Invocation, own: OwnNamespaces, stdin: b
     try:
         return code, msgspec.json.decode(stdout) if stdout.strip() else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} printed no JSON: {error}") from None
+        raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} did not print JSON: {error}") from None
 
 
 def _find(kind: str, path: tuple[str, ...]) -> str:
@@ -110,7 +110,7 @@ def _find(kind: str, path: tuple[str, ...]) -> str:
         if Path(candidate).is_file() and os.access(candidate, os.X_OK):
             return candidate
     raise CniError(
-        errors.DELEGATE, f"the IPAM plugin {kind} is in none of the folders of CNI_PATH: {':'.join(path)[:500]}"
+        errors.DELEGATE, f"the IPAM plugin {kind} is in none of the directories of CNI_PATH: {':'.join(path)[:500]}"
     )
 
 
@@ -150,7 +150,7 @@ def _converse(process: subprocess.Popen[bytes], stdin: bytes) -> tuple[bytes, by
             selector.register(fd, selectors.EVENT_READ)
         while any(key.fileobj in output for key in selector.get_map().values()):
             if time.monotonic() > deadline:
-                raise OSError(0, f"gave no answer within {SECONDS} s")
+                raise OSError(0, f"did not respond within {SECONDS} s")
             for key, _ in selector.select(max(0.01, deadline - time.monotonic())):
                 if key.fileobj is process.stdin:
                     left = _feed(process, left)

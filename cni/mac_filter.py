@@ -47,7 +47,7 @@ def add(socket: nft.Nft, interface: str, mac: str) -> None:
                 remove(socket, interface)
             else:
                 raise
-    raise OSError(errno.EBUSY, f"somebody else keeps changing the nftables table {TABLE}")
+    raise OSError(errno.EBUSY, f"another process keeps changing the nftables table {TABLE}")
 
 
 def _make_table(socket: nft.Nft) -> None:

@@ -95,14 +95,14 @@ def _served(
     if not call.container:
         return wire.WireAnswer(0, verb(call, resources))
     if not attachment_locks.take(call.attachment, _LOCK_SECONDS):
-        raise CniError(errors.LATER, "another call for the same interface is still under way; try again later")
+        raise CniError(errors.LATER, "another call for the same interface is in progress; try again later")
     try:
         if call.command == "ADD" and not waiting():
-            raise CniError(errors.LATER, "the caller has gone before its ADD was begun")
+            raise CniError(errors.LATER, "the caller disconnected before ADD started")
         output = verb(call, resources)
         if call.command == "ADD" and not waiting():
             PLUGINS[call.plugin]["DEL"](call, resources)
-            raise CniError(errors.LATER, "the caller has gone before its ADD was through; it was undone")
+            raise CniError(errors.LATER, "the caller disconnected before ADD completed; it was rolled back")
         return wire.WireAnswer(0, output)
     finally:
         attachment_locks.leave(call.attachment)
@@ -114,7 +114,7 @@ def _check_version(call: Invocation) -> None:
         return
     given = _version(call.stdin)
     if given in version.SUPPORTED and not version.at_least(given, since):
-        raise CniError(errors.VERSION, f"{call.command} came with CNI {since}; the network configuration has {given}")
+        raise CniError(errors.VERSION, f"{call.command} requires CNI {since}; cniVersion in the network configuration is {given}")
 
 
 def _version(stdin: bytes) -> str:
@@ -134,8 +134,8 @@ def _fault(error: Exception) -> CniError:
             errors.LATER if error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM) else errors.KERNEL
         )
         return CniError(code, f"the kernel refused: {error.strerror or error}", repr(error))
-    log.error("a call failed by a fault of this program", exc_info=error)
-    return CniError(errors.INTERNAL, f"a fault of this program: {type(error).__name__}: {error}")
+    log.error("unhandled exception in call", exc_info=error)
+    return CniError(errors.INTERNAL, f"internal error: {type(error).__name__}: {error}")
 
 
 def _refused(request: wire.WireRequest, error: CniError) -> wire.WireAnswer:
@@ -143,7 +143,7 @@ def _refused(request: wire.WireRequest, error: CniError) -> wire.WireAnswer:
     fields = error.fields(known if known in version.SUPPORTED else version.LATEST)
     environment = request.environment
     log.info(
-        "refused",
+        "call failed",
         plugin=request.plugin[:40],
         command=environment.get("CNI_COMMAND", "")[:20],
         container=environment.get("CNI_CONTAINERID", "")[:80],

@@ -27,7 +27,7 @@ def ensure_bridge(
     if wanted.vlans and not link.vlan_filtering:
         raise CniError(
             errors.CONFIG,
-            f"$.vlan: {wanted.bridge} does not filter VLANs, so they would not be kept apart; turn it on with "
+            f"$.vlan: {wanted.bridge} has VLAN filtering disabled; enable it with "
             f"`ip link set {wanted.bridge} type bridge vlan_filtering 1`",
         )
     flags = (0 if link.up else route.IFF_UP) | _promiscuity(link, wanted)
@@ -49,12 +49,12 @@ def _make(
         _own_routes(wanted.bridge)
     except NetlinkRefusal as refusal:
         if refusal.errno == errno.EOPNOTSUPP and wanted.vlans:
-            raise CniError(errors.CONFIG, "$.vlan: the kernel of this node has no VLAN filtering of bridges") from None
+            raise CniError(errors.CONFIG, "$.vlan: the kernel of this node does not support bridge VLAN filtering") from None
         if refusal.errno != errno.EEXIST:
             raise
     link = one.link(wanted.bridge)
     if link is None:
-        raise CniError(errors.KERNEL, f"the bridge {wanted.bridge} was made and has disappeared")
+        raise CniError(errors.KERNEL, f"the bridge {wanted.bridge} was created and has disappeared")
     return link
 
 
@@ -129,7 +129,7 @@ def faults(one: route.RtnetlinkSocket, wanted: DesiredAttachment) -> list[str]:
     if bridge is None or bridge.kind != "bridge":
         return [f"there is no bridge {wanted.bridge}"]
     if link is None:
-        return [f"{wanted.outside} is gone"]
+        return [f"{wanted.outside} does not exist"]
     found = []
     if link.master != bridge.index:
         found.append(f"{wanted.outside} is not a port of {wanted.bridge}")

@@ -14,4 +14,4 @@ def log_errors(work: Callable[..., Any], *arguments: Any) -> None:
         work(*arguments)
     except Exception as error:
         name = getattr(work, "__name__", str(work))
-        log.warning("a failed ADD could not be undone completely", step=name, error=str(error))
+        log.warning("the rollback of a failed ADD is incomplete", step=name, error=str(error))

@@ -138,7 +138,7 @@ def decode(raw: bytes, kind: type[C]) -> C:
         given = repr(conf.cniVersion) if conf.cniVersion else "no cniVersion"
         raise CniError(
             errors.VERSION,
-            f"the network configuration has {given[:80]}; supported are {', '.join(version.SUPPORTED)}",
+            f"the network configuration has {given[:80]}; supported: {', '.join(version.SUPPORTED)}",
         )
     if not conf.name or not _NETWORK.fullmatch(conf.name) or len(conf.name) > 250:
         raise CniError(
@@ -154,7 +154,7 @@ def mac(value: str, where: str) -> str:
     if not _MAC.fullmatch(value):
         raise CniError(errors.CONFIG, f"{where}: {value[:80]!r} is not a MAC address (six bytes, 02:00:00:00:00:01)")
     if int(value[:2], 16) & 1 or not int(value.replace(":", "").replace("-", ""), 16):
-        raise CniError(errors.CONFIG, f"{where}: {value!r} is a group's address or zero, which no interface can have")
+        raise CniError(errors.CONFIG, f"{where}: {value!r} is a multicast or all-zero address")
     return value.lower().replace("-", ":")
 
 

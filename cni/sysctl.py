@@ -42,7 +42,7 @@ def parse(given: dict[str, str], interface: str) -> list[Sysctl]:
         parts = _parts(key)
         if parts[0] != "net" or len(parts) < 2:
             raise CniError(
-                errors.CONFIG, f"$.sysctl: {key[:80]!r} is not below net, which is all a container may change"
+                errors.CONFIG, f"$.sysctl: {key[:80]!r} is not below net; only net.* can be changed"
             )
         if any(part in ("", ".", "..") or "\0" in part or "/" in part for part in parts):
             raise CniError(errors.CONFIG, f"$.sysctl: {key[:80]!r} is not the name of a sysctl")
@@ -73,7 +73,7 @@ def permit(wanted: list[Sysctl], root: int) -> None:
     try:
         allowed = [re.compile(line.strip()) for line in text.splitlines() if line.strip()]
     except re.error as error:
-        raise CniError(errors.IO, f"/{ALLOW_LIST} has a line that is no regular expression: {error}") from None
+        raise CniError(errors.IO, f"/{ALLOW_LIST} has a line that is not a regular expression: {error}") from None
     for each in wanted:
         if not any(pattern.search(each.name) for pattern in allowed):
             raise CniError(errors.FORBIDDEN, f"the sysctl {each.name} is not in this node's /{ALLOW_LIST}")

@@ -48,7 +48,7 @@ def desired_tuning(conf: TuningConf, call: Invocation) -> DesiredTuning:
         mac, where = over.mac, "$.args.cni.mac"
     mtu = over.mtu if over.mtu is not None else conf.mtu
     if mtu and mtu < 68:
-        raise CniError(errors.CONFIG, f"$.mtu: {mtu} is less than 68, the least there is")
+        raise CniError(errors.CONFIG, f"$.mtu: {mtu} is less than the minimum of 68")
     return DesiredTuning(
         network=conf.name or "",
         sysctls=tuple(sysctl.parse((over.sysctl if over.sysctl is not None else conf.sysctl) or {}, call.interface)),
@@ -70,7 +70,7 @@ def _permit(over: spec.Tunables, conf: TuningConf) -> None:
     if refused:
         raise CniError(
             errors.CONFIG,
-            f"$.args.cni.{refused[0]}: a pod may not set it on the network {conf.name}; it may where the network's "
+            f"$.args.cni.{refused[0]}: a pod may not set it on the network {conf.name}, unless the network's "
             f'configuration has "allowedArgs": ["{refused[0]}"]',
         )
 
@@ -79,7 +79,7 @@ def add(call: Invocation, resources: HostResources) -> bytes:
     """ADD. Undoes itself if it fails. Raises CniError, OSError."""
     conf = spec.decode(call.stdin, TuningConf)
     if conf.prevResult is None:
-        raise CniError(errors.CONFIG, "$.prevResult: cnv-tuning needs a plugin before it in the chain, and its result")
+        raise CniError(errors.CONFIG, "$.prevResult: required; cnv-tuning must follow another plugin in the chain")
     result = spec.result(conf.prevResult, conf.cniVersion or "", errors.CONFIG, "$.prevResult")
     desired = desired_tuning(conf, call)
     # The nftables socket is taken here, outside: a socket belongs to the namespace that it was opened in.
@@ -94,7 +94,7 @@ def _folder(call: Invocation, resources: HostResources, data_dir: str) -> Iterat
     try:
         root = root_of(call.peer)
     except OSError as error:
-        raise CniError(errors.LATER, f"the caller has gone: {error}") from None
+        raise CniError(errors.LATER, f"the caller disconnected: {error}") from None
     with proc.closing(root):
         yield Folder(root, data_dir, resources.data_roots), root
 

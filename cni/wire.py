@@ -71,7 +71,7 @@ def receive_request(connection: socket.socket, deadline: float) -> WireRequest:
             data += _more(connection, REQUEST.size - len(data), deadline)
         magic, environment, stdin = REQUEST.unpack_from(data)
         if magic != MAGIC or environment > ENVIRONMENT_LIMIT or stdin > INPUT_LIMIT:
-            raise WireError("not a request, or one that is too long")
+            raise WireError("invalid or oversized request")
         whole = bytearray(data)
         total = REQUEST.size + environment + stdin
         while len(whole) < total:

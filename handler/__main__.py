@@ -105,7 +105,7 @@ def _gateway_tasks(kube: Kube, node: str, reconciler: VmiReconciler) -> list[Cor
     """What it takes to serve the gateway."""
     host = os.environ.get("POD_IP", "")
     if not host:
-        log.logger(component="node-service").warning("POD_IP is not set: no consoles of this node's VMs are served")
+        log.logger(component="node-service").warning("POD_IP is not set: the node service is not started")
         return []
     certificate = NodeCertificate(kube, node)
     address = f"[{host}]:{node_service.PORT}" if ":" in host else f"{host}:{node_service.PORT}"
@@ -127,8 +127,8 @@ async def _ends(stop: asyncio.Event) -> None:
 def _health(kube: Kube, reconciler: VmiReconciler) -> health.HealthServer:
     endpoints = health.HealthServer()
     health.count_calls(kube)
-    endpoints.ready("vmis", lambda: None if reconciler.vmis.is_synced else "the VMIs of this node are not known yet")
-    endpoints.ready("pods", lambda: None if reconciler.pods.is_synced else "the pods of this node are not known yet")
+    endpoints.ready("vmis", lambda: None if reconciler.vmis.is_synced else "the VMI cache has not synced yet")
+    endpoints.ready("pods", lambda: None if reconciler.pods.is_synced else "the pod cache has not synced yet")
     return endpoints
 
 
@@ -139,13 +139,13 @@ async def _sweep(reconciler: VmiReconciler, images: ImageMounts, node_setup: Nod
     while True:
         try:
             if dropped := await images.sweep(reconciler.living()):
-                logger.info("Let go of images of pods that are gone", views=dropped)
+                logger.info("Released images of deleted pods", views=dropped)
         except ImagePullFailed as error:
-            logger.warning("Could not look for left-over images", why=error.message)
+            logger.warning("Could not release images of deleted pods", why=error.message)
         try:
             node_setup.sweep(reconciler.living())
         except OSError as error:
-            logger.warning("Could not remove the records of pods that are gone", why=str(error))
+            logger.warning("Could not remove interface records of deleted pods", why=str(error))
         await asyncio.sleep(3600)
 
 
@@ -154,7 +154,7 @@ def main() -> int:
     log.setup("handler")
     node = os.environ.get("NODE_NAME")
     if not node:
-        print("NODE_NAME is not set: the handler must know which node it is on", file=sys.stderr)
+        print("NODE_NAME is not set: set it to the name of this node", file=sys.stderr)
         return 2
     asyncio.run(serve(node))
     return 0

@@ -152,7 +152,7 @@ async def refuse(context: Any, error: Exception) -> NoReturn:
     elif isinstance(error, HypervisorError | DhcpError):
         code = grpc.StatusCode.INTERNAL
     else:
-        log("error", "a call failed for want of better code", error=repr(error))
+        log("error", "unhandled exception in RPC", error=repr(error))
         code = grpc.StatusCode.INTERNAL
     await context.abort(code, str(error).encode()[:_DETAILS_BYTES].decode(errors="ignore"))
     raise AssertionError("abort() raises")

@@ -74,10 +74,10 @@ def _number(path: pathlib.Path) -> int:
 def _refusal(name: str, pods: frozenset[str], choice: BridgePolicy) -> str:
     """Why a bridge may not be offered; empty if it may."""
     if name in pods:
-        return "it is the pod network's"
+        return "it belongs to the pod network"
     if not choice.permits(name):
-        return f"the KubeVirt object's annotations ({', '.join(ANNOTATIONS)}) leave it out"
-    return "" if _NAME.fullmatch(name) else "its name cannot be that of a resource"
+        return f"excluded by the annotations of the KubeVirt object ({', '.join(ANNOTATIONS)})"
+    return "" if _NAME.fullmatch(name) else "its name is not valid in a resource name"
 
 
 def _is_same(namespace: str, other: str) -> bool:
@@ -142,7 +142,7 @@ class BridgePlugins:
         try:
             pods = await self._pod_network()
         except OSError as error:
-            _log.warning("The node's CNI configuration cannot be read: trying again", why=error.strerror or str(error))
+            _log.warning("Cannot read the node's CNI configuration, retrying", why=error.strerror or str(error))
             return
         await self._follow(self._usable(await asyncio.to_thread(self._seen), pods, choice))
 
@@ -152,28 +152,28 @@ class BridgePlugins:
         refused |= dict.fromkeys(possible[MOST:], f"more than {MOST} bridges")
         for name, why in sorted(refused.items()):
             if self._refused.get(name) != why:
-                _log.warning("A bridge is not offered to VMs", bridge=name, why=why)
+                _log.warning("Bridge is not advertised to kubelet", bridge=name, why=why)
         self._refused = refused
         return set(possible[:MOST])
 
     async def _follow(self, wanted: set[str]) -> None:
         for name in sorted(wanted - set(self._plugins)):
-            _log.info("Offering a bridge", bridge=name)
+            _log.info("Advertising bridge", bridge=name)
             self._plugins[name] = asyncio.create_task(self._serve(name), name=f"bridge-{name}")
         gone = [(name, self._plugins.pop(name)) for name in sorted(set(self._plugins) - wanted)]
         for name, task in gone:
-            why = self._refused.get(name, "it is gone, or the handler is ending")
-            _log.info("No longer offering a bridge", bridge=name, why=why)
+            why = self._refused.get(name, "the bridge was removed, or the handler is stopping")
+            _log.info("Withdrawing bridge", bridge=name, why=why)
             task.cancel()
         await asyncio.gather(*(task for _, task in gone), return_exceptions=True)
 
     async def _serve(self, name: str) -> None:
         plugin = DevicePluginServer(
-            f"{PREFIX}/{name}", f"bridge-{name}", kvm_probe.KvmProbe(True, f"{name} is there"), self._directory
+            f"{PREFIX}/{name}", f"bridge-{name}", kvm_probe.KvmProbe(True, f"{name} exists"), self._directory
         )
         while True:
             try:
                 await plugin.run()
             except OSError as error:
-                _log.warning("Cannot offer a bridge: trying again", bridge=name, why=error.strerror)
+                _log.warning("Cannot advertise bridge, retrying", bridge=name, why=error.strerror)
                 await asyncio.sleep(self._poll)

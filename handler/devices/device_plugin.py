@@ -33,11 +33,11 @@ async def openable(device: str) -> kvm_probe.KvmProbe:
     """Whether a device node is there and opens."""
     try:
         if not stat.S_ISCHR(pathlib.Path(device).stat().st_mode):
-            return kvm_probe.KvmProbe(False, f"{device} is not a device")
+            return kvm_probe.KvmProbe(False, f"{device} is not a character device")
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError as error:
-        return kvm_probe.KvmProbe(False, f"{device} does not open: {error.strerror}")
-    return kvm_probe.KvmProbe(True, f"{device} opens")
+        return kvm_probe.KvmProbe(False, f"{device} cannot be opened: {error.strerror}")
+    return kvm_probe.KvmProbe(True, f"{device} can be opened")
 
 
 class DevicePluginServer(services.DevicePluginServicer):
@@ -145,7 +145,7 @@ class DevicePluginServer(services.DevicePluginServicer):
             try:
                 await services.RegistrationStub(channel).Register(request, timeout=_REGISTER_SECONDS)
             except grpc.aio.AioRpcError as error:
-                self._log.warning("kubelet did not take the device plugin: trying again", why=error.details())
+                self._log.warning("kubelet rejected the device plugin's registration, retrying", why=error.details())
                 return False
         self._log.info("Registered with kubelet")
         return True

@@ -106,7 +106,7 @@ async def probe(device: str = DEVICE, deadline: float = DEADLINE_SECONDS) -> Kvm
         # A process stuck in the kernel may not even die: it is left to the reaper.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(child.wait(), 1)
-        return KvmProbe(False, f"{device} hangs: a guest did not end within {deadline:g} s")
+        return KvmProbe(False, f"{device} hangs: the probe's guest did not halt within {deadline:g} s")
     try:
         answer = json.loads(output)
         return KvmProbe(bool(answer["works"]), str(answer["sentence"])[:500])
@@ -116,7 +116,7 @@ async def probe(device: str = DEVICE, deadline: float = DEADLINE_SECONDS) -> Kvm
 
 def _unprobed(device: str) -> KvmProbe:
     if os.access(device, os.R_OK | os.W_OK):
-        return KvmProbe(True, f"{device} is there; the timed probe exists for x86_64 only")
+        return KvmProbe(True, f"{device} exists; the timed probe runs on x86_64 only")
     return KvmProbe(False, f"{device} is missing")
 
 
@@ -132,12 +132,12 @@ def measure(device: str) -> KvmProbe:
         return KvmProbe(False, f"{device} does not work: {error.strerror or error}")
     if slowest > LIMIT_SECONDS:
         return KvmProbe(False, _too_slow(device))
-    return KvmProbe(True, f"{device} ran {ROUNDS:,} rounds in {slowest * 1000:.1f} ms")
+    return KvmProbe(True, f"{device} executed {ROUNDS:,} loop iterations in {slowest * 1000:.1f} ms")
 
 
 def _too_slow(device: str) -> str:
     return (
-        f"{device} only emulates: {ROUNDS:,} rounds take over {LIMIT_SECONDS:g} s, where a processor needs about 1 ms"
+        f"{device} emulates guest code in software: {ROUNDS:,} loop iterations took over {LIMIT_SECONDS:g} s, hardware needs about 1 ms"
     )
 
 
@@ -152,7 +152,7 @@ def _timed(device: str, long_mode: bool) -> float:
         system = owned(os.open(device, os.O_RDWR | os.O_CLOEXEC))
         version = fcntl.ioctl(system, _GET_API_VERSION, 0)
         if version != 12:
-            raise _KvmUnusable(f"{device} speaks version {version} of its interface, not 12")
+            raise _KvmUnusable(f"{device} has KVM API version {version}, expected 12")
         machine = owned(fcntl.ioctl(system, _CREATE_VM, 0))
         memory = mmap.mmap(-1, _MEMORY)
         memory[_CODE : _CODE + len(_PROGRAM)] = _PROGRAM
@@ -167,7 +167,7 @@ def _timed(device: str, long_mode: bool) -> float:
         registers = fcntl.ioctl(cpu, _GET_REGS, bytes(144))
         accumulator, _, counter = struct.unpack_from("=QQQ", registers)
         if reason != _EXIT_HLT or accumulator != _MAGIC or counter != 0:
-            raise _KvmUnusable(f"{device} runs guest code wrongly (exit reason {reason})")
+            raise _KvmUnusable(f"{device} executed guest code incorrectly (exit reason {reason})")
         return seconds
 
 

@@ -33,7 +33,7 @@ def wanted(vmi: VirtualMachineInstance) -> int:
     """Bytes that a guest with a VFIO device may lock; libvirt has guest memory in whole MiB. Raises NetworkError."""
     memory = defaults.guest_memory(vmi.spec.domain)
     if memory is None:
-        raise NetworkError("spec.domain.memory.guest: missing, so nobody knows how much memory a device has to reach")
+        raise NetworkError("spec.domain.memory.guest: required by the sriov binding, which locks all guest memory")
     return -(-quantity_bytes(memory) // MIB) * MIB + GIB
 
 
@@ -79,7 +79,7 @@ def allow(
         if not found:
             return changed
     raise NetworkError(
-        f"interface {interface}: the launcher starts processes faster than their limits on locked memory can be raised"
+        f"interface {interface}: the launcher forks faster than RLIMIT_MEMLOCK of its processes can be raised"
     )
 
 
@@ -103,11 +103,11 @@ def _raise_once(pod_uid: str, interface: str, amount: int, user: int, set_limits
 
 def _message(interface: str, pid: int, amount: int, error: OSError) -> str:
     what = (
-        f"interface {interface}: process {pid} of the launcher cannot be allowed to lock {amount // MIB} MiB of memory"
+        f"interface {interface}: cannot raise RLIMIT_MEMLOCK of launcher process {pid} to {amount // MIB} MiB"
     )
     if error.errno == errno.EPERM:
         return (
             f"{what}, which the sriov binding needs: the handler lacks CAP_SYS_RESOURCE; run its container privileged, "
-            "as the manifests have it"
+            "as in the manifests"
         )
     return f"{what}: {error.strerror or error}"

@@ -119,21 +119,21 @@ class LauncherConnection:
     def process(self) -> proc.Process:
         """The verified process of the launcher. Raises LauncherUnavailable."""
         if self._process is None:
-            raise LauncherUnavailable(self.trouble or "the launcher is not there yet")
+            raise LauncherUnavailable(self.trouble or "the launcher is not connected yet")
         return self._process
 
     @property
     def stub(self) -> services.LauncherStub:
         """For what else the launcher can be asked, while there is a conversation. Raises LauncherUnavailable."""
         if self._stub is None:
-            raise LauncherUnavailable(self.trouble or "the launcher is not there yet")
+            raise LauncherUnavailable(self.trouble or "the launcher is not connected yet")
         return self._stub
 
     async def report(self) -> pb.Report:
         """What the launcher says now, unchecked. Raises LauncherUnavailable, TimeoutError, AioRpcError."""
         report = await self._answer(self.stub)
         if report is None:
-            raise LauncherUnavailable("the launcher's answer cannot be read")
+            raise LauncherUnavailable("the launcher's response cannot be decoded")
         return report
 
     async def close(self) -> None:
@@ -167,22 +167,22 @@ class LauncherConnection:
             self._began = 0.0
             try:
                 await self._converse()
-                trouble = "the launcher ended the conversation"
+                trouble = "the launcher closed the connection"
             except LauncherUnavailable as error:
                 trouble = error.message
             except OverBudget as error:
                 trouble = self.cut_off = error.message
                 self._floods += 1
-                self._log.error("A launcher was cut off", why=error.message, times=self._floods)
+                self._log.error("Launcher cut off: it exceeded its frame budget", why=error.message, times=self._floods)
             except grpc.aio.AioRpcError as error:
                 trouble = f"the launcher does not answer: {reports.text(error.details() or error.code().name)}"
             except DecodeError:
-                trouble = "the launcher's answer cannot be read"
+                trouble = "the launcher's response cannot be decoded"
                 self._short += 1
             except TimeoutError:
                 trouble = f"the launcher hangs: no answer within {self._answer_seconds:g} s"
             except Exception as error:
-                self._log.exception("The conversation failed in a way nobody foresaw")
+                self._log.exception("Unhandled exception in the launcher connection")
                 trouble = str(error)
                 self._short += 1
             if self._began and time.monotonic() - self._began >= _CUT_OFF_RESET_SECONDS:
@@ -234,7 +234,7 @@ class LauncherConnection:
         if self._slot is not None:
             self._slot.end()
         if self.trouble:
-            self._log.info("The launcher answers")
+            self._log.info("Connected to the launcher")
         self.trouble = self.cut_off = ""
         self._changed()
         try:
@@ -267,7 +267,7 @@ class LauncherConnection:
                     return report
             finally:
                 call.cancel()
-        raise LauncherUnavailable("the launcher ended the conversation")
+        raise LauncherUnavailable("the launcher closed the connection")
 
     async def _follow(self, stub: services.LauncherStub) -> None:
         """Takes reports until the stream ends. A launcher that hangs is found out by asking it now and then."""
@@ -296,7 +296,7 @@ class LauncherConnection:
 
     def _take(self, report: pb.Report | None) -> None:
         if report is None:  # what gRPC makes of a message that cannot be parsed
-            raise DecodeError("the launcher's answer cannot be read")
+            raise DecodeError("the launcher's response cannot be decoded")
         if self.state is not None and self.state.ended:
             return  # nothing can follow the end
         if report.sequence < self._sequence:

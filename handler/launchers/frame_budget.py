@@ -135,7 +135,7 @@ class FrameMeter:
             length = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
             kind, flags = data[at + 3], data[at + 4]
             if length > MAX_FRAME:
-                raise OverBudget("size", f"it sent a frame of {length} bytes, more than the {MAX_FRAME} agreed on")
+                raise OverBudget("size", f"it sent a frame of {length} bytes, over SETTINGS_MAX_FRAME_SIZE ({MAX_FRAME})")
             if kind == DATA and length and not self._block:
                 frames += 1
             else:
@@ -149,7 +149,7 @@ class FrameMeter:
 
     def _other(self, now: float, kind: int, flags: int, length: int) -> None:
         if self._block and kind != CONTINUATION:
-            raise OverBudget("CONTINUATION", "it began a header block and sent something else before its end")
+            raise OverBudget("CONTINUATION", "it sent another frame inside a header block")
         self._budget.control(now, kind, flags, length)
         if kind in (HEADERS, CONTINUATION):
             self._block += length + 1

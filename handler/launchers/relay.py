@@ -16,7 +16,7 @@ from prometheus_client import Counter
 
 from handler.launchers.frame_budget import Budget, FrameMeter, OverBudget
 
-CUT_OFF = Counter("hyperlet_handler_launchers_cut_off_total", "Launchers that sent too much, by frame type", ["frame"])
+CUT_OFF = Counter("hyperlet_handler_launchers_cut_off_total", "Launchers disconnected for exceeding their frame budget, by frame type", ["frame"])
 HELD = 128 << 10
 """Bytes that may wait for one side before the other is not read any more."""
 _BACKLOG = 4

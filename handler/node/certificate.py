@@ -78,7 +78,7 @@ class NodeCertificate:
             return _configuration(newest)
 
         if self.identity is None:
-            raise RuntimeError("there is no certificate yet: await there() first")
+            raise RuntimeError("no certificate yet: await there() first")
         return grpc.dynamic_ssl_server_credentials(
             _configuration(self.identity), fetch, require_client_authentication=True
         )
@@ -90,7 +90,7 @@ class NodeCertificate:
             try:
                 self.identity = await self.obtain()
             except HyperletError as error:
-                _log.warning("No certificate was signed: trying again", why=error.message, seconds=pause)
+                _log.warning("Could not obtain the node's serving certificate, retrying", why=error.message, seconds=pause)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, longest)
                 continue
@@ -105,7 +105,7 @@ class NodeCertificate:
         bundle = (await self._kube.get(ConfigMap, self._kube.namespace, names.AUTHORITIES)).data or {}
         service = await self._kube.get(Service, self._kube.namespace, names.GATEWAY_SERVICE)
         if not bundle.get(names.SERVING_BUNDLE) or not service.spec.clusterIP:
-            raise ApiUnavailable("the gateway has not said yet whom to believe")
+            raise ApiUnavailable("the gateway has not published its CA bundle or has no clusterIP yet")
         key = await asyncio.to_thread(tls.new_key)
         signed = await self._asked(
             service.spec.clusterIP, bundle[names.SERVING_BUNDLE].encode(), tls.request(key, self._node)
@@ -115,7 +115,7 @@ class NodeCertificate:
             tls.check_pair(tls.KeyPair(identity.certificate, key))
             mine = tls.uris(identity.certificate)
         except tls.TlsError as error:
-            raise ApiUnavailable(f"the gateway's answer is not what was asked for: {error}") from error
+            raise ApiUnavailable(f"the gateway returned an invalid certificate: {error}") from error
         if mine != [names.node_uri(self._node)]:
             raise ApiUnavailable(f"the gateway signed for {mine}, not for {names.node_uri(self._node)}")
         return identity
@@ -142,7 +142,7 @@ class NodeCertificate:
                 body = await response.read()
                 if response.status != 200:
                     said = body[:MAX_MESSAGE].decode(errors="replace")
-                    raise ApiUnavailable(f"the gateway answers {response.status}: {said}")
+                    raise ApiUnavailable(f"the gateway responded {response.status}: {said}")
                 return msgspec.json.decode(body, type=_Signed)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, msgspec.DecodeError) as error:
             raise ApiUnavailable(f"the gateway at {url}: {error or type(error).__name__}") from error

@@ -61,7 +61,7 @@ class Heartbeat:
                     said, due, self.beat_at = news, loop.time() + self._period, loop.time()
                 except HyperletError as error:
                     _log.warning(
-                        "The node's heartbeat could not be written", why=error.message, again_in=_RETRY_SECONDS
+                        "Cannot write the node's heartbeat, retrying", why=error.message, again_in=_RETRY_SECONDS
                     )
             await asyncio.sleep(_RETRY_SECONDS if state is not None else _CHECKING_SECONDS)
 

@@ -43,8 +43,8 @@ def saved_interface_of(current: CurrentState, link: Link) -> SavedInterface:
     """What an interface has now. Raises NetworkError for one that cannot be under a bridge."""
     if link.kind in _ONE_MAC_KINDS:
         raise NetworkError(
-            f"the pod's interface {link.name} is of the kind {link.kind}, which carries only its own MAC address: "
-            "a guest cannot be joined to it; use a network of bridges"
+            f"the pod's interface {link.name} is a {link.kind} device, which passes only its own MAC address "
+            "and cannot be a bridge port; use a CNI plugin that creates veth interfaces"
         )
     own = current.of(link)
     routes = [
@@ -83,7 +83,7 @@ def recorded(
     bridge, _ = names_of(link.name, request.on_pod_network)
     if link.master and bridge in current.links and current.links[bridge].index == link.master:
         raise NetworkError(
-            f"interface {request.name}: the record of what {link.name} had is gone; restart the virtual machine"
+            f"interface {request.name}: the saved addresses and routes of {link.name} are lost; restart the virtual machine"
         )
     return saved_interface_of(current, link)
 
@@ -146,8 +146,8 @@ def guest_mac(request: InterfaceRequest, interface: str, given: str) -> str:
     if request.on_pod_network:
         return request.mac
     raise NetworkError(
-        f"interface {request.name}: the network gave {interface} the MAC address {given} instead of {request.mac}, "
-        "and frames from another would be lost; leave macAddress out, or use a network whose CNI plugin takes it"
+        f"interface {request.name}: the network assigned {interface} the MAC address {given} instead of {request.mac} "
+        "and drops frames from any other; remove macAddress, or use a CNI plugin that supports the mac capability"
     )
 
 

@@ -47,7 +47,7 @@ class InterfaceRecord:
 
     def __init__(self, pod_uid: str, directory: pathlib.Path = DIRECTORY) -> None:
         if not _UID.fullmatch(pod_uid):
-            raise NetworkError(f"{pod_uid[:64]!r} is no pod's UID")
+            raise NetworkError(f"{pod_uid[:64]!r} is not a pod UID")
         self._directory = directory
         self._path = directory / f"{pod_uid}.json"
 
@@ -73,7 +73,7 @@ class InterfaceRecord:
             fresh.replace(self._path)
         except OSError as error:
             raise NetworkError(
-                f"{self._path}: what the pod's interfaces have cannot be recorded: {error.strerror}"
+                f"{self._path}: cannot save the state of the pod's interfaces: {error.strerror}"
             ) from error
 
     def remove(self) -> None:

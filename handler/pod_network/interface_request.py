@@ -76,20 +76,20 @@ def requests_of(vmi: VirtualMachineInstance) -> tuple[InterfaceRequest, ...]:
     """
     nics = [nic for nic in vmi.spec.domain.devices.interfaces or [] if nic.state != "absent"]
     if len(nics) > MAX_REQUESTS:
-        raise NetworkError(f"the virtual machine has {len(nics)} interfaces; {MAX_REQUESTS} are the most")
+        raise NetworkError(f"spec.domain.devices.interfaces: {len(nics)} interfaces, at most {MAX_REQUESTS} are supported")
     networks = {network.name: network for network in vmi.spec.networks or []}
     found = tuple(_request(vmi, nic, networks.get(nic.name)) for nic in nics)
     own = [request.name for request in found if request.on_pod_network]
     if len(own) > 1:
-        raise NetworkError(f"interfaces {', '.join(own)}: only one can be on the pod's own network")
+        raise NetworkError(f"interfaces {', '.join(own)}: only one can be on the pod network")
     if len({request.name for request in found}) < len(found):
-        raise NetworkError("two interfaces have the same name; give each its own")
+        raise NetworkError("spec.domain.devices.interfaces: names must be unique")
     return found
 
 
 def _request(vmi: VirtualMachineInstance, nic: Interface, network: Network | None) -> InterfaceRequest:
     if network is None or (network.pod is None and network.multus is None):
-        raise NetworkError(f"interface {nic.name}: there is no pod or multus network of this name in spec.networks")
+        raise NetworkError(f"interface {nic.name}: spec.networks has no pod or multus network of this name")
     mac = _mac(nic)
     insists = bool(mac) and mac != defaults.mac_address(vmi.metadata, nic.name)
     interface = "" if network.pod is not None else pod_interface(nic.name)
@@ -100,16 +100,16 @@ def _request(vmi: VirtualMachineInstance, nic: Interface, network: Network | Non
     if nic.sriov is not None and network.multus is not None:
         return InterfaceRequest(nic.name, interface, mac, insists, 0, hardware=True)
     raise NetworkError(
-        f"interface {nic.name}: only the bindings masquerade, bridge and (on multus networks) sriov exist"
+        f"interface {nic.name}: no supported binding: use masquerade, bridge or (on multus networks) sriov"
     )
 
 
 def _masqueraded(vmi: VirtualMachineInstance, nic: Interface, network: Network, mac: str) -> InterfaceRequest:
     pod = network.pod
     if network.multus is not None:
-        raise NetworkError(f"interface {nic.name}: masquerade exists on the pod's own network only; use bridge")
+        raise NetworkError(f"interface {nic.name}: masquerade is supported on the pod network only; use bridge")
     if not mac:
-        raise NetworkError(f"interface {nic.name}: it has no MAC address; set macAddress")
+        raise NetworkError(f"interface {nic.name}: macAddress: required")
     subnet4 = _subnet4(nic.name, (pod and pod.vmNetworkCIDR) or DEFAULT_SUBNET4)
     subnet6 = _subnet6(nic.name, (pod and pod.vmIPv6NetworkCIDR) or DEFAULT_SUBNET6)
     return InterfaceRequest(

@@ -51,7 +51,7 @@ def _gateways(
         pod = [address for address in own if address.version == gateway.version]
         if any(address in gateway.network for address in pod):
             raise NetworkError(
-                f"interface {name}: the guest's network {gateway.network} contains the pod's own address; choose "
+                f"interface {name}: the guest's subnet {gateway.network} contains the pod's own address; set "
                 f"another vm{'IPv6' if gateway.version == 6 else ''}NetworkCIDR"
             )
         if pod:

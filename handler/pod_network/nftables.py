@@ -59,7 +59,7 @@ def checked(device: str) -> str:
     """The name of a device. Raises NetworkError if nft would not take it for one word: the kernel lets it hold
     quotation marks, and some CNI plugins let users choose it."""
     if not _DEVICE.fullmatch(device):
-        raise NetworkError(f"the pod's network device {device!r} has a name that cannot be used")
+        raise NetworkError(f"the pod's network device {device!r} has an unsupported name")
     return device
 
 
@@ -252,7 +252,7 @@ def _run(command: list[str], text: str) -> str:
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NetworkError(f"nft did not run: {error}") from error
+        raise NetworkError(f"cannot run nft: {error}") from error
     if done.returncode:
-        raise NetworkError(f"nft refused the rules: {done.stderr.strip()[:500]}")
+        raise NetworkError(f"nft rejected the rules: {done.stderr.strip()[:500]}")
     return done.stdout

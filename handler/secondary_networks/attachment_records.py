@@ -82,7 +82,7 @@ class AttachmentRecords:
             record = msgspec.json.decode(path.read_bytes(), type=AttachmentRecord)
         except (OSError, msgspec.DecodeError, UnicodeError) as error:
             _log.error(
-                "A record of a pod's networks cannot be read: what it says is not undone",
+                "Cannot read a pod's attachment record: its networks will not be detached",
                 file=str(path),
                 why=str(error),
             )

@@ -84,7 +84,7 @@ class Attachments:
         try:
             namespace = process.namespace("net")
         except OSError as error:
-            raise NetworkError("the pod has no process any more") from error
+            raise NetworkError("the pod has no running process") from error
         # A caller that is cancelled in the middle of an ADD must not leave it half done.
         return await self._to_its_end(uid, lambda: self._ensure(pod, wanted, namespace))
 
@@ -93,7 +93,7 @@ class Attachments:
         try:
             await self.leave(pod_uid)
         except NetworkError as error:
-            _log.warning("Could not leave a pod's networks: trying again", why=error.message, pod_uid=pod_uid)
+            _log.warning("Could not detach a pod from its networks, retrying", why=error.message, pod_uid=pod_uid)
             self.again(pod_uid)
 
     async def leave(self, pod_uid: str) -> None:
@@ -184,8 +184,8 @@ class Attachments:
         node = await self._configuration()
         if node.multus:
             raise NetworkError(
-                f"network {selection.network}: Multus runs on this node but has not made {selection.interface} in the "
-                "pod. It does so when a pod starts, and later only with its dynamic networks controller"
+                f"network {selection.network}: Multus runs on this node but has not created {selection.interface} in the "
+                "pod; it adds interfaces when a pod starts, and later only with its dynamic networks controller"
             )
         await self._join(pod, selection, node, namespace)
         return OURS
@@ -195,13 +195,13 @@ class Attachments:
             definition = await self._kube.get(NetworkAttachmentDefinition, selection.namespace, selection.name)
         except NotFound as error:
             raise NetworkError(
-                f"network {selection.network}: there is no NetworkAttachmentDefinition of that name in namespace "
+                f"network {selection.network}: no such NetworkAttachmentDefinition in namespace "
                 f"{selection.namespace}"
             ) from error
         network = cni_config.parse(definition)
         if network.name in node.names:
             raise NetworkError(
-                f"{network.source}: name {network.name!r} in spec.config is that of a network of the node's own; "
+                f"{network.source}: name {network.name!r} in spec.config is already used by the node's CNI configuration; "
                 "choose another"
             )
         if fault := cni_config.faults(network, selection, origin(pod) is not None):
@@ -222,7 +222,7 @@ class Attachments:
             raise
         await self._keep(before.having(msgspec.structs.replace(joined, result=result)))
         _log.info(
-            "Joined a pod to a network", network=selection.network, interface=selection.interface, **log.about(pod)
+            "Attached pod to network", network=selection.network, interface=selection.interface, **log.about(pod)
         )
 
     async def _leave(self, uid: str, interface: str | None, namespace: int | None) -> None:
@@ -242,7 +242,7 @@ class Attachments:
             record = record.without(joined.selection.interface)
             await self._keep(record)
             _log.info(
-                "A pod has left a network",
+                "Detached pod from network",
                 network=joined.selection.network,
                 interface=joined.selection.interface,
                 **log.about(record.pod),
@@ -254,7 +254,7 @@ class Attachments:
         try:
             await asyncio.to_thread(self._records.keep, record)
         except OSError as error:
-            raise NetworkError(f"what pods are joined to cannot be recorded: {error.strerror or error}") from error
+            raise NetworkError(f"cannot write the pod's attachment record: {error.strerror or error}") from error
 
     async def _configuration(self) -> NodeCniConfig:
         now = asyncio.get_running_loop().time()
@@ -283,7 +283,7 @@ class Attachments:
         except NotFound:
             return
         except HyperletError as error:
-            _log.warning("Could not tell a pod its interfaces: trying again", why=error.message, **log.about(pod))
+            _log.warning("Could not write the network-status annotation, retrying", why=error.message, **log.about(pod))
             self.again(uid)
 
 
@@ -314,7 +314,7 @@ async def _links(namespace: int, host: str) -> dict[str, Link]:
     try:
         return await proc.isolated(body)
     except OSError as error:
-        raise NetworkError(f"the pod's network cannot be looked at: {error.strerror or error}") from error
+        raise NetworkError(f"cannot inspect the pod's network namespace: {error.strerror or error}") from error
 
 
 async def _open_namespace(pod_uid: str, host: str, stack: contextlib.ExitStack) -> int | None:

@@ -42,7 +42,7 @@ async def require(host: CniHost, network: CniNetwork) -> None:
     try:
         missing = await host.missing(kinds)
     except OSError as error:
-        raise NetworkError(f"{network.source}: the node's CNI plugins cannot be looked at: {error.strerror}") from error
+        raise NetworkError(f"{network.source}: cannot list the node's CNI plugins: {error.strerror}") from error
     if missing:
         raise NetworkError(_not_there(f"{network.source}: plugin {missing[0]}", host))
 
@@ -118,7 +118,7 @@ def _answer(where: str, command: str, outcome: PluginResult) -> Any:
         try:
             document = msgspec.json.decode(outcome.stdout)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
-            document = None if outcome.code or command == "DEL" else NetworkError(f"{where} printed no JSON")
+            document = None if outcome.code or command == "DEL" else NetworkError(f"{where} did not print JSON")
     if isinstance(document, NetworkError):
         raise document
     if outcome.code == 0:
@@ -132,6 +132,6 @@ def _failure(document: Any, outcome: PluginResult) -> str:
         more = f" ({details})" if isinstance(details, str) and details else ""
         code = document.get("code")
         number = f" (CNI error {code})" if isinstance(code, int) else ""
-        return f"says: {reports.text(document['msg'] + more, _MAX_MESSAGE)}{number}"
+        return f"failed: {reports.text(document['msg'] + more, _MAX_MESSAGE)}{number}"
     said = (outcome.stderr or outcome.stdout).decode("utf-8", "replace")
-    return f"failed with exit code {outcome.code}: {reports.text(said, _MAX_MESSAGE) or 'it said nothing'}"
+    return f"failed with exit code {outcome.code}: {reports.text(said, _MAX_MESSAGE) or 'no output'}"

@@ -50,10 +50,10 @@ def parse(nad: NetworkAttachmentDefinition) -> CniNetwork:
     text = (nad.spec.config or "").strip()
     if not text:
         raise NetworkError(
-            f"{source}: spec.config is empty; it must hold the CNI configuration (no file of the node is read for it)"
+            f"{source}: spec.config is empty; it must hold the CNI configuration (configuration files of the node are not used)"
         )
     if len(text.encode()) > MAX_BYTES:
-        raise NetworkError(f"{source}: spec.config has more than {MAX_BYTES >> 10} KiB")
+        raise NetworkError(f"{source}: spec.config is larger than {MAX_BYTES >> 10} KiB")
     try:
         document = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
@@ -71,7 +71,7 @@ def checked(source: str, default_name: str, document: Any) -> CniNetwork:
     version = document.get("cniVersion") or DEFAULT_VERSION
     if version not in VERSIONS:
         raise NetworkError(
-            f"{source}: cniVersion in spec.config is {str(version)[:40]!r}; possible are {', '.join(VERSIONS)}"
+            f"{source}: cniVersion in spec.config is {str(version)[:40]!r}; supported: {', '.join(VERSIONS)}"
         )
     plugins = document.get("plugins", [document])
     if not isinstance(plugins, list) or not 0 < len(plugins) <= MAX_PLUGINS:
@@ -142,18 +142,18 @@ def faults(network: CniNetwork, selection: Selection, for_guest: bool) -> str:
     `for_guest`: a guest will take the interface over.
     """
     if selection.ips and not any((each.get("capabilities") or {}).get("ips") is True for each in network.plugins):
-        return f'{network.source}: the pod asks for addresses (ips), but no plugin declares the capability "ips"'
+        return f'{network.source}: the pod requests addresses (ips), but no plugin declares the capability "ips"'
     allowed = frozenset[str]().union(*(_allowed(each) for each in network.plugins))
     if refused := sorted(set(selection.cniArgs or ()) - allowed):
         return (
-            f"{network.source}: the pod's cni-args set {refused[0][:80]!r}, which the network does not allow; whoever "
-            "may change the network allows it by allowedArgs of a plugin in spec.config"
+            f"{network.source}: the pod's cni-args set {refused[0][:80]!r}, which the network does not allow; to allow "
+            "it, add it to allowedArgs of a plugin in spec.config"
         )
     if for_guest and any(_ipam(each) == "dhcp" for each in network.plugins):
         # Its daemon could not renew through a port of a bridge, and sets the interface down when the lease ends.
         return (
-            f"{network.source}: ipam type dhcp in spec.config holds a lease that a guest could not renew"
-            ": leave ipam out, and the guest asks the network's DHCP server itself"
+            f"{network.source}: ipam type dhcp in spec.config is not supported for VMs, whose guest could not renew the lease"
+            ": remove ipam; the guest then uses the network's DHCP server"
         )
     return ""
 

@@ -155,7 +155,7 @@ def _run(program: str, environment: dict[bytes, bytes], feed: int, seconds: floa
 
 def _collect(process: subprocess.Popen[bytes], output: dict[int, bytearray], deadline: float) -> str:
     """Reads until the plugin has ended; empty, or why it has to be stopped (with room for the seconds it had)."""
-    late = "did not end within {:g} s and was stopped"
+    late = "did not exit within {:g} s and was killed"
     with selectors.PollSelector() as selector:
         for fd in output:
             selector.register(fd, selectors.EVENT_READ)
@@ -166,7 +166,7 @@ def _collect(process: subprocess.Popen[bytes], output: dict[int, bytearray], dea
                     selector.unregister(key.fd)
                 output[key.fd] += chunk
                 if len(output[key.fd]) > OUTPUT:
-                    return f"printed more than {OUTPUT >> 20} MiB and was stopped"
+                    return f"printed more than {OUTPUT >> 20} MiB and was killed"
             if time.monotonic() >= deadline:
                 return late
     try:

@@ -62,19 +62,19 @@ def filesystems(reply: pb.FilesystemsReply) -> pb.FilesystemsReply:
 def screenshot(reply: pb.ScreenshotReply) -> pb.ScreenshotReply:
     """A picture. Raises BadAnswer if it is none."""
     if not reply.png.startswith(_PNG) or len(reply.png) > LARGEST_PICTURE:
-        raise BadAnswer("the launcher's picture of the screen is no PNG, or too large")
+        raise BadAnswer("the launcher's screenshot is not a PNG or is too large")
     return reply
 
 
 def console_output(message: pb.ConsoleOutput | None) -> pb.ConsoleOutput:
     """A piece of the serial console: bytes as they are, words made harmless. Raises BadAnswer."""
     if message is None or len(message.data) > CHUNK:
-        raise BadAnswer("the launcher's console sends what it may not")
+        raise BadAnswer("the launcher sent an invalid console message")
     return pb.ConsoleOutput(data=message.data, notice=text(message.notice))
 
 
 def chunk(message: pb.Chunk | None) -> pb.Chunk:
     """A piece of a VNC connection. Raises BadAnswer."""
     if message is None or len(message.data) > CHUNK:
-        raise BadAnswer("the launcher's screen sends what it may not")
+        raise BadAnswer("the launcher sent an invalid VNC message")
     return message

@@ -37,7 +37,7 @@ class CallLimits:
     def stream(self, uid: str, namespace: str = "") -> Iterator[None]:
         """A console or a screen of the VM. Raises Busy."""
         if self._all >= self._streams:
-            raise Busy(f"{self._streams} consoles are open on this node, which is all it serves: try again later")
+            raise Busy(f"{self._streams} consoles and screens are open on this node, the maximum: try again later")
         self._all += 1
         try:
             with (
@@ -50,7 +50,7 @@ class CallLimits:
 
     def call(self, uid: str) -> contextlib.AbstractContextManager[None]:
         """Anything else that the VM is asked. Raises Busy."""
-        return self._one("call", uid, "requests wait for this virtual machine")
+        return self._one("call", uid, "requests to this virtual machine are pending")
 
     @contextlib.contextmanager
     def _one(self, kind: str, uid: str, words: str) -> Iterator[None]:

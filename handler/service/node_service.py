@@ -161,7 +161,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             with self._limits.call(launcher.pod_uid):
                 answer = await ask(launcher.stub)
             if answer is None:  # what gRPC makes of a message that cannot be parsed
-                raise answers.BadAnswer("the launcher's answer cannot be read")
+                raise answers.BadAnswer("the launcher's response cannot be decoded")
             return check(answer)
 
     # ---- streams ---------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             async with asyncio.timeout(FIRST_SECONDS):
                 return await anext(aiter(requests))
         except (TimeoutError, StopAsyncIteration):
-            raise BadRequest("the first message, which names the VMI, did not come") from None
+            raise BadRequest("the first message, which names the VMI, was not received") from None
 
     async def _relay(
         self, call: Any, context: Any, first: Any, inputs: AsyncIterator[Any], check: Callable[[Any], Any]
@@ -219,7 +219,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
         async def closing() -> None:
             await self._closing.wait()
-            raise Closing("the node's handler starts again: connect again")
+            raise Closing("the node's handler is restarting: reconnect")
 
         try:
             await until_one_ends(up(), down(), closing())
@@ -231,7 +231,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
     def _launcher(self, context: Any, vmi: node_pb2.Vmi) -> LauncherConnection:
         check_peer(context)
         if not (vmi.namespace and vmi.name and vmi.uid):
-            raise BadRequest("the VMI's namespace, name and UID are needed")
+            raise BadRequest("the VMI's namespace, name and UID are required")
         return self._find(vmi.namespace, vmi.name, vmi.uid)
 
     @contextlib.asynccontextmanager
@@ -253,7 +253,7 @@ def check_peer(context: Any) -> None:
     """Raises Denied unless the client's certificate, which TLS has verified, is the gateway's and nothing else's."""
     uris = context.auth_context().get("peer_uri") or ()
     if list(uris) != [names.URI_GATEWAY.encode()]:
-        _log.warning("Somebody who is not the gateway has called", peer=context.peer(), uris=[*map(repr, uris)][:4])
+        _log.warning("Refused a client that is not the gateway", peer=context.peer(), uris=[*map(repr, uris)][:4])
         raise Denied("only the gateway may call")
 
 
@@ -293,7 +293,7 @@ async def _chunks(requests: AsyncIterator[node_pb2.VncInput]) -> AsyncIterator[p
 
 def _bounded(data: bytes) -> bytes:
     if len(data) > answers.CHUNK:
-        raise BadRequest(f"more than {answers.CHUNK >> 10} KiB in a message")
+        raise BadRequest(f"message larger than {answers.CHUNK >> 10} KiB")
     return data
 
 

@@ -155,7 +155,7 @@ class Containerd:
             platform = entry.get("platform") or {}
             if platform.get("architecture", architecture) == architecture and platform.get("os", "linux") == "linux":
                 return str(entry["digest"])
-        raise ValueError(f"nothing in it is for {architecture}")
+        raise ValueError(f"no manifest for architecture {architecture}")
 
     async def _document(self, digest: str) -> dict[str, Any]:
         call = self._channel.unary_stream(
@@ -170,7 +170,7 @@ class Containerd:
                 raise ValueError(f"{digest} is larger than {_MAX_DOCUMENT >> 20} MiB")
         document = json.loads(data)
         if not isinstance(document, dict):
-            raise ValueError(f"{digest} is no JSON object")
+            raise ValueError(f"{digest} is not a JSON object")
         return document
 
     async def pull(self, reference: str) -> None:
@@ -203,7 +203,7 @@ class Containerd:
                 if mounts is not None:
                     return mounts
         except grpc.aio.AioRpcError as error:
-            raise self._failed("a view of an image", error) from error
+            raise self._failed("an image snapshot view", error) from error
         raise ImagePullFailed(f"the image is on the node but not unpacked (no snapshot {chain[:19]}…)")
 
     async def _lease(self, key: str, pod_uid: str) -> None:
@@ -247,7 +247,7 @@ class Containerd:
                 )
             await self._gone("/containerd.services.leases.v1.Leases/Delete", pb.DeleteLeaseRequest(id=key))
         except grpc.aio.AioRpcError as error:
-            raise self._failed(f"the view {key}", error) from error
+            raise self._failed(f"snapshot view {key}", error) from error
 
     async def _gone(self, method: str, request: Any) -> None:
         try:
@@ -263,11 +263,11 @@ class Containerd:
                 "/containerd.services.leases.v1.Leases/List", pb.ListLeasesRequest(), pb.ListLeasesResponse
             )
         except grpc.aio.AioRpcError as error:
-            raise self._failed("its leases", error) from error
+            raise self._failed("leases", error) from error
         return {lease.id: lease.labels[LABEL_POD] for lease in answer.leases if LABEL_POD in lease.labels}
 
     def _failed(self, what: str, error: grpc.aio.AioRpcError) -> ImagePullFailed:
-        return ImagePullFailed(f"containerd at {self.socket} has trouble with {what}: {_message(error)}")
+        return ImagePullFailed(f"containerd at {self.socket}: the request for {what} failed: {_message(error)}")
 
 
 def _message(error: grpc.aio.AioRpcError) -> str:

@@ -30,7 +30,7 @@ _REMEMBERED = 1000
 """Images that could not be pulled: anybody may ask for as many as they can think of."""
 
 _UNAVAILABLE = (
-    "image {image} cannot come to the launcher: this Kubernetes has no image volumes (they are on by "
+    "image {image} cannot be mounted into the launcher: the cluster has no image volumes (on by "
     "default since 1.35), and the handler has no containerd socket; deploy with manifests/components/containerd-socket"
 )
 
@@ -65,7 +65,7 @@ def wanted_by(vmi: VirtualMachineInstance) -> list[WantedImage]:
         found.append(WantedImage(KERNEL_BOOT, boot.image, boot.imagePullPolicy, boot.imagePullSecret))
     for item in found:
         if not _VOLUME.fullmatch(item.volume) or ".." in item.volume:
-            raise ImagePullFailed(f"{item.volume!r} cannot be the name of a volume")
+            raise ImagePullFailed(f"{item.volume!r} is not a valid volume name")
     return found
 
 
@@ -106,7 +106,7 @@ class ImageMounts:
             raise
         except OSError as error:
             raise ImagePullFailed(
-                f"{item.what}: image {item.image} cannot be shown to the launcher: {error.strerror or error}"
+                f"{item.what}: image {item.image} cannot be mounted into the launcher: {error.strerror or error}"
             ) from error
         return True
 
@@ -124,7 +124,7 @@ class ImageMounts:
             except containerd.ImageMissing as error:
                 raise ImagePullFailed(
                     f"image {item.image} is not on the node, and pulling it with imagePullSecret "
-                    f"{item.secret} needs a Kubernetes with image volumes"
+                    f"{item.secret} requires image volumes in the cluster"
                 ) from error
         await self._pull(client, item.image)
         return await client.top_snapshot(item.image)

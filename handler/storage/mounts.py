@@ -65,7 +65,7 @@ def detached(mounts: Sequence[DetachedMount]) -> int:
         lower = [option.removeprefix("lowerdir=") for option in mount.options if option.startswith("lowerdir=")]
         if len(lower) == 1 and not any(option.startswith("upperdir=") for option in mount.options):
             return _overlaid(lower[0].split(":"))
-    raise ImagePullFailed(f"the node's snapshotter makes a {mount.type} mount, which is not supported")
+    raise ImagePullFailed(f"mount type {mount.type} of the node's snapshotter is not supported")
 
 
 def _bound(source: str) -> int:
@@ -129,7 +129,7 @@ def place(tree: int | None, parent: str, name: str, owner: int = 0) -> bool:
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     with proc.closing(root), proc.closing(_directory(root, parent, tree is not None)) as above:
         if os.fstat(above).st_uid not in (0, owner):
-            raise OSError(errno.EPERM, f"/{parent} is not root's")
+            raise OSError(errno.EPERM, f"/{parent} is not owned by root")
         with proc.closing(_directory(above, name, tree is not None)) as target:
             if _is_mount(above, target):
                 return True
@@ -158,7 +158,7 @@ def cover_device(
     """
     with proc.closing(process.namespace("mnt")) as theirs:
         if process.shares_namespace("user") or not proc.belongs_to_users_of(theirs, process):
-            raise OSError(errno.EPERM, "the launcher's mount namespace is not its own")
+            raise OSError(errno.EPERM, "the launcher shares its mount namespace")
         proc.unshare(proc.CLONE_NEWNS)
         _mount(None, b"/", None, _MS_REC | _MS_SLAVE, None)
         _mount(b"hyperlet", b"/tmp", b"tmpfs", _MS_NOSUID | _MS_NOEXEC, b"mode=0700,size=4k")
@@ -171,7 +171,7 @@ def cover_device(
             with proc.closing(root), proc.closing(proc.open_beneath(root, path, os.O_PATH | os.O_NOFOLLOW)) as target:
                 node = os.fstat(target)
                 if stat.S_IFMT(node.st_mode) != kind or node.st_rdev != device:
-                    raise OSError(errno.EINVAL, "another file has come there")
+                    raise OSError(errno.EINVAL, "the device node was replaced")
                 proc.syscall(
                     _SYS_MOVE_MOUNT, tree, b"", target, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
                 )

@@ -37,7 +37,7 @@ def written_by(vmi: VirtualMachineInstance) -> list[str]:
         if not claim or claim.readOnly or disk is None or disk.cdrom or (disk.disk and disk.disk.readonly):
             continue
         if not _NAME.fullmatch(volume.name) or ".." in volume.name:
-            raise VolumeError(f"{volume.name!r} cannot be the name of a volume")
+            raise VolumeError(f"{volume.name!r} is not a valid volume name")
         found.append(volume.name)
     return found
 
@@ -207,9 +207,9 @@ def _hand_over(directory: int, volume: str, owner: _LauncherUser) -> bool:
     with proc.closing(fd):
         status = os.fstat(fd)
         if status.st_nlink != 1:
-            raise VolumeError(f"volume {volume}: {DISK} has {status.st_nlink} names; it is not given away")
+            raise VolumeError(f"volume {volume}: {DISK} has {status.st_nlink} hard links; its owner is not changed")
         if status.st_mode & (stat.S_ISUID | stat.S_ISGID):
-            raise VolumeError(f"volume {volume}: {DISK} is a set-user-ID file; it is not given away")
+            raise VolumeError(f"volume {volume}: {DISK} is a set-user-ID or set-group-ID file; its owner is not changed")
         os.fchown(fd, owner.user, owner.group)
         with contextlib.suppress(OSError):
             os.fchmod(fd, 0o660)
@@ -221,7 +221,7 @@ def _share(directory: int, volume: str, owner: _LauncherUser) -> bool:
     status = os.fstat(directory)
     if status.st_uid != owner.root:
         raise VolumeError(
-            f"volume {volume}: its directory belongs to user {status.st_uid}, and the launcher may not write there"
+            f"volume {volume}: its directory is owned by user {status.st_uid} and not writable by the launcher"
         )
     os.fchown(directory, -1, owner.group)
     os.fchmod(directory, stat.S_IMODE(status.st_mode) | stat.S_IRWXG | stat.S_ISGID)

@@ -99,7 +99,7 @@ class NodeSetup:
         changed = [str(item) for outcome in outcomes[1:] if isinstance(outcome, list) for item in outcome]
         changed += made.changed
         if changed:
-            _log.debug("Made the node's side of the VM", changed=changed, **log.about(vmi))
+            _log.debug("Prepared the node for the VM", changed=changed, **log.about(vmi))
         advertisers = await self._advertise(process, made.attachments, before)
         return NodeResources(made, joined.told, joined.pending, advertisers)
 
@@ -166,7 +166,7 @@ class NodeSetup:
             try:
                 old[bridge] = await Advertiser.start(process, bridge, each.router6, each.bridge_mac, each.mtu)
             except OSError as error:
-                raise NetworkError(f"the guest's IPv6 router cannot be started: {error.strerror or error}") from error
+                raise NetworkError(f"cannot start router advertisements for the guest: {error.strerror or error}") from error
         return old
 
     async def forget(self, pod_uid: str) -> None:
@@ -181,7 +181,7 @@ class NodeSetup:
             await self._images.forget(pod_uid)
         except ImagePullFailed as error:
             _log.warning(
-                "Could not let go of a pod's images: the next start of the handler does",
+                "Could not release a pod's images, retrying with the next sweep",
                 why=error.message,
                 pod_uid=pod_uid,
             )

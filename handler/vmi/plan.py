@@ -205,7 +205,7 @@ def _drive(seen: ObservedLauncher, state: LauncherState) -> Iterator[Action]:
             yield RequeueAfter(LOST_SECONDS - seen.state_seconds + 0.1)
         else:
             yield from _with_event(
-                seen, Problem("Lost", "the launcher knows nothing of the virtual machine that it ran")
+                seen, Problem("Lost", "the launcher has lost the domain of the running virtual machine")
             )
         return
     needs_sync = (seen.phase == names.PHASE_SCHEDULED and not state.runs) or _is_out_of_date(seen, state)
@@ -295,7 +295,7 @@ def _pending_changes(
     if trouble is not None and not _has(seen.vmi, names.CONDITION_SYNCHRONIZED, trouble.reason):
         yield (trouble.reason, trouble.message, "Warning")
     if seen.phase == names.PHASE_SCHEDULED:
-        yield (names.REASON_STARTED, "The virtual machine runs", "Normal")
+        yield (names.REASON_STARTED, "The virtual machine is running", "Normal")
     if state.state == pb.DOMAIN_STATE_IO_ERROR and not _has(
         seen.vmi, names.CONDITION_PAUSED, names.REASON_PAUSED_IO_ERROR
     ):

@@ -52,10 +52,10 @@ LONGEST_PAUSE = 30.0
 
 SETUP_SECONDS = Histogram(
     "hyperlet_handler_bring_seconds",
-    "Time from a VMI's hand-over being seen until its launcher has made the VM",
+    "Time from observing a VMI's hand-over until its VM is set up",
     buckets=(0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 10, 30, 60),
 )
-FAILURES = Counter("hyperlet_handler_bring_failures_total", "VMs that could not be brought up, by reason", ["reason"])
+FAILURES = Counter("hyperlet_handler_bring_failures_total", "Failed VM setups, by reason", ["reason"])
 
 
 class NoProgress(HyperletError):
@@ -64,7 +64,7 @@ class NoProgress(HyperletError):
     reason = names.REASON_NO_PROGRESS
 
     def __init__(self, sync: bool) -> None:
-        what = "said that it made the virtual machine, which does not run" if sync else "still uses what it let go of"
+        what = "reported success, but the virtual machine is not running" if sync else "still uses an interface that it has released"
         super().__init__(f"the launcher {what}: see the log of the launcher pod")
 
 
@@ -295,7 +295,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
             return
         except ApiUnavailable as error:
             self.log.warning(
-                "The API server is away: trying again",
+                "API server unavailable, retrying",
                 why=error.message,
                 again_in=API_SECONDS,
                 **log.about(observed.vmi),
@@ -305,7 +305,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         except NotFound:
             return
         if phase := action.patch.body["status"].get("phase"):
-            self.log.info("The VMI has come to a phase", phase=phase, **log.about(observed.vmi))
+            self.log.info("VMI phase changed", phase=phase, **log.about(observed.vmi))
         self._events(observed.vmi, action.events)
 
     def _events(self, vmi: VirtualMachineInstance, events: Sequence[tuple[str, str, str]]) -> None:
@@ -332,7 +332,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
             machine.trouble, machine.failures, machine.retry_at = None, 0, 0.0
             SETUP_SECONDS.observe(time.monotonic() - began)
             self.log.info(
-                "Brought up what the VM needs",
+                "Set up the VM",
                 seconds=round(time.monotonic() - began, 3),
                 synced=sync,
                 **log.about(vmi),
@@ -340,7 +340,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         except HyperletError as error:
             self._note(observed, machine, error)
         except Exception as error:
-            self.log.exception("Bringing up a VM failed in a way nobody foresaw", **log.about(observed.vmi))
+            self.log.exception("Unhandled exception while setting up the VM", **log.about(observed.vmi))
             self._note(observed, machine, HyperletError(f"{type(error).__name__}: {error}"))
         finally:
             machine.task = None
@@ -375,9 +375,9 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         ):
             machine.trouble = Problem(reason, error.message, permanent)
         self.log.warning(
-            "The VM runs without all that it is to have"
+            "The VM is running, interfaces are still pending"
             if isinstance(error, NicsPending)
-            else "Could not bring up the VM",
+            else "Could not set up the VM",
             why=error.message,
             failures=machine.failures,
             again_in=None if permanent else round(pause, 1),

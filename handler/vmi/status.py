@@ -38,7 +38,7 @@ FIELDS = frozenset(
 """The fields of a VMI's status that a handler writes. The API server refuses it every other one: a new one belongs into
 manifests/policies-handler.yaml too."""
 _MESSAGE_LIMIT = 1500
-_NOT_MIGRATABLE = ("LiveMigrationNotSupported", "this version of hyperlet does not migrate virtual machines")
+_NOT_MIGRATABLE = ("LiveMigrationNotSupported", "live migration is not supported by this version of hyperlet")
 # Conditions whose change people and other programs wait for; the rest may wait to be written with something else.
 _URGENT = frozenset(
     {names.CONDITION_READY, names.CONDITION_PAUSED, names.CONDITION_SYNCHRONIZED, names.CONDITION_EMULATED}
@@ -180,7 +180,7 @@ def _conditions(facts: StatusFacts, status: Json) -> list[Json]:
             )
         )
     elif state.state == pb.DOMAIN_STATE_IO_ERROR:
-        words = state.message or "a disk failed or is full: the virtual machine is paused until that is mended"
+        words = state.message or "a disk failed or is full: the virtual machine is paused until it is fixed"
         found.append(condition(names.CONDITION_PAUSED, True, names.REASON_PAUSED_IO_ERROR, words))
     if state.agent:
         found.append(condition(names.CONDITION_AGENT_CONNECTED, True))

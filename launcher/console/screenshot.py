@@ -45,7 +45,7 @@ class Screenshotter:
             await self._machine.hypervisor.dump_screen(domain, str(self._file))
             return await asyncio.to_thread(self._convert)
         except (OSError, ValueError) as error:
-            raise HypervisorError(f"the picture of the screen cannot be read: {error}") from error
+            raise HypervisorError(f"cannot read the screen dump: {error}") from error
         finally:
             self._file.unlink(missing_ok=True)
 
@@ -55,7 +55,7 @@ class Screenshotter:
                 data = from_ppm(file, shrink, self._limit)
             if data:
                 return data
-        raise ValueError(f"it would be more than {self._limit} bytes")
+        raise ValueError(f"the PNG would be larger than {self._limit} bytes")
 
 
 def from_ppm(file: BinaryIO, shrink: int, limit: int) -> bytes:
@@ -69,7 +69,7 @@ def from_ppm(file: BinaryIO, shrink: int, limit: int) -> bytes:
     for number in range(height):
         row = file.read(3 * width)
         if len(row) < 3 * width:
-            raise ValueError("the picture ends too early")
+            raise ValueError("the PPM image is truncated")
         if number % shrink == 0:
             packed += packer.compress(b"\0" + _every(row, shrink, columns))
         if len(packed) > limit:
@@ -85,14 +85,14 @@ def _size(file: BinaryIO) -> tuple[int, int]:
     while len(head.split()) < 4 or not head[-1:].isspace():
         byte = file.read(1)
         if not byte or len(head) > 64:
-            raise ValueError("the picture is no PPM")
+            raise ValueError("not a PPM image")
         head += byte
     magic, width, height, depth = head.split()
     if magic != b"P6" or depth != b"255":
-        raise ValueError("the picture is no PPM of 8 bits")
+        raise ValueError("not an 8-bit PPM image")
     sides = int(width), int(height)
     if not all(0 < side <= _SIDE for side in sides):
-        raise ValueError(f"the picture is {sides[0]} by {sides[1]} pixels")
+        raise ValueError(f"unsupported image size: {sides[0]} by {sides[1]} pixels")
     return sides
 
 

@@ -98,7 +98,7 @@ class SerialClient:
             return pb.ConsoleOutput(data=data)
         if self._skipped:
             skipped, self._skipped = self._skipped, 0
-            return pb.ConsoleOutput(notice=f"{skipped} bytes of output are missing here: this viewer was too slow")
+            return pb.ConsoleOutput(notice=f"{skipped} bytes of output were dropped: this client reads too slowly")
         return None
 
     async def room(self) -> None:
@@ -132,23 +132,23 @@ class SerialHub:
         """Lets somebody in; `leave` has to follow. Raises OperationRefused."""
         async with self._opening:
             if len(self._viewers) >= MAX_CLIENTS:
-                raise OperationRefused("RESOURCE_EXHAUSTED", f"{MAX_CLIENTS} people are at the serial console already")
+                raise OperationRefused("RESOURCE_EXHAUSTED", f"{MAX_CLIENTS} clients are connected to the serial console already")
             before = self.typist
             if before and not watch and not takeover:
                 raise OperationRefused(
-                    "ALREADY_EXISTS", f"{before.who} is at the serial console: watch it, or take it over"
+                    "ALREADY_EXISTS", f"{before.who} is using the serial console: watch it, or take it over"
                 )
             if self._reading and self._reading.done():
                 raise OperationRefused("FAILED_PRECONDITION", "the virtual machine has ended")
             if self._serial is None:
                 await self._open()
-            viewer = SerialClient(text(who) or "somebody", watch, serial_tail.screenful(bytes(self._recent)))
+            viewer = SerialClient(text(who) or "unknown user", watch, serial_tail.screenful(bytes(self._recent)))
             self._viewers.append(viewer)
         if before and not watch:
-            before.notify(f"{viewer.who} has taken over the console: you are watching")
+            before.notify(f"{viewer.who} has taken over the console: your session is read-only")
             before.told_that_watching = True
         elif before:
-            viewer.notify(f"you are watching, {before.who} types")
+            viewer.notify(f"your session is read-only: {before.who} has write access")
         return viewer
 
     def leave(self, viewer: SerialClient) -> None:
@@ -159,7 +159,7 @@ class SerialHub:
             self._viewers.remove(viewer)
         if self.typist is not before and self.typist:
             self.typist.told_that_watching = False
-            self.typist.notify(f"{viewer.who} has left the console: you type")
+            self.typist.notify(f"{viewer.who} has left the console: you have write access")
         if not self._viewers:
             self._close()
 
@@ -211,7 +211,7 @@ class SerialHub:
                 if len(data) < _SMALL:
                     await asyncio.sleep(_PACE_SECONDS)
         except OSError as error:
-            log("warning", "the serial console broke off", error=str(error))
+            log("warning", "lost the connection to QEMU's serial socket", error=str(error))
         finally:
             for viewer in self._viewers:
                 viewer.end()
@@ -224,7 +224,7 @@ class SerialHub:
             if self.typist is not viewer:
                 if not viewer.told_that_watching:
                     viewer.told_that_watching = True
-                    viewer.notify("you are watching: nothing you type reaches the guest")
+                    viewer.notify("your session is read-only: input is ignored")
                 return
             try:
                 data = data[self._serial.send(data) :]

@@ -80,7 +80,7 @@ async def _connect(screen: socket.socket, path: str, seconds: float = CONNECT_SE
         except BlockingIOError as error:
             if time.monotonic() > deadline:
                 raise OperationRefused(
-                    "RESOURCE_EXHAUSTED", "QEMU is too busy to take another viewer of the screen: try again"
+                    "RESOURCE_EXHAUSTED", "QEMU is too busy to accept another VNC connection: try again"
                 ) from error
         except OSError as error:
             raise OperationRefused("FAILED_PRECONDITION", _reason(error)) from error
@@ -93,10 +93,10 @@ async def _first(requests: AsyncIterator[Any]) -> Any:
         async with asyncio.timeout(FIRST_SECONDS):
             return await anext(aiter(requests))
     except (TimeoutError, StopAsyncIteration):
-        raise OperationRefused("INVALID_ARGUMENT", "the first message, which opens the stream, did not come") from None
+        raise OperationRefused("INVALID_ARGUMENT", "the first message, which opens the stream, was not received") from None
 
 
 def _reason(error: OSError) -> str:
     if isinstance(error, FileNotFoundError | ConnectionRefusedError):
         return "the virtual machine has no screen (spec.domain.devices.autoattachGraphicsDevice), or has ended"
-    return f"the screen cannot be opened: {error.strerror}"
+    return f"cannot connect to QEMU's VNC socket: {error.strerror}"

@@ -63,7 +63,7 @@ def _memory(vmi: VirtualMachineInstance) -> int:
     """Bytes of guest memory, whole KiB as libvirt has it."""
     memory = vmi.spec.domain.memory
     if memory is None or memory.guest is None:
-        raise InvalidVmi("spec.domain.memory.guest: missing")
+        raise InvalidVmi("spec.domain.memory.guest: required")
     return -(-quantity_bytes(memory.guest) // 1024) * 1024
 
 
@@ -99,7 +99,7 @@ def _os(vmi: VirtualMachineInstance, facts: PodFacts) -> types.Os:
     bios = firmware.bootloader.bios if firmware.bootloader else None
     boot = firmware.kernelBoot
     if bios and bios.useSerial and domain.devices.autoattachSerialConsole is False:
-        raise InvalidVmi("spec.domain.firmware.bootloader.bios.useSerial: there is no serial console")
+        raise InvalidVmi("spec.domain.firmware.bootloader.bios.useSerial: requires autoattachSerialConsole")
     return types.Os(
         machine=(domain.machine and domain.machine.type) or "q35",
         kernel=facts.kernel,

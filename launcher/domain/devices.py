@@ -31,7 +31,7 @@ def disks(vmi: VirtualMachineInstance, facts: PodFacts) -> list[XmlStruct]:
     for index, disk in enumerate(vmi.spec.domain.devices.disks or []):
         source = facts.disks.get(disk.name)
         if source is None:
-            raise InvalidVmi(f"spec.domain.devices.disks[{index}].name: no volume is named {disk.name!r}")
+            raise InvalidVmi(f"spec.domain.devices.disks[{index}].name: no volume named {disk.name!r}")
         built.append(_disk(disk, index, source, targets))
     return built
 

@@ -25,7 +25,7 @@ def pluggable(vmi: VirtualMachineInstance, name: str, facts: PodFacts) -> XmlStr
         if interface.name == name:
             _refuse_what_needs_a_restart(interface, path)
             return _device(interface, path, vmi, facts)
-    raise InvalidVmi(f"spec.domain.devices.interfaces: none is named {name!r}")
+    raise InvalidVmi(f"spec.domain.devices.interfaces: no interface named {name!r}")
 
 
 def _refuse_what_needs_a_restart(interface: Interface, path: str) -> None:
@@ -33,7 +33,7 @@ def _refuse_what_needs_a_restart(interface: Interface, path: str) -> None:
         raise InvalidVmi(f"{path}.sriov: {interface.name!r} cannot be plugged in while the VM runs; restart the VM")
     if interface.model in CONVENTIONAL_NICS:
         raise InvalidVmi(
-            f"{path}.model: {interface.name!r} cannot be plugged in while the VM runs, since {interface.model} is no "
+            f"{path}.model: {interface.name!r} cannot be plugged in while the VM runs, since {interface.model} is not a "
             "PCI Express card; use virtio or e1000e, or restart the VM"
         )
 
@@ -48,7 +48,7 @@ def _device(interface: Interface, path: str, vmi: VirtualMachineInstance, facts:
         return _host_device(interface, path, facts)
     nic = next((nic for nic in facts.nics if nic.name == interface.name), None)
     if nic is None:
-        raise InvalidVmi(f"{path}.name: the handler has made no tap for {interface.name!r}")
+        raise InvalidVmi(f"{path}.name: the handler has created no tap device for {interface.name!r}")
     return _card(interface, path, nic, vmi, facts)
 
 

@@ -25,7 +25,7 @@ def address(text: str, path: str) -> types.PciAddress:
     """Where a device is to be. Raises InvalidVmi, which names `path`."""
     match = _ADDRESS.fullmatch(text)
     if match is None:
-        raise InvalidVmi(f"{path}: {text!r} is no PCI address such as 0000:81:01.0")
+        raise InvalidVmi(f"{path}: {text!r} is not a PCI address such as 0000:81:01.0")
     domain, bus, slot, function = match.groups()
     return types.PciAddress(domain=f"0x{domain}", bus=f"0x{bus}", slot=f"0x{slot}", function=f"0x{function}")
 

@@ -32,8 +32,8 @@ def functions(vmi: VirtualMachineInstance, environment: Mapping[str, str]) -> di
         address = next(left[resource], None)
         if address is None:
             raise InvalidVmi(
-                f"{path}: no device of {resource} is left for network {interface.name!r}: the node's device plugin has "
-                f"put {len(_addresses(resource, environment, path))} into {variable(resource)}"
+                f"{path}: no device of {resource} is left for network {interface.name!r}: the node's device plugin "
+                f"listed {len(_addresses(resource, environment, path))} in {variable(resource)}"
             )
         found[interface.name] = address
     return found
@@ -52,5 +52,5 @@ def _addresses(resource: str, environment: Mapping[str, str], path: str) -> list
     addresses = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     for address in addresses:
         if not _ADDRESS.fullmatch(address):
-            raise InvalidVmi(f"{path}: {name} of the pod's environment has {address[:64]!r}, which is no PCI address")
+            raise InvalidVmi(f"{path}: {name} of the pod's environment has {address[:64]!r}, which is not a PCI address")
     return addresses

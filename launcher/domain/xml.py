@@ -69,5 +69,5 @@ def _text(value: object) -> str:
         return "yes" if value else "no"
     text = str(value)
     if found := _NOT_XML.search(text):
-        raise ValueError(f"{text[:80]!r} has the character {found.group()!r}, which XML cannot hold")
+        raise ValueError(f"{text[:80]!r} contains the character {found.group()!r}, which is not allowed in XML")
     return text

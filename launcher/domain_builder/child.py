@@ -128,7 +128,7 @@ def main() -> int:
     try:
         reply = answer(json.loads(text), from_environment(), kvm)
     except Exception as error:
-        log("error", "preparing the domain failed for want of better code", error=repr(error))
+        log("error", "unhandled exception while building the domain", error=repr(error))
         reply = _error("INTERNAL", f"preparing the domain failed: {error!r}")
     sys.stdout.write(json.dumps(reply))
     return 0

@@ -14,7 +14,7 @@ def uid_of(request: pb.SyncRequest) -> str:
     except (ValueError, LookupError, TypeError):
         uid = None
     if not isinstance(uid, str) or not uid:
-        raise OperationRefused("INVALID_ARGUMENT", "metadata.uid: missing, or the VMI is no JSON object")
+        raise OperationRefused("INVALID_ARGUMENT", "metadata.uid: required; the VMI must be a JSON object")
     return uid
 
 

@@ -62,7 +62,7 @@ class GuestOperations:
         try:
             return await self._machine.hypervisor.agent_command(domain, command, seconds)
         except (ValueError, AttributeError, RecursionError):
-            raise HypervisorError(f"the guest agent's answer to {command} cannot be read") from None
+            raise HypervisorError(f"the guest agent's response to {command} cannot be decoded") from None
 
     async def _need_agent(self) -> None:
         self._machine.running()
@@ -138,7 +138,7 @@ class GuestOperations:
             except OperationRefused:
                 return  # the VM has ended
             except HypervisorError as error:
-                log("warning", "the guest's file systems do not thaw, trying again", error=str(error))
+                log("warning", "cannot thaw the guest's file systems, retrying", error=str(error))
             await asyncio.sleep(pauses.pop(0) if len(pauses) > 1 else pauses[0])
 
 

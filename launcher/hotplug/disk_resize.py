@@ -51,7 +51,7 @@ async def follow(
         try:
             if size != disk.size:
                 await hypervisor.resize_disk(domain, disk.target, size)
-                log("info", "a disk has grown", volume=disk.volume, bytes=size, before=disk.size)
+                log("info", "resized a disk", volume=disk.volume, bytes=size, before=disk.size)
         except Unavailable:
             raise
         except HypervisorError as error:

@@ -35,7 +35,7 @@ def states_of(vmi: bytes) -> dict[str, str]:
         interfaces = json.loads(vmi)["spec"]["domain"]["devices"].get("interfaces") or []
         return {interface["name"]: interface.get("state") or "up" for interface in interfaces}
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise BuildError("INVALID_ARGUMENT", "spec.domain.devices.interfaces: no list of named interfaces") from None
+        raise BuildError("INVALID_ARGUMENT", "spec.domain.devices.interfaces: must be a list of named interfaces") from None
 
 
 def plan(states: dict[str, str], tapped: Iterable[str], live: Iterable[LiveNic]) -> NicChanges:
@@ -133,7 +133,7 @@ class NicHotplug:
         except HypervisorError as error:
             words = str(error)
             if "No more available PCI" in words:
-                words = "no PCI slot is free; restart the VM, or take another device out first"
+                words = "no free PCI slot; restart the VM, or unplug another device first"
             failures.append(BuildError("INTERNAL", f"interface {name}: {what}: {words}"))
 
 

@@ -104,7 +104,7 @@ class Hypervisor:
                 failures += isinstance(error, TimeoutError)
                 if str(error) != told:
                     told = str(error)
-                    log("warning", "cannot connect to the libvirt daemon, trying again", error=told)
+                    log("warning", "cannot connect to the libvirt daemon, retrying", error=told)
                 if failures >= 2:
                     self._end_daemon()
                     failures = 0
@@ -165,7 +165,7 @@ class Hypervisor:
         for name in daemon.DAEMONS:
             with contextlib.suppress(OSError, ValueError):
                 pid = int(pathlib.Path(f"{self._paths.libvirt_runtime}/{name}.pid").read_text(encoding="ascii"))
-                log("warning", "the libvirt daemon does not answer, ending it", pid=pid)
+                log("warning", "the libvirt daemon does not respond, killing it", pid=pid)
                 os.kill(pid, signal.SIGKILL)
 
     # -- events, called in libvirt's thread

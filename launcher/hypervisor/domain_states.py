@@ -42,7 +42,7 @@ class FinalState:
             return cls("Succeeded", "ForceOff", "the guest did not shut down within its grace period")
         if told:
             return cls("Succeeded", TERMINATED, "the guest shut down")
-        return cls("Failed", "Crashed", "QEMU is gone, and libvirt does not know why")
+        return cls("Failed", "Crashed", "QEMU exited, and libvirt reported no reason")
 
 
 def is_panic(event: int, _detail: int) -> bool:
@@ -66,7 +66,7 @@ def end_of(event: int, detail: int, panicked: bool, told: bool, forced: bool) ->
     if detail == _STOPPED_SAVED:
         return FinalState("Succeeded", "Saved", "the guest was saved")
     if detail == _STOPPED_MIGRATED:
-        return FinalState("Succeeded", "Migrated", "the guest runs elsewhere now")
+        return FinalState("Succeeded", "Migrated", "the guest was migrated")
     if detail == _STOPPED_DESTROYED:
         return FinalState("Failed", "Destroyed", "the domain was destroyed")
     return FinalState("Failed", "Crashed", "QEMU crashed or was killed")

@@ -89,9 +89,9 @@ def _refuse_changes(command: str, prefixes: tuple[str, ...]) -> None:
     try:
         name = str(json.loads(command)["execute"])
     except (ValueError, LookupError, TypeError):
-        raise UsageError('that is no command: write for instance \'{"execute": "query-block"}\'') from None
+        raise UsageError('not a JSON command, for example \'{"execute": "query-block"}\'') from None
     if not name.startswith(prefixes):
-        raise UsageError(f"{name[:60]!r} may change something: only those that begin with {', '.join(prefixes)}")
+        raise UsageError(f"{name[:60]!r} may modify the domain: allowed are commands that begin with {', '.join(prefixes)}")
 
 
 def _monitor(domain: Any, words: list[str]) -> str:
@@ -100,7 +100,7 @@ def _monitor(domain: Any, words: list[str]) -> str:
     if not human:
         _refuse_changes(command, ("query-",))
     elif command.split()[:1] != ["info"]:
-        raise UsageError("only `info …` with --hmp: everything else may change something")
+        raise UsageError("--hmp allows only `info …`: other commands may modify the domain")
     import libvirt_qemu  # type: ignore[import-untyped]
 
     text: str = libvirt_qemu.qemuMonitorCommand(domain, command, 1 if human else 0)
@@ -136,7 +136,7 @@ def run(connection: Any, words: list[str]) -> str:
     """The answer to a command line. Raises UsageError; whatever libvirt raises."""
     verb, *rest = words or ["help"]
     if verb not in VERBS:
-        raise UsageError(f"{verb!r} is no verb of this virsh, which only looks: {', '.join(VERBS)}")
+        raise UsageError(f"unknown command {verb!r}; this virsh is read-only: {', '.join(VERBS)}")
     if verb in WITHOUT_DOMAIN:
         return VERBS[verb](connection, None, rest)
     domains = connection.listAllDomains()
@@ -155,7 +155,7 @@ def main() -> int:
     libvirt.registerErrorHandler(lambda *_: None, None)
     sockets = [path for name in DAEMONS if os.path.exists(path := f"{RUNTIME}/{name}")]  # noqa: PTH110
     if not sockets:
-        print("virsh: no libvirt daemon runs here (yet): it does so in the container `compute`", file=sys.stderr)
+        print("virsh: no libvirt daemon is running: use the container `compute` after the VM has started", file=sys.stderr)
         return 1
     try:
         connection = libvirt.open(f"qemu+unix:///session?socket={sockets[0]}")

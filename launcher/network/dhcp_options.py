@@ -20,7 +20,7 @@ def ipv4(text: str) -> bytes:
     try:
         return socket.inet_pton(socket.AF_INET, text)
     except OSError:
-        raise ValueError(f"{text[:64]!r} is no IPv4 address") from None
+        raise ValueError(f"{text[:64]!r} is not an IPv4 address") from None
 
 
 def mask(prefix: int) -> bytes:
@@ -57,7 +57,7 @@ def _network(text: str) -> tuple[bytes, int]:
     address, _, prefix = text.partition("/")
     bits = int(prefix) if prefix.isdecimal() else 32 if not prefix else -1
     if not 0 <= bits <= 32:
-        raise ValueError(f"{text[:64]!r} is no IPv4 network")
+        raise ValueError(f"{text[:64]!r} is not an IPv4 network")
     return ipv4(address), bits
 
 

@@ -104,4 +104,4 @@ def _ipv6(text: str) -> bytes:
     try:
         return socket.inet_pton(socket.AF_INET6, text)
     except OSError:
-        raise ValueError(f"{text[:64]!r} is no IPv6 address") from None
+        raise ValueError(f"{text[:64]!r} is not an IPv6 address") from None

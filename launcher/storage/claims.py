@@ -25,7 +25,7 @@ def checked(file: BinaryIO, what: str) -> None:
     if kind.endswith("qcow2 image") and any(start[_QCOW2_BACKING]):
         kind += " with a backing file"
     raise Missing(
-        f"{what} is {kind}, and a claim holds a raw disk: write it there by `qemu-img convert -O raw`, or use it as a "
+        f"{what} is {kind}, but a claim must hold a raw disk: convert it with `qemu-img convert -O raw`, or use a "
         "containerDisk"
     )
 
@@ -34,7 +34,7 @@ def whole_sectors(size: int, what: str) -> None:
     """Raises Missing for a size that no disk has."""
     if size % SECTOR:
         raise Missing(
-            f"{what} has {size} bytes, which are no whole sectors of {SECTOR}: make it {-(-size // SECTOR) * SECTOR} "
+            f"{what} has {size} bytes, which is not a multiple of {SECTOR}: make it {-(-size // SECTOR) * SECTOR} "
             "bytes long (`truncate`)"
         )
 

@@ -39,7 +39,7 @@ def _find(vmi: VirtualMachineInstance, volume: Volume, path: str, paths: Paths) 
         if getattr(volume, source) is not None:
             return find(vmi, volume, paths)
     sources = [name for name in volume.__struct_fields__ if name != "name" and getattr(volume, name) is not None]
-    raise InvalidVmi(f"{path}: no disk can be made of a volume of type {(sources or ['none'])[0]}")
+    raise InvalidVmi(f"{path}: a disk cannot use a volume of type {(sources or ['none'])[0]}")
 
 
 # -- images
@@ -66,7 +66,7 @@ def container_disk(_: VirtualMachineInstance, volume: Volume, paths: Paths) -> D
     what = f"volume {volume.name}: the image {source.image}"
     root = Path(paths.images, volume.name)
     if not root.is_dir():
-        raise Missing(f"volume {volume.name}: the image {source.image} is not there at /images/{volume.name}")
+        raise Missing(f"volume {volume.name}: the image {source.image} is not mounted at /images/{volume.name}")
     file = _file_in_image(root, source.path or _only_disk(root, what, source), what)
     shown = f"/{file.relative_to(root)}"
     kind, size = _probe(file, f"{what}: {shown}")
@@ -84,7 +84,7 @@ def _only_disk(root: Path, what: str, source: ContainerDiskSource) -> str:
         folder = resolve(root, "disk")
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except OSError:
-        raise Missing(f"{what} has no directory /disk: it is no container disk, or path must say where it is") from None
+        raise Missing(f"{what} has no directory /disk: not a container disk, or set path to the disk file") from None
     names = [name for name in names if not resolve_quietly(root, f"disk/{name}", Path.is_dir)]
     if not names:
         raise Missing(f"{what} has no file under /disk")
@@ -124,14 +124,14 @@ def _probe(file: Path, what: str) -> tuple[str, int]:
                 return "qcow2", qcow2.virtual_size(opened)
             size = opened.seek(0, os.SEEK_END)
     except (OSError, ValueError, qcow2.NoImage) as error:
-        raise Missing(f"{what} is no disk: {getattr(error, 'strerror', None) or error}") from None
+        raise Missing(f"{what} is not a disk: {getattr(error, 'strerror', None) or error}") from None
     other = next((kind for magic, kind in _OTHER_FORMATS.items() if start.startswith(magic)), None)
     if other:
-        raise Missing(f"{what} is no disk that can be used: it is {other}; only qcow2 and raw can")
+        raise Missing(f"{what} is not a usable disk: it is {other}; only qcow2 and raw are supported")
     if size == 0:
-        raise Missing(f"{what} is no disk: it is empty")
+        raise Missing(f"{what} is not a disk: it is empty")
     if size % SECTOR:
-        raise Missing(f"{what} is no disk: neither a qcow2 image nor whole sectors of {SECTOR} bytes, but {size} bytes")
+        raise Missing(f"{what} is not a disk: neither a qcow2 image nor a multiple of {SECTOR} bytes, but {size} bytes")
     return "raw", size
 
 
@@ -197,7 +197,7 @@ def _claim_size(vmi: VirtualMachineInstance, name: str, folder: Path, what: str,
             capacity = quantity_bytes(amounts["storage"])
     size = min(capacity, room) // _MIB * _MIB
     if size <= 0 and not used:
-        raise Missing(f"{what} does not exist, and there is no room to make it: {room} bytes")
+        raise Missing(f"{what} does not exist, and there is not enough space to create it: {room} bytes")
     return size
 
 

@@ -28,27 +28,27 @@ def virtual_size(file: BinaryIO) -> int:
     """The size of the guest's disk in bytes. Raises NoImage, also for images that refer to other files."""
     data = file.read(_V2.size + _V3.size)
     if len(data) < _V2.size:
-        raise NoImage("the qcow2 header is cut off")
+        raise NoImage("the qcow2 header is truncated")
     fields = _V2.unpack_from(data)
     magic, version, backing, _, cluster_bits, size, crypt, l1_size, l1_offset, refcounts, _, _, _ = fields
     incompatible = 0
     if version == 3:
         if len(data) < _V2.size + _V3.size:
-            raise NoImage("the qcow2 header is cut off")
+            raise NoImage("the qcow2 header is truncated")
         incompatible = _V3.unpack_from(data, _V2.size)[0]
     if magic != MAGIC or version not in (2, 3) or not 9 <= cluster_bits <= 21 or not 0 < size <= _LARGEST:
         raise NoImage("the qcow2 header is damaged")
     if backing:
-        raise NoImage("the qcow2 image has a backing file, which it may not")
+        raise NoImage("the qcow2 image has a backing file, which is not allowed")
     if incompatible & _EXTERNAL_DATA:
-        raise NoImage("the qcow2 image keeps its data in another file, which it may not")
+        raise NoImage("the qcow2 image has an external data file, which is not allowed")
     if crypt:
         raise NoImage("the qcow2 image is encrypted")
     if incompatible & _CORRUPT:
         raise NoImage("the qcow2 image is marked as corrupt")
     length = file.seek(0, 2)
     if not 0 < l1_offset < length or not 0 < refcounts < length or l1_offset + l1_size * 8 > length:
-        raise NoImage("the qcow2 image is cut off")
+        raise NoImage("the qcow2 image is truncated")
     return int(size)
 
 

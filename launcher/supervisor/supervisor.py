@@ -170,7 +170,7 @@ class Supervisor:
                         break
                     log(
                         "warning",
-                        f"{child.name} ended, starting it again",
+                        f"{child.name} exited, restarting it",
                         how=describe(status),
                         pause=pause,
                         words=child.last_words(),
@@ -208,7 +208,7 @@ class Supervisor:
         if now >= self.deadline:
             self.forced = True
             number = self.signals.pop(0) if len(self.signals) > 1 else self.signals[0]
-            log("warning", "the guest did not shut down in time, ending QEMU", signal=number, grace=self.grace)
+            log("warning", "the guest did not shut down in time, killing QEMU", signal=number, grace=self.grace)
             for pid in pids:
                 kill(pid, number)
             self.deadline = now + TERM_SECONDS
@@ -259,7 +259,7 @@ class Supervisor:
         else:
             failed = status is None or status != 0
             reason = "Crashed" if failed else "Shutdown"
-            message = f"QEMU ended with {describe(status)}" if status is not None else "QEMU is gone"
+            message = f"QEMU ended with {describe(status)}" if status is not None else "QEMU exited"
         if self.stopping:
             failed = False
             reason = "ForceOff" if self.forced else "Terminated"
@@ -267,7 +267,7 @@ class Supervisor:
         return self._leave("Failed" if failed else "Succeeded", reason, message)
 
     def _finish_without_qemu(self) -> int:
-        return self._leave("Succeeded", "NeverStarted", "told to end before the guest was started")
+        return self._leave("Succeeded", "NeverStarted", "terminated before the guest was started")
 
     def _wait_for_delivery(self, state: dict[str, object]) -> dict[str, object]:
         """Gives the server its time to tell the end; it exits when it has."""

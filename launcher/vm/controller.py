@@ -205,7 +205,7 @@ class VmController:
             try:
                 await self._rewire(self._unfinished)
             except (BuildError, HypervisorError) as error:
-                log("warning", "network cards are not as they should be until the next Sync", error=str(error))
+                log("warning", "network interfaces or disks are not updated until the next Sync", error=str(error))
 
     async def watch(self) -> AsyncIterator[pb.Report]:
         """The report now, then after every change; ends after the final one."""
@@ -243,7 +243,7 @@ class VmController:
     def running(self) -> str:
         """The domain's name for libvirt. Raises OperationRefused if it does not run."""
         if not self._started or self.final is not None:
-            raise OperationRefused("FAILED_PRECONDITION", "the virtual machine does not run")
+            raise OperationRefused("FAILED_PRECONDITION", "the virtual machine is not running")
         return self._domain
 
     async def poll(self) -> pb.Report:

@@ -28,7 +28,7 @@ class ShutdownControl:
     def refuse_when_stopping(self) -> None:
         """Nothing starts any more. Raises OperationRefused."""
         if self.stopping:
-            raise OperationRefused("FAILED_PRECONDITION", "the pod is being ended")
+            raise OperationRefused("FAILED_PRECONDITION", "the pod is being terminated")
 
     async def request_shutdown(self, domain: str) -> None:
         """Asks the guest to shut down, by ACPI and by its agent in turn, until the VM is over."""
@@ -40,7 +40,7 @@ class ShutdownControl:
                     await self._hypervisor.resume(domain)
                 await self._hypervisor.power_button(domain, with_agent)
             except HypervisorError as error:
-                log("info", "cannot ask the guest to shut down, trying again", error=str(error))
+                log("info", "cannot ask the guest to shut down, retrying", error=str(error))
                 await asyncio.sleep(_AGAIN_SECONDS)
                 continue
             await asyncio.sleep(pauses.pop(0) if pauses else LATER_SECONDS)

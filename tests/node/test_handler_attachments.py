@@ -144,7 +144,7 @@ async def test_one_that_fails_does_not_take_another_away(node: Node) -> None:
     await node.network("dmz", bridge(node.lab))
     here = await node.pod("vm", "dmz,missing", owner="vm")
     words = await refusal(node, "vm", here)
-    assert words == ("network web/missing: there is no NetworkAttachmentDefinition of that name in namespace web")
+    assert words == ("network web/missing: no such NetworkAttachmentDefinition in namespace web")
     assert "net1" in here.space.links()
     await node.network("missing", bridge(node.lab, "late"))
     assert await ensure(node, "vm", here) == {"net1": OURS, "net2": OURS}
@@ -178,7 +178,7 @@ async def test_a_plugin_that_hangs_or_floods_is_stopped(node: Node) -> None:
         (node.bin / "odd").chmod(0o755)
         await node.host.run("odd", {}, b"")
     flooded = await node.host.run("flood", {}, b"")
-    assert flooded.trouble == "printed more than 1 MiB and was stopped" and flooded.code == -signal.SIGKILL
+    assert flooded.trouble == "printed more than 1 MiB and was killed" and flooded.code == -signal.SIGKILL
     hung = await node.host.run("hang", {}, b"", seconds=0.3)
     assert hung.trouble == "did not end within 0.3 s and was stopped"
     child = int((node.folder / "child").read_text())

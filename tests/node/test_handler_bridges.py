@@ -107,7 +107,7 @@ async def test_the_pod_networks_bridge_is_never_offered(kubelet: Kubelet, capsys
         await until(lambda: made.offered == {"br1"}, "offered")
         await until(lambda: kubelet.registered, "registered")
     assert [each.resource_name for each in kubelet.registered] == [BR1]
-    assert capsys.readouterr().out.count("it is the pod network's") == 1
+    assert capsys.readouterr().out.count("it belongs to the pod network") == 1
 
 
 async def test_a_bridge_that_pods_come_to_use_is_withdrawn(kubelet: Kubelet) -> None:

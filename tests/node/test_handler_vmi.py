@@ -126,7 +126,7 @@ async def test_handed_over_vmi_runs_with_one_patch_and_one_event(kube, lab, pods
         await until(lambda: kube.status()["phase"] == "Running")
         await asyncio.sleep(0.5)
     assert len(kube.patches) == 1, kube.patches[1:]
-    assert kube.events == [("Normal", "Started", "The virtual machine runs")]
+    assert kube.events == [("Normal", "Started", "The virtual machine is running")]
     assert kube.condition("Ready")["status"] == "True"
     assert kube.condition("LiveMigratable")["status"] == "False"
     assert "there is no /dev/kvm" in kube.condition("SoftwareEmulation")["message"]

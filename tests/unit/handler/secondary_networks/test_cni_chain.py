@@ -86,9 +86,9 @@ async def test_del_goes_backwards_through_all_whatever_one_says() -> None:
         (PluginResult(1, b'{"msg": "' + b"x" * 5000 + b'"}', b""), "says: xxx"),
         (PluginResult(1, b'{"code": "7", "msg": "odd"}', b""), "says: odd"),
         (PluginResult(-9, b"", b"", "did not end within 100 s and was stopped"), "did not end within 100 s"),
-        (PluginResult(0, b"not json", b""), "printed no JSON"),
+        (PluginResult(0, b"not json", b""), "did not print JSON"),
         (PluginResult(0, b"", b""), "printed no result"),
-        (PluginResult(0, b"[" * 5000, b""), "printed no JSON"),
+        (PluginResult(0, b"[" * 5000, b""), "did not print JSON"),
         (PluginResult(0, b'"text"', b""), "printed no result"),
     ],
 )

@@ -507,7 +507,7 @@ def test_a_card_that_waits_is_told_beside_everything_else_of_a_vm_that_runs():
     assert status["phase"] == "Running" and status["interfaces"][0]["ipAddresses"] == ["10.1.1.5", "fd00::5"]
     synchronized = next(item for item in status["conditions"] if item["type"] == "Synchronized")
     assert (synchronized["status"], synchronized["message"]) == ("False", MISSING)
-    assert [event[:2] for event in write.events] == [("NetworkError", MISSING), ("Started", "The virtual machine runs")]
+    assert [event[:2] for event in write.events] == [("NetworkError", MISSING), ("Started", "The virtual machine is running")]
     assert RequeueAfter(1000.01) in plan(observed), "and it is tried again when it is due"
     assert SetUp(sync=False) in plan(replace(observed, clock=2000.0))
 

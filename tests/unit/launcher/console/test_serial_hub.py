@@ -196,7 +196,7 @@ async def test_one_types(qemu: Qemu) -> None:
         await h.type(bob.viewer, b"b")
         assert await qemu.typed(1) == b"b"
         h.leave(bob.viewer)
-        await alice.hear("bob has left the console: you type")
+        await alice.hear("bob has left the console: you have write access")
         await h.type(alice.viewer, b"a")
         assert await qemu.typed(1) == b"a"
         assert len([n for n in watcher.notices if "nothing you type" in n]) == 1

@@ -142,7 +142,7 @@ def test_long_options_are_split_and_what_does_not_fit_is_left_out() -> None:
     "changes", [{"address": "nonsense"}, {"server": "::1"}, {"dns": ["x"]}, {"router": "300.1.1.1"}]
 )
 def test_configuration_that_is_none(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="is no IPv4 address"):
+    with pytest.raises(ValueError, match="is not an IPv4 address"):
         server4(**changes)
 
 

@@ -76,12 +76,12 @@ def test_a_path_and_a_link_that_stay_inside(paths: Paths, tmp_path: pathlib.Path
         ({"disk/.keep": b""}, "has no file under /disk"),
         ({"disk/b": b"x", "disk/a": b"x"}, "has 2 files under /disk: a, b; set path to one of them"),
         ({f"disk/{n}": b"x" for n in range(9)}, r"has 9 files under /disk: 0, 1, 2, 3, 4, \.\.\.;"),
-        ({"disk/x": b""}, "/disk/x is no disk: it is empty"),
+        ({"disk/x": b""}, "/disk/x is not a disk: it is empty"),
         ({"disk/x": b"hello, I am a text file\n"}, "neither a qcow2 image nor whole sectors of 512 bytes, but 24 byt"),
         ({"disk/x": b"KDMV" + bytes(508)}, "it is a VMDK image; only qcow2 and raw can"),
         ({"disk/x": b"\x1f\x8b" + bytes(510)}, "it is compressed by gzip"),
         ({"disk/x": b"QFI\xfb" + b"\xff" * 508}, "the qcow2 header is damaged"),
-        ({"disk/x": b"QFI\xfb"}, "the qcow2 header is cut off"),
+        ({"disk/x": b"QFI\xfb"}, "the qcow2 header is truncated"),
     ],
 )
 def test_images_without_a_usable_disk(paths: Paths, files: dict[str, bytes], words: str) -> None:
@@ -92,7 +92,7 @@ def test_images_without_a_usable_disk(paths: Paths, files: dict[str, bytes], wor
 
 
 def test_an_image_that_is_not_there(paths: Paths) -> None:
-    with pytest.raises(Missing, match="the image registry/guest:1 is not there at /images/v"):
+    with pytest.raises(Missing, match="the image registry/guest:1 is not mounted at /images/v"):
         find(paths, CONTAINER_DISK)
 
 

@@ -160,7 +160,7 @@ async def test_an_end_that_is_told_before_the_start(world: tuple[VmController, L
 async def test_nothing_starts_while_the_pod_ends(world: tuple[VmController, Libvirt]) -> None:
     machine, libvirt = world
     machine.stop()
-    with pytest.raises(OperationRefused, match="the pod is being ended"):
+    with pytest.raises(OperationRefused, match="the pod is being terminated"):
         await machine.sync(request())
     assert not libvirt.looks
 
