@@ -76,7 +76,7 @@ async def test_names_that_are_no_resources_are_skipped_and_told_once(
         there.add("br2")  # two more rounds at least
         await until(lambda: len(kubelet.registered) == 2, "offered")
         assert made.offered == {"br-ok.7", "br2"}
-    assert capsys.readouterr().out.count("A bridge is not offered") == 5
+    assert capsys.readouterr().out.count("Bridge is not advertised") == 5
 
 
 async def test_there_is_a_limit_and_who_was_first_keeps_its_place(kubelet: Kubelet) -> None:

@@ -183,7 +183,7 @@ async def test_probe_of_this_machine_agrees_with_a_guest():
     if not pathlib.Path(kvm_probe.DEVICE).exists():
         assert verdict == kvm_probe.KvmProbe(False, "/dev/kvm is missing")
     elif verdict.works:
-        assert "rounds in" in verdict.sentence
+        assert "loop iterations in" in verdict.sentence
     else:
         assert "/dev/kvm" in verdict.sentence
 

@@ -137,7 +137,7 @@ def test_takeover_and_back(attach: Any) -> None:
         person.see("bob-3")
         assert b"lost-2" not in person.seen
     bob.close()
-    alice.hear("you type")
+    alice.hear("you have write access")
     alice.type("echo again-$((2+2))\n")
     alice.see("again-4")
 

@@ -40,7 +40,7 @@ def test_the_guests_memory_in_whole_mebibytes_and_one_gibibyte(memory: Any, mebi
 
 
 def test_a_guest_of_unknown_size() -> None:
-    with pytest.raises(NetworkError, match=r"spec\.domain\.memory\.guest: missing"):
+    with pytest.raises(NetworkError, match=r"spec\.domain\.memory\.guest: required"):
         wanted(vmi(None))
 
 

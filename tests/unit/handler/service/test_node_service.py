@@ -463,7 +463,7 @@ async def test_when_the_handler_ends_the_client_hears_unavailable(authority: Aut
         await stream.write(CALLS["Console"])
         await fake.until_open(1)
         service.close()
-        with pytest.raises(grpc.aio.AioRpcError, match="starts again") as caught:
+        with pytest.raises(grpc.aio.AioRpcError, match="is restarting") as caught:
             await stream.read()
         assert code(caught) == "UNAVAILABLE"
         await fake.until_open(0)

@@ -273,7 +273,7 @@ def test_lost_vm_is_never_started_again():
     assert len(young) == 1 and isinstance(young[0], RequeueAfter)
     old = plan(seen(LauncherState(), vmi=running_vmi(), state_seconds=LOST_SECONDS + 1))
     assert not any(isinstance(action, SetUp) for action in old)
-    assert "knows nothing" in str(written(old)[0].patch.body)
+    assert "has lost the domain" in str(written(old)[0].patch.body)
 
 
 def test_permanent_trouble_fails_the_vmi_once():
@@ -495,7 +495,7 @@ def test_unplugged_nic_leaves_the_status_at_once():
 
 # ---- what cannot be plugged in holds up nothing else ----------------------------------------------------------------
 
-MISSING = "network ns/blue: Multus runs on this node but has not made pod1 in the pod"
+MISSING = "network ns/blue: Multus runs on this node but has not created pod1 in the pod"
 WAITING = NodeResources(MADE, pending={"blue": MISSING})
 
 
@@ -507,7 +507,8 @@ def test_a_card_that_waits_is_told_beside_everything_else_of_a_vm_that_runs():
     assert status["phase"] == "Running" and status["interfaces"][0]["ipAddresses"] == ["10.1.1.5", "fd00::5"]
     synchronized = next(item for item in status["conditions"] if item["type"] == "Synchronized")
     assert (synchronized["status"], synchronized["message"]) == ("False", MISSING)
-    assert [event[:2] for event in write.events] == [("NetworkError", MISSING), ("Started", "The virtual machine is running")]
+    started = ("Started", "The virtual machine is running")
+    assert [event[:2] for event in write.events] == [("NetworkError", MISSING), started]
     assert RequeueAfter(1000.01) in plan(observed), "and it is tried again when it is due"
     assert SetUp(sync=False) in plan(replace(observed, clock=2000.0))
 

@@ -44,7 +44,7 @@ def test_express_cards_can_be_plugged_in(model: str | None) -> None:
 @pytest.mark.parametrize("model", ["e1000", "rtl8139", "pcnet", "ne2k_pci"])
 def test_older_cards_cannot(model: str) -> None:
     with pytest.raises(
-        InvalidVmi, match=rf"interfaces\[0\].model: 'a' cannot .*, since {model} is no PCI Express card"
+        InvalidVmi, match=rf"interfaces\[0\].model: 'a' cannot .*, since {model} is not a PCI Express card"
     ):
         pluggable(vmi({"name": "a", "bridge": {}, "model": model}), "a", facts("a"))
 
@@ -55,9 +55,9 @@ def test_virtual_functions_cannot() -> None:
 
 
 def test_a_card_needs_its_tap_and_its_place_in_the_vmi() -> None:
-    with pytest.raises(InvalidVmi, match=r"interfaces\[0\].name: the handler has made no tap for 'a'"):
+    with pytest.raises(InvalidVmi, match=r"interfaces\[0\].name: the handler has created no tap device for 'a'"):
         pluggable(vmi({"name": "a", "bridge": {}}), "a", facts("b"))
-    with pytest.raises(InvalidVmi, match="interfaces: none is named 'b'"):
+    with pytest.raises(InvalidVmi, match="interfaces: no interface named 'b'"):
         pluggable(vmi({"name": "a", "bridge": {}}), "b", facts("b"))
 
 
@@ -73,7 +73,7 @@ def test_the_kernel_carries_packets_only_where_it_can(kvm: bool, vhost: bool, dr
 @pytest.mark.parametrize("address", ["00:11.0", "0000:00:11.8", "0000:00:11.0'/><hostdev/>"])
 def test_an_address_that_is_none(address: str) -> None:
     card = {"name": "a", "bridge": {}, "pciAddress": address}
-    with pytest.raises(InvalidVmi, match=r"interfaces\[0\].pciAddress: .* is no PCI address"):
+    with pytest.raises(InvalidVmi, match=r"interfaces\[0\].pciAddress: .* is not a PCI address"):
         pluggable(vmi(card), "a", facts("a"))
 
 

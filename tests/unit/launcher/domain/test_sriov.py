@@ -54,13 +54,13 @@ def test_absent_and_ordinary_interfaces_need_none() -> None:
         ({}, "interfaces[1].sriov: network 'a' has no device: KUBEVIRT_RESOURCE_NAME_a is not in the pod's"),
         (
             environment(""),
-            "no device of example.com/fast-nics is left for network 'a': the node's device plugin has put 0",
+            "no device of example.com/fast-nics is left for network 'a': the node's device plugin listed 0",
         ),
         (
             environment("0000:81:01.2"),
             "[2].sriov: no device of example.com/fast-nics is left for network 'b'",
         ),
-        (environment("0000:81:01.2,0000:81:01.2"), "is left for network 'b': the node's device plugin has put 1"),
+        (environment("0000:81:01.2,0000:81:01.2"), "is left for network 'b': the node's device plugin listed 1"),
         (environment("all of them"), "PCIDEVICE_EXAMPLE_COM_FAST_NICS of the pod's environment has 'all of them'"),
     ],
 )

@@ -43,7 +43,7 @@ def test_links_follow_but_for_virtual_functions() -> None:
 
 @pytest.mark.parametrize("vmi", [b"", b"[]", b"{}", b'{"spec":{"domain":{"devices":{"interfaces":[{}]}}}}'])
 def test_what_is_no_vmi_is_told(vmi: bytes) -> None:
-    with pytest.raises(BuildError, match="interfaces: no list"):
+    with pytest.raises(BuildError, match="interfaces: must be a list"):
         states_of(vmi)
 
 
@@ -133,7 +133,7 @@ def test_the_code_is_the_users_fault_only_if_all_is() -> None:
 def test_no_slot_is_told_with_a_remedy() -> None:
     world = World(fails={"a": HypervisorError("internal error: No more available PCI slots")})
     with pytest.raises(
-        BuildError, match="interface a: it cannot be plugged into tap-a: no PCI slot is free; restart the VM"
+        BuildError, match="interface a: it cannot be plugged into tap-a: no free PCI slot; restart the VM"
     ):
         asyncio.run(world.follow(request("a", a="up")))
 

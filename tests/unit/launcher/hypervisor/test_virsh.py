@@ -68,7 +68,7 @@ def test_tables() -> None:
 
 @pytest.mark.parametrize("verb", ["destroy", "shutdown", "edit", "detach-device", "undefine", "save"])
 def test_it_changes_nothing(verb: str) -> None:
-    with pytest.raises(virsh.UsageError, match="is no verb of this virsh, which only looks: list, dumpxml"):
+    with pytest.raises(virsh.UsageError, match="this virsh is read-only: list, dumpxml"):
         virsh.run(HERE, [verb, "ns_web"])
 
 

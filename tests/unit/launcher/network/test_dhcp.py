@@ -148,7 +148,7 @@ def test_configuration_that_is_none(changes: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("network", ["10.0.0.0/33", "10.0.0.0/x", "10.0.0.0/-1", "10.0.0/8"])
 def test_routes_that_are_none(network: str) -> None:
-    with pytest.raises(ValueError, match="is no IPv4"):
+    with pytest.raises(ValueError, match="is not an IPv4"):
         server4(routes=[pb.Route(destination=network, gateway="10.0.2.1")])
 
 

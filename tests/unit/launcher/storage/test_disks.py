@@ -77,8 +77,8 @@ def test_a_path_and_a_link_that_stay_inside(paths: Paths, tmp_path: pathlib.Path
         ({"disk/b": b"x", "disk/a": b"x"}, "has 2 files under /disk: a, b; set path to one of them"),
         ({f"disk/{n}": b"x" for n in range(9)}, r"has 9 files under /disk: 0, 1, 2, 3, 4, \.\.\.;"),
         ({"disk/x": b""}, "/disk/x is not a disk: it is empty"),
-        ({"disk/x": b"hello, I am a text file\n"}, "neither a qcow2 image nor whole sectors of 512 bytes, but 24 byt"),
-        ({"disk/x": b"KDMV" + bytes(508)}, "it is a VMDK image; only qcow2 and raw can"),
+        ({"disk/x": b"hello, I am a text file\n"}, "neither a qcow2 image nor a multiple of 512 bytes, but 24 byt"),
+        ({"disk/x": b"KDMV" + bytes(508)}, "it is a VMDK image; only qcow2 and raw are"),
         ({"disk/x": b"\x1f\x8b" + bytes(510)}, "it is compressed by gzip"),
         ({"disk/x": b"QFI\xfb" + b"\xff" * 508}, "the qcow2 header is damaged"),
         ({"disk/x": b"QFI\xfb"}, "the qcow2 header is truncated"),
@@ -194,7 +194,7 @@ def test_a_claim_that_cannot_be_used(paths: Paths, tmp_path: pathlib.Path) -> No
 @pytest.mark.parametrize(
     ("start", "words"),
     [
-        (b"QFI\xfb\0\0\0\3".ljust(16, b"\0"), "is a qcow2 image, and a claim holds a raw disk"),
+        (b"QFI\xfb\0\0\0\3".ljust(16, b"\0"), "is a qcow2 image, but a claim must hold a raw disk"),
         (b"QFI\xfb\0\0\0\3\0\0\0\0\0\0\1\0", "is a qcow2 image with a backing file, and a claim"),
         (b"KDMV", "is a VMDK image, and a claim"),
     ],
@@ -221,7 +221,7 @@ def test_an_odd_size_is_told_with_the_size_that_is_needed(paths: Paths) -> None:
     folder.mkdir()
     (folder / "disk.img").write_bytes(bytes(1000))
     read_only = {"persistentVolumeClaim": {"claimName": "data", "readOnly": True}}
-    with pytest.raises(Missing, match=r"claim data has 1000 bytes, which are no whole sectors of 512: make it 1024 "):
+    with pytest.raises(Missing, match=r"claim data has 1000 bytes, which is not a multiple of 512: make it 1024 "):
         find(paths, read_only)
     assert find(paths, CLAIM, status=claim_status("16Mi")).size == 16 << 20, "one that grows has none any more"
 
@@ -254,7 +254,7 @@ def test_two_virtual_machines_on_one_claim_are_told_by_volume_and_claim() -> Non
 def test_empty_disk_and_unknown_volume(paths: Paths) -> None:
     found = find(paths, {"emptyDisk": {"capacity": "1000001"}})
     assert found.size == pathlib.Path(found.path).stat().st_size == 1000448
-    with pytest.raises(InvalidVmi, match=r"spec.volumes\[0\]: no disk can be made of a volume of type hostDisk"):
+    with pytest.raises(InvalidVmi, match=r"spec.volumes\[0\]: a disk cannot use a volume of type hostDisk"):
         find(paths, {"hostDisk": {"path": "/etc/shadow", "type": "Disk"}})
 
 
