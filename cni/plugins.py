@@ -114,7 +114,7 @@ def _check_version(call: Invocation) -> None:
         return
     given = _version(call.stdin)
     if given in version.SUPPORTED and not version.at_least(given, since):
-        raise CniError(errors.VERSION, f"{call.command} requires CNI {since}; cniVersion in the network configuration is {given}")
+        raise CniError(errors.VERSION, f"{call.command} requires CNI {since}; the network configuration has {given}")
 
 
 def _version(stdin: bytes) -> str:

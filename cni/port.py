@@ -49,7 +49,7 @@ def _make(
         _own_routes(wanted.bridge)
     except NetlinkRefusal as refusal:
         if refusal.errno == errno.EOPNOTSUPP and wanted.vlans:
-            raise CniError(errors.CONFIG, "$.vlan: the kernel of this node does not support bridge VLAN filtering") from None
+            raise CniError(errors.CONFIG, "$.vlan: this node's kernel does not support bridge VLAN filtering") from None
         if refusal.errno != errno.EEXIST:
             raise
     link = one.link(wanted.bridge)

@@ -53,7 +53,7 @@ class Folder:
                 yield fd
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EXDEV):
-                raise CniError(errors.IO, f"dataDir /{self._path}: the path contains a symbolic link or a file that is not a directory") from None
+                raise CniError(errors.IO, f"dataDir /{self._path}: link or non-directory in the path") from None
             raise
 
     def _found(self, make: bool) -> int:

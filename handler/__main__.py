@@ -1,9 +1,9 @@
-"""The handler: `python -m handler` on every node, as root, in the host's pid namespace.
+"""The handler daemon: `python -m handler` on every node, as root, in the host's PID namespace.
 
-Environment: NODE_NAME (required), POD_IP (where the gateway is served; without it it is not), HYPERLET_CONTAINERD
-(socket, if not at the usual places; needed only where the API server has no image volumes), HYPERLET_HEALTH_PORT
-(default 8080), HYPERLET_LOG, HYPERLET_CNI_BIN and HYPERLET_CNI_CONF (where the node's CNI plugins and configurations
-are, if not at the usual places; folders, separated by colons).
+Environment: NODE_NAME (required); POD_IP (address of the node service; unset: no node service); HYPERLET_CONTAINERD
+(containerd's socket, if not in a default place; needed only without image volumes in the API server);
+HYPERLET_HEALTH_PORT (default 8080); HYPERLET_LOG; HYPERLET_CNI_BIN and HYPERLET_CNI_CONF (directories of CNI plugins
+and configurations, separated by colons).
 """
 
 import asyncio
@@ -35,11 +35,11 @@ from kit.kube import Kube
 
 HEALTH_PORT = 8080
 SETTLED_SECONDS = 5.0
-"""After this, what only the start needed is not needed any more."""
+"""Seconds after which memory that only the start needed is released."""
 
 
 async def serve(node: str) -> None:
-    """Runs until SIGTERM or SIGINT. The VMs run on without us."""
+    """Run until SIGTERM or SIGINT. The VMs keep running."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -102,7 +102,7 @@ async def serve(node: str) -> None:
 
 
 def _gateway_tasks(kube: Kube, node: str, reconciler: VmiReconciler) -> list[Coroutine[Any, Any, None]]:
-    """What it takes to serve the gateway."""
+    """The tasks that serve the gateway: certificate and gRPC server."""
     host = os.environ.get("POD_IP", "")
     if not host:
         log.logger(component="node-service").warning("POD_IP is not set: the node service is not started")
@@ -113,7 +113,7 @@ def _gateway_tasks(kube: Kube, node: str, reconciler: VmiReconciler) -> list[Cor
 
 
 async def _serve_gateway(certificate: NodeCertificate, reconciler: VmiReconciler, address: str) -> None:
-    """Serves for ever, once there is a certificate to show."""
+    """Serve until cancelled, as soon as there is a certificate."""
     await certificate.there()
     service = node_service.NodeService(reconciler.launcher_of)
     async with node_service.serving(service, certificate.credentials(), address):
@@ -133,7 +133,7 @@ def _health(kube: Kube, reconciler: VmiReconciler) -> health.HealthServer:
 
 
 async def _sweep(reconciler: VmiReconciler, images: ImageMounts, node_setup: NodeSetup) -> None:
-    """Lets go of images and records that a crash left behind, once the pods are known; then waits for ever."""
+    """Release images and records that a crash left behind: after the first pod sync, then every hour."""
     logger = log.logger(component="images")
     await reconciler.pods.synced()
     while True:
@@ -150,7 +150,7 @@ async def _sweep(reconciler: VmiReconciler, images: ImageMounts, node_setup: Nod
 
 
 def main() -> int:
-    """The process."""
+    """Entry point of the process."""
     log.setup("handler")
     node = os.environ.get("NODE_NAME")
     if not node:

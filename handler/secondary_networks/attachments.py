@@ -184,8 +184,8 @@ class Attachments:
         node = await self._configuration()
         if node.multus:
             raise NetworkError(
-                f"network {selection.network}: Multus runs on this node but has not created {selection.interface} in the "
-                "pod; it adds interfaces when a pod starts, and later only with its dynamic networks controller"
+                f"network {selection.network}: Multus runs on this node but has not created {selection.interface} in "
+                "the pod; it adds interfaces when a pod starts, and later only with its dynamic networks controller"
             )
         await self._join(pod, selection, node, namespace)
         return OURS
@@ -201,8 +201,8 @@ class Attachments:
         network = cni_config.parse(definition)
         if network.name in node.names:
             raise NetworkError(
-                f"{network.source}: name {network.name!r} in spec.config is already used by the node's CNI configuration; "
-                "choose another"
+                f"{network.source}: name {network.name!r} in spec.config is already used by the node's CNI "
+                "configuration; choose another"
             )
         if fault := cni_config.faults(network, selection, origin(pod) is not None):
             raise NetworkError(fault)

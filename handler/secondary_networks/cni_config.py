@@ -50,7 +50,7 @@ def parse(nad: NetworkAttachmentDefinition) -> CniNetwork:
     text = (nad.spec.config or "").strip()
     if not text:
         raise NetworkError(
-            f"{source}: spec.config is empty; it must hold the CNI configuration (configuration files of the node are not used)"
+            f"{source}: spec.config is empty; it must hold the CNI configuration (no file of the node is used)"
         )
     if len(text.encode()) > MAX_BYTES:
         raise NetworkError(f"{source}: spec.config is larger than {MAX_BYTES >> 10} KiB")
@@ -152,8 +152,8 @@ def faults(network: CniNetwork, selection: Selection, for_guest: bool) -> str:
     if for_guest and any(_ipam(each) == "dhcp" for each in network.plugins):
         # Its daemon could not renew through a port of a bridge, and sets the interface down when the lease ends.
         return (
-            f"{network.source}: ipam type dhcp in spec.config is not supported for VMs, whose guest could not renew the lease"
-            ": remove ipam; the guest then uses the network's DHCP server"
+            f"{network.source}: ipam type dhcp in spec.config is not supported for VMs: the guest could not "
+            "renew the lease; remove ipam, and the guest uses the network's DHCP server"
         )
     return ""
 

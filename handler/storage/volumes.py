@@ -209,7 +209,7 @@ def _hand_over(directory: int, volume: str, owner: _LauncherUser) -> bool:
         if status.st_nlink != 1:
             raise VolumeError(f"volume {volume}: {DISK} has {status.st_nlink} hard links; its owner is not changed")
         if status.st_mode & (stat.S_ISUID | stat.S_ISGID):
-            raise VolumeError(f"volume {volume}: {DISK} is a set-user-ID or set-group-ID file; its owner is not changed")
+            raise VolumeError(f"volume {volume}: {DISK} is a set-user-ID file; its owner is not changed")
         os.fchown(fd, owner.user, owner.group)
         with contextlib.suppress(OSError):
             os.fchmod(fd, 0o660)

@@ -166,7 +166,7 @@ class NodeSetup:
             try:
                 old[bridge] = await Advertiser.start(process, bridge, each.router6, each.bridge_mac, each.mtu)
             except OSError as error:
-                raise NetworkError(f"cannot start router advertisements for the guest: {error.strerror or error}") from error
+                raise NetworkError(f"cannot start router advertisements: {error.strerror or error}") from error
         return old
 
     async def forget(self, pod_uid: str) -> None:

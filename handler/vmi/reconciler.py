@@ -64,7 +64,7 @@ class NoProgress(HyperletError):
     reason = names.REASON_NO_PROGRESS
 
     def __init__(self, sync: bool) -> None:
-        what = "reported success, but the virtual machine is not running" if sync else "still uses an interface that it has released"
+        what = "reported success, but the VM is not running" if sync else "still uses an interface that it released"
         super().__init__(f"the launcher {what}: see the log of the launcher pod")
 
 

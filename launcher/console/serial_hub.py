@@ -132,7 +132,7 @@ class SerialHub:
         """Lets somebody in; `leave` has to follow. Raises OperationRefused."""
         async with self._opening:
             if len(self._viewers) >= MAX_CLIENTS:
-                raise OperationRefused("RESOURCE_EXHAUSTED", f"{MAX_CLIENTS} clients are connected to the serial console already")
+                raise OperationRefused("RESOURCE_EXHAUSTED", f"{MAX_CLIENTS} clients are at the serial console already")
             before = self.typist
             if before and not watch and not takeover:
                 raise OperationRefused(

@@ -93,7 +93,7 @@ async def _first(requests: AsyncIterator[Any]) -> Any:
         async with asyncio.timeout(FIRST_SECONDS):
             return await anext(aiter(requests))
     except (TimeoutError, StopAsyncIteration):
-        raise OperationRefused("INVALID_ARGUMENT", "the first message, which opens the stream, was not received") from None
+        raise OperationRefused("INVALID_ARGUMENT", "no first message, which opens the stream, was received") from None
 
 
 def _reason(error: OSError) -> str:

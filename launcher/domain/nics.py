@@ -33,8 +33,8 @@ def _refuse_what_needs_a_restart(interface: Interface, path: str) -> None:
         raise InvalidVmi(f"{path}.sriov: {interface.name!r} cannot be plugged in while the VM runs; restart the VM")
     if interface.model in CONVENTIONAL_NICS:
         raise InvalidVmi(
-            f"{path}.model: {interface.name!r} cannot be plugged in while the VM runs, since {interface.model} is not a "
-            "PCI Express card; use virtio or e1000e, or restart the VM"
+            f"{path}.model: {interface.name!r} cannot be plugged in while the VM runs, since {interface.model} is not "
+            "a PCI Express card; use virtio or e1000e, or restart the VM"
         )
 
 

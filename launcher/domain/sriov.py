@@ -52,5 +52,5 @@ def _addresses(resource: str, environment: Mapping[str, str], path: str) -> list
     addresses = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     for address in addresses:
         if not _ADDRESS.fullmatch(address):
-            raise InvalidVmi(f"{path}: {name} of the pod's environment has {address[:64]!r}, which is not a PCI address")
+            raise InvalidVmi(f"{path}: {name} of the pod's environment has {address[:64]!r}, not a PCI address")
     return addresses

@@ -35,7 +35,7 @@ def states_of(vmi: bytes) -> dict[str, str]:
         interfaces = json.loads(vmi)["spec"]["domain"]["devices"].get("interfaces") or []
         return {interface["name"]: interface.get("state") or "up" for interface in interfaces}
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise BuildError("INVALID_ARGUMENT", "spec.domain.devices.interfaces: must be a list of named interfaces") from None
+        raise BuildError("INVALID_ARGUMENT", "spec.domain.devices.interfaces: must be a list with names") from None
 
 
 def plan(states: dict[str, str], tapped: Iterable[str], live: Iterable[LiveNic]) -> NicChanges:

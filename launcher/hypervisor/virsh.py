@@ -91,7 +91,7 @@ def _refuse_changes(command: str, prefixes: tuple[str, ...]) -> None:
     except (ValueError, LookupError, TypeError):
         raise UsageError('not a JSON command, for example \'{"execute": "query-block"}\'') from None
     if not name.startswith(prefixes):
-        raise UsageError(f"{name[:60]!r} may modify the domain: allowed are commands that begin with {', '.join(prefixes)}")
+        raise UsageError(f"{name[:60]!r} may modify the domain: names must start with {', '.join(prefixes)}")
 
 
 def _monitor(domain: Any, words: list[str]) -> str:
@@ -155,7 +155,7 @@ def main() -> int:
     libvirt.registerErrorHandler(lambda *_: None, None)
     sockets = [path for name in DAEMONS if os.path.exists(path := f"{RUNTIME}/{name}")]  # noqa: PTH110
     if not sockets:
-        print("virsh: no libvirt daemon is running: use the container `compute` after the VM has started", file=sys.stderr)
+        print("virsh: no libvirt daemon: use the container `compute` after the VM has started", file=sys.stderr)
         return 1
     try:
         connection = libvirt.open(f"qemu+unix:///session?socket={sockets[0]}")

@@ -131,8 +131,8 @@ def test_without_the_right_to_raise_limits_the_words_say_so(pod):
         cwd=podlab.REPOSITORY, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert told == (
-        f"interface fast: cannot raise RLIMIT_MEMLOCK of launcher process {pid} to {64 << 20} MiB, which the sriov binding "
-        "needs: the handler lacks CAP_SYS_RESOURCE; run its container privileged, as in the manifests\n"
+        f"interface fast: cannot raise RLIMIT_MEMLOCK of launcher process {pid} to {64 << 20} MiB, which the sriov "
+        "binding needs: the handler lacks CAP_SYS_RESOURCE; run its container privileged, as in the manifests\n"
     )
 
 

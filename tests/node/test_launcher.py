@@ -188,7 +188,7 @@ def test_an_image_with_a_broken_disk(pod: Pod) -> None:
     pod.start()
     code, words = refusal(pod, disk_vmi())
     assert code == grpc.StatusCode.NOT_FOUND
-    assert words.startswith("volume root: the image guest: /disk/guest.img is no disk")
+    assert words.startswith("volume root: the image guest: /disk/guest.img is not a disk")
 
 
 def test_names_with_every_character_that_xml_and_shells_know(pod: Pod) -> None:

@@ -142,13 +142,13 @@ def test_a_del_has_the_result_where_the_version_knows_it(version: str, with_resu
         ({"plugins": ["ok"]}, "type of plugin 0"),
         ({"type": "ok", "name": "../../etc"}, "name in spec.config must be"),
         ({"type": "ok", "name": 3}, "name in spec.config must be"),
-        ({"type": "ok", "cniVersion": "0.2.0"}, "cniVersion in spec.config is '0.2.0'; supported 0.3.0"),
+        ({"type": "ok", "cniVersion": "0.2.0"}, "cniVersion in spec.config is '0.2.0'; supported: 0.3.0"),
         ({"type": "ok", "cniVersion": ["1.0.0"]}, "cniVersion in spec.config"),
         ({"type": "ok", "capabilities": ["mac"]}, "capabilities of plugin 0 (ok) must be an object"),
         ({"type": "ok", "args": 3}, "args of plugin 0 (ok) must be an object"),
         ({"type": "ok", "allowedArgs": "mtu"}, "allowedArgs of plugin 0 (ok) must be a list of names"),
         ({"type": "ok", "allowedArgs": [3]}, "allowedArgs of plugin 0 (ok) must be a list of names"),
-        ({"type": "ok", "x": "y" * 70000}, "more than 64 KiB"),
+        ({"type": "ok", "x": "y" * 70000}, "larger than 64 KiB"),
     ],
 )
 def test_what_is_wrong_is_told_with_network_and_field(config: Any, words: str) -> None:

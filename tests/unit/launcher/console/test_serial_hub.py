@@ -184,7 +184,7 @@ async def test_one_types(qemu: Qemu) -> None:
     async with hub(qemu) as h:
         alice = await come(h, qemu, "alice")
         watcher = await come(h, qemu, "wendy", watch=True)
-        with pytest.raises(OperationRefused, match="alice is at the serial console") as caught:
+        with pytest.raises(OperationRefused, match="alice is using the serial console") as caught:
             await h.attach("mallory", False, False)
         assert caught.value.code == "ALREADY_EXISTS"
         await h.type(watcher.viewer, b"no")
@@ -235,7 +235,7 @@ async def test_so_many_people(qemu: Qemu, monkeypatch: pytest.MonkeyPatch) -> No
     async with hub(qemu) as h:
         await come(h, qemu, "alice")
         await come(h, qemu, "bob", watch=True)
-        with pytest.raises(OperationRefused, match="2 people") as caught:
+        with pytest.raises(OperationRefused, match="2 clients") as caught:
             await h.attach("carol", True, False)
         assert caught.value.code == "RESOURCE_EXHAUSTED"
 
@@ -267,11 +267,11 @@ async def test_a_watcher_that_is_slow_misses_output_and_is_told(qemu: Qemu) -> N
             assert waiting(wendy) <= LAG + serial_hub.CHUNK
         await printing
         await wendy.hear("bytes of output were dropped")
-        (missed,) = [notice for notice in wendy.notices if "missing" in notice]
+        (missed,) = [notice for notice in wendy.notices if "dropped" in notice]
         assert int(missed.split()[0]) + len(wendy.seen) == total
         await qemu.print(b"live again")
         await wendy.see(b"live again")
-        assert not [notice for notice in alice.notices if "missing" in notice]
+        assert not [notice for notice in alice.notices if "dropped" in notice]
 
 
 async def test_the_guest_waits_for_who_types(qemu: Qemu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +295,7 @@ async def test_but_not_for_ever(qemu: Qemu, monkeypatch: pytest.MonkeyPatch) -> 
         alice = await come(h, qemu, "alice")
         await qemu.print(b"x" * (64 * LAG))  # returns, though alice reads nothing
         assert waiting(alice) <= LAG + serial_hub.CHUNK
-        await alice.hear("missing")
+        await alice.hear("dropped")
 
 
 async def test_typing_waits_for_the_guest(qemu: Qemu) -> None:

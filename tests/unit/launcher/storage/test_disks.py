@@ -195,8 +195,8 @@ def test_a_claim_that_cannot_be_used(paths: Paths, tmp_path: pathlib.Path) -> No
     ("start", "words"),
     [
         (b"QFI\xfb\0\0\0\3".ljust(16, b"\0"), "is a qcow2 image, but a claim must hold a raw disk"),
-        (b"QFI\xfb\0\0\0\3\0\0\0\0\0\0\1\0", "is a qcow2 image with a backing file, and a claim"),
-        (b"KDMV", "is a VMDK image, and a claim"),
+        (b"QFI\xfb\0\0\0\3\0\0\0\0\0\0\1\0", "is a qcow2 image with a backing file, but a claim"),
+        (b"KDMV", "is a VMDK image, but a claim"),
     ],
 )
 def test_an_image_on_a_claim_is_named_and_left_as_it_is(paths: Paths, start: bytes, words: str) -> None:

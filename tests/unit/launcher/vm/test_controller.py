@@ -153,7 +153,7 @@ async def test_an_end_that_is_told_before_the_start(world: tuple[VmController, L
     machine, libvirt = world
     libvirt.while_creating = [LIFECYCLE_STOPPED]
     assert (await asyncio.wait_for(machine.sync(request()), 10)).state == pb.DOMAIN_STATE_SHUTOFF
-    with pytest.raises(OperationRefused, match="does not run"):
+    with pytest.raises(OperationRefused, match="is not running"):
         machine.running()
 
 
