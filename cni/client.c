@@ -245,7 +245,7 @@ int main(int argc, char **argv) {
     int netns = place != NULL && *place == '/' ? open(place, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY) : -1;
     int connection = dial(path);
     if (connection < 0)
-        return fail(11, "the daemon of cnv-bridge and cnv-tuning is unreachable; try again");
+        return fail(11, "the daemon of cnv-bridge and cnv-tuning is down; try again later");
     if (deliver(connection, REQUEST_HEADER + used + (size_t)input, netns) < 0)
         return fail(11, "the daemon of cnv-bridge and cnv-tuning does not accept calls; try again later");
     return answer(connection);

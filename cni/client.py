@@ -41,7 +41,7 @@ def call(path: str, plugin: str, environment: dict[str, str], stdin: bytes) -> w
 def _away(why: str) -> bytes:
     import json
 
-    fault = errors.CniError(errors.LATER, "the daemon of cnv-bridge and cnv-tuning is unreachable; try again", why)
+    fault = errors.CniError(errors.LATER, "the daemon of cnv-bridge and cnv-tuning is down; try again later", why)
     return json.dumps(fault.fields("1.1.0")).encode() + b"\n"
 
 
