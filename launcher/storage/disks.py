@@ -1,4 +1,4 @@
-"""From volumes to files that QEMU opens: finds, checks and makes them."""
+"""Finds, checks and creates the file or device of each volume."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ _OTHER_FORMATS = {
 
 
 def find_disks(vmi: VirtualMachineInstance, paths: Paths) -> dict[str, DiskFacts]:
-    """The disk of every volume, by the volume's name. Raises InvalidVmi, Missing, OSError."""
+    """The disk of every used volume, by name. Raises InvalidVmi, Missing, OSError."""
     used = {disk.name for disk in vmi.spec.domain.devices.disks or []}
     found = {}
     for index, volume in enumerate(vmi.spec.volumes or []):
@@ -46,7 +46,7 @@ def _find(vmi: VirtualMachineInstance, volume: Volume, path: str, paths: Paths) 
 
 
 def kernel_boot(vmi: VirtualMachineInstance, paths: Paths) -> tuple[str | None, str | None]:
-    """The paths of spec.domain.firmware.kernelBoot's kernel and initrd. Raises Missing."""
+    """The paths of kernel and initrd of spec.domain.firmware.kernelBoot. Raises Missing."""
     firmware = vmi.spec.domain.firmware
     container = firmware.kernelBoot.container if firmware and firmware.kernelBoot else None
     if container is None:
@@ -60,7 +60,7 @@ def kernel_boot(vmi: VirtualMachineInstance, paths: Paths) -> tuple[str | None, 
 
 
 def container_disk(_: VirtualMachineInstance, volume: Volume, paths: Paths) -> DiskFacts:
-    """An overlay on the disk in the image at /images/<volume>."""
+    """A qcow2 overlay on the disk in the image at /images/<volume>."""
     source = volume.containerDisk
     assert source is not None
     what = f"volume {volume.name}: the image {source.image}"
@@ -79,7 +79,7 @@ def container_disk(_: VirtualMachineInstance, volume: Volume, paths: Paths) -> D
 
 
 def _only_disk(root: Path, what: str, source: ContainerDiskSource) -> str:
-    """The one file under /disk. Raises Missing, in words."""
+    """Path of the only file under /disk. Raises Missing."""
     try:
         folder = resolve(root, "disk")
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
@@ -95,7 +95,7 @@ def _only_disk(root: Path, what: str, source: ContainerDiskSource) -> str:
 
 
 def resolve_quietly(root: Path, path: str, test: Callable[[Path], bool]) -> bool:
-    """Whether `path` can be resolved and passes `test`."""
+    """Whether `path` can be resolved and satisfies `test`."""
     try:
         return test(resolve(root, path))
     except OSError:
@@ -115,7 +115,7 @@ def _file_in_image(root: Path, path: str, what: str) -> Path:
 
 
 def _probe(file: Path, what: str) -> tuple[str, int]:
-    """Format and size, by magic number: qcow2 or raw. QEMU is never left to guess, a guest could write any header."""
+    """Format and size, by magic number: qcow2 or raw. QEMU must not probe: a guest could write any header."""
     try:
         with os.fdopen(open_regular(file), "rb") as opened:
             start = opened.read(8)
@@ -183,15 +183,15 @@ def _block(name: str, device: Path, read_only: bool, claim_name: str) -> DiskFac
 
 
 def _claim_size(vmi: VirtualMachineInstance, name: str, folder: Path, what: str, used: int = 0) -> int:
-    """The claim's capacity, but never more than the file system can hold with 5 % to spare. `used`: bytes that the disk
-    has of it already."""
+    """The claim's capacity, limited to what the file system can hold with 5 % to spare. `used`: bytes of it that the
+    disk occupies already."""
     system = os.statvfs(folder)
     room = (system.f_bavail * system.f_frsize + used) * 95 // 100
     capacity = room
     for status in (vmi.status.volumeStatus if vmi.status else None) or []:
         info = status.persistentVolumeClaimInfo
-        # A claim that was bound a moment ago may not say yet how much it got, only how much it asked for. Of a file
-        # server the room is no measure: it is that of all volumes together.
+        # A claim that was just bound may have requests but no capacity yet. Free space alone is no measure: on a file
+        # server it is shared by all volumes.
         amounts = (info.capacity or info.requests or {}) if info else {}
         if status.name == name and "storage" in amounts:
             capacity = quantity_bytes(amounts["storage"])
@@ -202,8 +202,8 @@ def _claim_size(vmi: VirtualMachineInstance, name: str, folder: Path, what: str,
 
 
 def grown(vmi: VirtualMachineInstance, known: Mapping[str, int], paths: Paths) -> dict[str, int]:
-    """The sizes that disks on claims can have by now, of those larger than `known` (bytes by volume). Changes nothing:
-    a disk in use is for QEMU to grow. Raises Missing, OSError."""
+    """The sizes that disks on claims can be grown to, if larger than `known` (bytes by volume). Changes nothing: QEMU
+    grows a disk in use. Raises Missing, OSError."""
     found = {}
     for volume in vmi.spec.volumes or []:
         source = volume.persistentVolumeClaim
@@ -236,7 +236,7 @@ def _takes_direct(path: Path) -> bool:
 
 
 def empty_disk(_: VirtualMachineInstance, volume: Volume, paths: Paths) -> DiskFacts:
-    """A sparse file that is lost with the pod."""
+    """A sparse file that is deleted with the pod."""
     assert volume.emptyDisk is not None
     size = -(-quantity_bytes(volume.emptyDisk.capacity) // SECTOR) * SECTOR
     path = Path(paths.disks, f"{volume.name}.img")
@@ -252,7 +252,7 @@ def _iso(vmi: VirtualMachineInstance, volume: Volume, paths: Paths) -> DiskFacts
     path = Path(paths.media, f"{volume.name}.iso")
     path.unlink(missing_ok=True)
     iso_images.create(path, vmi, volume, paths)
-    # Read-only even where the VMI has it as a disk: what would a guest write there?
+    # Read-only even if the VMI declares a disk: writes would be lost.
     return DiskFacts(volume.name, str(path), size=path.stat().st_size, readonly=True, ephemeral=True)
 
 

@@ -1,7 +1,7 @@
-"""As much of the qcow2 format as it takes to check an image and to put an overlay on one.
+"""The part of the qcow2 format needed to check an image and to create an overlay.
 
-Source: QEMU's docs/interop/qcow2.rst. Doing it here instead of running qemu-img saves a start of a program per disk,
-and nothing but these few fields of an image that nobody trusts is ever read outside QEMU.
+Source: QEMU's docs/interop/qcow2.rst. Saves running qemu-img for each disk, and reads only these few fields of
+untrusted images outside QEMU.
 """
 
 import struct
@@ -14,14 +14,14 @@ _V3 = struct.Struct(">QQQII")
 _CLUSTER_BITS = 16
 _CLUSTER = 1 << _CLUSTER_BITS
 _L2_REACH = _CLUSTER * (_CLUSTER // 8)
-"""Bytes of the guest's disk that one entry of the L1 table reaches."""
+"""Bytes of the guest's disk covered by one entry of the L1 table."""
 _BACKING_FORMAT = 0xE2792ACA
 _CORRUPT, _EXTERNAL_DATA = 1 << 1, 1 << 2
 _LARGEST = 1 << 50
 
 
 class NoImage(Exception):
-    """The file is not a disk image that can be used; the message says why."""
+    """The file is not a usable disk image; the message is the reason."""
 
 
 def virtual_size(file: BinaryIO) -> int:
@@ -53,7 +53,7 @@ def virtual_size(file: BinaryIO) -> int:
 
 
 def create_overlay(path: Path, backing: Path, backing_format: str, size: int) -> None:
-    """Makes an empty qcow2 image of `size` bytes whose content is that of `backing`. Raises OSError."""
+    """Create an empty qcow2 image of `size` bytes on top of `backing`. Raises OSError."""
     entries = -(-size // _L2_REACH)
     tables = -(-entries * 8 // _CLUSTER)
     name, kind = str(backing).encode(), backing_format.encode()
