@@ -5,6 +5,7 @@ in the host's user namespace, and in the daemon's PID and network namespaces (th
 namespace, and the daemon enters the host's network namespace at start); root in a container is refused. File names are
 resolved in the caller's root, the host's, so the pod mounts none of the host's directories but the socket's.
 """
+
 import fcntl
 import os
 import re

@@ -41,9 +41,7 @@ def parse(given: dict[str, str], interface: str) -> list[Sysctl]:
     for key, value in given.items():
         parts = _parts(key)
         if parts[0] != "net" or len(parts) < 2:
-            raise CniError(
-                errors.CONFIG, f"$.sysctl: {key[:80]!r} is not below net; only net.* can be changed"
-            )
+            raise CniError(errors.CONFIG, f"$.sysctl: {key[:80]!r} is not below net; only net.* can be changed")
         if any(part in ("", ".", "..") or "\0" in part or "/" in part for part in parts):
             raise CniError(errors.CONFIG, f"$.sysctl: {key[:80]!r} is not the name of a sysctl")
         if len(value) > _VALUE_LIMIT or "\0" in value:

@@ -102,9 +102,7 @@ def _raise_once(pod_uid: str, interface: str, amount: int, user: int, set_limits
 
 
 def _message(interface: str, pid: int, amount: int, error: OSError) -> str:
-    what = (
-        f"interface {interface}: cannot raise RLIMIT_MEMLOCK of launcher process {pid} to {amount // MIB} MiB"
-    )
+    what = f"interface {interface}: cannot raise RLIMIT_MEMLOCK of launcher process {pid} to {amount // MIB} MiB"
     if error.errno == errno.EPERM:
         return (
             f"{what}, which the sriov binding needs: the handler lacks CAP_SYS_RESOURCE; run its container privileged, "

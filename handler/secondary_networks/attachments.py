@@ -194,8 +194,7 @@ class Attachments:
             definition = await self._kube.get(NetworkAttachmentDefinition, selection.namespace, selection.name)
         except NotFound as error:
             raise NetworkError(
-                f"network {selection.network}: no such NetworkAttachmentDefinition in namespace "
-                f"{selection.namespace}"
+                f"network {selection.network}: no such NetworkAttachmentDefinition in namespace {selection.namespace}"
             ) from error
         network = cni_config.parse(definition)
         if network.name in node.names:
@@ -220,9 +219,7 @@ class Attachments:
                 await self._leave(home.uid, selection.interface, namespace)
             raise
         await self._keep(before.having(msgspec.structs.replace(joined, result=result)))
-        _log.info(
-            "Attached pod to network", network=selection.network, interface=selection.interface, **log.about(pod)
-        )
+        _log.info("Attached pod to network", network=selection.network, interface=selection.interface, **log.about(pod))
 
     async def _leave(self, uid: str, interface: str | None, namespace: int | None) -> None:
         """Detach one interface's network, or all, in reverse order. Raises the first error after trying all."""

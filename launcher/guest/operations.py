@@ -1,5 +1,4 @@
-"""Operations on a running guest: reset, reboot, freeze, users, file systems. Imported with the first such call.
-"""
+"""Operations on a running guest: reset, reboot, freeze, users, file systems. Imported with the first such call."""
 
 import asyncio
 import math
