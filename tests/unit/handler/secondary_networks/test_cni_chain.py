@@ -35,14 +35,14 @@ class Plugins(CniHost):
         return answer if isinstance(answer, PluginResult) else PluginResult(0, answer, b"")
 
 
-async def test_add_goes_through_the_chain_and_hands_the_result_on() -> None:
+async def test_add_runs_plugins_in_order_with_previous_result() -> None:
     host = Plugins(ADD_first=b'{"one": 1}', ADD_second=b'{"two": 2}')
     assert await cni_chain.add(host, LAN, WANTED, HOME) == {"two": 2}
     assert [(command, plugin) for command, plugin, _, _ in host.calls] == [("ADD", "first"), ("ADD", "second")]
     assert host.calls[1][3]["prevResult"] == {"one": 1}
 
 
-async def test_the_environment_is_the_specifications() -> None:
+async def test_environment_follows_the_cni_specification() -> None:
     host = Plugins()
     await cni_chain.add(host, LAN, WANTED, HOME)
     environment = host.calls[0][2]
@@ -56,7 +56,7 @@ async def test_the_environment_is_the_specifications() -> None:
     }
 
 
-async def test_an_add_that_fails_goes_no_further() -> None:
+async def test_failed_add_stops_the_chain() -> None:
     host = Plugins(ADD_first=PluginResult(1, REFUSAL, b""))
     with pytest.raises(NetworkError) as caught:
         await cni_chain.add(host, LAN, WANTED, HOME)
@@ -66,7 +66,7 @@ async def test_an_add_that_fails_goes_no_further() -> None:
     assert len(host.calls) == 1
 
 
-async def test_del_goes_backwards_through_all_whatever_one_says() -> None:
+async def test_del_runs_all_plugins_in_reverse_despite_errors() -> None:
     host = Plugins(DEL_second=PluginResult(1, REFUSAL, b""), DEL_first=b"")
     with pytest.raises(NetworkError, match="plugin second failed: vlan"):
         await cni_chain.delete(host, LAN, WANTED, PodSandbox("web", "app", "1234-5678"), {"two": 2})
