@@ -1,5 +1,5 @@
-"""cnv-bridge and cnv-tuning: CNI plugins that join pods and VMs to host bridges.
+"""cnv-bridge and cnv-tuning: CNI plugins that connect pods and VMs to host bridges.
 
-The container runtime starts a tiny static client (`client.c`); a warm daemon (`python -m cni`) does the work.
-`docs/cni.md` tells what they do, field by field.
+The container runtime runs a small static client (`client.c`); a daemon (`python -m cni`) does the work. See
+`docs/cni.md` for the fields of the configuration.
 """

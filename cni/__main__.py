@@ -34,7 +34,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _frugal() -> None:
-    """Small arenas and stacks: threads come and go here, and what malloc keeps for each adds up."""
+    """Limit malloc arenas and raise RLIMIT_NOFILE: threads come and go here, and each would keep an arena."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(-8, 2)  # M_ARENA_MAX

@@ -1,4 +1,4 @@
-"""Layer 3 of an attachment: addresses and routes in the container, the bridge as gateway."""
+"""Layer 3 of an attachment: addresses and routes of the container, and the bridge as gateway."""
 
 import ipaddress
 import socket
@@ -20,7 +20,7 @@ _DEFAULT: dict[int, Network] = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddre
 
 
 def complete(found: CniResult, desired: DesiredAttachment) -> CniResult:
-    """The IPAM plugin's result with what the gateway fields add: the gateways' addresses, default routes."""
+    """The IPAM plugin's result, with gateway addresses and default routes added as configured."""
     ips = [_with_gateway(each) if desired.gateway else each for each in found.ips]
     routes = list(found.routes)
     if desired.default_gateway:
@@ -44,9 +44,9 @@ def interfaces(found: CniResult) -> list[Interface]:
 
 
 def configure(one: route.RtnetlinkSocket, name: str, found: CniResult, dad: bool) -> None:
-    """Gives a container's interface its addresses and routes. Call it in the container's namespace.
+    """Configure a container interface's addresses and routes, in the calling thread's (container's) namespace.
 
-    With `dad` it waits until no address is tentative. Raises CniError, OSError.
+    With `dad`, wait until no address is tentative. Raises CniError, OSError.
     """
     link = one.link(name)
     if link is None:
@@ -94,19 +94,19 @@ def _settle(one: route.RtnetlinkSocket, index: int, name: str) -> None:
 
 
 def _announce(name: str, mac: str, address: Interface) -> None:
-    """Gratuitous ARP (RFC 5227, section 3): neighbours that knew the address by another MAC learn the new one."""
+    """Send gratuitous ARP (RFC 5227, section 3): neighbours update their caches."""
     source = route.mac_bytes(mac)
     body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + source + address.ip.packed + bytes(6) + address.ip.packed
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as raw:
         try:
             raw.bind((name, 0x0806))
             raw.send(b"\xff" * 6 + source + b"\x08\x06" + body)
-        except OSError:  # the other end may not be up: then nobody can know the address
+        except OSError:  # the peer may be down: then no neighbour needs the update
             return
 
 
 def serve(one: route.RtnetlinkSocket, link: route.LinkInfo, found: CniResult, force: bool) -> list[Interface]:
-    """Makes a device of the host the gateway of the addresses; returns what it was given. Raises CniError, OSError."""
+    """Make a host device the gateway of the addresses; returns the addresses added. Raises CniError, OSError."""
     given: list[Interface] = []
     for ip in found.ips:
         if not ip.gateway:
@@ -117,7 +117,7 @@ def serve(one: route.RtnetlinkSocket, link: route.LinkInfo, found: CniResult, fo
             given.append(gateway)
         _forward(gateway.version)
     if given:
-        # A bridge whose MAC was never set takes over its ports': the neighbours of a gateway would lose it.
+        # Fix the bridge's MAC: otherwise it follows that of its ports, and the gateway's neighbours lose it.
         one.do(route.set_link(index=link.index, mac=link.mac))
     return given
 
@@ -133,13 +133,13 @@ def _ensure(one: route.RtnetlinkSocket, link: route.LinkInfo, wanted: Interface,
         if not force:
             raise CniError(
                 errors.KERNEL,
-                f"{link.name} has the address {held.interface} and needs {wanted}; forceAddress would replace it",
+                f"{link.name} has the address {held.interface} instead of {wanted}; set forceAddress to replace it",
             )
         one.do(route.del_address(link.index, held.interface))
     try:
         one.do(route.add_address(link.index, wanted, dad=False))
     except NetlinkRefusal as refusal:
-        if refusal.errno != _EEXIST:  # another ADD was faster
+        if refusal.errno != _EEXIST:  # added by a concurrent ADD
             raise
         return False
     return True
@@ -152,7 +152,7 @@ def _forward(family: int) -> None:
 
 
 def faults(one: route.RtnetlinkSocket, name: str, ips: list[ResultIp], routes: list[ResultRoute]) -> list[str]:
-    """What of a result's addresses and routes is not there. Call it in the container's namespace."""
+    """Differences of addresses and routes from the result, in the calling thread's (container's) namespace."""
     link = one.link(name)
     if link is None:
         return [f"{name} is not in the container"]
@@ -172,7 +172,7 @@ def faults(one: route.RtnetlinkSocket, name: str, ips: list[ResultIp], routes: l
 
 
 def owned(found: CniResult, position: int) -> CniResult:
-    """A result whose addresses all say that they are on the interface at `position`."""
+    """The result with all addresses assigned to the interface at index `position`."""
     ips = [ResultIp(address=ip.address, gateway=ip.gateway, interface=position) for ip in found.ips]
     return CniResult(
         cniVersion=found.cniVersion, interfaces=found.interfaces, ips=ips, routes=found.routes, dns=found.dns

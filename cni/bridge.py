@@ -1,4 +1,4 @@
-"""cnv-bridge: joins a container to a bridge of the host by a veth pair."""
+"""cnv-bridge: connects a container to a host bridge by a veth pair."""
 
 import errno
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from cni.spec import BridgeConf, CniResult
 
 
 def add(call: Invocation, resources: HostResources) -> bytes:
-    """ADD. Undoes itself if it fails. Raises CniError, OSError."""
+    """ADD; rolled back on failure. Raises CniError, OSError."""
     conf = spec.decode(call.stdin, BridgeConf)
     desired = desired_attachment.desired_attachment(conf, call)
     with ExitStack() as undo, resources.bridges.using(desired.bridge), resources.routes.lend() as one:
@@ -64,7 +64,7 @@ def _filter_mac(resources: HostResources, desired: DesiredAttachment, mac: str) 
         with resources.nft.lend() as socket:
             mac_filter.add(socket, desired.outside, mac)
     except OSError as error:
-        raise CniError(errors.KERNEL, f"macspoofchk: nftables refuses its rules: {error}") from None
+        raise CniError(errors.KERNEL, f"macspoofchk: the kernel rejected the nftables rules: {error}") from None
 
 
 def _layer3(
@@ -98,7 +98,7 @@ def _layer3(
 
 
 def assigns_address(resources: HostResources, index: int, address: route.Interface) -> None:
-    """Takes a gateway's address back from its device."""
+    """Remove a gateway address from its device (rollback)."""
     with resources.routes.lend() as one:
         one.do(route.del_address(index, address))
 
@@ -132,14 +132,14 @@ def _result(
 
 
 def delete(call: Invocation, resources: HostResources) -> bytes:
-    """DEL: takes away what is there, and is content if nothing is. Raises CniError, OSError."""
+    """DEL: remove what exists; idempotent. Raises CniError, OSError."""
     conf = _tolerant_config(call)
     if conf is None:
         return b""
     outside = host.host_name(conf.name or "", call.container, call.interface)
     try:
         kind = desired_attachment.ipam_type(conf)
-    except CniError:  # ADD refused it too
+    except CniError:  # ADD refused it as well
         kind = ""
     if kind in ipam.BY_INTERFACE:
         try:
@@ -147,7 +147,7 @@ def delete(call: Invocation, resources: HostResources) -> bytes:
         finally:
             detach(resources, outside)
         return b""
-    # Others' addresses are free at once, perhaps for somebody else: not while an interface has them.
+    # Other IPAM plugins free the address at once, so the interface must be removed first.
     detach(resources, outside)
     if kind:
         ipam.run(kind, "DEL", call, resources.own)
@@ -155,7 +155,7 @@ def delete(call: Invocation, resources: HostResources) -> bytes:
 
 
 def detach(resources: HostResources, outside: str) -> None:
-    """Removes an interface on the host and all that is about it. Raises OSError."""
+    """Remove a host interface with its nftables rules. Raises OSError."""
     resources.remove(outside)
     with resources.nft.lend() as socket:
         mac_filter.remove(socket, outside)
@@ -163,7 +163,7 @@ def detach(resources: HostResources, outside: str) -> None:
 
 
 def _tolerant_config(call: Invocation) -> BridgeConf | None:
-    """The configuration, or as much of it as DEL needs: one that ADD refused must not hold a pod up for ever."""
+    """The configuration, or the part that DEL needs: an invalid one must not block pod deletion."""
     try:
         return spec.decode(call.stdin, BridgeConf)
     except CniError as error:
@@ -178,11 +178,11 @@ def _tolerant_config(call: Invocation) -> BridgeConf | None:
     try:
         return spec.decode(msgspec.json.encode(kept), BridgeConf)
     except CniError:
-        return None  # without a name ADD made nothing
+        return None  # ADD fails without a name
 
 
 def check(call: Invocation, resources: HostResources) -> bytes:
-    """CHECK: everything is as ADD left it. Raises CniError (101 with all that differs)."""
+    """CHECK: everything is as ADD left it. Raises CniError (101 with all differences)."""
     conf = spec.decode(call.stdin, BridgeConf)
     desired = desired_attachment.desired_attachment(conf, call)
     if conf.prevResult is None:
@@ -198,7 +198,7 @@ def check(call: Invocation, resources: HostResources) -> bytes:
     found += host.run_in_netns(call.netns, lambda: _inside_faults(call, desired, result, mac))
     with resources.nft.lend() as socket:
         if desired.guard and not mac_filter.allows(socket, desired.outside, mac):
-            found.append(f"macspoofchk does not guard {desired.outside} for {mac}")
+            found.append(f"macspoofchk has no rule on {desired.outside} for {mac}")
         mine = [ip for ip in addresses.interfaces(result) if desired.ipam]
         if desired.masquerade and mine and not masquerade.active(socket, desired.outside, mine):
             found.append(f"the addresses behind {desired.outside} are not masqueraded")
@@ -226,7 +226,7 @@ def _inside_faults(call: Invocation, desired: DesiredAttachment, result: CniResu
 
 
 def collect(call: Invocation, resources: HostResources) -> bytes:
-    """GC: removes the network's attachments that the runtime does not list. Raises CniError, OSError."""
+    """GC: remove the network's attachments that are not in the runtime's list. Raises CniError, OSError."""
     conf = spec.decode(call.stdin, BridgeConf)
     network = conf.name or ""
     valid = {host.host_name(network, each.containerID, each.ifname) for each in conf.valid or []}
@@ -235,7 +235,7 @@ def collect(call: Invocation, resources: HostResources) -> bytes:
     with resources.routes.lend() as one:
         links = one.links()
     doomed = {link.name for link in links if host.belongs(link, network)} - valid
-    # A guard whose interface has gone is nobody's: interfaces are made before their guards.
+    # A MAC filter without its interface is stale: interfaces are created before their filters.
     orphans = {name for name in guarded if name not in {link.name for link in links}}
     failed = []
     for name in sorted(doomed | orphans):
@@ -251,7 +251,7 @@ def collect(call: Invocation, resources: HostResources) -> bytes:
 
 
 def status(call: Invocation, resources: HostResources) -> bytes:
-    """STATUS: an ADD would work now. Raises CniError (50)."""
+    """STATUS: whether ADD can work. Raises CniError (50)."""
     conf = spec.decode(call.stdin, BridgeConf)
     try:
         with resources.routes.lend() as one:
@@ -260,7 +260,7 @@ def status(call: Invocation, resources: HostResources) -> bytes:
             with resources.nft.lend() as socket:
                 mac_filter.guarded(socket)
     except OSError as error:
-        raise CniError(errors.UNAVAILABLE, f"the kernel does not serve us: {error}") from None
+        raise CniError(errors.UNAVAILABLE, f"netlink is not available: {error}") from None
     if kind := desired_attachment.ipam_type(conf):
         ipam.run(kind, "STATUS", call, resources.own)
     return b""

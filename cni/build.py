@@ -1,4 +1,4 @@
-"""Builds the static client and puts it where the container runtime looks for plugins."""
+"""Compiles the static client and installs it in the runtime's plugin directory."""
 
 import shutil
 import subprocess
@@ -22,7 +22,7 @@ def compile_client(out: Path, definitions: tuple[str, ...] = ()) -> None:
 
 
 def install(client: Path, folder: Path) -> None:
-    """Copies the client under both names, each in one step: a runtime never finds half a plugin. Raises OSError."""
+    """Copy the client under both names, each atomically: the runtime never sees a partial plugin. Raises OSError."""
     for name in NAMES:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as draft:
             draft.write(client.read_bytes())

@@ -1,8 +1,8 @@
 /*
- * The executable that the container runtime starts as cnv-bridge or cnv-tuning. It hands the call to the daemon and
- * prints what comes back; wire.py describes the bytes. No daemon, or no answer in time: CNI error 11, exit code 1.
+ * The executable that the container runtime runs as cnv-bridge or cnv-tuning. It forwards the call to the daemon and
+ * prints the response; wire.py describes the protocol. Without a response in time: CNI error 11, exit code 1.
  *
- * VERSION is answered here, so that a runtime may ask while the daemon is away.
+ * VERSION is answered here, so that it works while the daemon is down.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -48,7 +48,7 @@ static void write_all(int fd, const uint8_t *data, size_t size) {
     }
 }
 
-/* A CNI error on stdout; `message` holds nothing that JSON would have to escape. */
+/* A CNI error on stdout; `message` must not need JSON escapes. */
 static int fail(int code, const char *message) {
     char text[512];
     int size = snprintf(text, sizeof text, "{\"cniVersion\":\"%s\",\"code\":%d,\"msg\":\"%s\"}\n", LATEST, code, message);
@@ -66,7 +66,7 @@ static uint32_t get(const uint8_t *at) {
     return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
 }
 
-/* Appends a string with its zero byte to the environment; 0 when it does not fit. */
+/* Appends a NUL-terminated string to the environment; 0 if it does not fit. */
 static int append(size_t *used, const char *text) {
     size_t size = strlen(text) + 1;
     if (size > ENVIRONMENT_LIMIT - *used)
@@ -76,7 +76,7 @@ static int append(size_t *used, const char *text) {
     return 1;
 }
 
-/* Standard input to its end into `at`; -1 when it is longer than the limit or cannot be read. */
+/* Reads standard input to its end into `at`; -1 if it is longer than the limit or on an error. */
 static ssize_t slurp(uint8_t *at) {
     size_t used = 0;
     while (used <= INPUT_LIMIT) {
@@ -92,7 +92,7 @@ static ssize_t slurp(uint8_t *at) {
     return -1;
 }
 
-/* The specification wants the version of the input echoed. Only versions that we know are. */
+/* The specification requires the version of the input to be echoed; only supported ones are. */
 static int version(const char *input) {
     static const char *const known[] = {"0.3.1", "0.4.0", "1.0.0", LATEST};
     const char *chosen = LATEST;
@@ -130,7 +130,7 @@ static int dial(const char *path) {
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -1;
-    /* The limit also holds for a connect that waits for room in the listener's queue (unix(7)). */
+    /* The timeout also applies to a connect that waits for the listener's backlog (unix(7)). */
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
     if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
         close(fd);
@@ -141,7 +141,7 @@ static int dial(const char *path) {
     return fd;
 }
 
-/* Sends the whole request, with the namespace's descriptor (or none: -1) on its first byte. */
+/* Sends the whole request, with the namespace's descriptor (-1: none) on its first byte. */
 static int deliver(int connection, size_t size, int netns) {
     union {
         struct cmsghdr header;
@@ -171,7 +171,7 @@ static int deliver(int connection, size_t size, int netns) {
     return 0;
 }
 
-/* Exactly `size` bytes before the deadline. */
+/* Receives exactly `size` bytes before the deadline. */
 static int take(int connection, uint8_t *at, size_t size, int64_t deadline) {
     while (size > 0) {
         int64_t left = deadline - now();
@@ -198,16 +198,16 @@ static int answer(int connection) {
     uint8_t header[ANSWER_HEADER];
     int64_t deadline = now() + (int64_t)ANSWER_SECONDS * 1000;
     if (take(connection, header, sizeof header, deadline) < 0)
-        return fail(11, "the daemon of cnv-bridge and cnv-tuning gave no answer; try again later");
+        return fail(11, "the daemon of cnv-bridge and cnv-tuning did not respond; try again later");
     uint32_t code = get(header + 4), out = get(header + 8), error = get(header + 12);
     if (memcmp(header, "HLC1", 4) != 0 || out > OUTPUT_LIMIT || error > OUTPUT_LIMIT - out)
-        return fail(11, "the daemon of cnv-bridge and cnv-tuning gave an answer that is none; try again later");
+        return fail(11, "the daemon of cnv-bridge and cnv-tuning sent an invalid response; try again later");
     uint8_t *body = malloc((size_t)out + error + 1);
     if (body == NULL)
         return fail(11, "out of memory");
     if (take(connection, body, (size_t)out + error, deadline) < 0) {
         free(body);
-        return fail(11, "the daemon of cnv-bridge and cnv-tuning went away; try again later");
+        return fail(11, "the daemon of cnv-bridge and cnv-tuning closed the connection; try again later");
     }
     write_all(STDOUT_FILENO, body, out);
     write_all(STDERR_FILENO, body + out, error);
@@ -225,7 +225,7 @@ int main(int argc, char **argv) {
         if (strncmp(*each, "CNI_", 4) == 0 && strchr(*each, '=') != NULL && !append(&used, *each))
             return fail(4, "the CNI_ variables are longer than 65536 bytes");
     ssize_t input = 0;
-    /* Without a command nobody has to send anything: the about text must not wait for a terminal. */
+    /* Without a command no input is needed: the about text must not wait for a terminal. */
     if (command != NULL && *command != '\0')
         input = slurp(request + REQUEST_HEADER + used);
     if (input < 0)
@@ -241,12 +241,12 @@ int main(int argc, char **argv) {
     if (getenv("HYPERLET_CNI_SOCKET") != NULL)
         path = getenv("HYPERLET_CNI_SOCKET");
 #endif
-    /* O_NONBLOCK: whatever else the path names must not hold us up. The daemon looks at what it is. */
+    /* O_NONBLOCK: opening a file of another type must not block. The daemon checks the type. */
     int netns = place != NULL && *place == '/' ? open(place, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY) : -1;
     int connection = dial(path);
     if (connection < 0)
-        return fail(11, "the daemon of cnv-bridge and cnv-tuning is not there; try again later");
+        return fail(11, "the daemon of cnv-bridge and cnv-tuning is down; try again later");
     if (deliver(connection, REQUEST_HEADER + used + (size_t)input, netns) < 0)
-        return fail(11, "the daemon of cnv-bridge and cnv-tuning takes no calls; try again later");
+        return fail(11, "the daemon of cnv-bridge and cnv-tuning does not accept calls; try again later");
     return answer(connection);
 }

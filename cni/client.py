@@ -1,6 +1,6 @@
-"""The client in Python, for development: does what `client.c` does, twenty times slower.
+"""The client in Python, for development: same as `client.c`, but twenty times slower.
 
-`python -m cni.client cnv-bridge` with the CNI environment, or a link of that name to a script that runs it.
+Run `python -m cni.client cnv-bridge` with the CNI environment, or a script that does through a link of that name.
 """
 
 import os
@@ -15,7 +15,7 @@ ANSWER_SECONDS = 90
 
 
 def call(path: str, plugin: str, environment: dict[str, str], stdin: bytes) -> wire.WireAnswer:
-    """One call to the daemon at `path`. Never raises for a daemon that is away: that is CNI error 11."""
+    """Call the daemon at `path`. If it cannot be reached, the answer is CNI error 11."""
     if environment.get("CNI_COMMAND") == "VERSION":
         return wire.WireAnswer(0, version(stdin))
     request = wire.WireRequest(plugin, environment, stdin)
@@ -41,7 +41,7 @@ def call(path: str, plugin: str, environment: dict[str, str], stdin: bytes) -> w
 def _away(why: str) -> bytes:
     import json
 
-    fault = errors.CniError(errors.LATER, "the daemon of cnv-bridge and cnv-tuning is not there; try again later", why)
+    fault = errors.CniError(errors.LATER, "the daemon of cnv-bridge and cnv-tuning is down; try again later", why)
     return json.dumps(fault.fields("1.1.0")).encode() + b"\n"
 
 

@@ -1,7 +1,7 @@
-"""The warm daemon: a socket in a folder of root's, and threads that each take a call and answer it.
+"""The CNI daemon: a Unix socket in a directory owned by root, and worker threads that each handle one call at a time.
 
-A few threads do all the work as long as calls are short. When all are busy and none has got through its call for a
-moment, another one is started, so that calls that wait for an IPAM plugin never hold up others.
+A few threads suffice for short calls. When all are busy and none completes its call for a moment, another thread is
+started, so that calls that wait for an IPAM plugin do not block others.
 """
 
 import contextlib
@@ -24,20 +24,20 @@ log = structlog.get_logger("cni")
 
 WORKERS = 3
 _MOST = 128
-_PATIENCE = 0.03  # seconds with every thread busy and nothing done before another thread starts
-_IDLE_SECONDS = 20  # after which a thread beyond WORKERS ends
+_PATIENCE = 0.03  # seconds with all threads busy and no call completed before another thread is started
+_IDLE_SECONDS = 20  # before an idle thread beyond WORKERS exits
 _REQUEST_SECONDS = 5
-_REFUSED_SECONDS = 1  # for the request of a caller that is refused whatever it says
+_REFUSED_SECONDS = 1  # for the request of an untrusted caller, which is discarded
 _STOP_SECONDS = 10
 
 
 def listen(path: str) -> socket.socket:
-    """The socket, in a folder that only root may enter. Raises OSError, and for a folder that others can write."""
+    """The listening socket, in a directory only root may enter. Raises OSError, also for a directory not of root."""
     folder = Path(path).parent
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0:
-        raise OSError(0, f"{folder} is not a folder of root's")
+        raise OSError(0, f"{folder} is not a directory owned by root")
     folder.chmod(0o700)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     draft = Path(f"{path}.{os.getpid()}")
@@ -45,13 +45,13 @@ def listen(path: str) -> socket.socket:
     listener.bind(str(draft))
     draft.chmod(0o600)
     listener.listen(4096)
-    # In one step: there is no moment without a socket.
+    # Renamed atomically: there is always a socket.
     draft.rename(path)
     return listener
 
 
 class Daemon:
-    """Serves until `stop`."""
+    """Serves calls until `stop`."""
 
     def __init__(self, listener: socket.socket, resources: HostResources) -> None:
         self._listener = listener
@@ -63,15 +63,15 @@ class Daemon:
         self._idle = 0
         self._done = 0
         self._wake, self.waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        # In the kernel: a call wakes one thread only, where poll() would wake all that wait.
+        # A kernel timeout: accept() wakes one thread per connection, poll() would wake all.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _IDLE_SECONDS, 0))
 
     def run(self) -> None:
-        """Serves; returns when `stop` was called and the calls under way are through, or after ten seconds."""
+        """Serve; returns after `stop` when running calls have completed, or after ten seconds."""
         for _ in range(WORKERS):
             self._start()
         threading.Thread(target=self._start_worker, name="steward", daemon=True).start()
-        # Signals wake the main thread by this descriptor (signal.set_wakeup_fd), whichever thread they hit.
+        # Signals wake the main thread by this descriptor (signal.set_wakeup_fd), whichever thread receives them.
         while not self._stopping:
             select.select([self._wake], [], [])
         self._pressed.set()
@@ -81,7 +81,7 @@ class Daemon:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Ends the service: no new calls, those under way are answered. May be called from a signal handler."""
+        """Stop accepting calls; running ones are answered. May be called from a signal handler."""
         self._stopping = True
         with contextlib.suppress(BlockingIOError):
             os.write(self.waker, b"x")
@@ -120,12 +120,12 @@ class Daemon:
             while not self._stopping:
                 try:
                     return self._listener.accept()[0]
-                except BlockingIOError:  # nobody came for _IDLE_SECONDS
+                except BlockingIOError:  # no connection for _IDLE_SECONDS
                     if self._surplus():
                         return None
                 except OSError as error:
                     if not self._stopping:
-                        log.error("cannot take calls, trying again", error=str(error))
+                        log.error("cannot accept connections, retrying", error=str(error))
                         time.sleep(0.2)
             with self._lock:
                 self._workers -= 1
@@ -137,7 +137,7 @@ class Daemon:
                     self._pressed.set()
 
     def _surplus(self) -> bool:
-        """Whether the calling thread is one too many; then it counts as gone."""
+        """Whether the calling thread is surplus; if so, it is no longer counted."""
         with self._lock:
             if self._workers <= WORKERS:
                 return False
@@ -149,16 +149,16 @@ class Daemon:
             answer = self._answer(connection)
             wire.send_answer(connection, answer)
         except (OSError, wire.WireError) as error:
-            log.info("a call was lost", error=str(error))
+            log.info("connection to the client lost", error=str(error))
         except Exception as error:
-            log.error("a call failed by a fault of this program", exc_info=error)
+            log.error("unhandled exception in call", exc_info=error)
 
     def _answer(self, connection: socket.socket) -> wire.WireAnswer:
         try:
             peer = invocation.trusted_peer(connection, self._resources.own)
         except invocation.Untrusted as error:
             log.warning("refused a caller that is not root on the host", caller=str(error))
-            # Closed with bytes unread, the socket would throw away the answer, and fail the write under way.
+            # Closing with unread data would reset the connection before the caller reads the answer.
             with contextlib.suppress(OSError, wire.WireError):
                 wire.receive_request(connection, time.monotonic() + _REFUSED_SECONDS).close()
             return plugins.refusal(CniError(errors.ENVIRONMENT, "only root on the host may call this plugin"))

@@ -1,4 +1,4 @@
-"""What an ADD of cnv-bridge has to come to, worked out from configuration and environment. Pure."""
+"""The attachment that an ADD of cnv-bridge must create, from configuration and environment. Pure."""
 
 import secrets
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _BACKENDS = (None, "", "nftables", "iptables")
 
 @dataclass(frozen=True)
 class DesiredAttachment:
-    """The attachment to make. `mtu` 0: the bridge's. `native` 0 and no `tagged`: the port is as the bridge makes it."""
+    """The desired attachment. `mtu` 0: that of the bridge. `native` 0 and no `tagged`: the bridge's default VLAN."""
 
     network: str
     version: str
@@ -40,24 +40,24 @@ class DesiredAttachment:
 
     @property
     def vlans(self) -> bool:
-        """Whether the port is a member of VLANs of its own."""
+        """Whether the port has VLANs configured."""
         return bool(self.native or self.tagged)
 
 
 def desired_attachment(conf: BridgeConf, call: Invocation) -> DesiredAttachment:
-    """Raises CniError (7) for what does not go together or is out of range."""
+    """Validate the configuration. Raises CniError (7) for inconsistent or out-of-range values."""
     bridge = conf.bridge or BRIDGE
     if fault := interface_fault(bridge):
         raise CniError(errors.CONFIG, f"$.bridge: {bridge[:40]!r} {fault}")
     if conf.mtu and conf.mtu < 68:
-        raise CniError(errors.CONFIG, f"$.mtu: {conf.mtu} is less than 68, the least there is")
+        raise CniError(errors.CONFIG, f"$.mtu: {conf.mtu} is less than the minimum of 68")
     if conf.hairpinMode and conf.promiscMode:
         raise CniError(errors.CONFIG, "$.hairpinMode and $.promiscMode exclude each other")
     if conf.ipMasqBackend not in _BACKENDS:
         raise CniError(errors.CONFIG, f"$.ipMasqBackend: {conf.ipMasqBackend[:40]!r} is not nftables or iptables")
     ipam = ipam_type(conf)
     if conf.disableContainerInterface and ipam:
-        raise CniError(errors.CONFIG, "$.disableContainerInterface: an interface that stays down can have no ipam")
+        raise CniError(errors.CONFIG, "$.disableContainerInterface: cannot be combined with ipam")
     return DesiredAttachment(
         network=conf.name or "",
         version=conf.cniVersion or "",
@@ -83,7 +83,7 @@ def desired_attachment(conf: BridgeConf, call: Invocation) -> DesiredAttachment:
 
 
 def ipam_type(conf: BridgeConf) -> str:
-    """The IPAM plugin's name; empty for none (`{}`, absent). Raises CniError (7)."""
+    """The IPAM plugin's type; empty for none (`{}`, absent). Raises CniError (7)."""
     kind = (conf.ipam or {}).get("type") or ""
     if not isinstance(kind, str) or "/" in kind or "\0" in kind or kind in (".", ".."):
         raise CniError(errors.CONFIG, f"$.ipam.type: {str(kind)[:40]!r} is not the name of a plugin")
@@ -91,7 +91,7 @@ def ipam_type(conf: BridgeConf) -> str:
 
 
 def mac_of(conf: BridgeConf, call: Invocation) -> str:
-    """The container interface's MAC: of CNI_ARGS, args.cni or runtimeConfig, the last that is there; empty for none."""
+    """The container interface's MAC: the last one set of CNI_ARGS, args.cni and runtimeConfig; empty if none is."""
     found = ""
     if value := call.arguments.get("MAC"):
         found = spec.mac(value, "CNI_ARGS: MAC")
@@ -103,14 +103,14 @@ def mac_of(conf: BridgeConf, call: Invocation) -> str:
 
 
 def trunk(conf: BridgeConf) -> frozenset[int]:
-    """The VLANs that pass tagged. Raises CniError (7)."""
+    """The tagged VLANs. Raises CniError (7)."""
     found: set[int] = set()
     for position, each in enumerate(conf.vlanTrunk or []):
         where = f"$.vlanTrunk[{position}]"
         if (each.minID is None) != (each.maxID is None):
-            raise CniError(errors.CONFIG, f"{where}: minID and maxID go together")
+            raise CniError(errors.CONFIG, f"{where}: minID and maxID must be set together")
         if each.minID is None and each.id is None:
-            raise CniError(errors.CONFIG, f"{where}: needs minID and maxID, or id")
+            raise CniError(errors.CONFIG, f"{where}: minID and maxID, or id: required")
         if each.minID is not None and each.maxID is not None:
             if each.minID > each.maxID:
                 raise CniError(errors.CONFIG, f"{where}: minID {each.minID} is greater than maxID {each.maxID}")
@@ -122,10 +122,10 @@ def trunk(conf: BridgeConf) -> frozenset[int]:
 
 
 def random_mac() -> str:
-    """A MAC of the locally administered range."""
+    """A random locally administered MAC."""
     return "02:" + secrets.token_bytes(5).hex(":")
 
 
 def port_mac() -> str:
-    """A MAC for an interface on the host: so high that no bridge takes it over as its own."""
+    """A MAC for a host interface: a high one, since a bridge takes over the lowest MAC of its ports."""
     return "fe:" + secrets.token_bytes(5).hex(":")

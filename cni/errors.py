@@ -1,4 +1,4 @@
-"""The errors of CNI: a code of the specification, a message for a person.
+"""CNI errors: a code of the specification, and a message.
 
 Source: CNI specification 1.1.0, section "Error"; codes from 100 on are the plugin's own.
 """
@@ -8,21 +8,21 @@ FIELD = 2  # a field has a value that is not supported
 CONTAINER = 3  # container unknown or does not exist
 ENVIRONMENT = 4  # a necessary environment variable is missing or invalid
 IO = 5  # I/O failure
-DECODE = 6  # what came is not JSON
+DECODE = 6  # decoding failed: the content is not JSON
 CONFIG = 7  # invalid network configuration
-NETNS = 8  # the network namespace is missing or is none
+NETNS = 8  # the network namespace is missing or invalid
 LATER = 11  # try again later
-UNAVAILABLE = 50  # STATUS: an ADD would fail now
+UNAVAILABLE = 50  # STATUS: ADD cannot work now
 
-KERNEL = 100  # the kernel refused a change of the network
+KERNEL = 100  # the kernel rejected a change of the network
 DIFFERS = 101  # CHECK: the network is not as ADD left it
-DELEGATE = 102  # an IPAM plugin could not be run, or answered nonsense
-FORBIDDEN = 103  # the administrator's allow-list does not have the sysctl
-INTERNAL = 199  # a fault of this program
+DELEGATE = 102  # an IPAM plugin could not be run, or its output is invalid
+FORBIDDEN = 103  # the administrator's allow-list does not contain the sysctl
+INTERNAL = 199  # internal error
 
 
 class CniError(Exception):
-    """What the runtime gets on stdout instead of a result."""
+    """The error returned to the runtime on stdout instead of a result."""
 
     def __init__(self, code: int, message: str, details: str = "") -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class CniError(Exception):
         self.details = details
 
     def fields(self, version: str) -> dict[str, object]:
-        """The JSON object of the specification."""
+        """The error as JSON object of the specification."""
         found: dict[str, object] = {"cniVersion": version, "code": self.code, "msg": self.message}
         if self.details:
             found["details"] = self.details

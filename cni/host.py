@@ -1,7 +1,7 @@
-"""What the daemon keeps warm: open netlink sockets, the threads that remove devices, and the names of devices.
+"""Shared resources of the daemon: netlink sockets, threads that remove devices, and the names of host devices.
 
-An interface on the host has a name that follows from network, container and interface name, so that DEL needs no state
-to find it, and none can be lost. Its alias names them in clear, for GC and for people.
+The name of a host interface is derived from network, container and interface name, so DEL needs no state to find it.
+Its alias has the names in clear text, for GC and for people.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def _digest(*parts: str) -> str:
 
 
 def host_name(network: str, container: str, interface: str) -> str:
-    """The name of an attachment's interface on the host, 15 bytes."""
+    """The name of an attachment's host interface, 15 bytes."""
     return f"{_network_prefix(network)}{_digest(network, container, interface)[:8]}"
 
 
@@ -46,19 +46,19 @@ def _alias_prefix(network: str) -> str:
 
 
 def alias(network: str, container: str, interface: str) -> str:
-    """The alias of an attachment's interface on the host, below the kernel's 255 bytes."""
+    """The alias of an attachment's host interface, below the kernel's 255 bytes."""
     return f"{_alias_prefix(network)}{network[:60]} {container[:100]} {interface}"
 
 
 def belongs(link: route.LinkInfo, network: str) -> bool:
-    """Whether a device on the host is an attachment of a network (without an alias: of an ADD that was cut short)."""
+    """Whether a host device is an attachment of a network; one without an alias is from an interrupted ADD."""
     if link.kind != "veth" or not link.name.startswith(_network_prefix(network)) or len(link.name) != 15:
         return False
     return not link.alias or link.alias.startswith(_alias_prefix(network))
 
 
 class RoutePool:
-    """Open route sockets of the daemon's own namespace, lent to one thread at a time."""
+    """rtnetlink sockets of the daemon's namespace, each lent to one thread at a time."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -66,7 +66,7 @@ class RoutePool:
 
     @contextmanager
     def lend(self) -> Iterator[route.RtnetlinkSocket]:
-        """A socket for a while. One that failed in an unknown state is not lent again."""
+        """Borrow a socket. It is closed, not reused, after an error that leaves its state unknown."""
         with self._lock:
             one = self._idle.pop() if self._idle else None
         one = one or route.RtnetlinkSocket()
@@ -86,7 +86,7 @@ class RoutePool:
                 one.close()
 
     def close(self) -> None:
-        """Closes what is idle."""
+        """Close idle sockets."""
         with self._lock:
             idle, self._idle = self._idle, []
         for one in idle:
@@ -94,7 +94,7 @@ class RoutePool:
 
 
 class HostResources:
-    """The daemon's hands. Made in the host's network namespace, shared by all workers."""
+    """Resources shared by all workers. Must be created in the host's network namespace."""
 
     def __init__(self, data_roots: tuple[str, ...]) -> None:
         self.own = OwnNamespaces.now()
@@ -106,17 +106,17 @@ class HostResources:
         self._local = local()
 
     def remove(self, name: str) -> bool:
-        """Removes a device; False if there is none. Raises OSError.
+        """Remove a device; False if there is none. Raises OSError.
 
-        The kernel keeps the caller of RTM_DELLINK waiting until every processor has forgotten the device, but tells
-        everybody who listens long before. So another thread calls, and whichever comes first counts.
+        RTM_DELLINK returns only after an RCU grace period, but the notification is sent long before. So another thread
+        makes the call, and whichever comes first counts.
         """
         with self.routes.lend() as one:
             link = one.link(name)
         if link is None:
             return False
         if link.kind != "veth":
-            raise OSError(0, f"{name} is no veth device: it was not made here")
+            raise OSError(0, f"{name} is not a veth device: it was not created by this plugin")
         with contextlib.closing(_DeviceRemoval(link.index)) as departure:
             future = self._removers.submit(self._remove_waiting, link.index, departure.wake())
             if departure.wait(_REMOVE_SECONDS):
@@ -132,7 +132,7 @@ class HostResources:
                 own = self._local.route = route.RtnetlinkSocket()
             own.do(route.del_link(index=index))
         except NetlinkRefusal as refusal:
-            if refusal.errno != 19:  # ENODEV: gone meanwhile, with its namespace for example
+            if refusal.errno != 19:  # ENODEV: removed meanwhile, for example with its namespace
                 raise
         finally:
             os.eventfd_write(wake, 1)
@@ -140,14 +140,14 @@ class HostResources:
         return True
 
     def close(self) -> None:
-        """Closes what is idle."""
+        """Close idle sockets."""
         self._removers.shutdown(wait=False)
         self.routes.close()
         self.nft.close()
 
 
 class _DeviceRemoval:
-    """Waits for the news that a device has gone."""
+    """Waits for the notification of a device's removal."""
 
     def __init__(self, index: int) -> None:
         self._index = index
@@ -157,11 +157,11 @@ class _DeviceRemoval:
         self._done = os.eventfd(0, os.EFD_CLOEXEC)
 
     def wake(self) -> int:
-        """A descriptor for the other thread: to write to when it is through, and to close."""
+        """A descriptor that the other thread writes to when its call returns, and closes."""
         return os.dup(self._done)
 
     def wait(self, seconds: float) -> bool:
-        """True on the news; False when the other thread is through without it, or time is."""
+        """True on the notification; False when the other thread's call returns without it, or on timeout."""
         poll = select.poll()
         poll.register(self._news, select.POLLIN)
         poll.register(self._done, select.POLLIN)
@@ -175,12 +175,12 @@ class _DeviceRemoval:
     def _heard(self) -> bool:
         try:
             data = self._news.recv(1 << 16)
-        except OSError:  # ENOBUFS: news were lost; the other thread's word remains
+        except OSError:  # ENOBUFS: notifications were lost; wait for the other thread
             return False
         offset = 0
         while offset + 32 <= len(data):
             length, kind, *_ = HEADER.unpack_from(data, offset)
-            # Of the family AF_BRIDGE it only says that the device has left its bridge.
+            # With family AF_BRIDGE it only means that the device has left its bridge.
             if kind == route.DELLINK and data[offset + 16] != socket.AF_BRIDGE:
                 index = int.from_bytes(data[offset + 20 : offset + 24], sys.byteorder)
                 if index == self._index:
@@ -196,7 +196,7 @@ class _DeviceRemoval:
 
 
 class BridgeUsers:
-    """Who is using which bridge now, so that a failed ADD takes only a bridge with it that nobody else counts on."""
+    """Counts the ADDs that use a bridge, so that a failed ADD removes its new bridge only if no other uses it."""
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -204,7 +204,7 @@ class BridgeUsers:
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
-        """For the time of an ADD."""
+        """Count as a user, for the duration of an ADD."""
         with self.lock:
             self._users[name] = self._users.get(name, 0) + 1
         try:
@@ -216,14 +216,14 @@ class BridgeUsers:
                     del self._users[name]
 
     def alone(self, name: str) -> bool:
-        """Whether there is only one user; ask with the lock held."""
+        """Whether there is at most one user; call with the lock held."""
         return self._users.get(name, 0) <= 1
 
 
 def run_in_netns(netns: int, work: Callable[[], T]) -> T:
-    """Runs `work` in a network namespace. Sockets that it opens are that namespace's; pools are for outside of it.
+    """Run `work` in a network namespace. Sockets that it opens belong to it; do not use the pools inside.
 
-    The calling thread goes there and comes back: a thread of its own would cost a third of a call of cnv-tuning.
+    The calling thread enters and leaves the namespace: a new thread would cost a third of a cnv-tuning call.
     """
     with proc.closing(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as home:
         proc.setns(netns, proc.CLONE_NEWNET)
@@ -233,5 +233,5 @@ def run_in_netns(netns: int, work: Callable[[], T]) -> T:
             try:
                 proc.setns(home, proc.CLONE_NEWNET)
             except OSError:
-                # A worker that stayed in a container would do the next call there. The daemon has no state to lose.
+                # The next call would run in the container's namespace. The daemon has no state to lose.
                 os.abort()

@@ -1,9 +1,9 @@
-"""Who calls, and where: the checked environment of one call.
+"""Authenticates the caller, and validates the environment of a call.
 
-The daemon works for root on the host only. The kernel says who is at the other end of the socket (SO_PEERCRED): user 0
-in our user namespace, which is the host's, and a process in our pid and network namespaces (the handler's pod shares
-the host's pids, and the daemon goes to the host's network when it starts): root of a container is nobody here. Names of
-files are resolved in the caller's root, the host's: the pod needs none of the host's folders but the socket's.
+Only root on the host may call the daemon. The kernel identifies the peer of the socket (SO_PEERCRED): it must be user 0
+in the host's user namespace, and in the daemon's PID and network namespaces (the handler's pod shares the host's PID
+namespace, and the daemon enters the host's network namespace at start); root in a container is refused. File names are
+resolved in the caller's root, the host's, so the pod mounts none of the host's directories but the socket's.
 """
 
 import fcntl
@@ -31,7 +31,7 @@ class Untrusted(Exception):
 
 @dataclass(frozen=True)
 class OwnNamespaces:
-    """Our own namespaces, as (device, inode)."""
+    """The daemon's own namespaces, as (device, inode)."""
 
     pid: tuple[int, int]
     user: tuple[int, int]
@@ -40,18 +40,18 @@ class OwnNamespaces:
 
     @classmethod
     def now(cls) -> "OwnNamespaces":
-        """Those of the calling thread."""
+        """The namespaces of the calling thread."""
         return cls(*(identity(f"/proc/thread-self/ns/{kind}") for kind in ("pid", "user", "mnt", "net")))
 
 
 def identity(path: str | int) -> tuple[int, int]:
-    """What tells a namespace from others. Raises OSError."""
+    """(device, inode) of a namespace. Raises OSError."""
     found = os.fstat(path) if isinstance(path, int) else Path(path).stat()
     return found.st_dev, found.st_ino
 
 
 def trusted_peer(connection: socket.socket, own: OwnNamespaces) -> int:
-    """The pid of the caller if it is root on the host. Raises Untrusted."""
+    """The caller's PID if it is root on the host. Raises Untrusted."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid: int
     pid, uid, _ = _CREDENTIALS.unpack(raw)
@@ -70,7 +70,7 @@ def trusted_peer(connection: socket.socket, own: OwnNamespaces) -> int:
 
 @dataclass(frozen=True)
 class Invocation:
-    """A call with its environment checked. `netns` is a descriptor of a network namespace, or -1; its path as given."""
+    """A validated call. `netns`: descriptor of a network namespace, or -1; `netns_path`: its path as given."""
 
     plugin: str
     command: str
@@ -86,12 +86,12 @@ class Invocation:
 
     @property
     def attachment(self) -> tuple[str, str]:
-        """What the specification identifies an attachment by, within a network."""
+        """Identifies the attachment within a network, according to the specification."""
         return self.container, self.interface
 
 
 def check(request: WireRequest, peer: int, own: OwnNamespaces) -> Invocation:
-    """The call of a request. Raises CniError with the code of the specification."""
+    """The validated call of a request. Raises CniError with the specification's code."""
     environment = request.environment
     command = environment.get("CNI_COMMAND", "")
     container = environment.get("CNI_CONTAINERID", "")
@@ -109,7 +109,7 @@ def check(request: WireRequest, peer: int, own: OwnNamespaces) -> Invocation:
         )
     missing = [name for name in needed[command] if not environment.get(name)]
     if missing:
-        raise CniError(errors.ENVIRONMENT, f"{command} needs {', '.join(missing)} in the environment")
+        raise CniError(errors.ENVIRONMENT, f"{command} requires {', '.join(missing)} in the environment")
     if command in ("ADD", "CHECK", "DEL"):
         _check_names(container, interface)
     if command in ("ADD", "CHECK"):
@@ -130,7 +130,7 @@ def check(request: WireRequest, peer: int, own: OwnNamespaces) -> Invocation:
 
 
 def interface_fault(name: str) -> str:
-    """What is wrong with the name of a network device; empty for nothing. Source: the kernel's dev_valid_name."""
+    """What is wrong with a network device name; empty if valid. Source: the kernel's dev_valid_name."""
     if not name or len(name.encode("utf-8", "surrogateescape")) > 15:
         return "must have 1 to 15 bytes"
     if name in (".", "..") or any(c in "/:" or c.isspace() or not c.isprintable() for c in name):

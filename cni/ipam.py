@@ -1,7 +1,7 @@
-"""Addresses by delegation: host-local, static, dhcp or any other IPAM plugin of CNI_PATH, run as the runtime would.
+"""Delegates IPAM to host-local, static, dhcp or any other IPAM plugin in CNI_PATH.
 
-The plugin runs in the caller's mount namespace, the host's: CNI_PATH and the plugin's own files mean there what they
-mean to the runtime. Its output and its time are bounded. Source: CNI specification 1.1.0, section 4.
+The plugin runs in the caller's mount namespace, the host's, so that CNI_PATH and the plugin's files are the runtime's.
+Output and run time are limited. Source: CNI specification 1.1.0, section 4.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from kit import proc
 
 SECONDS = 60
 BY_INTERFACE = frozenset({"dhcp"})
-"""Plugins that give an address back by a message from the container's interface: it has to be there at their DEL."""
+"""Plugins that release an address through the container's interface, which must exist at DEL."""
 _NEW = "1.1.0"
 _NEW_VERBS = ("GC", "STATUS")
 _OUTPUT = 1 << 20
@@ -30,7 +30,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def add(kind: str, call: Invocation, version: str, own: OwnNamespaces) -> spec.CniResult:
-    """The plugin's ADD. Raises CniError: the plugin's own, or 102."""
+    """Run ADD. Raises CniError: the plugin's own, or 102."""
     answer = run(kind, "ADD", call, own)
     if not isinstance(answer, dict):
         raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} printed no result")
@@ -38,15 +38,15 @@ def add(kind: str, call: Invocation, version: str, own: OwnNamespaces) -> spec.C
     if not found.ips:
         with contextlib.suppress(CniError):
             run(kind, "DEL", call, own)
-        raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} gave no address")
+        raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} returned no address")
     return found
 
 
 def run(kind: str, command: str, call: Invocation, own: OwnNamespaces) -> Any:
-    """Runs the plugin; returns its JSON, or None if it printed nothing or is older than the verb. Raises CniError."""
+    """Run a command; returns its JSON, None if there is none or the plugin predates the command. Raises CniError."""
     answer = _run(kind, command, call, own, call.stdin)
     if _refuses_version(answer):
-        # An older plugin beside a newer configuration: what it answers differs in nothing that matters here.
+        # The plugin is older than the configuration's version: the previous version differs in nothing used here.
         answer = _run(kind, command, call, own, _older(call.stdin))
     code, parsed = answer
     if code == 0:
@@ -64,7 +64,7 @@ def _refuses_version(answer: tuple[int, Any]) -> bool:
 
 
 def _is_new(kind: str, call: Invocation, own: OwnNamespaces) -> bool:
-    """Whether the plugin is of the version that brought GC and STATUS; one that does not say counts as new."""
+    """Whether the plugin supports GC and STATUS; assumed if it does not report its versions."""
     try:
         _, parsed = _run(kind, "VERSION", call, own, msgspec.json.encode({"cniVersion": _NEW}))
     except CniError:
@@ -101,7 +101,7 @@ def _run(kind: str, command: str, call: Invocation, own: OwnNamespaces, stdin: b
     try:
         return code, msgspec.json.decode(stdout) if stdout.strip() else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} printed no JSON: {error}") from None
+        raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} did not print JSON: {error}") from None
 
 
 def _find(kind: str, path: tuple[str, ...]) -> str:
@@ -110,7 +110,7 @@ def _find(kind: str, path: tuple[str, ...]) -> str:
         if Path(candidate).is_file() and os.access(candidate, os.X_OK):
             return candidate
     raise CniError(
-        errors.DELEGATE, f"the IPAM plugin {kind} is in none of the folders of CNI_PATH: {':'.join(path)[:500]}"
+        errors.DELEGATE, f"the IPAM plugin {kind} is in none of the directories of CNI_PATH: {':'.join(path)[:500]}"
     )
 
 
@@ -150,7 +150,7 @@ def _converse(process: subprocess.Popen[bytes], stdin: bytes) -> tuple[bytes, by
             selector.register(fd, selectors.EVENT_READ)
         while any(key.fileobj in output for key in selector.get_map().values()):
             if time.monotonic() > deadline:
-                raise OSError(0, f"gave no answer within {SECONDS} s")
+                raise OSError(0, f"did not respond within {SECONDS} s")
             for key, _ in selector.select(max(0.01, deadline - time.monotonic())):
                 if key.fileobj is process.stdin:
                     left = _feed(process, left)
@@ -170,7 +170,7 @@ def _feed(process: subprocess.Popen[bytes], left: memoryview) -> memoryview:
         return left[os.write(process.stdin.fileno(), left[: 64 << 10]) :]
     except BlockingIOError:
         return left
-    except OSError:  # it does not want its input
+    except OSError:  # the plugin does not read its input
         return left[:0]
 
 

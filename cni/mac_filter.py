@@ -1,8 +1,8 @@
-"""macspoofchk: frames from an interface pass only with the interface's own source MAC.
+"""macspoofchk: only frames with the interface's own source MAC pass.
 
-One table of the bridge family for the node. A verdict map sends the frames of each guarded interface to its own chain,
-whose only rule drops what has another source address: one hash lookup for a frame, however many interfaces there are,
-and removing an interface needs nothing but its name. All rules appear at once, before the interface joins the bridge.
+One bridge family table per node. A verdict map dispatches the frames of each guarded interface to its own chain, whose
+only rule drops other source addresses: one hash lookup per frame for any number of interfaces, and removal needs only
+the interface's name. All rules are committed before the interface joins the bridge.
 """
 
 import errno
@@ -31,7 +31,7 @@ def _only(interface: str, mac: str) -> Message:
 
 
 def add(socket: nft.Nft, interface: str, mac: str) -> None:
-    """Guards an interface; what an earlier interface of that name left is replaced. Raises OSError."""
+    """Guard an interface, replacing the rules of an earlier one of that name. Raises OSError."""
     messages = [
         nft.chain(_F, TABLE, interface),
         _only(interface, mac),
@@ -47,7 +47,7 @@ def add(socket: nft.Nft, interface: str, mac: str) -> None:
                 remove(socket, interface)
             else:
                 raise
-    raise OSError(errno.EBUSY, f"somebody else keeps changing the nftables table {TABLE}")
+    raise OSError(errno.EBUSY, f"another process keeps changing the nftables table {TABLE}")
 
 
 def _make_table(socket: nft.Nft) -> None:
@@ -59,7 +59,7 @@ def _make_table(socket: nft.Nft) -> None:
 
 
 def change(socket: nft.Nft, interface: str, mac: str) -> bool:
-    """Makes `mac` the one that passes. False, and nothing changed, if the interface is not guarded. Raises OSError."""
+    """Change the allowed MAC. False, without a change, if the interface is not guarded. Raises OSError."""
     if not socket.has_chain(_F, TABLE, interface):
         return False
     try:
@@ -72,9 +72,9 @@ def change(socket: nft.Nft, interface: str, mac: str) -> bool:
 
 
 def remove(socket: nft.Nft, interface: str) -> None:
-    """Ends the guard; no error if there is none, or half of one. Raises OSError."""
+    """Remove the rules, complete or not, if any. Raises OSError."""
     if not socket.has_chain(_F, TABLE, interface):
-        return  # an element of the map holds its chain: without the chain there is none
+        return  # a map element needs its chain: without the chain there is none
     both = [nft.delete_element(_F, TABLE, MAP, interface), nft.delete_chain(_F, TABLE, interface)]
     for attempt in ([both], [both[:1], both[1:]]):
         missing = False
@@ -90,7 +90,7 @@ def remove(socket: nft.Nft, interface: str) -> None:
 
 
 def allows(socket: nft.Nft, interface: str, mac: str) -> bool:
-    """Whether the interface is guarded and this MAC is the one that passes. Raises OSError."""
+    """Whether the interface is guarded with this MAC allowed. Raises OSError."""
     rules = socket.rules(_F, TABLE, interface)
     return len(rules) == 1 and mac_bytes(mac) in rules[0]
 

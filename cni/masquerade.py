@@ -1,6 +1,6 @@
-"""ipMasq: traffic of an attachment's addresses that leaves its networks gets the node's address.
+"""ipMasq: traffic from an attachment's addresses that leaves its networks gets the node's address.
 
-Each attachment has a table of its own (inet family), named after its interface on the host: one message removes it.
+Each attachment has its own inet table, named after its host interface, so that one message removes it.
 """
 
 import errno
@@ -15,7 +15,7 @@ _CHAIN = "outgoing"
 _HOOK, _PRIORITY = 4, 100  # NF_INET_POST_ROUTING, NF_IP_PRI_NAT_SRC
 _F = nft.INET
 _MULTICAST = {4: ipaddress.ip_network("224.0.0.0/4"), 6: ipaddress.ip_network("ff00::/8")}
-# nfproto, then offset of source and of destination in the header, and their size.
+# nfproto, offsets of source and destination in the header, address size.
 _LAYOUT = {4: (2, 12, 16, 4), 6: (10, 8, 24, 16)}
 
 
@@ -48,7 +48,7 @@ def add(socket: nft.Nft, interface: str, addresses: list[Interface]) -> None:
 
 
 def remove(socket: nft.Nft, interface: str) -> None:
-    """Ends it; no error if there is nothing to end. Raises OSError."""
+    """Remove the masquerading, if any. Raises OSError."""
     if not socket.has_table(_F, PREFIX + interface):
         return
     try:

@@ -1,7 +1,7 @@
-"""The pieces that rtnetlink and nfnetlink share: sockets, headers, attributes, the kernel's own words for a refusal.
+"""Common parts of rtnetlink and nfnetlink: sockets, headers, attributes, extended errors.
 
-kit.netlink is for callers with seconds to spend; here one system call carries several messages and a call costs
-microseconds. Sources: netlink(7), include/uapi/linux/netlink.h.
+Optimized for latency, unlike kit.netlink: one system call carries several messages. Sources: netlink(7),
+include/uapi/linux/netlink.h.
 """
 
 import os
@@ -23,7 +23,7 @@ Message = tuple[int, int, bytes]
 
 
 class NetlinkRefusal(OSError):
-    """The kernel's refusal of one message of several; `position` tells which."""
+    """The kernel rejected one of several messages, at index `position`."""
 
     def __init__(self, code: int, words: str, position: int) -> None:
         super().__init__(code, words or os.strerror(code))
@@ -36,17 +36,17 @@ def attribute(kind: int, payload: bytes) -> bytes:
 
 
 def nested(kind: int, *parts: bytes) -> bytes:
-    """An attribute made of attributes."""
+    """A nested attribute."""
     return attribute(kind | _NESTED, b"".join(parts))
 
 
 def text(kind: int, value: str) -> bytes:
-    """A string with its zero byte."""
+    """A NUL-terminated string attribute."""
     return attribute(kind, value.encode() + b"\0")
 
 
 def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """The attributes of a message, the kind without its flags."""
+    """The attributes of a message, types without flags."""
     end = len(data)
     while offset + 4 <= end:
         length, kind = ATTRIBUTE.unpack_from(data, offset)
@@ -57,12 +57,12 @@ def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int,
 
 
 def error_text(raw: bytes | None) -> str:
-    """The string of an attribute."""
+    """The text of a string attribute."""
     return raw.rstrip(b"\0").decode("utf-8", "replace") if raw else ""
 
 
 class NetlinkSocket:
-    """A netlink socket of the network namespace of the thread that opens it. One thread at a time may use it."""
+    """A netlink socket in the network namespace of the thread that opens it. For one thread at a time."""
 
     def __init__(self, protocol: int, seconds: float = 10) -> None:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
@@ -71,7 +71,7 @@ class NetlinkSocket:
             self._socket.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
             self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
             self._socket.bind((0, 0))
-            # A timeout of the socket's own, in the kernel: Python's costs a poll() each time.
+            # A receive timeout in the kernel: Python's costs an extra poll().
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(seconds), 0))
         except OSError:
             self._socket.close()
@@ -79,11 +79,11 @@ class NetlinkSocket:
         self._sequence = 0
 
     def talk(self, messages: Sequence[Message]) -> list[bytes]:
-        """Sends the messages at once and waits for the last one's outcome; returns the bodies of what was asked for.
+        """Send messages in one system call, and wait for the last one's result; returns the response bodies.
 
-        The kernel goes on after a message that it refuses; the first refusal is raised when all are through. Only the
-        last message asks for an acknowledgement: refusals come without asking, and each answer is a system call.
-        Raises NetlinkRefusal, OSError (EAGAIN: no answer in time).
+        The kernel continues after a message that it rejects; the first error is raised after all messages. Only the
+        last message requests an acknowledgement: errors are reported anyway, and each response is a system call.
+        Raises NetlinkRefusal, OSError (EAGAIN: timeout).
         """
         last = len(messages) - 1
         first, data = self._pack([(k, f if i == last else f & ~ACK, b) for i, (k, f, b) in enumerate(messages)])
@@ -91,7 +91,7 @@ class NetlinkSocket:
         return self._collect(first, first + last, ends_with_data=not messages[last][1] & ACK)
 
     def batch(self, begin: Message, messages: Sequence[Message], end: Message) -> None:
-        """A transaction of nfnetlink: all of the messages or none. Raises NetlinkRefusal, OSError."""
+        """An nfnetlink transaction: all of the messages or none. Raises NetlinkRefusal, OSError."""
         last = len(messages) - 1
         middle = [(k, f if i == last else f & ~ACK, b) for i, (k, f, b) in enumerate(messages)]
         first, data = self._pack([begin, *middle, end])
@@ -99,7 +99,7 @@ class NetlinkSocket:
         self._collect(first, first + 1 + last, ends_with_error_of_first=True)
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """All objects of a kind. Raises NetlinkRefusal, OSError."""
+        """All objects of a type. Raises NetlinkRefusal, OSError."""
         first, data = self._pack([(kind, DUMP, body)])
         self._socket.send(data)
         return self._collect(first, first)
@@ -121,7 +121,7 @@ class NetlinkSocket:
         while not ended:
             for kind, flags, sequence, body in _messages(self._socket.recv(1 << 17)):
                 if not first <= sequence <= last:
-                    continue  # late news of an earlier call
+                    continue  # a late response to an earlier call
                 if kind not in (ERROR, DONE):
                     found.append(body)
                     ended = ended or (ends_with_data and sequence == last)
@@ -156,6 +156,6 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 def _reason(body: bytes, flags: int) -> str:
     if not flags & _ACK_TLVS:
         return ""
-    # With NLM_F_CAPPED only the header of the refused message is repeated.
+    # With NLM_F_CAPPED only the header of the rejected message is repeated.
     skip = 20 if flags & _CAPPED else 4 + ((struct.unpack_from("=I", body, 4)[0] + 3) & ~3)
     return error_text(dict(attributes(body, skip)).get(_NLMSGERR_ATTR_MSG))

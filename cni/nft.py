@@ -1,4 +1,4 @@
-"""nftables without nft: batches of nfnetlink messages, each batch one transaction.
+"""nftables by netlink: nfnetlink batches, each a transaction.
 
 Sources: include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h; nft(8) for what the expressions mean.
 """
@@ -26,7 +26,7 @@ _IIFNAME, _NFPROTO = 6, 15
 _LINK_LAYER, _NETWORK_LAYER = 0, 1
 _EQ, _NEQ = 0, 1
 _IFNAME_TYPE, _IFNAME_SIZE = 41, 16
-# What nft itself remembers of a set: that its keys are in the host's byte order. Else `nft list` shows empty names.
+# nft's user data of a set: keys in host byte order. Without it `nft list` shows empty names.
 _HOST_ORDER = struct.pack("=BBI", 0, 4, 1)
 
 
@@ -43,44 +43,44 @@ def _message(kind: int, flags: int, family: int, *parts: bytes) -> Message:
 
 
 def table(family: int, name: str) -> Message:
-    """Makes a table; EEXIST if there is one."""
+    """Create a table; EEXIST if it exists."""
     return _message(_NEWTABLE, ACK | CREATE | EXCL, family, text(1, name))
 
 
 def delete_table(family: int, name: str) -> Message:
-    """Removes a table with all it holds."""
+    """Delete a table with its contents."""
     return _message(_DELTABLE, ACK, family, text(1, name))
 
 
 def chain(family: int, owner: str, name: str) -> Message:
-    """Makes a chain; EEXIST if there is one."""
+    """Create a chain; EEXIST if it exists."""
     return _message(_NEWCHAIN, ACK | CREATE | EXCL, family, text(1, owner), text(3, name))
 
 
 def base_chain(family: int, owner: str, name: str, kind: str, hook: int, priority: int) -> Message:
-    """Makes a chain that the kernel calls at a hook."""
+    """Create a base chain, attached to a hook."""
     where = nested(4, _number(1, hook), _number(2, priority))
     return _message(_NEWCHAIN, ACK | CREATE | EXCL, family, text(1, owner), text(3, name), where, text(7, kind))
 
 
 def delete_chain(family: int, owner: str, name: str) -> Message:
-    """Removes a chain with its rules; ENOENT if there is none, EBUSY if something jumps there."""
+    """Delete a chain with its rules; ENOENT if it does not exist, EBUSY if it is a jump target."""
     return _message(_DELCHAIN, ACK, family, text(1, owner), text(3, name))
 
 
 def rule(family: int, owner: str, where: str, *expressions: bytes) -> Message:
-    """Appends a rule."""
+    """Append a rule."""
     parts = b"".join(nested(1, expression) for expression in expressions)
     return _message(_NEWRULE, ACK | CREATE | 0x800, family, text(1, owner), text(2, where), nested(4, parts))
 
 
 def delete_rules(family: int, owner: str, where: str) -> Message:
-    """Removes all rules of a chain; ENOENT if there is no such chain."""
+    """Delete all rules of a chain; ENOENT if it does not exist."""
     return _message(_DELRULE, ACK, family, text(1, owner), text(2, where))
 
 
 def verdict_map(family: int, owner: str, name: str) -> Message:
-    """Makes a map from an interface's name to a verdict."""
+    """Create a map from interface names to verdicts."""
     parts = (text(1, owner), text(2, name), _number(3, _SET_MAP), _number(4, _IFNAME_TYPE), _number(5, _IFNAME_SIZE))
     return _message(
         _NEWSET,
@@ -95,14 +95,14 @@ def verdict_map(family: int, owner: str, name: str) -> Message:
 
 
 def element(family: int, owner: str, name: str, interface: str, target: str) -> Message:
-    """Makes a verdict map send frames from an interface to a chain."""
+    """Add an element to a verdict map: jump to a chain for frames from an interface."""
     verdict = nested(2, nested(2, _number(1, _JUMP), text(2, target)))
     one = nested(1, _key(interface), verdict)
     return _message(_NEWELEM, ACK | CREATE | EXCL, family, text(1, owner), text(2, name), nested(3, one))
 
 
 def delete_element(family: int, owner: str, name: str, interface: str) -> Message:
-    """Takes an interface out of a verdict map; ENOENT if it is not there."""
+    """Delete an interface's element of a verdict map; ENOENT if it does not exist."""
     return _message(_DELELEM, ACK, family, text(1, owner), text(2, name), nested(3, nested(1, _key(interface))))
 
 
@@ -125,12 +125,12 @@ def load_protocol() -> bytes:
 
 
 def load_link(offset: int, size: int) -> bytes:
-    """Bytes of the link layer's header."""
+    """Load bytes of the link layer header."""
     return _expression("payload", _number(1, _REG1), _number(2, _LINK_LAYER), _number(3, offset), _number(4, size))
 
 
 def load_network(offset: int, size: int) -> bytes:
-    """Bytes of the network layer's header."""
+    """Load bytes of the network layer header."""
     return _expression("payload", _number(1, _REG1), _number(2, _NETWORK_LAYER), _number(3, offset), _number(4, size))
 
 
@@ -141,12 +141,12 @@ def mask(data: bytes) -> bytes:
 
 
 def equal(data: bytes) -> bytes:
-    """Goes on only if the register is `data`."""
+    """Match if the register is `data`."""
     return _expression("cmp", _number(1, _REG1), _number(2, _EQ), nested(3, attribute(1, data)))
 
 
 def different(data: bytes) -> bytes:
-    """Goes on only if the register is not `data`."""
+    """Match if the register is not `data`."""
     return _expression("cmp", _number(1, _REG1), _number(2, _NEQ), nested(3, attribute(1, data)))
 
 
@@ -166,23 +166,23 @@ def masquerade() -> bytes:
 
 
 class Nft:
-    """An nfnetlink socket. Closing one costs the kernel over ten milliseconds, so `NftPool` keeps them."""
+    """An nfnetlink socket. Closing one takes the kernel more than 10 ms, so `NftPool` keeps them."""
 
     def __init__(self) -> None:
         self.socket = NetlinkSocket(_NETFILTER)
 
     def commit(self, *messages: Message) -> None:
-        """Applies all messages or none. Raises NetlinkRefusal, OSError."""
+        """Apply all messages or none. Raises NetlinkRefusal, OSError."""
         begin = (_BATCH_BEGIN, 0, struct.pack("!BBH", 0, 0, _SUBSYSTEM))
         end = (_BATCH_END, 0, struct.pack("!BBH", 0, 0, _SUBSYSTEM))
         self.socket.batch(begin, messages, end)
 
     def has_chain(self, family: int, owner: str, name: str) -> bool:
-        """Whether there is such a chain. Ask before you change: a transaction that fails costs ten milliseconds."""
+        """Whether a chain exists. Check before a change: a failed transaction costs 10 ms."""
         return self._has(_GETCHAIN, _generic(family) + text(1, owner) + text(3, name))
 
     def has_table(self, family: int, name: str) -> bool:
-        """Whether there is such a table."""
+        """Whether a table exists."""
         return self._has(_GETTABLE, _generic(family) + text(1, name))
 
     def _has(self, kind: int, body: bytes) -> bool:
@@ -195,7 +195,7 @@ class Nft:
         return True
 
     def chains(self, family: int, owner: str) -> list[str]:
-        """The chains of a table of ours; none if there is no such table."""
+        """The chains of a table; empty if it does not exist."""
         found = []
         for body in self.socket.dump(_SUBSYSTEM << 8 | _GETCHAIN, _generic(family)):
             fields = dict(attributes(body, 4))
@@ -204,7 +204,7 @@ class Nft:
         return found
 
     def rules(self, family: int, owner: str, where: str) -> list[bytes]:
-        """The expressions of each rule of a chain, as the kernel encodes them."""
+        """The encoded expressions of each rule of a chain."""
         body = _generic(family) + text(1, owner) + text(2, where)
         try:
             found = self.socket.dump(_SUBSYSTEM << 8 | _GETRULE, body)
@@ -220,7 +220,7 @@ class Nft:
 
 
 class NftPool:
-    """Open nfnetlink sockets of the daemon's own namespace, lent to one thread at a time."""
+    """nfnetlink sockets of the daemon's namespace, each lent to one thread at a time."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -228,7 +228,7 @@ class NftPool:
 
     @contextmanager
     def lend(self) -> Iterator[Nft]:
-        """A socket for a while. One that failed in an unknown state is not lent again."""
+        """Borrow a socket. It is closed, not reused, after an error that leaves its state unknown."""
         with self._lock:
             one = self._idle.pop() if self._idle else None
         one = one or Nft()
@@ -247,7 +247,7 @@ class NftPool:
             self._idle.append(one)
 
     def close(self) -> None:
-        """Closes what is idle."""
+        """Close idle sockets."""
         with self._lock:
             idle, self._idle = self._idle, []
         for one in idle:

@@ -1,4 +1,4 @@
-"""From a request to an answer: the plugin and verb it names, and what becomes of every kind of failure."""
+"""Dispatches requests to plugins and commands, and turns exceptions into CNI errors."""
 
 import errno
 from collections.abc import Callable
@@ -30,20 +30,20 @@ PLUGINS: dict[str, dict[str, Callable[[Invocation, HostResources], bytes]]] = {
         "STATUS": tuning.status,
     },
 }
-# The first version of the specification that has the verb.
+# The first version of the specification with the command.
 _SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 _ABOUT = "{}: CNI plugin of Hyperlet, version {}\nCNI protocol versions supported: {}\n"
 
 
 class AttachmentLocks:
-    """One call at a time for each attachment: DEL waits for the ADD that the runtime has given up."""
+    """Serializes the calls for an attachment: DEL waits for an ADD that the runtime has given up on."""
 
     def __init__(self) -> None:
         self._condition = Condition()
         self._busy: set[tuple[str, str]] = set()
 
     def take(self, attachment: tuple[str, str], seconds: float) -> bool:
-        """Waits for the attachment; False if it is not free in time."""
+        """Wait for the attachment's lock; False on timeout."""
         with self._condition:
             if not self._condition.wait_for(lambda: attachment not in self._busy, seconds):
                 return False
@@ -51,7 +51,7 @@ class AttachmentLocks:
             return True
 
     def leave(self, attachment: tuple[str, str]) -> None:
-        """Lets the next one in."""
+        """Release the lock."""
         with self._condition:
             self._busy.discard(attachment)
             self._condition.notify_all()
@@ -64,10 +64,10 @@ attachment_locks = AttachmentLocks()
 def serve(
     request: wire.WireRequest, peer: int, resources: HostResources, waiting: Callable[[], bool]
 ) -> wire.WireAnswer:
-    """Does what a request asks. Never raises.
+    """Execute a request. Never raises.
 
-    `waiting` tells whether the caller still waits. An ADD whose caller has gone is not begun, and undone if it was: the
-    DEL that follows it may have overtaken it.
+    `waiting` returns whether the caller is still connected. An ADD whose caller has disconnected is not started, or
+    rolled back: the DEL that follows may have overtaken it.
     """
     command = request.environment.get("CNI_COMMAND", "")
     plugin = request.plugin
@@ -95,14 +95,14 @@ def _served(
     if not call.container:
         return wire.WireAnswer(0, verb(call, resources))
     if not attachment_locks.take(call.attachment, _LOCK_SECONDS):
-        raise CniError(errors.LATER, "another call for the same interface is still under way; try again later")
+        raise CniError(errors.LATER, "another call for the same interface is in progress; try again later")
     try:
         if call.command == "ADD" and not waiting():
-            raise CniError(errors.LATER, "the caller has gone before its ADD was begun")
+            raise CniError(errors.LATER, "the caller disconnected before ADD started")
         output = verb(call, resources)
         if call.command == "ADD" and not waiting():
             PLUGINS[call.plugin]["DEL"](call, resources)
-            raise CniError(errors.LATER, "the caller has gone before its ADD was through; it was undone")
+            raise CniError(errors.LATER, "the caller disconnected before ADD completed; it was rolled back")
         return wire.WireAnswer(0, output)
     finally:
         attachment_locks.leave(call.attachment)
@@ -114,7 +114,7 @@ def _check_version(call: Invocation) -> None:
         return
     given = _version(call.stdin)
     if given in version.SUPPORTED and not version.at_least(given, since):
-        raise CniError(errors.VERSION, f"{call.command} came with CNI {since}; the network configuration has {given}")
+        raise CniError(errors.VERSION, f"{call.command} requires CNI {since}; the network configuration has {given}")
 
 
 def _version(stdin: bytes) -> str:
@@ -134,8 +134,8 @@ def _fault(error: Exception) -> CniError:
             errors.LATER if error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM) else errors.KERNEL
         )
         return CniError(code, f"the kernel refused: {error.strerror or error}", repr(error))
-    log.error("a call failed by a fault of this program", exc_info=error)
-    return CniError(errors.INTERNAL, f"a fault of this program: {type(error).__name__}: {error}")
+    log.error("unhandled exception in call", exc_info=error)
+    return CniError(errors.INTERNAL, f"internal error: {type(error).__name__}: {error}")
 
 
 def _refused(request: wire.WireRequest, error: CniError) -> wire.WireAnswer:
@@ -143,7 +143,7 @@ def _refused(request: wire.WireRequest, error: CniError) -> wire.WireAnswer:
     fields = error.fields(known if known in version.SUPPORTED else version.LATEST)
     environment = request.environment
     log.info(
-        "refused",
+        "call failed",
         plugin=request.plugin[:40],
         command=environment.get("CNI_COMMAND", "")[:20],
         container=environment.get("CNI_CONTAINERID", "")[:80],
@@ -155,5 +155,5 @@ def _refused(request: wire.WireRequest, error: CniError) -> wire.WireAnswer:
 
 
 def refusal(error: CniError) -> wire.WireAnswer:
-    """The answer to somebody whose request is not even read."""
+    """The answer to a caller whose request is not processed."""
     return wire.WireAnswer(1, msgspec.json.encode(error.fields(version.LATEST)) + b"\n")

@@ -1,4 +1,4 @@
-"""The bridge and an interface's port on it: made, joined, given VLANs and switches, compared."""
+"""The bridge, and an interface's port on it: creates, configures and checks them."""
 
 import errno
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ NAME_LIMIT = 15
 def ensure_bridge(
     one: route.RtnetlinkSocket, resources: HostResources, wanted: DesiredAttachment, undo: ExitStack
 ) -> route.LinkInfo:
-    """The bridge, up; `undo` gets the removal of one that was made now. Raises CniError, OSError."""
+    """The bridge, up; a newly created one is removed by `undo`. Raises CniError, OSError."""
     link = one.link(wanted.bridge)
     if link is None:
         with resources.bridges.lock:
@@ -27,7 +27,7 @@ def ensure_bridge(
     if wanted.vlans and not link.vlan_filtering:
         raise CniError(
             errors.CONFIG,
-            f"$.vlan: {wanted.bridge} does not filter VLANs, so they would not be kept apart; turn it on with "
+            f"$.vlan: {wanted.bridge} has VLAN filtering disabled; enable it with "
             f"`ip link set {wanted.bridge} type bridge vlan_filtering 1`",
         )
     flags = (0 if link.up else route.IFF_UP) | _promiscuity(link, wanted)
@@ -49,24 +49,24 @@ def _make(
         _own_routes(wanted.bridge)
     except NetlinkRefusal as refusal:
         if refusal.errno == errno.EOPNOTSUPP and wanted.vlans:
-            raise CniError(errors.CONFIG, "$.vlan: the kernel of this node has no VLAN filtering of bridges") from None
+            raise CniError(errors.CONFIG, "$.vlan: this node's kernel does not support bridge VLAN filtering") from None
         if refusal.errno != errno.EEXIST:
             raise
     link = one.link(wanted.bridge)
     if link is None:
-        raise CniError(errors.KERNEL, f"the bridge {wanted.bridge} was made and has disappeared")
+        raise CniError(errors.KERNEL, f"the bridge {wanted.bridge} was created and has disappeared")
     return link
 
 
 def _own_routes(bridge: str) -> None:
-    """A bridge of ours takes no routes from the routers that its containers may play."""
+    """Do not accept routes from router advertisements, which containers could send."""
     switch = Path(f"/proc/sys/net/ipv6/conf/{bridge}/accept_ra")
     if switch.exists():
         switch.write_text("0")
 
 
 def drop_bridge(resources: HostResources, name: str) -> None:
-    """Removes a bridge that a failed ADD made, unless somebody has come to use it."""
+    """Remove a bridge that a failed ADD created, unless it is in use."""
     with resources.bridges.lock, resources.routes.lend() as one:
         link = one.link(name)
         if link is None or not resources.bridges.alone(name) or any(each.master == link.index for each in one.links()):
@@ -75,7 +75,7 @@ def drop_bridge(resources: HostResources, name: str) -> None:
 
 
 def attach(one: route.RtnetlinkSocket, wanted: DesiredAttachment, bridge: route.LinkInfo, alias: str) -> route.LinkInfo:
-    """Joins the interface to the bridge; it comes up last, with its limits in place. Returns the bridge then."""
+    """Attach the interface to the bridge, and set it up after its options. Returns the updated bridge."""
     ask = route.get_link(index=bridge.index)
     if not (wanted.vlans or wanted.hairpin or wanted.isolated):
         up = route.IFF_UP
@@ -95,7 +95,7 @@ def _join_vlans(one: route.RtnetlinkSocket, wanted: DesiredAttachment, index: in
     default = one.vlans(index).ids
     messages: list[Message] = [route.add_vlans(index, wanted.native, wanted.tagged)]
     if not wanted.keep_default_vlan:
-        # The bridge's default VLAN is 1 unless its administrator made it another.
+        # The bridge's default VLAN is 1 unless configured otherwise.
         messages += [
             route.del_vlan(index, each) for each in default if each != wanted.native and each not in wanted.tagged
         ]
@@ -103,7 +103,7 @@ def _join_vlans(one: route.RtnetlinkSocket, wanted: DesiredAttachment, index: in
 
 
 def gateway_device(one: route.RtnetlinkSocket, wanted: DesiredAttachment, bridge: route.LinkInfo) -> route.LinkInfo:
-    """The device that has the gateway's address: the bridge, or with a VLAN a VLAN device on it."""
+    """The device with the gateway's address: the bridge, or a VLAN device on it."""
     if not wanted.native:
         return bridge
     name = f"{wanted.bridge}.{wanted.native}"
@@ -124,12 +124,12 @@ def gateway_device(one: route.RtnetlinkSocket, wanted: DesiredAttachment, bridge
 
 
 def faults(one: route.RtnetlinkSocket, wanted: DesiredAttachment) -> list[str]:
-    """What is not as ADD left it, on the host's side."""
+    """Differences from the state after ADD, on the host."""
     bridge, link = one.link(wanted.bridge), one.link(wanted.outside)
     if bridge is None or bridge.kind != "bridge":
         return [f"there is no bridge {wanted.bridge}"]
     if link is None:
-        return [f"{wanted.outside} is gone"]
+        return [f"{wanted.outside} does not exist"]
     found = []
     if link.master != bridge.index:
         found.append(f"{wanted.outside} is not a port of {wanted.bridge}")

@@ -1,4 +1,4 @@
-"""Steps back, for an ADD that fails."""
+"""Rollback of a failed ADD."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,9 @@ log = structlog.get_logger("cni")
 
 
 def log_errors(work: Callable[..., Any], *arguments: Any) -> None:
-    """Runs a step back. What goes wrong then is logged: the first error is the one that counts."""
+    """Run a rollback step. Its exceptions are logged, so that the original error is reported."""
     try:
         work(*arguments)
     except Exception as error:
         name = getattr(work, "__name__", str(work))
-        log.warning("a failed ADD could not be undone completely", step=name, error=str(error))
+        log.warning("the rollback of a failed ADD is incomplete", step=name, error=str(error))

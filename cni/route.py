@@ -1,7 +1,7 @@
-"""rtnetlink for the plugins: messages as pure functions, `RtnetlinkSocket` to send them.
+"""rtnetlink messages as pure functions, and `RtnetlinkSocket` to send them.
 
-A message says everything that can be said at once: making a veth pair with one end in another namespace, up, with its
-MAC, is one. Sources: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_bridge,veth,neighbour}.h.
+Each message sets as much as possible: one creates a veth pair with one end in another namespace, up, with its MAC.
+Sources: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_bridge,veth,neighbour}.h.
 """
 
 import errno
@@ -61,8 +61,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True)
 class LinkInfo:
-    """A device. `master` is its bridge's index or 0; `vlan_filtering` and the port's switches are None where the kernel
-    says nothing about them; `promiscuity` counts everybody who wants the device to hear all."""
+    """A device. `master`: its bridge's index or 0; `vlan_filtering` and the port's flags: None if the kernel does not
+    report them; `promiscuity`: number of users of promiscuous mode."""
 
     index: int
     name: str
@@ -85,7 +85,7 @@ class LinkInfo:
 
 @dataclass(frozen=True)
 class AssignedAddress:
-    """An address that a device has."""
+    """An address assigned to a device."""
 
     index: int
     interface: Interface
@@ -104,7 +104,7 @@ class RouteEntry:
 
 @dataclass(frozen=True)
 class Veth:
-    """A veth pair to make: the near end's peer goes to the namespace `netns` under the name `inside`."""
+    """A veth pair to create: the peer is placed in the namespace `netns` as `inside`."""
 
     outside: str
     outside_mac: str
@@ -117,7 +117,7 @@ class Veth:
 
 @dataclass(frozen=True)
 class Vlans:
-    """A port's VLANs as the kernel lists them: id to flags."""
+    """A port's VLANs as listed by the kernel: flags by ID."""
 
     ids: dict[int, int] = field(default_factory=dict)
 
@@ -140,13 +140,13 @@ def _link(index: int = 0, flags: int = 0, mask: int = 0, family: int = 0) -> byt
 
 
 def get_link(name: str = "", index: int = 0) -> Message:
-    """Asks for one device by name or index."""
+    """Get one device by name or index."""
     brief = _u32(_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
     return _GETLINK, 0, _link(index) + brief + (text(_NAME, name) if name else b"")
 
 
 def new_veth(veth: Veth) -> Message:
-    """Makes a veth pair. The main device is the far end: it is made in its namespace, named and up, in one go."""
+    """Create a veth pair. The primary device is the container's end: created in its namespace, named and up at once."""
     peer = nested(
         _VETH_PEER,
         _link() + text(_NAME, veth.outside) + attribute(_ADDRESS, mac_bytes(veth.outside_mac)) + _u32(_MTU, veth.mtu),
@@ -164,7 +164,7 @@ def new_veth(veth: Veth) -> Message:
 
 
 def new_bridge(name: str, mac: str, mtu: int, vlan_filtering: bool) -> Message:
-    """Makes a bridge, up. Its MAC is set, so that it does not follow that of its ports."""
+    """Create a bridge, up. Its MAC is fixed: otherwise it would follow its ports."""
     data = _u32(_BR_STP, 0) + (_u8(_BR_VLAN_FILTERING, 1) if vlan_filtering else b"")
     body = _link(0, IFF_UP, IFF_UP) + text(_NAME, name) + attribute(_ADDRESS, mac_bytes(mac))
     if mtu:
@@ -173,7 +173,7 @@ def new_bridge(name: str, mac: str, mtu: int, vlan_filtering: bool) -> Message:
 
 
 def new_vlan(name: str, parent: int, vlan: int) -> Message:
-    """Makes a VLAN device on top of a device, up."""
+    """Create a VLAN device on a device, up."""
     data = nested(_DATA, attribute(_VLAN_ID, struct.pack("=H", vlan)))
     body = _link(0, IFF_UP, IFF_UP) + text(_NAME, name) + _u32(_LINK, parent)
     return _NEWLINK, ACK | CREATE | EXCL, body + nested(_LINKINFO, text(_KIND, "vlan"), data)
@@ -191,7 +191,7 @@ def set_link(
     flags: int = 0,
     mask: int = 0,
 ) -> Message:
-    """Changes what is given of one device, found by name or index."""
+    """Change a device, by name or index."""
     body = _link(index, flags, mask) + (text(_NAME, name) if name else b"")
     if mac:
         body += attribute(_ADDRESS, mac_bytes(mac))
@@ -207,7 +207,7 @@ def set_link(
 
 
 def del_link(name: str = "", index: int = 0) -> Message:
-    """Removes a device."""
+    """Delete a device."""
     return _DELLINK, ACK, _link(index) + (text(_NAME, name) if name else b"")
 
 
@@ -218,9 +218,9 @@ def set_port(index: int, hairpin: bool, isolated: bool) -> Message:
 
 
 def add_vlans(index: int, native: int, tagged: Iterable[int], on_bridge: bool = False) -> Message:
-    """Makes a port a member of VLANs: `native` (0: none) untagged in and out, the others tagged.
+    """Add a port to VLANs: `native` (0: none) as untagged PVID, the others tagged.
 
-    `on_bridge` means the bridge's own port into the host's network stack.
+    `on_bridge`: the bridge's own port to the host's network stack.
     """
     infos = [] if not native else [_vlan(VLAN_PVID | VLAN_UNTAGGED, native)]
     for first, last in _ranges(tagged):
@@ -229,7 +229,7 @@ def add_vlans(index: int, native: int, tagged: Iterable[int], on_bridge: bool = 
 
 
 def del_vlan(index: int, vlan: int) -> Message:
-    """Ends a port's membership of a VLAN."""
+    """Remove a port from a VLAN."""
     return _DELLINK, ACK, _link(index, family=socket.AF_BRIDGE) + _af_spec(False, [_vlan(0, vlan)])
 
 
@@ -253,13 +253,13 @@ def _ranges(ids: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def add_address(index: int, interface: Interface, dad: bool) -> Message:
-    """Gives a device an address; without `dad` an IPv6 one is usable at once."""
+    """Add an address; without `dad` an IPv6 address is usable at once."""
     flags = _F_NODAD if interface.version == 6 and not dad else 0
     return _NEWADDR, ACK | CREATE | EXCL, _address(index, interface, flags)
 
 
 def del_address(index: int, interface: Interface) -> Message:
-    """Takes an address from a device."""
+    """Remove an address."""
     return _DELADDR, ACK, _address(index, interface, 0)
 
 
@@ -274,7 +274,7 @@ def _address(index: int, interface: Interface, flags: int) -> bytes:
 
 
 def add_route(index: int, route: "WantedLink") -> Message:
-    """Adds a route by a device to the namespace's table."""
+    """Add a device route."""
     destination, gateway = route.destination, route.gateway
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
     scope = route.scope if route.scope is not None else (0 if gateway else 253)
@@ -298,7 +298,7 @@ def add_route(index: int, route: "WantedLink") -> Message:
 
 @dataclass(frozen=True)
 class WantedLink:
-    """A route to add. `table` 0 is the main table; `scope` None is the usual one."""
+    """A route to add. `table` 0: main; `scope` None: the default."""
 
     destination: Network
     gateway: Address | None = None
@@ -316,7 +316,7 @@ class RtnetlinkSocket:
         self.socket = NetlinkSocket(socket.NETLINK_ROUTE)
 
     def do(self, *messages: Message) -> list[bytes]:
-        """Sends messages; see Socket.talk."""
+        """Send messages; see NetlinkSocket.talk."""
         return self.socket.talk(messages)
 
     def link(self, name: str = "", index: int = 0) -> LinkInfo | None:
@@ -346,7 +346,7 @@ class RtnetlinkSocket:
         return found
 
     def routes(self) -> list[RouteEntry]:
-        """The routes of the namespace, of all tables but the local one."""
+        """The routes of the namespace, in all tables but the local one."""
         found = []
         for body in self.socket.dump(_GETROUTE, _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
             family, prefix, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(body)
@@ -362,7 +362,7 @@ class RtnetlinkSocket:
         return found
 
     def vlans(self, index: int) -> Vlans:
-        """The VLANs of a bridge port (or, by the bridge's own index, of the bridge)."""
+        """The VLANs of a bridge port, or of the bridge by its own index."""
         body = _link(0, family=socket.AF_BRIDGE) + _u32(_EXT_MASK, _RTEXT_FILTER_BRVLAN)
         ids: dict[int, int] = {}
         for answer in self.socket.dump(_GETLINK, body):
@@ -381,7 +381,7 @@ class RtnetlinkSocket:
 
 
 def read_link(body: bytes) -> LinkInfo:
-    """The device that an RTM_NEWLINK message describes."""
+    """Parse an RTM_NEWLINK message."""
     _, _, index, flags, _ = _INFO.unpack_from(body)
     fields = dict(attributes(body, _INFO.size))
     info = dict(attributes(fields.get(_LINKINFO, b"")))

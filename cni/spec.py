@@ -1,7 +1,7 @@
 """Network configurations and results, every field typed. Source: CNI specification 1.1.0; docs/cni.md has the tables.
 
-Numbers and words out of range, and fields of the wrong type, are CNI error 7 with the field's path. Unknown fields are
-ignored, as the specification asks. `null` is the same as an absent field.
+Values out of range and fields of the wrong type raise CNI error 7 with the field's path. Unknown fields are ignored, as
+the specification requires. `null` is the same as an absent field.
 """
 
 import ipaddress
@@ -23,7 +23,7 @@ Name = Annotated[str, Meta(max_length=4096)]
 
 
 class Dns(Struct, omit_defaults=True):
-    """The `dns` of a configuration and of a result."""
+    """The `dns` field of configurations and results."""
 
     nameservers: list[Name] | None = None
     domain: Name | None = None
@@ -40,7 +40,7 @@ class VlanTrunk(Struct):
 
 
 class Mac(Struct):
-    """An object whose only field that matters here is a MAC."""
+    """An object of which only the MAC is used."""
 
     mac: str | None = None
 
@@ -50,14 +50,14 @@ class BridgeArgs(Struct):
 
 
 class ValidAttachment(Struct):
-    """An attachment that GC has to leave alone."""
+    """An attachment that GC must keep."""
 
     containerID: str
     ifname: str
 
 
 class Common(Struct, kw_only=True):
-    """What every plugin's configuration has. The defaults of `name` and `cniVersion` are refused by `decode`."""
+    """Fields common to all plugins. `decode` requires `name` and `cniVersion`."""
 
     cniVersion: str | None = None
     name: str | None = None
@@ -92,7 +92,7 @@ class BridgeConf(Common, kw_only=True):
 
 
 class Tunables(Struct, kw_only=True):
-    """What cnv-tuning changes."""
+    """Settings changed by cnv-tuning."""
 
     sysctl: dict[str, str] | None = None
     mac: str | None = None
@@ -138,7 +138,7 @@ def decode(raw: bytes, kind: type[C]) -> C:
         given = repr(conf.cniVersion) if conf.cniVersion else "no cniVersion"
         raise CniError(
             errors.VERSION,
-            f"the network configuration has {given[:80]}; supported are {', '.join(version.SUPPORTED)}",
+            f"the network configuration has {given[:80]}; supported: {', '.join(version.SUPPORTED)}",
         )
     if not conf.name or not _NETWORK.fullmatch(conf.name) or len(conf.name) > 250:
         raise CniError(
@@ -150,11 +150,11 @@ def decode(raw: bytes, kind: type[C]) -> C:
 
 
 def mac(value: str, where: str) -> str:
-    """A MAC in lower case with colons that an interface can have. Raises CniError (7); `where` is the field's path."""
+    """A unicast MAC in lower case with colons. Raises CniError (7); `where`: path of the field."""
     if not _MAC.fullmatch(value):
         raise CniError(errors.CONFIG, f"{where}: {value[:80]!r} is not a MAC address (six bytes, 02:00:00:00:00:01)")
     if int(value[:2], 16) & 1 or not int(value.replace(":", "").replace("-", ""), 16):
-        raise CniError(errors.CONFIG, f"{where}: {value!r} is a group's address or zero, which no interface can have")
+        raise CniError(errors.CONFIG, f"{where}: {value!r} is a multicast or all-zero address")
     return value.lower().replace("-", ":")
 
 
@@ -168,7 +168,7 @@ class ResultInterface(Struct, omit_defaults=True):
 
 
 class ResultIp(Struct, omit_defaults=True, kw_only=True):
-    """An address of a result. `version` ("4", "6") exists up to 0.4.0."""
+    """An address of a result. `version` ("4", "6"): up to 0.4.0."""
 
     version: str | None = None
     interface: int | None = None
@@ -177,7 +177,7 @@ class ResultIp(Struct, omit_defaults=True, kw_only=True):
 
 
 class ResultRoute(Struct, omit_defaults=True, kw_only=True):
-    """A route of a result. All but the first two came with 1.1.0."""
+    """A route of a result. Fields after the first two: since 1.1.0."""
 
     dst: str
     gw: str | None = None
@@ -189,7 +189,7 @@ class ResultRoute(Struct, omit_defaults=True, kw_only=True):
 
 
 class CniResult(Struct, kw_only=True):
-    """The outcome of ADD."""
+    """The result of ADD."""
 
     cniVersion: str = ""
     interfaces: list[dict[str, Any]] = []
@@ -198,7 +198,7 @@ class CniResult(Struct, kw_only=True):
     dns: Dns = field(default_factory=Dns)
 
     def encode(self) -> bytes:
-        """JSON as this version of the specification has it."""
+        """JSON in the format of this CNI version."""
         found: dict[str, Any] = {"cniVersion": self.cniVersion}
         if self.interfaces:
             found["interfaces"] = self.interfaces
@@ -214,7 +214,7 @@ class CniResult(Struct, kw_only=True):
 
 
 class _Incoming(Struct, kw_only=True):
-    """A result that another plugin made."""
+    """A result of another plugin."""
 
     interfaces: list[dict[str, Any]] | None = None
     ips: list[ResultIp] | None = None
@@ -223,7 +223,7 @@ class _Incoming(Struct, kw_only=True):
 
 
 def result(given: dict[str, Any], cni_version: str, code: int, who: str) -> CniResult:
-    """Another plugin's result. Raises CniError with `code` and the name of the culprit `who`."""
+    """Parse another plugin's result. Raises CniError with `code` and the source `who`."""
     try:
         found = msgspec.convert(given, _Incoming)
         for each in found.ips or []:

@@ -1,8 +1,8 @@
-"""Sysctls of a container's network: below /proc/sys/net only, and only those that the administrator allows.
+"""Sysctls of a container's network namespace: only below /proc/sys/net, and only those that the administrator allows.
 
-The allow-list is /etc/cni/tuning/allowlist.conf on the host: one regular expression a line, searched in the sysctl's
-name with dots (`^net\\.ipv4\\.conf\\.IFNAME\\.[a-z_]*$`). Without the file everything below net is allowed, as with the
-plugin that people know. A file that cannot be read allows nothing.
+The allow-list is /etc/cni/tuning/allowlist.conf on the host: one regular expression per line, searched in the sysctl's
+name with dots (`^net\\.ipv4\\.conf\\.IFNAME\\.[a-z_]*$`). Without the file, everything below net is allowed, as in the
+reference tuning plugin. An unreadable file allows nothing.
 """
 
 import os
@@ -23,7 +23,7 @@ _COUNT_LIMIT = 256
 
 @dataclass(frozen=True)
 class Sysctl:
-    """One value to set. `path` is below /proc/sys/net."""
+    """A sysctl to set. `path` is below /proc/sys/net."""
 
     name: str
     path: str
@@ -31,9 +31,9 @@ class Sysctl:
 
 
 def parse(given: dict[str, str], interface: str) -> list[Sysctl]:
-    """The sysctls of a configuration, `IFNAME` replaced. Raises CniError (7).
+    """The sysctls of a configuration, with `IFNAME` replaced. Raises CniError (7).
 
-    Names are written with dots or with slashes; the first of the two that appears separates, as in sysctl(8).
+    Names have dots or slashes as separators, whichever comes first, as in sysctl(8).
     """
     if len(given) > _COUNT_LIMIT:
         raise CniError(errors.CONFIG, f"$.sysctl: more than {_COUNT_LIMIT} entries")
@@ -41,9 +41,7 @@ def parse(given: dict[str, str], interface: str) -> list[Sysctl]:
     for key, value in given.items():
         parts = _parts(key)
         if parts[0] != "net" or len(parts) < 2:
-            raise CniError(
-                errors.CONFIG, f"$.sysctl: {key[:80]!r} is not below net, which is all a container may change"
-            )
+            raise CniError(errors.CONFIG, f"$.sysctl: {key[:80]!r} is not below net; only net.* can be changed")
         if any(part in ("", ".", "..") or "\0" in part or "/" in part for part in parts):
             raise CniError(errors.CONFIG, f"$.sysctl: {key[:80]!r} is not the name of a sysctl")
         if len(value) > _VALUE_LIMIT or "\0" in value:
@@ -61,7 +59,7 @@ def _parts(key: str) -> list[str]:
 
 
 def permit(wanted: list[Sysctl], root: int) -> None:
-    """Checks against the allow-list of the host whose root directory is `root`. Raises CniError (103, 5)."""
+    """Check the allow-list of the host with root directory `root`. Raises CniError (103, 5)."""
     if not wanted:
         return
     try:
@@ -73,14 +71,14 @@ def permit(wanted: list[Sysctl], root: int) -> None:
     try:
         allowed = [re.compile(line.strip()) for line in text.splitlines() if line.strip()]
     except re.error as error:
-        raise CniError(errors.IO, f"/{ALLOW_LIST} has a line that is no regular expression: {error}") from None
+        raise CniError(errors.IO, f"/{ALLOW_LIST} has a line that is not a regular expression: {error}") from None
     for each in wanted:
         if not any(pattern.search(each.name) for pattern in allowed):
             raise CniError(errors.FORBIDDEN, f"the sysctl {each.name} is not in this node's /{ALLOW_LIST}")
 
 
 class Place:
-    """/proc/sys/net as the thread that opens it sees it: that of its network namespace."""
+    """/proc/sys/net of the opening thread's network namespace."""
 
     def __init__(self) -> None:
         self._fd = os.open(_PLACE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -91,7 +89,7 @@ class Place:
             return os.read(fd, 1 << 16).decode("utf-8", "replace").rstrip("\n")
 
     def write(self, path: str, value: str) -> None:
-        """Sets it. Raises OSError."""
+        """Set a sysctl. Raises OSError."""
         with proc.closing(proc.open_beneath(self._fd, path, os.O_WRONLY | os.O_NOCTTY)) as fd:
             os.write(fd, value.encode())
 

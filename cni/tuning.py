@@ -1,4 +1,4 @@
-"""cnv-tuning: changes an interface of a container after another plugin made it, and changes it back on DEL."""
+"""cnv-tuning: changes an interface created by another plugin, and restores it on DEL."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,12 +18,12 @@ from cni.tuning_state import Folder, Saved
 from kit import proc
 
 FREE_ARGS = frozenset({"mac"})
-"""What a pod may set by `args.cni` of any network; the rest is the network's author's to allow (`allowedArgs`)."""
+"""`args.cni` keys that a pod may always set; others must be in the configuration's `allowedArgs`."""
 
 
 @dataclass(frozen=True)
 class DesiredTuning:
-    """What to change; None leaves a thing as it is."""
+    """Desired settings; None: unchanged."""
 
     network: str
     sysctls: tuple[sysctl.Sysctl, ...]
@@ -36,7 +36,7 @@ class DesiredTuning:
 
 
 def desired_tuning(conf: TuningConf, call: Invocation) -> DesiredTuning:
-    """The wish of a configuration. Later sources win: conf, CNI_ARGS, runtimeConfig, args.cni. Raises CniError (7)."""
+    """The desired settings. Precedence: args.cni, runtimeConfig, CNI_ARGS, configuration. Raises CniError (7)."""
     mac, where = conf.mac, "$.mac"
     if call.arguments.get("MAC"):
         mac, where = call.arguments["MAC"], "CNI_ARGS: MAC"
@@ -48,13 +48,13 @@ def desired_tuning(conf: TuningConf, call: Invocation) -> DesiredTuning:
         mac, where = over.mac, "$.args.cni.mac"
     mtu = over.mtu if over.mtu is not None else conf.mtu
     if mtu and mtu < 68:
-        raise CniError(errors.CONFIG, f"$.mtu: {mtu} is less than 68, the least there is")
+        raise CniError(errors.CONFIG, f"$.mtu: {mtu} is less than the minimum of 68")
     return DesiredTuning(
         network=conf.name or "",
         sysctls=tuple(sysctl.parse((over.sysctl if over.sysctl is not None else conf.sysctl) or {}, call.interface)),
         mac=spec.mac(mac, where) if mac else None,
         mtu=mtu or None,
-        # `false` is what the plugin that people know takes for absent; to switch off is not its business.
+        # The reference plugin treats `false` as absent, and never disables promiscuous mode.
         promisc=(over.promisc if over.promisc is not None else conf.promisc) or None,
         allmulti=over.allmulti if over.allmulti is not None else conf.allmulti,
         txqlen=over.txQLen if over.txQLen is not None else conf.txQLen,
@@ -63,26 +63,26 @@ def desired_tuning(conf: TuningConf, call: Invocation) -> DesiredTuning:
 
 
 def _permit(over: spec.Tunables, conf: TuningConf) -> None:
-    """Raises CniError (7) for what the pod asks for in `args.cni` and the network does not allow: `args.cni` comes from
-    the pod's annotation (`cni-args`), the configuration from who made the network."""
+    """Raises CniError (7) for keys of `args.cni` that the network does not allow: `args.cni` comes from the pod's
+    annotation (`cni-args`), the configuration from the network's author."""
     allowed = FREE_ARGS | set(conf.allowedArgs or ())
     refused = [name for name in over.__struct_fields__ if getattr(over, name) is not None and name not in allowed]
     if refused:
         raise CniError(
             errors.CONFIG,
-            f"$.args.cni.{refused[0]}: a pod may not set it on the network {conf.name}; it may where the network's "
+            f"$.args.cni.{refused[0]}: a pod may not set it on the network {conf.name}, unless the network's "
             f'configuration has "allowedArgs": ["{refused[0]}"]',
         )
 
 
 def add(call: Invocation, resources: HostResources) -> bytes:
-    """ADD. Undoes itself if it fails. Raises CniError, OSError."""
+    """ADD; rolled back on failure. Raises CniError, OSError."""
     conf = spec.decode(call.stdin, TuningConf)
     if conf.prevResult is None:
-        raise CniError(errors.CONFIG, "$.prevResult: cnv-tuning needs a plugin before it in the chain, and its result")
+        raise CniError(errors.CONFIG, "$.prevResult: required; cnv-tuning must follow another plugin in the chain")
     result = spec.result(conf.prevResult, conf.cniVersion or "", errors.CONFIG, "$.prevResult")
     desired = desired_tuning(conf, call)
-    # The nftables socket is taken here, outside: a socket belongs to the namespace that it was opened in.
+    # Opened here, since a socket belongs to the namespace in which it is created.
     with _folder(call, resources, desired.data_dir) as (folder, root), resources.nft.lend() as guards:
         sysctl.permit(list(desired.sysctls), root)
         host.run_in_netns(call.netns, _Change(call, desired, folder, guards).apply)
@@ -94,13 +94,13 @@ def _folder(call: Invocation, resources: HostResources, data_dir: str) -> Iterat
     try:
         root = root_of(call.peer)
     except OSError as error:
-        raise CniError(errors.LATER, f"the caller has gone: {error}") from None
+        raise CniError(errors.LATER, f"the caller disconnected: {error}") from None
     with proc.closing(root):
         yield Folder(root, data_dir, resources.data_roots), root
 
 
 class ContainerNetns:
-    """What a thread in a container's network namespace works with."""
+    """rtnetlink socket and sysctls of the container's network namespace, for the calling thread."""
 
     def __enter__(self) -> Self:
         self.route = route.RtnetlinkSocket()
@@ -114,7 +114,7 @@ class ContainerNetns:
 
 @dataclass
 class _Change:
-    """An ADD under way. `apply` runs in the container's namespace."""
+    """A running ADD. `apply` runs in the container's namespace."""
 
     call: Invocation
     desired: DesiredTuning
@@ -139,7 +139,7 @@ class _Change:
     def _save(self, undo: ExitStack, before: Saved) -> None:
         container, interface = self.call.attachment
         earlier = self.folder.load(container, interface)
-        if earlier is not None:  # an ADD that was cut short has been here: what it found is the truth
+        if earlier is not None:  # an interrupted ADD saved the original state
             before = _merged(before, earlier)
         self.folder.save(container, interface, before)
         undo.callback(log_errors, self.folder.forget, container, interface)
@@ -147,7 +147,7 @@ class _Change:
     def _link(self, undo: ExitStack, one: route.RtnetlinkSocket, link: route.LinkInfo) -> None:
         desired = self.desired
         if desired.mac and desired.mac != link.mac:
-            # First the guard: from here on the interface may only speak with the MAC that it is about to get.
+            # Filter first: the interface must not send with another MAC than the new one.
             name = host.host_name(desired.network, *self.call.attachment)
             if mac_filter.change(self.guards, name, desired.mac):
                 undo.callback(log_errors, mac_filter.change, self.guards, name, link.mac)
@@ -172,7 +172,7 @@ def _flags(promisc: bool | None, allmulti: bool | None) -> tuple[int, int]:
 
 
 def _before(desired: DesiredTuning, link: route.LinkInfo, sysctls: sysctl.Place) -> Saved | None:
-    """What the wish is going to change, as it is now; None for nothing."""
+    """The current values of what will be changed; None if nothing will be."""
     found = Saved(
         network=desired.network,
         mac=link.mac if desired.mac else None,
@@ -226,7 +226,7 @@ def _rewritten(result: CniResult, call: Invocation, desired: DesiredTuning) -> C
 
 
 def delete(call: Invocation, resources: HostResources) -> bytes:
-    """DEL: gives the interface back what ADD saved, if both are still there. Raises CniError, OSError."""
+    """DEL: restore the saved state, if state and interface exist. Raises CniError, OSError."""
     conf = _tolerant_config(call)
     if conf is None:
         return b""
@@ -240,7 +240,7 @@ def delete(call: Invocation, resources: HostResources) -> bytes:
                     host.run_in_netns(call.netns, lambda: _restore(call, guards, conf.name or "", saved))
             folder.forget(container, interface)
     except CniError as error:
-        if error.code != errors.CONFIG:  # a dataDir that ADD refused too
+        if error.code != errors.CONFIG:  # an invalid dataDir, which ADD refused as well
             raise
     return b""
 
@@ -249,7 +249,7 @@ def _loaded(folder: Folder, container: str, interface: str) -> Saved | None:
     try:
         return folder.load(container, interface)
     except CniError:
-        return None  # cut short or not ours: nothing can be restored from it, and it must not hold a pod up
+        return None  # damaged or foreign: cannot be restored, and must not block pod deletion
 
 
 def _restore(call: Invocation, guards: Nft, network: str, saved: Saved) -> None:
@@ -280,7 +280,7 @@ def _tolerant_config(call: Invocation) -> TuningConf | None:
 
 
 def check(call: Invocation, resources: HostResources) -> bytes:
-    """CHECK: everything is as ADD left it. Raises CniError (101 with all that differs)."""
+    """CHECK: everything is as ADD left it. Raises CniError (101 with all differences)."""
     conf = spec.decode(call.stdin, TuningConf)
     if conf.prevResult is None:
         raise CniError(errors.CONFIG, "$.prevResult: CHECK needs it")
@@ -315,7 +315,7 @@ def _faults(call: Invocation, desired: DesiredTuning) -> list[str]:
 
 
 def collect(call: Invocation, resources: HostResources) -> bytes:
-    """GC: removes the saved states of the network's attachments that the runtime does not list."""
+    """GC: remove saved states of the network's attachments that are not in the runtime's list."""
     conf = spec.decode(call.stdin, TuningConf)
     valid = {tuning_state.file_name(each.containerID, each.ifname) for each in conf.valid or []}
     with _folder(call, resources, conf.dataDir or tuning_state.DATA_DIR) as (folder, _):
@@ -324,7 +324,7 @@ def collect(call: Invocation, resources: HostResources) -> bytes:
 
 
 def status(call: Invocation, resources: HostResources) -> bytes:
-    """STATUS: an ADD would work now. Raises CniError (50)."""
+    """STATUS: whether ADD can work. Raises CniError (50)."""
     conf = spec.decode(call.stdin, TuningConf)
     with _folder(call, resources, conf.dataDir or tuning_state.DATA_DIR):
         return b""

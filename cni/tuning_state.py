@@ -1,7 +1,7 @@
-"""What cnv-tuning found before it changed it: one file per attachment in `dataDir`, on the host.
+"""Saved state of interfaces changed by cnv-tuning: one file per attachment in `dataDir`, on the host.
 
-`<dataDir>/<containerid>_<ifname>.json`. The folder lies below one that the administrator's packages own (DATA_ROOTS):
-a network's author must not make root write just anywhere. No link is followed on the way to it or at its end.
+`<dataDir>/<containerid>_<ifname>.json`. The directory must be below one of DATA_ROOTS: a network's author must not make
+root write to arbitrary places. Symbolic links are not followed.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _LIMIT = 1 << 20
 
 
 class Saved(Struct, omit_defaults=True):
-    """An interface as it was. Only what was changed is there."""
+    """State of an interface before the change; only changed settings are set."""
 
     network: str = ""
     mac: str | None = None
@@ -35,7 +35,7 @@ class Saved(Struct, omit_defaults=True):
 
 
 class Folder:
-    """A `dataDir`, seen from a root directory. Raises CniError (7) for one outside of the allowed places."""
+    """A `dataDir` within a root directory. Raises CniError (7) if it is not below an allowed directory."""
 
     def __init__(self, root: int, path: str, allowed: tuple[str, ...]) -> None:
         parts = path.split("/")
@@ -47,13 +47,13 @@ class Folder:
 
     @contextmanager
     def _open(self, make: bool) -> Iterator[int]:
-        """The folder's descriptor. Raises FileNotFoundError, CniError (5) for a link on the way."""
+        """The directory's descriptor. Raises FileNotFoundError, CniError (5) for a symbolic link in the path."""
         try:
             with proc.closing(self._found(make)) as fd:
                 yield fd
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EXDEV):
-                raise CniError(errors.IO, f"dataDir /{self._path}: a link or no folder is on the way") from None
+                raise CniError(errors.IO, f"dataDir /{self._path}: link or non-directory in the path") from None
             raise
 
     def _found(self, make: bool) -> int:
@@ -71,10 +71,10 @@ class Folder:
         return proc.open_beneath(self._root, self._path, os.O_PATH | os.O_DIRECTORY)
 
     def save(self, container: str, interface: str, saved: Saved) -> None:
-        """Writes the file, whole or not at all. Raises CniError, OSError."""
+        """Write the file atomically. Raises CniError, OSError."""
         name = file_name(container, interface)
         with self._open(make=True) as folder:
-            draft = f".{os.getpid()}-{id(saved):x}"  # short: the name itself may fill a file name's 255 bytes
+            draft = f".{os.getpid()}-{id(saved):x}"  # short: the final name may have the maximum of 255 bytes
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(draft, flags, 0o600, dir_fd=folder)
             try:
@@ -87,7 +87,7 @@ class Folder:
                 raise
 
     def load(self, container: str, interface: str) -> Saved | None:
-        """What was saved; None for nothing. Raises CniError (5) for a file that is none of ours."""
+        """The saved state; None if there is none. Raises CniError (5) for an invalid file."""
         return self._load(file_name(container, interface))
 
     def _load(self, name: str) -> Saved | None:
@@ -100,7 +100,7 @@ class Folder:
             raise CniError(errors.IO, f"the saved state {name} cannot be read: {error}") from None
 
     def forget(self, container: str, interface: str) -> None:
-        """Removes the file; no error if there is none."""
+        """Remove the file, if it exists."""
         self._unlink(file_name(container, interface))
 
     def _unlink(self, name: str) -> None:
@@ -108,7 +108,7 @@ class Folder:
             os.unlink(name, dir_fd=folder)
 
     def collect(self, network: str, valid: set[str]) -> None:
-        """Removes the files of a network's attachments but those of the file names `valid`."""
+        """Remove the files of a network's attachments, except those named in `valid`."""
         try:
             with self._open(make=False) as folder:
                 listing = proc.open_beneath(folder, ".", os.O_RDONLY | os.O_DIRECTORY)

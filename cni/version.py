@@ -1,4 +1,4 @@
-"""The CNI versions that the plugins speak, and the answer to VERSION. Source: CNI specification 1.1.0."""
+"""The supported CNI versions, and the response to VERSION. Source: CNI specification 1.1.0."""
 
 import json
 
@@ -7,7 +7,7 @@ LATEST = SUPPORTED[-1]
 
 
 def answer(stdin: bytes) -> bytes:
-    """The result of VERSION: the version of the input if we know it, else our newest, and all that we know."""
+    """The response to VERSION: the request's version if supported, else the latest, and all supported versions."""
     chosen = LATEST
     try:
         given = json.loads(stdin)

@@ -1,10 +1,10 @@
-"""What goes over the socket between client and daemon. `client.c` has the same in C.
+"""The protocol between client and daemon. `client.c` implements it in C.
 
-A request is `HLC1`, two lengths (u32, little endian), then the environment and the standard input. The environment is
-strings that each end in a zero byte: first the plugin's name (base name of argv[0]), then every `CNI_*=value`. The
-network namespace's descriptor, when there is one, rides on the first byte (SCM_RIGHTS). The answer is `HLC1`, the exit
-code and two lengths (u32 each), then what belongs on stdout and stderr. The client keeps its side open until it has the
-answer: a hang-up means that nobody waits any more.
+A request is `HLC1`, two lengths (u32, little endian), the environment and the standard input. The environment is a list
+of NUL-terminated strings: the plugin's name (base name of argv[0]), then every `CNI_*=value`. The network namespace's
+descriptor, if any, is passed with the first byte (SCM_RIGHTS). The response is `HLC1`, the exit code and two lengths
+(u32 each), then stdout and stderr. The client keeps the connection open until it has the response: closing it means
+that it no longer waits.
 """
 
 import array
@@ -24,12 +24,12 @@ SOCKET = "/run/hyperlet/cni/cni.sock"
 
 
 class WireError(Exception):
-    """The other side does not keep to the protocol, or has gone."""
+    """The peer violated the protocol or disconnected."""
 
 
 @dataclass
 class WireRequest:
-    """One call. `netns` is a descriptor or -1; whoever holds the request closes it."""
+    """One call. `netns` is a descriptor or -1; the holder of the request must close it."""
 
     plugin: str
     environment: dict[str, str]
@@ -37,7 +37,7 @@ class WireRequest:
     netns: int = field(default=-1)
 
     def close(self) -> None:
-        """Closes the namespace's descriptor."""
+        """Close the namespace's descriptor."""
         if self.netns >= 0:
             os.close(self.netns)
             self.netns = -1
@@ -45,7 +45,7 @@ class WireRequest:
 
 @dataclass(frozen=True)
 class WireAnswer:
-    """What the client prints, and its exit code."""
+    """The client's output and exit code."""
 
     code: int
     stdout: bytes = b""
@@ -53,25 +53,25 @@ class WireAnswer:
 
 
 def send_request(connection: socket.socket, request: WireRequest) -> None:
-    """Sends a call. Raises OSError."""
+    """Send a call. Raises OSError."""
     environment = request.plugin.encode() + b"\0"
     environment += b"".join(os.fsencode(f"{key}={value}") + b"\0" for key, value in request.environment.items())
     data = REQUEST.pack(MAGIC, len(environment), len(request.stdin)) + environment + request.stdin
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [request.netns]))] if request.netns >= 0 else []
     sent = connection.sendmsg([data], rights)
-    if sent < len(data):  # sending nothing fails once the answer is there and the other side closed
+    if sent < len(data):  # avoid an empty send, which fails if the peer has answered and closed
         connection.sendall(data[sent:])
 
 
 def receive_request(connection: socket.socket, deadline: float) -> WireRequest:
-    """Takes a call; `deadline` as of time.monotonic(). Raises WireError, OSError."""
+    """Receive a call; `deadline`: time.monotonic(). Raises WireError, OSError."""
     netns, data = _first(connection, deadline)
     try:
         while len(data) < REQUEST.size:
             data += _more(connection, REQUEST.size - len(data), deadline)
         magic, environment, stdin = REQUEST.unpack_from(data)
         if magic != MAGIC or environment > ENVIRONMENT_LIMIT or stdin > INPUT_LIMIT:
-            raise WireError("not a request, or one that is too long")
+            raise WireError("invalid or oversized request")
         whole = bytearray(data)
         total = REQUEST.size + environment + stdin
         while len(whole) < total:
@@ -125,14 +125,14 @@ def _parse(environment: bytes, stdin: bytes, netns: int) -> WireRequest:
 
 
 def send_answer(connection: socket.socket, answer: WireAnswer) -> None:
-    """Sends the outcome. Raises OSError."""
+    """Send the response. Raises OSError."""
     connection.settimeout(5)
     header = ANSWER.pack(MAGIC, answer.code, len(answer.stdout), len(answer.stderr))
     connection.sendall(header + answer.stdout + answer.stderr)
 
 
 def receive_answer(connection: socket.socket, seconds: float) -> WireAnswer:
-    """Takes the outcome. Raises WireError, OSError (TimeoutError)."""
+    """Receive the response. Raises WireError, OSError (TimeoutError)."""
     deadline = time.monotonic() + seconds
     data = b""
     while len(data) < ANSWER.size:

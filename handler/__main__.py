@@ -1,9 +1,9 @@
-"""The handler: `python -m handler` on every node, as root, in the host's pid namespace.
+"""The handler daemon: `python -m handler` on every node, as root, in the host's PID namespace.
 
-Environment: NODE_NAME (required), POD_IP (where the gateway is served; without it it is not), HYPERLET_CONTAINERD
-(socket, if not at the usual places; needed only where the API server has no image volumes), HYPERLET_HEALTH_PORT
-(default 8080), HYPERLET_LOG, HYPERLET_CNI_BIN and HYPERLET_CNI_CONF (where the node's CNI plugins and configurations
-are, if not at the usual places; folders, separated by colons).
+Environment: NODE_NAME (required); POD_IP (address of the node service; unset: no node service); HYPERLET_CONTAINERD
+(containerd's socket, if not in a default place; needed only without image volumes in the API server);
+HYPERLET_HEALTH_PORT (default 8080); HYPERLET_LOG; HYPERLET_CNI_BIN and HYPERLET_CNI_CONF (directories of CNI plugins
+and configurations, separated by colons).
 """
 
 import asyncio
@@ -35,11 +35,11 @@ from kit.kube import Kube
 
 HEALTH_PORT = 8080
 SETTLED_SECONDS = 5.0
-"""After this, what only the start needed is not needed any more."""
+"""Seconds after which memory that only the start needed is released."""
 
 
 async def serve(node: str) -> None:
-    """Runs until SIGTERM or SIGINT. The VMs run on without us."""
+    """Run until SIGTERM or SIGINT. The VMs keep running."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -102,10 +102,10 @@ async def serve(node: str) -> None:
 
 
 def _gateway_tasks(kube: Kube, node: str, reconciler: VmiReconciler) -> list[Coroutine[Any, Any, None]]:
-    """What it takes to serve the gateway."""
+    """The tasks that serve the gateway: certificate and gRPC server."""
     host = os.environ.get("POD_IP", "")
     if not host:
-        log.logger(component="node-service").warning("POD_IP is not set: no consoles of this node's VMs are served")
+        log.logger(component="node-service").warning("POD_IP is not set: the node service is not started")
         return []
     certificate = NodeCertificate(kube, node)
     address = f"[{host}]:{node_service.PORT}" if ":" in host else f"{host}:{node_service.PORT}"
@@ -113,7 +113,7 @@ def _gateway_tasks(kube: Kube, node: str, reconciler: VmiReconciler) -> list[Cor
 
 
 async def _serve_gateway(certificate: NodeCertificate, reconciler: VmiReconciler, address: str) -> None:
-    """Serves for ever, once there is a certificate to show."""
+    """Serve until cancelled, as soon as there is a certificate."""
     await certificate.there()
     service = node_service.NodeService(reconciler.launcher_of)
     async with node_service.serving(service, certificate.credentials(), address):
@@ -127,34 +127,34 @@ async def _ends(stop: asyncio.Event) -> None:
 def _health(kube: Kube, reconciler: VmiReconciler) -> health.HealthServer:
     endpoints = health.HealthServer()
     health.count_calls(kube)
-    endpoints.ready("vmis", lambda: None if reconciler.vmis.is_synced else "the VMIs of this node are not known yet")
-    endpoints.ready("pods", lambda: None if reconciler.pods.is_synced else "the pods of this node are not known yet")
+    endpoints.ready("vmis", lambda: None if reconciler.vmis.is_synced else "the VMI cache has not synced yet")
+    endpoints.ready("pods", lambda: None if reconciler.pods.is_synced else "the pod cache has not synced yet")
     return endpoints
 
 
 async def _sweep(reconciler: VmiReconciler, images: ImageMounts, node_setup: NodeSetup) -> None:
-    """Lets go of images and records that a crash left behind, once the pods are known; then waits for ever."""
+    """Release images and records that a crash left behind: after the first pod sync, then every hour."""
     logger = log.logger(component="images")
     await reconciler.pods.synced()
     while True:
         try:
             if dropped := await images.sweep(reconciler.living()):
-                logger.info("Let go of images of pods that are gone", views=dropped)
+                logger.info("Released images of deleted pods", views=dropped)
         except ImagePullFailed as error:
-            logger.warning("Could not look for left-over images", why=error.message)
+            logger.warning("Could not release images of deleted pods", why=error.message)
         try:
             node_setup.sweep(reconciler.living())
         except OSError as error:
-            logger.warning("Could not remove the records of pods that are gone", why=str(error))
+            logger.warning("Could not remove interface records of deleted pods", why=str(error))
         await asyncio.sleep(3600)
 
 
 def main() -> int:
-    """The process."""
+    """Entry point of the process."""
     log.setup("handler")
     node = os.environ.get("NODE_NAME")
     if not node:
-        print("NODE_NAME is not set: the handler must know which node it is on", file=sys.stderr)
+        print("NODE_NAME is not set: set it to the name of this node", file=sys.stderr)
         return 2
     asyncio.run(serve(node))
     return 0

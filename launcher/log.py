@@ -1,7 +1,7 @@
-"""Log lines for the operator: JSON on stderr.
+"""Log lines: JSON on stderr.
 
-The logging module and structlog would cost every VM about a MiB, the typing module half of one. `kubectl logs` is the
-guest's console, so only warnings and worse are written unless HYPERLET_LOG says otherwise.
+The logging module and structlog would cost every VM about 1 MiB, the typing module half of that. `kubectl logs` shows
+the guest's console, so the default level is warning (HYPERLET_LOG).
 """
 
 import json
@@ -15,7 +15,7 @@ _vmi = {"namespace": os.environ.get("HYPERLET_NAMESPACE", ""), "vmi": os.environ
 
 
 def log(level: str, event: str, **context: object) -> None:
-    """Writes one line: what happened, to which VMI, with `context` (made of JSON types; others as their str)."""
+    """Write one line: the event, the VMI, and `context` (JSON types; others as their str)."""
     if _LEVELS[level] < _threshold:
         return
     moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,7 +1,7 @@
-"""Where things lie in the launcher's pod (docs/architecture.md, "The launcher pod").
+"""Paths in the launcher's pod (docs/architecture.md, "The launcher pod").
 
-Everything derives from one root, so that tests run launchers without containers: they set HYPERLET_ROOT.
-Stdlib only, and little of it: the supervisor imports this module.
+All derive from one root, so that tests can run launchers without containers (HYPERLET_ROOT).
+Standard library only, with few imports: the supervisor imports this module.
 """
 
 import os

@@ -1,7 +1,7 @@
 """The gRPC server of the launcher's pod: `python -m launcher`, started by the supervisor.
 
-Listens as early as it can; libvirt is loaded and connected to meanwhile. Exits once the VM has ended and somebody has
-been told.
+Listens as early as possible; libvirt is imported and connected meanwhile. Exits once the VM has ended and a client has
+received the final report.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _CLOSE_SECONDS = 0.2
 
 
 async def serve(paths: Paths, builder: DomainBuilder) -> None:
-    """Serves until the end has been delivered."""
+    """Serve until the final report is delivered."""
     record = StateFiles(paths)
     machine = VmController(paths, record, builder)
     machine.restore()
@@ -49,7 +49,7 @@ async def serve(paths: Paths, builder: DomainBuilder) -> None:
 
 
 async def _listen(server: grpc.aio.Server, paths: Paths) -> None:
-    """Binds to another name first: a socket that can be seen can be connected to."""
+    """Bind under a temporary name: the socket's name appears only when it accepts connections."""
     temporary = pathlib.Path(f"{paths.socket}.{os.getpid()}")
     server.add_insecure_port(f"unix:{temporary}")
     await server.start()
@@ -57,7 +57,7 @@ async def _listen(server: grpc.aio.Server, paths: Paths) -> None:
 
 
 def main(paths: Paths, builder: DomainBuilder) -> NoReturn:
-    """Runs the server. Leaves without tidying: a thread may be stuck in libvirt."""
+    """Run the server. Exits without cleanup: a thread may be stuck in libvirt."""
     asyncio.run(serve(paths, builder))
     sys.stderr.flush()
     os._exit(0)

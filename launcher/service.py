@@ -1,4 +1,4 @@
-"""The Launcher service of protos/launcher.proto: gRPC's side of `controller.VmController`."""
+"""The Launcher service of protos/launcher.proto: gRPC interface of `launcher.vm.controller.VmController`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OPTIONS: list[tuple[str, Any]] = [
 
 
 class LauncherService(launcher_pb2_grpc.LauncherServicer):
-    """Translates requests, and exceptions into status codes. What few VMs are ever asked for is imported on demand."""
+    """Translates requests, and exceptions into status codes. Rarely used modules are imported on demand."""
 
     def __init__(self, machine: VmController, paths: Paths) -> None:
         self._machine, self._paths = machine, paths
@@ -70,7 +70,7 @@ class LauncherService(launcher_pb2_grpc.LauncherServicer):
         return self._screen_made
 
     def restore(self) -> None:
-        """Goes on with what the last server has left."""
+        """Resume what an earlier server left unfinished."""
         if self._machine.recall("thaw_at"):
             self._verbs.resume()
 
@@ -136,7 +136,7 @@ class LauncherService(launcher_pb2_grpc.LauncherServicer):
 
 
 async def answered(context: Any, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result. If it fails, the call ends with the status that fits."""
+    """The coroutine's result. An exception ends the call with the matching status."""
     try:
         return await work
     except Exception as error:
@@ -144,7 +144,7 @@ async def answered(context: Any, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def refuse(context: Any, error: Exception) -> NoReturn:
-    """Ends a call with the status that fits `error`."""
+    """End a call with the status that matches `error`."""
     if isinstance(error, OperationRefused | BuildError):
         code = grpc.StatusCode[error.code]
     elif isinstance(error, Unavailable):
@@ -152,7 +152,7 @@ async def refuse(context: Any, error: Exception) -> NoReturn:
     elif isinstance(error, HypervisorError | DhcpError):
         code = grpc.StatusCode.INTERNAL
     else:
-        log("error", "a call failed for want of better code", error=repr(error))
+        log("error", "unhandled exception in RPC", error=repr(error))
         code = grpc.StatusCode.INTERNAL
     await context.abort(code, str(error).encode()[:_DETAILS_BYTES].decode(errors="ignore"))
     raise AssertionError("abort() raises")

@@ -1,11 +1,11 @@
-"""The node's bridges, offered to kubelet: what asks for `bridge.network.kubevirt.io/br1` goes where there is a br1.
+"""Device plugins of the node's bridges: `bridge.network.kubevirt.io/br1` is allocatable on nodes that have a br1.
 
-A bridge is offered many times over, for it has as many ports as one likes, and a pod that gets it gets nothing: its
-network's definition (annotation k8s.v1.cni.cncf.io/resourceName) only has it asked for. Bridges come and go: one that
-is gone is withdrawn, and pods that run on it are left alone.
+Each bridge is advertised with many devices, since its ports are not limited. Allocation gives the pod nothing: the
+resource only makes the scheduler choose a node with that bridge (annotation k8s.v1.cni.cncf.io/resourceName of the
+network definition). A removed bridge is withdrawn; running pods are not affected.
 
-The bridge of the cluster's own pod network is never offered: a VM on it would be a neighbour of every pod of the node,
-beside the pod network's addresses and policies. Which others are is the administrator's choice (`api.bridges`).
+The bridge of the pod network is never advertised: it would put VMs next to every pod of the node, past the pod
+network's addresses and policies. The administrator selects the others (`api.bridges`).
 """
 
 import asyncio
@@ -22,25 +22,25 @@ from kit import log
 
 PREFIX = "bridge.network.kubevirt.io"
 DEVICES = pathlib.Path("/proc/1/root/sys/class/net")
-"""The devices of the host's network: /sys shows those of the namespace that it was mounted in."""
+"""Network devices of the host: /sys shows those of the namespace that it was mounted in."""
 OWN_DEVICES = pathlib.Path("/sys/class/net")
-"""The devices of this pod's network."""
+"""Network devices of this pod."""
 POLL_SECONDS = 1.0
 CONFIGURATION_SECONDS = 30.0
 MOST = 256
-"""Bridges that are offered; each costs a socket of ours and a resource of the node's."""
+"""Maximum number of advertised bridges; each costs a socket and a resource of the node."""
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.\-]*[A-Za-z0-9])?")
-"""What may stand behind the slash of a resource's name."""
+"""Valid resource name after the slash."""
 
 _log = log.logger(component="bridges")
 
 
 class KubeVirt(K8sObject):
-    """Only what is read of it: its annotations."""
+    """The KubeVirt object; only its annotations are read."""
 
 
 def node_bridges(devices: pathlib.Path = DEVICES) -> set[str]:
-    """The names of the bridges among the devices. Empty when they cannot be looked at."""
+    """The names of the host's bridges; empty if they cannot be listed."""
     try:
         return {device.name for device in devices.iterdir() if (device / "bridge").is_dir()}
     except OSError:
@@ -48,10 +48,10 @@ def node_bridges(devices: pathlib.Path = DEVICES) -> set[str]:
 
 
 def pod_bridges(devices: pathlib.Path = DEVICES, own: pathlib.Path = OWN_DEVICES) -> set[str]:
-    """The bridges that this pod's own interfaces end on: those of the pod network.
+    """The bridges that this pod's own interfaces are attached to: those of the pod network.
 
-    An interface's `iflink` is the index of its other end, which is in the node's network and has its
-    bridge as `master`.
+    `iflink` of an interface is the index of its peer, which is in the host's namespace and has its bridge as
+    `master`.
     """
     try:
         ends = {
@@ -64,7 +64,7 @@ def pod_bridges(devices: pathlib.Path = DEVICES, own: pathlib.Path = OWN_DEVICES
 
 
 def _number(path: pathlib.Path) -> int:
-    """A number in /sys; 0, which no interface has, when it cannot be read."""
+    """A number from /sys; 0, which is no interface index, if it cannot be read."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):
@@ -72,12 +72,12 @@ def _number(path: pathlib.Path) -> int:
 
 
 def _refusal(name: str, pods: frozenset[str], choice: BridgePolicy) -> str:
-    """Why a bridge may not be offered; empty if it may."""
+    """Why a bridge must not be advertised; empty if it may be."""
     if name in pods:
-        return "it is the pod network's"
+        return "it belongs to the pod network"
     if not choice.permits(name):
-        return f"the KubeVirt object's annotations ({', '.join(ANNOTATIONS)}) leave it out"
-    return "" if _NAME.fullmatch(name) else "its name cannot be that of a resource"
+        return f"excluded by the annotations of the KubeVirt object ({', '.join(ANNOTATIONS)})"
+    return "" if _NAME.fullmatch(name) else "its name is not valid in a resource name"
 
 
 def _is_same(namespace: str, other: str) -> bool:
@@ -85,7 +85,7 @@ def _is_same(namespace: str, other: str) -> bool:
 
 
 class PodNetworkBridges:
-    """The bridges of the pod network: by this pod's own interfaces, and by the node's CNI configuration."""
+    """The bridges of the pod network, from this pod's interfaces and from the node's CNI configuration."""
 
     def __init__(self, host: CniHost, seconds: float = CONFIGURATION_SECONDS) -> None:
         self._host = host
@@ -93,17 +93,17 @@ class PodNetworkBridges:
         self._configured: tuple[float, frozenset[str]] = (0.0, frozenset())
 
     async def bridges(self) -> frozenset[str]:
-        """Them now. Raises OSError when the node's configuration cannot be looked at."""
+        """The current bridges. Raises OSError if the node's configuration cannot be read."""
         now = asyncio.get_running_loop().time()
         if self._configured[0] <= now:
             self._configured = (now + self._seconds, (await self._host.node()).bridges)
-        if _is_same(self._host.network, "/proc/self/ns/net"):  # with hostNetwork the interfaces here are the node's own
+        if _is_same(self._host.network, "/proc/self/ns/net"):  # with hostNetwork, interfaces here are the node's
             return self._configured[1]
         return self._configured[1] | await asyncio.to_thread(pod_bridges)
 
 
 class BridgePlugins:
-    """Offers each bridge of the node as long as it is there, is not the pod network's, and is chosen."""
+    """Advertises each bridge of the node while it exists, is selected and is not the pod network's."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class BridgePlugins:
         pod_network: Callable[[], Awaitable[frozenset[str]]],
         choice: Callable[[], BridgePolicy | None] = BridgePolicy,
     ) -> None:
-        """`choice` is None while it is not known: then nothing is offered yet, nor withdrawn."""
+        """`choice` returns None while unknown: nothing is advertised or withdrawn until then."""
         self._seen = seen
         self._pod_network = pod_network
         self._choice = choice
@@ -125,11 +125,11 @@ class BridgePlugins:
 
     @property
     def offered(self) -> set[str]:
-        """The bridges that are offered now."""
+        """The bridges that are currently advertised."""
         return set(self._plugins)
 
     async def run(self) -> None:
-        """Follows the node's bridges until cancelled."""
+        """Follow the node's bridges until cancelled."""
         try:
             while True:
                 if (choice := self._choice()) is not None:
@@ -142,7 +142,7 @@ class BridgePlugins:
         try:
             pods = await self._pod_network()
         except OSError as error:
-            _log.warning("The node's CNI configuration cannot be read: trying again", why=error.strerror or str(error))
+            _log.warning("Cannot read the node's CNI configuration, retrying", why=error.strerror or str(error))
             return
         await self._follow(self._usable(await asyncio.to_thread(self._seen), pods, choice))
 
@@ -152,28 +152,28 @@ class BridgePlugins:
         refused |= dict.fromkeys(possible[MOST:], f"more than {MOST} bridges")
         for name, why in sorted(refused.items()):
             if self._refused.get(name) != why:
-                _log.warning("A bridge is not offered to VMs", bridge=name, why=why)
+                _log.warning("Bridge is not advertised to kubelet", bridge=name, why=why)
         self._refused = refused
         return set(possible[:MOST])
 
     async def _follow(self, wanted: set[str]) -> None:
         for name in sorted(wanted - set(self._plugins)):
-            _log.info("Offering a bridge", bridge=name)
+            _log.info("Advertising bridge", bridge=name)
             self._plugins[name] = asyncio.create_task(self._serve(name), name=f"bridge-{name}")
         gone = [(name, self._plugins.pop(name)) for name in sorted(set(self._plugins) - wanted)]
         for name, task in gone:
-            why = self._refused.get(name, "it is gone, or the handler is ending")
-            _log.info("No longer offering a bridge", bridge=name, why=why)
+            why = self._refused.get(name, "the bridge was removed, or the handler is stopping")
+            _log.info("Withdrawing bridge", bridge=name, why=why)
             task.cancel()
         await asyncio.gather(*(task for _, task in gone), return_exceptions=True)
 
     async def _serve(self, name: str) -> None:
         plugin = DevicePluginServer(
-            f"{PREFIX}/{name}", f"bridge-{name}", kvm_probe.KvmProbe(True, f"{name} is there"), self._directory
+            f"{PREFIX}/{name}", f"bridge-{name}", kvm_probe.KvmProbe(True, f"{name} exists"), self._directory
         )
         while True:
             try:
                 await plugin.run()
             except OSError as error:
-                _log.warning("Cannot offer a bridge: trying again", bridge=name, why=error.strerror)
+                _log.warning("Cannot advertise bridge, retrying", bridge=name, why=error.strerror)
                 await asyncio.sleep(self._poll)

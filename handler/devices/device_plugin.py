@@ -1,9 +1,9 @@
-"""kubelet's device plugins for KVM, taps and vhost-net: what lets an unprivileged launcher have those devices.
+"""Kubelet device plugins for KVM, tun/tap and vhost-net: they give an unprivileged launcher access to the devices.
 
-Each device of the node is offered many times over, since any number of VMs can share it. A device that is missing or
-does not work is offered as unhealthy, so that no pod that needs it is put here. When kubelet starts again it forgets
-its plugins and makes its socket anew: that is noticed and the plugin registers again. (Bridges:
-`handler.devices.bridges`.) Source: Kubernetes' device plugin interface v1beta1 (protos/deviceplugin.proto).
+Each device node is advertised many times, since VMs share it. A missing or broken device is advertised as Unhealthy, so
+that no pod that needs it is scheduled here. A restarted kubelet forgets its plugins and recreates its socket; the
+plugin notices that and registers again. (Bridges: `handler.devices.bridges`.)
+Source: Kubernetes device plugin API v1beta1 (protos/deviceplugin.proto).
 """
 
 import asyncio
@@ -30,18 +30,18 @@ Check = Callable[[str], Awaitable[kvm_probe.KvmProbe]]
 
 
 async def openable(device: str) -> kvm_probe.KvmProbe:
-    """Whether a device node is there and opens."""
+    """Whether a character device exists and can be opened."""
     try:
         if not stat.S_ISCHR(pathlib.Path(device).stat().st_mode):
-            return kvm_probe.KvmProbe(False, f"{device} is not a device")
+            return kvm_probe.KvmProbe(False, f"{device} is not a character device")
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError as error:
-        return kvm_probe.KvmProbe(False, f"{device} does not open: {error.strerror}")
-    return kvm_probe.KvmProbe(True, f"{device} opens")
+        return kvm_probe.KvmProbe(False, f"{device} cannot be opened: {error.strerror}")
+    return kvm_probe.KvmProbe(True, f"{device} can be opened")
 
 
 class DevicePluginServer(services.DevicePluginServicer):
-    """One resource, offered `count` times while `verdict` says that it works. `run` serves it until cancelled."""
+    """One resource with `count` devices, healthy while `verdict` says so. `run` serves it until cancelled."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class DevicePluginServer(services.DevicePluginServicer):
         count: int = names.DEVICES_PER_NODE,
         poll_seconds: float = 1,
     ) -> None:
-        """`endpoint` is the name of its socket, without its end."""
+        """`endpoint`: the socket's name without prefix and suffix."""
         self.resource = resource
         self.verdict = verdict
         self._directory = directory
@@ -64,17 +64,17 @@ class DevicePluginServer(services.DevicePluginServicer):
         self._log = log.logger(component="deviceplugin", resource=resource)
 
     async def run(self) -> None:
-        """Serves until cancelled. Troubles with kubelet are logged and tried again."""
+        """Serve until cancelled. Errors of kubelet are logged and retried."""
         await self._watch_kubelet()
 
     # ---- what kubelet calls ----------------------------------------------------------------------------------------
 
     async def GetDevicePluginOptions(self, request: pb.Empty, context: object) -> pb.DevicePluginOptions:
-        """No options."""
+        """Device plugin API: no options."""
         return pb.DevicePluginOptions()
 
     async def ListAndWatch(self, request: pb.Empty, context: object) -> AsyncIterator[pb.ListAndWatchResponse]:
-        """The devices now and after every change of their health."""
+        """Device plugin API: the devices, now and after every change of their health."""
         said: bool | None = None
         while not self._stopped:
             async with self._changed:
@@ -90,7 +90,7 @@ class DevicePluginServer(services.DevicePluginServicer):
             )
 
     async def Allocate(self, request: pb.AllocateRequest, context: object) -> pb.AllocateResponse:
-        """What `given` says, for every container that asks."""
+        """Device plugin API: the devices of `given`, for every container of the request."""
         return pb.AllocateResponse(
             container_responses=[pb.ContainerAllocateResponse(devices=self.given()) for _ in request.container_requests]
         )
@@ -107,7 +107,7 @@ class DevicePluginServer(services.DevicePluginServicer):
         try:
             while True:
                 kubelet = _identity(self._directory / _KUBELET)
-                # kubelet empties the directory when it starts: our socket may be gone although its own is the same.
+                # A starting kubelet empties the directory: this socket may be gone although kubelet's is the same.
                 if kubelet is not None and (kubelet != registered or not (self._directory / self._endpoint).exists()):
                     if server is not None:
                         await self._stop(server)
@@ -145,14 +145,14 @@ class DevicePluginServer(services.DevicePluginServicer):
             try:
                 await services.RegistrationStub(channel).Register(request, timeout=_REGISTER_SECONDS)
             except grpc.aio.AioRpcError as error:
-                self._log.warning("kubelet did not take the device plugin: trying again", why=error.details())
+                self._log.warning("kubelet rejected the device plugin's registration, retrying", why=error.details())
                 return False
         self._log.info("Registered with kubelet")
         return True
 
 
 class DevicePlugin(DevicePluginServer):
-    """A device node of the node's, looked at again and again."""
+    """A device node of the host, checked periodically."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class DevicePlugin(DevicePluginServer):
         poll_seconds: float = 1,
     ) -> None:
         self.checked = False
-        """Whether the verdict is one."""
+        """Whether `verdict` is the result of a check."""
         unknown = kvm_probe.KvmProbe(False, f"{device} has not been checked yet")
         super().__init__(resource, resource.rpartition("/")[2], unknown, directory, count, poll_seconds)
         self._device = device
@@ -173,13 +173,13 @@ class DevicePlugin(DevicePluginServer):
         self._recheck = recheck_seconds
 
     async def run(self) -> None:
-        """Serves until cancelled. Troubles with kubelet are logged and tried again."""
+        """Serve until cancelled. Errors of kubelet are logged and retried."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_device())
             group.create_task(self._watch_kubelet())
 
     def given(self) -> list[pb.DeviceSpec]:
-        """The one device node."""
+        """The device node, for reading and writing."""
         return [pb.DeviceSpec(container_path=self._device, host_path=self._device, permissions="rw")]
 
     async def _watch_device(self) -> None:
@@ -192,7 +192,7 @@ class DevicePlugin(DevicePluginServer):
                 seen, due = now, loop.time() + self._recheck
                 verdict = await self._check(self._device)
                 if self.verdict.works and not verdict.works:
-                    # A timed probe can fail on a node that is very busy: asked twice before VMs are sent elsewhere.
+                    # The timed probe can fail on a busy node: repeat it before the device becomes Unhealthy.
                     verdict = await self._check(self._device)
                 await self._set(verdict)
             await asyncio.sleep(self._poll)
@@ -206,7 +206,7 @@ class DevicePlugin(DevicePluginServer):
 
 
 def _identity(path: str | pathlib.Path) -> object:
-    """What tells one file from its successor of the same name; None if there is none."""
+    """Distinguishes a file from a later one with the same name; None if there is none."""
     try:
         status = pathlib.Path(path).stat()
     except OSError:
@@ -215,7 +215,7 @@ def _identity(path: str | pathlib.Path) -> object:
 
 
 def standard(directory: pathlib.Path = DIRECTORY) -> list[DevicePlugin]:
-    """The three plugins of a node."""
+    """The device plugins of every node: KVM, tun, vhost-net."""
     return [
         DevicePlugin(names.DEVICE_KVM, kvm_probe.DEVICE, kvm_probe.probe, directory),
         DevicePlugin(names.DEVICE_TUN, "/dev/net/tun", openable, directory, recheck_seconds=60),

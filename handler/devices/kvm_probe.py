@@ -1,11 +1,11 @@
-"""Does KVM really work here? Run as a program it makes two tiny guests and times them; prints one line of JSON.
+"""Checks whether KVM is usable. Run as a program, it times two tiny guests and prints one line of JSON.
 
-A kernel that only emulates guest code behind /dev/kvm opens, makes machines and even runs code, but so slowly that no
-guest ever comes up, so a check of results alone is fooled. Here 1,000,000 rounds of dec/jnz run in 32-bit protected
-mode and in long mode; real KVM takes about 1 ms each, and more than 0.2 s is a NO.
+A kernel that emulates guest code behind /dev/kvm opens the device, creates VMs and runs code, but too slowly for any
+guest to boot. A check of results alone passes there, so the probe measures time: 1,000,000 iterations of dec/jnz in
+32-bit protected mode and in long mode take about 1 ms with hardware virtualization; more than 0.2 s is a failure.
 
-The program uses the standard library only and starts in its own process, which is killed at its deadline: a probe
-that hangs in the kernel harms nobody.
+The program uses the standard library only and runs in its own process, which is killed at its deadline: a probe that
+hangs in the kernel does not block the handler.
 Sources: Documentation/virt/kvm/api.rst, include/uapi/linux/kvm.h, Intel SDM volume 3.
 """
 
@@ -37,12 +37,12 @@ _MEMORY = 1 << 20
 _CODE, _TABLES = 0x1000, 0x8000
 _MAGIC = 0x4B564D21
 
-# mov ecx, rounds; 1: dec ecx; jnz 1b; mov eax, magic; hlt. The bytes mean the same in both modes.
+# mov ecx, rounds; 1: dec ecx; jnz 1b; mov eax, magic; hlt. The encoding is the same in both modes.
 _PROGRAM = b"\xb9" + struct.pack("<I", ROUNDS) + b"\xff\xc9\x75\xfc\xb8" + struct.pack("<I", _MAGIC) + b"\xf4"
 
 
 class KvmProbe(NamedTuple):
-    """Whether guests can use KVM on this node, and why in one sentence."""
+    """Whether guests can use KVM on this node, and the reason as one sentence."""
 
     works: bool
     sentence: str
@@ -81,11 +81,11 @@ class _Sregs(ctypes.Structure):
 
 
 class _KvmUnusable(Exception):
-    """KVM does not work; the message says why."""
+    """KVM does not work; the message is the reason."""
 
 
 async def probe(device: str = DEVICE, deadline: float = DEADLINE_SECONDS) -> KvmProbe:
-    """Runs the probe in a process of its own. Never raises, never takes longer than the deadline plus a moment."""
+    """Run the probe in a child process. Never raises; returns within the deadline plus about a second."""
     if os.uname().machine != "x86_64":
         return _unprobed(device)
     child = await asyncio.create_subprocess_exec(
@@ -103,10 +103,10 @@ async def probe(device: str = DEVICE, deadline: float = DEADLINE_SECONDS) -> Kvm
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
             child.kill()
-        # A process stuck in the kernel may not even die: it is left to the reaper.
+        # A process stuck in the kernel may ignore SIGKILL: leave it to the reaper.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(child.wait(), 1)
-        return KvmProbe(False, f"{device} hangs: a guest did not end within {deadline:g} s")
+        return KvmProbe(False, f"{device} hangs: the probe's guest did not halt within {deadline:g} s")
     try:
         answer = json.loads(output)
         return KvmProbe(bool(answer["works"]), str(answer["sentence"])[:500])
@@ -116,12 +116,12 @@ async def probe(device: str = DEVICE, deadline: float = DEADLINE_SECONDS) -> Kvm
 
 def _unprobed(device: str) -> KvmProbe:
     if os.access(device, os.R_OK | os.W_OK):
-        return KvmProbe(True, f"{device} is there; the timed probe exists for x86_64 only")
+        return KvmProbe(True, f"{device} exists; the timed probe runs on x86_64 only")
     return KvmProbe(False, f"{device} is missing")
 
 
 def measure(device: str) -> KvmProbe:
-    """The probe itself. Blocks; may hang where KVM is broken, so it belongs in a process of its own."""
+    """The probe. Blocks, and may hang where KVM is broken: run it in a separate process."""
     try:
         slowest = max(_timed(device, long_mode) for long_mode in (False, True))
     except FileNotFoundError:
@@ -132,17 +132,18 @@ def measure(device: str) -> KvmProbe:
         return KvmProbe(False, f"{device} does not work: {error.strerror or error}")
     if slowest > LIMIT_SECONDS:
         return KvmProbe(False, _too_slow(device))
-    return KvmProbe(True, f"{device} ran {ROUNDS:,} rounds in {slowest * 1000:.1f} ms")
+    return KvmProbe(True, f"{device} executed {ROUNDS:,} loop iterations in {slowest * 1000:.1f} ms")
 
 
 def _too_slow(device: str) -> str:
     return (
-        f"{device} only emulates: {ROUNDS:,} rounds take over {LIMIT_SECONDS:g} s, where a processor needs about 1 ms"
+        f"{device} emulates guest code in software: {ROUNDS:,} loop iterations take over {LIMIT_SECONDS:g} s, "
+        "hardware needs about 1 ms"
     )
 
 
 def _timed(device: str, long_mode: bool) -> float:
-    """Seconds that the program takes in a fresh machine. Raises _Hopeless, OSError."""
+    """Seconds that the program takes in a new VM. Raises _KvmUnusable, OSError."""
     with contextlib.ExitStack() as stack:
 
         def owned(fd: int) -> int:
@@ -152,7 +153,7 @@ def _timed(device: str, long_mode: bool) -> float:
         system = owned(os.open(device, os.O_RDWR | os.O_CLOEXEC))
         version = fcntl.ioctl(system, _GET_API_VERSION, 0)
         if version != 12:
-            raise _KvmUnusable(f"{device} speaks version {version} of its interface, not 12")
+            raise _KvmUnusable(f"{device} has KVM API version {version}, expected 12")
         machine = owned(fcntl.ioctl(system, _CREATE_VM, 0))
         memory = mmap.mmap(-1, _MEMORY)
         memory[_CODE : _CODE + len(_PROGRAM)] = _PROGRAM
@@ -167,12 +168,12 @@ def _timed(device: str, long_mode: bool) -> float:
         registers = fcntl.ioctl(cpu, _GET_REGS, bytes(144))
         accumulator, _, counter = struct.unpack_from("=QQQ", registers)
         if reason != _EXIT_HLT or accumulator != _MAGIC or counter != 0:
-            raise _KvmUnusable(f"{device} runs guest code wrongly (exit reason {reason})")
+            raise _KvmUnusable(f"{device} executed guest code incorrectly (exit reason {reason})")
         return seconds
 
 
 def _page_tables(memory: mmap.mmap) -> None:
-    """Identity map of the first 2 MiB: one entry in each of three levels, the last a large page."""
+    """Identity mapping of the first 2 MiB: one entry in each of three levels, the last a large page."""
     for level in range(3):
         flags = 0x83 if level == 2 else 0x03
         target = 0 if level == 2 else _TABLES + (level + 1) * 0x1000
@@ -198,10 +199,10 @@ def _set_mode(cpu: int, long_mode: bool) -> None:
                 l=1 if code and long_mode else 0,
             ),
         )
-    sregs.cr0 = 0x11  # protection, extension type
+    sregs.cr0 = 0x11  # PE, ET
     if long_mode:
-        sregs.cr3, sregs.cr4, sregs.efer = _TABLES, 0x20, 0x500  # physical address extension; long mode enabled, active
-        sregs.cr0 |= 0x80000000  # paging
+        sregs.cr3, sregs.cr4, sregs.efer = _TABLES, 0x20, 0x500  # PAE; LME, LMA
+        sregs.cr0 |= 0x80000000  # PG
     fcntl.ioctl(cpu, _SET_SREGS, bytes(sregs))
     registers = bytearray(144)
     struct.pack_into("=QQ", registers, 16 * 8, _CODE, 0x2)  # rip, rflags
@@ -209,7 +210,7 @@ def _set_mode(cpu: int, long_mode: bool) -> None:
 
 
 def _run(device: str, cpu: int) -> float:
-    """Seconds until the guest halts. Raises _Hopeless as soon as the limit is reached."""
+    """Seconds until the guest halts. Raises _KvmUnusable when the limit is reached."""
 
     def late(number: int, frame: object) -> None:
         raise _KvmUnusable(_too_slow(device))
@@ -226,6 +227,6 @@ def _run(device: str, cpu: int) -> float:
 
 
 if __name__ == "__main__":
-    # Whatever happens, this process is gone after a while, even if its parent died.
+    # Ends this process even if its parent has died.
     signal.setitimer(signal.ITIMER_VIRTUAL, 2 * DEADLINE_SECONDS)
     print(json.dumps(measure(sys.argv[1])._asdict()))

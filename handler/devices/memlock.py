@@ -1,9 +1,9 @@
-"""How much memory a launcher's processes may lock: VFIO pins all of a guest's, for the device to reach it.
+"""RLIMIT_MEMLOCK of a launcher's processes: VFIO pins all guest memory.
 
-libvirt sets QEMU's limit before it starts it (qemuDomainGetMemLockLimitBytes: the domain's memory and a GiB more for
-the devices' own), and an unprivileged one can only have it lower than its own. So all of the pod's processes that are
-the launcher's get as much: QEMU, where it runs already, libvirt's daemon, and the supervisor, which starts a new daemon
-when that one dies. Sources: setrlimit(2), prlimit(2), the kernel's vfio_lock_acct.
+libvirt sets QEMU's limit when it starts it (qemuDomainGetMemLockLimitBytes: the domain's memory plus 1 GiB for the
+devices), but an unprivileged libvirt cannot exceed its own. So the limit is raised for every process of the launcher in
+the pod: a running QEMU, libvirt's daemon, and the supervisor, which restarts that daemon.
+Sources: setrlimit(2), prlimit(2), the kernel's vfio_lock_acct.
 """
 
 import errno
@@ -20,25 +20,25 @@ from kit import proc
 
 MIB, GIB = 1 << 20, 1 << 30
 _PASSES = 8
-"""Children of a process whose turn was still to come have the old limit: a pass that finds none is the last."""
+"""Processes forked during a pass have the old limit: repeat until a pass finds none."""
 _LOCKED = re.compile(rb"^Max locked memory +(\d+|unlimited) +(\d+|unlimited) ", re.MULTILINE)
 
 Limits = tuple[int, int]
-"""Soft and hard, bytes; `resource.RLIM_INFINITY` is no limit."""
+"""Soft and hard limit in bytes; `resource.RLIM_INFINITY`: unlimited."""
 Set = Callable[[int, Limits], object]
-"""Sets the limits of a process, by its pid. Raises OSError."""
+"""Sets the limits of the process with a PID. Raises OSError."""
 
 
 def wanted(vmi: VirtualMachineInstance) -> int:
-    """Bytes that a guest with a VFIO device may lock; libvirt has guest memory in whole MiB. Raises NetworkError."""
+    """Bytes that a guest with a VFIO device locks; libvirt rounds guest memory up to MiB. Raises NetworkError."""
     memory = defaults.guest_memory(vmi.spec.domain)
     if memory is None:
-        raise NetworkError("spec.domain.memory.guest: missing, so nobody knows how much memory a device has to reach")
+        raise NetworkError("spec.domain.memory.guest: required by the sriov binding, which locks all guest memory")
     return -(-quantity_bytes(memory) // MIB) * MIB + GIB
 
 
 def raised(limits: Limits, amount: int) -> Limits | None:
-    """The limits that allow so much; None for those that do. What is higher stays."""
+    """Limits that allow `amount` bytes; None if `limits` do already. Higher limits are kept."""
     soft, hard = (_at_least(limit, amount) for limit in limits)
     return None if (soft, hard) == limits else (soft, hard)
 
@@ -48,14 +48,14 @@ def _at_least(limit: int, amount: int) -> int:
 
 
 def limits_of(process: proc.Process) -> Limits:
-    """What a process may lock now. Raises OSError.
+    """RLIMIT_MEMLOCK of a process. Raises OSError.
 
-    From its /proc directory: prlimit(2) wants CAP_SYS_RESOURCE for a look at another user's process, too.
+    Read from /proc: prlimit(2) needs CAP_SYS_RESOURCE even to read the limits of another user's process.
     """
     text = process.read("limits")
     found = _LOCKED.search(text)
     if found is None:
-        # The kernel has none to tell of a process that is just being reaped.
+        # Empty for a process that is being reaped.
         raise OSError(errno.EIO if text else errno.ESRCH, "its limits cannot be read")
     soft, hard = (resource.RLIM_INFINITY if word == b"unlimited" else int(word) for word in found.groups())
     return soft, hard
@@ -68,9 +68,9 @@ def _prlimit(pid: int, limits: Limits) -> object:
 def allow(
     pod_uid: str, interface: str, amount: int, user: int = names.LAUNCHER_UID, set_limits: Set = _prlimit
 ) -> list[int]:
-    """Lets the launcher of a pod lock so much, for the VMI's `interface`; the pids that got a new limit.
+    """Allow a pod's launcher to lock `amount` bytes, for the VMI's `interface`. Returns the PIDs that were changed.
 
-    Only processes in the pod's cgroup that are this user's alone. Raises NetworkError.
+    Affects only processes in the pod's cgroup whose IDs are all `user`. Raises NetworkError.
     """
     changed: list[int] = []
     for _ in range(_PASSES):
@@ -79,7 +79,7 @@ def allow(
         if not found:
             return changed
     raise NetworkError(
-        f"interface {interface}: the launcher starts processes faster than their limits on locked memory can be raised"
+        f"interface {interface}: the launcher forks faster than RLIMIT_MEMLOCK of its processes can be raised"
     )
 
 
@@ -89,12 +89,12 @@ def _raise_once(pod_uid: str, interface: str, amount: int, user: int, set_limits
         with process:
             try:
                 limits = raised(limits_of(process), amount) if process.users == {user} else None
-                # The pid is still that of the process that was looked at: it is alive.
+                # Still alive: the PID was not reused since it was checked.
                 if limits is None or not process.alive:
                     continue
                 set_limits(process.pid, limits)
             except (ProcessLookupError, FileNotFoundError):
-                continue  # it has ended meanwhile
+                continue  # exited meanwhile
             except OSError as error:
                 raise NetworkError(_message(interface, process.pid, amount, error)) from error
             changed.append(process.pid)
@@ -102,12 +102,10 @@ def _raise_once(pod_uid: str, interface: str, amount: int, user: int, set_limits
 
 
 def _message(interface: str, pid: int, amount: int, error: OSError) -> str:
-    what = (
-        f"interface {interface}: process {pid} of the launcher cannot be allowed to lock {amount // MIB} MiB of memory"
-    )
+    what = f"interface {interface}: cannot raise RLIMIT_MEMLOCK of launcher process {pid} to {amount // MIB} MiB"
     if error.errno == errno.EPERM:
         return (
             f"{what}, which the sriov binding needs: the handler lacks CAP_SYS_RESOURCE; run its container privileged, "
-            "as the manifests have it"
+            "as in the manifests"
         )
     return f"{what}: {error.strerror or error}"

@@ -1,7 +1,7 @@
-"""The conversations with this node's launchers: one for each pod, kept up as long as the pod is there.
+"""The gRPC connection to each launcher of this node, kept for as long as its pod exists.
 
-A launcher is found by its pod's directory, verified by its listener's cgroup (`kit.rpc`), and then watched. Whatever
-breaks, the way is walked again from the start: the server may have come back with another socket.
+A launcher is found by its pod's directory, verified by the cgroup of its listener (`kit.rpc`), and then watched. Every
+failure restarts this from the beginning, since a restarted server has another socket.
 """
 
 import asyncio
@@ -33,17 +33,17 @@ WAKE = "volumes/kubernetes.io~empty-dir/hyperlet/wake.fifo"
 SYNC_SECONDS = 90.0
 ANSWER_SECONDS = 10.0
 HEARTBEAT_SECONDS = 30.0
-"""How often a launcher that has nothing to say is asked whether it still can."""
+"""Interval between requests to a launcher that sends no reports."""
 _EAGER_SECONDS, _EAGER_PAUSE, _PATIENT_PAUSE = 15.0, 0.05, 0.5
 _PACE_SECONDS = 0.02
 _STEADY_SECONDS, _LONGEST_PAUSE = 10.0, 5.0
 _SHORTEST_BANISHMENT, _LONGEST_BANISHMENT = 2.0, 600.0
 _CUT_OFF_RESET_SECONDS = 600.0
-"""After a conversation of this length a launcher's floods are forgotten."""
+"""A connection of this length resets the count of budget violations."""
 
 
 class SyncRefused(HyperletError):
-    """The launcher cannot make the VM. `permanent`: nothing will change that."""
+    """The launcher rejected Sync. `permanent`: a retry cannot succeed."""
 
     reason = names.REASON_SYNC_FAILED
 
@@ -53,21 +53,21 @@ class SyncRefused(HyperletError):
 
 
 def retry_delay(short: int, silent_seconds: float) -> float:
-    """Seconds until a launcher is looked for again, after so many conversations in a row that ended at once.
+    """Seconds before the next connection attempt, after `short` connections in a row that ended at once.
 
-    A server that starts again is met within moments; one that answers and hangs up for ever is not worth the work.
+    A restarting server is reconnected within moments; one that keeps closing the connection is retried ever less often.
     """
     usual = _EAGER_PAUSE if silent_seconds < _EAGER_SECONDS else _PATIENT_PAUSE
     return max(usual, min(_LONGEST_PAUSE, _EAGER_PAUSE * 2 ** min(short, 10))) if short else usual
 
 
 def cut_off_seconds(floods: int) -> float:
-    """Seconds in which a launcher that was cut off so many times is left alone."""
+    """Seconds for which a launcher that exceeded its budget `floods` times is not reconnected."""
     return min(_LONGEST_BANISHMENT, _SHORTEST_BANISHMENT * 2 ** min(floods - 1, 20)) if floods else 0.0
 
 
 class LauncherConnection:
-    """One launcher. `state` is its last checked report; `changed` is called whenever that or `trouble` changes."""
+    """One launcher. `state`: its last checked report. `changed` is called when `state` or `trouble` changes."""
 
     def __init__(
         self,
@@ -83,22 +83,22 @@ class LauncherConnection:
         self.pod_uid = pod_uid
         self.state: LauncherState | None = None
         self.trouble = ""
-        """Why there is no conversation; empty while there is one."""
+        """Why there is no connection; empty while connected."""
         self.since = time.monotonic()
-        """When `state.state` last changed."""
+        """Monotonic time of the last change of `state.state`."""
         self.cut_off = ""
-        """Why there is no conversation, if that is because it sent too much."""
+        """Why the launcher was disconnected, if it exceeded its frame budget."""
         self._budget = Budget()
         self._floods = 0
         self._sequence = 0
         self._short = 0
         self._began = 0.0
-        """When the conversation began; 0: there has been none since the last try."""
+        """Monotonic start time of the connection; 0: none since the last attempt."""
         self._since = time.monotonic()
         self._changed = changed
         self._start_limiter = limiter
         self._slot: StartSlot | None = None
-        """For its start; it has no more than one."""
+        """The slot in the start limiter; at most one per launcher."""
         self._queues = False
         self._pods = pods
         self._uid = uid
@@ -112,32 +112,32 @@ class LauncherConnection:
 
     @property
     def silent_seconds(self) -> float:
-        """How long there has been no conversation; 0 while there is one, or while it waits for its turn to start."""
+        """Seconds without a connection; 0 while connected or queued in the start limiter."""
         return 0.0 if self._stub or self._queues else time.monotonic() - self._since
 
     @property
     def process(self) -> proc.Process:
         """The verified process of the launcher. Raises LauncherUnavailable."""
         if self._process is None:
-            raise LauncherUnavailable(self.trouble or "the launcher is not there yet")
+            raise LauncherUnavailable(self.trouble or "the launcher is not connected yet")
         return self._process
 
     @property
     def stub(self) -> services.LauncherStub:
-        """For what else the launcher can be asked, while there is a conversation. Raises LauncherUnavailable."""
+        """The stub for other calls, while connected. Raises LauncherUnavailable."""
         if self._stub is None:
-            raise LauncherUnavailable(self.trouble or "the launcher is not there yet")
+            raise LauncherUnavailable(self.trouble or "the launcher is not connected yet")
         return self._stub
 
     async def report(self) -> pb.Report:
-        """What the launcher says now, unchecked. Raises LauncherUnavailable, TimeoutError, AioRpcError."""
+        """The launcher's current report, unchecked. Raises LauncherUnavailable, TimeoutError, AioRpcError."""
         report = await self._answer(self.stub)
         if report is None:
-            raise LauncherUnavailable("the launcher's answer cannot be read")
+            raise LauncherUnavailable("the launcher's response cannot be decoded")
         return report
 
     async def close(self) -> None:
-        """Ends the conversation."""
+        """Disconnect and stop reconnecting."""
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -145,7 +145,7 @@ class LauncherConnection:
             self._slot.end()
 
     async def sync(self, vmi: bytes, nics: list[pb.Nic]) -> LauncherState:
-        """Has the launcher make the VM what the VMI asks for. Raises SyncRefused, LauncherUnavailable."""
+        """Call Sync: the launcher applies the VMI. Raises SyncRefused, LauncherUnavailable."""
         stub = self.stub
         request = pb.SyncRequest(vmi=vmi, nics=nics)
         if request.ByteSize() > rpc.MAX_MESSAGE:
@@ -160,29 +160,29 @@ class LauncherConnection:
             raise LauncherUnavailable(str(error)) from error
         return reports.check(report)
 
-    # ---- the conversation ------------------------------------------------------------------------------------------
+    # ---- connection ------------------------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
         while True:
             self._began = 0.0
             try:
                 await self._converse()
-                trouble = "the launcher ended the conversation"
+                trouble = "the launcher closed the connection"
             except LauncherUnavailable as error:
                 trouble = error.message
             except OverBudget as error:
                 trouble = self.cut_off = error.message
                 self._floods += 1
-                self._log.error("A launcher was cut off", why=error.message, times=self._floods)
+                self._log.error("Launcher cut off: it exceeded its frame budget", why=error.message, times=self._floods)
             except grpc.aio.AioRpcError as error:
                 trouble = f"the launcher does not answer: {reports.text(error.details() or error.code().name)}"
             except DecodeError:
-                trouble = "the launcher's answer cannot be read"
+                trouble = "the launcher's response cannot be decoded"
                 self._short += 1
             except TimeoutError:
                 trouble = f"the launcher hangs: no answer within {self._answer_seconds:g} s"
             except Exception as error:
-                self._log.exception("The conversation failed in a way nobody foresaw")
+                self._log.exception("Unhandled exception in the launcher connection")
                 trouble = str(error)
                 self._short += 1
             if self._began and time.monotonic() - self._began >= _CUT_OFF_RESET_SECONDS:
@@ -192,11 +192,11 @@ class LauncherConnection:
                 self._short = 0 if steady else self._short + 1
             self._silence(trouble)
             if self.state is not None and self.state.ended:
-                return  # there is nothing more to learn
+                return  # the state is final
             await asyncio.sleep(max(retry_delay(self._short, self.silent_seconds), cut_off_seconds(self._floods)))
 
     async def _wake(self) -> None:
-        """Has the launcher start, when its turn has come, if it waits for that."""
+        """Wake a launcher that waits on its FIFO, once the start limiter grants a slot."""
         if self._slot is None:
             if not os.path.lexists(self._pods / self.pod_uid / WAKE):
                 return
@@ -223,7 +223,7 @@ class LauncherConnection:
                     async with rpc.channel(way.fd) as channel:
                         await self._talk(services.LauncherStub(channel), process)
                 finally:
-                    # Whatever gRPC made of it: this is why.
+                    # gRPC reports a generic error; this is the cause.
                     if way.cut_off is not None:
                         raise way.cut_off
 
@@ -234,7 +234,7 @@ class LauncherConnection:
         if self._slot is not None:
             self._slot.end()
         if self.trouble:
-            self._log.info("The launcher answers")
+            self._log.info("Connected to the launcher")
         self.trouble = self.cut_off = ""
         self._changed()
         try:
@@ -258,7 +258,7 @@ class LauncherConnection:
             raise
 
     async def _answer(self, stub: services.LauncherStub) -> pb.Report:
-        """One report, in time. Raises TimeoutError, AioRpcError."""
+        """One report. Raises TimeoutError, AioRpcError."""
         async with asyncio.timeout(self._answer_seconds):
             call = stub.Watch(pb.WatchRequest())
             try:
@@ -267,10 +267,10 @@ class LauncherConnection:
                     return report
             finally:
                 call.cancel()
-        raise LauncherUnavailable("the launcher ended the conversation")
+        raise LauncherUnavailable("the launcher closed the connection")
 
     async def _follow(self, stub: services.LauncherStub) -> None:
-        """Takes reports until the stream ends. A launcher that hangs is found out by asking it now and then."""
+        """Process reports until the stream ends. Periodic requests detect a launcher that hangs."""
         heartbeat = asyncio.create_task(self._ask_now_and_then(stub))
         stream = asyncio.create_task(self._read(stub))
         try:
@@ -285,8 +285,8 @@ class LauncherConnection:
     async def _read(self, stub: services.LauncherStub) -> None:
         async for report in stub.Watch(pb.WatchRequest()):
             self._take(report)
-            del report  # as large as the peer likes, within the limit: it does not stay until the next one comes
-            # However fast a launcher talks, it is listened to at our pace: what waits fills the stream's window only.
+            del report  # up to the message limit in size: do not keep it until the next one
+            # Bounds the rate of reports: the rest waits in the stream's flow control window.
             await asyncio.sleep(_PACE_SECONDS)
 
     async def _ask_now_and_then(self, stub: services.LauncherStub) -> None:
@@ -295,12 +295,12 @@ class LauncherConnection:
             self._take(await self._answer(stub))
 
     def _take(self, report: pb.Report | None) -> None:
-        if report is None:  # what gRPC makes of a message that cannot be parsed
-            raise DecodeError("the launcher's answer cannot be read")
+        if report is None:  # gRPC's result for an undecodable message
+            raise DecodeError("the launcher's response cannot be decoded")
         if self.state is not None and self.state.ended:
-            return  # nothing can follow the end
+            return  # the state is final
         if report.sequence < self._sequence:
-            return  # another answer has overtaken it
+            return  # overtaken by a newer report
         self._sequence = report.sequence
         state = reports.check(report)
         if state == self.state:

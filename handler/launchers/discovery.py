@@ -1,6 +1,6 @@
-"""Launchers that have come up, noticed before kubelet tells: it takes up to a second for that, the launcher is idle.
+"""Discovers started launchers by their FIFO, up to a second before kubelet reports the container as running.
 
-Only whether a name is there is asked, of pods that are on their way; who stands behind it is found out later
+Only the existence of the file is checked, for expected pods; the listener is verified when connecting
 (`handler.launchers.connection`).
 """
 
@@ -14,10 +14,10 @@ _SOON, _EAGER_PAUSE, _PATIENT_PAUSE = 15.0, 0.02, 0.25
 
 
 class LauncherDiscovery:
-    """Calls `arrived` with the UID of a pod that is expected, once its launcher waits to be woken."""
+    """Calls `arrived` with the UID of an expected pod once its launcher's FIFO exists."""
 
     def __init__(self, arrived: Callable[[str], None], pods: pathlib.Path, place: str) -> None:
-        """`place` is the name below a pod's directory that shows that its launcher is there."""
+        """`place`: path below a pod's directory whose existence shows that the launcher has started."""
         self._arrived = arrived
         self._pods = pods
         self._place = place
@@ -25,16 +25,16 @@ class LauncherDiscovery:
         self._any = asyncio.Event()
 
     def expect(self, pod_uid: str) -> None:
-        """A pod has come to this node, and its launcher has not started as far as anybody knows."""
+        """Watch for a pod of this node whose launcher is not known to have started."""
         self._expected.setdefault(pod_uid, time.monotonic())
         self._any.set()
 
     def forget(self, pod_uid: str) -> None:
-        """The pod is known to have started, or is gone."""
+        """Stop watching for a pod that has started or was deleted."""
         self._expected.pop(pod_uid, None)
 
     async def run(self) -> None:
-        """Looks until cancelled, while anybody is expected."""
+        """Poll until cancelled, while pods are expected."""
         while True:
             await self._any.wait()
             for pod_uid in list(self._expected):

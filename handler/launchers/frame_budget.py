@@ -1,9 +1,9 @@
-"""What a launcher may send: HTTP/2 frames and bytes, counted from the frames' headers alone.
+"""Rate limits for what a launcher may send: HTTP/2 frames and bytes, counted from frame headers.
 
-gRPC limits messages and metadata, and leaves frames alone: PING, SETTINGS, WINDOW_UPDATE and others cost it memory
-for as long as they come faster than they are worked off, some of it for good. An honest launcher sends few of them, so
-each type has a budget of its own; a peer that goes over it is cut off. DATA frames and bytes carry consoles and
-screens: more of them than the budget holds are not refused but wait.
+gRPC limits messages and metadata but not frames: PING, SETTINGS, WINDOW_UPDATE and others cost it memory while they
+arrive faster than it processes them, some of it permanently. A genuine launcher sends few of them, so each type has its
+own budget, and a peer that exceeds one is disconnected. DATA frames and bytes carry consoles and VNC: beyond their
+budget they are delayed, not refused.
 
 Source: RFC 9113, sections 4.1 (frame header), 6 (frame types) and 6.10 (CONTINUATION).
 """
@@ -19,14 +19,14 @@ HEADER = 9
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, END_HEADERS = 0x1, 0x4
 MAX_FRAME = 16384
-"""Bytes of a frame's payload: what a client takes that announces nothing else (SETTINGS_MAX_FRAME_SIZE)."""
+"""Maximum payload in bytes: the default SETTINGS_MAX_FRAME_SIZE, which gRPC does not raise."""
 MAX_HEADER_BLOCK = 32768
-"""Bytes of HEADERS and its CONTINUATIONs, compressed. gRPC's own limit is half of it, of the decoded text."""
+"""Maximum bytes of a HEADERS frame with its CONTINUATIONs, compressed. gRPC limits the decoded text to half."""
 BYTES_PER_SECOND, BYTES_AT_ONCE = 64 << 20, 32 << 20
 
 
 class OverBudget(HyperletError):
-    """The launcher sent more than any honest one does. The message says of what."""
+    """The launcher exceeded its budget. The message names the frame type."""
 
     reason = names.REASON_LAUNCHER_CUT_OFF
 
@@ -36,15 +36,15 @@ class OverBudget(HyperletError):
 
 
 class Allowance(NamedTuple):
-    """So many frames a second, and so many at once after a pause."""
+    """A token bucket's parameters: frames per second, and burst size."""
 
     name: str
     rate: float
     burst: float
 
 
-# An honest launcher, measured: it sends two HEADERS for each call, an RST_STREAM for some, a WINDOW_UPDATE or two for
-# each message of a console that it takes, a PING at most as often, and SETTINGS when the connection begins.
+# Measured on a genuine launcher: two HEADERS per call, an RST_STREAM for some, one or two WINDOW_UPDATEs per console
+# message received, at most as many PINGs, and SETTINGS when the connection opens.
 ALLOWANCES = {
     DATA: Allowance("DATA", 4000, 8000),
     HEADERS: Allowance("HEADERS", 200, 2000),
@@ -57,13 +57,13 @@ ALLOWANCES = {
     CONTINUATION: Allowance("CONTINUATION", 10, 50),
 }
 EMPTY = Allowance("empty DATA", 1, 50)
-"""DATA frames without a byte, which no flow control stops: they serve padding and the end of a stream only."""
+"""DATA frames without payload, which flow control does not limit: used for padding and END_STREAM only."""
 UNKNOWN = Allowance("unknown", 0.1, 5)
-"""Frames of a type that RFC 9113 does not have: gRPC sends none."""
+"""Frame types unknown to RFC 9113: gRPC sends none."""
 
 
 class _TokenBucket:
-    """Tokens that come back with time."""
+    """A token bucket."""
 
     __slots__ = ("_burst", "_rate", "_seen", "_tokens")
 
@@ -71,14 +71,14 @@ class _TokenBucket:
         self._rate, self._burst, self._tokens, self._seen = rate, burst, burst, now
 
     def take(self, now: float, count: float = 1.0) -> float:
-        """Takes tokens, on credit if need be. Returns the seconds until they are paid back; 0: they were there."""
+        """Take tokens, on credit if necessary. Returns the seconds until the debt is repaid; 0: none."""
         self._tokens = min(self._burst, self._tokens + (now - self._seen) * self._rate) - count
         self._seen = now
         return -self._tokens / self._rate if self._tokens < 0 else 0.0
 
 
 class Budget:
-    """What one launcher has left, through all its connections."""
+    """The remaining budget of one launcher, over all its connections."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -89,12 +89,12 @@ class Budget:
         self._bytes = _TokenBucket(BYTES_PER_SECOND, BYTES_AT_ONCE, now)
 
     def data(self, now: float, frames: int, size: int) -> float:
-        """Counts DATA frames and bytes of any kind. Returns the seconds to wait before more is read."""
+        """Count DATA frames, and bytes of any frame. Returns the seconds to wait before reading on."""
         wait = self._frames[DATA].take(now, frames) if frames else 0.0
         return max(wait, self._bytes.take(now, size))
 
     def control(self, now: float, kind: int, flags: int, length: int) -> None:
-        """Counts any other frame. Raises OverBudget."""
+        """Count any other frame. Raises OverBudget."""
         if kind == DATA:
             bucket, allowance = self._empty, EMPTY
         elif kind in self._frames:
@@ -108,19 +108,19 @@ class Budget:
 
 
 class FrameMeter:
-    """Reads the frame headers in one connection's bytes, in whatever pieces they come."""
+    """Parses the frame headers of one connection from arbitrary chunks."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._head = b""
-        """The beginning of a frame header whose rest has not come."""
+        """An incomplete frame header."""
         self._skip = 0
-        """Bytes of payload that are still to come."""
+        """Bytes of payload still to be skipped."""
         self._block = 0
-        """Bytes of the header block that has no end yet; 0: there is none."""
+        """Bytes of the open header block; 0: none is open."""
 
     def feed(self, data: bytes) -> float:
-        """Counts the next bytes. Returns the seconds to wait before more is read. Raises OverBudget."""
+        """Count the next bytes. Returns the seconds to wait before reading on. Raises OverBudget."""
         budget = self._budget
         now, at, end, frames = budget.clock(), 0, len(data), 0
         if self._head:
@@ -135,7 +135,9 @@ class FrameMeter:
             length = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
             kind, flags = data[at + 3], data[at + 4]
             if length > MAX_FRAME:
-                raise OverBudget("size", f"it sent a frame of {length} bytes, more than the {MAX_FRAME} agreed on")
+                raise OverBudget(
+                    "size", f"it sent a frame of {length} bytes, over SETTINGS_MAX_FRAME_SIZE ({MAX_FRAME})"
+                )
             if kind == DATA and length and not self._block:
                 frames += 1
             else:
@@ -149,7 +151,7 @@ class FrameMeter:
 
     def _other(self, now: float, kind: int, flags: int, length: int) -> None:
         if self._block and kind != CONTINUATION:
-            raise OverBudget("CONTINUATION", "it began a header block and sent something else before its end")
+            raise OverBudget("CONTINUATION", "it sent another frame inside a header block")
         self._budget.control(now, kind, flags, length)
         if kind in (HEADERS, CONTINUATION):
             self._block += length + 1

@@ -1,8 +1,8 @@
-"""The way from gRPC to a launcher, on which every frame of the launcher is counted before gRPC sees it.
+"""A relay between gRPC and a launcher that counts every frame of the launcher before gRPC reads it.
 
-gRPC connects to a socket of ours, which has no name any more: it can be reached by its descriptor only. What comes
-there goes to the launcher's socket; what the launcher sends comes back through a `FrameMeter`. Neither side is read
-while the other does not take what was read, so there is little in memory however fast one of them sends.
+gRPC connects to an unlinked Unix socket of the handler, reachable by its descriptor only. Its bytes go to the
+launcher's socket; the launcher's bytes pass a `FrameMeter`. Reading from one side stops while the other side does not
+accept data, so buffers stay small at any send rate.
 """
 
 import asyncio
@@ -16,30 +16,34 @@ from prometheus_client import Counter
 
 from handler.launchers.frame_budget import Budget, FrameMeter, OverBudget
 
-CUT_OFF = Counter("hyperlet_handler_launchers_cut_off_total", "Launchers that sent too much, by frame type", ["frame"])
+CUT_OFF = Counter(
+    "hyperlet_handler_launchers_cut_off_total",
+    "Launchers disconnected for exceeding their frame budget, by frame type",
+    ["frame"],
+)
 HELD = 128 << 10
-"""Bytes that may wait for one side before the other is not read any more."""
+"""Bytes buffered for one side before reading from the other stops."""
 _BACKLOG = 4
 
 
 class Relay:
-    """One launcher's. `fd` is what gRPC connects to."""
+    """The relay of one launcher. `fd` is what gRPC connects to."""
 
     def __init__(self, target: int, budget: Budget) -> None:
         self.fd = -1
         self.cut_off: OverBudget | None = None
-        """Why there is no way any more."""
+        """Why the relay was closed, if the launcher exceeded its budget."""
         self._target = target
         self._budget = budget
         self._ends: set[_End] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def accept(self) -> asyncio.BufferedProtocol:
-        """gRPC's end of a connection that begins."""
+        """gRPC's end of a new connection."""
         return _End(self)
 
     def joined(self, end: "_End") -> None:
-        """gRPC has connected: so do we, and nothing is read before that."""
+        """gRPC has connected: connect to the launcher. Nothing is read before that."""
         self._ends.add(end)
         task = asyncio.get_running_loop().create_task(self._connect(end))
         self._tasks.add(task)
@@ -50,14 +54,14 @@ class Relay:
         self._ends.discard(end)
 
     def cut(self, error: OverBudget) -> None:
-        """Ends every connection of this launcher, at once."""
+        """Close every connection of this launcher at once."""
         if self.cut_off is None:
             self.cut_off = error
             CUT_OFF.labels(error.frame).inc()
         self.close()
 
     def close(self) -> None:
-        """Ends every connection; what waits is dropped."""
+        """Close every connection; buffered data is dropped."""
         for task in self._tasks:
             task.cancel()
         for end in tuple(self._ends):
@@ -67,7 +71,7 @@ class Relay:
         other = _End(self, FrameMeter(self._budget))
         loop = asyncio.get_running_loop()
         try:
-            # The descriptor is the verified socket's: this magic link leads to that inode and nowhere else.
+            # /proc/self/fd leads to the inode of the verified socket, whatever its path names now.
             await loop.create_unix_connection(lambda: other, f"/proc/self/fd/{self._target}")
         except OSError:
             end.abort()
@@ -76,11 +80,11 @@ class Relay:
 
 
 _received = memoryview(bytearray(HELD // 2))
-"""Where every connection of this process reads to: what came is copied from it before anything else is read."""
+"""The receive buffer of every connection of this process: data is copied from it before the next read."""
 
 
 class _End(asyncio.BufferedProtocol):
-    """One end of a connection; with a meter, the launcher's."""
+    """One end of a connection; the launcher's has a meter."""
 
     def __init__(self, relay: Relay, meter: FrameMeter | None = None) -> None:
         self._relay = relay
@@ -88,7 +92,7 @@ class _End(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._other: _End | None = None
         self._full = False
-        """The other side does not take what was read here."""
+        """The other side does not accept more data."""
         self._waits: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -101,7 +105,7 @@ class _End(asyncio.BufferedProtocol):
             self._relay.joined(self)
 
     def pair(self, other: "_End") -> None:
-        """Both ends are there: bytes go."""
+        """Both ends are connected: start forwarding."""
         self._other, other._other = other, self
         if self._transport is None or self._transport.is_closing():
             other.abort()
@@ -110,7 +114,7 @@ class _End(asyncio.BufferedProtocol):
         other._read_on()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """See asyncio. Its own buffers have 256 KiB, which costs as much as all the rest of the way."""
+        """See asyncio. Its own buffers of 256 KiB would cost more than the rest of the relay."""
         return _received
 
     def buffer_updated(self, count: int) -> None:
@@ -142,7 +146,7 @@ class _End(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def pause_writing(self) -> None:
-        """See asyncio: the other end is not read while this one is full."""
+        """See asyncio: stop reading from the other end while this one is full."""
         if self._other is not None and self._other._transport is not None:
             self._other._full = True
             self._other._transport.pause_reading()
@@ -154,7 +158,7 @@ class _End(asyncio.BufferedProtocol):
             self._other._read_on()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """See asyncio: what has come so far still goes out at the other end."""
+        """See asyncio: data received so far is still delivered to the other end."""
         self._relay.left(self)
         if self._waits is not None:
             self._waits.cancel()
@@ -162,7 +166,7 @@ class _End(asyncio.BufferedProtocol):
             self._other._transport.close()
 
     def abort(self) -> None:
-        """Ends both ends, at once."""
+        """Abort both ends."""
         for end in (self, self._other):
             if end is not None and end._transport is not None:
                 end._transport.abort()

@@ -1,7 +1,7 @@
-"""What a launcher says, checked: it is untrusted, and so is the guest behind it.
+"""Validation of a launcher's reports, which are untrusted, as is the guest behind them.
 
-Every string is cut to a length and cleaned of control characters, every list to a number of items; what does not look
-like what it should be is left out. Nothing in a report says who it is about: that is known from where it came.
+Strings are truncated and stripped of control characters, lists are limited, and malformed values are dropped. A report
+does not identify its VM: the connection does.
 """
 
 import re
@@ -29,7 +29,7 @@ _VOLUME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 @dataclass(frozen=True)
 class GuestInterface:
-    """A network interface as the guest's agent sees it."""
+    """A network interface as reported by the guest agent."""
 
     name: str
     mac: str
@@ -38,7 +38,7 @@ class GuestInterface:
 
 @dataclass(frozen=True)
 class ReportedDisk:
-    """A disk's name in the guest and its size in bytes. `capacity`: of its claim, as the launcher was told."""
+    """A disk's target in the guest and its size in bytes. `capacity`: of its claim, as given to the launcher."""
 
     volume: str
     target: str
@@ -74,16 +74,16 @@ class LauncherState:
 
     @property
     def runs(self) -> bool:
-        """Whether there is a domain that runs or stands paused."""
+        """Whether the domain is running or paused."""
         return self.state in (pb.DOMAIN_STATE_RUNNING, pb.DOMAIN_STATE_PAUSED, pb.DOMAIN_STATE_IO_ERROR)
 
     @property
     def ended(self) -> bool:
-        """Whether the VM is over."""
+        """Whether the domain has ended."""
         return self.state in (pb.DOMAIN_STATE_SHUTOFF, pb.DOMAIN_STATE_CRASHED)
 
 
-# Fields of the message and of status.guestOSInfo.
+# Field of the message: field of status.guestOSInfo.
 _OS_FIELDS = {
     "name": "name",
     "id": "id",
@@ -97,13 +97,13 @@ _OS_FIELDS = {
 
 
 def text(value: str, limit: int = MAX_STRING) -> str:
-    """A string without control characters, line breaks and the like, cut to `limit` characters."""
+    """`value` without unprintable characters, at most `limit` characters."""
     clean = "".join(character if character.isprintable() else " " for character in value[: 2 * limit])
     return " ".join(clean.split(" ")).strip()[:limit]
 
 
 def check(report: pb.Report) -> LauncherState:
-    """The report with everything bounded. Never raises."""
+    """The report with all values bounded. Never raises."""
     known = report.state in pb.DomainState.values()
     return LauncherState(
         state=report.state if known else pb.DOMAIN_STATE_NONE,

@@ -1,4 +1,4 @@
-"""One after the other instead of all at once: where there is little processor, that lets the first be ready early."""
+"""Limits concurrent VM starts: on few CPUs, staggered starts let the first VMs become ready early."""
 
 import asyncio
 import os
@@ -13,14 +13,14 @@ SECONDS = 3.0
 
 
 class StartSlot:
-    """Somebody's turn, until `end` or until its time is over."""
+    """A granted slot, held until `end` or until its time is over."""
 
     def __init__(self, limiter: "StartLimiter", seconds: float) -> None:
         self._start_limiter: StartLimiter | None = limiter
         self._timer = asyncio.get_running_loop().call_later(seconds, self.end)
 
     def end(self) -> None:
-        """Gives the turn to the next. It may have ended already."""
+        """Release the slot; no-op if it was released already."""
         limiter, self._start_limiter = self._start_limiter, None
         if limiter is not None:
             self._timer.cancel()
@@ -28,10 +28,10 @@ class StartSlot:
 
 
 class StartLimiter:
-    """Lets `count` works go at a time, in the order they came, those that are urgent before the others.
+    """Grants `count` slots at a time, in order of request, urgent requests first.
 
-    A work that takes longer than `seconds` goes on, but its turn is over: a launcher that never answers must not hold
-    up the others.
+    A slot expires after `seconds` although its work continues: a launcher that never responds must not block
+    others.
     """
 
     def __init__(self, count: int = COUNT, seconds: float = SECONDS) -> None:
@@ -41,7 +41,7 @@ class StartLimiter:
         self._patient: deque[asyncio.Future[None]] = deque()
 
     async def slot(self, urgent: bool = False) -> StartSlot:
-        """Waits for a turn, which the caller ends."""
+        """Wait for a slot; the caller must end it."""
         if self._free:
             self._free -= 1
         else:
@@ -56,7 +56,7 @@ class StartLimiter:
         return StartSlot(self, self._seconds)
 
     async def take(self, work: Coroutine[Any, Any, T]) -> T:
-        """The work's result, after waiting for an urgent turn. Cancelling the caller cancels the work."""
+        """Run the coroutine in an urgent slot. Cancelling the caller cancels the coroutine."""
         try:
             slot = await self.slot(urgent=True)
         except BaseException:

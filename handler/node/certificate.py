@@ -1,4 +1,4 @@
-"""The handler's certificate: its key never leaves this process, the gateway signs for this node's name only."""
+"""The node's serving certificate: the key stays in this process; the gateway signs for this node's name only."""
 
 import asyncio
 import time
@@ -18,23 +18,23 @@ from kit.kube import Kube
 from kit.tls import TlsIdentity
 
 TOKEN = Path("/run/secrets/hyperlet/token")
-"""The projected service account token with audience `hyperlet`; the kubelet renews it."""
+"""Projected service account token with audience `hyperlet`, renewed by kubelet."""
 SECONDS = 10.0
 MAX_MESSAGE = 500
-"""Bytes kept of a refusal."""
+"""Bytes kept of a rejected response's body."""
 RETRY_SECONDS = (1.0, 30.0)
 
 _log = log.logger(component="certificate")
 
 
 class ServiceSpec(Struct):
-    """Where a Service is."""
+    """ServiceSpec, as far as it is read."""
 
     clusterIP: str | None = None
 
 
 class Service(K8sObject):
-    """A Service, as far as this is looked at."""
+    """A Service, as far as it is read."""
 
     spec: ServiceSpec = ServiceSpec()
 
@@ -45,7 +45,7 @@ class _Signed(msgspec.Struct):
 
 
 class NodeCertificate:
-    """What this node's gRPC server shows, renewed at two thirds of its life by `run()`."""
+    """The certificate of the node's gRPC server, renewed by `run()` at two thirds of its lifetime."""
 
     def __init__(
         self, kube: Kube, node: str, token: Path = TOKEN, clock: Callable[[], float] = time.time, port: int = 443
@@ -60,37 +60,37 @@ class NodeCertificate:
         """The newest; None before the first."""
 
     async def there(self) -> None:
-        """Returns when there is a certificate."""
+        """Wait for the first certificate."""
         await self._there.wait()
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For `add_secure_port`, once `there()`: every new connection is shown the newest certificate.
+        """For `add_secure_port`, after `there()`: every new connection gets the newest certificate.
 
-        Clients without a certificate of the internal authority are refused; whose it is, the service has to check.
+        Clients need a certificate of the internal CA; the service must check its subject.
         """
         given: list[TlsIdentity] = []
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
             newest = self.identity
             if newest is None or (given and given[0] is newest):
-                return None  # as before
+                return None  # unchanged
             given[:] = [newest]
             return _configuration(newest)
 
         if self.identity is None:
-            raise RuntimeError("there is no certificate yet: await there() first")
+            raise RuntimeError("no certificate yet: await there() first")
         return grpc.dynamic_ssl_server_credentials(
             _configuration(self.identity), fetch, require_client_authentication=True
         )
 
     async def run(self) -> None:
-        """Gets a certificate and renews it, for ever. While the gateway is away the old one serves on."""
+        """Obtain and renew the certificate until cancelled. The old one stays in use while the gateway is down."""
         pause, longest = RETRY_SECONDS
         while True:
             try:
                 self.identity = await self.obtain()
             except HyperletError as error:
-                _log.warning("No certificate was signed: trying again", why=error.message, seconds=pause)
+                _log.warning("Cannot obtain the node's certificate, retrying", why=error.message, seconds=pause)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, longest)
                 continue
@@ -101,11 +101,11 @@ class NodeCertificate:
             await asyncio.sleep(max(left * 2 / 3, pause))
 
     async def obtain(self) -> TlsIdentity:
-        """A new key and its certificate. Raises HyperletError in words."""
+        """A new key and its signed certificate. Raises HyperletError."""
         bundle = (await self._kube.get(ConfigMap, self._kube.namespace, names.AUTHORITIES)).data or {}
         service = await self._kube.get(Service, self._kube.namespace, names.GATEWAY_SERVICE)
         if not bundle.get(names.SERVING_BUNDLE) or not service.spec.clusterIP:
-            raise ApiUnavailable("the gateway has not said yet whom to believe")
+            raise ApiUnavailable("the gateway has not published its CA bundle or has no clusterIP yet")
         key = await asyncio.to_thread(tls.new_key)
         signed = await self._asked(
             service.spec.clusterIP, bundle[names.SERVING_BUNDLE].encode(), tls.request(key, self._node)
@@ -115,7 +115,7 @@ class NodeCertificate:
             tls.check_pair(tls.KeyPair(identity.certificate, key))
             mine = tls.uris(identity.certificate)
         except tls.TlsError as error:
-            raise ApiUnavailable(f"the gateway's answer is not what was asked for: {error}") from error
+            raise ApiUnavailable(f"the gateway returned an invalid certificate: {error}") from error
         if mine != [names.node_uri(self._node)]:
             raise ApiUnavailable(f"the gateway signed for {mine}, not for {names.node_uri(self._node)}")
         return identity
@@ -142,7 +142,7 @@ class NodeCertificate:
                 body = await response.read()
                 if response.status != 200:
                     said = body[:MAX_MESSAGE].decode(errors="replace")
-                    raise ApiUnavailable(f"the gateway answers {response.status}: {said}")
+                    raise ApiUnavailable(f"the gateway responded {response.status}: {said}")
                 return msgspec.json.decode(body, type=_Signed)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, msgspec.DecodeError) as error:
             raise ApiUnavailable(f"the gateway at {url}: {error or type(error).__name__}") from error

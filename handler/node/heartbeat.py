@@ -1,9 +1,9 @@
-"""The node's sign of life: one small patch a minute.
+"""The node's heartbeat: one patch of the Node per minute.
 
-`kubevirt.io/schedulable` lets launcher pods come here, `kubevirt.io/heartbeat` tells when the handler was last well,
-`hyperlet/kvm` whether guests have KVM here (label) and why (annotation). The controller goes by that and not by the
-node's `status.allocatable`, which counts devices, not whether and why they work, and lags behind a kubelet's restart.
-Both stay when the handler stops: an update of the DaemonSet must not chase VMs away; the heartbeat's age tells enough.
+`kubevirt.io/schedulable` allows launcher pods here; `kubevirt.io/heartbeat` is the time of the last heartbeat;
+`hyperlet/kvm` says whether KVM is usable (label) and why (annotation). The controller uses these rather than
+`status.allocatable`, which counts devices, working or not, and lags behind after a kubelet restart. The labels stay
+when the handler stops: a DaemonSet update must not evict VMs, and the heartbeat's age shows the outage.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ _log = log.logger(component="heartbeat")
 
 
 class NodeState(NamedTuple):
-    """What a node can do for VMs."""
+    """What the node can do for VMs."""
 
     takes_vms: bool
     kvm: KvmProbe
 
 
 class Heartbeat:
-    """Patches the node once a period, and at once when the state has changed; never before there is one."""
+    """Patches the Node once a period, and at once when the state changes; not before the state is known."""
 
     def __init__(
         self, kube: Kube, node: str, state: Callable[[], NodeState | None], period: float = PERIOD_SECONDS
@@ -44,16 +44,16 @@ class Heartbeat:
         self._state = state
         self._period = period
         self.beat_at = 0.0
-        """The loop's time of the last beat."""
+        """Event loop time of the last heartbeat."""
 
     async def run(self) -> None:
-        """Beats until cancelled; failures are logged and tried again."""
+        """Send heartbeats until cancelled; errors are logged and retried."""
         loop = asyncio.get_running_loop()
         said: tuple[bool, bool] | None = None
         due = 0.0
         while True:
             state = self._state()
-            # The verdict's words differ from probe to probe by milliseconds: they wait for the next beat.
+            # The probe's sentence contains a time that varies: its changes wait for the next heartbeat.
             news = (state.takes_vms, state.kvm.works) if state is not None else None
             if state is not None and (news != said or loop.time() >= due):
                 try:
@@ -61,13 +61,13 @@ class Heartbeat:
                     said, due, self.beat_at = news, loop.time() + self._period, loop.time()
                 except HyperletError as error:
                     _log.warning(
-                        "The node's heartbeat could not be written", why=error.message, again_in=_RETRY_SECONDS
+                        "Cannot write the node's heartbeat, retrying", why=error.message, again_in=_RETRY_SECONDS
                     )
             await asyncio.sleep(_RETRY_SECONDS if state is not None else _CHECKING_SECONDS)
 
 
 def patch(state: NodeState, now: datetime) -> dict[str, object]:
-    """The merge patch of a node."""
+    """The merge patch of the Node."""
     return {
         "metadata": {
             "labels": {

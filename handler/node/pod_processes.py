@@ -1,8 +1,8 @@
-"""Finding a pod's processes from outside, where no container runtime says which they are.
+"""Finds a pod's processes without the container runtime.
 
-By the pod's cgroup, which nobody gets into but by the container runtime. A pod's network namespace is that of the
-oldest one, the sandbox's: whatever network namespaces a container makes for itself, they come later. A process on its
-way into a pod is in the pod's cgroup before it has left the host's network: such ones do not count.
+A process belongs to a pod by its cgroup, which only the container runtime assigns. The pod's network namespace is that
+of its oldest process outside the host's namespace, the sandbox: namespaces that a container creates are younger. A
+process being started enters the pod's cgroup before it leaves the host's network namespace; such processes are skipped.
 """
 
 import os
@@ -13,11 +13,11 @@ from kit import proc
 
 _PROC = pathlib.Path("/proc")
 _START = 19
-"""Place of the start time among the words of /proc/<pid>/stat that follow the command's name (proc(5), field 22)."""
+"""Index of the start time after the command name in /proc/<pid>/stat (proc(5), field 22)."""
 
 
 def members(pod_uid: str) -> Iterator[proc.Process]:
-    """The processes in a pod's cgroup, whoever they run as. Each is the caller's to close."""
+    """The processes in a pod's cgroup, of any user. The caller must close each."""
     forms = (pod_uid.lower().encode(), pod_uid.lower().replace("-", "_").encode())
     with os.scandir(_PROC) as entries:
         pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
@@ -28,7 +28,7 @@ def members(pod_uid: str) -> Iterator[proc.Process]:
 
 
 def any_alive(pod_uid: str) -> bool:
-    """Whether a process of a pod is left: its sandbox's counts, one that has ended and was not reaped does not."""
+    """Whether a pod has a living process, including its sandbox; zombies do not count."""
     alive = False
     for process in members(pod_uid):
         with process:
@@ -37,7 +37,7 @@ def any_alive(pod_uid: str) -> bool:
 
 
 def _has_living_thread(pid: int) -> bool:
-    """A process whose first thread has ended looks like a zombie while the others run on, or still end their I/O."""
+    """A process looks like a zombie when its main thread has ended, while other threads run or complete I/O."""
     for stat in (_PROC / str(pid) / "task").glob("*/stat"):
         try:
             if stat.read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X"):
@@ -49,7 +49,7 @@ def _has_living_thread(pid: int) -> bool:
 
 def _member(pid: int, pod_uid: str, forms: tuple[bytes, bytes]) -> proc.Process | None:
     try:
-        # Most processes are nobody's: a look at one file says so.
+        # Most processes belong to no pod: one read rules them out.
         groups = (_PROC / str(pid) / "cgroup").read_bytes().lower()
         if not any(form in groups for form in forms):
             return None
@@ -66,7 +66,7 @@ def _member(pid: int, pod_uid: str, forms: tuple[bytes, bytes]) -> proc.Process 
 
 
 def sandbox(pod_uid: str, host: str = "/proc/1/ns/net") -> proc.Process | None:
-    """The oldest process of a pod that is not in the host's network, or None. The caller closes it."""
+    """The oldest process of a pod outside the host's network namespace, or None. The caller closes it."""
     ours = pathlib.Path(host).stat()
     oldest: tuple[int, proc.Process] | None = None
     for process in members(pod_uid):
@@ -81,7 +81,7 @@ def sandbox(pod_uid: str, host: str = "/proc/1/ns/net") -> proc.Process | None:
 
 
 def _began(process: proc.Process, host: os.stat_result) -> int | None:
-    """When a living process outside of the host's network was started, in clock ticks; None for any other."""
+    """Start time in clock ticks of a living process outside the host's network namespace; None for any other."""
     try:
         with proc.closing(process.namespace("net")) as namespace:
             if os.path.samestat(os.fstat(namespace), host):

@@ -1,7 +1,7 @@
 """The bridge binding: the guest takes over the MAC, addresses and routes of the pod's interface.
 
-The interface stays under its name, so that whoever made it can take it away again, but it has no identity of its own
-left: addresses gone, another MAC, no IPv6. What it had is kept by `handler.pod_network.interface_record`.
+The interface keeps its name, so that its CNI plugin can delete it, but loses its identity: no addresses, another MAC,
+no IPv6. `handler.pod_network.interface_record` keeps what it had.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from handler.pod_network.vm_interface import Dhcpv4Lease, Ipv6Router, VmInterfac
 from kit.netlink import Interface, Link
 
 SERVER4 = ipaddress.IPv4Interface("169.254.75.10/32")
-"""Our address where we serve DHCP; the bridge's rules keep it from the network."""
+"""Address of the launcher's DHCP server; the nftables rules keep it off the network."""
 _ONE_MAC_KINDS = ("macvlan", "ipvlan")
 _FROM_KERNEL = 2
 _ANY4 = ipaddress.IPv4Network("0.0.0.0/0")
 
 
 def names_of(interface: str, on_pod_network: bool) -> tuple[str, str]:
-    """Bridge and tap of a pod's interface."""
+    """Names of the bridge and the tap of a pod interface."""
     if on_pod_network:
         return f"{BRIDGE}{interface}"[:15], POD_TAP
     short = interface.removeprefix("pod")
@@ -34,17 +34,17 @@ def names_of(interface: str, on_pod_network: bool) -> tuple[str, str]:
 
 
 def local_mac(pod_uid: str, device: str) -> str:
-    """A MAC of nobody else's, locally administered, the same whenever it is asked for."""
+    """A locally administered MAC, derived from pod UID and device: unique and stable."""
     digest = hashlib.sha256(f"{pod_uid}/{device}".encode()).digest()
     return "06:" + digest[:5].hex(":")
 
 
 def saved_interface_of(current: CurrentState, link: Link) -> SavedInterface:
-    """What an interface has now. Raises NetworkError for one that cannot be under a bridge."""
+    """The interface's current state. Raises NetworkError for an interface that cannot be a bridge port."""
     if link.kind in _ONE_MAC_KINDS:
         raise NetworkError(
-            f"the pod's interface {link.name} is of the kind {link.kind}, which carries only its own MAC address: "
-            "a guest cannot be joined to it; use a network of bridges"
+            f"the pod's interface {link.name} is a {link.kind} device, which passes only its own MAC address "
+            "and cannot be a bridge port; use a CNI plugin that creates veth interfaces"
         )
     own = current.of(link)
     routes = [
@@ -63,27 +63,30 @@ def saved_interface_of(current: CurrentState, link: Link) -> SavedInterface:
         link.mac,
         tuple(interface for interface in own if isinstance(interface, ipaddress.IPv4Interface)),
         tuple(interface for interface in own if isinstance(interface, ipaddress.IPv6Interface)),
-        # What is on the link comes first: it is how the gateways of the others are reached.
+        # Link routes first: the gateways of the others are reached by them.
         tuple(sorted(ways.values(), key=lambda way: way.gateway is not None)),
     )
 
 
 def is_same(link: Link, taken: SavedInterface, pod_uid: str) -> bool:
-    """Whether a record is about this very interface, not about another that had its name."""
+    """Whether a record is about this interface, and not an earlier one of the same name."""
     return link.index == taken.index and link.mac in (taken.mac, local_mac(pod_uid, link.name))
 
 
 def recorded(
     current: CurrentState, request: InterfaceRequest, link: Link, known: SavedInterface | None
 ) -> SavedInterface:
-    """What the interface had before it was taken; `known`: what is on record of it. Raises NetworkError if nobody knows
-    any more."""
+    """The interface's state before it was taken over; `known`: the record, if any.
+
+    Raises NetworkError if it is taken over and not on record.
+    """
     if known is not None:
         return known
     bridge, _ = names_of(link.name, request.on_pod_network)
     if link.master and bridge in current.links and current.links[bridge].index == link.master:
         raise NetworkError(
-            f"interface {request.name}: the record of what {link.name} had is gone; restart the virtual machine"
+            f"interface {request.name}: the saved addresses and routes of {link.name} are lost; restart the virtual "
+            "machine"
         )
     return saved_interface_of(current, link)
 
@@ -91,7 +94,7 @@ def recorded(
 def compose(
     link: Link, request: InterfaceRequest, taken: SavedInterface, pod_uid: str
 ) -> tuple[VmInterface, InterfaceDevices, nftables.BridgedInterface]:
-    """What there should be. Pure. Raises NetworkError if the network gave another MAC than somebody insists on."""
+    """The desired state of one interface. Pure. Raises NetworkError if the network assigned another MAC."""
     bridge, tap = names_of(link.name, request.on_pod_network)
     lease4 = _lease4(taken)
     server = (SERVER4,) if lease4 else ()
@@ -127,7 +130,7 @@ def compose(
 def lingering(
     going: Mapping[str, tuple[str, str]], taken: Mapping[str, SavedInterface]
 ) -> list[nftables.BridgedInterface]:
-    """The rules of interfaces that nobody asks for any more and the launcher still uses: bridge and tap by name."""
+    """The rules of interfaces that are no longer requested but still used by the launcher: (bridge, tap) by name."""
     return [
         nftables.BridgedInterface(interface, tap, str(SERVER4.ip) if had.addresses4 else "", bool(had.addresses6))
         for name, (_, tap) in going.items()
@@ -136,18 +139,18 @@ def lingering(
 
 
 def guest_mac(request: InterfaceRequest, interface: str, given: str) -> str:
-    """The MAC of the guest: that of the interface, which is the one that the network lets through. Raises NetworkError.
+    """The guest's MAC: that of the interface, since the network passes no other. Raises NetworkError.
 
-    The pod's own network cannot be asked for a MAC, and most such networks do not care: there one that a person has
-    chosen is used.
+    The pod network takes no requested MAC, and most implementations do not filter by MAC, so there a MAC chosen by the
+    user is used.
     """
     if request.mac in ("", given) or not request.insists:
         return given
     if request.on_pod_network:
         return request.mac
     raise NetworkError(
-        f"interface {request.name}: the network gave {interface} the MAC address {given} instead of {request.mac}, "
-        "and frames from another would be lost; leave macAddress out, or use a network whose CNI plugin takes it"
+        f"interface {request.name}: the network assigned {interface} the MAC address {given} instead of {request.mac} "
+        "and drops frames from any other; remove macAddress, or use a CNI plugin that supports the mac capability"
     )
 
 
@@ -162,7 +165,7 @@ def _lease4(taken: SavedInterface) -> Dhcpv4Lease | None:
 def _addresses(
     request: InterfaceRequest, taken: SavedInterface
 ) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ...]:
-    """On the pod's own network those are the pod's, all of them; elsewhere the ones that the guest is given."""
+    """All addresses of the pod on the pod network; elsewhere those leased to the guest."""
     both: tuple[Interface, ...] = taken.addresses4 + taken.addresses6
     if not request.on_pod_network:
         both = taken.addresses4[:1] + taken.addresses6[:1]
@@ -170,7 +173,7 @@ def _addresses(
 
 
 def space_sysctls() -> dict[str, str]:
-    """Those of the whole namespace: bridged frames are none of its packet filter's business."""
+    """Sysctls of the namespace: bridged frames bypass its packet filter."""
     return {f"net/bridge/bridge-nf-call-{tables}tables": "0" for tables in ("ip", "ip6", "arp")}
 
 

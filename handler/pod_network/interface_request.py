@@ -1,4 +1,4 @@
-"""What a VMI asks of its networks, checked: one request for each of its interfaces."""
+"""The validated network interfaces of a VMI: one `InterfaceRequest` each."""
 
 import ipaddress
 import re
@@ -14,14 +14,14 @@ GATEWAY_MAC = "02:00:00:00:00:01"
 DEFAULT_SUBNET4 = "10.0.2.0/24"
 DEFAULT_SUBNET6 = "fd10:0:2::/120"
 MAX_REQUESTS = 64
-"""Of one VM."""
+"""Maximum interfaces of one VM."""
 _MAX_QUEUES = 256
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 @dataclass(frozen=True)
 class MasqueradeNetwork:
-    """The network behind the masquerade binding. The gateway has a subnet's first address, the guest the second."""
+    """The subnets of the masquerade binding: the gateway has the first address, the guest the second."""
 
     subnet4: ipaddress.IPv4Network
     subnet6: ipaddress.IPv6Network
@@ -29,7 +29,7 @@ class MasqueradeNetwork:
 
     @property
     def gateways(self) -> tuple[ipaddress.IPv4Interface, ipaddress.IPv6Interface]:
-        """The gateway's address of each version."""
+        """The gateway's address of each IP version."""
         return (
             ipaddress.IPv4Interface((self.subnet4.network_address + 1, self.subnet4.prefixlen)),
             ipaddress.IPv6Interface((self.subnet6.network_address + 1, self.subnet6.prefixlen)),
@@ -42,20 +42,20 @@ class InterfaceRequest:
 
     name: str
     interface: str = ""
-    """The pod's interface that it joins; empty for the pod's own network, whose interface may have any name."""
+    """The pod interface it is connected to; empty for the pod network, whose interface may have any name."""
     mac: str = ""
-    """Of the guest; empty: that of the pod's interface."""
+    """MAC of the guest; empty: that of the pod interface."""
     insists: bool = False
-    """Whether a person chose that MAC: any other would be wrong."""
+    """Whether the user chose the MAC: no other is acceptable."""
     queues: int = 1
     translated: MasqueradeNetwork | None = None
-    """Of the masquerade binding."""
+    """Set for the masquerade binding."""
     hardware: bool = False
-    """The sriov binding: the guest gets a device of the host, and nothing of it is made in the pod."""
+    """The sriov binding: the guest gets a host device, and nothing is created in the pod."""
 
     @property
     def on_pod_network(self) -> bool:
-        """Whether it is on the pod's own network."""
+        """Whether it is on the pod network."""
         return not self.interface
 
     @property
@@ -65,31 +65,30 @@ class InterfaceRequest:
 
 
 def is_mac(text: str) -> bool:
-    """Whether it is an Ethernet address, written small and with colons."""
+    """Whether `text` is an Ethernet address in lower case with colons."""
     return bool(_MAC.fullmatch(text))
 
 
 def requests_of(vmi: VirtualMachineInstance) -> tuple[InterfaceRequest, ...]:
-    """What the VMI asks for now, in the order of its interfaces. Raises NetworkError, in words, for what cannot be had.
-
-    Interfaces whose state is `absent` ask for nothing.
-    """
+    """The interfaces of the VMI in order, without those in state `absent`. Raises NetworkError."""
     nics = [nic for nic in vmi.spec.domain.devices.interfaces or [] if nic.state != "absent"]
     if len(nics) > MAX_REQUESTS:
-        raise NetworkError(f"the virtual machine has {len(nics)} interfaces; {MAX_REQUESTS} are the most")
+        raise NetworkError(
+            f"spec.domain.devices.interfaces: {len(nics)} interfaces, at most {MAX_REQUESTS} are supported"
+        )
     networks = {network.name: network for network in vmi.spec.networks or []}
     found = tuple(_request(vmi, nic, networks.get(nic.name)) for nic in nics)
     own = [request.name for request in found if request.on_pod_network]
     if len(own) > 1:
-        raise NetworkError(f"interfaces {', '.join(own)}: only one can be on the pod's own network")
+        raise NetworkError(f"interfaces {', '.join(own)}: only one can be on the pod network")
     if len({request.name for request in found}) < len(found):
-        raise NetworkError("two interfaces have the same name; give each its own")
+        raise NetworkError("spec.domain.devices.interfaces: names must be unique")
     return found
 
 
 def _request(vmi: VirtualMachineInstance, nic: Interface, network: Network | None) -> InterfaceRequest:
     if network is None or (network.pod is None and network.multus is None):
-        raise NetworkError(f"interface {nic.name}: there is no pod or multus network of this name in spec.networks")
+        raise NetworkError(f"interface {nic.name}: spec.networks has no pod or multus network of this name")
     mac = _mac(nic)
     insists = bool(mac) and mac != defaults.mac_address(vmi.metadata, nic.name)
     interface = "" if network.pod is not None else pod_interface(nic.name)
@@ -100,16 +99,16 @@ def _request(vmi: VirtualMachineInstance, nic: Interface, network: Network | Non
     if nic.sriov is not None and network.multus is not None:
         return InterfaceRequest(nic.name, interface, mac, insists, 0, hardware=True)
     raise NetworkError(
-        f"interface {nic.name}: only the bindings masquerade, bridge and (on multus networks) sriov exist"
+        f"interface {nic.name}: no supported binding: use masquerade, bridge or (on multus networks) sriov"
     )
 
 
 def _masqueraded(vmi: VirtualMachineInstance, nic: Interface, network: Network, mac: str) -> InterfaceRequest:
     pod = network.pod
     if network.multus is not None:
-        raise NetworkError(f"interface {nic.name}: masquerade exists on the pod's own network only; use bridge")
+        raise NetworkError(f"interface {nic.name}: masquerade is supported on the pod network only; use bridge")
     if not mac:
-        raise NetworkError(f"interface {nic.name}: it has no MAC address; set macAddress")
+        raise NetworkError(f"interface {nic.name}: macAddress: required")
     subnet4 = _subnet4(nic.name, (pod and pod.vmNetworkCIDR) or DEFAULT_SUBNET4)
     subnet6 = _subnet6(nic.name, (pod and pod.vmIPv6NetworkCIDR) or DEFAULT_SUBNET6)
     return InterfaceRequest(

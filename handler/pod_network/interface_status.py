@@ -1,4 +1,4 @@
-"""The protocol's messages about NICs and their entries in the VMI's status, from what the networks have become."""
+"""Builds the launcher's NIC messages and the VMI's `status.interfaces` from the configured pod networks."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 def messages(vmi: VirtualMachineInstance, made: PodNetworkState) -> list[pb.Nic]:
-    """One message for each interface that the VMI asks for, in its order."""
+    """One message per requested interface of the VMI, in order."""
     settings = with_subdomain(made.resolver, vmi.spec.subdomain, vmi.metadata.namespace or "")
     made = replace(made, resolver=settings)
     return [_message(vmi, made, attachment) for attachment in made.attachments]
@@ -40,7 +40,7 @@ def _message(vmi: VirtualMachineInstance, made: PodNetworkState, attachment: VmI
 def _dhcp4(vmi: VirtualMachineInstance, made: PodNetworkState, attachment: VmInterface) -> pb.Dhcp4:
     lease = attachment.lease4
     assert lease is not None
-    # The cluster's name servers are reached through the pod's own network only.
+    # The cluster's name servers are reachable through the pod network only.
     resolver = made.resolver if attachment.request.on_pod_network else None
     return pb.Dhcp4(
         device=attachment.bridge,
@@ -48,7 +48,7 @@ def _dhcp4(vmi: VirtualMachineInstance, made: PodNetworkState, attachment: VmInt
         address=str(lease.address.ip),
         prefix=lease.address.network.prefixlen,
         router=str(lease.router or ""),
-        # RFC 3442: a gateway of 0.0.0.0 says that the destination is on the link itself.
+        # RFC 3442: gateway 0.0.0.0 means that the destination is on the link.
         routes=[
             pb.Route(destination=str(way.destination), gateway=str(way.gateway or "0.0.0.0")) for way in lease.routes
         ],
@@ -70,17 +70,17 @@ def _dhcp6(made: PodNetworkState, attachment: VmInterface) -> pb.Dhcp6:
 
 
 def hostname(vmi: VirtualMachineInstance) -> str:
-    """The guest's host name, as the pod's: the spec's, else the VMI's name as one DNS label."""
+    """The guest's host name, same as the pod's: spec.hostname, else the VMI's name as one DNS label."""
     return vmi.spec.hostname or (vmi.metadata.name or "").replace(".", "-")[:63].rstrip("-")
 
 
 def status(
     vmi: VirtualMachineInstance, made: PodNetworkState, state: LauncherState, told: frozenset[str] = frozenset()
 ) -> list[Json]:
-    """The entries of `status.interfaces`: that on the pod's own network first, so that the first address is the pod's.
+    """The entries of `status.interfaces`. The pod network is first, so that the first address is the pod's.
 
-    Then what is on its way out, then what only the guest's agent knows of. `told`: the pod's interfaces that its
-    network-status tells of.
+    Interfaces being unplugged follow, then those only the guest agent reports. `told`: the pod interfaces listed in
+    the network-status annotation.
     """
     nics = {nic.name: nic for nic in state.nics}
     guests = {interface.mac: interface for interface in reversed(state.interfaces) if interface.mac}
@@ -102,7 +102,7 @@ def _entry(
     told: bool,
 ) -> Json:
     request = attachment.request
-    # A launcher that says nothing of NICs may be an older one: its domain was made from our words.
+    # An older launcher may report no NICs: its domain has the MAC that the handler configured.
     mac = attachment.mac or (nic.mac if nic else "")
     entry: Json = {"name": request.name, "linkState": _link(vmi, request.name, nic)}
     if mac:
@@ -112,8 +112,8 @@ def _entry(
     if not request.hardware:
         entry["queueCount"] = (nic.queues if nic else 0) or request.queues
     guest = guests.get(mac)
-    # Behind NAT the guest's own address is hidden: the pod's addresses stay the ones to reach it by. On a network
-    # where nobody gave it an address, only the guest knows.
+    # Behind NAT the guest's own address is not reachable, so the pod's addresses are reported. Without addresses
+    # assigned by the network, only the guest knows its own.
     addresses = [str(address) for address in attachment.addresses]
     if not addresses and guest is not None and not request.on_pod_network:
         addresses = list(guest.addresses)
@@ -135,7 +135,7 @@ def _departing(nic: NicInfo, guests: dict[str, GuestInterface]) -> Json:
 
 
 def _known(guest: GuestInterface | None, told: bool) -> Json:
-    """Where the facts come from, and the name that the guest has for the interface."""
+    """The entry's sources of information, and the interface's name in the guest."""
     sources = [names.INFO_DOMAIN]
     if guest is not None:
         sources.append(names.INFO_GUEST_AGENT)

@@ -1,4 +1,4 @@
-"""The masquerade binding: the guest on a private network behind the pod's addresses."""
+"""The masquerade binding: the guest is on a private subnet behind the pod's addresses (NAT)."""
 
 import ipaddress
 
@@ -15,7 +15,7 @@ POD_TAP = f"{TAP}0"
 def compose(
     current: CurrentState, uplink: Link, request: InterfaceRequest
 ) -> tuple[VmInterface, InterfaceDevices, nftables.MasqueradeRules]:
-    """What there should be, given the pod's own interface. Pure. Raises NetworkError for overlapping subnets."""
+    """The desired state, given the pod's interface. Pure. Raises NetworkError for overlapping subnets."""
     assert request.translated is not None
     bridge = f"{BRIDGE}{uplink.name}"[:15]
     own = tuple(interface.ip for interface in current.of(uplink))
@@ -35,7 +35,7 @@ def compose(
 
 
 def space_sysctls(devices: InterfaceDevices) -> dict[str, str]:
-    """Those of the whole namespace: what routes between guest and network."""
+    """Sysctls of the namespace: forwarding between guest and network."""
     common = {"net/ipv4/ip_forward": "1"}
     if any(interface.version == 6 for interface in devices.addresses):
         common["net/ipv6/conf/all/forwarding"] = "1"
@@ -45,13 +45,13 @@ def space_sysctls(devices: InterfaceDevices) -> dict[str, str]:
 def _gateways(
     name: str, translated: MasqueradeNetwork, own: tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ...]
 ) -> tuple[Interface, ...]:
-    """Ours, for each version that the pod has an address of."""
+    """The gateway addresses, for each IP version of the pod's addresses."""
     chosen: list[Interface] = []
     for gateway in translated.gateways:
         pod = [address for address in own if address.version == gateway.version]
         if any(address in gateway.network for address in pod):
             raise NetworkError(
-                f"interface {name}: the guest's network {gateway.network} contains the pod's own address; choose "
+                f"interface {name}: the guest's subnet {gateway.network} contains the pod's own address; set "
                 f"another vm{'IPv6' if gateway.version == 6 else ''}NetworkCIDR"
             )
         if pod:

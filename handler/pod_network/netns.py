@@ -1,4 +1,4 @@
-"""A pod's network namespace: what is in it, what should be, and the steps from one to the other."""
+"""A pod's network namespace: its current state, its desired state, and the steps between them."""
 
 import contextlib
 import errno
@@ -16,14 +16,14 @@ from kit.netlink import Address, Link, Netlink, Route
 
 _SYSCTLS = pathlib.Path("/proc/sys")
 BRIDGE, TAP = "k6t-", "tap"
-"""How the names of our devices begin. Nothing else in a pod's namespace has such a name."""
+"""Prefixes of the devices that the handler creates; no others in a pod's namespace have them."""
 _OPTIONAL = ("net/ipv6/", "net/bridge/")
-"""Sysctls of parts that a kernel may not have."""
+"""Sysctls that may be missing in the kernel."""
 
 
 @dataclass(frozen=True)
 class CurrentState:
-    """What is in the namespace now."""
+    """The current state of the namespace."""
 
     links: dict[str, Link]
     addresses: tuple[Address, ...] = ()
@@ -31,8 +31,8 @@ class CurrentState:
     sysctls: dict[str, str] = field(default_factory=dict)
 
     def uplink(self, others: Iterable[str] = ()) -> Link:
-        """The pod's own interface: eth0, or else the first device with a global address that is none of the others,
-        those of secondary networks. Raises NetworkError."""
+        """The pod's own interface: eth0, else the first device with a global address that is not among `others`, the
+        secondary networks. Raises NetworkError."""
         with_address = {address.index for address in self.addresses if address.scope == 0}
         chosen = [
             link
@@ -46,7 +46,7 @@ class CurrentState:
         return min(chosen, key=lambda link: (link.name != "eth0", link.index))
 
     def of(self, link: Link) -> tuple[netlink.Interface, ...]:
-        """The global addresses of a device that somebody gave it for good."""
+        """The permanent global addresses of a device."""
         return tuple(
             address.interface
             for address in self.addresses
@@ -63,7 +63,7 @@ class CurrentState:
 
 @dataclass(frozen=True)
 class BridgedUplink:
-    """The pod's interface under a bridge: it carries frames, and has no identity of its own left."""
+    """The pod's interface as a bridge port, stripped of its own addresses."""
 
     name: str
     mac: str
@@ -71,7 +71,7 @@ class BridgedUplink:
 
 @dataclass(frozen=True)
 class InterfaceDevices:
-    """What one interface of the VM needs in the namespace: its bridge and its tap."""
+    """The bridge and tap of one interface of the VM."""
 
     bridge: str
     bridge_mac: str
@@ -80,28 +80,28 @@ class InterfaceDevices:
     multi_queue: bool = False
     addresses: tuple[netlink.Interface, ...] = ()
     sysctls: dict[str, str] = field(default_factory=dict)
-    """Of its bridge and tap; set before these come up."""
+    """Of bridge and tap; set before they come up."""
     uplink: BridgedUplink | None = None
     guest: ipaddress.IPv4Address | None = None
-    """An address that is to be known as the bridge's neighbour."""
+    """An address reachable through the bridge as a link route."""
 
 
 @dataclass(frozen=True)
 class DesiredState:
-    """What should be in the namespace."""
+    """The desired state of the namespace."""
 
     devices: tuple[InterfaceDevices, ...] = ()
     sysctls: dict[str, str] = field(default_factory=dict)
     """Of the whole namespace."""
     tables: tuple[nftables.NftTable, ...] = ()
     kept: frozenset[str] = frozenset()
-    """Devices of ours that nobody wants any more and somebody still uses."""
+    """Devices of the handler that are no longer requested but still in use."""
     owner: tuple[int, int] = (names.LAUNCHER_UID, names.LAUNCHER_UID)
-    """User and group that may open the taps, by our names for them: a pod may have a user namespace."""
+    """Owner and group of the taps, as host IDs: a pod may have a user namespace."""
 
 
 class NetnsStep(NamedTuple):
-    """One change."""
+    """One change of the namespace."""
 
     verb: str
     device: str = ""
@@ -115,13 +115,13 @@ Perform = Callable[[Netlink, DesiredState, NetnsStep], None]
 
 
 def observe(route: Netlink) -> CurrentState:
-    """What is in the calling thread's network namespace."""
+    """The current state of the calling thread's network namespace."""
     links = route.links()
     return CurrentState(links, tuple(route.addresses()), tuple(route.routes()))
 
 
 def with_sysctls(current: CurrentState, desired: DesiredState) -> CurrentState:
-    """The same, with the present values of all the sysctls that matter."""
+    """`current` with the present values of all sysctls in `desired`."""
     found = {}
     for key in (*_wanted(desired), no_ipv6("lo")):
         with contextlib.suppress(OSError):
@@ -139,15 +139,15 @@ def _wanted(desired: DesiredState) -> dict[str, str]:
 
 
 def no_ipv6(device: str) -> str:
-    """The sysctl that takes IPv6 from a device, with all its addresses."""
+    """The sysctl that disables IPv6 on a device and removes its addresses."""
     return f"net/ipv6/conf/{device}/disable_ipv6"
 
 
 def difference(current: CurrentState, desired: DesiredState) -> list[NetnsStep]:
-    """The steps from one to the other, in order; empty when there is nothing to do. Pure.
+    """The steps from current to desired state, in order; empty when equal. Pure.
 
-    Whether the rules are in place, the kernel has to be asked (`nftables.in_place`): without a bridge they cannot be.
-    They come before everything that they guard, and after what they no longer guard is gone.
+    The kernel must be asked whether the rules are in place (`nftables.in_place`); without a bridge they cannot be. They
+    are applied before the devices they filter are created, and after obsolete devices are deleted.
     """
     steps = [NetnsStep("delete", name) for name in sorted(_leftover(current, desired))]
     steps += [NetnsStep("sysctl", value=key) for key, value in desired.sysctls.items() if _wrong(current, key, value)]
@@ -215,13 +215,13 @@ def _wrong(current: CurrentState, key: str, value: str) -> bool:
     if key in current.sysctls:
         return current.sysctls[key] != value
     if key.startswith("net/ipv6/"):
-        # Those of a device that is still to be made do not exist yet; without IPv6 in the kernel there are none at all.
+        # Those of a device not yet created do not exist; without IPv6 in the kernel none do.
         return no_ipv6("lo") in current.sysctls
     return not key.startswith(_OPTIONAL)
 
 
 def perform(route: Netlink, desired: DesiredState, step: NetnsStep) -> None:
-    """Does one step, in the calling thread's network namespace. Raises OSError, NetworkError."""
+    """Apply one step in the calling thread's network namespace. Raises OSError, NetworkError."""
     _VERBS[step.verb](route, desired, step)
 
 
@@ -248,7 +248,7 @@ def _empty(route: Netlink, desired: DesiredState, step: NetnsStep) -> None:
     try:
         route.delete_address(route.links()[step.device].index, ipaddress.ip_interface(step.value))
     except OSError as error:
-        if error.errno != errno.EADDRNOTAVAIL:  # a second address of a subnet goes with the first
+        if error.errno != errno.EADDRNOTAVAIL:  # secondary addresses of a subnet go with the primary
             raise
 
 
@@ -259,7 +259,7 @@ def _mac(route: Netlink, desired: DesiredState, step: NetnsStep) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        route.change_link(link.index, up=False)  # a driver that changes it only while it is down
+        route.change_link(link.index, up=False)  # some drivers change the MAC only while down
         route.change_link(link.index, mac=step.value)
 
 

@@ -1,8 +1,8 @@
 """The nftables rules of a guest, in the launcher's network namespace.
 
-They are in two tables of our own, `inet hyperlet` for masquerade and `bridge hyperlet` for bridges, replaced in one
-transaction. An empty chain whose name holds a digest of the rules tells later whether they are in place. Source:
-nft(8), sections on NAT statements, payload expressions and the bridge family.
+Two tables, `inet hyperlet` for masquerade and `bridge hyperlet` for bridges, are replaced in one transaction. An empty
+chain named by a digest of the rules shows whether they are in place.
+Source: nft(8), NAT statements, payload expressions and the bridge family.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _SECONDS = 15
 
 @dataclass(frozen=True)
 class ForwardedPorts:
-    """A range of ports that reaches the guest; `protocol` is tcp or udp."""
+    """A range of ports forwarded to the guest; `protocol` is tcp or udp."""
 
     protocol: str
     first: int
@@ -37,7 +37,7 @@ class ForwardedPorts:
 
 @dataclass(frozen=True)
 class IpFamily:
-    """The guest's side of one IP version."""
+    """The addresses of one IP version."""
 
     guest: IPv4Address | IPv6Address
     gateway: IPv4Address | IPv6Address
@@ -46,20 +46,20 @@ class IpFamily:
 
     @property
     def word(self) -> str:
-        """nft's word for the IP version."""
+        """nft's keyword for the IP version."""
         return "ip" if self.guest.version == 4 else "ip6"
 
     @property
     def loopback(self) -> str:
-        """The address by which the pod itself reaches the guest; there is none for IPv6, which never routes ::1."""
+        """The loopback address forwarded to the guest; none for IPv6, which never routes ::1."""
         return "127.0.0.1" if self.guest.version == 4 else ""
 
 
 def checked(device: str) -> str:
-    """The name of a device. Raises NetworkError if nft would not take it for one word: the kernel lets it hold
-    quotation marks, and some CNI plugins let users choose it."""
+    """The device name. Raises NetworkError for one that nft cannot parse: the kernel allows quotation marks, and some
+    CNI plugins let users choose the name."""
     if not _DEVICE.fullmatch(device):
-        raise NetworkError(f"the pod's network device {device!r} has a name that cannot be used")
+        raise NetworkError(f"the pod's network device {device!r} has an unsupported name")
     return device
 
 
@@ -69,13 +69,13 @@ class NftTable:
     family = "inet"
 
     def text(self) -> str:
-        """The input for `nft -f -`; applying it again changes nothing."""
+        """Input for `nft -f -`; idempotent."""
         where, rules = f"{self.family} {TABLE}", self._table()
         return f"table {where} {{}}\ndelete table {where}\n{rules}add chain {where} {marker(rules)}\n"
 
     @property
     def marker(self) -> str:
-        """Name of the chain that exists if and only if these very rules are in place."""
+        """Name of the chain that exists if and only if exactly these rules are in place."""
         return marker(self._table())
 
     def _table(self) -> str:
@@ -92,11 +92,11 @@ class NftTable:
 
 @dataclass(frozen=True)
 class MasqueradeRules(NftTable):
-    """The rules of the masquerade binding. What goes where:
+    """The rules of the masquerade binding:
 
-    - in at the pod's interface, to the pod's addresses: on to the guest (everything, or only the listed ports);
-    - out from the guest: with the pod's address;
-    - from the pod itself to its loopback or its own addresses: to the guest, which sees the gateway as the sender.
+    - from the network to the pod's addresses: DNAT to the guest (all ports, or the listed ones);
+    - from the guest: SNAT to the pod's address;
+    - from the pod to its loopback or its own addresses: DNAT to the guest, which sees the gateway as the source.
     """
 
     uplink: str
@@ -117,7 +117,7 @@ class MasqueradeRules(NftTable):
         ]
 
     def _guard(self) -> list[str]:
-        # route_localnet opens 127.0.0.0/8 to the bridge; the guest must not come in by it.
+        # route_localnet opens 127.0.0.0/8 to the bridge; guest and network must not use it.
         return [
             f'iifname "{self.bridge}" ip daddr 127.0.0.0/8 drop',
             f'iifname "{self.uplink}" ip daddr 127.0.0.0/8 drop',
@@ -170,14 +170,14 @@ def _to_guest(family: IpFamily) -> str:
 
 
 def marker(rules: str) -> str:
-    """The name of the marking chain for a text of rules."""
+    """The name of the marker chain for a text of rules."""
     return f"rules_{hashlib.sha256(rules.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
 class BridgedInterface:
-    """The devices of one interface with the bridge binding. `server4`: our own address there, where we serve DHCP;
-    `serves6`: whether we serve DHCPv6."""
+    """The devices of one interface with the bridge binding. `server4`: address of the DHCP server; `serves6`: whether
+    DHCPv6 is served."""
 
     uplink: str
     tap: str
@@ -191,9 +191,9 @@ class BridgedInterface:
 
 @dataclass(frozen=True)
 class BridgeRules(NftTable):
-    """The rules of the bridge binding. Between guest and network everything passes but the DHCP that we serve. The
-    pod's own network stack has nothing to do with that network: nothing of it goes out there, nothing comes in from
-    there, and the guest gets no further in than our DHCP servers."""
+    """The rules of the bridge binding. Between guest and network everything passes except DHCP served by the launcher.
+    The pod's network stack is isolated from that network in both directions, and the guest reaches nothing of it but
+    the DHCP servers."""
 
     nics: tuple[BridgedInterface, ...]
     family = "bridge"
@@ -234,13 +234,13 @@ class BridgeRules(NftTable):
 
 
 def apply(tables: Iterable[NftTable]) -> None:
-    """Puts the rules in place, in the calling thread's network namespace. Raises NetworkError with nft's words."""
+    """Apply the rules in the calling thread's network namespace. Raises NetworkError with nft's message."""
     if text := "".join(table.text() for table in tables):
         _run(["nft", "-f", "-"], text)
 
 
 def in_place(tables: Iterable[NftTable]) -> bool:
-    """Whether these very rules are in place in the calling thread's network namespace. Raises NetworkError."""
+    """Whether exactly these rules are in place in the calling thread's network namespace. Raises NetworkError."""
     wanted = [table.marker for table in tables]
     if not wanted:
         return True
@@ -252,7 +252,7 @@ def _run(command: list[str], text: str) -> str:
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NetworkError(f"nft did not run: {error}") from error
+        raise NetworkError(f"cannot run nft: {error}") from error
     if done.returncode:
-        raise NetworkError(f"nft refused the rules: {done.stderr.strip()[:500]}")
+        raise NetworkError(f"nft rejected the rules: {done.stderr.strip()[:500]}")
     return done.stdout

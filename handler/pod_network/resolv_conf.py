@@ -1,4 +1,4 @@
-"""The DNS settings that a pod has, for handing on to its guest. Source: resolv.conf(5)."""
+"""A pod's DNS configuration, passed on to its guest. Source: resolv.conf(5)."""
 
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -13,7 +13,7 @@ _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 
 class ResolverConfig(NamedTuple):
-    """Name servers that the guest can reach, and search domains, in the pod's order."""
+    """Name servers reachable from the guest, and search domains, in the pod's order."""
 
     servers4: tuple[IPv4Address, ...] = ()
     servers6: tuple[IPv6Address, ...] = ()
@@ -21,14 +21,14 @@ class ResolverConfig(NamedTuple):
 
 
 def read(process: proc.Process) -> ResolverConfig:
-    """The settings of the container that the process runs in. Raises OSError if there is no such readable file."""
+    """The resolv.conf of the process's container. Raises OSError if it cannot be read."""
     with proc.closing(process.root()) as root:
         return parse(proc.read_beneath(root, "etc/resolv.conf", _LIMIT).decode("utf-8", "replace"))
 
 
 def parse(text: str) -> ResolverConfig:
-    """What resolv.conf says. Servers on the pod's loopback and scoped link-local ones are left out: the guest
-    cannot reach them. IPv4 link-local ones stay: a node-local cache lives there, and it is reached through the gateway.
+    """Parse resolv.conf. Loopback and scoped link-local servers are dropped, since the guest cannot reach them. IPv4
+    link-local ones are kept: a node-local cache uses them, and they are reached through the gateway.
     """
     servers: list[IPv4Address | IPv6Address] = []
     search: list[str] = []
@@ -49,9 +49,9 @@ def parse(text: str) -> ResolverConfig:
 
 
 def with_subdomain(settings: ResolverConfig, subdomain: str | None, namespace: str) -> ResolverConfig:
-    """The settings with the domain of a headless Service first, so that a guest finds its group by short names.
+    """The configuration with the domain of a headless Service first, so that guests find each other by short names.
 
-    Its place in the cluster's domain is told by the pod's own search list: `<namespace>.svc.<domain>`.
+    The cluster domain comes from the pod's search list: `<namespace>.svc.<domain>`.
     """
     own = next((name for name in settings.search if name.startswith(f"{namespace}.svc.")), None)
     if not subdomain or own is None:

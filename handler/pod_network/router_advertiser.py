@@ -1,8 +1,8 @@
-"""IPv6 router advertisements to a guest: its default route, and the word that addresses come by DHCPv6.
+"""IPv6 router advertisements to a guest: the default route, and the flags for DHCPv6.
 
-One raw socket per guest, opened in the pod's network namespace and served by the handler's own event loop. The
-advertised life times are the longest there are, so a handler that is away for hours takes nothing from a guest.
-Source: RFC 4861 sections 4.1, 4.2 and 6.2; RFC 8319 (life times).
+One raw socket per guest, opened in the pod's network namespace and served by the handler's event loop. Lifetimes are
+the maximum, so an absent handler takes nothing from a guest for hours.
+Source: RFC 4861 sections 4.1, 4.2 and 6.2; RFC 8319 (lifetimes).
 """
 
 import asyncio
@@ -25,8 +25,7 @@ _QUIET_SECONDS, _DRAINED = 0.5, 64
 
 
 def advertisement(gateway: IPv6Interface, mac: str, mtu: int, leads_on: bool = True) -> bytes:
-    """The message; the kernel fills in its checksum. A router that does not lead on says nothing of a default route
-    (a life time of 0)."""
+    """The message; the kernel fills in its checksum. Without `leads_on` it announces no default route (lifetime 0)."""
     life = _LONGEST if leads_on else 0
     head = struct.pack("!BBHBBHII", _ROUTER_ADVERTISEMENT, 0, 0, 64, _MANAGED | _OTHER, life, 0, 0)
     link = struct.pack("!BB6s", 1, 1, bytes.fromhex(mac.replace(":", "")))
@@ -46,7 +45,7 @@ def advertisement(gateway: IPv6Interface, mac: str, mtu: int, leads_on: bool = T
 
 
 def open_socket(process: proc.Process, bridge: str) -> tuple[socket.socket, int]:
-    """A socket for the bridge in the process's network namespace, and the bridge's index there. Raises OSError.
+    """A socket bound to the bridge in the process's network namespace, and the bridge's index. Raises OSError.
 
     Changes the calling thread's namespace: call it through `kit.proc.isolated`.
     """
@@ -58,15 +57,15 @@ def open_socket(process: proc.Process, bridge: str) -> tuple[socket.socket, int]
     )
     try:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, bridge.encode())
-        # One bit for each of the 256 types, set: blocked.
+        # One bit for each of the 256 types; a set bit blocks.
         blocked = bytearray(b"\xff" * 32)
         blocked[_ROUTER_SOLICITATION // 32 * 4 + _ROUTER_SOLICITATION % 32 // 8] &= (
             ~(1 << _ROUTER_SOLICITATION % 8) & 0xFF
         )
         raw.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, bytes(blocked))
-        # The kernel makes the least of it: what waits here is memory of ours that a guest fills.
+        # The kernel applies its minimum: the guest controls how much is buffered here.
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
-        # A receiver ignores what has crossed a router: anything below 255 hops.
+        # Receivers ignore packets with a hop limit below 255: they crossed a router.
         raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
         raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 255)
         raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
@@ -79,7 +78,7 @@ def open_socket(process: proc.Process, bridge: str) -> tuple[socket.socket, int]
 
 
 class Advertiser:
-    """Advertises to one guest until closed. It keeps the pod's network namespace alive: close it with the pod."""
+    """Sends advertisements to one guest until closed. Keeps the pod's network namespace: close it with the pod."""
 
     def __init__(self, raw: socket.socket, index: int, message: bytes) -> None:
         self._socket = raw
@@ -92,12 +91,12 @@ class Advertiser:
 
     @classmethod
     async def start(cls, process: proc.Process, bridge: str, router: Ipv6Router, mac: str, mtu: int) -> "Advertiser":
-        """Starts advertising on the bridge, whose address is `mac`. Raises OSError."""
+        """Start advertising on the bridge, whose MAC is `mac`. Raises OSError."""
         raw, index = await proc.isolated(lambda: open_socket(process, bridge))
         return cls(raw, index, advertisement(router.gateway, mac, mtu, router.leads_on))
 
     def close(self) -> None:
-        """Ends it. The guest keeps what it was told."""
+        """Stop. The guest keeps its configuration."""
         self._task.cancel()
         if self._listening is not None:
             self._listening.cancel()
@@ -117,7 +116,7 @@ class Advertiser:
         self._loop.add_reader(self._socket, self._solicited)
 
     def _solicited(self) -> None:
-        """Answers, and turns a deaf ear for a while: a guest may ask a hundred thousand times a second."""
+        """Respond once, then ignore solicitations for a while: a guest may send them at any rate."""
         with contextlib.suppress(OSError):
             for _ in range(_DRAINED):
                 self._socket.recv(2048)
@@ -126,6 +125,6 @@ class Advertiser:
         self._send()
 
     def _send(self) -> None:
-        # Before the guest has opened its tap the bridge has no link-local address: it is said again later.
+        # Until the guest opens its tap the bridge has no link-local address: sent again later.
         with contextlib.suppress(OSError):
             self._socket.sendto(self._message, self._target)

@@ -1,7 +1,7 @@
-"""The networks of a VM: from the pod's interfaces to the taps of its guest, in the launcher's network namespace.
+"""Sets up a VM's networks in the launcher's network namespace: from the pod's interfaces to the guest's taps.
 
-Read what is there, compose what should be, apply the difference: a handler that starts again finds nothing to do.
-`masquerade` and `bridge` compose what their binding needs, `space` knows the namespace.
+Reads the current state, composes the desired state and applies the difference, so a restarted handler changes nothing.
+`masquerade` and `bridge` compose what their binding needs; `netns` handles the namespace.
 """
 
 import os
@@ -32,13 +32,13 @@ from kit import proc
 from kit.netlink import Link, Netlink
 
 HOST = "/proc/1/ns/net"
-"""The node's own network namespace, seen from a pod with hostPID."""
+"""The node's network namespace, seen from a pod with hostPID."""
 # The launcher serves DHCP on port 67 without any capability.
 _LOW_PORTS = {"net/ipv4/ip_unprivileged_port_start": "0"}
 
 
 class InterfaceMissing(NetworkError):
-    """A network that was just asked for has no interface in the pod yet."""
+    """A requested network has no interface in the pod yet."""
 
     def __init__(self, request: InterfaceRequest) -> None:
         super().__init__(f"interface {request.name}: the pod has no interface {request.interface} for it yet")
@@ -47,17 +47,17 @@ class InterfaceMissing(NetworkError):
 
 @dataclass(frozen=True)
 class PodNetworkState:
-    """The result: every interface of the VM, and what is left of interfaces that it no longer asks for."""
+    """The result: the VM's interfaces, and those being unplugged."""
 
     attachments: tuple[VmInterface, ...] = ()
     resolver: ResolverConfig = field(default_factory=ResolverConfig)
     going: tuple[str, ...] = ()
-    """Names of interfaces that nobody asks for and whose devices are there, because the launcher still uses them."""
+    """Names of interfaces no longer requested whose devices remain because the launcher still uses them."""
     changed: tuple[str, ...] = ()
 
     @property
     def own(self) -> VmInterface | None:
-        """The interface on the pod's own network."""
+        """The interface on the pod network."""
         return next((each for each in self.attachments if each.request.on_pod_network), None)
 
 
@@ -70,16 +70,16 @@ def attach(
     host: str = HOST,
     perform: Perform = perform,
 ) -> PodNetworkState:
-    """Makes the namespace of the process what the requests ask for. Raises NetworkError.
+    """Make the process's network namespace match the requests. Raises NetworkError.
 
-    `used`: names of the interfaces that the launcher has in its domain; what they need is not taken away; None, when
-    nobody knows: nothing is. `host`: the node's own namespace. `perform` does the steps.
+    `used`: names of the interfaces in the launcher's domain, whose devices are kept; None, if unknown: all are kept.
+    `host`: the node's own namespace. `perform` applies the steps.
     Changes the calling thread's namespace: call it through `kit.proc.isolated`.
     """
     try:
         settings = resolv_conf.read(process)
     except OSError:
-        settings = ResolverConfig()  # a guest without DNS is better than none
+        settings = ResolverConfig()  # the guest starts without DNS
     try:
         owner = process.host_user(names.LAUNCHER_UID), process.host_group(names.LAUNCHER_UID)
         with proc.closing(process.namespace("net")) as namespace:
@@ -92,7 +92,7 @@ def attach(
 
 
 def _refuse_the_nodes(namespace: int, host: str) -> None:
-    """A pod with hostNetwork would have the node's own network rebuilt; so would whoever shares the handler's."""
+    """Refuse the node's and the handler's own namespace: a pod with hostNetwork would have them rebuilt."""
     for ours in (host, "/proc/self/ns/net"):
         if os.path.samestat(os.fstat(namespace), pathlib.Path(ours).stat()):
             raise NetworkError("the launcher is in the node's network namespace")
@@ -138,7 +138,7 @@ class _Setup:
         return PodNetworkState(attachments, settings, tuple(going), tuple(map(str, steps)))
 
     def _going(self, current: CurrentState) -> dict[str, tuple[str, str]]:
-        """Bridge and tap of what nobody asks for and the launcher still uses, by name."""
+        """(bridge, tap) by name of interfaces no longer requested that the launcher still uses."""
         asked = {request.name for request in self._requests}
         pairs = {
             name: bridge.names_of(pod_interface(name), on_pod_network=False)
@@ -148,7 +148,7 @@ class _Setup:
         return {name: pair for name, pair in pairs.items() if pair[1] in current.links}
 
     def _taken(self, current: CurrentState) -> dict[str, SavedInterface]:
-        """What the interfaces under bridges had, by interface, written down before anything is taken."""
+        """The saved state of bridged interfaces by name, written before anything is changed."""
         known = self._record.read()
         kept = {
             name: taken
@@ -171,7 +171,7 @@ def compose(
     pod_uid: str,
     going: dict[str, tuple[str, str]],
 ) -> tuple[tuple[VmInterface, ...], DesiredState]:
-    """What there should be, for every request. Pure. Raises NetworkError."""
+    """The desired state for all requests. Pure. Raises NetworkError."""
     attachments: list[VmInterface] = []
     devices: list[InterfaceDevices] = []
     masquerades: list[nftables.NftTable] = []
@@ -193,7 +193,7 @@ def compose(
         attachments.append(attachment)
         devices.append(made)
     bridged += bridge.lingering(going, taken)
-    # A record tells that there were bridges, whose rules may be there still.
+    # A record means that there were bridges, whose rules may still be in place.
     tables = masquerades + ([nftables.BridgeRules(tuple(bridged))] if bridged or taken else [])
     kept = frozenset(name for pair in going.values() for name in pair)
     return tuple(attachments), DesiredState(tuple(devices), sysctls, tuple(tables), kept)
@@ -205,14 +205,14 @@ def link_of(
     requests: Collection[InterfaceRequest],
     taken: dict[str, SavedInterface],
 ) -> Link:
-    """The pod's interface that a request is about. Raises NetworkError, InterfaceMissing."""
+    """The pod interface of a request. Raises NetworkError, InterfaceMissing."""
     if request.interface:
         link = current.links.get(request.interface)
         if link is None:
             raise InterfaceMissing(request)
         return link
     others = {other.interface for other in requests if other.interface}
-    # Once its address is taken, the pod's own interface is told by the record.
+    # Without its address, the pod's own interface is identified by the record.
     for name in taken:
         if name in current.links and name not in others and not _is_secondary(name):
             return current.links[name]

@@ -1,4 +1,4 @@
-"""What the handler has made for one interface of a VM: what its message, its status and its router are made from."""
+"""The configured interface of a VM: source of its NIC message, its status and its router advertisements."""
 
 import ipaddress
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True)
 class Dhcpv4Lease:
-    """What the guest gets by DHCPv4."""
+    """The guest's DHCPv4 lease."""
 
     address: ipaddress.IPv4Interface
     server: ipaddress.IPv4Address
@@ -21,8 +21,7 @@ class Dhcpv4Lease:
 
 @dataclass(frozen=True)
 class Ipv6Router:
-    """What the guest is told by router advertisements. `leads_on`: there is a way out through us, else only the
-    subnet is told."""
+    """The content of router advertisements. `leads_on`: whether a default route is announced, or the subnet only."""
 
     gateway: ipaddress.IPv6Interface
     leads_on: bool = True
@@ -30,7 +29,7 @@ class Ipv6Router:
 
 @dataclass(frozen=True)
 class VmInterface:
-    """One interface that is joined to its network."""
+    """One interface connected to its network."""
 
     request: InterfaceRequest
     interface: str
@@ -40,12 +39,12 @@ class VmInterface:
     bridge: str = ""
     bridge_mac: str = ""
     tap: str = ""
-    """Empty where the guest has a device of the host."""
+    """Empty for a host device (sriov)."""
     mtu: int = 0
     addresses: tuple[Address, ...] = ()
-    """By which the guest is reached: the pod's on its own network, else those that we give."""
+    """Addresses to reach the guest: the pod's on the pod network, else those leased."""
     lease4: Dhcpv4Lease | None = None
     lease6: ipaddress.IPv6Address | None = None
     router6: Ipv6Router | None = None
     fresh: bool = field(default=False, compare=False)
-    """Whether its bridge is new."""
+    """Whether its bridge was just created."""

@@ -1,8 +1,7 @@
-"""What this handler has joined pods to, on the node's disk.
+"""Records of the networks that this handler attached pods to, on the node's disk.
 
-It is written before a network is joined, so that it is left again whatever dies in between: plugin, handler or node.
-
-One file a pod, root's alone: `/var/lib/hyperlet/attachments/<pod uid>.json`.
+A record is written before the CNI ADD, so that DEL runs even if plugin, handler or node fails in between. One file per
+pod, mode 0600: `/var/lib/hyperlet/attachments/<pod uid>.json`.
 """
 
 import contextlib
@@ -25,7 +24,7 @@ _log = log.logger(component="attachments")
 
 
 class Attachment(Struct):
-    """One network of a pod. `result` is the chain's, absent until its ADD has come to an end."""
+    """One network of a pod. `result`: that of the whole plugin chain; None until its ADD has completed."""
 
     selection: Selection
     name: str
@@ -35,12 +34,12 @@ class Attachment(Struct):
 
     @property
     def network(self) -> CniNetwork:
-        """The very configuration of the ADD: the definition may have changed, or be gone, by the time of the DEL."""
+        """The configuration used for ADD: the definition may have changed or been deleted by the time of DEL."""
         return CniNetwork(f"network {self.selection.network}", self.name, self.version, tuple(self.plugins))
 
 
 class AttachmentRecord(Struct):
-    """What one pod was joined to."""
+    """The networks that one pod is attached to."""
 
     namespace: str
     name: str
@@ -52,7 +51,7 @@ class AttachmentRecord(Struct):
         return next((each for each in self.joined if each.selection.interface == interface), None)
 
     def having(self, joined: Attachment) -> "AttachmentRecord":
-        """The record with a network added, or with what is known of it replaced."""
+        """The record with a network added or replaced."""
         return self.without(joined.selection.interface, joined)
 
     def without(self, interface: str, *instead: Attachment) -> "AttachmentRecord":
@@ -62,7 +61,7 @@ class AttachmentRecord(Struct):
 
     @property
     def pod(self) -> Pod:
-        """The pod as far as Events need it: it may be gone."""
+        """The pod, as far as Events need it: it may have been deleted."""
         return Pod(kind="Pod", metadata=ObjectMeta(namespace=self.namespace, name=self.name, uid=self.uid))
 
 
@@ -82,7 +81,7 @@ class AttachmentRecords:
             record = msgspec.json.decode(path.read_bytes(), type=AttachmentRecord)
         except (OSError, msgspec.DecodeError, UnicodeError) as error:
             _log.error(
-                "A record of a pod's networks cannot be read: what it says is not undone",
+                "Cannot read a pod's attachment record: its networks will not be detached",
                 file=str(path),
                 why=str(error),
             )
@@ -94,11 +93,11 @@ class AttachmentRecords:
         return iter(tuple(self._known))
 
     def get(self, uid: str) -> AttachmentRecord | None:
-        """What a pod was joined to."""
+        """The record of a pod."""
         return self._known.get(uid)
 
     def keep(self, record: AttachmentRecord) -> None:
-        """Writes a record so that it outlives the loss of power; one without networks is removed."""
+        """Write a record durably (fsync); a record without networks is deleted."""
         if not _UID.fullmatch(record.uid):
             raise OSError(0, f"{record.uid[:80]!r} is not the UID of a pod")
         path = self._folder / f"{record.uid}.json"

@@ -1,7 +1,7 @@
-"""The interfaces of secondary networks in the pods of this node: made by Multus where it runs, else by us.
+"""Secondary network interfaces in the pods of this node, created by Multus where it runs, else by the handler.
 
-Without Multus the CNI configuration of each NetworkAttachmentDefinition that a pod's annotation names is run on the
-pod's network namespace, and taken back when the network goes from the annotation, or the pod goes.
+Without Multus, the handler runs the CNI configuration of each NetworkAttachmentDefinition in the pod's annotation on
+the pod's network namespace, and DEL when the network leaves the annotation or the pod ends.
 """
 
 import asyncio
@@ -29,27 +29,26 @@ from kit.netlink import Link, Netlink
 T = TypeVar("T")
 MULTUS, OURS = "multus", "hyperlet"
 NODE_SECONDS = 10.0
-"""How long the host's CNI configuration is remembered: Multus may be installed, or go, at any time."""
+"""Lifetime of the cached CNI configuration of the host: Multus may be installed or removed at any time."""
 
 _log = log.logger(component="attachments")
 
 
 class AttachmentFailed(NetworkError):
-    """Some networks could not be joined, or left; all others of the pod are as they should be."""
+    """Some networks could not be attached or detached; all others of the pod are done."""
 
     def __init__(self, missing: Mapping[str, str], makers: Mapping[str, str]) -> None:
         super().__init__("; ".join(missing.values()))
         self.missing = dict(missing)
-        """What is wrong, by the interface's name in the pod."""
+        """Error by interface name in the pod."""
         self.makers = dict(makers)
-        """Who made each of the others, as `Attachments.ensure` returns it."""
+        """Creator of each other interface, as returned by `Attachments.ensure`."""
 
 
 class Attachments:
-    """Joins pods to the networks of their annotation.
+    """Attaches pods to the networks of their annotation.
 
-    `again` is called with a pod's UID when something about it is to be tried again later: leaving its networks, telling
-    it what it has.
+    `again` is called with a pod's UID to retry later: detaching its networks, or writing its network-status.
     """
 
     def __init__(self, kube: Kube, records: AttachmentRecords, host: CniHost | None = None) -> None:
@@ -63,19 +62,19 @@ class Attachments:
 
     @property
     def pods(self) -> list[str]:
-        """UIDs of the pods that we have joined to networks."""
+        """UIDs of the pods with attachment records."""
         return list(self._records)
 
     def record(self, pod_uid: str) -> AttachmentRecord | None:
-        """What we have joined a pod to."""
+        """The attachment record of a pod."""
         return self._records.get(pod_uid)
 
     async def ensure(self, pod: Pod, process: proc.Process) -> dict[str, str]:
-        """Who made each interface that the pod's annotation asks for, by its name in the pod: "multus" or "hyperlet".
+        """Make the pod's interfaces match its annotation. Returns each one's creator: "multus" or "hyperlet".
 
-        Joins what is missing and leaves what is no longer asked for; idempotent. `process` is one in the pod's network
-        namespace. One that fails holds up none of the others. Raises AttachmentFailed while an interface is missing,
-        NetworkError, ApiUnavailable.
+        Attaches missing networks and detaches others; idempotent. `process` is one in the pod's network namespace. A
+        failing network does not block the others. Raises AttachmentFailed if an interface is missing, NetworkError,
+        ApiUnavailable.
         """
         uid = pod.metadata.uid or ""
         wanted = _wanted(pod)
@@ -84,20 +83,20 @@ class Attachments:
         try:
             namespace = process.namespace("net")
         except OSError as error:
-            raise NetworkError("the pod has no process any more") from error
-        # A caller that is cancelled in the middle of an ADD must not leave it half done.
+            raise NetworkError("the pod has no running process") from error
+        # Cancelling the caller must not interrupt an ADD.
         return await self._to_its_end(uid, lambda: self._ensure(pod, wanted, namespace))
 
     async def forget(self, pod_uid: str) -> None:
-        """Leaves the networks of a pod that is gone or has ended. Never raises: what fails is tried again later."""
+        """Detach a pod that was deleted or has ended. Never raises: failures are retried."""
         try:
             await self.leave(pod_uid)
         except NetworkError as error:
-            _log.warning("Could not leave a pod's networks: trying again", why=error.message, pod_uid=pod_uid)
+            _log.warning("Could not detach a pod from its networks, retrying", why=error.message, pod_uid=pod_uid)
             self.again(pod_uid)
 
     async def leave(self, pod_uid: str) -> None:
-        """Leaves all networks that we joined a pod to. Raises NetworkError when one of them could not be left."""
+        """Detach the pod from all recorded networks. Raises NetworkError if one fails."""
         if self._records.get(pod_uid) is None:
             return
 
@@ -113,7 +112,7 @@ class Attachments:
         return self._host
 
     async def uses_multus(self) -> bool:
-        """Whether Multus runs on this node: then nothing is ours to do."""
+        """Whether Multus runs on this node, which then attaches all networks."""
         return (await self._configuration()).multus
 
     # ---- one pod at a time -----------------------------------------------------------------------------------------
@@ -131,7 +130,7 @@ class Attachments:
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Waits for what is under way."""
+        """Wait for running operations."""
         await asyncio.gather(*self._works, return_exceptions=True)
 
     async def _ensure(self, pod: Pod, wanted: list[Selection], namespace: int) -> dict[str, str]:
@@ -155,9 +154,9 @@ class Attachments:
     async def _leave_unwanted(
         self, pod: Pod, wanted: list[Selection], links: dict[str, Link], namespace: int
     ) -> dict[str, str]:
-        """Leaves what is not asked for any more, and what is half joined or went away with an earlier sandbox.
+        """Detach networks that are no longer requested, incomplete, or lost with an earlier sandbox.
 
-        Returns what could not be left, and why, by interface.
+        Returns the error of each that could not be detached, by interface.
         """
         uid, failed = pod.metadata.uid or "", dict[str, str]()
         record = self._records.get(uid)
@@ -184,8 +183,8 @@ class Attachments:
         node = await self._configuration()
         if node.multus:
             raise NetworkError(
-                f"network {selection.network}: Multus runs on this node but has not made {selection.interface} in the "
-                "pod. It does so when a pod starts, and later only with its dynamic networks controller"
+                f"network {selection.network}: Multus runs on this node but has not created {selection.interface} in "
+                "the pod; it adds interfaces when a pod starts, and later only with its dynamic networks controller"
             )
         await self._join(pod, selection, node, namespace)
         return OURS
@@ -195,14 +194,13 @@ class Attachments:
             definition = await self._kube.get(NetworkAttachmentDefinition, selection.namespace, selection.name)
         except NotFound as error:
             raise NetworkError(
-                f"network {selection.network}: there is no NetworkAttachmentDefinition of that name in namespace "
-                f"{selection.namespace}"
+                f"network {selection.network}: no such NetworkAttachmentDefinition in namespace {selection.namespace}"
             ) from error
         network = cni_config.parse(definition)
         if network.name in node.names:
             raise NetworkError(
-                f"{network.source}: name {network.name!r} in spec.config is that of a network of the node's own; "
-                "choose another"
+                f"{network.source}: name {network.name!r} in spec.config is already used by the node's CNI "
+                "configuration; choose another"
             )
         if fault := cni_config.faults(network, selection, origin(pod) is not None):
             raise NetworkError(fault)
@@ -216,17 +214,15 @@ class Attachments:
         try:
             result = await cni_chain.add(self._host, network, selection, home)
         except NetworkError:
-            # The specification has a failed ADD followed by a DEL; if that fails too, the record knows.
+            # The CNI specification requires DEL after a failed ADD; if that fails too, it is retried from the record.
             with contextlib.suppress(NetworkError):
                 await self._leave(home.uid, selection.interface, namespace)
             raise
         await self._keep(before.having(msgspec.structs.replace(joined, result=result)))
-        _log.info(
-            "Joined a pod to a network", network=selection.network, interface=selection.interface, **log.about(pod)
-        )
+        _log.info("Attached pod to network", network=selection.network, interface=selection.interface, **log.about(pod))
 
     async def _leave(self, uid: str, interface: str | None, namespace: int | None) -> None:
-        """Leaves the network of one interface, or all, last joined first. Raises the first trouble after trying all."""
+        """Detach one interface's network, or all, in reverse order. Raises the first error after trying all."""
         first: NetworkError | None = None
         record = self._records.get(uid)
         for joined in reversed(record.joined if record else []):
@@ -242,7 +238,7 @@ class Attachments:
             record = record.without(joined.selection.interface)
             await self._keep(record)
             _log.info(
-                "A pod has left a network",
+                "Detached pod from network",
                 network=joined.selection.network,
                 interface=joined.selection.interface,
                 **log.about(record.pod),
@@ -254,7 +250,7 @@ class Attachments:
         try:
             await asyncio.to_thread(self._records.keep, record)
         except OSError as error:
-            raise NetworkError(f"what pods are joined to cannot be recorded: {error.strerror or error}") from error
+            raise NetworkError(f"cannot write the pod's attachment record: {error.strerror or error}") from error
 
     async def _configuration(self) -> NodeCniConfig:
         now = asyncio.get_running_loop().time()
@@ -266,7 +262,7 @@ class Attachments:
         return self._node[1]
 
     async def _tell(self, pod: Pod, mac: str) -> None:
-        """Writes the status annotation if it differs. What fails is tried again later: the pod has its interfaces."""
+        """Write the network-status annotation if it differs. Failures are retried: the pod has its interfaces."""
         uid = pod.metadata.uid or ""
         record = self._records.get(uid)
         told = (pod.metadata.annotations or {}).get(network_attachments.ANNOTATION_STATUS)
@@ -283,7 +279,7 @@ class Attachments:
         except NotFound:
             return
         except HyperletError as error:
-            _log.warning("Could not tell a pod its interfaces: trying again", why=error.message, **log.about(pod))
+            _log.warning("Could not write the network-status annotation, retrying", why=error.message, **log.about(pod))
             self.again(uid)
 
 
@@ -301,7 +297,7 @@ def _sandbox_of(pod: Pod, namespace: int) -> cni_chain.PodSandbox:
 
 
 async def _links(namespace: int, host: str) -> dict[str, Link]:
-    """The devices of a network namespace. Raises NetworkError for the node's own, and for what cannot be read."""
+    """The devices of a network namespace. Raises NetworkError, also for the node's own namespace."""
 
     def body() -> dict[str, Link]:
         for ours in (host, "/proc/self/ns/net"):
@@ -314,11 +310,11 @@ async def _links(namespace: int, host: str) -> dict[str, Link]:
     try:
         return await proc.isolated(body)
     except OSError as error:
-        raise NetworkError(f"the pod's network cannot be looked at: {error.strerror or error}") from error
+        raise NetworkError(f"cannot inspect the pod's network namespace: {error.strerror or error}") from error
 
 
 async def _open_namespace(pod_uid: str, host: str, stack: contextlib.ExitStack) -> int | None:
-    """The network namespace of what is left of a pod, or None."""
+    """The network namespace of a pod's remaining sandbox, or None."""
     process = await asyncio.to_thread(pod_processes.sandbox, pod_uid, host)
     if process is None:
         return None

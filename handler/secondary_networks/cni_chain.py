@@ -1,7 +1,7 @@
-"""Joining a pod to a network and leaving it again: a chain of CNI plugins, run as libcni runs it.
+"""Runs the plugin chain of a CNI network configuration, in the same way as libcni.
 
-ADD goes through the plugins in order, each given the result of the one before; DEL goes the other way, through all of
-them whatever one says. Source: CNI specification 1.1.0, section "Execution protocol"; libcni's `api.go` for the order.
+ADD runs the plugins in order, each with the result of the one before; DEL runs all of them in reverse order, regardless
+of errors. Source: CNI specification 1.1.0, section "Execution protocol"; libcni's `api.go` for the order.
 """
 
 import os
@@ -23,7 +23,7 @@ _MAX_MESSAGE = 600
 
 @dataclass(frozen=True)
 class PodSandbox:
-    """The pod that is joined. `netns` is a descriptor of its network namespace, or None when that is gone."""
+    """The pod to attach. `netns`: descriptor of its network namespace, None if that is gone."""
 
     namespace: str
     name: str
@@ -32,23 +32,23 @@ class PodSandbox:
 
     @property
     def path(self) -> str:
-        """The namespace as a plugin on the host can open it; a descriptor, for a pid may be somebody else's by then."""
+        """Path of the namespace for a plugin on the host. Uses the descriptor: a PID may have been reused."""
         return "" if self.netns is None else f"/proc/{os.getpid()}/fd/{self.netns}"
 
 
 async def require(host: CniHost, network: CniNetwork) -> None:
-    """Raises NetworkError when the node has not all the plugins: before anything is done that could not be undone."""
+    """Raises NetworkError if a plugin is missing on the node: checked before ADD changes anything."""
     kinds = [network.kind(place) for place in range(len(network.plugins))]
     try:
         missing = await host.missing(kinds)
     except OSError as error:
-        raise NetworkError(f"{network.source}: the node's CNI plugins cannot be looked at: {error.strerror}") from error
+        raise NetworkError(f"{network.source}: cannot list the node's CNI plugins: {error.strerror}") from error
     if missing:
         raise NetworkError(_not_there(f"{network.source}: plugin {missing[0]}", host))
 
 
 async def add(host: CniHost, network: CniNetwork, selection: Selection, home: PodSandbox) -> Json:
-    """Joins the pod and returns the last plugin's result. Raises NetworkError: then `delete` is owed."""
+    """Run ADD; returns the last plugin's result. Raises NetworkError, after which `delete` must be called."""
     result: Json | None = None
     for place in range(len(network.plugins)):
         stdin = cni_config.for_add(network, place, selection, result)
@@ -62,7 +62,7 @@ async def add(host: CniHost, network: CniNetwork, selection: Selection, home: Po
 async def delete(
     host: CniHost, network: CniNetwork, selection: Selection, home: PodSandbox, result: Json | None
 ) -> None:
-    """Leaves the network; `result` is what `add` returned, if it came so far. Raises NetworkError after trying all."""
+    """Run DEL; `result` is that of `add`, if it completed. Raises NetworkError after running all plugins."""
     first: NetworkError | None = None
     for place in reversed(range(len(network.plugins))):
         stdin = cni_config.for_del(network, place, selection, result)
@@ -99,7 +99,7 @@ def _not_there(where: str, host: CniHost) -> str:
 
 
 def _arguments(selection: Selection, home: PodSandbox) -> Iterator[str]:
-    # Names are DNS names and the MAC has been checked: no semicolon comes in by them.
+    # Names are DNS names and the MAC was validated: they contain no semicolon.
     yield "IgnoreUnknown=1"
     yield f"K8S_POD_NAMESPACE={home.namespace}"
     yield f"K8S_POD_NAME={home.name}"
@@ -110,7 +110,7 @@ def _arguments(selection: Selection, home: PodSandbox) -> Iterator[str]:
 
 
 def _answer(where: str, command: str, outcome: PluginResult) -> Any:
-    """The JSON that a plugin printed, None if it printed nothing. Raises NetworkError with the plugin's own words."""
+    """The JSON printed by a plugin, None if it printed nothing. Raises NetworkError with the plugin's message."""
     if outcome.trouble:
         raise NetworkError(f"{where} {outcome.trouble}")
     document: Any = None
@@ -118,7 +118,7 @@ def _answer(where: str, command: str, outcome: PluginResult) -> Any:
         try:
             document = msgspec.json.decode(outcome.stdout)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
-            document = None if outcome.code or command == "DEL" else NetworkError(f"{where} printed no JSON")
+            document = None if outcome.code or command == "DEL" else NetworkError(f"{where} did not print JSON")
     if isinstance(document, NetworkError):
         raise document
     if outcome.code == 0:
@@ -132,6 +132,6 @@ def _failure(document: Any, outcome: PluginResult) -> str:
         more = f" ({details})" if isinstance(details, str) and details else ""
         code = document.get("code")
         number = f" (CNI error {code})" if isinstance(code, int) else ""
-        return f"says: {reports.text(document['msg'] + more, _MAX_MESSAGE)}{number}"
+        return f"failed: {reports.text(document['msg'] + more, _MAX_MESSAGE)}{number}"
     said = (outcome.stderr or outcome.stdout).decode("utf-8", "replace")
-    return f"failed with exit code {outcome.code}: {reports.text(said, _MAX_MESSAGE) or 'it said nothing'}"
+    return f"failed with exit code {outcome.code}: {reports.text(said, _MAX_MESSAGE) or 'no output'}"

@@ -1,7 +1,7 @@
-"""The CNI configuration in a NetworkAttachmentDefinition, and what each of its plugins is given. Pure.
+"""The CNI configuration of a NetworkAttachmentDefinition, and the input of each of its plugins. Pure.
 
-Whoever may create definitions in a namespace wrote it, so nothing in it is trusted: a plugin is named by a bare file
-name, the network by what can be part of one; what only a runtime may say (prevResult, runtimeConfig) is thrown away.
+The definition's author is untrusted: plugin types must be bare file names, network names are restricted, and keys that
+only a runtime may set (prevResult, runtimeConfig) are dropped.
 Source: CNI specification 1.1.0, sections "Network configuration format" and "Derivation of execution configuration".
 """
 
@@ -21,18 +21,18 @@ _PREVIOUS_IN_DEL = ("0.4.0", "1.0.0", "1.1.0")
 MAX_BYTES = 64 << 10
 MAX_PLUGINS = 16
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
-"""A network's name: plugins make file names of it."""
+"""Valid network name: plugins derive file names from it."""
 PLUGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*(\.[A-Za-z0-9_\-]+)*")
-"""A plugin's file name: no slash, nothing hidden, no two dots in a row."""
+"""Valid plugin file name: no slash, no leading dot, no two dots in a row."""
 
 
 FREE_ARGS = frozenset({"mac", "ips", "interface"})
-"""What a pod's author may say to plugins by `cni-args`; for the rest a plugin's configuration needs `allowedArgs`."""
+"""`cni-args` keys that a pod's author may always set; others must be in the plugin's `allowedArgs`."""
 
 
 @dataclass(frozen=True)
 class CniNetwork:
-    """A checked configuration. `source` says in messages where it comes from."""
+    """A validated configuration. `source` names its origin in messages."""
 
     source: str
     name: str
@@ -40,20 +40,20 @@ class CniNetwork:
     plugins: tuple[Json, ...]
 
     def kind(self, place: int) -> str:
-        """The file name of a plugin."""
+        """The type (file name) of a plugin."""
         return str(self.plugins[place]["type"])
 
 
 def parse(nad: NetworkAttachmentDefinition) -> CniNetwork:
-    """The configuration of a definition. Raises NetworkError that names the definition and the field."""
+    """The configuration of a definition. Raises NetworkError, which names definition and field."""
     source = f"network {nad.metadata.namespace}/{nad.metadata.name}"
     text = (nad.spec.config or "").strip()
     if not text:
         raise NetworkError(
-            f"{source}: spec.config is empty; it must hold the CNI configuration (no file of the node is read for it)"
+            f"{source}: spec.config is empty; it must hold the CNI configuration (no file of the node is used)"
         )
     if len(text.encode()) > MAX_BYTES:
-        raise NetworkError(f"{source}: spec.config has more than {MAX_BYTES >> 10} KiB")
+        raise NetworkError(f"{source}: spec.config is larger than {MAX_BYTES >> 10} KiB")
     try:
         document = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
@@ -71,7 +71,7 @@ def checked(source: str, default_name: str, document: Any) -> CniNetwork:
     version = document.get("cniVersion") or DEFAULT_VERSION
     if version not in VERSIONS:
         raise NetworkError(
-            f"{source}: cniVersion in spec.config is {str(version)[:40]!r}; possible are {', '.join(VERSIONS)}"
+            f"{source}: cniVersion in spec.config is {str(version)[:40]!r}; supported: {', '.join(VERSIONS)}"
         )
     plugins = document.get("plugins", [document])
     if not isinstance(plugins, list) or not 0 < len(plugins) <= MAX_PLUGINS:
@@ -103,7 +103,7 @@ def for_add(network: CniNetwork, place: int, selection: Selection, previous: Jso
 
 
 def for_del(network: CniNetwork, place: int, selection: Selection, result: Json | None) -> bytes:
-    """Standard input of a plugin's DEL; `result` is that of the whole chain's ADD, if it came so far."""
+    """Standard input of a plugin's DEL; `result` is that of the whole chain's ADD, if it completed."""
     return _input(network, place, selection, result if network.version in _PREVIOUS_IN_DEL else None)
 
 
@@ -137,23 +137,23 @@ def _runtime(capabilities: Json, selection: Selection) -> Json:
 
 
 def faults(network: CniNetwork, selection: Selection, for_guest: bool) -> str:
-    """Why the network cannot do what the pod asks of it, in words; empty if it can. A MAC goes by CNI_ARGS as well.
+    """Why the network cannot satisfy the pod's request; empty if it can. A MAC is also passed in CNI_ARGS.
 
-    `for_guest`: a guest will take the interface over.
+    `for_guest`: whether a guest takes over the interface.
     """
     if selection.ips and not any((each.get("capabilities") or {}).get("ips") is True for each in network.plugins):
-        return f'{network.source}: the pod asks for addresses (ips), but no plugin declares the capability "ips"'
+        return f'{network.source}: the pod requests addresses (ips), but no plugin declares the capability "ips"'
     allowed = frozenset[str]().union(*(_allowed(each) for each in network.plugins))
     if refused := sorted(set(selection.cniArgs or ()) - allowed):
         return (
-            f"{network.source}: the pod's cni-args set {refused[0][:80]!r}, which the network does not allow; whoever "
-            "may change the network allows it by allowedArgs of a plugin in spec.config"
+            f"{network.source}: the pod's cni-args set {refused[0][:80]!r}, which the network does not allow; to allow "
+            "it, add it to allowedArgs of a plugin in spec.config"
         )
     if for_guest and any(_ipam(each) == "dhcp" for each in network.plugins):
-        # Its daemon could not renew through a port of a bridge, and sets the interface down when the lease ends.
+        # The dhcp daemon cannot renew through a bridge port, and sets the interface down when the lease expires.
         return (
-            f"{network.source}: ipam type dhcp in spec.config holds a lease that a guest could not renew"
-            ": leave ipam out, and the guest asks the network's DHCP server itself"
+            f"{network.source}: ipam type dhcp in spec.config is not supported for VMs: the guest could not "
+            "renew the lease; remove ipam, and the guest uses the network's DHCP server"
         )
     return ""
 

@@ -1,7 +1,7 @@
-"""The host's CNI: its plugins, run in the host's namespaces, and its configuration files, read.
+"""Runs CNI plugins in the host's namespaces, and reads the host's CNI configuration.
 
-The handler's pod shares the host's pids, so pid 1's namespaces are the host's. A plugin is the child of a thread that
-has gone there; it sees the host's files and devices, and nothing of the handler's.
+The handler's pod shares the host's PID namespace, so PID 1's namespaces are the host's. A plugin is forked from a
+thread that has entered them; it sees the host's files and devices, and none of the handler's.
 """
 
 import contextlib
@@ -21,23 +21,23 @@ from kit import proc
 
 T = TypeVar("T")
 SECONDS = 100.0
-"""For one plugin; cnv-bridge waits 90 s for its daemon, and an IPAM plugin 60 s for a DHCP server."""
+"""Timeout of one plugin; cnv-bridge waits 90 s for its daemon, and an IPAM plugin 60 s for a DHCP server."""
 OUTPUT = 1 << 20
 _PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MULTUS = ("multus", "multus-shim")
 _BRIDGING = ("bridge", "cnv-bridge")
 _DEFAULT_BRIDGE = "cni0"
-"""What either plugin uses when its configuration names none."""
+"""The default of both plugins when the configuration names no bridge."""
 _MAX_FILE = 1 << 20
 
 
 class PluginMissing(Exception):
-    """No CNI directory of the host has an executable of that name."""
+    """No CNI directory of the host has an executable of this name."""
 
 
 @dataclass(frozen=True)
 class PluginResult:
-    """How a plugin ended. `trouble`: why it was stopped, in words."""
+    """Result of a plugin process. `trouble`: why it was killed."""
 
     code: int
     stdout: bytes
@@ -47,18 +47,18 @@ class PluginResult:
 
 @dataclass(frozen=True)
 class NodeCniConfig:
-    """What the host's CNI configuration says: the pod network's name, all names in it, and whether Multus is in it."""
+    """The host's CNI configuration: the pod network's name, all network names, and whether Multus is configured."""
 
     default: str
     names: frozenset[str]
     multus: bool
     bridges: frozenset[str] = frozenset()
-    """The bridges that the pod network's plugins put pods on."""
+    """Bridges used by the pod network's plugins."""
 
 
 @dataclass(frozen=True)
 class CniHost:
-    """Where the host's namespaces, plugins and configurations are; the first directory that has a plugin counts."""
+    """Paths of the host's namespaces, plugins and configurations; the first directory that has a plugin wins."""
 
     mounts: str = "/proc/1/ns/mnt"
     network: str = "/proc/1/ns/net"
@@ -71,7 +71,7 @@ class CniHost:
 
     @classmethod
     def configured(cls) -> "CniHost":
-        """With HYPERLET_CNI_BIN and HYPERLET_CNI_CONF (directories, separated by colons) in the place of the usual."""
+        """With directories from HYPERLET_CNI_BIN and HYPERLET_CNI_CONF (separated by colons), if set."""
         usual = cls()
         return cls(
             plugins=_folders("HYPERLET_CNI_BIN") or usual.plugins,
@@ -81,7 +81,7 @@ class CniHost:
     async def run(
         self, plugin: str, environment: dict[str, str], stdin: bytes, seconds: float = SECONDS
     ) -> PluginResult:
-        """Runs a plugin to its end, or stops it. Raises PluginMissing, OSError."""
+        """Run a plugin until it exits or the timeout kills it. Raises PluginMissing, OSError."""
         given = {os.fsencode(key): os.fsencode(value) for key, value in environment.items()}
         given |= {b"PATH": _PATH, b"CNI_PATH": os.fsencode(":".join(self.plugins))}
         feed = os.memfd_create("cni", os.MFD_CLOEXEC)
@@ -99,11 +99,11 @@ class CniHost:
         return await proc.isolated(body)
 
     async def missing(self, plugins: Sequence[str]) -> list[str]:
-        """Those of the plugins that are not on the host. Raises OSError."""
+        """Those of the plugins that are missing on the host. Raises OSError."""
         return await self._inside(lambda: [each for each in plugins if _find(self.plugins, each) is None])
 
     async def node(self) -> NodeCniConfig:
-        """What the host's configuration says now. A file that cannot be read or understood is passed over."""
+        """The host's current configuration. Unreadable and invalid files are skipped."""
         return await self._inside(lambda: _summary(self.configurations))
 
     async def _inside(self, work: Callable[[], T]) -> T:
@@ -114,7 +114,7 @@ class CniHost:
         return await proc.isolated(body)
 
     def _enter(self) -> None:
-        """Moves the calling thread to the host. From here on it must not import anything."""
+        """Move the calling thread into the host's namespaces. It must not import anything afterwards."""
         network = os.open(self.network, os.O_RDONLY | os.O_CLOEXEC)
         with proc.closing(network), proc.closing(os.open(self.mounts, os.O_RDONLY | os.O_CLOEXEC)) as mounts:
             proc.setns(network, proc.CLONE_NEWNET)
@@ -145,7 +145,7 @@ def _run(program: str, environment: dict[bytes, bytes], feed: int, seconds: floa
         output = {stdout.fileno(): bytearray(), stderr.fileno(): bytearray()}
         trouble = _collect(process, output, time.monotonic() + seconds)
         if trouble:
-            # Not reaped yet, so the number is still its own; with it goes all that it has started.
+            # Not reaped yet, so the PID was not reused. Kills its whole process group.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
@@ -154,8 +154,8 @@ def _run(program: str, environment: dict[bytes, bytes], feed: int, seconds: floa
 
 
 def _collect(process: subprocess.Popen[bytes], output: dict[int, bytearray], deadline: float) -> str:
-    """Reads until the plugin has ended; empty, or why it has to be stopped (with room for the seconds it had)."""
-    late = "did not end within {:g} s and was stopped"
+    """Read until the plugin exits. Returns why it must be killed (a format for the timeout), or an empty string."""
+    late = "did not exit within {:g} s and was killed"
     with selectors.PollSelector() as selector:
         for fd in output:
             selector.register(fd, selectors.EVENT_READ)
@@ -166,7 +166,7 @@ def _collect(process: subprocess.Popen[bytes], output: dict[int, bytearray], dea
                     selector.unregister(key.fd)
                 output[key.fd] += chunk
                 if len(output[key.fd]) > OUTPUT:
-                    return f"printed more than {OUTPUT >> 20} MiB and was stopped"
+                    return f"printed more than {OUTPUT >> 20} MiB and was killed"
             if time.monotonic() >= deadline:
                 return late
     try:
@@ -194,9 +194,9 @@ def _summary(folders: Sequence[str]) -> NodeCniConfig:
 
 
 def _bridge(plugin: dict[str, Any]) -> str:
-    """The bridge that a plugin puts pods on, empty for one that uses none."""
+    """The bridge that a plugin attaches pods to; empty if none."""
     kind, delegate = plugin.get("type"), plugin.get("delegate")
-    if kind == "flannel":  # it has the plugin `bridge` do the work, unless `delegate` says another
+    if kind == "flannel":  # delegates to the plugin `bridge` unless `delegate` names another
         plugin = {"type": "bridge"} | (delegate if isinstance(delegate, dict) else {})
     if plugin.get("type") not in _BRIDGING:
         return ""

@@ -1,4 +1,4 @@
-"""The annotation that tells a pod which interfaces it has, in the format that Multus writes. Pure.
+"""The network-status annotation of a pod, in Multus' format. Pure.
 
 Source: the Network Plumbing Working Group's "Network Custom Resource Definition De-facto Standard" 1.3, section 4.2.
 """
@@ -19,7 +19,7 @@ _MAX_ADDRESSES = 32
 
 
 def entries(pod: Pod) -> list[Json]:
-    """The annotation's entries; what is none is left out."""
+    """The annotation's valid entries."""
     text = (pod.metadata.annotations or {}).get(network_attachments.ANNOTATION_STATUS) or ""
     try:
         found = msgspec.json.decode(text[:_MAX_TEXT], type=list[Any])
@@ -29,10 +29,10 @@ def entries(pod: Pod) -> list[Json]:
 
 
 def text(pod: Pod, default: str, mac: str, joined: Sequence[Attachment]) -> str:
-    """The annotation for a pod that we have joined to networks.
+    """The annotation for a pod with attached networks.
 
-    The pod's own network comes first: `default` is its name on this node, `mac` that of eth0. What was said of it first
-    stays, for a VM takes the interface's addresses over.
+    The pod network comes first: `default` is its name on this node, `mac` that of eth0. Its existing entry is kept,
+    since a VM takes over the interface's addresses.
     """
     own = next((each for each in entries(pod) if each.get("default") is True), None)
     if own is None:
@@ -44,7 +44,7 @@ def text(pod: Pod, default: str, mac: str, joined: Sequence[Attachment]) -> str:
 
 
 def entry(joined: Attachment) -> Json:
-    """The entry of one network, out of its plugins' result."""
+    """The entry of one network, from its plugins' result."""
     result = joined.result or {}
     interfaces = [each if isinstance(each, dict) else {} for each in _list(result.get("interfaces"))]
     ours = [

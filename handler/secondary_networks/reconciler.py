@@ -1,8 +1,8 @@
-"""The networks of this node's pods, followed over their lives.
+"""Attaches the pods of this node to their secondary networks, and detaches them.
 
-A virtual machine's pod joins its networks when the machine is brought up (`handler.vmi.node_setup`), an ordinary pod as
-soon as one of its containers runs: nothing of ours is asked before. Whatever a pod was joined to, it leaves when it has
-ended or is gone, also when that happened while this handler or the node was away.
+A VM's pod is attached when the VM is set up (`handler.vmi.node_setup`); an ordinary pod when its first container runs,
+since nothing calls the handler earlier. Every pod is detached after it has ended or was deleted, even if that happened
+while the handler or the node was down.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ REASON_JOINED, REASON_NOT_JOINED, REASON_NOT_LEFT = "AddedInterface", "FailedAdd
 
 @dataclass(frozen=True)
 class ObservedPod:
-    """What the plan for a pod depends on. `alive`: the API server has no such pod any more, but the node has."""
+    """Input of the plan for a pod. `alive`: the API server no longer has the pod, but the node does."""
 
     uid: str
     pod: Pod | None
@@ -39,14 +39,14 @@ class ObservedPod:
 
 @dataclass(frozen=True)
 class Join:
-    """Join the pod to what its annotation names, and leave what it does not name any more."""
+    """Attach the networks in the pod's annotation and detach all others."""
 
     pod: Pod
 
 
 @dataclass(frozen=True)
 class Leave:
-    """Leave everything."""
+    """Detach all networks."""
 
 
 def plan(seen: ObservedPod) -> list[Join | Leave | RequeueAfter]:
@@ -64,12 +64,12 @@ def plan(seen: ObservedPod) -> list[Join | Leave | RequeueAfter]:
 
 
 def _settled(pod: Pod, record: AttachmentRecord) -> bool:
-    """Whether a virtual machine's pod has and knows what it asks for."""
+    """Whether a VM's pod has the requested networks and a matching network-status."""
     text = (pod.metadata.annotations or {}).get(network_attachments.ANNOTATION_NETWORKS)
     try:
         wanted = {each.interface for each in network_attachments.selections(pod.metadata.namespace or "", text)}
     except ValueError:
-        return True  # the machine's condition says what is wrong with it
+        return True  # the VMI's condition reports the error
     joined = {each.selection.interface for each in record.joined if each.result is not None}
     told = {each["interface"] for each in network_status.entries(pod) if each.get("default") is not True}
     return wanted == joined == told
@@ -82,7 +82,7 @@ def _runs(pod: Pod) -> bool:
 
 
 class PodNetworkReconciler(Reconciler[str, ObservedPod]):
-    """Drives `Attachments` for the pods of this node, by UID."""
+    """Runs `Attachments` for the pods of this node, by UID."""
 
     name = "podnetworks"
 
@@ -96,7 +96,7 @@ class PodNetworkReconciler(Reconciler[str, ObservedPod]):
         attachments.again = lambda pod_uid: self.queue.add_after(pod_uid, RETRY_SECONDS)
 
     async def run(self, workers: int = 8) -> None:
-        """Works until cancelled; first of all on what was left behind."""
+        """Run until cancelled, starting with recorded pods."""
         await self._pods.synced()
         for uid in self._attachments.pods:
             self.queue.add(uid)
@@ -111,14 +111,14 @@ class PodNetworkReconciler(Reconciler[str, ObservedPod]):
             self.queue.add(uid)
 
     def describe(self, key: str) -> dict[str, Any]:
-        """The log's keys."""
+        """Context of log lines."""
         record, pods = self._attachments.record(key), self._pods.by("uid", key)
         if pods:
             return {"namespace": pods[0].metadata.namespace, "name": pods[0].metadata.name, "pod_uid": key}
         return {"pod_uid": key} | ({"namespace": record.namespace, "name": record.name} if record else {})
 
     async def observe(self, key: str) -> ObservedPod | None:
-        """What the cache and the records say, and the node where the cache says nothing."""
+        """State from cache and records, and from the node where the cache has no pod."""
         pods, record = self._pods.by("uid", key), self._attachments.record(key)
         pod = pods[0] if pods else None
         if pod is None and record is None:
@@ -128,11 +128,11 @@ class PodNetworkReconciler(Reconciler[str, ObservedPod]):
         return ObservedPod(key, pod, record, alive, multus)
 
     def plan(self, observed: ObservedPod) -> Sequence[Any]:
-        """See the function of this name."""
+        """See `plan`."""
         return plan(observed)
 
     async def apply(self, observed: ObservedPod, action: Any) -> None:
-        """Does one thing. Raises NetworkError."""
+        """Apply one action. Raises NetworkError."""
         if isinstance(action, Leave):
             await self._attachments.leave(observed.uid)
         elif isinstance(action, Join):
@@ -155,7 +155,7 @@ class PodNetworkReconciler(Reconciler[str, ObservedPod]):
             await self._record_success(pod, before)
 
     async def _record_success(self, pod: Pod, before: AttachmentRecord | None) -> None:
-        """Tells an ordinary pod's new interfaces in Events, in Multus' words."""
+        """Record Events for an ordinary pod's new interfaces, with Multus' wording."""
         record = self._attachments.record(pod.metadata.uid or "")
         for joined in record.joined if record else []:
             if before is None or before.of(joined.selection.interface) is None:
@@ -170,7 +170,7 @@ class PodNetworkReconciler(Reconciler[str, ObservedPod]):
         return process
 
     async def report(self, key: str, error: str, failures: int) -> None:
-        """Tells a pod, though it may be gone, that a network of it could not be left."""
+        """Record an Event for a pod, which may be deleted, about a network that could not be detached."""
         record = self._attachments.record(key)
         living = [pod for pod in self._pods.by("uid", key) if pod.status.phase not in END_PHASES]
         if record is not None and not living:

@@ -1,4 +1,4 @@
-"""What a launcher says about its guest when it is asked, checked like its reports (`handler.launchers.reports`)."""
+"""Validation of a launcher's responses about its guest, like that of its reports (`handler.launchers.reports`)."""
 
 from handler.launchers.reports import text
 from protos import launcher_pb2 as pb
@@ -11,11 +11,11 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class BadAnswer(ValueError):
-    """The launcher has broken the protocol."""
+    """The launcher violated the protocol."""
 
 
 def guest_info(info: pb.GuestInfo) -> pb.GuestInfo:
-    """What the agent has told, bounded."""
+    """The guest agent's information, bounded."""
     return pb.GuestInfo(
         agent_version=text(info.agent_version),
         hostname=text(info.hostname),
@@ -33,7 +33,7 @@ def guest_info(info: pb.GuestInfo) -> pb.GuestInfo:
 
 
 def users(reply: pb.UsersReply) -> pb.UsersReply:
-    """Who is logged in, bounded."""
+    """Logged-in users, bounded."""
     return pb.UsersReply(
         users=[
             pb.GuestUser(name=text(user.name), domain=text(user.domain), login_time=user.login_time)
@@ -43,7 +43,7 @@ def users(reply: pb.UsersReply) -> pb.UsersReply:
 
 
 def filesystems(reply: pb.FilesystemsReply) -> pb.FilesystemsReply:
-    """What is mounted, bounded."""
+    """Mounted file systems, bounded."""
     return pb.FilesystemsReply(
         filesystems=[
             pb.GuestFilesystem(
@@ -60,21 +60,21 @@ def filesystems(reply: pb.FilesystemsReply) -> pb.FilesystemsReply:
 
 
 def screenshot(reply: pb.ScreenshotReply) -> pb.ScreenshotReply:
-    """A picture. Raises BadAnswer if it is none."""
+    """A PNG. Raises BadAnswer for anything else."""
     if not reply.png.startswith(_PNG) or len(reply.png) > LARGEST_PICTURE:
-        raise BadAnswer("the launcher's picture of the screen is no PNG, or too large")
+        raise BadAnswer("the launcher's screenshot is not a PNG or is too large")
     return reply
 
 
 def console_output(message: pb.ConsoleOutput | None) -> pb.ConsoleOutput:
-    """A piece of the serial console: bytes as they are, words made harmless. Raises BadAnswer."""
+    """A chunk of the serial console: data unchanged, the notice sanitized. Raises BadAnswer."""
     if message is None or len(message.data) > CHUNK:
-        raise BadAnswer("the launcher's console sends what it may not")
+        raise BadAnswer("the launcher sent an invalid console message")
     return pb.ConsoleOutput(data=message.data, notice=text(message.notice))
 
 
 def chunk(message: pb.Chunk | None) -> pb.Chunk:
-    """A piece of a VNC connection. Raises BadAnswer."""
+    """A chunk of a VNC connection. Raises BadAnswer."""
     if message is None or len(message.data) > CHUNK:
-        raise BadAnswer("the launcher's screen sends what it may not")
+        raise BadAnswer("the launcher sent an invalid VNC message")
     return message

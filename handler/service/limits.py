@@ -1,4 +1,4 @@
-"""How much may be asked of one VM at a time, and of this node."""
+"""Limits of concurrent calls and streams, per VM and per node."""
 
 import contextlib
 from collections import Counter
@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from api.errors import HyperletError
 
 STREAMS_OF_VM = 64
-"""Consoles and screens together."""
+"""Consoles and VNC connections together."""
 STREAMS_OF_NAMESPACE = 250
-"""A tenant's part of them."""
+"""Limit per namespace."""
 STREAMS = 1000
 CALLS_OF_VM = 8
 
 
 class Busy(HyperletError):
-    """There is too much going on already; later it may be taken."""
+    """A limit is reached; the caller may retry later."""
 
 
 class CallLimits:
-    """Counts what goes on, by pod UID."""
+    """Counts active streams and calls, by pod UID."""
 
     def __init__(
         self,
@@ -35,9 +35,9 @@ class CallLimits:
 
     @contextlib.contextmanager
     def stream(self, uid: str, namespace: str = "") -> Iterator[None]:
-        """A console or a screen of the VM. Raises Busy."""
+        """Count a console or VNC connection of the VM. Raises Busy."""
         if self._all >= self._streams:
-            raise Busy(f"{self._streams} consoles are open on this node, which is all it serves: try again later")
+            raise Busy(f"{self._streams} consoles and screens are open on this node, the maximum: try again later")
         self._all += 1
         try:
             with (
@@ -49,8 +49,8 @@ class CallLimits:
             self._all -= 1
 
     def call(self, uid: str) -> contextlib.AbstractContextManager[None]:
-        """Anything else that the VM is asked. Raises Busy."""
-        return self._one("call", uid, "requests wait for this virtual machine")
+        """Count any other call to the VM. Raises Busy."""
+        return self._one("call", uid, "requests to this virtual machine are pending")
 
     @contextlib.contextmanager
     def _one(self, kind: str, uid: str, words: str) -> Iterator[None]:

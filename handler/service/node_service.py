@@ -1,8 +1,8 @@
-"""The Node service of protos/node.proto: what the gateway may ask about the VMs of this node.
+"""The Node service of protos/node.proto: the gateway's calls to the VMs of this node.
 
-The gateway knows who the user is and what they may do; here it is made sure that it is the gateway that asks, and that
-the VM is the one it means. Launchers stay untrusted: what they say is checked, and bounded like all that waits here for
-either side: one message a direction and gRPC's window.
+The gateway authorizes the user; this service verifies that the client is the gateway and that the VM is the requested
+one. Launchers are untrusted: their responses are validated. Memory per stream is bounded to one message per direction
+plus gRPC's window.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ from protos import node_pb2, node_pb2_grpc
 
 PORT = 8444
 VERB_SECONDS = 45.0
-"""For an answer of the launcher: freezing takes as long as the guest has to write."""
+"""Timeout of the launcher's response: a freeze takes as long as the guest needs to flush."""
 FIRST_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
 _NO_TEXT = "the launcher gave no reason"
-# Others are gRPC's own, or none of a launcher's business.
+# Others are gRPC's own, or must not come from a launcher.
 _PASSED_ON = frozenset(
     grpc.StatusCode[name]
     for name in (
@@ -48,9 +48,9 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", rpc.MAX_MESSAGE),
     ("grpc.max_metadata_size", 16384),
     ("grpc.max_concurrent_streams", 2000),
-    # As on the way to the launchers: windows that do not grow.
+    # Fixed windows, as in the connections to launchers.
     ("grpc.http2.bdp_probe", 0),
-    # A gateway that is gone without a word is found out, and its streams with it. It asks likewise, and may.
+    # Detects a vanished gateway and closes its streams. The gateway uses keepalive in the same way.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
@@ -66,19 +66,19 @@ _log = log.logger(component="node-service")
 
 
 class Denied(HyperletError):
-    """Whoever calls is not the gateway."""
+    """The client is not the gateway."""
 
 
 class Closing(HyperletError):
-    """This process is about to end."""
+    """This process is shutting down."""
 
 
 class BadRequest(HyperletError):
-    """What was sent does not follow the protocol."""
+    """The request violates the protocol."""
 
 
 class NodeService(node_pb2_grpc.NodeServicer):
-    """Passes on what the gateway asks to the launcher of the VM."""
+    """Forwards the gateway's calls to the VM's launcher."""
 
     def __init__(self, find: Find, limits: CallLimits | None = None) -> None:
         self._find = find
@@ -86,7 +86,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._closing = asyncio.Event()
 
     def close(self) -> None:
-        """Ends all streams with UNAVAILABLE: the gateway may try again with our successor."""
+        """End all streams with UNAVAILABLE, so that the gateway can retry with the next handler."""
         self._closing.set()
 
     # ---- verbs -----------------------------------------------------------------------------------------------------
@@ -160,8 +160,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
             launcher = self._launcher(context, vmi)
             with self._limits.call(launcher.pod_uid):
                 answer = await ask(launcher.stub)
-            if answer is None:  # what gRPC makes of a message that cannot be parsed
-                raise answers.BadAnswer("the launcher's answer cannot be read")
+            if answer is None:  # gRPC's result for an undecodable message
+                raise answers.BadAnswer("the launcher's response cannot be decoded")
             return check(answer)
 
     # ---- streams ---------------------------------------------------------------------------------------------------
@@ -190,15 +190,15 @@ class NodeService(node_pb2_grpc.NodeServicer):
             async with asyncio.timeout(FIRST_SECONDS):
                 return await anext(aiter(requests))
         except (TimeoutError, StopAsyncIteration):
-            raise BadRequest("the first message, which names the VMI, did not come") from None
+            raise BadRequest("the first message, which names the VMI, was not received") from None
 
     async def _relay(
         self, call: Any, context: Any, first: Any, inputs: AsyncIterator[Any], check: Callable[[Any], Any]
     ) -> None:
-        """Carries messages both ways until either side, or this process, ends."""
+        """Forward messages in both directions until either side, or this process, ends the stream."""
 
         async def up() -> None:
-            # When the launcher has ended the call, the other direction hears how, once all that came before is out.
+            # When the launcher has ended the call, down() reports its status after all its messages.
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 await call.write(first)
                 async for message in inputs:
@@ -207,7 +207,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             await asyncio.Event().wait()
 
         async def down() -> None:
-            # Before any message: one that is cancelled on its way would take this with it, and the status would fail.
+            # Before any message: a cancelled write would cancel the metadata too, and the status would fail.
             opened = TAKEN[0] in tuple(await call.initial_metadata())
             if opened:
                 await context.send_initial_metadata(TAKEN)
@@ -219,24 +219,24 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
         async def closing() -> None:
             await self._closing.wait()
-            raise Closing("the node's handler starts again: connect again")
+            raise Closing("the node's handler is restarting: reconnect")
 
         try:
             await until_one_ends(up(), down(), closing())
         finally:
             call.cancel()
 
-    # ---- who asks, about what --------------------------------------------------------------------------------------
+    # ---- caller and target -----------------------------------------------------------------------------------------
 
     def _launcher(self, context: Any, vmi: node_pb2.Vmi) -> LauncherConnection:
         check_peer(context)
         if not (vmi.namespace and vmi.name and vmi.uid):
-            raise BadRequest("the VMI's namespace, name and UID are needed")
+            raise BadRequest("the VMI's namespace, name and UID are required")
         return self._find(vmi.namespace, vmi.name, vmi.uid)
 
     @contextlib.asynccontextmanager
     async def _answering(self, context: Any) -> AsyncIterator[None]:
-        """Turns errors into statuses."""
+        """Translate exceptions into statuses."""
         try:
             yield
         except grpc.aio.AioRpcError as error:
@@ -250,10 +250,10 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
 
 def check_peer(context: Any) -> None:
-    """Raises Denied unless the client's certificate, which TLS has verified, is the gateway's and nothing else's."""
+    """Raises Denied unless the client's verified certificate is the gateway's, with no other URI."""
     uris = context.auth_context().get("peer_uri") or ()
     if list(uris) != [names.URI_GATEWAY.encode()]:
-        _log.warning("Somebody who is not the gateway has called", peer=context.peer(), uris=[*map(repr, uris)][:4])
+        _log.warning("Refused a client that is not the gateway", peer=context.peer(), uris=[*map(repr, uris)][:4])
         raise Denied("only the gateway may call")
 
 
@@ -273,7 +273,7 @@ def _code(error: HyperletError) -> grpc.StatusCode:
 
 
 async def _abort(context: Any, code: grpc.StatusCode, details: str | None) -> NoReturn:
-    """Ends a call as the launcher has ended it, in words that are fit to be read."""
+    """End a call with the launcher's status and its sanitized message."""
     if code is grpc.StatusCode.CANCELLED:
         code = grpc.StatusCode.UNAVAILABLE
     code = code if code in _PASSED_ON else grpc.StatusCode.INTERNAL
@@ -293,13 +293,13 @@ async def _chunks(requests: AsyncIterator[node_pb2.VncInput]) -> AsyncIterator[p
 
 def _bounded(data: bytes) -> bytes:
     if len(data) > answers.CHUNK:
-        raise BadRequest(f"more than {answers.CHUNK >> 10} KiB in a message")
+        raise BadRequest(f"message larger than {answers.CHUNK >> 10} KiB")
     return data
 
 
 @contextlib.asynccontextmanager
 async def serving(service: NodeService, credentials: grpc.ServerCredentials, address: str) -> AsyncIterator[int]:
-    """Serves on `address` (host:port) inside the block, and gives the port."""
+    """Serve on `address` (host:port) inside the block; yields the port."""
     server = grpc.aio.server(options=OPTIONS)
     add: Callable[[object, grpc.aio.Server], None] = node_pb2_grpc.add_NodeServicer_to_server
     add(service, server)

@@ -1,7 +1,7 @@
-"""The node's containerd: images, views of their snapshots, leases; and its CRI service for pulling.
+"""A client of the node's containerd: images, snapshot views, leases; and of its CRI service for pulling.
 
-Errors come out as `api.errors.ImagePullFailed` with a sentence. Source: containerd's API as in protos/containerd.proto,
-the OCI image specification (descriptors, indexes, chain IDs), the CRI as in protos/cri.proto.
+Errors are raised as `api.errors.ImagePullFailed`. Source: containerd's API as in protos/containerd.proto, the OCI image
+specification (descriptors, indexes, chain IDs), the CRI as in protos/cri.proto.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class ImageMissing(ImagePullFailed):
 
 
 class PullRefused(ImagePullFailed):
-    """The container runtime could not pull the image. `again_in`: seconds until the next try."""
+    """The container runtime could not pull the image. `again_in`: seconds until the next attempt."""
 
     reason = "ErrImagePull"
 
@@ -51,7 +51,7 @@ class PullRefused(ImagePullFailed):
 
 
 def checked(reference: str) -> str:
-    """An image reference, if it can be one: what it names is the container runtime's to say. Raises ImagePullFailed."""
+    """The stripped reference, if its syntax is plausible; the runtime validates it. Raises ImagePullFailed."""
     reference = reference.strip()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]{0,510}", reference):
         raise ImagePullFailed(f"{reference[:200]!r} is not an image reference")
@@ -59,7 +59,7 @@ def checked(reference: str) -> str:
 
 
 def pull_policy(reference: str, policy: str | None) -> str:
-    """The policy in force, by Kubernetes' rule: Always for `latest` or no tag, else IfNotPresent."""
+    """The effective policy, by Kubernetes' default: Always for `latest` or no tag, else IfNotPresent."""
     name = checked(reference)
     if policy:
         return policy
@@ -68,7 +68,7 @@ def pull_policy(reference: str, policy: str | None) -> str:
 
 
 def chain_id(diff_ids: Sequence[str]) -> str:
-    """The name of the snapshot that holds all the layers (OCI image specification, "Layer ChainID")."""
+    """Name of the snapshot with all layers (OCI image specification, "Layer ChainID")."""
     chain = diff_ids[0]
     for diff in diff_ids[1:]:
         chain = f"sha256:{hashlib.sha256(f'{chain} {diff}'.encode()).hexdigest()}"
@@ -76,14 +76,14 @@ def chain_id(diff_ids: Sequence[str]) -> str:
 
 
 def find_socket() -> str | None:
-    """containerd's socket, if the handler has one: HYPERLET_CONTAINERD, else the usual places."""
+    """Path of containerd's socket, None if not mounted: HYPERLET_CONTAINERD, else a default path."""
     return os.environ.get("HYPERLET_CONTAINERD") or next(
         (path for path in SOCKETS if pathlib.Path(path).exists()), None
     )
 
 
 class Containerd:
-    """A client of one containerd. Close it."""
+    """A client of one containerd. Must be closed."""
 
     def __init__(self, socket: str, namespace: str = NAMESPACE) -> None:
         self.socket = socket
@@ -100,7 +100,7 @@ class Containerd:
         self._cri_version = "v1"
 
     async def close(self) -> None:
-        """Ends the connection."""
+        """Close the connection."""
         await self._channel.close()
 
     async def _call(
@@ -121,7 +121,7 @@ class Containerd:
         name = checked(reference)
         status = cri.ImageStatusRequest(image=cri.ImageSpec(image=name))
         try:
-            # CRI completes short names as its configuration says, and keeps every image under its ID as well.
+            # The CRI completes short names as configured, and also stores every image under its ID.
             known = await self._cri("ImageStatus", status, cri.ImageStatusResponse, _SECONDS)
             if not known.image.id:
                 raise ImageMissing(f"image {name} is not on the node")
@@ -155,7 +155,7 @@ class Containerd:
             platform = entry.get("platform") or {}
             if platform.get("architecture", architecture) == architecture and platform.get("os", "linux") == "linux":
                 return str(entry["digest"])
-        raise ValueError(f"nothing in it is for {architecture}")
+        raise ValueError(f"no manifest for architecture {architecture}")
 
     async def _document(self, digest: str) -> dict[str, Any]:
         call = self._channel.unary_stream(
@@ -170,11 +170,11 @@ class Containerd:
                 raise ValueError(f"{digest} is larger than {_MAX_DOCUMENT >> 20} MiB")
         document = json.loads(data)
         if not isinstance(document, dict):
-            raise ValueError(f"{digest} is no JSON object")
+            raise ValueError(f"{digest} is not a JSON object")
         return document
 
     async def pull(self, reference: str) -> None:
-        """Has the node's container runtime pull an image, without credentials. Raises PullRefused with its words."""
+        """Pull an image through the CRI, without credentials. Raises PullRefused with the runtime's message."""
         request = cri.PullImageRequest(image=cri.ImageSpec(image=checked(reference)))
         try:
             await self._cri("PullImage", request, cri.PullImageResponse, _PULL_SECONDS)
@@ -195,7 +195,7 @@ class Containerd:
     # ---- views -----------------------------------------------------------------------------------------------------
 
     async def view(self, key: str, chain: str, pod_uid: str) -> list[DetachedMount]:
-        """The mounts of a read-only view of a snapshot, which a lease of the same name protects. Idempotent."""
+        """Create a read-only view of a snapshot, kept by a lease of the same name; returns its mounts. Idempotent."""
         try:
             await self._lease(key, pod_uid)
             for snapshotter in SNAPSHOTTERS:
@@ -203,7 +203,7 @@ class Containerd:
                 if mounts is not None:
                     return mounts
         except grpc.aio.AioRpcError as error:
-            raise self._failed("a view of an image", error) from error
+            raise self._failed("an image snapshot view", error) from error
         raise ImagePullFailed(f"the image is on the node but not unpacked (no snapshot {chain[:19]}…)")
 
     async def _lease(self, key: str, pod_uid: str) -> None:
@@ -238,7 +238,7 @@ class Containerd:
         return [DetachedMount(mount.type, mount.source, tuple(mount.options)) for mount in answer.mounts]
 
     async def drop(self, key: str) -> None:
-        """Removes a view and its lease; one that is gone is fine. Raises ImagePullFailed."""
+        """Remove a view and its lease, if they exist. Raises ImagePullFailed."""
         try:
             for snapshotter in SNAPSHOTTERS:
                 await self._gone(
@@ -247,7 +247,7 @@ class Containerd:
                 )
             await self._gone("/containerd.services.leases.v1.Leases/Delete", pb.DeleteLeaseRequest(id=key))
         except grpc.aio.AioRpcError as error:
-            raise self._failed(f"the view {key}", error) from error
+            raise self._failed(f"snapshot view {key}", error) from error
 
     async def _gone(self, method: str, request: Any) -> None:
         try:
@@ -257,17 +257,17 @@ class Containerd:
                 raise
 
     async def leases(self) -> dict[str, str]:
-        """Our leases: their names and the pods they are for. Raises ImagePullFailed."""
+        """Pod UID by lease, for the leases of hyperlet. Raises ImagePullFailed."""
         try:
             answer = await self._call(
                 "/containerd.services.leases.v1.Leases/List", pb.ListLeasesRequest(), pb.ListLeasesResponse
             )
         except grpc.aio.AioRpcError as error:
-            raise self._failed("its leases", error) from error
+            raise self._failed("leases", error) from error
         return {lease.id: lease.labels[LABEL_POD] for lease in answer.leases if LABEL_POD in lease.labels}
 
     def _failed(self, what: str, error: grpc.aio.AioRpcError) -> ImagePullFailed:
-        return ImagePullFailed(f"containerd at {self.socket} has trouble with {what}: {_message(error)}")
+        return ImagePullFailed(f"containerd at {self.socket}: the request for {what} failed: {_message(error)}")
 
 
 def _message(error: grpc.aio.AioRpcError) -> str:

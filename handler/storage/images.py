@@ -1,9 +1,9 @@
-"""containerDisk and kernelBoot images, shown to a launcher without a container of their own.
+"""Mounts containerDisk and kernelBoot images into launchers, without a container per image.
 
-Needed only where the API server has no image volumes, and possible only where the handler has containerd's socket
-(manifests/components/containerd-socket). The image comes from the node's containerd, pulled if need be; a view of its
-snapshot becomes a detached mount, which is moved to /images/<volume> in the launcher's mount namespace.
-Nothing in the image is looked at here: that is the unprivileged launcher's business.
+Needed only where the API server has no image volumes, and available only where the handler has containerd's socket
+(manifests/components/containerd-socket). The image is pulled if necessary; a view of its snapshot becomes a detached
+mount, which is moved to /images/<volume> in the launcher's mount namespace. The handler never reads the image's
+content: the unprivileged launcher does.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ _PREFIX = "hyperlet-"
 _VOLUME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _BACKOFF_SECONDS = (5.0, 300.0)
 _REMEMBERED = 1000
-"""Images that could not be pulled: anybody may ask for as many as they can think of."""
+"""Bound of remembered pull failures: users may request any number of images."""
 
 _UNAVAILABLE = (
-    "image {image} cannot come to the launcher: this Kubernetes has no image volumes (they are on by "
+    "image {image} cannot be mounted into the launcher: the cluster has no image volumes (on by "
     "default since 1.35), and the handler has no containerd socket; deploy with manifests/components/containerd-socket"
 )
 
@@ -39,7 +39,7 @@ _log = log.logger(component="images")
 
 @dataclass(frozen=True)
 class WantedImage:
-    """An image that a VMI uses."""
+    """An image used by a VMI."""
 
     volume: str
     image: str
@@ -48,12 +48,12 @@ class WantedImage:
 
     @property
     def what(self) -> str:
-        """The field that names it, for messages."""
+        """The field with the image, for messages."""
         return "firmware.kernelBoot.container" if self.volume == KERNEL_BOOT else f"volume {self.volume}"
 
 
 def wanted_by(vmi: VirtualMachineInstance) -> list[WantedImage]:
-    """The images that the VMI needs. Raises ImagePullFailed for a volume name that cannot be a directory's."""
+    """The images of the VMI. Raises ImagePullFailed for a volume name that is not a valid directory name."""
     found = [
         WantedImage(volume.name, source.image, source.imagePullPolicy, source.imagePullSecret)
         for volume in vmi.spec.volumes or []
@@ -65,17 +65,17 @@ def wanted_by(vmi: VirtualMachineInstance) -> list[WantedImage]:
         found.append(WantedImage(KERNEL_BOOT, boot.image, boot.imagePullPolicy, boot.imagePullSecret))
     for item in found:
         if not _VOLUME.fullmatch(item.volume) or ".." in item.volume:
-            raise ImagePullFailed(f"{item.volume!r} cannot be the name of a volume")
+            raise ImagePullFailed(f"{item.volume!r} is not a valid volume name")
     return found
 
 
 def key_of(pod_uid: str, volume: str) -> str:
-    """Name of the view and lease of a pod's volume."""
+    """Name of the view and the lease of a pod's volume."""
     return f"{_PREFIX}{pod_uid}-{volume}"
 
 
 class ImageMounts:
-    """The images of this node's launchers. `client` is None where the handler has no socket of a container runtime."""
+    """The images of this node's launchers. `client`: None if the runtime's socket is not mounted."""
 
     def __init__(self, client: containerd.Containerd | None, host_mounts: str = "/proc/1/ns/mnt") -> None:
         self._client = client
@@ -83,7 +83,7 @@ class ImageMounts:
         self._failures: OrderedDict[str, tuple[int, float, str]] = OrderedDict()
 
     async def provide(self, process: proc.Process, pod_uid: str, wanted: Sequence[WantedImage]) -> list[str]:
-        """Shows the launcher every image that it lacks; returns those volumes. Idempotent. Raises ImagePullFailed."""
+        """Mount every missing image; returns the mounted volumes. Idempotent. Raises ImagePullFailed."""
         done = await asyncio.gather(*(self._one(process, pod_uid, item) for item in wanted), return_exceptions=True)
         for outcome in done:
             if isinstance(outcome, BaseException):
@@ -106,7 +106,7 @@ class ImageMounts:
             raise
         except OSError as error:
             raise ImagePullFailed(
-                f"{item.what}: image {item.image} cannot be shown to the launcher: {error.strerror or error}"
+                f"{item.what}: image {item.image} cannot be mounted into the launcher: {error.strerror or error}"
             ) from error
         return True
 
@@ -124,13 +124,13 @@ class ImageMounts:
             except containerd.ImageMissing as error:
                 raise ImagePullFailed(
                     f"image {item.image} is not on the node, and pulling it with imagePullSecret "
-                    f"{item.secret} needs a Kubernetes with image volumes"
+                    f"{item.secret} requires image volumes in the cluster"
                 ) from error
         await self._pull(client, item.image)
         return await client.top_snapshot(item.image)
 
     async def _pull(self, client: containerd.Containerd, image: str) -> None:
-        """Pulls, or says again what went wrong when the next try is not due yet: many VMs may want one image."""
+        """Pull with backoff: until the next attempt is due, raise the last error again. Many VMs may use one image."""
         count, due, words = self._failures.get(image, (0, 0.0, ""))
         if (left := due - time.monotonic()) > 0:
             raise PullRefused(words, left)
@@ -160,7 +160,7 @@ class ImageMounts:
                 mounts.place(tree, DIRECTORY, volume, owner)
 
     async def forget(self, pod_uid: str) -> None:
-        """Lets go of a pod's images. Raises ImagePullFailed."""
+        """Release a pod's images. Raises ImagePullFailed."""
         if self._client is None:
             return
         for key, owner in (await self._client.leases()).items():
@@ -168,7 +168,7 @@ class ImageMounts:
                 await self._client.drop(key)
 
     async def sweep(self, living: Collection[str]) -> list[str]:
-        """Lets go of the images of every pod that is not among the living; returns what was dropped."""
+        """Release the images of pods not in `living`; returns the released views. Raises ImagePullFailed."""
         dropped: list[str] = []
         if self._client is None:
             return dropped

@@ -1,7 +1,7 @@
-"""Mounts that have no name until they stand where they belong.
+"""Detached mounts, moved into a launcher's mount namespace.
 
-A detached mount is made in the node's mount namespace, where containerd's snapshots are, and moved into a launcher's.
-The node's own mount table never shows it, and it disappears with the container.
+A detached mount is created in the node's mount namespace, where containerd's snapshots are. It never appears in the
+node's mount table, and disappears with the container.
 Sources: open_tree(2), move_mount(2), mount_setattr(2), fsopen(2), Documentation/filesystems/overlayfs.rst.
 """
 
@@ -38,7 +38,7 @@ _AT_EMPTY_PATH = 0x1000
 
 
 class DetachedMount(NamedTuple):
-    """A mount as containerd's snapshotter describes it."""
+    """A mount as described by containerd's snapshotter."""
 
     type: str
     source: str
@@ -54,7 +54,7 @@ class _MountAttributes(ctypes.Structure):
 def detached(mounts: Sequence[DetachedMount]) -> int:
     """A descriptor of a detached, read-only, nosuid, nodev, noexec mount of a snapshot.
 
-    Runs in the mount namespace where the sources are. Raises ImagePullFailed for what is no view, OSError.
+    Runs in the mount namespace of the sources. Raises ImagePullFailed for mounts that are not a view, OSError.
     """
     if len(mounts) != 1:
         raise ImagePullFailed(f"the snapshot needs {len(mounts)} mounts; only one is supported")
@@ -65,7 +65,7 @@ def detached(mounts: Sequence[DetachedMount]) -> int:
         lower = [option.removeprefix("lowerdir=") for option in mount.options if option.startswith("lowerdir=")]
         if len(lower) == 1 and not any(option.startswith("upperdir=") for option in mount.options):
             return _overlaid(lower[0].split(":"))
-    raise ImagePullFailed(f"the node's snapshotter makes a {mount.type} mount, which is not supported")
+    raise ImagePullFailed(f"mount type {mount.type} of the node's snapshotter is not supported")
 
 
 def _bound(source: str) -> int:
@@ -80,7 +80,7 @@ def _overlaid(layers: Sequence[str]) -> int:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-    return _overlaid_at_once(layers)  # before Linux 6.8 there is no lowerdir+
+    return _overlaid_at_once(layers)  # Linux before 6.8 has no lowerdir+
 
 
 def _overlaid_by_steps(layers: Sequence[str]) -> int:
@@ -94,12 +94,12 @@ def _overlaid_by_steps(layers: Sequence[str]) -> int:
 
 
 def _overlaid_at_once(layers: Sequence[str]) -> int:
-    """By mount(2), which needs a place: in a copy of the mount namespace that nobody else ever sees."""
+    """By mount(2), which needs a mount point: in a private copy of the mount namespace."""
     proc.unshare(proc.CLONE_NEWNS)
     _mount(None, b"/", None, _MS_REC | _MS_SLAVE, None)
     place = os.fsencode(layers[0])
     base = os.path.commonpath(layers)
-    os.chdir(base)  # this thread only; relative names keep many layers within one page
+    os.chdir(base)  # of this thread only; relative names fit many layers into one page
     lower = ":".join(os.path.relpath(layer, base) for layer in layers)
     _mount(b"overlay", place, b"overlay", _MS_RDONLY, os.fsencode(f"lowerdir={lower}"))
     return _bound(layers[0])
@@ -120,16 +120,16 @@ def _locked_down(tree: int) -> int:
 
 
 def place(tree: int | None, parent: str, name: str, owner: int = 0) -> bool:
-    """Moves a detached mount to `parent`/`name` below the root of the calling thread's mount namespace.
+    """Move a detached mount to `parent`/`name` below the root of the calling thread's mount namespace.
 
-    `parent` is one directory of the container's own, owned by root: ours, or the container's (`owner`, by our name for
-    it, where the pod has a user namespace); `name` is made if missing. No link is followed.
-    With no tree, only tells whether something is mounted there already. Returns that. Raises OSError.
+    `parent` must be a directory owned by root: the node's, or the container's (`owner`, as host UID in a pod with a
+    user namespace); `name` is created if missing. Symbolic links are not followed. Without a tree, only checks. Returns
+    whether something was already mounted there. Raises OSError.
     """
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     with proc.closing(root), proc.closing(_directory(root, parent, tree is not None)) as above:
         if os.fstat(above).st_uid not in (0, owner):
-            raise OSError(errno.EPERM, f"/{parent} is not root's")
+            raise OSError(errno.EPERM, f"/{parent} is not owned by root")
         with proc.closing(_directory(above, name, tree is not None)) as target:
             if _is_mount(above, target):
                 return True
@@ -151,14 +151,14 @@ def mounted(parent: str, name: str, owner: int = 0) -> bool:
 def cover_device(
     process: proc.Process, path: str, device: int, user: int, group: int, kind: int = stat.S_IFCHR
 ) -> None:
-    """Mounts a device node of this user's over the one at `path` (of /dev) in the process's mount namespace.
+    """Mount a device node owned by this user over the one at `path` (of /dev) in the process's mount namespace.
 
-    It lies on a tmpfs that nothing else is on and that ends with it, and opens what the cgroup of the pod lets it open.
+    The node is on a private tmpfs that disappears with it; the pod's device cgroup still applies.
     Changes the calling thread's mount namespace: call it through `kit.proc.isolated`. Raises OSError.
     """
     with proc.closing(process.namespace("mnt")) as theirs:
         if process.shares_namespace("user") or not proc.belongs_to_users_of(theirs, process):
-            raise OSError(errno.EPERM, "the launcher's mount namespace is not its own")
+            raise OSError(errno.EPERM, "the launcher shares its mount namespace")
         proc.unshare(proc.CLONE_NEWNS)
         _mount(None, b"/", None, _MS_REC | _MS_SLAVE, None)
         _mount(b"hyperlet", b"/tmp", b"tmpfs", _MS_NOSUID | _MS_NOEXEC, b"mode=0700,size=4k")
@@ -171,7 +171,7 @@ def cover_device(
             with proc.closing(root), proc.closing(proc.open_beneath(root, path, os.O_PATH | os.O_NOFOLLOW)) as target:
                 node = os.fstat(target)
                 if stat.S_IFMT(node.st_mode) != kind or node.st_rdev != device:
-                    raise OSError(errno.EINVAL, "another file has come there")
+                    raise OSError(errno.EINVAL, "the device node was replaced")
                 proc.syscall(
                     _SYS_MOVE_MOUNT, tree, b"", target, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
                 )

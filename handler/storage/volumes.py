@@ -1,7 +1,7 @@
-"""What the launcher's user must be able to open but may not: device nodes and disks on volumes that belong to root.
+"""Gives the launcher's user access to device nodes, and to disks on volumes that belong to root.
 
-The container is seen through /proc/<pid>/root. Everything below it belongs to somebody else, so every path is opened
-without following links, looked at by its descriptor, and changed by that descriptor only.
+The container's files are reached through /proc/<pid>/root. They are untrusted: each path is opened without following
+links, then inspected and changed by its descriptor only.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
 def written_by(vmi: VirtualMachineInstance) -> list[str]:
-    """The volumes on claims whose disk the guest may write. Raises VolumeError for a name that is no directory's."""
+    """PVC volumes whose disk the guest may write. Raises VolumeError for an invalid volume name."""
     used = {disk.name: disk for disk in vmi.spec.domain.devices.disks or []}
     found = []
     for volume in vmi.spec.volumes or []:
@@ -37,20 +37,20 @@ def written_by(vmi: VirtualMachineInstance) -> list[str]:
         if not claim or claim.readOnly or disk is None or disk.cdrom or (disk.disk and disk.disk.readonly):
             continue
         if not _NAME.fullmatch(volume.name) or ".." in volume.name:
-            raise VolumeError(f"{volume.name!r} cannot be the name of a volume")
+            raise VolumeError(f"{volume.name!r} is not a valid volume name")
         found.append(volume.name)
     return found
 
 
 def devices_of(vmi: VirtualMachineInstance) -> list[str]:
-    """The volumes on claims that may be devices, of disks that the guest may not write, too."""
+    """PVC volumes that may be block devices, including those of read-only disks."""
     used = {disk.name for disk in vmi.spec.domain.devices.disks or []}
     claims = [each.name for each in vmi.spec.volumes or [] if each.persistentVolumeClaim and each.name in used]
     return [name for name in claims if _NAME.fullmatch(name) and ".." not in name]
 
 
 class _LauncherUser(NamedTuple):
-    """Who is to have a file: the launcher's user and group, and the container's root, by the node's names for them."""
+    """The launcher's user and group, and the container's root, as host IDs."""
 
     user: int
     group: int
@@ -60,12 +60,11 @@ class _LauncherUser(NamedTuple):
 def prepare(
     process: proc.Process, volumes: Sequence[str], devices: Sequence[str] = (), uid: int = names.LAUNCHER_UID
 ) -> list[str]:
-    """Gives the launcher its device nodes, also those of the volumes `devices`, and the disks of `volumes`.
+    """Give the launcher its device nodes, those of the volumes in `devices`, and the disks of `volumes`.
 
-    Returns what was changed. Idempotent.
-    In a pod with a user namespace the volumes are id-mapped mounts, through which a file of its user 107 is one of the
-    node's user that this stands for. Changes the calling thread's file system ids: call it through `kit.proc.isolated`.
-    Raises VolumeError.
+    Returns what was changed. Idempotent. In a pod with a user namespace, volumes are id-mapped mounts, where a file of
+    the pod's user 107 has the host ID mapped to it. Changes the calling thread's file system IDs: call it through
+    `kit.proc.isolated`. Raises VolumeError.
     """
     changed = []
     try:
@@ -90,15 +89,15 @@ def prepare(
 
 
 def _claim_device(process: proc.Process, root: int, path: str, owner: _LauncherUser) -> bool:
-    """Gives a device node of the container's own /dev, which the container runtime made, to the launcher's user.
+    """Change the owner of a device node in the container's own /dev to the launcher's user.
 
-    In a pod with a user namespace no node can be made: it is the node's own, mounted there. That is not the
-    container's to have; one that it can use is mounted over it.
+    In a pod with a user namespace the node is the host's, bind-mounted; it must not be changed, so a node with the
+    right owner is mounted over it.
     """
     try:
         fd = proc.open_beneath(root, path, os.O_PATH | os.O_NOFOLLOW)
     except OSError:
-        return False  # the pod did not ask for it
+        return False  # not requested by the pod
     with proc.closing(fd):
         node = os.fstat(fd)
         try:
@@ -119,15 +118,15 @@ def _claim_device(process: proc.Process, root: int, path: str, owner: _LauncherU
 
 
 def _claim_block_device(process: proc.Process, root: int, volume: str, owner: _LauncherUser) -> bool:
-    """Gives the device node of a claim in Block mode, which the runtime made for root, to the launcher's user.
+    """Change the owner of the device node of a Block mode claim to the launcher's user.
 
-    In a pod with a user namespace it is the node's own, and is covered: see `_claim_device`. What a claim may be
-    read-only for, the container's device rules say: an owner does not get past them.
+    In a pod with a user namespace it is the host's and is covered: see `_claim_device`. A read-only claim stays
+    read-only by the container's device cgroup, regardless of the owner.
     """
     try:
         fd = proc.open_beneath(root, f"dev/volumes/{volume}", os.O_PATH | os.O_NOFOLLOW)
     except FileNotFoundError:
-        return False  # a claim on a file system
+        return False  # a claim in Filesystem mode
     except OSError as error:
         raise VolumeError(f"volume {volume}: /dev/volumes/{volume}: {error.strerror or error}") from error
     with proc.closing(fd), proc.closing(proc.open_beneath(root, "dev", os.O_PATH | os.O_DIRECTORY)) as directory:
@@ -135,7 +134,7 @@ def _claim_block_device(process: proc.Process, root: int, volume: str, owner: _L
         if not stat.S_ISBLK(node.st_mode) or node.st_uid == owner.user:
             return False
         if process.shares_namespace("user"):
-            # One of another file system is no node of the container's own: it is the host's, mounted there.
+            # A node on another file system is the host's, bind-mounted.
             if node.st_dev != os.fstat(directory).st_dev:
                 return False
             proc.syscall(_SYS_FCHOWNAT[os.uname().machine], fd, b"", owner.user, owner.group, _AT_EMPTY_PATH)
@@ -167,14 +166,14 @@ def _claim_disk(root: int, volume: str, owner: _LauncherUser) -> bool:
 
 
 def _become(uid: int, gid: int) -> None:
-    """File accesses of this thread are checked as this user's, without root's privileges for them."""
+    """Set this thread's file system IDs: file access is checked as this user, without root's capabilities."""
     group, user = _SYS_SETFSUID[os.uname().machine][::-1]
     proc.syscall(group, gid)
     proc.syscall(user, uid)
 
 
 def _usable(directory: int) -> bool:
-    """Whether the current file system user can write the disk, or make it where it is missing."""
+    """Whether the current file system user can write the disk, or create it if missing."""
     try:
         os.close(proc.open_regular(directory, DISK, os.O_RDWR))
     except FileNotFoundError:
@@ -187,12 +186,12 @@ def _usable(directory: int) -> bool:
 
 
 def _can_create(directory: int) -> bool:
-    # There is no way to ask for the file system ids (access(2) takes the real ones), so it is tried, without a name.
+    # access(2) ignores file system IDs, so this tries to create an unnamed file.
     try:
         os.close(proc.open_beneath(directory, ".", os.O_TMPFILE | os.O_RDWR, 0o600))
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-            return False  # a file system without unnamed files: fsGroup's way does no harm
+            return False  # no O_TMPFILE on this file system: setting the group is harmless
         if error.errno in (errno.EACCES, errno.EPERM):
             return False
         raise
@@ -207,9 +206,9 @@ def _hand_over(directory: int, volume: str, owner: _LauncherUser) -> bool:
     with proc.closing(fd):
         status = os.fstat(fd)
         if status.st_nlink != 1:
-            raise VolumeError(f"volume {volume}: {DISK} has {status.st_nlink} names; it is not given away")
+            raise VolumeError(f"volume {volume}: {DISK} has {status.st_nlink} hard links; its owner is not changed")
         if status.st_mode & (stat.S_ISUID | stat.S_ISGID):
-            raise VolumeError(f"volume {volume}: {DISK} is a set-user-ID file; it is not given away")
+            raise VolumeError(f"volume {volume}: {DISK} is a set-user-ID file; its owner is not changed")
         os.fchown(fd, owner.user, owner.group)
         with contextlib.suppress(OSError):
             os.fchmod(fd, 0o660)
@@ -217,11 +216,11 @@ def _hand_over(directory: int, volume: str, owner: _LauncherUser) -> bool:
 
 
 def _share(directory: int, volume: str, owner: _LauncherUser) -> bool:
-    """What kubelet does for fsGroup on volumes that it manages itself: the launcher may make its disk here."""
+    """Same as kubelet's fsGroup for volumes that it manages: the launcher may create its disk here."""
     status = os.fstat(directory)
     if status.st_uid != owner.root:
         raise VolumeError(
-            f"volume {volume}: its directory belongs to user {status.st_uid}, and the launcher may not write there"
+            f"volume {volume}: its directory is owned by user {status.st_uid} and not writable by the launcher"
         )
     os.fchown(directory, -1, owner.group)
     os.fchmod(directory, stat.S_IMODE(status.st_mode) | stat.S_IRWXG | stat.S_ISGID)

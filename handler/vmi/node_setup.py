@@ -1,4 +1,4 @@
-"""The node's side of a VM: its networks, its images, its disks and devices. All at once, each in its own thread."""
+"""Sets up the node for a VM: networks, images, disks and devices, in parallel, each in its own thread."""
 
 import asyncio
 import pathlib
@@ -28,37 +28,37 @@ _log = log.logger(component="node-setup")
 
 
 class NetworkAttacher(Protocol):
-    """What joins pods to secondary networks (`handler.secondary_networks.attachments`)."""
+    """Attaches pods to secondary networks (`handler.secondary_networks.attachments`)."""
 
     async def ensure(self, pod: Pod, process: proc.Process) -> dict[str, str]:
-        """Who made each interface that the pod asks for, by its name in the pod. Raises NetworkError."""
+        """Attach the pod's networks; returns each interface's creator by name in the pod. Raises NetworkError."""
 
     async def forget(self, pod_uid: str) -> None:
-        """Leaves the networks of a pod that has ended."""
+        """Detach a pod that has ended."""
 
 
 @dataclass
 class NodeResources:
-    """What was made, and what has to be let go of with the pod."""
+    """What was set up for a VM, and must be released with its pod."""
 
     made: network_setup.PodNetworkState = field(default_factory=network_setup.PodNetworkState)
     told: frozenset[str] = frozenset()
-    """The pod's interfaces that its network-status tells of."""
+    """The pod interfaces listed in the network-status annotation."""
     pending: Mapping[str, str] = field(default_factory=dict)
-    """What is missing for interfaces that are to be plugged into the running VM, by the interface's name. Everything
-    else goes on without them."""
+    """Errors of interfaces that are still to be plugged into the running VM, by interface name. They do not block
+    the rest."""
     advertisers: dict[str, Advertiser] = field(default_factory=dict)
     """By bridge."""
 
     def close(self) -> None:
-        """Lets go of it."""
+        """Release the resources."""
         for advertiser in self.advertisers.values():
             advertiser.close()
         self.advertisers.clear()
 
 
 class NodeSetup:
-    """Makes the node's side of VMs."""
+    """Sets up and releases the node's resources for VMs."""
 
     def __init__(
         self,
@@ -73,12 +73,12 @@ class NodeSetup:
         self._attacher = attacher
         self._records = records
         self._allow = allow
-        """Lets a pod's launcher lock memory, for the interface of this name: `memlock.allow`."""
+        """Raises RLIMIT_MEMLOCK for a pod's launcher and an interface: `memlock.allow`."""
 
     async def set_up(
         self, vmi: VirtualMachineInstance, pod: Pod, launcher: LauncherConnection, before: NodeResources | None
     ) -> NodeResources:
-        """Makes what is missing; idempotent. `before` is what an earlier call made. Raises `api.errors`."""
+        """Set up what is missing; idempotent. `before`: result of the previous call. Raises `api.errors`."""
         process = launcher.process
         wanted, writable, devices = images.wanted_by(vmi), volumes.written_by(vmi), volumes.devices_of(vmi)
         outcomes = await asyncio.gather(
@@ -99,16 +99,16 @@ class NodeSetup:
         changed = [str(item) for outcome in outcomes[1:] if isinstance(outcome, list) for item in outcome]
         changed += made.changed
         if changed:
-            _log.debug("Made the node's side of the VM", changed=changed, **log.about(vmi))
+            _log.debug("Prepared the node for the VM", changed=changed, **log.about(vmi))
         advertisers = await self._advertise(process, made.attachments, before)
         return NodeResources(made, joined.told, joined.pending, advertisers)
 
     async def _join(
         self, vmi: VirtualMachineInstance, pod: Pod, launcher: LauncherConnection, before: NodeResources | None
     ) -> NodeResources:
-        """Has the pod's interfaces made, and from them the taps of the VM.
+        """Attach the pod's networks, and create the VM's taps.
 
-        Of a VM that runs, an interface that it does not use yet is set aside while something is missing for it.
+        If the VM is running, an interface that it does not use yet is deferred when something is missing for it.
         """
         process = launcher.process
         requests = list(requests_of(vmi))
@@ -126,7 +126,7 @@ class NodeSetup:
             amount = memlock.wanted(vmi)
             await proc.isolated(lambda: self._allow(launcher.pod_uid, hardware, amount))
         if not (requests or used or (before and (before.made.attachments or before.made.going))):
-            return NodeResources(told=told, pending=pending)  # a VM without a NIC may have any namespace
+            return NodeResources(told=told, pending=pending)  # a VM without NICs may have any namespace
         made = await self._attach(launcher, requests, used, pending)
         made = replace(made, attachments=tuple(_with_mac(each, pod) for each in made.attachments))
         return NodeResources(made, told, pending)
@@ -138,7 +138,7 @@ class NodeSetup:
         used: Collection[str] | None,
         pending: dict[str, str],
     ) -> network_setup.PodNetworkState:
-        """The taps; an interface of a running VM that the pod does not have yet is added to `pending` instead."""
+        """Create the taps; an interface of a running VM that the pod lacks is added to `pending` instead."""
         record = InterfaceRecord(launcher.pod_uid, self._records)
         while True:
             asked = [request for request in requests if request.name not in pending]
@@ -155,7 +155,7 @@ class NodeSetup:
     async def _advertise(
         self, process: proc.Process, attachments: Collection[VmInterface], before: NodeResources | None
     ) -> dict[str, Advertiser]:
-        """One for each bridge with an IPv6 router; those that are at work go on, unless their bridge is another."""
+        """One advertiser per bridge with an IPv6 router; existing ones are kept unless their bridge was recreated."""
         old = before.advertisers if before is not None else {}
         wanted = {each.bridge: each for each in attachments if each.router6 is not None}
         for bridge in [bridge for bridge in old if bridge not in wanted or wanted[bridge].fresh]:
@@ -166,11 +166,11 @@ class NodeSetup:
             try:
                 old[bridge] = await Advertiser.start(process, bridge, each.router6, each.bridge_mac, each.mtu)
             except OSError as error:
-                raise NetworkError(f"the guest's IPv6 router cannot be started: {error.strerror or error}") from error
+                raise NetworkError(f"cannot start router advertisements: {error.strerror or error}") from error
         return old
 
     async def forget(self, pod_uid: str) -> None:
-        """Lets go of what outlives a pod: its networks, and its views of images."""
+        """Release what outlives a pod: its networks and its image views."""
         if self._attacher is not None:
             await self._attacher.forget(pod_uid)
         try:
@@ -181,20 +181,20 @@ class NodeSetup:
             await self._images.forget(pod_uid)
         except ImagePullFailed as error:
             _log.warning(
-                "Could not let go of a pod's images: the next start of the handler does",
+                "Could not release a pod's images, retrying with the next sweep",
                 why=error.message,
                 pod_uid=pod_uid,
             )
 
     def sweep(self, living: Collection[str]) -> int:
-        """Removes the records of pods that are gone; how many. Raises OSError."""
+        """Remove the interface records of deleted pods; returns how many. Raises OSError."""
         return interface_record.sweep(self._records, living)
 
 
 def _set_aside(
     error: AttachmentFailed, requests: Collection[InterfaceRequest], used: Collection[str] | None
 ) -> dict[str, str]:
-    """What is missing, by interface of the VM. Raises the error where the VM does not run yet, or uses one of them."""
+    """Errors by VM interface. Raises the error if the VM is not running, or uses one of the interfaces."""
     names = {request.interface: request.name for request in requests if request.interface}
     if used is None or any(names.get(interface) in used for interface in error.missing):
         raise error
@@ -202,7 +202,7 @@ def _set_aside(
 
 
 def _with_mac(attachment: VmInterface, pod: Pod) -> VmInterface:
-    """A device of the host keeps its MAC to itself: the network's plugin has set it, and the pod tells of it."""
+    """A host device does not report its MAC: the CNI plugin has set it, and network-status contains it."""
     if not attachment.request.hardware:
         return attachment
     told = (entry.get("mac") for entry in network_status.entries(pod) if entry["interface"] == attachment.interface)
@@ -211,6 +211,6 @@ def _with_mac(attachment: VmInterface, pod: Pod) -> VmInterface:
 
 
 def _used(launcher: LauncherConnection) -> tuple[str, ...] | None:
-    """Names of the interfaces that the launcher has in its domain; None while it does not say."""
+    """Names of the interfaces in the launcher's domain; None if unknown."""
     state = launcher.state
     return tuple(nic.name for nic in state.nics) if state is not None and state.runs else None

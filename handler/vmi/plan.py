@@ -1,8 +1,8 @@
-"""What to do next for one VMI of this node: pure.
+"""Plans the next actions for one VMI of this node. Pure.
 
-The controller hands a VMI over by phase Scheduled with this node's name; from there until its pod has ended everything
-about it is said here. A VMI is driven only through the pod that the controller names by UID: labels and owners, which
-people can set, prove nothing.
+The controller hands a VMI over by phase Scheduled with this node's name; from then until its pod has ended, the handler
+manages it. The pod is identified by the UID that the controller recorded: labels and owner references can be set by
+users and prove nothing.
 """
 
 import hashlib
@@ -24,22 +24,22 @@ from kit.reconcile import RequeueAfter
 from protos import launcher_pb2 as pb
 
 CONFIRM_SECONDS = 1.0
-"""Between two looks for processes of a pod: one that forks and ends may hide its child from one of them."""
+"""Interval between two searches for processes of a pod: one search may miss a child that was just forked."""
 COALESCE_SECONDS = 2.0
-"""How long a change that nobody waits for may wait for others to be written with."""
+"""Delay for writing unimportant changes, to combine them with others."""
 SILENCE_SECONDS = 20.0
-"""A launcher may be silent for so long (it is starting, or its server starts again) before the VMI says so."""
+"""Silence of a launcher (starting, or its server restarting) that is tolerated before the VMI reports it."""
 UNPLUG_SECONDS = 20.0
-"""Between two requests to a guest to give back a NIC."""
+"""Interval between requests to a guest to release a NIC."""
 CAUSE_SECONDS = 10.0
-"""How long a kubelet may take to say why it has ended a pod."""
+"""Time for kubelet to report why it ended a pod."""
 LOST_SECONDS = 15.0
-"""A launcher's server that starts again needs a moment until it knows its VM."""
+"""Time for a restarted launcher server to find its VM."""
 
 
 @dataclass(frozen=True)
 class ObservedLauncher:
-    """Everything that the plan for a VMI depends on."""
+    """Input of the plan for a VMI."""
 
     vmi: VirtualMachineInstance
     pod: Pod | None
@@ -47,11 +47,11 @@ class ObservedLauncher:
     clock: float = 0.0
     state: LauncherState | None = None
     state_seconds: float = 0.0
-    """How long the launcher has been in this state."""
+    """Seconds since the last change of the launcher's state."""
     silent_seconds: float = 0.0
     silence: str = ""
     cut_off: str = ""
-    """Why the launcher is silent, if that is because it sent too much."""
+    """Why the launcher is silent, if it exceeded its frame budget."""
     resources: NodeResources | None = None
     synced: str = ""
     synced_at: float = 0.0
@@ -59,14 +59,14 @@ class ObservedLauncher:
     trouble: Problem | None = None
     retry_at: float = 0.0
     tried: str = ""
-    """What the last try that failed was made for: whatever else comes is tried at once."""
+    """Setup key of the last failed attempt: a changed key is tried at once."""
     minor_since: float = 0.0
     kvm: str = ""
     unreported: frozenset[str] = frozenset()
-    """UIDs of pods of this node that the VMI was handed over to and whose end no kubelet will report: their objects are
-    gone, or say Failed and nothing of the containers' end."""
+    """UIDs of this node's pods of the VMI whose end no kubelet will report: their objects are deleted, or are Failed
+    without the containers' end."""
     empty: frozenset[str] = frozenset()
-    """Those that were found without any process, twice in a row."""
+    """Those found without processes twice in a row."""
 
     @property
     def phase(self) -> str:
@@ -76,7 +76,7 @@ class ObservedLauncher:
 
 @dataclass(frozen=True)
 class SetUp:
-    """Make the node's side of the VM, and have the launcher make the VM (`sync`)."""
+    """Set up the node for the VM; with `sync`, call the launcher's Sync."""
 
     sync: bool
 
@@ -91,14 +91,14 @@ class PatchVmi:
 
 @dataclass(frozen=True)
 class RecordEventOnce:
-    """Record an Event, once in the life of a pod."""
+    """Record an Event once per pod."""
 
     event: tuple[str, str, str]
 
 
 @dataclass(frozen=True)
 class DeferWrite:
-    """Note since when something minor waits to be written; 0: nothing does."""
+    """Remember since when an unimportant change waits to be written; 0: none does."""
 
     since: float
 
@@ -115,15 +115,15 @@ def _plan(seen: ObservedLauncher) -> Iterator[Action]:
     if seen.unreported:
         yield from _confirm(seen)
     state = seen.state
-    # A pod that is gone is the controller's business again, and so is a VMI that is not handed over yet.
+    # Without a pod, or before the hand-over, the controller is responsible.
     if seen.pod is None or seen.phase not in (names.PHASE_SCHEDULED, names.PHASE_RUNNING):
         return
     if state is not None and state.ended:
         yield from _end(seen, state)
     elif seen.pod.status.phase in END_PHASES:
-        return  # the launcher had no time to tell: the controller reads its last words from the pod
+        return  # the launcher could not report its end: the controller reads the termination message
     elif seen.vmi.metadata.deletionTimestamp:
-        return  # the guest is shutting down; what it says on the way out is not worth a write
+        return  # the guest is shutting down; intermediate states are not written
     elif seen.pod.metadata.deletionTimestamp:
         yield from _disrupted(seen, seen.pod)
     elif seen.silent_seconds > 0:
@@ -133,7 +133,7 @@ def _plan(seen: ObservedLauncher) -> Iterator[Action]:
 
 
 def _confirm(seen: ObservedLauncher) -> Iterator[Action]:
-    """Tells the controller that nothing is left of a pod, which it cannot know: the VM may be started again then."""
+    """Report to the controller that a pod has no processes left: only then may the VM be restarted."""
     if ended := sorted(seen.unreported & seen.empty):
         body = {"metadata": {"uid": seen.vmi.metadata.uid}, "status": {"activePods": dict.fromkeys(ended)}}
         yield PatchVmi(StatusPatch(body, urgent=True))
@@ -142,7 +142,7 @@ def _confirm(seen: ObservedLauncher) -> Iterator[Action]:
 
 
 def _disrupted(seen: ObservedLauncher, pod: Pod) -> Iterator[Action]:
-    """The pod has to go and the VMI has not asked for it: says why, once, while the guest shuts down."""
+    """The pod is being terminated without the VMI's consent: report why, once, while the guest shuts down."""
     cause = disruption.cause(pod)
     patch = vmi_status.disrupted(seen.vmi, cause, seen.now) if cause is not None else None
     if cause is not None and patch is not None:
@@ -156,10 +156,10 @@ def _end(seen: ObservedLauncher, state: LauncherState) -> Iterator[Action]:
         and state.reason in disruption.ANNOUNCED_REASONS
         and not seen.vmi.metadata.deletionTimestamp
     ):
-        # The kubelet says only after the containers' end why it has ended them.
+        # The kubelet reports the cause only after the containers have ended.
         cause = disruption.cause(seen.pod)
         if cause is None and seen.pod.status.phase in END_PHASES:
-            return  # it does not say: the controller, which sees its Events, tells the end
+            return  # no cause reported: the controller, which watches its Events, reports the end
         if cause is None and seen.state_seconds < CAUSE_SECONDS:
             yield RequeueAfter(CAUSE_SECONDS - seen.state_seconds + 0.1)
             return
@@ -178,7 +178,7 @@ def _end(seen: ObservedLauncher, state: LauncherState) -> Iterator[Action]:
     else:
         event = (names.REASON_STOPPED, f"The virtual machine ended: {state.message or 'the guest shut down'}", "Normal")
     if seen.vmi.metadata.deletionTimestamp:
-        # When the pod has ended, the controller writes the end together with the finalizer: one write instead of two.
+        # The controller will write the end together with the finalizer: one write instead of two.
         yield RecordEventOnce(event)
     else:
         yield PatchVmi(patch, (event,))
@@ -200,12 +200,12 @@ def _drive(seen: ObservedLauncher, state: LauncherState) -> Iterator[Action]:
         return
     lost = seen.phase == names.PHASE_RUNNING and state.state == pb.DOMAIN_STATE_NONE
     if lost:
-        # It was running: starting it a second time is nobody's right but the controller's.
+        # It was running: only the controller may start it a second time.
         if seen.state_seconds < LOST_SECONDS:
             yield RequeueAfter(LOST_SECONDS - seen.state_seconds + 0.1)
         else:
             yield from _with_event(
-                seen, Problem("Lost", "the launcher knows nothing of the virtual machine that it ran")
+                seen, Problem("Lost", "the launcher has lost the domain of the running virtual machine")
             )
         return
     needs_sync = (seen.phase == names.PHASE_SCHEDULED and not state.runs) or _is_out_of_date(seen, state)
@@ -218,32 +218,32 @@ def _drive(seen: ObservedLauncher, state: LauncherState) -> Iterator[Action]:
             yield RequeueAfter(seen.retry_at - seen.clock + 0.01)
     if seen.resources is not None and seen.resources.made.going:
         yield RequeueAfter(UNPLUG_SECONDS)
-    # Without progress means that it did not run: it does now.
+    # The NoProgress error is resolved: the VM is running.
     is_over = state.runs and seen.trouble is not None and seen.trouble.reason == names.REASON_NO_PROGRESS
     trouble = None if is_over else seen.trouble
     if state.runs and seen.resources is not None:
-        # What cannot be changed of a VM that runs keeps nothing else about it from being told.
+        # A change that a running VM cannot take must not block its status updates.
         yield from _run(seen, state, seen.pod, seen.resources, trouble)
     elif trouble is not None:
         yield from _with_event(seen, trouble)
 
 
 def _is_out_of_date(seen: ObservedLauncher, state: LauncherState) -> bool:
-    """Whether the launcher has to be told of the VMI again."""
+    """Whether Sync has to be called again."""
     assert seen.pod is not None
     if seen.synced == "":
-        # This process has told it nothing. Whoever did before may have ended between a change and telling it.
+        # This process has not called Sync. An earlier handler may have ended between a change and its Sync.
         return state.runs and (_nics_differ(seen.vmi, state) or _claims_differ(seen.vmi, state))
     if seen.synced != digest(seen.vmi, seen.pod):
         return True
-    # A guest that is starting does not hear that it is to give back a NIC: it is asked again.
+    # A booting guest misses unplug requests: repeat them.
     going = seen.resources.made.going if seen.resources else ()
     return bool(going) and seen.clock - seen.synced_at >= UNPLUG_SECONDS
 
 
 def _nics_differ(vmi: VirtualMachineInstance, state: LauncherState) -> bool:
     nics = vmi.spec.domain.devices.interfaces or ()
-    # A device of the host has no link that anybody could set.
+    # The link state of a host device cannot be set.
     wanted = {nic.name: nic.state != "down" or nic.sriov is not None for nic in nics if nic.state != "absent"}
     return bool(state.nics) and wanted != {nic.name: nic.link_up for nic in state.nics}
 
@@ -254,7 +254,7 @@ def _claims_differ(vmi: VirtualMachineInstance, state: LauncherState) -> bool:
 
 
 def capacities(vmi: VirtualMachineInstance) -> dict[str, str]:
-    """How large the claims behind the VMI's volumes are, by volume."""
+    """Capacity of the claim of each volume."""
     found = {}
     for entry in (vmi.status.volumeStatus if vmi.status else None) or ():
         info = entry.persistentVolumeClaimInfo
@@ -264,7 +264,7 @@ def capacities(vmi: VirtualMachineInstance) -> dict[str, str]:
 
 
 def _is_unplugged(resources: NodeResources, state: LauncherState) -> bool:
-    """Whether the launcher no longer uses what was kept for it."""
+    """Whether the launcher has released interfaces whose devices were kept for it."""
     return state.runs and not set(resources.made.going) <= {nic.name for nic in state.nics}
 
 
@@ -273,7 +273,7 @@ def _run(
 ) -> Iterator[Action]:
     assert pod is not None
     if any(item.state and item.state.terminated for item in pod.status.containerStatuses or ()):
-        return  # the report of its end is on its way
+        return  # its final report is pending
     patch = vmi_status.running(
         seen.vmi, StatusFacts(state, pod, resources.made, seen.kvm, resources.told, trouble), seen.now
     )
@@ -295,7 +295,7 @@ def _pending_changes(
     if trouble is not None and not _has(seen.vmi, names.CONDITION_SYNCHRONIZED, trouble.reason):
         yield (trouble.reason, trouble.message, "Warning")
     if seen.phase == names.PHASE_SCHEDULED:
-        yield (names.REASON_STARTED, "The virtual machine runs", "Normal")
+        yield (names.REASON_STARTED, "The virtual machine is running", "Normal")
     if state.state == pb.DOMAIN_STATE_IO_ERROR and not _has(
         seen.vmi, names.CONDITION_PAUSED, names.REASON_PAUSED_IO_ERROR
     ):
@@ -320,14 +320,14 @@ def _has(vmi: VirtualMachineInstance, type: str, reason: str) -> bool:
 
 
 def digest(vmi: VirtualMachineInstance, pod: Pod) -> str:
-    """Tells one spec from another, one choice of networks of the pod from another, and one size of its claims."""
+    """Fingerprint of the inputs of Sync: the spec, the pod's networks annotation, the claims' capacities."""
     networks = (pod.metadata.annotations or {}).get(network_attachments.ANNOTATION_NETWORKS) or ""
     parts = (codec.encode(vmi.spec), networks.encode(), codec.encode(capacities(vmi)))
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def setup_key(vmi: VirtualMachineInstance, pod: Pod) -> str:
-    """Tells one situation in which a VM is brought up from another: the spec, and what the pod is told of networks."""
+    """Fingerprint of the inputs of setup: `digest`, and the pod's network-status annotation."""
     told = (pod.metadata.annotations or {}).get(network_attachments.ANNOTATION_STATUS) or ""
     return f"{digest(vmi, pod)}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
@@ -335,14 +335,14 @@ def setup_key(vmi: VirtualMachineInstance, pod: Pod) -> str:
 def is_active(vmi: VirtualMachineInstance, pod: Pod) -> bool:
     """Whether the controller has handed the VMI over to this pod, on this node.
 
-    Nobody else writes that, while anybody who may make pods can make one that looks like the VMI's. And it is written
-    down before QEMU starts, so that the controller knows where to ask whether it has ended.
+    Only the controller can write that, while users can create pods that look like the VMI's. It is written before QEMU
+    starts, so the controller always knows where the VM may run.
     """
     return bool(pod.spec.nodeName) and may_run_qemu(vmi).get(pod.metadata.uid or "") == pod.spec.nodeName
 
 
 def has_started(pod: Pod) -> bool:
-    """Whether the launcher's container runs."""
+    """Whether the launcher's container is running."""
     return any(
         item.name == names.COMPUTE_CONTAINER and item.state and item.state.running
         for item in pod.status.containerStatuses or ()

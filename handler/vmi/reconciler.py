@@ -1,4 +1,4 @@
-"""The VMIs of this node, brought to what `handler.vmi.plan` says they should be."""
+"""Reconciles the VMIs of this node, as planned by `handler.vmi.plan`."""
 
 import asyncio
 import pathlib
@@ -46,37 +46,37 @@ from kit.reconcile import Reconciler
 
 Key = tuple[str, str]
 API_SECONDS = 2.0
-"""Between two tries at an API server that is away."""
+"""Retry delay when the API server is unavailable."""
 LONGEST_PAUSE = 30.0
-"""Between two tries at bringing up a VM."""
+"""Maximum retry delay for setting up a VM."""
 
 SETUP_SECONDS = Histogram(
     "hyperlet_handler_bring_seconds",
-    "Time from a VMI's hand-over being seen until its launcher has made the VM",
+    "Time from observing a VMI's hand-over until its VM is set up",
     buckets=(0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 10, 30, 60),
 )
-FAILURES = Counter("hyperlet_handler_bring_failures_total", "VMs that could not be brought up, by reason", ["reason"])
+FAILURES = Counter("hyperlet_handler_bring_failures_total", "Failed VM setups, by reason", ["reason"])
 
 
 class NoProgress(HyperletError):
-    """All went well, and nothing is different: the launcher says Yes and does nothing."""
+    """Setup succeeded without effect: the launcher reports success and does nothing."""
 
     reason = names.REASON_NO_PROGRESS
 
     def __init__(self, sync: bool) -> None:
-        what = "said that it made the virtual machine, which does not run" if sync else "still uses what it let go of"
+        what = "reported success, but the VM is not running" if sync else "still uses an interface that it released"
         super().__init__(f"the launcher {what}: see the log of the launcher pod")
 
 
 class NicsPending(NetworkError):
-    """Interfaces wait for being plugged in; all else is done."""
+    """Interfaces are still to be plugged in; everything else is done."""
 
     def __init__(self, missing: Mapping[str, str]) -> None:
         super().__init__("; ".join(f"interface {name} is not plugged in: {words}" for name, words in missing.items()))
 
 
 class VmiReconciler(Reconciler[Key, ObservedLauncher]):
-    """Drives every VMI of this node."""
+    """Manages every VMI of this node."""
 
     name = "vmi"
 
@@ -90,7 +90,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         pods: pathlib.Path = PODS,
         any_alive: Callable[[str], bool] = pod_processes.any_alive,
     ) -> None:
-        """`any_alive` tells of a pod's UID whether a process of it is left on this node. It may block."""
+        """`any_alive`: whether a pod UID has a process on this node. It may block."""
         super().__init__()
         self._kube = kube
         self._node = node
@@ -102,7 +102,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         self._discovery = LauncherDiscovery(self._on_discovered, pods, WAKE)
         self._any_alive = any_alive
         self._empty: dict[Key, dict[str, float]] = {}
-        """When pods were first found without a process, by VMI and UID."""
+        """Time at which pods were first found without processes, by VMI and UID."""
         self.vmis: Store[VirtualMachineInstance] = Store(
             kube, VirtualMachineInstance, labels={names.LABEL_NODE_NAME: node}
         )
@@ -116,12 +116,12 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         return len(self._tracked)
 
     def living(self) -> set[str]:
-        """UIDs of the launcher pods that are on this node."""
+        """UIDs of the launcher pods on this node."""
         return {pod.metadata.uid or "" for pod in self.pods.all() if origin(pod)}
 
     async def run(self, workers: int = 8) -> None:
-        """Works until cancelled."""
-        # A VMI seen before the pods are listed tells nothing of vanished ones, and is not queued again.
+        """Run until cancelled."""
+        # A VMI seen before the pods are listed says nothing about pods that are gone, and is not queued again.
         await self.pods.synced()
         async with asyncio.TaskGroup() as group:
             group.create_task(super().run(workers))
@@ -146,13 +146,13 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         elif has_started(new):
             self._on_discovered(uid)
         elif new.status.phase in END_PHASES:
-            self._discovery.forget(uid)  # refused by the kubelet before anything of it started
+            self._discovery.forget(uid)  # rejected by the kubelet before it started
         elif uid not in self._tracked:
             self._discovery.expect(uid)
         self._enqueue_pod(pod)
 
     def _on_discovered(self, pod_uid: str) -> None:
-        """A launcher is there, its VMI not handed over yet: the conversation stands when the first request is due."""
+        """A launcher was found before its VMI's hand-over: connect now, so that the first request need not wait."""
         self._discovery.forget(pod_uid)
         if pod_uid not in self._tracked:
             launcher = self._launcher(pod_uid, lambda: self._enqueue(pod_uid), self._start_limiter)
@@ -167,7 +167,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
             self.queue.add((pod.metadata.namespace or "", made_for.name))
 
     def _retire(self, pod_uid: str) -> None:
-        """The pod has ended, and may stay for long: only what its launcher said last is kept."""
+        """The pod has ended but may remain: release everything but the launcher's last report."""
         self._discovery.forget(pod_uid)
         machine = self._tracked.get(pod_uid)
         if machine is None or machine.retired:
@@ -190,7 +190,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
     # ---- observing -------------------------------------------------------------------------------------------------
 
     def _pod_of(self, vmi: VirtualMachineInstance) -> Pod | None:
-        """The VMI's pod on this node; the one that still runs if there is more than one."""
+        """The VMI's pod on this node; one that has not ended, if there are several."""
         own = [
             pod
             for pod in self.pods.by("vmi", vmi.metadata.uid or "-")
@@ -201,7 +201,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         return min(own, key=lambda pod: pod.status.phase in END_PHASES, default=None)
 
     def launcher_of(self, namespace: str, name: str, uid: str) -> LauncherConnection:
-        """The launcher of this very VMI. Raises NotFound if it is not here."""
+        """The launcher of the VMI with this UID. Raises NotFound if it is not on this node."""
         vmi = self.vmis.get(namespace, name)
         if vmi is not None and vmi.metadata.uid == uid and vmi.status and vmi.status.nodeName == self._node:
             pod = self._pod_of(vmi)
@@ -210,7 +210,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         raise NotFound(f"the virtual machine instance {namespace}/{name} (UID {uid}) does not run on node {self._node}")
 
     async def observe(self, key: Key) -> ObservedLauncher | None:
-        """What the caches and the launcher say."""
+        """State from the caches and the launcher."""
         vmi = self.vmis.get(*key)
         if vmi is None or vmi.status is None or vmi.status.nodeName != self._node:
             self._empty.pop(key, None)
@@ -242,7 +242,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         )
 
     def _unreported(self, vmi: VirtualMachineInstance) -> frozenset[str]:
-        """See `ObservedLauncher`. Nothing is known before the pods of this node are."""
+        """See `ObservedLauncher.unreported`. Empty until the pods of this node are synced."""
         here = [uid for uid, node in may_run_qemu(vmi).items() if node == self._node] if self.pods.is_synced else []
         found = {uid: next(iter(self.pods.by("uid", uid)), None) for uid in here}
         return frozenset(
@@ -250,7 +250,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         )
 
     async def _without_processes(self, key: Key, uids: frozenset[str]) -> frozenset[str]:
-        """Those of the pods that no process is left of, now and a moment ago."""
+        """Those pods without processes, now and at least CONFIRM_SECONDS ago."""
         before = self._empty.pop(key, {})
         if not uids:
             return frozenset()
@@ -262,13 +262,13 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         return frozenset(uid for uid, at in since.items() if now - at >= CONFIRM_SECONDS)
 
     def plan(self, observed: ObservedLauncher) -> Sequence[Any]:
-        """See the function of this name."""
+        """See `plan`."""
         return plan(observed)
 
-    # ---- doing -----------------------------------------------------------------------------------------------------
+    # ---- applying --------------------------------------------------------------------------------------------------
 
     async def apply(self, observed: ObservedLauncher, action: Any) -> None:
-        """Does one thing."""
+        """Apply one action."""
         machine = self._tracked.get((observed.pod.metadata.uid if observed.pod else "") or "")
         if isinstance(action, PatchVmi):
             await self._write(observed, action, machine)
@@ -293,11 +293,11 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         try:
             self.vmis.learn(await self._kube.patch(VirtualMachineInstance, *key, action.patch.body))
         except Conflict:
-            self.queue.add_after(key, 0.1)  # somebody else wrote: the cache will know in a moment
+            self.queue.add_after(key, 0.1)  # changed by another client: the cache will catch up
             return
         except ApiUnavailable as error:
             self.log.warning(
-                "The API server is away: trying again",
+                "API server unavailable, retrying",
                 why=error.message,
                 again_in=API_SECONDS,
                 **log.about(observed.vmi),
@@ -307,7 +307,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         except NotFound:
             return
         if phase := action.patch.body["status"].get("phase"):
-            self.log.info("The VMI has come to a phase", phase=phase, **log.about(observed.vmi))
+            self.log.info("VMI phase changed", phase=phase, **log.about(observed.vmi))
         self._events(observed.vmi, action.events)
 
     def _events(self, vmi: VirtualMachineInstance, events: Sequence[tuple[str, str, str]]) -> None:
@@ -334,7 +334,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
             machine.trouble, machine.failures, machine.retry_at = None, 0, 0.0
             SETUP_SECONDS.observe(time.monotonic() - began)
             self.log.info(
-                "Brought up what the VM needs",
+                "Set up the VM",
                 seconds=round(time.monotonic() - began, 3),
                 synced=sync,
                 **log.about(vmi),
@@ -342,14 +342,14 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         except HyperletError as error:
             self._note(observed, machine, error)
         except Exception as error:
-            self.log.exception("Bringing up a VM failed in a way nobody foresaw", **log.about(observed.vmi))
+            self.log.exception("Unhandled exception while setting up the VM", **log.about(observed.vmi))
             self._note(observed, machine, HyperletError(f"{type(error).__name__}: {error}"))
         finally:
             machine.task = None
             self.queue.add((observed.vmi.metadata.namespace or "", observed.vmi.metadata.name or ""))
 
     async def _is_repeated(self, observed: ObservedLauncher) -> bool:
-        """Whether what was just done would be done again at once, for the same reason: it has changed nothing."""
+        """Whether the next plan would repeat the setup with the same inputs: it had no effect."""
         assert observed.pod is not None
         now = await self.observe((observed.vmi.metadata.namespace or "", observed.vmi.metadata.name or ""))
         if now is None or now.pod is None or setup_key(now.vmi, now.pod) != setup_key(observed.vmi, observed.pod):
@@ -369,7 +369,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         if observed.pod is not None:
             machine.tried = setup_key(observed.vmi, observed.pod)
         permanent = isinstance(error, SyncRefused) and error.permanent
-        # A launcher that is starting, or starts again, is no news; nor is a network that is being joined.
+        # Expected for a while: a starting launcher, or a network being attached.
         quiet = 2 if isinstance(error, NicsPending) else 5
         if (
             not isinstance(error, LauncherUnavailable | InterfaceMissing | NicsPending | NoProgress)
@@ -377,9 +377,9 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         ):
             machine.trouble = Problem(reason, error.message, permanent)
         self.log.warning(
-            "The VM runs without all that it is to have"
+            "The VM is running, interfaces are still pending"
             if isinstance(error, NicsPending)
-            else "Could not bring up the VM",
+            else "Could not set up the VM",
             why=error.message,
             failures=machine.failures,
             again_in=None if permanent else round(pause, 1),
@@ -387,7 +387,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         )
 
     async def close(self) -> None:
-        """Ends every conversation. The VMs run on."""
+        """Close every connection. The VMs keep running."""
         for machine in self._tracked.values():
             if machine.task is not None:
                 machine.task.cancel()
@@ -401,7 +401,7 @@ _tasks: set[asyncio.Task[Any]] = set()
 
 
 def background(work: Any) -> None:
-    """Runs a coroutine whose outcome nobody waits for."""
+    """Run a coroutine in the background."""
     task = asyncio.get_running_loop().create_task(work)
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)

@@ -1,7 +1,6 @@
-"""What a VMI's status should say, and the one patch that makes it say so. Pure.
+"""The desired status of a VMI, and the patch that writes it. Pure.
 
-Conditions and lists are written whole, as a merge patch has it, so every patch names the version of the object that it
-was made from.
+A merge patch replaces lists such as conditions as a whole, so every patch has the resourceVersion it was made from.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,11 +34,11 @@ FIELDS = frozenset(
         "volumeStatus",
     }
 )
-"""The fields of a VMI's status that a handler writes. The API server refuses it every other one: a new one belongs into
-manifests/policies-handler.yaml too."""
+"""The status fields that a handler writes. The API server rejects others: add new ones to
+manifests/policies-handler.yaml as well."""
 _MESSAGE_LIMIT = 1500
-_NOT_MIGRATABLE = ("LiveMigrationNotSupported", "this version of hyperlet does not migrate virtual machines")
-# Conditions whose change people and other programs wait for; the rest may wait to be written with something else.
+_NOT_MIGRATABLE = ("LiveMigrationNotSupported", "live migration is not supported by this version of hyperlet")
+# Changes of these conditions are written at once; others may wait to be combined with other changes.
 _URGENT = frozenset(
     {names.CONDITION_READY, names.CONDITION_PAUSED, names.CONDITION_SYNCHRONIZED, names.CONDITION_EMULATED}
 )
@@ -47,7 +46,7 @@ _URGENT = frozenset(
 
 @dataclass(frozen=True)
 class Problem:
-    """What keeps a VMI from being what it should be."""
+    """Why a VMI is not in its desired state."""
 
     reason: str
     message: str
@@ -56,29 +55,29 @@ class Problem:
 
 @dataclass(frozen=True)
 class StatusFacts:
-    """Everything that a running VMI's status is made of."""
+    """Input of a running VMI's status."""
 
     state: LauncherState
     pod: Pod
     made: PodNetworkState
     kvm: str
-    """The sentence of the KVM probe."""
+    """The KVM probe's sentence."""
     told: frozenset[str] = frozenset()
-    """The pod's interfaces that its network-status tells of."""
+    """The pod interfaces listed in the network-status annotation."""
     trouble: Problem | None = None
-    """What keeps the VM from being all that it should be, though it runs."""
+    """Why the running VM is not completely set up."""
 
 
 @dataclass(frozen=True)
 class StatusPatch:
-    """A merge patch of the VMI. `urgent`: somebody waits for it."""
+    """A merge patch of the VMI. `urgent`: write it at once."""
 
     body: Json
     urgent: bool
 
 
 def running(vmi: VirtualMachineInstance, facts: StatusFacts, now: datetime) -> StatusPatch | None:
-    """The patch for a VMI whose domain runs; None when the status says so already."""
+    """The patch for a VMI whose domain is running; None if the status is up to date."""
     status = _status(vmi)
     wanted: Json = {"phase": names.PHASE_RUNNING, "reason": None}
     wanted["conditions"] = merged(status.get("conditions"), _conditions(facts, status), _gone(facts), now)
@@ -95,7 +94,7 @@ def running(vmi: VirtualMachineInstance, facts: StatusFacts, now: datetime) -> S
 
 
 def failing(vmi: VirtualMachineInstance, trouble: Problem | None, now: datetime) -> StatusPatch | None:
-    """The patch that says what is wrong, and for a permanent trouble that the VMI has failed."""
+    """The patch that reports a problem; a permanent one sets phase Failed."""
     status = _status(vmi)
     wanted: Json = {}
     if trouble is not None:
@@ -110,7 +109,7 @@ def failing(vmi: VirtualMachineInstance, trouble: Problem | None, now: datetime)
 def ended(
     vmi: VirtualMachineInstance, state: LauncherState, now: datetime, cause: Cause | None = None
 ) -> StatusPatch | None:
-    """The patch for a VMI whose domain is over. `cause`: why its pod was ended, though the VMI was not to end."""
+    """The patch for a VMI whose domain has ended. `cause`: why its pod was terminated without the VMI's consent."""
     status = _status(vmi)
     failed = state.state == pb.DOMAIN_STATE_CRASHED or cause is not None
     words = state.message or ("the virtual machine crashed" if failed else "the guest shut down")
@@ -127,7 +126,7 @@ def ended(
 
 
 def disrupted(vmi: VirtualMachineInstance, cause: Cause, now: datetime) -> StatusPatch | None:
-    """The patch that says why a guest is being shut down that nobody asked to stop; None when the status says so."""
+    """The patch that reports why a guest is being shut down unrequested; None if the status is up to date."""
     status = _status(vmi)
     words = f"{cause.message}; the guest is being shut down"
     wanted = [condition(names.CONDITION_READY, False, cause.reason, words)]
@@ -135,15 +134,15 @@ def disrupted(vmi: VirtualMachineInstance, cause: Cause, now: datetime) -> Statu
 
 
 def condition(type: str, status: bool, reason: str = "", message: str = "") -> Json:
-    """A condition without times."""
+    """A condition without timestamps."""
     made = {"type": type, "status": names.TRUE if status else names.FALSE}
     return made | ({"reason": reason} if reason else {}) | ({"message": message[:_MESSAGE_LIMIT]} if message else {})
 
 
 def merged(old: Iterable[Json] | None, wanted: Iterable[Json], gone: Iterable[str], now: datetime) -> list[Json]:
-    """The conditions to write: those wanted in place of the old ones of their types, without those that are gone.
+    """The merged conditions: `wanted` replace old ones of their types, types in `gone` are removed.
 
-    A condition's time changes only with its status.
+    lastTransitionTime changes only with the status.
     """
     fresh = {item["type"]: item for item in wanted}
     result = []
@@ -180,7 +179,7 @@ def _conditions(facts: StatusFacts, status: Json) -> list[Json]:
             )
         )
     elif state.state == pb.DOMAIN_STATE_IO_ERROR:
-        words = state.message or "a disk failed or is full: the virtual machine is paused until that is mended"
+        words = state.message or "a disk failed or is full: the virtual machine is paused until it is fixed"
         found.append(condition(names.CONDITION_PAUSED, True, names.REASON_PAUSED_IO_ERROR, words))
     if state.agent:
         found.append(condition(names.CONDITION_AGENT_CONNECTED, True))
@@ -214,7 +213,7 @@ def _ready(facts: StatusFacts) -> Json:
 
 
 def _volumes(vmi: VirtualMachineInstance, known: list[Json] | None, state: LauncherState) -> list[Json]:
-    # A launcher that made names up, new ones every time, would let the object grow until nobody can write it.
+    # Only the VMI's volumes: made-up names from a launcher would let the object grow without bound.
     own = {volume.name for volume in vmi.spec.volumes or ()}
     disks = {disk.volume: disk for disk in state.disks if disk.volume in own}
     result = []
@@ -242,7 +241,7 @@ def _patch(vmi: VirtualMachineInstance, status: Json, wanted: Mapping[str, Any],
         body,
         "phase" in changed
         or _urgent(status.get("conditions"), changed.get("conditions"))
-        # Plugged in or out: the controller waits for it.
+        # The controller waits for interfaces to be plugged or unplugged.
         or ("interfaces" in changed and _plugged(status.get("interfaces")) != _plugged(changed["interfaces"])),
     )
 

@@ -1,4 +1,4 @@
-"""What the handler remembers of one VM of its node."""
+"""In-memory state of one VM of this node."""
 
 import asyncio
 from collections import deque
@@ -9,31 +9,31 @@ from handler.vmi.node_setup import NodeResources
 from handler.vmi.status import Problem
 
 WRITES, WRITES_SECONDS = 20, 60.0
-"""So many patches of one VMI in so many seconds; a guest or launcher that flaps faster is written about later."""
+"""Maximum patches of one VMI, and the interval in seconds; a flapping guest or launcher is reported with delay."""
 
 
 @dataclass
 class TrackedVm:
-    """What this process remembers of one pod's VM. All of it can be found out again."""
+    """State of one pod's VM; all of it can be rediscovered."""
 
     launcher: LauncherConnection
     resources: NodeResources | None = None
-    """The node's side of the VM, once it has been made or found made."""
+    """The node's resources for the VM, once set up."""
     synced: str = ""
-    """Digest of the spec that the launcher has taken."""
+    """Digest of the inputs of the last successful Sync."""
     synced_at: float = 0.0
     task: asyncio.Task[None] | None = None
     trouble: Problem | None = None
     failures: int = 0
     retry_at: float = 0.0
     tried: str = ""
-    """What the last try that failed was made for."""
+    """Setup key of the last failed attempt."""
     minor_since: float = 0.0
     retired: bool = False
     told: bool = False
-    """Its end stands in an Event already."""
+    """The Event about its end is recorded."""
     writes: deque[float] = field(default_factory=lambda: deque(maxlen=WRITES))
-    """When the VMI was patched, the latest times."""
+    """Times of the latest patches of the VMI."""
 
     def write_in(self, clock: float) -> float:
         """Seconds until the VMI may be patched again; 0: now."""
@@ -42,5 +42,5 @@ class TrackedVm:
 
     @property
     def busy(self) -> bool:
-        """Whether the VM is being brought up right now."""
+        """Whether the VM is being set up."""
         return self.task is not None and not self.task.done()

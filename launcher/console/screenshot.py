@@ -1,4 +1,4 @@
-"""The guest's screen as PNG. Loaded with the first screenshot."""
+"""Screenshots of the guest as PNG. Imported with the first screenshot."""
 
 import asyncio
 import struct
@@ -12,14 +12,14 @@ from launcher.vm.controller import VmController
 from launcher.vm.errors import OperationRefused
 
 LARGEST = 900 << 10
-"""Bytes of a PNG: it has to fit into a message."""
+"""Maximum bytes of a PNG: it must fit into a message."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SIDE = 16384
 _SHRINK = (1, 2, 4, 8, 16)
 
 
 class Screenshotter:
-    """Takes pictures, one at a time."""
+    """Takes screenshots, one at a time."""
 
     def __init__(self, machine: VmController, paths: Paths, limit: int = LARGEST) -> None:
         self._machine, self._limit = machine, limit
@@ -27,8 +27,7 @@ class Screenshotter:
         self._turn = asyncio.Lock()
 
     async def png(self) -> bytes:
-        """The screen now, smaller than it is if it would be too many bytes. Raises OperationRefused,
-        HypervisorError."""
+        """The current screen as PNG, scaled down if larger than the limit. Raises OperationRefused, HypervisorError."""
         async with self._turn:
             domain = self._machine.running()
             try:
@@ -40,12 +39,12 @@ class Screenshotter:
             return data if mime == "image/png" and data else await self._small(domain)
 
     async def _small(self, domain: str) -> bytes:
-        """By way of a file, which the server never has in memory as a whole."""
+        """Convert through a file, so that the server never holds the whole image in memory."""
         try:
             await self._machine.hypervisor.dump_screen(domain, str(self._file))
             return await asyncio.to_thread(self._convert)
         except (OSError, ValueError) as error:
-            raise HypervisorError(f"the picture of the screen cannot be read: {error}") from error
+            raise HypervisorError(f"cannot read the screen dump: {error}") from error
         finally:
             self._file.unlink(missing_ok=True)
 
@@ -55,13 +54,13 @@ class Screenshotter:
                 data = from_ppm(file, shrink, self._limit)
             if data:
                 return data
-        raise ValueError(f"it would be more than {self._limit} bytes")
+        raise ValueError(f"the PNG would be larger than {self._limit} bytes")
 
 
 def from_ppm(file: BinaryIO, shrink: int, limit: int) -> bytes:
-    """A PNG of every `shrink`th pixel and row of a PPM (P6, 8 bits); nothing if it is more than `limit` bytes.
+    """A PNG of every `shrink`th pixel and row of a PPM (P6, 8 bits); empty if larger than `limit` bytes.
 
-    Raises ValueError for anything else. Sources: PNG specification (RFC 2083), ppm(5) of Netpbm.
+    Raises ValueError for other formats. Sources: PNG specification (RFC 2083), ppm(5) of Netpbm.
     """
     width, height = _size(file)
     columns, rows = -(-width // shrink), -(-height // shrink)
@@ -69,7 +68,7 @@ def from_ppm(file: BinaryIO, shrink: int, limit: int) -> bytes:
     for number in range(height):
         row = file.read(3 * width)
         if len(row) < 3 * width:
-            raise ValueError("the picture ends too early")
+            raise ValueError("the PPM image is truncated")
         if number % shrink == 0:
             packed += packer.compress(b"\0" + _every(row, shrink, columns))
         if len(packed) > limit:
@@ -85,14 +84,14 @@ def _size(file: BinaryIO) -> tuple[int, int]:
     while len(head.split()) < 4 or not head[-1:].isspace():
         byte = file.read(1)
         if not byte or len(head) > 64:
-            raise ValueError("the picture is no PPM")
+            raise ValueError("not a PPM image")
         head += byte
     magic, width, height, depth = head.split()
     if magic != b"P6" or depth != b"255":
-        raise ValueError("the picture is no PPM of 8 bits")
+        raise ValueError("not an 8-bit PPM image")
     sides = int(width), int(height)
     if not all(0 < side <= _SIDE for side in sides):
-        raise ValueError(f"the picture is {sides[0]} by {sides[1]} pixels")
+        raise ValueError(f"unsupported image size: {sides[0]} by {sides[1]} pixels")
     return sides
 
 

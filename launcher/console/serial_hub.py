@@ -1,11 +1,11 @@
-"""The serial console for any number of people: all see the same output, one of them types.
+"""Multiplexes the serial console: all clients see the output, one has write access.
 
-QEMU's serial socket takes one connection. It is open while somebody is attached, and only then: a VM whose console
-nobody looks at costs nothing. Whoever comes first is shown what the supervisor has kept
-(`launcher.console.serial_tail`), who comes later what everybody has just seen.
+QEMU's serial socket takes one connection. It is open only while clients are attached, so an unused console costs
+nothing. The first client gets the tail kept by the supervisor (`launcher.console.serial_tail`), later ones the recent
+output.
 
-Nobody's slowness costs more than LAG bytes. Output waits for the person who types (so the guest does, too), but not
-for longer than STALL_SECONDS; whoever is behind for longer, or only watches, misses output and is told how much.
+Each client buffers at most LAG bytes. Output waits for the writer, and so does the guest, for at most STALL_SECONDS;
+readers, and writers that are slower, lose output and are told how much.
 """
 
 import asyncio
@@ -23,20 +23,20 @@ from protos import launcher_pb2 as pb
 
 CHUNK = 32 << 10
 LAG = 32 << 10
-"""Bytes that may wait for one person; the chunk that goes beyond is taken in whole."""
+"""Maximum buffered bytes per client; the chunk that exceeds it is accepted as a whole."""
 MAX_CLIENTS = 64
 STALL_SECONDS = 10.0
 SETTLE_SECONDS = 0.05
-"""For QEMU to take the connection: what it prints meanwhile is in the supervisor's file only."""
+"""Time for QEMU to accept the connection: meanwhile its output is only in the supervisor's file."""
 _SMALL = 1024
 _PACE_SECONDS = 0.001
-"""QEMU writes byte by byte. After a small read, what follows is gathered for so long."""
+"""QEMU writes byte by byte: after a small read, wait this long to gather more."""
 _BLOCKED_SECONDS = 0.005
 _NOTICES = 16
 
 
 class SerialClient:
-    """Somebody who is attached. `output()` is what goes to them."""
+    """An attached client. `output()` yields its messages."""
 
     def __init__(self, who: str, watch: bool, replay: bytes) -> None:
         self.who = who
@@ -51,16 +51,16 @@ class SerialClient:
 
     @property
     def behind(self) -> bool:
-        """Whether nothing more can wait for them."""
+        """Whether the buffer is full."""
         return len(self._waiting) >= LAG
 
     @property
     def misses(self) -> bool:
-        """Whether they are missing output just now."""
+        """Whether output is being dropped."""
         return self._skipped > 0
 
     def feed(self, data: bytes) -> None:
-        """Output of the guest."""
+        """Queue output of the guest, or drop it."""
         if self._skipped or self.behind:
             self._skipped += len(data)
         else:
@@ -68,18 +68,18 @@ class SerialClient:
         self._news.set()
 
     def notify(self, notice: str) -> None:
-        """A word to the person."""
+        """Queue a message for the user."""
         self._notices.append(notice)
         self._news.set()
 
     def end(self) -> None:
-        """There will be no more."""
+        """End the output."""
         self._ended = True
         self._news.set()
         self._room.set()
 
     async def output(self) -> AsyncIterator[pb.ConsoleOutput]:
-        """What the person is to see, until the end."""
+        """The client's messages, until the end."""
         while True:
             while (message := self._next()) is not None:
                 yield message
@@ -98,11 +98,11 @@ class SerialClient:
             return pb.ConsoleOutput(data=data)
         if self._skipped:
             skipped, self._skipped = self._skipped, 0
-            return pb.ConsoleOutput(notice=f"{skipped} bytes of output are missing here: this viewer was too slow")
+            return pb.ConsoleOutput(notice=f"{skipped} bytes of output were dropped: this client reads too slowly")
         return None
 
     async def room(self) -> None:
-        """Returns when more can wait for them, or after STALL_SECONDS."""
+        """Wait until there is room in the buffer, at most STALL_SECONDS."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STALL_SECONDS):
                 while self.behind and not self._ended:
@@ -111,7 +111,7 @@ class SerialClient:
 
 
 class SerialHub:
-    """The console of this pod's VM. Everything runs in the event loop."""
+    """The serial console of this pod's VM. Runs in the event loop only."""
 
     def __init__(self, serial: str, last: str) -> None:
         self._path, self._last = serial, last
@@ -123,43 +123,43 @@ class SerialHub:
 
     @property
     def typist(self) -> SerialClient | None:
-        """Who types: whoever came last of those who did not come to watch."""
+        """The writer: the most recent read-write client."""
         return next((viewer for viewer in reversed(self._viewers) if not viewer.watch), None)
 
-    # -- coming and going
+    # -- attaching and detaching
 
     async def attach(self, who: str, watch: bool, takeover: bool) -> SerialClient:
-        """Lets somebody in; `leave` has to follow. Raises OperationRefused."""
+        """Attach a client; `leave` must follow. Raises OperationRefused."""
         async with self._opening:
             if len(self._viewers) >= MAX_CLIENTS:
-                raise OperationRefused("RESOURCE_EXHAUSTED", f"{MAX_CLIENTS} people are at the serial console already")
+                raise OperationRefused("RESOURCE_EXHAUSTED", f"{MAX_CLIENTS} clients are at the serial console already")
             before = self.typist
             if before and not watch and not takeover:
                 raise OperationRefused(
-                    "ALREADY_EXISTS", f"{before.who} is at the serial console: watch it, or take it over"
+                    "ALREADY_EXISTS", f"{before.who} is using the serial console: watch it, or take it over"
                 )
             if self._reading and self._reading.done():
                 raise OperationRefused("FAILED_PRECONDITION", "the virtual machine has ended")
             if self._serial is None:
                 await self._open()
-            viewer = SerialClient(text(who) or "somebody", watch, serial_tail.screenful(bytes(self._recent)))
+            viewer = SerialClient(text(who) or "unknown user", watch, serial_tail.screenful(bytes(self._recent)))
             self._viewers.append(viewer)
         if before and not watch:
-            before.notify(f"{viewer.who} has taken over the console: you are watching")
+            before.notify(f"{viewer.who} has taken over the console: your session is read-only")
             before.told_that_watching = True
         elif before:
-            viewer.notify(f"you are watching, {before.who} types")
+            viewer.notify(f"your session is read-only: {before.who} has write access")
         return viewer
 
     def leave(self, viewer: SerialClient) -> None:
-        """Lets somebody go. The last one closes the socket."""
+        """Detach a client. The last one closes the socket."""
         before = self.typist
         viewer.end()
         with contextlib.suppress(ValueError):
             self._viewers.remove(viewer)
         if self.typist is not before and self.typist:
             self.typist.told_that_watching = False
-            self.typist.notify(f"{viewer.who} has left the console: you type")
+            self.typist.notify(f"{viewer.who} has left the console: you have write access")
         if not self._viewers:
             self._close()
 
@@ -169,7 +169,7 @@ class SerialHub:
         try:
             serial.connect(self._path)
             await asyncio.sleep(SETTLE_SECONDS)
-            # In this order: what is in the file by now, QEMU has written to the socket before.
+            # In this order: QEMU writes to the socket before it writes to the file.
             now, last = serial_tail.read(self._last)
             fresh = _received(serial)
         except BaseException as error:
@@ -198,7 +198,7 @@ class SerialHub:
         del self._recent[: -serial_tail.LARGEST]
 
     async def _read(self, serial: socket.socket) -> None:
-        """Passes on what the guest prints, until the VM is no more."""
+        """Forward the guest's output until the VM ends."""
         loop = asyncio.get_running_loop()
         try:
             while data := await loop.sock_recv(serial, CHUNK):
@@ -211,7 +211,7 @@ class SerialHub:
                 if len(data) < _SMALL:
                     await asyncio.sleep(_PACE_SECONDS)
         except OSError as error:
-            log("warning", "the serial console broke off", error=str(error))
+            log("warning", "lost the connection to QEMU's serial socket", error=str(error))
         finally:
             for viewer in self._viewers:
                 viewer.end()
@@ -219,23 +219,23 @@ class SerialHub:
     # -- input
 
     async def type(self, viewer: SerialClient, data: bytes) -> None:
-        """Passes on what somebody types, as fast as the guest reads it. Who only watches is told so, once."""
+        """Forward a client's input as fast as the guest reads it. A read-only client is notified once."""
         while data and self._serial:
             if self.typist is not viewer:
                 if not viewer.told_that_watching:
                     viewer.told_that_watching = True
-                    viewer.notify("you are watching: nothing you type reaches the guest")
+                    viewer.notify("your session is read-only: input is ignored")
                 return
             try:
                 data = data[self._serial.send(data) :]
             except BlockingIOError:
                 await asyncio.sleep(_BLOCKED_SECONDS)
             except OSError:
-                return  # the VM has ended, and so does `output`
+                return  # the VM has ended; `output` ends as well
 
 
 def _received(serial: socket.socket) -> bytes:
-    """What is there to be read, as far as it is of use."""
+    """What can be read without blocking."""
     try:
         return serial.recv(CHUNK)
     except BlockingIOError:

@@ -1,8 +1,8 @@
-"""The last of the guest's serial output, as it was, for whoever attaches to the console next.
+"""The tail of the guest's serial output, replayed to the next console client.
 
-The supervisor keeps it in a small file while it drains the log; the server reads it when somebody attaches. Nobody has
-to be asked for it, it outlives the server, and it costs a VM nothing that prints nothing.
-Stdlib only, and little of it: the supervisor imports this module.
+The supervisor writes it to a small file while it drains the log; the server reads the file when a client attaches. It
+survives a restart of the server, and costs nothing for a VM without output.
+Standard library only, with few imports: the supervisor imports this module.
 """
 
 import os
@@ -15,7 +15,7 @@ _TRIES = 5
 
 
 class SerialTail:
-    """The writing side. The file: how many bytes there ever were, the last of them, and that number once more."""
+    """The writer. File format: total byte count, the last bytes, the same count again."""
 
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -24,13 +24,13 @@ class SerialTail:
         self._saved = 0
 
     def feed(self, data: bytes) -> None:
-        """Takes in output; `save` writes it."""
+        """Add output; `save` writes it."""
         self._total += len(data)
         self._last += data[-LARGEST:]
         del self._last[:-LARGEST]
 
     def save(self) -> None:
-        """Writes what is new. A disk that is full costs the replay, not the console."""
+        """Write the file if there is new output. A full disk only affects the replay."""
         if self._saved == self._total:
             return
         count = self._total.to_bytes(_COUNT, "little")
@@ -43,7 +43,7 @@ class SerialTail:
 
 
 def read(path: str) -> tuple[int, bytes]:
-    """How many bytes the guest has printed, and the last of them; nothing if nobody has kept them."""
+    """Total bytes the guest has printed, and the last of them; (0, b"") without a file."""
     total, last = 0, b""
     for _ in range(_TRIES):
         try:
@@ -53,24 +53,24 @@ def read(path: str) -> tuple[int, bytes]:
             return 0, b""
         total, last = int.from_bytes(data[:_COUNT], "little"), data[_COUNT:-_COUNT]
         if data[:_COUNT] == data[-_COUNT:]:
-            break  # else it was written while we read
+            break  # else the file was written during the read
     return total, last
 
 
 def screenful(last: bytes) -> bytes:
-    """The last lines of it, from the start of a line if there are lines enough to choose from."""
+    """The last LINES lines, starting at the beginning of a line if possible."""
     start = len(last)
     for _ in range(LINES):
         newline = last.rfind(b"\n", 0, max(start - 1, 0))
         if newline < 0:
-            # Cut somewhere, perhaps within a character: from the first line on, if there is any.
+            # Truncated, perhaps within a character: start with the first complete line, if any.
             return last[last.find(b"\n") + 1 :] if len(last) >= LARGEST else last
         start = newline + 1
     return last[start:]
 
 
 def before(last: bytes, fresh: bytes, largest: int) -> bytes:
-    """`last` without its end, where that is the start of `fresh` too. At most `largest` bytes can be common to both."""
+    """`last` without the suffix that is also the start of `fresh`. The overlap is at most `largest` bytes."""
     for common in range(min(len(last), len(fresh), largest), 0, -1):
         if last.endswith(fresh[:common]):
             return last[:-common]

@@ -1,4 +1,4 @@
-"""The streaming calls: gRPC's side of the serial console and of VNC. Loaded with the first of them."""
+"""The streaming RPCs: serial console and VNC. Imported with the first of them."""
 
 import asyncio
 import contextlib
@@ -16,9 +16,9 @@ from protos import launcher_pb2 as pb
 
 CHUNK = 64 << 10
 FIRST_SECONDS = 10.0
-"""What the caller has to send the first message."""
+"""Timeout for the client's first message."""
 CONNECT_SECONDS, KNOCK_SECONDS = 5.0, 0.02
-"""Patience with a QEMU that has not yet taken the viewer before, and the pause between two tries."""
+"""Timeout and retry interval while QEMU's listen backlog is full."""
 
 
 class ConsoleStreams:
@@ -29,7 +29,7 @@ class ConsoleStreams:
         self.hub = SerialHub(paths.serial_socket, paths.serial_tail)
 
     async def console(self, requests: AsyncIterator[pb.ConsoleInput], context: Any) -> None:
-        """One person at the serial console, until they or the VM leave. Raises OperationRefused."""
+        """Serve one console client until it or the VM ends. Raises OperationRefused."""
         first = await _first(requests)
         viewer = await self.hub.attach(text(first.who), first.watch, first.takeover)
 
@@ -48,7 +48,7 @@ class ConsoleStreams:
             self.hub.leave(viewer)
 
     async def vnc(self, requests: AsyncIterator[pb.Chunk], context: Any) -> None:
-        """One viewer of the screen, with a connection of their own. Raises OperationRefused."""
+        """Serve one VNC client over a connection of its own. Raises OperationRefused."""
         await _first(requests)
         loop = asyncio.get_running_loop()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as screen:
@@ -63,15 +63,15 @@ class ConsoleStreams:
                 while data := await loop.sock_recv(screen, CHUNK):
                     await context.write(pb.Chunk(data=data))
 
-            with contextlib.suppress(ConnectionError):  # QEMU has hung up
+            with contextlib.suppress(ConnectionError):  # QEMU closed the connection
                 await until_one_ends(take(), give())
 
 
 async def _connect(screen: socket.socket, path: str, seconds: float = CONNECT_SECONDS) -> None:
-    """Connects to QEMU's screen. Raises OperationRefused.
+    """Connect to QEMU's VNC socket. Raises OperationRefused.
 
-    QEMU has room for one connection that it has not yet taken (listen(2) with a backlog of 1 in its VNC server), so of
-    several viewers who come together, or while a large screen is drawn, some have to knock again.
+    QEMU's VNC server has a listen backlog of 1 (listen(2)): when several clients connect at once, or while a large
+    screen is drawn, some must retry.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -80,7 +80,7 @@ async def _connect(screen: socket.socket, path: str, seconds: float = CONNECT_SE
         except BlockingIOError as error:
             if time.monotonic() > deadline:
                 raise OperationRefused(
-                    "RESOURCE_EXHAUSTED", "QEMU is too busy to take another viewer of the screen: try again"
+                    "RESOURCE_EXHAUSTED", "QEMU is too busy to accept another VNC connection: try again"
                 ) from error
         except OSError as error:
             raise OperationRefused("FAILED_PRECONDITION", _reason(error)) from error
@@ -93,10 +93,10 @@ async def _first(requests: AsyncIterator[Any]) -> Any:
         async with asyncio.timeout(FIRST_SECONDS):
             return await anext(aiter(requests))
     except (TimeoutError, StopAsyncIteration):
-        raise OperationRefused("INVALID_ARGUMENT", "the first message, which opens the stream, did not come") from None
+        raise OperationRefused("INVALID_ARGUMENT", "no first message, which opens the stream, was received") from None
 
 
 def _reason(error: OSError) -> str:
     if isinstance(error, FileNotFoundError | ConnectionRefusedError):
         return "the virtual machine has no screen (spec.domain.devices.autoattachGraphicsDevice), or has ended"
-    return f"the screen cannot be opened: {error.strerror}"
+    return f"cannot connect to QEMU's VNC socket: {error.strerror}"

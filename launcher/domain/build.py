@@ -1,6 +1,6 @@
-"""Which domain a VMI becomes: an ordered list of small builders, each of which returns its own part.
+"""Builds the domain of a VMI: an ordered list of small builders, each returning its own part.
 
-The VMI has its defaults (`api.defaults`) and was validated (`api.validation.validate`) when it was admitted.
+The VMI was defaulted (`api.defaults`) and validated (`api.validation.validate`) at admission.
 """
 
 import uuid
@@ -14,17 +14,17 @@ from launcher.domain.devices import build_devices
 from launcher.domain.facts import InvalidVmi, PodFacts
 
 TB_CACHE_MIB = 32
-"""QEMU's translation cache under TCG. Its default, an eighth of the guest's memory or more, is counted as overhead."""
+"""QEMU's translation cache under TCG. The default, at least an eighth of guest memory, would count as overhead."""
 ASK_EACH_FEATURE = "cpu-unavailable-features"
-"""libvirt's name for a QEMU that can be asked about every single feature of its CPU, which libvirt does at each start.
-QEMU reads its monitor byte by byte, so those 300 questions take 0.3 s of CPU, and of the start (measured; libvirt 11.3,
-QEMU 10.0). Without it libvirt reads the same from a few CPUID words. Not under KVM: those words lack the features that
-are bits of model specific registers, which a migration has to know."""
+"""libvirt's capability of QEMUs that can be queried for each CPU feature, which libvirt does at every start.
+QEMU reads its monitor byte by byte, so these 300 queries take 0.3 s of CPU and of the start (measured; libvirt 11.3,
+QEMU 10.0). Without the capability libvirt reads the features from CPUID words. Not under KVM: the CPUID words lack the
+features in model specific registers, which migration needs."""
 _UUIDS = uuid.uuid5(uuid.NAMESPACE_URL, types.METADATA_URI)
 
 
 def build(vmi: VirtualMachineInstance, facts: PodFacts) -> types.Domain:
-    """The domain of a VMI. Raises InvalidVmi, ValueError (from quantities and characters that XML cannot hold)."""
+    """The domain of a VMI. Raises InvalidVmi, ValueError (for quantities, and characters not allowed in XML)."""
     return types.Domain(
         type="kvm" if facts.kvm else "qemu",
         name=domain_name(vmi),
@@ -55,15 +55,15 @@ def _firmware(vmi: VirtualMachineInstance) -> Firmware:
 
 
 def _uuid(vmi: VirtualMachineInstance) -> str:
-    """The same after every restart: guests license software by it, and cloud-init knows itself again by it."""
+    """Stable across restarts: guests bind licenses to it, and cloud-init its instance."""
     return _firmware(vmi).uuid or str(uuid.uuid5(_UUIDS, domain_name(vmi)))
 
 
 def _memory(vmi: VirtualMachineInstance) -> int:
-    """Bytes of guest memory, whole KiB as libvirt has it."""
+    """Guest memory in bytes, rounded up to KiB as in libvirt."""
     memory = vmi.spec.domain.memory
     if memory is None or memory.guest is None:
-        raise InvalidVmi("spec.domain.memory.guest: missing")
+        raise InvalidVmi("spec.domain.memory.guest: required")
     return -(-quantity_bytes(memory.guest) // 1024) * 1024
 
 
@@ -86,10 +86,10 @@ def _cpu(cpu: CPU | None, facts: PodFacts) -> types.Cpu:
     built = types.Cpu(mode=model, sockets=sockets, cores=cores, threads=threads, features=features)
     if model not in ("host-model", "host-passthrough"):
         built.mode, built.match, built.model, built.fallback = "custom", "exact", model, "forbid"
-        # TCG lacks features of every newer model, and leaves them out with a warning.
+        # TCG lacks features of newer models, and omits them with a warning.
         built.check = "full" if facts.kvm and not features else "none"
     elif not facts.kvm:
-        # TCG refuses both: there is no host CPU in it. `maximum` is all that it can emulate.
+        # TCG supports neither host mode. `maximum` is everything it can emulate.
         built.mode = "maximum"
     return built
 
@@ -99,7 +99,7 @@ def _os(vmi: VirtualMachineInstance, facts: PodFacts) -> types.Os:
     bios = firmware.bootloader.bios if firmware.bootloader else None
     boot = firmware.kernelBoot
     if bios and bios.useSerial and domain.devices.autoattachSerialConsole is False:
-        raise InvalidVmi("spec.domain.firmware.bootloader.bios.useSerial: there is no serial console")
+        raise InvalidVmi("spec.domain.firmware.bootloader.bios.useSerial: requires autoattachSerialConsole")
     return types.Os(
         machine=(domain.machine and domain.machine.type) or "q35",
         kernel=facts.kernel,
@@ -130,7 +130,7 @@ def _chassis(chassis: Chassis) -> types.ChassisEntries | None:
 
 
 def _on(state: FeatureState | None) -> str | None:
-    """`on`, `off`, or None where nothing is said. A feature that is named without a word is on."""
+    """`on`, `off`, or None if not set. A feature without `enabled` is on."""
     if state is None:
         return None
     return "off" if state.enabled is False else "on"
@@ -150,7 +150,7 @@ def _features(vmi: VirtualMachineInstance, facts: PodFacts) -> types.Features:
     if given.apic and features.apic and given.apic.endOfInterrupt is not None and facts.kvm:
         features.apic_eoi = "on" if given.apic.endOfInterrupt else "off"
     features.smm = _on(given.smm)
-    # Paravirtualization of KVM's: without KVM there is nothing to turn on, and libvirt would refuse the domain.
+    # KVM paravirtualization: libvirt rejects it without KVM.
     if facts.kvm:
         features.hyperv = _hyperv(given.hyperv)
         features.pvspinlock = _on(given.pvspinlock)
@@ -203,7 +203,7 @@ def _clock(vmi: VirtualMachineInstance, facts: PodFacts) -> types.Clock:
 
 def _timers(given: Timer | None, facts: PodFacts) -> list[types.Timer]:
     if given is None:
-        # What keeps guests' clocks right under KVM. TCG keeps QEMU's own choice.
+        # Keeps guest clocks accurate under KVM. Under TCG QEMU's defaults apply.
         standard = [
             types.Timer(name="rtc", tickpolicy="catchup"),
             types.Timer(name="pit", tickpolicy="delay"),

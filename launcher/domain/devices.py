@@ -1,4 +1,4 @@
-"""The devices of a VMI's domain: one small builder per kind, called in a fixed order."""
+"""The devices of a VMI's domain: one builder per kind, called in a fixed order."""
 
 from collections.abc import Callable, Iterator
 
@@ -31,7 +31,7 @@ def disks(vmi: VirtualMachineInstance, facts: PodFacts) -> list[XmlStruct]:
     for index, disk in enumerate(vmi.spec.domain.devices.disks or []):
         source = facts.disks.get(disk.name)
         if source is None:
-            raise InvalidVmi(f"spec.domain.devices.disks[{index}].name: no volume is named {disk.name!r}")
+            raise InvalidVmi(f"spec.domain.devices.disks[{index}].name: no volume named {disk.name!r}")
         built.append(_disk(disk, index, source, targets))
     return built
 
@@ -52,7 +52,7 @@ def _disk(disk: given.Disk, index: int, source: DiskFacts, targets: dict[str, It
     cdrom = disk.cdrom is not None
     target = disk.cdrom or disk.disk or given.DiskTarget()
     bus = target.bus or ("sata" if cdrom else "virtio")
-    # libvirt has no read-only SATA disks. What the launcher made itself is the guest's to spoil: it goes with the pod.
+    # libvirt has no read-only SATA disks. An ephemeral disk may be writable: it is deleted with the pod.
     locked = cdrom or bool(target.readonly) or (source.readonly and not (bus == "sata" and source.ephemeral))
     cache = disk.cache or ("unsafe" if source.ephemeral else "none" if source.direct else "writeback")
     node = types.Disk(
@@ -78,7 +78,7 @@ def _disk(disk: given.Disk, index: int, source: DiskFacts, targets: dict[str, It
         node.source_file = source.path
     if source.backing:
         node.backing_type, node.backing_file, node.backing_format = "file", source.backing, source.backing_format
-        node.backing_ends = True  # else libvirt would look for more in the image
+        node.backing_ends = True  # keeps libvirt from probing the image for further backing files
     if isinstance(target, given.DiskTarget) and target.pciAddress:
         node.address = pci.address(target.pciAddress, f"spec.domain.devices.disks[{index}].disk.pciAddress")
     return node
@@ -102,12 +102,12 @@ def console(vmi: VirtualMachineInstance, facts: PodFacts) -> list[XmlStruct]:
 
 
 def agent(_: VirtualMachineInstance, facts: PodFacts) -> list[XmlStruct]:
-    """The guest agent's channel."""
+    """The guest agent's virtio-serial channel."""
     return [types.Channel(path=facts.paths.agent_socket, name="org.qemu.guest_agent.0")]
 
 
 def graphics(vmi: VirtualMachineInstance, facts: PodFacts) -> list[XmlStruct]:
-    """VNC on a unix socket, a VGA card, and a tablet, without which the pointer of VNC is not the guest's."""
+    """VNC on a Unix socket, a VGA card, and a tablet for absolute pointer positions."""
     wanted = vmi.spec.domain.devices
     nodes: list[XmlStruct] = [types.Input(type=device.type, bus=device.bus or "usb") for device in wanted.inputs or []]
     if wanted.autoattachGraphicsDevice is False:
@@ -123,25 +123,25 @@ def graphics(vmi: VirtualMachineInstance, facts: PodFacts) -> list[XmlStruct]:
 
 
 def rng(_: VirtualMachineInstance, __: PodFacts) -> list[XmlStruct]:
-    """Always there, asked for or not: without it a guest may wait for entropy while it boots."""
+    """A virtio RNG in every VM: without it a guest may wait for entropy at boot."""
     return [types.Rng(model="virtio")]
 
 
 def balloon(vmi: VirtualMachineInstance, _: PodFacts) -> list[XmlStruct]:
-    """Statistics, and pages that the guest has freed go back to the node."""
+    """The balloon: memory statistics, and free page reporting."""
     if vmi.spec.domain.devices.autoattachMemBalloon is False:
         return [types.Balloon(model="none")]
     return [types.Balloon(model="virtio", free_page_reporting="on", period=BALLOON_PERIOD)]
 
 
 def panic(vmi: VirtualMachineInstance, _: PodFacts) -> list[XmlStruct]:
-    """pvpanic, so that a guest whose kernel died is seen to have crashed."""
+    """pvpanic devices, which report a guest kernel panic."""
     asked = [device.model for device in vmi.spec.domain.devices.panicDevices or [] if device.model]
     return [types.Panic(model=model) for model in asked or ["isa"]]
 
 
 def watchdog(vmi: VirtualMachineInstance, _: PodFacts) -> list[XmlStruct]:
-    """The watchdog that was asked for."""
+    """The requested watchdog."""
     asked = vmi.spec.domain.devices.watchdog
     if asked is None or asked.i6300esb is None:
         return []
@@ -149,7 +149,7 @@ def watchdog(vmi: VirtualMachineInstance, _: PodFacts) -> list[XmlStruct]:
 
 
 def sound(vmi: VirtualMachineInstance, _: PodFacts) -> list[XmlStruct]:
-    """The sound card that was asked for; nobody hears it."""
+    """The requested sound card, with a null audio backend."""
     asked = vmi.spec.domain.devices.sound
     return [types.Audio(), types.Sound(model=asked.model or "ich9")] if asked else []
 

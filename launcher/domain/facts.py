@@ -1,4 +1,4 @@
-"""What the builders are told besides the VMI: results of looking around in the pod."""
+"""Input of the builders besides the VMI: facts found in the pod."""
 
 import msgspec
 
@@ -6,11 +6,11 @@ from launcher.paths import Paths
 
 
 class InvalidVmi(Exception):
-    """The VMI cannot be built. The message begins with the field's path."""
+    """The VMI cannot be built. The message starts with the field's path."""
 
 
 class NicFacts(msgspec.Struct, frozen=True):
-    """What the handler made for one interface. `mtu` in bytes; 0: unknown. `queues`: 0 and 1 are a single queue."""
+    """A tap of the handler. `mtu` in bytes; 0: unknown. `queues`: 0 and 1 mean a single queue."""
 
     name: str
     tap: str
@@ -20,7 +20,7 @@ class NicFacts(msgspec.Struct, frozen=True):
 
 
 class DiskFacts(msgspec.Struct, frozen=True):
-    """Where a volume's content is. `size` is the guest's, in bytes."""
+    """Location of a volume's content. `size`: of the guest's disk, in bytes."""
 
     volume: str
     path: str
@@ -29,9 +29,9 @@ class DiskFacts(msgspec.Struct, frozen=True):
     size: int = 0
     readonly: bool = False
     ephemeral: bool = False
-    """Lost with the pod anyway: flushing it to the host's disk would be for nothing."""
+    """Deleted with the pod: need not be flushed to disk."""
     direct: bool = False
-    """The file system takes O_DIRECT."""
+    """The file system supports O_DIRECT."""
     backing: str = ""
     backing_format: str = ""
 
@@ -42,11 +42,11 @@ class PodFacts(msgspec.Struct, frozen=True):
     paths: Paths
     kvm: bool
     vhost: bool = False
-    """The kernel may carry the packets: /dev/vhost-net is in the container."""
+    """/dev/vhost-net is available."""
     emulator: str | None = None
     nics: list[NicFacts] = []
     functions: dict[str, str] = {}
-    """Addresses on the node's PCI bus, by interface with SR-IOV."""
+    """Host PCI addresses of SR-IOV interfaces, by name."""
     disks: dict[str, DiskFacts] = {}
     kernel: str | None = None
     initrd: str | None = None

@@ -1,4 +1,4 @@
-"""Network cards: taps that the handler has made, and virtual functions of the host's card."""
+"""NICs of the domain: taps created by the handler, and SR-IOV virtual functions."""
 
 from collections.abc import Iterator
 
@@ -10,22 +10,22 @@ from launcher.domain.pci import CONVENTIONAL_NICS, address
 from launcher.domain.xml import XmlStruct
 
 ALIAS = "ua-nic_"
-"""Before the interface's name. A disk's name has no underscore, so no disk's alias (`ua-<disk>`) is the same."""
+"""Prefix of NIC aliases. Volume names have no underscore, so it never collides with a disk's alias (`ua-<disk>`)."""
 _VIRTIO = "virtio"
 
 
 def interfaces(vmi: VirtualMachineInstance, facts: PodFacts) -> list[XmlStruct]:
-    """A device for each of spec.domain.devices.interfaces but the absent. Raises InvalidVmi."""
+    """The device of each of spec.domain.devices.interfaces, without those in state absent. Raises InvalidVmi."""
     return [_device(interface, path, vmi, facts) for interface, path in _with_paths(vmi) if interface.state != "absent"]
 
 
 def pluggable(vmi: VirtualMachineInstance, name: str, facts: PodFacts) -> XmlStruct:
-    """The device of one interface, for a guest that runs. Raises InvalidVmi."""
+    """The device of one interface, for hot-plugging. Raises InvalidVmi."""
     for interface, path in _with_paths(vmi):
         if interface.name == name:
             _refuse_what_needs_a_restart(interface, path)
             return _device(interface, path, vmi, facts)
-    raise InvalidVmi(f"spec.domain.devices.interfaces: none is named {name!r}")
+    raise InvalidVmi(f"spec.domain.devices.interfaces: no interface named {name!r}")
 
 
 def _refuse_what_needs_a_restart(interface: Interface, path: str) -> None:
@@ -33,8 +33,8 @@ def _refuse_what_needs_a_restart(interface: Interface, path: str) -> None:
         raise InvalidVmi(f"{path}.sriov: {interface.name!r} cannot be plugged in while the VM runs; restart the VM")
     if interface.model in CONVENTIONAL_NICS:
         raise InvalidVmi(
-            f"{path}.model: {interface.name!r} cannot be plugged in while the VM runs, since {interface.model} is no "
-            "PCI Express card; use virtio or e1000e, or restart the VM"
+            f"{path}.model: {interface.name!r} cannot be plugged in while the VM runs, since {interface.model} is not "
+            "a PCI Express card; use virtio or e1000e, or restart the VM"
         )
 
 
@@ -48,7 +48,7 @@ def _device(interface: Interface, path: str, vmi: VirtualMachineInstance, facts:
         return _host_device(interface, path, facts)
     nic = next((nic for nic in facts.nics if nic.name == interface.name), None)
     if nic is None:
-        raise InvalidVmi(f"{path}.name: the handler has made no tap for {interface.name!r}")
+        raise InvalidVmi(f"{path}.name: the handler has created no tap device for {interface.name!r}")
     return _card(interface, path, nic, vmi, facts)
 
 
@@ -61,13 +61,13 @@ def _card(
         mac=nic.mac,
         target=nic.tap,
         model="virtio-transitional" if virtio and vmi.spec.domain.devices.useVirtioTransitional else model,
-        # Named only where it is there: libvirt would refuse the domain, and has no use for it under TCG.
+        # Only if available: libvirt rejects it otherwise, and does not use it under TCG.
         driver="vhost" if virtio and facts.kvm and facts.vhost else None,
         queues=nic.queues if virtio and nic.queues > 1 else None,
         link="down" if interface.state == "down" else None,
-        # Only virtio can tell the guest; the other models take it from DHCP.
+        # Only virtio announces the MTU to the guest; other models get it by DHCP.
         mtu=nic.mtu if virtio and nic.mtu else None,
-        # The option ROM is for booting from the network: without a boot order it costs a start 0.1 s for nothing.
+        # The option ROM is for network boot: without a boot order it delays the start by 0.1 s.
         rom=None if interface.bootOrder else False,
         boot_order=interface.bootOrder,
         acpi_index=interface.acpiIndex,
@@ -77,7 +77,7 @@ def _card(
 
 
 def _host_device(interface: Interface, path: str, facts: PodFacts) -> types.HostDevice:
-    """Its MAC is the device's own: the CNI plugin has set it."""
+    """A host device. Its MAC was set by the CNI plugin."""
     return types.HostDevice(
         source=types.HostAddress.of(address(facts.functions[interface.name], f"{path}.sriov")),
         rom=None if interface.bootOrder else False,

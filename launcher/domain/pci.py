@@ -1,4 +1,4 @@
-"""The guest's PCI bus: addresses that were asked for, and a port for every device.
+"""The guest's PCI topology: requested addresses, and a port for every device.
 
 PCI Express devices have a root port each; conventional ones share one bridge, which has a root port of its own
 (https://libvirt.org/pci-hotplug.html).
@@ -12,26 +12,26 @@ from launcher.domain.facts import InvalidVmi
 from launcher.domain.xml import XmlStruct
 
 SPARE_PORTS = 4
-"""PCI Express ports that stay free, for devices that are plugged in while the guest runs."""
+"""Free PCI Express ports, for hot-plugging."""
 CONVENTIONAL_NICS = frozenset({"e1000", "ne2k_pci", "pcnet", "rtl8139"})
-"""Models older than PCI Express. They cannot be plugged into a running guest."""
+"""Conventional PCI models, which cannot be hot-plugged."""
 _BEHIND_BRIDGE = frozenset({"e1000", "rtl8139"})
-"""libvirt takes the other two, which it knows by name only, for PCI Express ones: QEMU and guests do not mind."""
+"""libvirt treats the other two, which it knows by name only, as PCI Express: QEMU and guests accept that."""
 _CONVENTIONAL_SOUND = frozenset({"ac97", "es1370"})
 _ADDRESS = re.compile(r"([0-9a-fA-F]{4}):([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
 
 
 def address(text: str, path: str) -> types.PciAddress:
-    """Where a device is to be. Raises InvalidVmi, which names `path`."""
+    """A parsed address. Raises InvalidVmi, which names `path`."""
     match = _ADDRESS.fullmatch(text)
     if match is None:
-        raise InvalidVmi(f"{path}: {text!r} is no PCI address such as 0000:81:01.0")
+        raise InvalidVmi(f"{path}: {text!r} is not a PCI address such as 0000:81:01.0")
     domain, bus, slot, function = match.groups()
     return types.PciAddress(domain=f"0x{domain}", bus=f"0x{bus}", slot=f"0x{slot}", function=f"0x{function}")
 
 
 def controllers(vmi: VirtualMachineInstance, nodes: list[XmlStruct]) -> list[XmlStruct]:
-    """The root complex, a port for every PCI Express device and the spare ones, SCSI and USB where they are used."""
+    """The root complex, a port for each PCI Express device plus spare ones, and SCSI and USB controllers if used."""
     buses = {node.bus for node in nodes if isinstance(node, types.Disk | types.Input)}
     extra: list[XmlStruct] = [types.Controller(type="virtio-serial", index=0)]
     if "scsi" in buses:
@@ -42,18 +42,18 @@ def controllers(vmi: VirtualMachineInstance, nodes: list[XmlStruct]) -> list[Xml
     bridge = any(map(_is_conventional, nodes))
     ports = sum(map(_needs_port, nodes)) + len(extra) - (not usb) + bridge + spare
     pci = [
-        # First: libvirt puts ports into it in the order it reads them.
+        # First: libvirt assigns ports to it in order of appearance.
         types.Controller(type="pci", index=0, model="pcie-root"),
         *(types.Controller(type="pci", index=number, model="pcie-root-port") for number in range(1, ports + 1)),
     ]
     if bridge:
-        # libvirt would add it by itself, at the price of a spare port.
+        # libvirt would add it automatically, and use a spare port for it.
         pci.append(types.Controller(type="pci", index=ports + 1, model="pcie-to-pci-bridge"))
     return [*pci, *extra]
 
 
 def _is_conventional(node: XmlStruct) -> bool:
-    """Whether libvirt puts it behind the bridge."""
+    """Whether libvirt places it behind the bridge."""
     match node:
         case types.Interface(model=model, address=place):
             return place is None and model in _BEHIND_BRIDGE
@@ -66,7 +66,7 @@ def _is_conventional(node: XmlStruct) -> bool:
 
 
 def _needs_port(node: XmlStruct) -> bool:
-    """Whether libvirt puts it behind a PCI Express port of its own."""
+    """Whether libvirt places it behind a PCI Express port of its own."""
     match node:
         case types.Disk(bus=bus, address=place):
             return bus == "virtio" and place is None

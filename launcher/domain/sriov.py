@@ -1,4 +1,4 @@
-"""Which virtual function of the node's cards is whose: the device plugin tells by the container's environment.
+"""Assigns SR-IOV virtual functions to interfaces, from the environment variables of the device plugin.
 
 Source: the SR-IOV network device plugin (PCIDEVICE_<resource>) and KubeVirt (KUBEVIRT_RESOURCE_NAME_<network>).
 """
@@ -13,7 +13,7 @@ _ADDRESS = re.compile(r"[0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
 
 
 def functions(vmi: VirtualMachineInstance, environment: Mapping[str, str]) -> dict[str, str]:
-    """PCI addresses by interface: each of a resource's once, in the order of the interfaces. Raises InvalidVmi."""
+    """PCI address by interface: a resource's addresses in the order of the interfaces. Raises InvalidVmi."""
     left: dict[str, Iterator[str]] = {}
     found: dict[str, str] = {}
     for index, interface in enumerate(vmi.spec.domain.devices.interfaces or []):
@@ -32,15 +32,15 @@ def functions(vmi: VirtualMachineInstance, environment: Mapping[str, str]) -> di
         address = next(left[resource], None)
         if address is None:
             raise InvalidVmi(
-                f"{path}: no device of {resource} is left for network {interface.name!r}: the node's device plugin has "
-                f"put {len(_addresses(resource, environment, path))} into {variable(resource)}"
+                f"{path}: no device of {resource} is left for network {interface.name!r}: the node's device plugin "
+                f"listed {len(_addresses(resource, environment, path))} in {variable(resource)}"
             )
         found[interface.name] = address
     return found
 
 
 def variable(resource: str) -> str:
-    """The environment variable in which a device plugin puts the addresses of a resource."""
+    """The environment variable in which a device plugin lists the addresses of a resource."""
     return "PCIDEVICE_" + re.sub(r"[^A-Z0-9]", "_", resource.upper())
 
 
@@ -52,5 +52,5 @@ def _addresses(resource: str, environment: Mapping[str, str], path: str) -> list
     addresses = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     for address in addresses:
         if not _ADDRESS.fullmatch(address):
-            raise InvalidVmi(f"{path}: {name} of the pod's environment has {address[:64]!r}, which is no PCI address")
+            raise InvalidVmi(f"{path}: {name} of the pod's environment has {address[:64]!r}, not a PCI address")
     return addresses

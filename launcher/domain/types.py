@@ -1,6 +1,6 @@
 """The elements of libvirt's domain XML that hyperlet uses.
 
-Source: https://libvirt.org/formatdomain.html; the names of the classes are those of its elements. Sizes are bytes.
+Source: https://libvirt.org/formatdomain.html; the classes are named after its elements. Sizes are bytes.
 """
 
 from typing import ClassVar
@@ -16,7 +16,7 @@ ElementTree.register_namespace("qemu", QEMU_URI)
 
 
 class Metadata(XmlStruct, kw_only=True):
-    """Which VMI this is, for people with virsh."""
+    """The VMI's identity, for users of virsh."""
 
     TAG: ClassVar[str] = "metadata"
     namespace: str
@@ -24,7 +24,7 @@ class Metadata(XmlStruct, kw_only=True):
     uid: str
 
     def element(self) -> Element:
-        """In a namespace of our own, as libvirt asks for."""
+        """The element in a custom namespace, as libvirt requires."""
         root = ElementTree.Element(self.TAG)
         vmi = ElementTree.SubElement(root, f"{{{METADATA_URI}}}vmi")
         for key in ("namespace", "name", "uid"):
@@ -183,7 +183,7 @@ class Controller(XmlStruct, kw_only=True):
 
 
 class Disk(XmlStruct, kw_only=True):
-    """<disk>: `source_file` or `source_dev`, which `type` says."""
+    """<disk>: `source_file` or `source_dev`, depending on `type`."""
 
     TAG: ClassVar[str] = "disk"
     type: str = at("@type")
@@ -217,7 +217,7 @@ class Disk(XmlStruct, kw_only=True):
 
 
 class Interface(XmlStruct, kw_only=True):
-    """<interface type='ethernet'>: a tap that the handler has made."""
+    """<interface type='ethernet'>: a tap created by the handler."""
 
     TAG: ClassVar[str] = "interface"
     type: str = at("@type", "ethernet")
@@ -237,7 +237,7 @@ class Interface(XmlStruct, kw_only=True):
 
 
 class HostAddress(XmlStruct, kw_only=True):
-    """<source> of a <hostdev>: where the device is on the node."""
+    """<source> of a <hostdev>: the device's host PCI address."""
 
     TAG: ClassVar[str] = "source"
     domain: str = at("address/@domain")
@@ -247,12 +247,12 @@ class HostAddress(XmlStruct, kw_only=True):
 
     @classmethod
     def of(cls, address: PciAddress) -> "HostAddress":
-        """The same place."""
+        """From a PciAddress."""
         return cls(domain=address.domain, bus=address.bus, slot=address.slot, function=address.function)
 
 
 class HostDevice(XmlStruct, kw_only=True):
-    """<hostdev> of the node's PCI bus; not `managed`: the node has bound it to vfio-pci before."""
+    """<hostdev> of a PCI device; not `managed`: the node has bound it to vfio-pci already."""
 
     TAG: ClassVar[str] = "hostdev"
     mode: str = at("@mode", "subsystem")
@@ -291,7 +291,7 @@ class Channel(XmlStruct, kw_only=True):
 
 
 class Graphics(XmlStruct, kw_only=True):
-    """<graphics type='vnc'> on a unix socket. Shared by force: else one viewer may have the others thrown out."""
+    """<graphics type='vnc'> on a Unix socket. sharePolicy ignore: a client cannot disconnect the others."""
 
     TAG: ClassVar[str] = "graphics"
     type: str = at("@type", "vnc")
@@ -374,13 +374,13 @@ class Devices(XmlStruct, kw_only=True):
 
 
 class QemuCapabilities(XmlStruct, kw_only=True):
-    """<qemu:capabilities>: what libvirt is to believe that QEMU cannot do. Source: https://libvirt.org/drvqemu.html."""
+    """<qemu:capabilities>: overrides of QEMU's detected capabilities. Source: https://libvirt.org/drvqemu.html."""
 
     TAG: ClassVar[str] = f"{{{QEMU_URI}}}capabilities"
     without: list[str]
 
     def element(self) -> Element:
-        """In libvirt's namespace for what concerns QEMU only."""
+        """The element in libvirt's QEMU namespace."""
         root = ElementTree.Element(self.TAG)
         for name in self.without:
             ElementTree.SubElement(root, f"{{{QEMU_URI}}}del").set("capability", name)

@@ -1,9 +1,7 @@
-"""The child that `launcher.domain_builder.process` starts: one request on standard input, one answer on standard
-output, both JSON.
+"""The child process of `launcher.domain_builder.process`: one JSON request on stdin, one JSON response on stdout.
 
-Finds and makes the disks, and builds the domain. For a domain that runs: if the request has a list `plug` of NICs,
-builds those; if it has the sizes of disks in `grow`, says how large they can be by now. Ends when its parent does:
-standard input closes.
+Finds and creates the disks, and builds the domain. For a running domain: a request with `plug` builds the listed NICs;
+one with `grow` returns the sizes that disks can be grown to. Exits with its parent, which closes stdin.
 """
 
 import json
@@ -31,7 +29,7 @@ VHOST = "/dev/vhost-net"
 
 
 def prepare(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
-    """The answer to a request: the domain's XML and what the server has to remember. Raises InvalidVmi, Missing, ..."""
+    """Build the domain: its XML, and what the server must remember. Raises InvalidVmi, Missing, ..."""
     vmi = codec.decode(VirtualMachineInstance, request["vmi"])
     kernel, initrd = kernel_boot(vmi, paths)
     facts = PodFacts(
@@ -56,7 +54,7 @@ def prepare(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
 
 
 def plug(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
-    """The XML of each interface in `plug`, or what is wrong with it: one does not keep the others out."""
+    """The XML of each interface in `plug`, or its error: a failing one does not block the others."""
     vmi = codec.decode(VirtualMachineInstance, request["vmi"])
     nics = [NicFacts(**nic) for nic in request["nics"]]
     facts = PodFacts(paths=paths, kvm=kvm, vhost=_can_use(VHOST), nics=nics)
@@ -102,7 +100,7 @@ def _dhcp_options(options: DHCPOptions) -> list[list[Any]]:
 
 
 def answer(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
-    """Like `prepare`, `plug` or `grow`, with errors as an answer of their own."""
+    """The response of `prepare`, `plug` or `grow`; exceptions become error responses."""
     try:
         if "grow" in request:
             return grow(request, paths)
@@ -120,7 +118,7 @@ def _error(code: str, message: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Answers one request."""
+    """Process one request."""
     text = sys.stdin.buffer.read()
     if not text:
         return 0
@@ -128,7 +126,7 @@ def main() -> int:
     try:
         reply = answer(json.loads(text), from_environment(), kvm)
     except Exception as error:
-        log("error", "preparing the domain failed for want of better code", error=repr(error))
+        log("error", "unhandled exception while building the domain", error=repr(error))
         reply = _error("INTERNAL", f"preparing the domain failed: {error!r}")
     sys.stdout.write(json.dumps(reply))
     return 0

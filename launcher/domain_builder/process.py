@@ -1,9 +1,9 @@
-"""The short-lived child that turns a VMI into a domain (`python -m launcher.domain_builder.child`).
+"""Runs the short-lived child that turns a VMI into a domain (`python -m launcher.domain_builder.child`).
 
-A child, because what it imports (the API's Structs, the XML and ISO libraries) would cost the server more than ten MiB
-for as long as the VM lives, and because it reads disk images that nobody trusts. The first is started early and waits,
-so that the first Sync does not wait for its imports. It is forked from a server that has not loaded gRPC yet: what both
-need is loaded once, and there are no threads that it would lack.
+A separate process, because its imports (API structs, XML and ISO libraries) would cost the server more than 10 MiB for
+the lifetime of the VM, and because it reads untrusted disk images. The first child is started early and waits, so that
+the first Sync does not wait for its imports. It is forked before the server loads gRPC: common modules are loaded once,
+and there are no threads yet.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ BUILD_SECONDS = 60.0
 
 
 class BuildError(Exception):
-    """The VMI cannot be built. `code` is a gRPC status name: INVALID_ARGUMENT, NOT_FOUND or INTERNAL."""
+    """The VMI cannot be built. `code`: a gRPC status name, INVALID_ARGUMENT, NOT_FOUND or INTERNAL."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -31,13 +31,13 @@ class BuildError(Exception):
 
 
 class ForkedChild:
-    """A child that goes on with this process' memory, its standard input and output two pipes to us.
+    """A forked child with pipes as standard input and output.
 
-    It has as much of subprocess.Popen's manners as a build needs.
+    Implements the part of subprocess.Popen that a build needs.
     """
 
     def __init__(self, body: Callable[[], int]) -> None:
-        """Forks. The child runs `body` and ends with what that returns. For processes without other threads only."""
+        """Fork. The child runs `body` and exits with its result. Only for processes without other threads."""
         request, self._request = os.pipe()
         self._answer, answer = os.pipe()
         self._pid = os.fork()
@@ -59,7 +59,7 @@ class ForkedChild:
             os._exit(status)
 
     def communicate(self, data: bytes, timeout: float) -> tuple[bytes, None]:
-        """Sends `data` and reads until the child ends. Raises subprocess.TimeoutExpired."""
+        """Send `data` and read until the child exits. Raises subprocess.TimeoutExpired."""
         deadline, left, parts = time.monotonic() + timeout, memoryview(data), list[bytes]()
         os.set_blocking(self._request, False)
         while True:
@@ -82,11 +82,11 @@ class ForkedChild:
                 parts.append(part)
 
     def kill(self) -> None:
-        """Ends it; `wait` must follow."""
+        """Kill the child; `wait` must follow."""
         os.kill(self._pid, signal.SIGKILL)
 
     def wait(self) -> None:
-        """Takes the child's status, after which its pid may be somebody else's."""
+        """Reap the child and close the pipes."""
         os.waitpid(self._pid, 0)
         for pipe in (self._request, self._answer):
             if pipe >= 0:
@@ -100,17 +100,17 @@ def _prepare() -> int:
 
 
 class DomainBuilder:
-    """Keeps one child ready until the first build; later builds start theirs."""
+    """Keeps one child ready for the first build; later builds start their own."""
 
     def __init__(self) -> None:
         self._waiting: ForkedChild | None = None
 
     def warm(self) -> None:
-        """Forks a child that waits for its request. To be called before there are threads."""
+        """Fork a child that waits for its request. Must be called before threads are started."""
         self._waiting = ForkedChild(_prepare)
 
     def discard(self) -> None:
-        """Ends the waiting child: nothing will be built."""
+        """Kill the waiting child."""
         if self._waiting:
             self._waiting.kill()
             self._waiting.wait()
@@ -122,7 +122,7 @@ class DomainBuilder:
         )
 
     async def build(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What `launcher.domain_builder.child` answers to `request`. Raises BuildError."""
+        """The response of `launcher.domain_builder.child` to `request`. Raises BuildError."""
         child, self._waiting = self._waiting or self._start(), None
         answer = await asyncio.get_running_loop().run_in_executor(None, self._ask, child, json.dumps(request).encode())
         if error := answer.get("error"):

@@ -1,4 +1,4 @@
-"""What the guest's agent tells about the guest. A guest says what it likes: everything is bounded and checked."""
+"""Polls the guest agent. The guest is untrusted: its responses are bounded and validated."""
 
 import asyncio
 import contextlib
@@ -12,13 +12,13 @@ from protos import launcher_pb2 as pb
 
 PERIOD_SECONDS = 30.0
 EARLY_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0)
-"""Pauses after the agent connected, while the guest still gets its addresses."""
+"""Intervals after the agent has connected, while the guest still gets its addresses."""
 CALL_SECONDS = 5
 INTERFACES = 256
 ADDRESSES = 32
 STRING_BYTES = 256
 ADDRESS_BYTES = 64
-"""All of it together stays below the 1 MiB of a report: a guest must not be able to make its launcher fall silent."""
+"""All strings together stay below the 1 MiB of a report: a guest must not be able to block its launcher's reports."""
 
 _OS_FIELDS = {
     "name": "name",
@@ -33,7 +33,7 @@ _OS_FIELDS = {
 
 
 def text(value: object) -> str:
-    """A string of at most 256 bytes of UTF-8 without control characters; empty for anything that is no string."""
+    """At most 256 bytes of UTF-8, control characters replaced by `?`; empty for anything but a string."""
     if not isinstance(value, str):
         return ""
     short = value[:STRING_BYTES].encode(errors="ignore")[:STRING_BYTES].decode(errors="ignore")
@@ -41,12 +41,12 @@ def text(value: object) -> str:
 
 
 def mapping(value: object) -> dict[str, Any]:
-    """A JSON object; an empty one for anything else."""
+    """A JSON object; empty for anything else."""
     return value if isinstance(value, dict) else {}
 
 
 def items(value: object, limit: int) -> list[dict[str, Any]]:
-    """The first JSON objects of an array; none for anything else."""
+    """The first `limit` objects of a JSON array; empty for anything else."""
     return [mapping(item) for item in value[:limit]] if isinstance(value, list) else []
 
 
@@ -85,7 +85,7 @@ def timezone(answer: object) -> str:
 
 
 class GuestAgent:
-    """Asks the agent while it is connected: often at first, then every 30 seconds. `publish` gets what changed."""
+    """Polls the agent while it is connected: often at first, then every 30 seconds. Calls `publish` on changes."""
 
     def __init__(self, hypervisor: Hypervisor, publish: Callable[[pb.GuestInfo], None]) -> None:
         self._hypervisor = hypervisor
@@ -93,10 +93,10 @@ class GuestAgent:
         self._task: asyncio.Task[None] | None = None
         self._last = pb.GuestInfo()
         self.hushed = False
-        """Nothing is asked: an agent whose file systems are frozen refuses nearly everything."""
+        """Polling is suspended: an agent with frozen file systems rejects most commands."""
 
     def connected(self, domain: str, is_connected: bool) -> None:
-        """Starts or stops asking."""
+        """Start or stop polling."""
         if not is_connected and self._task:
             self._task.cancel()
             self._task = None
@@ -124,7 +124,7 @@ class GuestAgent:
                 self._publish(info)
 
     async def _ask(self, domain: str, command: str) -> object:
-        """The answer, None if there is none worth having."""
+        """The decoded response, None on any error."""
         with contextlib.suppress(ValueError, AttributeError, RecursionError):
             try:
                 answer: object = await self._hypervisor.agent_command(domain, command, CALL_SECONDS)

@@ -1,7 +1,4 @@
-"""What is asked of a running guest now and then: reset, reboot, freeze, users, file systems.
-
-Loaded with the first such call.
-"""
+"""Operations on a running guest: reset, reboot, freeze, users, file systems. Imported with the first such call."""
 
 import asyncio
 import math
@@ -17,7 +14,7 @@ from protos import launcher_pb2 as pb
 
 ASK_SECONDS = 5
 FREEZE_SECONDS = 30
-"""What the guest has to write out what it holds."""
+"""Timeout of a freeze: the guest flushes its file systems."""
 THAW_AFTER = 300.0
 LONGEST_FREEZE = 3600.0
 _THAW_PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -27,22 +24,22 @@ _THAW_AT = "thaw_at"
 
 
 class GuestOperations:
-    """The calls, for the service. All raise Refused, HypervisorError."""
+    """The operations. All raise OperationRefused, HypervisorError."""
 
     def __init__(self, machine: VmController) -> None:
         self._machine = machine
         self._freezing = asyncio.Lock()
         self._thawing: asyncio.Task[None] | None = None
 
-    # -- the machine
+    # -- the VM
 
     async def reset(self) -> pb.Report:
-        """The reset button."""
+        """Reset the VM."""
         await self._machine.hypervisor.reset(self._machine.running())
         return await self._machine.poll()
 
     async def soft_reboot(self) -> pb.Report:
-        """Asks the guest to reboot: its agent if there is one and it takes the order, else the power button."""
+        """Ask the guest to reboot: by its agent if it is connected and accepts, else by ACPI."""
         domain, report = self._machine.running(), await self._machine.poll()
         if report.state != pb.DOMAIN_STATE_RUNNING:
             raise OperationRefused("FAILED_PRECONDITION", "the virtual machine is paused: its guest cannot reboot")
@@ -62,7 +59,7 @@ class GuestOperations:
         try:
             return await self._machine.hypervisor.agent_command(domain, command, seconds)
         except (ValueError, AttributeError, RecursionError):
-            raise HypervisorError(f"the guest agent's answer to {command} cannot be read") from None
+            raise HypervisorError(f"the guest agent's response to {command} cannot be decoded") from None
 
     async def _need_agent(self) -> None:
         self._machine.running()
@@ -72,42 +69,42 @@ class GuestOperations:
             )
 
     async def users(self) -> pb.UsersReply:
-        """Who is logged in."""
+        """Logged-in users."""
         await self._need_agent()
         return users(await self._ask("guest-get-users"))
 
     async def filesystems(self) -> pb.FilesystemsReply:
-        """What is mounted."""
+        """Mounted file systems."""
         await self._need_agent()
         return filesystems(await self._ask("guest-get-fsinfo"))
 
     # -- freeze and thaw
 
     async def freeze(self, seconds: int) -> None:
-        """Freezes the guest's file systems; they thaw by themselves after `seconds` (0: 300, at most an hour)."""
+        """Freeze the guest's file systems; they thaw automatically after `seconds` (0: 300, at most an hour)."""
         await self._need_agent()
         after = min(float(seconds) or THAW_AFTER, LONGEST_FREEZE)
         async with self._freezing:
-            # Before the guest is asked: whatever happens to us then, it does not stay frozen.
+            # Scheduled before the freeze: if this process fails, its successor thaws the guest.
             self._thaw_at(time.monotonic() + after + FREEZE_SECONDS)
             self._machine.agent.hushed = True
             try:
                 if await self._ask("guest-fsfreeze-status") != "frozen":
                     await self._ask("guest-fsfreeze-freeze", FREEZE_SECONDS)
             except BaseException:
-                # Perhaps it has heard us, and only the answer is late.
+                # The guest may be frozen although the response was lost.
                 self._thaw_at(time.monotonic())
                 raise
             self._thaw_at(time.monotonic() + after)
 
     async def unfreeze(self) -> None:
-        """Thaws them now."""
+        """Thaw the file systems now."""
         await self._need_agent()
         async with self._freezing:
             await self._thaw()
 
     def resume(self) -> None:
-        """Sees to a freeze that an earlier server has begun."""
+        """Schedule the thaw of a freeze begun by an earlier server."""
         if at := self._machine.recall(_THAW_AT):
             self._machine.agent.hushed = True
             self._thaw_at(at)
@@ -121,7 +118,7 @@ class GuestOperations:
         self._machine.agent.hushed = False
 
     def _thaw_at(self, moment: float) -> None:
-        """Monotonic seconds: the same for every process of this pod, which does not outlive the node's boot."""
+        """`moment`: monotonic seconds, comparable between processes since the pod does not survive a reboot."""
         if self._thawing:
             self._thawing.cancel()
         self._machine.remember(_THAW_AT, moment)
@@ -138,11 +135,11 @@ class GuestOperations:
             except OperationRefused:
                 return  # the VM has ended
             except HypervisorError as error:
-                log("warning", "the guest's file systems do not thaw, trying again", error=str(error))
+                log("warning", "cannot thaw the guest's file systems, retrying", error=str(error))
             await asyncio.sleep(pauses.pop(0) if len(pauses) > 1 else pauses[0])
 
 
-# -- what the agent says, bounded
+# -- the agent's responses, bounded
 
 
 def users(answer: object) -> pb.UsersReply:

@@ -1,4 +1,4 @@
-"""Disks of a domain that runs grow with their claims."""
+"""Grows the disks of a running domain with their claims."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from protos import launcher_pb2 as pb
 
 
 def capacities_of(vmi: bytes) -> dict[str, str]:
-    """The capacities of a VMI's claims, by volume: quantities as the API has them. Empty for what is no VMI."""
+    """Capacity of each claim of a VMI, by volume, as a quantity. Empty if the VMI is malformed."""
     try:
         entries = json.loads(vmi)["status"].get("volumeStatus") or []
         infos = {entry["name"]: entry.get("persistentVolumeClaimInfo") or {} for entry in entries}
@@ -22,7 +22,7 @@ def capacities_of(vmi: bytes) -> dict[str, str]:
 
 
 def note(disks: Iterable[pb.DiskInfo], capacities: dict[str, str]) -> None:
-    """Writes into a report's disks which capacities the launcher has been told."""
+    """Set the known capacities on a report's disks."""
     for disk in disks:
         disk.capacity = capacities.get(disk.volume, "")
 
@@ -35,10 +35,9 @@ async def follow(
     disks: Iterable[pb.DiskInfo],
     done: Callable[[pb.DiskInfo], None],
 ) -> None:
-    """Grows what has a larger claim than `disks` were made for, and calls `done` with each one that is as it should be.
+    """Grow disks whose claim has grown, and call `done` with each one that is up to date.
 
-    One that fails does not keep the others from growing. Raises BuildError, which names every volume that failed;
-    Unavailable.
+    A failing disk does not block the others. Raises BuildError, which names every volume that failed; Unavailable.
     """
     capacities = capacities_of(request.vmi)
     changed = [disk for disk in disks if capacities.get(disk.volume, "") != disk.capacity]
@@ -51,7 +50,7 @@ async def follow(
         try:
             if size != disk.size:
                 await hypervisor.resize_disk(domain, disk.target, size)
-                log("info", "a disk has grown", volume=disk.volume, bytes=size, before=disk.size)
+                log("info", "resized a disk", volume=disk.volume, bytes=size, before=disk.size)
         except Unavailable:
             raise
         except HypervisorError as error:

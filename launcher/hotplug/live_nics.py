@@ -1,16 +1,16 @@
-"""The network cards that a domain has, read from libvirt's XML of it.
+"""The NICs of a domain, parsed from libvirt's XML.
 
-libvirt writes an element a line, attributes in one order and with single quotes, and escapes what users gave; an XML
-parser would cost every VM half a MiB.
+libvirt writes one element per line, attributes in a fixed order and with single quotes, and escapes user input; an XML
+parser would cost every VM 0.5 MiB.
 """
 
 import re
 from dataclasses import dataclass
 
 MOST = 64
-"""As many as a Report holds."""
+"""Same as in a Report."""
 ALIAS = "ua-nic_"
-"""The same as launcher.domain.nics.ALIAS, whose module the server never loads."""
+"""Same as launcher.domain.nics.ALIAS, whose module the server does not import."""
 _DEVICE = re.compile(r"^    <(interface|hostdev) .*?^    </\1>\n", re.DOTALL | re.MULTILINE)
 _NAME = re.compile(r"<alias name='ua-nic_([^']*)'/>")
 _MAC = re.compile(r"<mac address='([^']*)'/>")
@@ -21,7 +21,7 @@ _LINK = re.compile(r"\n *<link state='(up|down)'/>")
 
 @dataclass(frozen=True, slots=True)
 class LiveNic:
-    """One card. `xml` is libvirt's element of it. Virtual functions have the model sriov and a MAC unknown to us."""
+    """One NIC. `xml`: libvirt's element. Virtual functions have the model sriov and no known MAC."""
 
     name: str
     mac: str
@@ -32,7 +32,7 @@ class LiveNic:
 
 
 def live_nics(domain: str) -> tuple[LiveNic, ...]:
-    """The cards of a domain that we made, in its order."""
+    """The NICs with hyperlet's aliases, in the domain's order."""
     found = (_nic(match.group(), match.group(1)) for match in _DEVICE.finditer(domain))
     return tuple(nic for nic in found if nic.name)[:MOST]
 
@@ -54,7 +54,7 @@ def _first(pattern: re.Pattern[str], text: str) -> str:
 
 
 def with_link(nic: LiveNic, up: bool) -> str:
-    """The element of a card with its cable in or out."""
+    """The element of a NIC with its link up or down."""
     rest = _LINK.sub("", nic.xml)
     head, model, tail = rest.partition("\n      <model ")
     return f"{head}\n      <link state='{'up' if up else 'down'}'/>{model}{tail}"

@@ -1,4 +1,4 @@
-"""The cards of a domain that runs: plugged in, taken out, their cables put in and pulled, as the VMI says."""
+"""NIC hot-plug: plugs and unplugs NICs of a running domain and sets link states, as the VMI requests."""
 
 import json
 from collections.abc import Awaitable, Callable, Iterable
@@ -14,12 +14,12 @@ from launcher.network.dhcp_service import DhcpError, DhcpService
 from protos import launcher_pb2 as pb
 
 DhcpOptions = dict[str, list[list[Any]]]
-"""Further DHCP options by interface: number and hexadecimal value."""
+"""Extra DHCP options by interface: code and hexadecimal value."""
 
 
 @dataclass(frozen=True)
 class NicChanges:
-    """What has to be done to a domain. `links` says of a card whether its cable is to be in."""
+    """Changes to a domain. `links`: NICs with their desired link state."""
 
     plug: tuple[str, ...] = ()
     unplug: tuple[str, ...] = ()
@@ -30,16 +30,16 @@ class NicChanges:
 
 
 def states_of(vmi: bytes) -> dict[str, str]:
-    """up, down or absent for each of a VMI's interfaces. Raises BuildError for what is no VMI."""
+    """up, down or absent for each interface of a VMI. Raises BuildError if the VMI is malformed."""
     try:
         interfaces = json.loads(vmi)["spec"]["domain"]["devices"].get("interfaces") or []
         return {interface["name"]: interface.get("state") or "up" for interface in interfaces}
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise BuildError("INVALID_ARGUMENT", "spec.domain.devices.interfaces: no list of named interfaces") from None
+        raise BuildError("INVALID_ARGUMENT", "spec.domain.devices.interfaces: must be a list with names") from None
 
 
 def plan(states: dict[str, str], tapped: Iterable[str], live: Iterable[LiveNic]) -> NicChanges:
-    """What turns the cards of a domain into what the VMI asks for. A card without a tap (`tapped`) waits for it."""
+    """The changes that make a domain match the VMI. A NIC without a tap (`tapped`) is not plugged in yet."""
     there = {nic.name: nic for nic in live}
     wanted = {name: state for name, state in states.items() if state != "absent"}
     return NicChanges(
@@ -54,31 +54,31 @@ def plan(states: dict[str, str], tapped: Iterable[str], live: Iterable[LiveNic])
 
 
 def infos_of(live: Iterable[LiveNic]) -> list[pb.NicInfo]:
-    """The cards as a Report has them."""
+    """The NICs for a Report."""
     return [
         pb.NicInfo(name=nic.name, mac=nic.mac, link_up=nic.link_up, queues=nic.queues, model=nic.model) for nic in live
     ]
 
 
 class NicHotplug:
-    """Changes the cards of a running domain. `live` is what it had when somebody last looked; None: nobody has."""
+    """Changes the NICs of a running domain. `live`: the last known NICs; None: unknown."""
 
     def __init__(self, hypervisor: Hypervisor, builder: DomainBuilder, dhcp: DhcpService) -> None:
         self._hypervisor, self._builder, self._dhcp = hypervisor, builder, dhcp
         self.live: tuple[LiveNic, ...] | None = None
 
     def serve(self, request: pb.SyncRequest, options: DhcpOptions) -> None:
-        """DHCP for the interfaces that are not absent. Raises DhcpError, with those served that can be."""
+        """Serve DHCP on the interfaces that are not absent. Raises DhcpError, after starting the others."""
         states = states_of(request.vmi)
         self._dhcp.serve([nic for nic in request.nics if states.get(nic.name, "absent") != "absent"], options)
 
     async def follow(
         self, domain: str, request: pb.SyncRequest, options: DhcpOptions, poll: Callable[[], Awaitable[None]]
     ) -> None:
-        """Makes the cards what `request` says, and adds the DHCP options of new ones to `options`.
+        """Make the NICs match `request`, and add the DHCP options of new ones to `options`.
 
-        A card that fails does not keep the others from their change. `poll` renews `live`. Raises BuildError, which
-        names every interface that failed; Unavailable.
+        A failing NIC does not block the others. `poll` updates `live`. Raises BuildError, which names every interface
+        that failed; Unavailable.
         """
         if self.live is None or self._plan(request):
             await poll()
@@ -111,7 +111,7 @@ class NicHotplug:
     async def _devices(
         self, request: pb.SyncRequest, plug: tuple[str, ...], options: DhcpOptions, failures: list[BuildError]
     ) -> dict[str, str]:
-        """libvirt's XML of new cards, by interface."""
+        """libvirt's XML of new NICs, by interface."""
         question = question_of(request) | {"plug": plug}
         try:
             answer = await self._builder.build(question)
@@ -133,7 +133,7 @@ class NicHotplug:
         except HypervisorError as error:
             words = str(error)
             if "No more available PCI" in words:
-                words = "no PCI slot is free; restart the VM, or take another device out first"
+                words = "no free PCI slot; restart the VM, or unplug another device first"
             failures.append(BuildError("INTERNAL", f"interface {name}: {what}: {words}"))
 
 

@@ -1,7 +1,7 @@
-"""The only module that knows libvirt's Python binding.
+"""The connection to libvirt; the only module that uses its Python binding.
 
-Calls run in threads with deadlines; libvirt's own event loop runs in one more. When the daemon dies the connection is
-made again, and `connected` is called with the domain that it took back.
+Calls run in threads with deadlines; libvirt's event loop has its own thread. A lost connection is reestablished, and
+`connected` is called.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ CALL_SECONDS = 10.0
 START_SECONDS = 120.0
 LARGEST_AGENT_ANSWER = 1 << 20
 _OPEN_SECONDS = 5.0
-# Of libvirt's ABI; the module may not be loaded yet when they are needed.
+# Constants of libvirt's ABI; the module may not be imported yet when they are needed.
 _START_PAUSED, _SHUTDOWN_BY_ACPI, _SHUTDOWN_BY_AGENT, _LIVE = 1, 1, 2, 1
 _REBOOT_BY_ACPI, _REBOOT_BY_AGENT = 1, 2
 _RESIZE_BYTES = 1
@@ -36,16 +36,16 @@ _LONGEST_RETRY_SECONDS = 0.5
 
 
 class HypervisorError(Exception):
-    """libvirt refused, in its own words."""
+    """libvirt rejected a call; the message is libvirt's."""
 
 
 class Unavailable(HypervisorError):
-    """There is no connection to the daemon, or it did not answer in time."""
+    """The daemon is not connected, or did not respond in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class DomainEvent:
-    """Something happened to the domain. `kind` is lifecycle, agent, reboot or device; numbers are libvirt's."""
+    """An event of the domain. `kind` is lifecycle, agent, reboot or device; numbers are libvirt's."""
 
     kind: str
     event: int = 0
@@ -54,7 +54,7 @@ class DomainEvent:
 
 @dataclass(frozen=True, slots=True)
 class DomainFacts:
-    """What libvirt knows of the running domain. `state` and `reason` are virDomainState and its reason."""
+    """libvirt's state of the running domain. `state` and `reason` are virDomainState and its reason."""
 
     state: int
     reason: int
@@ -66,7 +66,7 @@ class DomainFacts:
 
 
 class Hypervisor:
-    """The connection to this pod's daemon and its one domain."""
+    """The connection to this pod's daemon and its only domain."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Hypervisor:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="libvirt")
         self._slow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guest")
-        """For what a guest may let wait, so that it takes no thread from the rest."""
+        """For calls that a guest can delay, so that they do not use up the other threads."""
         self._connection: Any = None
         self._closed = asyncio.Event()
         self._ready = asyncio.Event()
@@ -89,7 +89,7 @@ class Hypervisor:
     # -- connection
 
     async def keep_connected(self) -> None:
-        """Connects, and again whenever the connection is lost. Never returns."""
+        """Connect, and reconnect whenever the connection is lost. Never returns."""
         await self._run(self._load)
         failures, pause, told = 0, _RETRY_SECONDS, ""
         while True:
@@ -104,7 +104,7 @@ class Hypervisor:
                 failures += isinstance(error, TimeoutError)
                 if str(error) != told:
                     told = str(error)
-                    log("warning", "cannot connect to the libvirt daemon, trying again", error=told)
+                    log("warning", "cannot connect to the libvirt daemon, retrying", error=told)
                 if failures >= 2:
                     self._end_daemon()
                     failures = 0
@@ -113,7 +113,7 @@ class Hypervisor:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the daemon is there, as far as we know."""
+        """Whether the daemon is connected, as far as known."""
         return self._ready.is_set()
 
     async def _while_connected(self) -> None:
@@ -161,17 +161,17 @@ class Hypervisor:
         self._connection = connection
 
     def _end_daemon(self) -> None:
-        """A daemon that accepts connections and does not answer is no use: the supervisor starts another."""
+        """Kill a daemon that accepts connections without responding; the supervisor restarts it."""
         for name in daemon.DAEMONS:
             with contextlib.suppress(OSError, ValueError):
                 pid = int(pathlib.Path(f"{self._paths.libvirt_runtime}/{name}.pid").read_text(encoding="ascii"))
-                log("warning", "the libvirt daemon does not answer, ending it", pid=pid)
+                log("warning", "the libvirt daemon does not respond, killing it", pid=pid)
                 os.kill(pid, signal.SIGKILL)
 
     # -- events, called in libvirt's thread
 
     def _post(self, function: Callable[..., object], *arguments: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: we are on our way out
+        with contextlib.suppress(RuntimeError):  # the loop is closed: shutting down
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def _on_lifecycle(self, _conn: object, _dom: object, event: int, detail: int, _opaque: object) -> None:
@@ -192,7 +192,7 @@ class Hypervisor:
         return await self._loop.run_in_executor(self._slow if slow else self._threads, function, *arguments)
 
     async def _call(self, function: Callable[[Any], T], seconds: float = CALL_SECONDS, slow: bool = False) -> T:
-        """Runs `function(connection)` in a thread. Raises HypervisorError, Unavailable."""
+        """Run `function(connection)` in a thread. Raises HypervisorError, Unavailable."""
         try:
             async with asyncio.timeout(seconds):
                 await self._ready.wait()
@@ -207,11 +207,11 @@ class Hypervisor:
             raise
 
     async def create(self, xml: str, paused: bool) -> None:
-        """Starts a transient domain. Raises HypervisorError."""
+        """Start a transient domain. Raises HypervisorError."""
         await self._call(lambda connection: connection.createXML(xml, _START_PAUSED if paused else 0), START_SECONDS)
 
     async def facts(self, name: str) -> DomainFacts | None:
-        """What is known of the domain; None if there is none. Raises HypervisorError."""
+        """The domain's state; None if it does not exist. Raises HypervisorError."""
 
         def read(connection: Any) -> DomainFacts | None:
             try:
@@ -233,59 +233,59 @@ class Hypervisor:
             return 0
 
     async def power_button(self, name: str, agent: bool) -> None:
-        """Asks the guest to shut down, by ACPI or by its agent. Raises HypervisorError."""
+        """Ask the guest to shut down, by ACPI or by its agent. Raises HypervisorError."""
         flags = _SHUTDOWN_BY_AGENT if agent else _SHUTDOWN_BY_ACPI
         await self._call(lambda connection: connection.lookupByName(name).shutdownFlags(flags))
 
     async def destroy(self, name: str) -> None:
-        """Ends QEMU. Raises HypervisorError."""
+        """Kill QEMU. Raises HypervisorError."""
         await self._call(lambda connection: connection.lookupByName(name).destroy(), 30.0)
 
     async def suspend(self, name: str) -> None:
-        """Stops the vCPUs. Raises HypervisorError."""
+        """Pause the vCPUs. Raises HypervisorError."""
         await self._call(lambda connection: connection.lookupByName(name).suspend())
 
     async def resume(self, name: str) -> None:
-        """Lets the vCPUs run. Raises HypervisorError."""
+        """Resume the vCPUs. Raises HypervisorError."""
         await self._call(lambda connection: connection.lookupByName(name).resume())
 
     async def attach_device(self, name: str, xml: str) -> None:
-        """Plugs a device into the running domain. Raises HypervisorError."""
+        """Plug a device into the running domain. Raises HypervisorError."""
         await self._call(lambda connection: connection.lookupByName(name).attachDeviceFlags(xml, _LIVE))
 
     async def detach_device(self, name: str, alias: str) -> None:
-        """Asks the guest to let go of a device; the event tells when it has. Raises HypervisorError."""
+        """Ask the guest to release a device; an event reports the removal. Raises HypervisorError."""
 
         def detach(connection: Any) -> None:
             try:
                 connection.lookupByName(name).detachDeviceAlias(alias, _LIVE)
             except self._libvirt.libvirtError as error:
                 gone = error.get_error_code() == self._libvirt.VIR_ERR_DEVICE_MISSING
-                # QEMU takes one request at a time; the guest still has the last one.
+                # An earlier unplug request is still pending in the guest.
                 if not gone and "in the process of unplug" not in str(error):
                     raise
 
         await self._call(detach)
 
     async def update_device(self, name: str, xml: str) -> None:
-        """Changes what can be changed of a device of the running domain. Raises HypervisorError."""
+        """Update a device of the running domain. Raises HypervisorError."""
         await self._call(lambda connection: connection.lookupByName(name).updateDeviceFlags(xml, _LIVE))
 
     async def resize_disk(self, name: str, target: str, size: int) -> None:
-        """Tells QEMU and the guest that a disk has so many bytes; a file is made larger. Raises HypervisorError."""
+        """Resize a disk for QEMU and the guest, in bytes; a file is extended. Raises HypervisorError."""
         await self._call(lambda connection: connection.lookupByName(name).blockResize(target, size, _RESIZE_BYTES))
 
     async def reset(self, name: str) -> None:
-        """Presses the reset button. Raises HypervisorError."""
+        """Reset the domain. Raises HypervisorError."""
         await self._call(lambda connection: connection.lookupByName(name).reset())
 
     async def reboot(self, name: str, agent: bool) -> None:
-        """Asks the guest to reboot, by its agent or by ACPI. Raises HypervisorError."""
+        """Ask the guest to reboot, by its agent or by ACPI. Raises HypervisorError."""
         flags = _REBOOT_BY_AGENT if agent else _REBOOT_BY_ACPI
         await self._call(lambda connection: connection.lookupByName(name).reboot(flags), slow=agent)
 
     async def screenshot(self, name: str, limit: int) -> tuple[str, bytes]:
-        """MIME type and bytes of a picture of the screen; no bytes if over `limit`. Raises HypervisorError."""
+        """MIME type and data of a screenshot; no data if larger than `limit`. Raises HypervisorError."""
 
         def take(connection: Any) -> tuple[str, bytes]:
             domain, stream = connection.lookupByName(name), connection.newStream()
@@ -307,16 +307,16 @@ class Hypervisor:
         return await self._call(take)
 
     async def dump_screen(self, name: str, path: str) -> None:
-        """Has QEMU write the screen to a file, as PPM. Raises HypervisorError."""
+        """Write a PPM screenshot to a file. Raises HypervisorError."""
         import libvirt_qemu  # type: ignore[import-untyped]
 
         command = json.dumps({"execute": "screendump", "arguments": {"filename": path}})
         await self._call(lambda connection: libvirt_qemu.qemuMonitorCommand(connection.lookupByName(name), command, 0))
 
     async def agent_command(self, name: str, command: str, seconds: int) -> Any:
-        """The `return` of a guest agent's answer, decoded.
+        """The decoded `return` of the guest agent's response.
 
-        Raises HypervisorError; ValueError, AttributeError, RecursionError for an answer that is none.
+        Raises HypervisorError; ValueError, AttributeError, RecursionError for a malformed response.
         """
         import libvirt_qemu
 
@@ -334,7 +334,7 @@ class Hypervisor:
 def _described(text: str) -> tuple[str, str, bool]:
     """Accelerator, machine type and whether the agent's channel is connected, from libvirt's XML of a domain.
 
-    libvirt writes attributes in one order and with single quotes; an XML parser would cost every VM half a MiB.
+    libvirt writes attributes in a fixed order and with single quotes; an XML parser would cost every VM 0.5 MiB.
     """
     return (
         "kvm" if text.startswith("<domain type='kvm'") else "tcg",

@@ -1,7 +1,7 @@
 """The libvirt daemon of this pod: its directories, configuration and command.
 
-Session mode as an unprivileged user: no cgroups, no namespaces, no security driver; the pod is the confinement.
-Stdlib only, and little of it: the supervisor imports this module.
+Session mode as an unprivileged user: no cgroups, no namespaces, no security driver; the pod provides the isolation.
+Standard library only, with few imports: the supervisor imports this module.
 """
 
 import os
@@ -10,7 +10,7 @@ from launcher.paths import Paths
 
 DAEMONS = ("libvirtd", "virtqemud")
 BAKED = "/opt/hyperlet/libvirt-cache"
-"""What the image has of the directory $XDG_CACHE_HOME/libvirt, so that no start waits for QEMU to be probed."""
+"""The image's copy of $XDG_CACHE_HOME/libvirt: avoids probing QEMU at every start."""
 
 _DRIVER = "libvirt_driver_qemu.so"
 _DRIVERS = "/usr/lib/{}/libvirt/connection-driver"
@@ -44,7 +44,7 @@ log_outputs = "4:stderr"
 
 
 def find(directories: tuple[str, ...] = ("/usr/sbin", "/usr/bin")) -> str:
-    """The path of the daemon that is installed, libvirtd before virtqemud. Raises FileNotFoundError."""
+    """The path of the installed daemon, libvirtd before virtqemud. Raises FileNotFoundError."""
     for name in DAEMONS:
         for directory in directories:
             if os.access(f"{directory}/{name}", os.X_OK):
@@ -53,7 +53,7 @@ def find(directories: tuple[str, ...] = ("/usr/sbin", "/usr/bin")) -> str:
 
 
 def environment(paths: Paths) -> dict[str, str]:
-    """The daemon's environment: every directory it writes lies in the pod's emptyDir."""
+    """The daemon's environment: it writes only below the pod's emptyDir."""
     return {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": paths.home,
@@ -68,12 +68,12 @@ def environment(paths: Paths) -> dict[str, str]:
 
 
 def command(daemon: str, paths: Paths) -> list[str]:
-    """How to start it."""
+    """The daemon's command line."""
     return [daemon, "-f", f"{paths.libvirt_config}/{os.path.basename(daemon)}.conf"]  # noqa: PTH119
 
 
 def prepare(daemon: str, paths: Paths) -> None:
-    """Makes the daemon's directories and files. What is there already is written again."""
+    """Create the daemon's directories and files, replacing existing files."""
     for directory in (paths.libvirt_config, paths.libvirt_runtime, paths.libvirt_cache, f"{paths.home}/data"):
         os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103
     name = os.path.basename(daemon)  # noqa: PTH119
@@ -89,13 +89,13 @@ def _write(path: str, text: str) -> None:
 
 
 def _uuid() -> str:
-    """libvirt refuses to migrate between two daemons of one UUID; by itself it takes the machine's."""
+    """A random UUID: libvirt refuses to migrate between daemons of the same UUID, and defaults to the machine's."""
     with open("/proc/sys/kernel/random/uuid", encoding="ascii") as file:  # noqa: PTH123
         return file.read().strip()
 
 
 def _link_drivers(paths: Paths) -> None:
-    """Only the driver in this directory is loaded: networks, storage pools and so on are Kubernetes' here."""
+    """Only the driver in this directory is loaded; networks, storage pools and others are not needed."""
     os.makedirs(paths.libvirt_drivers, exist_ok=True)  # noqa: PTH103
     source = _DRIVERS.format(f"{os.uname().machine}-linux-gnu")
     link = f"{paths.libvirt_drivers}/{_DRIVER}"
@@ -104,9 +104,9 @@ def _link_drivers(paths: Paths) -> None:
 
 
 def _changes(daemon: str) -> dict[str, int]:
-    """What libvirt compares a cached probe with: when it and QEMU were changed last, in seconds.
+    """The timestamps that validate a cached probe: last change of libvirt and QEMU, in seconds.
 
-    The inode's change time is of the moment the image was unpacked on this node, so it never is what was baked.
+    The inode's change time is that of unpacking the image on this node, so it always differs from the cached value.
     Source: virQEMUCapsIsValid() and virUpdateSelfLastChanged() of libvirt.
     """
     machine = os.uname().machine
@@ -119,7 +119,7 @@ def _changes(daemon: str) -> dict[str, int]:
 
 
 def install_cache(source: str, target: str, changes: dict[str, int]) -> None:
-    """Copies a baked cache, with the elements named in `changes` set to the given numbers."""
+    """Copy the image's cache, with the elements named in `changes` set to the given numbers."""
     for folder, _, names in os.walk(source):
         into = target + folder[len(source) :]
         os.makedirs(into, mode=0o700, exist_ok=True)  # noqa: PTH103

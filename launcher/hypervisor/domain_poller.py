@@ -1,4 +1,4 @@
-"""Looks at the domain, in order: one that took long never counts over one that was begun after it."""
+"""Polls the domain's state. Results are ordered by the start of the poll: an outdated one is dropped."""
 
 import asyncio
 import contextlib
@@ -8,11 +8,11 @@ from typing import Any
 from launcher.hypervisor.connection import DomainFacts, Hypervisor, HypervisorError
 
 COALESCE_SECONDS = 0.05
-"""Between two looks that events have caused."""
+"""Minimum interval between polls caused by events."""
 
 
 class DomainPoller:
-    """`on_facts` gets what each look that counts has found: None if there is no domain. `spawn` runs a coroutine."""
+    """`on_facts` gets the result of each poll: None without a domain. `spawn` runs a coroutine in the background."""
 
     def __init__(
         self,
@@ -24,20 +24,20 @@ class DomainPoller:
         self._turn = asyncio.Lock()
         self._wanted = False
         self._begun = self._latest = 0
-        """Looks that were begun, and the latest of them that was taken for true."""
+        """Number of started polls, and the number of the latest with an accepted result."""
 
     async def poll(self, domain: str) -> None:
-        """Looks now. Raises HypervisorError."""
+        """Poll now. Raises HypervisorError."""
         self._begun += 1
         ticket = self._begun
         facts = await self._hypervisor.facts(domain)
         if ticket < self._latest:
-            return  # a look that began later has been quicker
+            return  # a later poll has completed already
         self._latest = ticket
         self._on_facts(facts)
 
     def poll_soon(self, domain: str) -> None:
-        """One look for however many events: a guest can cause as many as it likes."""
+        """One poll for any number of events: a guest can cause them at any rate."""
         if not self._wanted:
             self._wanted = True
             self._spawn(self._poll_coalesced(domain))

@@ -1,4 +1,4 @@
-"""QEMU's process, watched by the kernel: libvirt's daemon may be down at the moment of its end."""
+"""Watches QEMU's process by a pidfd: libvirt's daemon may be down when QEMU exits."""
 
 import asyncio
 import os
@@ -7,18 +7,18 @@ from collections.abc import Callable
 from kit.memory import settle
 
 SETTLED_SECONDS = 2.0
-"""After the start of QEMU, or of this server, all is as it will stay."""
+"""Delay before memory needed only by the start is released."""
 
 
 class QemuWatcher:
-    """Calls `ended` when a process that it watches has ended."""
+    """Calls `ended` when a watched process exits."""
 
     def __init__(self, ended: Callable[[], None]) -> None:
         self._ended = ended
         self._pid = 0
 
     def watch(self, pid: int) -> None:
-        """Watches this process too, unless it does already, or there is none."""
+        """Watch this process too; no-op for 0 and for a process watched already."""
         if not pid or pid == self._pid:
             return
         try:

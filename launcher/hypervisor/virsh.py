@@ -1,11 +1,11 @@
 #!/usr/bin/python3 -IE
-"""`virsh` of the launcher's container, for diagnosis: what libvirt and QEMU say of this pod's one domain.
+"""`virsh` of the launcher's container, for diagnosis: read-only access to this pod's domain.
 
     kubectl exec POD -c compute -- virsh dumpxml
     hyperctl virsh VMI domblklist
 
-Its verbs are named as virsh's, and only look: whatever is to be changed is changed in the VM's spec. A domain may be
-named, and need not be. Source: virsh(1), https://libvirt.org/manpages/virsh.html.
+The commands are named as in virsh and are read-only: change a VM by its spec. The domain argument is optional.
+Source: virsh(1), https://libvirt.org/manpages/virsh.html.
 """
 
 import json
@@ -19,11 +19,11 @@ RUNTIME = "/run/hyperlet/libvirt/run/libvirt"
 DAEMONS = ("virtqemud-sock", "libvirt-sock")
 STATES = ("no state", "running", "idle", "paused", "in shutdown", "shut off", "crashed", "pmsuspended")
 DEEPEST = 60
-"""Seconds that a guest agent may take."""
+"""Timeout of the guest agent in seconds."""
 
 
 class UsageError(Exception):
-    """The command line makes no sense, or there is nothing to tell of. The text says why."""
+    """Invalid command line, or no domain. The text is shown to the user."""
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
@@ -85,13 +85,13 @@ def _stats(connection: Any, domain: Any) -> str:
 
 
 def _refuse_changes(command: str, prefixes: tuple[str, ...]) -> None:
-    """Raises UsageError for a JSON command that may change something."""
+    """Raises UsageError for a JSON command that may modify the domain."""
     try:
         name = str(json.loads(command)["execute"])
     except (ValueError, LookupError, TypeError):
-        raise UsageError('that is no command: write for instance \'{"execute": "query-block"}\'') from None
+        raise UsageError('not a JSON command, for example \'{"execute": "query-block"}\'') from None
     if not name.startswith(prefixes):
-        raise UsageError(f"{name[:60]!r} may change something: only those that begin with {', '.join(prefixes)}")
+        raise UsageError(f"{name[:60]!r} may modify the domain: names must start with {', '.join(prefixes)}")
 
 
 def _monitor(domain: Any, words: list[str]) -> str:
@@ -100,7 +100,7 @@ def _monitor(domain: Any, words: list[str]) -> str:
     if not human:
         _refuse_changes(command, ("query-",))
     elif command.split()[:1] != ["info"]:
-        raise UsageError("only `info …` with --hmp: everything else may change something")
+        raise UsageError("--hmp allows only `info …`: other commands may modify the domain")
     import libvirt_qemu  # type: ignore[import-untyped]
 
     text: str = libvirt_qemu.qemuMonitorCommand(domain, command, 1 if human else 0)
@@ -133,10 +133,10 @@ WITHOUT_DOMAIN = frozenset({"list", "capabilities", "version"})
 
 
 def run(connection: Any, words: list[str]) -> str:
-    """The answer to a command line. Raises UsageError; whatever libvirt raises."""
+    """The output of a command. Raises UsageError, libvirtError."""
     verb, *rest = words or ["help"]
     if verb not in VERBS:
-        raise UsageError(f"{verb!r} is no verb of this virsh, which only looks: {', '.join(VERBS)}")
+        raise UsageError(f"unknown command {verb!r}; this virsh is read-only: {', '.join(VERBS)}")
     if verb in WITHOUT_DOMAIN:
         return VERBS[verb](connection, None, rest)
     domains = connection.listAllDomains()
@@ -149,13 +149,13 @@ def run(connection: Any, words: list[str]) -> str:
 
 
 def main() -> int:
-    """Answers the command line of this process."""
+    """Run the command line of this process."""
     import libvirt
 
     libvirt.registerErrorHandler(lambda *_: None, None)
     sockets = [path for name in DAEMONS if os.path.exists(path := f"{RUNTIME}/{name}")]  # noqa: PTH110
     if not sockets:
-        print("virsh: no libvirt daemon runs here (yet): it does so in the container `compute`", file=sys.stderr)
+        print("virsh: no libvirt daemon: use the container `compute` after the VM has started", file=sys.stderr)
         return 1
     try:
         connection = libvirt.open(f"qemu+unix:///session?socket={sockets[0]}")

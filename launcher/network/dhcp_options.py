@@ -1,4 +1,4 @@
-"""DHCPv4 options on the wire.
+"""Encoding of DHCPv4 options.
 
 Sources: RFC 2132 (most), RFC 3396 (long options), RFC 3397 (119, search), RFC 3442 (121, routes).
 """
@@ -16,20 +16,20 @@ _LABEL, _NAME = 63, 253
 
 
 def ipv4(text: str) -> bytes:
-    """Four bytes. Raises ValueError."""
+    """The four bytes of an address. Raises ValueError."""
     try:
         return socket.inet_pton(socket.AF_INET, text)
     except OSError:
-        raise ValueError(f"{text[:64]!r} is no IPv4 address") from None
+        raise ValueError(f"{text[:64]!r} is not an IPv4 address") from None
 
 
 def mask(prefix: int) -> bytes:
-    """A netmask of `prefix` ones."""
+    """A netmask of `prefix` bits."""
     return ((0xFFFFFFFF << (32 - min(prefix, 32))) & 0xFFFFFFFF).to_bytes(4, "big")
 
 
 def names(domains: Iterable[str]) -> bytes:
-    """Domain names as DNS writes them (RFC 1035 3.1), uncompressed. What is no domain name is left out."""
+    """Domain names in DNS encoding (RFC 1035 3.1), uncompressed. Invalid names are omitted."""
     return b"".join(name for domain in domains if (name := _name(domain)))
 
 
@@ -41,7 +41,7 @@ def _name(domain: str) -> bytes:
 
 
 def route(destination: str, gateway: str) -> bytes:
-    """One route of option 121: as many bytes of the destination as its prefix has. Raises ValueError."""
+    """One route of option 121, with as many bytes of the destination as its prefix needs. Raises ValueError."""
     network, bits = _network(destination)
     return bytes([bits]) + network[: -(-bits // 8)] + ipv4(gateway)
 
@@ -57,12 +57,12 @@ def _network(text: str) -> tuple[bytes, int]:
     address, _, prefix = text.partition("/")
     bits = int(prefix) if prefix.isdecimal() else 32 if not prefix else -1
     if not 0 <= bits <= 32:
-        raise ValueError(f"{text[:64]!r} is no IPv4 network")
+        raise ValueError(f"{text[:64]!r} is not an IPv4 network")
     return ipv4(address), bits
 
 
 def custom(tftp: str, boot_file: str, ntp: list[str], private: dict[int, str]) -> Options:
-    """What a VMI's `dhcpOptions` ask for. Raises ValueError."""
+    """The options of a VMI's `dhcpOptions`. Raises ValueError."""
     options: Options = []
     if tftp:
         options.append((TFTP_SERVER, tftp.encode()))
@@ -74,7 +74,7 @@ def custom(tftp: str, boot_file: str, ntp: list[str], private: dict[int, str]) -
 
 
 def encode(options: Options, room: int) -> bytes:
-    """The options field, at most `room` bytes: options that do not fit are left out, so the important come first."""
+    """The options field, at most `room` bytes: options that do not fit are omitted, so order them by importance."""
     field = bytearray()
     for code, value in options:
         parts = [value[start : start + 255] for start in range(0, len(value), 255)] or [b""]
@@ -86,7 +86,7 @@ def encode(options: Options, room: int) -> bytes:
 
 
 def decode(field: bytes) -> dict[int, bytes] | None:
-    """The options of a field, parts of long ones joined; None if it is malformed."""
+    """The options of a field, parts of long ones joined; None if malformed."""
     options: dict[int, bytes] = {}
     position = 0
     while position < len(field):

@@ -1,4 +1,4 @@
-"""The DHCP servers' sockets, one per NIC and protocol, in the event loop."""
+"""The DHCP servers: one socket per NIC and protocol, in the event loop."""
 
 import asyncio
 import contextlib
@@ -16,11 +16,11 @@ _SERVER4, _CLIENT4, _SERVER6 = 67, 68, 547
 _ALL_SERVERS6 = "ff02::1:2"
 _LARGEST_PACKET = 4096
 _BATCH = 16
-"""Packets per turn of the event loop: a guest that floods does not keep the server from its other work."""
+"""Packets per turn of the event loop: a flooding guest does not block the server."""
 
 
 DhcpSettings = tuple[bytes, str, list[int]]
-"""All that a NIC's servers depend on: its message, its further options, the numbers of the devices they serve on."""
+"""Everything that a NIC's servers depend on: its message, extra options, indices of the devices they serve."""
 
 
 class DhcpError(Exception):
@@ -28,15 +28,15 @@ class DhcpError(Exception):
 
 
 class DhcpService:
-    """All servers of this pod, by NIC. A NIC that stays as it is keeps its servers."""
+    """All DHCP servers of this pod, by NIC. Unchanged NICs keep their servers."""
 
     def __init__(self) -> None:
         self._served: dict[str, _NicServer] = {}
 
     def serve(self, nics: Iterable[pb.Nic], custom: dict[str, list[list[Any]]]) -> None:
-        """Starts what the NICs ask for, and ends what they no longer do. `custom`: options by NIC.
+        """Start servers for new or changed NICs, and stop those of others. `custom`: extra options by NIC.
 
-        Raises DhcpError, which names every NIC that cannot be served; the others are.
+        Raises DhcpError, which names every failed NIC, after starting the others.
         """
         wanted = {nic.name: nic for nic in nics}
         settings = {name: _settings(nic, custom.get(name, [])) for name, nic in wanted.items()}
@@ -56,7 +56,7 @@ class DhcpService:
             raise DhcpError("; ".join(sorted(failures)))
 
     def close(self) -> None:
-        """Ends all servers."""
+        """Stop all servers."""
         for served in self._served.values():
             served.close()
         self._served = {}
@@ -82,7 +82,7 @@ class _NicServer:
         self._sockets: list[socket.socket] = []
 
     def start(self, nic: pb.Nic, custom: dhcp_options.Options) -> None:
-        """Raises OSError, ValueError."""
+        """Start the servers. Raises OSError, ValueError."""
         if nic.HasField("dhcp4"):
             server4 = dhcpv4.Dhcpv4Server(nic.mac, nic.mtu, nic.dhcp4, custom)
             self._listen(_socket4(nic.dhcp4.device), server4.answer, ("255.255.255.255", _CLIENT4))
@@ -95,7 +95,7 @@ class _NicServer:
                 try:
                     packet, sender = sock.recvfrom(_LARGEST_PACKET)
                 except OSError:
-                    return  # nothing more; or the device is gone, and the next Sync tells of the new one
+                    return  # no more packets; or the device was deleted, and the next Sync has the new one
                 if reply := answer(packet):
                     try:
                         sock.sendto(reply, to or sender)
@@ -106,7 +106,7 @@ class _NicServer:
         asyncio.get_running_loop().add_reader(sock, readable)
 
     def close(self) -> None:
-        """Ends the servers."""
+        """Stop the servers."""
         for sock in self._sockets:
             asyncio.get_running_loop().remove_reader(sock)
             sock.close()
@@ -118,7 +118,7 @@ def _socket4(device: str) -> socket.socket:
         sock = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
         _bind_to_device(sock, device)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        # The handler has set net.ipv4.ip_unprivileged_port_start=0 in the pod's network namespace.
+        # The handler sets net.ipv4.ip_unprivileged_port_start=0 in the pod's network namespace.
         sock.bind(("0.0.0.0", _SERVER4))
         undo.pop_all()
         return sock

@@ -21,7 +21,7 @@ _ON_LINK = "0.0.0.0"
 
 @dataclass(frozen=True, slots=True)
 class Dhcpv4Request:
-    """What a client sent."""
+    """A client's request."""
 
     kind: int
     xid: int
@@ -33,7 +33,7 @@ class Dhcpv4Request:
 
 
 def parse(packet: bytes) -> Dhcpv4Request | None:
-    """A client's packet; None for anything else."""
+    """Parse a client's packet; None for anything else."""
     if len(packet) < _HEADER.size:
         return None
     fields = _HEADER.unpack_from(packet)
@@ -47,10 +47,10 @@ def parse(packet: bytes) -> Dhcpv4Request | None:
 
 
 class Dhcpv4Server:
-    """Answers one MAC, always with the same address."""
+    """Serves one MAC, always with the same address."""
 
     def __init__(self, mac: str, mtu: int, config: pb.Dhcp4, custom: options.Options) -> None:
-        """Raises ValueError if the handler's words make no configuration."""
+        """Raises ValueError for an invalid configuration."""
         self._mac = bytes.fromhex(mac.replace(":", ""))
         self._address = options.ipv4(config.address)
         self._server = options.ipv4(config.server)
@@ -60,7 +60,7 @@ class Dhcpv4Server:
         self._options = _configured(config, mtu) + custom
 
     def answer(self, packet: bytes) -> bytes | None:
-        """The reply to a packet; None if there is nothing to say. Never raises."""
+        """The reply to a packet; None for no reply. Never raises."""
         request = parse(packet)
         if request is None or request.hardware[:6] != self._mac or request.relay != _UNSPECIFIED:
             return None
@@ -77,7 +77,7 @@ class Dhcpv4Server:
     def _confirm(self, request: Dhcpv4Request) -> bytes | None:
         chosen = request.options.get(options.SERVER)
         if chosen is not None and chosen != self._server:
-            return None  # the client took another server's offer
+            return None  # the client chose another server
         wanted = request.options.get(options.REQUESTED) or request.client_address
         if wanted != self._address:
             return self._packet(request, _NAK, _UNSPECIFIED, [(options.SERVER, self._server)])
@@ -96,7 +96,7 @@ class Dhcpv4Server:
 
 
 def _room(request: Dhcpv4Request) -> int:
-    """The largest datagram the client takes, in bytes."""
+    """The largest datagram the client accepts, in bytes."""
     told = request.options.get(options.LARGEST, b"")
     return max(_SMALLEST, min(int.from_bytes(told, "big") if len(told) == 2 else _SMALLEST, _LARGEST))
 
@@ -109,7 +109,7 @@ def _address_or_unspecified(text: bytes) -> bytes:
 
 
 def _configured(config: pb.Dhcp4, mtu: int) -> options.Options:
-    """Mask, routes, DNS and so on; the most important first. Raises ValueError."""
+    """Mask, routes, DNS and so on, by importance. Raises ValueError."""
     found: options.Options = [(options.MASK, options.mask(config.prefix))]
     if config.router:
         found.append((options.ROUTER, options.ipv4(config.router)))
@@ -128,10 +128,10 @@ def _configured(config: pb.Dhcp4, mtu: int) -> options.Options:
 
 
 def _routes(config: pb.Dhcp4) -> bytes:
-    """Option 121; empty where a mask and a router say all.
+    """Option 121; empty where mask and router suffice.
 
-    A gateway outside the guest's own network (a pod's address is often a /32) is first said to be on the link (gateway
-    0.0.0.0, RFC 3442). Raises ValueError.
+    A gateway outside the guest's subnet (a pod's address is often a /32) needs a link route (gateway 0.0.0.0, RFC
+    3442). Raises ValueError.
     """
     asked = [(route.destination, route.gateway) for route in config.routes]
     gateways = [gateway for _, gateway in asked] + [config.router] * bool(config.router)
@@ -142,8 +142,8 @@ def _routes(config: pb.Dhcp4) -> bytes:
         if gateway != _ON_LINK and not any(options.holds(network, gateway) for network in near)
     ]
     if config.router and (asked or far):
-        # A client that knows option 121 ignores option 3.
+        # A client that supports option 121 ignores option 3.
         asked.append(("0.0.0.0/0", config.router))
     asked += [(f"{gateway}/32", _ON_LINK) for gateway in far]
-    # On the link first: clients add routes in this order, and the kernel refuses a gateway that it cannot reach.
+    # Link routes first: clients add routes in order, and the kernel rejects an unreachable gateway.
     return b"".join(options.route(*pair) for pair in sorted(asked, key=lambda pair: pair[1] != _ON_LINK))

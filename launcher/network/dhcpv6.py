@@ -17,7 +17,7 @@ _MOST_OPTIONS = 64
 
 
 def parse(packet: bytes) -> tuple[int, bytes, list[tuple[int, bytes]]] | None:
-    """Message type, transaction id and options; None if it is malformed."""
+    """Message type, transaction ID and options; None if malformed."""
     if len(packet) < 4:
         return None
     options: list[tuple[int, bytes]] = []
@@ -39,11 +39,11 @@ def _option(code: int, value: bytes) -> bytes:
 
 
 class Dhcpv6Server:
-    """Gives one address, for ever, to whoever is on the link: only the guest is."""
+    """Leases one address, with infinite lifetime, to any client: only the guest is on the link."""
 
     def __init__(self, mac: str, config: pb.Dhcp6) -> None:
-        """Raises ValueError, OSError if the handler's words make no configuration."""
-        # The server's identity must not be the client's: the same MAC with the "locally administered" bit turned.
+        """Raises ValueError, OSError for an invalid configuration."""
+        # The server's DUID must differ from the client's: the same MAC with the "locally administered" bit flipped.
         hardware = bytes.fromhex(mac.replace(":", ""))
         own = bytes([hardware[0] ^ 2]) + hardware[1:]
         self._id = struct.pack("!HH", _DUID_LL, _ETHERNET) + own
@@ -52,7 +52,7 @@ class Dhcpv6Server:
         self._search = names(config.search)
 
     def answer(self, packet: bytes) -> bytes | None:
-        """The reply to a packet; None if there is nothing to say. Never raises."""
+        """The reply to a packet; None for no reply. Never raises."""
         parsed = parse(packet)
         if parsed is None:
             return None
@@ -104,4 +104,4 @@ def _ipv6(text: str) -> bytes:
     try:
         return socket.inet_pton(socket.AF_INET6, text)
     except OSError:
-        raise ValueError(f"{text[:64]!r} is no IPv6 address") from None
+        raise ValueError(f"{text[:64]!r} is not an IPv6 address") from None

@@ -1,4 +1,4 @@
-"""What is wrong with the disk on a claim, in words that name volume and claim. Pure but for `checked`."""
+"""Errors of disks on claims, with volume and claim in the message. Pure but for `checked`."""
 
 import json
 import re
@@ -8,15 +8,15 @@ from launcher.storage.untrusted_files import Missing
 
 SECTOR = 512
 _IMAGES = {b"QFI\xfb": "a qcow2 image", b"KDMV": "a VMDK image", b"vhdx": "a VHDX image", b"QED\0": "a QED image"}
-"""What nobody puts onto the bare disk of a guest. Others may stand there by right: LUKS, an archive."""
+"""Formats that are never intended on a raw disk. Others, such as LUKS or an archive, may be legitimate."""
 _LOCK = re.compile(r'Failed to get "?(?:shared )?"?(?:write|consistent read|resize)"? lock')
 _PATH = re.compile(r"/volumes/([a-z0-9][-a-z0-9.]{0,252})")
 _QCOW2_BACKING = slice(8, 16)
-"""Offset of the backing file's name; 0: there is none. Source: QEMU, docs/interop/qcow2.rst."""
+"""Offset of the backing file's name; 0: none. Source: QEMU, docs/interop/qcow2.rst."""
 
 
 def checked(file: BinaryIO, what: str) -> None:
-    """Raises Missing for an image of a format: as the raw disk that a claim holds, the guest would see its headers."""
+    """Raises Missing for an image file: attached as a raw disk, its headers would be visible to the guest."""
     start = file.read(16)
     file.seek(0)
     kind = next((kind for magic, kind in _IMAGES.items() if start.startswith(magic)), None)
@@ -25,22 +25,22 @@ def checked(file: BinaryIO, what: str) -> None:
     if kind.endswith("qcow2 image") and any(start[_QCOW2_BACKING]):
         kind += " with a backing file"
     raise Missing(
-        f"{what} is {kind}, and a claim holds a raw disk: write it there by `qemu-img convert -O raw`, or use it as a "
+        f"{what} is {kind}, but a claim must hold a raw disk: convert it with `qemu-img convert -O raw`, or use a "
         "containerDisk"
     )
 
 
 def whole_sectors(size: int, what: str) -> None:
-    """Raises Missing for a size that no disk has."""
+    """Raises Missing for a size that is not a multiple of the sector size."""
     if size % SECTOR:
         raise Missing(
-            f"{what} has {size} bytes, which are no whole sectors of {SECTOR}: make it {-(-size // SECTOR) * SECTOR} "
+            f"{what} has {size} bytes, which is not a multiple of {SECTOR}: make it {-(-size // SECTOR) * SECTOR} "
             "bytes long (`truncate`)"
         )
 
 
 def in_use(words: str, vmi: bytes) -> str | None:
-    """A refusal of QEMU's lock, told by volume and claim; None for any other words of libvirt's. `vmi` is JSON."""
+    """Message for QEMU's lock error that names volume and claim; None for any other error. `vmi` is JSON."""
     if not _LOCK.search(words):
         return None
     claims = _claim_names(vmi)

@@ -1,4 +1,4 @@
-"""From volumes to files that QEMU opens: finds, checks and makes them."""
+"""Finds, checks and creates the file or device of each volume."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ _OTHER_FORMATS = {
 
 
 def find_disks(vmi: VirtualMachineInstance, paths: Paths) -> dict[str, DiskFacts]:
-    """The disk of every volume, by the volume's name. Raises InvalidVmi, Missing, OSError."""
+    """The disk of every used volume, by name. Raises InvalidVmi, Missing, OSError."""
     used = {disk.name for disk in vmi.spec.domain.devices.disks or []}
     found = {}
     for index, volume in enumerate(vmi.spec.volumes or []):
@@ -39,14 +39,14 @@ def _find(vmi: VirtualMachineInstance, volume: Volume, path: str, paths: Paths) 
         if getattr(volume, source) is not None:
             return find(vmi, volume, paths)
     sources = [name for name in volume.__struct_fields__ if name != "name" and getattr(volume, name) is not None]
-    raise InvalidVmi(f"{path}: no disk can be made of a volume of type {(sources or ['none'])[0]}")
+    raise InvalidVmi(f"{path}: a disk cannot use a volume of type {(sources or ['none'])[0]}")
 
 
 # -- images
 
 
 def kernel_boot(vmi: VirtualMachineInstance, paths: Paths) -> tuple[str | None, str | None]:
-    """The paths of spec.domain.firmware.kernelBoot's kernel and initrd. Raises Missing."""
+    """The paths of kernel and initrd of spec.domain.firmware.kernelBoot. Raises Missing."""
     firmware = vmi.spec.domain.firmware
     container = firmware.kernelBoot.container if firmware and firmware.kernelBoot else None
     if container is None:
@@ -60,13 +60,13 @@ def kernel_boot(vmi: VirtualMachineInstance, paths: Paths) -> tuple[str | None, 
 
 
 def container_disk(_: VirtualMachineInstance, volume: Volume, paths: Paths) -> DiskFacts:
-    """An overlay on the disk in the image at /images/<volume>."""
+    """A qcow2 overlay on the disk in the image at /images/<volume>."""
     source = volume.containerDisk
     assert source is not None
     what = f"volume {volume.name}: the image {source.image}"
     root = Path(paths.images, volume.name)
     if not root.is_dir():
-        raise Missing(f"volume {volume.name}: the image {source.image} is not there at /images/{volume.name}")
+        raise Missing(f"volume {volume.name}: the image {source.image} is not mounted at /images/{volume.name}")
     file = _file_in_image(root, source.path or _only_disk(root, what, source), what)
     shown = f"/{file.relative_to(root)}"
     kind, size = _probe(file, f"{what}: {shown}")
@@ -79,12 +79,12 @@ def container_disk(_: VirtualMachineInstance, volume: Volume, paths: Paths) -> D
 
 
 def _only_disk(root: Path, what: str, source: ContainerDiskSource) -> str:
-    """The one file under /disk. Raises Missing, in words."""
+    """Path of the only file under /disk. Raises Missing."""
     try:
         folder = resolve(root, "disk")
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except OSError:
-        raise Missing(f"{what} has no directory /disk: it is no container disk, or path must say where it is") from None
+        raise Missing(f"{what} has no directory /disk: not a container disk, or set path to the disk file") from None
     names = [name for name in names if not resolve_quietly(root, f"disk/{name}", Path.is_dir)]
     if not names:
         raise Missing(f"{what} has no file under /disk")
@@ -95,7 +95,7 @@ def _only_disk(root: Path, what: str, source: ContainerDiskSource) -> str:
 
 
 def resolve_quietly(root: Path, path: str, test: Callable[[Path], bool]) -> bool:
-    """Whether `path` can be resolved and passes `test`."""
+    """Whether `path` can be resolved and satisfies `test`."""
     try:
         return test(resolve(root, path))
     except OSError:
@@ -115,7 +115,7 @@ def _file_in_image(root: Path, path: str, what: str) -> Path:
 
 
 def _probe(file: Path, what: str) -> tuple[str, int]:
-    """Format and size, by magic number: qcow2 or raw. QEMU is never left to guess, a guest could write any header."""
+    """Format and size, by magic number: qcow2 or raw. QEMU must not probe: a guest could write any header."""
     try:
         with os.fdopen(open_regular(file), "rb") as opened:
             start = opened.read(8)
@@ -124,14 +124,14 @@ def _probe(file: Path, what: str) -> tuple[str, int]:
                 return "qcow2", qcow2.virtual_size(opened)
             size = opened.seek(0, os.SEEK_END)
     except (OSError, ValueError, qcow2.NoImage) as error:
-        raise Missing(f"{what} is no disk: {getattr(error, 'strerror', None) or error}") from None
+        raise Missing(f"{what} is not a disk: {getattr(error, 'strerror', None) or error}") from None
     other = next((kind for magic, kind in _OTHER_FORMATS.items() if start.startswith(magic)), None)
     if other:
-        raise Missing(f"{what} is no disk that can be used: it is {other}; only qcow2 and raw can")
+        raise Missing(f"{what} is not a usable disk: it is {other}; only qcow2 and raw are supported")
     if size == 0:
-        raise Missing(f"{what} is no disk: it is empty")
+        raise Missing(f"{what} is not a disk: it is empty")
     if size % SECTOR:
-        raise Missing(f"{what} is no disk: neither a qcow2 image nor whole sectors of {SECTOR} bytes, but {size} bytes")
+        raise Missing(f"{what} is not a disk: neither a qcow2 image nor a multiple of {SECTOR} bytes, but {size} bytes")
     return "raw", size
 
 
@@ -183,27 +183,27 @@ def _block(name: str, device: Path, read_only: bool, claim_name: str) -> DiskFac
 
 
 def _claim_size(vmi: VirtualMachineInstance, name: str, folder: Path, what: str, used: int = 0) -> int:
-    """The claim's capacity, but never more than the file system can hold with 5 % to spare. `used`: bytes that the disk
-    has of it already."""
+    """The claim's capacity, limited to what the file system can hold with 5 % to spare. `used`: bytes of it that the
+    disk occupies already."""
     system = os.statvfs(folder)
     room = (system.f_bavail * system.f_frsize + used) * 95 // 100
     capacity = room
     for status in (vmi.status.volumeStatus if vmi.status else None) or []:
         info = status.persistentVolumeClaimInfo
-        # A claim that was bound a moment ago may not say yet how much it got, only how much it asked for. Of a file
-        # server the room is no measure: it is that of all volumes together.
+        # A claim that was just bound may have requests but no capacity yet. Free space alone is no measure: on a file
+        # server it is shared by all volumes.
         amounts = (info.capacity or info.requests or {}) if info else {}
         if status.name == name and "storage" in amounts:
             capacity = quantity_bytes(amounts["storage"])
     size = min(capacity, room) // _MIB * _MIB
     if size <= 0 and not used:
-        raise Missing(f"{what} does not exist, and there is no room to make it: {room} bytes")
+        raise Missing(f"{what} does not exist, and there is not enough space to create it: {room} bytes")
     return size
 
 
 def grown(vmi: VirtualMachineInstance, known: Mapping[str, int], paths: Paths) -> dict[str, int]:
-    """The sizes that disks on claims can have by now, of those larger than `known` (bytes by volume). Changes nothing:
-    a disk in use is for QEMU to grow. Raises Missing, OSError."""
+    """The sizes that disks on claims can be grown to, if larger than `known` (bytes by volume). Changes nothing: QEMU
+    grows a disk in use. Raises Missing, OSError."""
     found = {}
     for volume in vmi.spec.volumes or []:
         source = volume.persistentVolumeClaim
@@ -236,7 +236,7 @@ def _takes_direct(path: Path) -> bool:
 
 
 def empty_disk(_: VirtualMachineInstance, volume: Volume, paths: Paths) -> DiskFacts:
-    """A sparse file that is lost with the pod."""
+    """A sparse file that is deleted with the pod."""
     assert volume.emptyDisk is not None
     size = -(-quantity_bytes(volume.emptyDisk.capacity) // SECTOR) * SECTOR
     path = Path(paths.disks, f"{volume.name}.img")
@@ -252,7 +252,7 @@ def _iso(vmi: VirtualMachineInstance, volume: Volume, paths: Paths) -> DiskFacts
     path = Path(paths.media, f"{volume.name}.iso")
     path.unlink(missing_ok=True)
     iso_images.create(path, vmi, volume, paths)
-    # Read-only even where the VMI has it as a disk: what would a guest write there?
+    # Read-only even if the VMI declares a disk: writes would be lost.
     return DiskFacts(volume.name, str(path), size=path.stat().st_size, readonly=True, ephemeral=True)
 
 

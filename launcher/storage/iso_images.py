@@ -17,7 +17,7 @@ from launcher.paths import Paths
 from launcher.storage.untrusted_files import Missing, read_bounded, resolve
 
 LARGEST_FILE = 2 << 20
-"""Above what Kubernetes stores in one object."""
+"""Kubernetes' limit of an object is lower."""
 MOST_FILES = 1024
 _JOLIET_NAME = 64
 
@@ -25,7 +25,7 @@ CloudInit = CloudInitNoCloudSource | CloudInitConfigDriveSource
 
 
 def create(path: Path, vmi: VirtualMachineInstance, volume: Volume, paths: Paths) -> None:
-    """Writes the image of `volume`. Raises Missing, InvalidVmi, OSError."""
+    """Write the image of `volume`. Raises Missing, InvalidVmi, OSError."""
     label, files = contents(vmi, volume, paths)
     _write_iso(path, label, files)
 
@@ -41,7 +41,7 @@ def contents(vmi: VirtualMachineInstance, volume: Volume, paths: Paths) -> tuple
 
 
 def instance_id(vmi: VirtualMachineInstance) -> str:
-    """The same after every restart: cloud-init takes another one for a new machine, and does everything once more."""
+    """Stable across restarts: a new instance ID makes cloud-init run everything again."""
     return f"{vmi.metadata.name}.{vmi.metadata.namespace}"
 
 
@@ -68,7 +68,7 @@ def _config_drive(vmi: VirtualMachineInstance, name: str, source: CloudInit, pat
     if user is not None:
         files["openstack/latest/user_data"] = user
     if network is not None:
-        # Admission sees what stands in the VM; this one may come from a Secret.
+        # Admission validates inline data; this may come from a Secret.
         if not is_json_object(network):
             raise InvalidVmi(f"volume {name}: cloudInitConfigDrive's network data {NETWORK_DATA}")
         files["openstack/latest/network_data.json"] = network
@@ -107,7 +107,7 @@ def _from_secret(folder: Path, key: str, what: str) -> bytes:
 
 
 def _mounted(name: str, paths: Paths) -> dict[str, bytes]:
-    """The files of a Secret or ConfigMap at /volumes/<volume>; kubelet's own (`..data`) are left out."""
+    """The files of a Secret or ConfigMap at /volumes/<volume>, without kubelet's own (`..data`)."""
     folder = Path(paths.volumes, name)
     files: dict[str, bytes] = {}
     try:
@@ -125,7 +125,7 @@ def _mounted(name: str, paths: Paths) -> dict[str, bytes]:
 
 
 def _write_iso(path: Path, label: str, files: dict[str, bytes]) -> None:
-    """ISO 9660 with Rock Ridge and Joliet: Linux reads the former, Windows the latter."""
+    """ISO 9660 with Rock Ridge for Linux and Joliet for Windows."""
     import pycdlib
 
     iso = pycdlib.PyCdlib()
@@ -141,7 +141,7 @@ def _write_iso(path: Path, label: str, files: dict[str, bytes]) -> None:
 
 
 def _make_folder(iso: object, folder: str, made: dict[str, str]) -> str:
-    """The ISO 9660 path of `folder`, made if need be."""
+    """The ISO 9660 path of `folder`, created if missing."""
     if folder not in made:
         above, _, last = folder.rpartition("/")
         made[folder] = f"{_make_folder(iso, above, made)}/D{len(made):07}"

@@ -1,8 +1,8 @@
-"""Files inside directories that somebody else filled: images, volumes.
+"""Files in untrusted directories: images, volumes.
 
-Paths are resolved inside their root as a container would: `/` and `..` at the root lead to the root, and so does every
-symbolic link. What comes out is a path without links, safe to hand to QEMU as long as nobody changes the tree:
-container images are read-only, and in a volume the last step is never a link.
+Paths are resolved within their root as in a container: `/`, `..` at the root and symbolic links cannot leave it. The
+result is a path without links, safe to pass to QEMU while the tree does not change: container images are read-only,
+and in a volume the last component is never a link.
 """
 
 import os
@@ -10,15 +10,15 @@ import stat
 from pathlib import Path
 
 _LINKS = 40
-"""As the kernel allows."""
+"""The kernel's limit."""
 
 
 class Missing(Exception):
-    """A file is not where it should be, or cannot be used. The message names the volume."""
+    """A file is missing or unusable. The message names the volume."""
 
 
 def resolve(root: Path, path: str) -> Path:
-    """The place of `path` below `root`. Raises FileNotFoundError, NotADirectoryError, OSError (a loop of links)."""
+    """The resolved `path` below `root`. Raises FileNotFoundError, NotADirectoryError, OSError (a loop of links)."""
     todo = [part for part in reversed(path.split("/")) if part]
     done: list[str] = []
     links = 0
@@ -47,7 +47,7 @@ def resolve(root: Path, path: str) -> Path:
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a regular file. Raises OSError; ValueError for anything else, which is never waited for."""
+    """A descriptor of a regular file. Raises OSError; ValueError for any other type, without blocking."""
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -56,7 +56,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """A regular file's content. Raises OSError; ValueError if it is no regular file or has more than `limit` bytes."""
+    """A regular file's content. Raises OSError; ValueError for other types, and for more than `limit` bytes."""
     with os.fdopen(open_regular(path), "rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:

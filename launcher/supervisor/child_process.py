@@ -1,4 +1,4 @@
-"""The supervisor's child processes: started in sessions of their own, restarted with growing pauses."""
+"""Child processes of the supervisor: in their own sessions, restarted with growing delays."""
 
 import os
 import signal
@@ -10,25 +10,25 @@ _STABLE_SECONDS = 10.0
 
 
 class ChildProcess:
-    """One helper process that is to run all the time. Times are monotonic seconds."""
+    """A helper process that must always run. Times are monotonic seconds."""
 
     def __init__(self, name: str, argv: list[str], env: dict[str, str], output: str = "") -> None:
         self.name = name
         self.output = output
-        """The file that takes its standard output and error; empty: our own standard error, for what it has to say
-        goes to `kubectl logs` (our standard output is the guest's console)."""
+        """File for its standard output and error; empty: the supervisor's standard error, which goes to `kubectl logs`
+        (the supervisor's standard output is the guest's console)."""
         self.argv = argv
         self.env = env
         self.pid = 0
         self.status: int | None = None
-        """How it ended last, as waitpid says it."""
+        """Last exit status, as from waitpid."""
         self.start_at = 0.0
-        """When it is to be started (again), while it does not run."""
+        """Time of the next start, while it is not running."""
         self._started = 0.0
         self._failures = 0
 
     def start(self) -> None:
-        """Starts it, in a session of its own: a signal to our process group is not for it. No standard input."""
+        """Start it in its own session, which signals to our process group do not reach. Standard input is empty."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
         output = (os.POSIX_SPAWN_OPEN, 1, self.output, flags, 0o600) if self.output else (os.POSIX_SPAWN_DUP2, 2, 1)
         self.pid = os.posix_spawn(
@@ -48,7 +48,7 @@ class ChildProcess:
         self.status = None
 
     def ended(self, status: int, now: float) -> float:
-        """Notes its end. Returns the pause before the next start, in seconds."""
+        """Record its exit. Returns the delay before the next start in seconds."""
         self.pid = 0
         self.status = status
         if now - self._started > _STABLE_SECONDS:
@@ -68,18 +68,18 @@ class ChildProcess:
             return ""
 
     def trim(self) -> None:
-        """Empties its output file when that has grown."""
+        """Truncate its output file if it has grown."""
         if self.output:
             trim(self.output)
 
     def kill(self, number: int) -> None:
-        """Sends a signal if it runs."""
+        """Send a signal if it is running."""
         if self.pid:
             kill(self.pid, number)
 
 
 def kill(pid: int, number: int) -> None:
-    """Sends a signal; a process that is gone, or not ours, is no error."""
+    """Send a signal; errors for exited or foreign processes are ignored."""
     try:  # noqa: SIM105
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
@@ -87,7 +87,7 @@ def kill(pid: int, number: int) -> None:
 
 
 def trim(path: str) -> None:
-    """Empties a log that somebody appends to when it has more than LARGEST_OUTPUT bytes."""
+    """Truncate an append-only log larger than LARGEST_OUTPUT bytes."""
     try:
         if os.stat(path).st_size > LARGEST_OUTPUT:  # noqa: PTH116
             os.truncate(path, 0)
@@ -96,7 +96,7 @@ def trim(path: str) -> None:
 
 
 def describe(status: int) -> str:
-    """A waitpid status in words: `exit status 1`, `signal 9 (SIGKILL)`."""
+    """A waitpid status as text: `exit status 1`, `signal 9 (SIGKILL)`."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         try:

@@ -1,9 +1,9 @@
-"""The guest's serial output on its way to `kubectl logs`.
+"""Copies the guest's serial output to `kubectl logs`.
 
-QEMU logs the serial port into a FIFO, and stalls when nobody drains it: so the FIFO is always drained, and what
-standard output does not take, or what exceeds the rate, is dropped with a note. A guest writes whatever it likes into
-the terminal of whoever reads the log: control characters other than newline, return and tab do not get through, and
-of the escape sequences only colours (SGR) do.
+QEMU logs the serial port into a FIFO and stalls when it is full. So the FIFO is always drained; output that standard
+output does not take, or that exceeds the rate, is dropped with a note. The output is untrusted and may be shown in a
+terminal: control characters other than newline, return and tab are removed, and of the escape sequences only colours
+(SGR) pass.
 """
 
 import errno
@@ -13,9 +13,9 @@ import os
 from launcher.console.serial_tail import SerialTail
 
 RATE = 1 << 20
-"""Bytes per second that are passed on; one second's worth may come at once."""
+"""Bytes per second; also the burst size."""
 BACKLOG = 256 << 10
-"""Bytes kept while standard output is blocked."""
+"""Bytes buffered while standard output is blocked."""
 _CHUNK = 64 << 10
 _SGR = b"0123456789;"
 _LONGEST_SGR = 32
@@ -23,13 +23,13 @@ _REMOVED = bytes(c for c in range(32) if c not in b"\n\r\t\x1b") + b"\x7f"
 
 
 class TerminalFilter:
-    """Makes a stream of terminal output harmless. Carries a started escape sequence over to the next chunk."""
+    """Sanitizes terminal output. An incomplete escape sequence is kept for the next chunk."""
 
     def __init__(self) -> None:
         self._carried = b""
 
     def feed(self, data: bytes) -> bytes:
-        """`data` without control characters and without escape sequences other than colours."""
+        """`data` without control characters and escape sequences other than colours."""
         first, *rest = (self._carried + data).translate(None, _REMOVED).split(b"\x1b")
         self._carried = b""
         parts = [first]
@@ -53,9 +53,9 @@ class TerminalFilter:
         return b"^[" + text
 
     def _without_c1(self, data: bytes) -> bytes:
-        """UTF-8's encoding of U+0080 to U+009F is C2 80 to C2 9F: the same commands as ESC, in one character."""
+        """U+0080 to U+009F are C2 80 to C2 9F in UTF-8: single-character equivalents of ESC sequences."""
         if data.endswith(b"\xc2"):
-            # Never together with a carried escape: text would have to follow it.
+            # Never together with a carried escape, which would be followed by text.
             self._carried = b"\xc2" + self._carried
             data = data[:-1]
         if b"\xc2" not in data:
@@ -65,16 +65,16 @@ class TerminalFilter:
 
 
 class SerialLog:
-    """Copies the FIFO to standard output. `source` and `target` are for poll(); `pump()` moves what can be moved."""
+    """Copies the FIFO to standard output. `source` and `target` are for poll(); `pump()` copies without blocking."""
 
     def __init__(self, fifo: str, target: int, tail: SerialTail | None = None) -> None:
-        # Read and write: there is always a reader, so QEMU's open never blocks, and always a writer, so no end of file.
+        # Opened for reading and writing: QEMU's open never blocks, and there is no end of file.
         self.source = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self.target = target
         try:  # noqa: SIM105
             fcntl.fcntl(self.source, fcntl.F_SETPIPE_SZ, BACKLOG)
         except OSError:
-            pass  # over the user's pipe quota: the default size does
+            pass  # over the user's pipe quota: keep the default size
         os.set_blocking(target, False)
         self._tail = tail
         self._filter = TerminalFilter()
@@ -85,11 +85,11 @@ class SerialLog:
 
     @property
     def blocked(self) -> bool:
-        """Whether standard output has to become writable before all is out."""
+        """Whether output waits for standard output to become writable."""
         return bool(self._pending)
 
     def pump(self, now: float) -> None:
-        """Drains the FIFO, then writes what is allowed. `now` is monotonic seconds."""
+        """Drain the FIFO, then write what is allowed. `now` is monotonic seconds."""
         self._allowance = min(float(RATE), self._allowance + (now - self._refilled) * RATE)
         self._refilled = now
         for _ in range(16):
@@ -124,7 +124,7 @@ class SerialLog:
             self._pending += self._filter.feed(data)
 
     def write(self) -> None:
-        """Writes what standard output takes without blocking; loses it all when nobody reads any more."""
+        """Write what standard output takes without blocking; drop everything if it was closed."""
         while self._pending:
             try:
                 written = os.write(self.target, self._pending[:_CHUNK])

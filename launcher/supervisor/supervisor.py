@@ -1,12 +1,12 @@
 """PID 1 of the launcher's pod: `python3 -I -S -E /opt/hyperlet/launcher/supervisor/supervisor.py`.
 
-Waits for the handler's word (a byte in wake.fifo), so that of many launchers one starts after the other; then starts
-the gRPC server and the libvirt daemon and restarts whichever dies; QEMU is nobody's child but ours, so it goes
-on meanwhile. Passes the guest's console to standard output. On SIGTERM the guest is asked to shut down, and QEMU is
-ended after HYPERLET_GRACE_SECONDS. When QEMU has ended, the termination message is written, and the exit status is 0
-if the guest shut down or was told to, else 1.
+Waits for the handler to write to wake.fifo, which staggers the start of many launchers. Then starts the gRPC server
+and the libvirt daemon, and restarts them when they exit; QEMU is a child of this process and not affected. Copies the
+guest's console to standard output. On SIGTERM the guest is asked to shut down, and QEMU is killed after
+HYPERLET_GRACE_SECONDS. When QEMU has exited, writes the termination message; the exit status is 0 if the guest shut
+down or was told to, else 1.
 
-Stdlib only, and little of it (contextlib is much): this process lives as long as the VM, once per VM.
+Standard library only, with few imports (contextlib is too large): this process runs once per VM, for its lifetime.
 """
 
 import json
@@ -26,15 +26,15 @@ from launcher.supervisor.child_process import ChildProcess, describe, kill, trim
 from launcher.supervisor.serial_log import SerialLog
 
 WAKE_SECONDS = 20.0
-"""Without the handler's word, it starts after this (HYPERLET_WAKE_SECONDS)."""
+"""Start without the handler after this time (HYPERLET_WAKE_SECONDS)."""
 EXPLAIN_SECONDS = 3.0
-"""How long the server may take to learn from libvirt how QEMU ended."""
+"""Time for the server to learn from libvirt how QEMU ended."""
 DELIVERY_SECONDS = 1.0
-"""And then to tell the handler."""
+"""Time for the server to deliver the final report after that."""
 TERM_SECONDS = 3.0
-"""What QEMU has from SIGTERM to SIGKILL."""
+"""Time between SIGTERM and SIGKILL for QEMU."""
 MAX_GRACE_SECONDS = 86400.0
-"""A day (api.names has the same number): whatever the pod says, QEMU is ended after this."""
+"""A day (same as in api.names): upper bound of the grace period."""
 TRIM_SECONDS = 10.0
 _TICK_MS = 10_000
 _PR_SET_CHILD_SUBREAPER = 36
@@ -54,23 +54,23 @@ class Supervisor:
         self.server = ChildProcess("server", [sys.executable, "-s", "-m", "launcher"], server_environment(paths))
         self.console = SerialLog(paths.serial_fifo, 1, SerialTail(paths.serial_tail))
         self.bed = os.open(paths.wake, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        """Readable when the handler wakes us; -1: we are awake."""
+        """Descriptor of the wake FIFO, readable when the handler has written; -1: started."""
         self.wake_at = time.monotonic() + wake
         self.ends: dict[int, int] = {}
-        """How processes that we did not start ended; QEMU is one of them."""
+        """Exit statuses of processes not started by the supervisor, among them QEMU."""
         self.trim_at = 0.0
         self.stopping = False
         self.deadline = 0.0
-        """When QEMU gets the next stronger signal; only while stopping."""
+        """Time of the next signal to QEMU; only while stopping."""
         self.signals = [signal.SIGTERM, signal.SIGKILL]
         self.forced = False
         self.ending = False
-        """QEMU is gone: nothing is started any more."""
+        """QEMU has exited: nothing is restarted."""
 
     # -- the loop
 
     def run(self) -> int:
-        """Runs until QEMU has ended or there is nothing to wait for. Returns the exit status."""
+        """Run until QEMU has exited or cannot start any more. Returns the exit status."""
         wakeup = self._catch_signals()
         poll = select.poll()
         poll.register(wakeup, select.POLLIN)
@@ -93,7 +93,7 @@ class Supervisor:
             self.console.pump(time.monotonic())
 
     def _trim(self, now: float) -> None:
-        """Keeps the logs of libvirt and QEMU small: a guest can make them write as often as it likes."""
+        """Limit the logs of libvirt and QEMU, which a guest can fill at any rate."""
         if now < self.trim_at:
             return
         self.trim_at = now + TRIM_SECONDS
@@ -135,7 +135,7 @@ class Supervisor:
     # -- children
 
     def _wake(self, now: float, poll: select.poll) -> None:
-        """Gets up if it is time. The FIFO's name goes first: who finds it finds somebody asleep."""
+        """Start on wake-up or timeout. Unlink the FIFO first: its presence means "not started"."""
         if self.bed < 0:
             return
         try:
@@ -170,7 +170,7 @@ class Supervisor:
                         break
                     log(
                         "warning",
-                        f"{child.name} ended, starting it again",
+                        f"{child.name} exited, restarting it",
                         how=describe(status),
                         pause=pause,
                         words=child.last_words(),
@@ -182,7 +182,7 @@ class Supervisor:
                 self.ends[pid] = status
 
     def _state(self) -> dict[str, object]:
-        """What the server last wrote about the domain; empty if there never was one."""
+        """The domain's state as last written by the server; empty if never."""
         try:
             with open(self.paths.state, encoding="utf-8") as file:  # noqa: PTH123
                 state = json.load(file)
@@ -201,21 +201,21 @@ class Supervisor:
         self.server.kill(signal.SIGTERM)
 
     def _stop(self, now: float) -> bool:
-        """Goes on with the shutdown. True: there is no QEMU."""
+        """Continue the shutdown. True: there is no QEMU."""
         pids = self._qemu_pids()
         if not pids:
             return True
         if now >= self.deadline:
             self.forced = True
             number = self.signals.pop(0) if len(self.signals) > 1 else self.signals[0]
-            log("warning", "the guest did not shut down in time, ending QEMU", signal=number, grace=self.grace)
+            log("warning", "the guest did not shut down in time, killing QEMU", signal=number, grace=self.grace)
             for pid in pids:
                 kill(pid, number)
             self.deadline = now + TERM_SECONDS
         return False
 
     def _qemu_pids(self) -> list[int]:
-        """The QEMU processes of this pod: those with a PID file of libvirt's that are our children."""
+        """The QEMU processes of this pod: those with a PID file of libvirt that are children of this process."""
         found = []
         try:
             names = os.listdir(self.paths.qemu_pids)  # noqa: PTH208
@@ -227,7 +227,7 @@ class Supervisor:
                     with open(f"{self.paths.qemu_pids}/{name}", encoding="ascii") as file:  # noqa: PTH123
                         pid = int(file.read(32))
                     if pid in (self.libvirt.pid, self.server.pid):
-                        continue  # libvirt's own lock, driver.pid
+                        continue  # libvirt's own lock file, driver.pid
                     with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
                         fields = file.read(4096).rpartition(b")")[2].split()
                 except (OSError, ValueError):
@@ -239,7 +239,7 @@ class Supervisor:
     # -- the end
 
     def _end_of_qemu(self) -> tuple[dict[str, object], int | None] | None:
-        """The domain's last state and QEMU's exit status, once QEMU has ended; else None."""
+        """The domain's last state and QEMU's wait status, once QEMU has exited; else None."""
         if not self.ends and self.server.status is None:
             return None
         state = self._state()
@@ -259,7 +259,7 @@ class Supervisor:
         else:
             failed = status is None or status != 0
             reason = "Crashed" if failed else "Shutdown"
-            message = f"QEMU ended with {describe(status)}" if status is not None else "QEMU is gone"
+            message = f"QEMU ended with {describe(status)}" if status is not None else "QEMU exited"
         if self.stopping:
             failed = False
             reason = "ForceOff" if self.forced else "Terminated"
@@ -267,10 +267,10 @@ class Supervisor:
         return self._leave("Failed" if failed else "Succeeded", reason, message)
 
     def _finish_without_qemu(self) -> int:
-        return self._leave("Succeeded", "NeverStarted", "told to end before the guest was started")
+        return self._leave("Succeeded", "NeverStarted", "terminated before the guest was started")
 
     def _wait_for_delivery(self, state: dict[str, object]) -> dict[str, object]:
-        """Gives the server its time to tell the end; it exits when it has."""
+        """Wait for the server to deliver the final report; it exits when done."""
         self.ending = True
         now = time.monotonic()
         until = now + EXPLAIN_SECONDS
@@ -300,7 +300,7 @@ class Supervisor:
 
 
 def server_environment(paths: Paths) -> dict[str, str]:
-    """The server's: one malloc arena instead of eight per core, and as few of gRPC's threads as it allows."""
+    """The server's environment: one malloc arena instead of eight per core, and as few gRPC threads as possible."""
     home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100,PTH120
     return {
         **os.environ,
@@ -315,7 +315,7 @@ def server_environment(paths: Paths) -> dict[str, str]:
 
 
 def prepare(paths: Paths) -> None:
-    """Makes the directories and the FIFO. A container that starts again finds what is left of the last one."""
+    """Create directories and FIFOs. Files of an earlier run of the container are removed."""
     os.umask(0o077)
     for directory in (paths.run, paths.disks, paths.media):
         os.makedirs(directory, exist_ok=True)  # noqa: PTH103
@@ -329,14 +329,14 @@ def prepare(paths: Paths) -> None:
 
 
 def adopt_orphans() -> None:
-    """Makes QEMU our child when libvirt daemonizes it, which it is anyway where we are PID 1."""
-    import ctypes  # half a MiB that pods do not need
+    """Become the parent of the daemonized QEMU; not needed as PID 1."""
+    import ctypes  # 0.5 MiB that pods do not need
 
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def main() -> int:
-    """Runs the pod."""
+    """Run the pod."""
     paths = from_environment()
     prepare(paths)
     if os.getpid() != 1:

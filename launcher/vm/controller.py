@@ -1,4 +1,4 @@
-"""The one virtual machine of this pod: what it is told, what becomes of it, and the report of both."""
+"""The controller of this pod's VM: carries out requests, tracks its state and publishes reports."""
 
 import asyncio
 import contextlib
@@ -25,10 +25,10 @@ from launcher.vm.state_files import StateFiles
 from protos import launcher_pb2 as pb
 
 EXPLAIN_SECONDS = 2.0
-"""What libvirt has to say how QEMU ended; less than the supervisor waits."""
+"""Time for libvirt to report how QEMU ended; shorter than the supervisor's."""
 
 Connect = Callable[[Paths, Callable[[], None], Callable[[], None], Callable[[DomainEvent], None]], Hypervisor]
-"""Makes the hypervisor: what `Hypervisor` itself is called with."""
+"""Creates the hypervisor; same arguments as `Hypervisor`."""
 
 
 def _plain(disk: pb.DiskInfo) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def _plain(disk: pb.DiskInfo) -> dict[str, Any]:
 
 
 class VmController:
-    """State of the VM. Everything runs in the event loop; `self._lock` orders what must not overlap."""
+    """The VM's state. Runs in the event loop only; `self._lock` serializes Sync."""
 
     def __init__(self, paths: Paths, record: StateFiles, builder: DomainBuilder, connect: Connect = Hypervisor) -> None:
         self._record, self._builder = record, builder
@@ -44,7 +44,7 @@ class VmController:
         """The connection to libvirt."""
         self._reports = ReportPublisher(self._spawn)
         self.agent = GuestAgent(self.hypervisor, self._reports.publish)
-        """Who asks the guest's agent."""
+        """The guest agent's poller."""
         self._dhcp = DhcpService()
         self._nic_hotplug = NicHotplug(self.hypervisor, builder, self._dhcp)
         self._poller = DomainPoller(self.hypervisor, self._on_domain_facts, self._spawn)
@@ -57,21 +57,21 @@ class VmController:
         self._started = False
         self._panicked = False
         self._early_ends: list[FinalState] = []
-        """libvirt told of the end before it told of the start."""
+        """libvirt reported the end before `create` returned."""
         self._unfinished: pb.SyncRequest | None = None
-        """What the last server was told; it may have been ended before all was done."""
+        """The last server's request, which may be incomplete."""
         self.final: FinalState | None = None
         self.delivered = asyncio.Event()
-        """Somebody has been told the end."""
+        """A client has received the final report."""
 
-    # -- life
+    # -- lifecycle
 
     async def run(self) -> None:
-        """Keeps the connection to libvirt. Never returns."""
+        """Keep the connection to libvirt. Never returns."""
         await self.hypervisor.keep_connected()
 
     def restore(self) -> None:
-        """Knows again what the last server knew, if there was one."""
+        """Restore the state saved by the last server, if any."""
         saved = self._record.load()
         request = self._record.load_request()
         if not saved or request is None:
@@ -113,12 +113,12 @@ class VmController:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # -- what the handler asks
+    # -- requests of the handler
 
     async def sync(self, request: pb.SyncRequest) -> pb.Report:
-        """Starts the domain if it is not there. Raises OperationRefused, BuildError, DhcpError, HypervisorError.
+        """Start the domain, or update the running one. Raises OperationRefused, BuildError, DhcpError, HypervisorError.
 
-        A client that gives up does not stop what it has begun: the next call waits for it.
+        A cancelled call continues in the background: the next call waits for it.
         """
         work = asyncio.get_running_loop().create_task(self._sync(request))
         return await asyncio.shield(work)
@@ -167,7 +167,7 @@ class VmController:
             self._spawn(self._power.request_shutdown(self._domain))
 
     async def _create(self, plan: dict[str, Any], vmi: bytes) -> None:
-        """Starts the domain. Raises HypervisorError, which names volume and claim of a disk that is in use."""
+        """Start the domain. Raises HypervisorError, which names volume and claim of a disk that is in use."""
         try:
             await self.hypervisor.create(plan["xml"], plan["paused"])
         except HypervisorError as error:
@@ -176,7 +176,7 @@ class VmController:
             raise
 
     async def _rewire(self, request: pb.SyncRequest) -> None:
-        """Network cards as they are wanted now, disks as large as their claims. Raises BuildError, HypervisorError."""
+        """Update NICs and grow disks of the running domain. Raises BuildError, HypervisorError."""
         self._unfinished = None
         self._record.save_request(request)
         try:
@@ -198,34 +198,34 @@ class VmController:
         self._reports.publish()
 
     async def _finish(self) -> None:
-        """What the last server has left undone."""
+        """Complete the last server's request."""
         async with self._lock:
             if self._unfinished is None or self.final is not None or self._power.stopping:
                 return
             try:
                 await self._rewire(self._unfinished)
             except (BuildError, HypervisorError) as error:
-                log("warning", "network cards are not as they should be until the next Sync", error=str(error))
+                log("warning", "network interfaces or disks are not updated until the next Sync", error=str(error))
 
     async def watch(self) -> AsyncIterator[pb.Report]:
-        """The report now, then after every change; ends after the final one."""
+        """The report now and after every change; ends after the final one."""
         async with contextlib.aclosing(self._reports.follow()) as reports:
             async for report in reports:
                 final = self.final is not None
                 yield report
                 if final:
-                    # Resumed: gRPC has taken the report.
+                    # Resumed: gRPC has accepted the report.
                     self.delivered.set()
                     return
 
     async def shutdown(self, grace: float) -> None:
-        """Has the guest shut down, and ends it after `grace` seconds."""
+        """Ask the guest to shut down, and kill it after `grace` seconds."""
         if self._started and self.final is None:
             self._spawn(self._power.force_off(self._domain, grace))
             self.stop()
 
     def stop(self) -> None:
-        """The pod is being ended: the guest is to shut down. The supervisor owns the deadline."""
+        """The pod is being terminated: shut down the guest. The supervisor enforces the grace period."""
         if not self._power.stopping:
             self._power.stopping = True
             self._builder.discard()
@@ -233,35 +233,35 @@ class VmController:
                 self._spawn(self._power.request_shutdown(self._domain))
 
     async def pause(self, paused: bool) -> pb.Report:
-        """Stops or starts the vCPUs. Raises OperationRefused, HypervisorError."""
+        """Pause or resume the vCPUs. Raises OperationRefused, HypervisorError."""
         domain = self.running()
         await (self.hypervisor.suspend if paused else self.hypervisor.resume)(domain)
         return await self.poll()
 
-    # -- what launcher.guest.operations needs
+    # -- used by launcher.guest.operations
 
     def running(self) -> str:
-        """The domain's name for libvirt. Raises OperationRefused if it does not run."""
+        """The domain's name. Raises OperationRefused if it is not running."""
         if not self._started or self.final is not None:
-            raise OperationRefused("FAILED_PRECONDITION", "the virtual machine does not run")
+            raise OperationRefused("FAILED_PRECONDITION", "the virtual machine is not running")
         return self._domain
 
     async def poll(self) -> pb.Report:
-        """The report, as libvirt says it now. Raises HypervisorError."""
+        """The report with libvirt's current state. Raises HypervisorError."""
         await self._refresh()
         return self._report
 
     def remember(self, name: str, value: float) -> None:
-        """Keeps a number for the next server; `recall` gives it."""
+        """Save a number for the next server; `recall` reads it."""
         self._saved[name] = value
         self._save()
 
     def recall(self, name: str) -> float:
-        """What was remembered under this name; 0 if nothing was."""
+        """The number saved under this name; 0 if none."""
         value = self._saved.get(name)
         return float(value) if isinstance(value, int | float) else 0.0
 
-    # -- what libvirt says
+    # -- libvirt's events and state
 
     def _on_connected(self) -> None:
         self._refresh_soon()
@@ -292,7 +292,7 @@ class VmController:
         if facts is not None:
             self._apply(facts)
         elif self._started:
-            # libvirt forgets a domain before it sends the event that says how it ended.
+            # libvirt removes a domain before it sends the event with the cause.
             asyncio.get_running_loop().call_later(EXPLAIN_SECONDS, self._end_unexplained)
 
     def _apply(self, facts: DomainFacts) -> None:

@@ -1,8 +1,8 @@
-"""What is said to a caller whose call does not fit the state."""
+"""Errors of operations that do not fit the VM's state."""
 
 
 class OperationRefused(Exception):
-    """What was asked does not fit the state. `code` is a gRPC status name."""
+    """The operation is not possible in the current state. `code` is a gRPC status name."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The report of the VM, and those who wait for its changes."""
+"""Publishes the VM's report to its watchers."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -7,28 +7,28 @@ from typing import Any
 from protos import launcher_pb2 as pb
 
 COALESCE_SECONDS = 0.05
-"""Between two reports to the same watcher."""
+"""Minimum interval between two reports to the same watcher."""
 _MESSAGE_BYTES = 1024
 
 
 class ReportPublisher:
-    """The report now, its changes published. `spawn` runs a coroutine that nobody waits for."""
+    """The current report and its changes. `spawn` runs a coroutine in the background."""
 
     def __init__(self, spawn: Callable[[Coroutine[Any, Any, None]], None]) -> None:
         self._spawn = spawn
         self._changed = asyncio.Condition()
         self._published = pb.Report()
         self.current = pb.Report()
-        """Whoever changes it calls `publish` afterwards."""
+        """Call `publish` after changing it."""
 
     def set_state(self, state: pb.DomainState.ValueType, reason: str, message: str) -> None:
-        """Changes the state, and publishes all that has changed with it."""
+        """Change the state and publish the report."""
         self.current.state, self.current.reason = state, reason
         self.current.message = message.encode()[:_MESSAGE_BYTES].decode(errors="ignore")
         self.publish()
 
     def publish(self, guest: pb.GuestInfo | None = None) -> None:
-        """Tells the watchers that the report has changed. A new message: gRPC may still be sending the last one."""
+        """Publish the report if it has changed. Copies the message: gRPC may still be sending the last one."""
         report = pb.Report()
         report.CopyFrom(self.current)
         if guest is not None:
@@ -48,7 +48,7 @@ class ReportPublisher:
             self._changed.notify_all()
 
     async def follow(self) -> AsyncGenerator[pb.Report, None]:
-        """The report now, then after every change. Never ends."""
+        """The report now and after every change. Never ends."""
         sequence = -1
         while True:
             async with self._changed:

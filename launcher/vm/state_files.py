@@ -1,4 +1,4 @@
-"""What the server leaves in files, for the supervisor and for the server after a restart."""
+"""State files of the server, for the supervisor and for the server's next run."""
 
 import json
 import os
@@ -10,14 +10,14 @@ from protos import launcher_pb2 as pb
 
 
 class StateFiles:
-    """`state.json`, which the supervisor reads too, and the last Sync request."""
+    """`state.json`, also read by the supervisor, and the last Sync request."""
 
     def __init__(self, paths: Paths) -> None:
         self._state = pathlib.Path(paths.state)
         self._request = pathlib.Path(paths.request)
 
     def load(self) -> dict[str, Any]:
-        """What was saved last; empty if nothing was."""
+        """The saved state; empty if none."""
         try:
             state = json.loads(self._state.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -25,18 +25,18 @@ class StateFiles:
         return state if isinstance(state, dict) else {}
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replaces what was saved, atomically: its readers never see half a file."""
+        """Replace the saved state atomically."""
         _replace(self._state, json.dumps(state).encode())
 
     def load_request(self) -> pb.SyncRequest | None:
-        """The last request that was carried out."""
+        """The last saved Sync request; None without a readable file."""
         try:
             return pb.SyncRequest.FromString(self._request.read_bytes())
-        except Exception:  # protobuf's DecodeError has no public name; a damaged file is as good as none
+        except Exception:  # protobuf's DecodeError has no public name; ignore a damaged file
             return None
 
     def save_request(self, request: pb.SyncRequest) -> None:
-        """Remembers a request for the next server."""
+        """Save a request for the next server."""
         _replace(self._request, request.SerializeToString())
 
 

@@ -269,7 +269,7 @@ def test_an_earlier_plugins_result_is_passed_on(lab: Lab) -> None:
         ("pod ip addr flush dev eth0", "lost its address"),
         ("pod ip route del default", "lost its route"),
         ("pod ip link set eth0 down; ip link set eth0 name eth9", "eth0 is not in the container"),
-        ("node ip link del {0}", "is gone"),
+        ("node ip link del {0}", "does not exist"),
     ],
 )
 def test_check_tells_what_differs(lab: Lab, damage: str, words: str) -> None:

@@ -56,7 +56,7 @@ OUTSIDE = host_name("net", "c1", "eth0")
         ({"runtimeConfig": {"mac": "nonsense"}}, 7, "$.runtimeConfig.mac"),
         ({"args": {"cni": {"mac": "01:00:5e:00:00:01"}}}, 7, "$.args.cni.mac"),
         ({"ipam": {"type": "../../bin/sh"}}, 7, "$.ipam.type"),
-        ({"ipam": {"type": "no-such-plugin"}}, 102, "in none of the folders"),
+        ({"ipam": {"type": "no-such-plugin"}}, 102, "in none of the directories"),
         ({"ipam": {"type": "host-local"}}, 999, "host-local"),
         ({"prevResult": {"ips": [{"address": "nonsense"}]}}, 7, "$.prevResult"),
     ],
@@ -295,7 +295,7 @@ def test_stuck_calls_do_not_hold_up_others(lab: Lab) -> None:
     ("script", "words"),
     [
         ("exit 3", "exit code 3"),
-        ("echo nonsense", "no JSON"),
+        ("echo nonsense", "did not print JSON"),
         ("echo '{}'", "no address"),
         ('echo \'{"ips":[{"address":"x"}]}\'', "not a CNI result"),
         ("cat /dev/zero", "more than"),

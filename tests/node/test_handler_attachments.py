@@ -135,7 +135,7 @@ async def test_a_failed_add_is_undone_and_told_with_the_plugins_words(node: Node
     await node.network("bad", {"cniVersion": "1.0.0", "name": "bad", "plugins": plugins})
     here = await node.pod("vm", "bad", owner="vm")
     words = await refusal(node, "vm", here)
-    assert words.startswith("network web/bad: plugin cnv-tuning says: ") and "(CNI error " in words
+    assert words.startswith("network web/bad: plugin cnv-tuning failed: ") and "(CNI error " in words
     assert not node.ports() and not node.leases("bad") and not node.records()
     assert set(here.space.links()) == {"lo", "eth0"}
 
@@ -144,7 +144,7 @@ async def test_one_that_fails_does_not_take_another_away(node: Node) -> None:
     await node.network("dmz", bridge(node.lab))
     here = await node.pod("vm", "dmz,missing", owner="vm")
     words = await refusal(node, "vm", here)
-    assert words == ("network web/missing: there is no NetworkAttachmentDefinition of that name in namespace web")
+    assert words == ("network web/missing: no such NetworkAttachmentDefinition in namespace web")
     assert "net1" in here.space.links()
     await node.network("missing", bridge(node.lab, "late"))
     assert await ensure(node, "vm", here) == {"net1": OURS, "net2": OURS}
@@ -155,7 +155,7 @@ async def test_one_that_fails_does_not_take_another_away(node: Node) -> None:
     [
         ({"type": "no-such-plugin"}, "plugin no-such-plugin is not on this node"),
         ({"type": "../../../bin/sh"}, "without a path"),
-        ({"type": "cnv-bridge", "name": "pods"}, "is that of a network of the node's own"),
+        ({"type": "cnv-bridge", "name": "pods"}, "is already used by the node's CNI configuration"),
         ("{", "spec.config is not JSON"),
         ({"type": "cnv-bridge", "bridge": "br1", "vlan": 93}, "VLAN"),
         ({"type": "cnv-bridge", "bridge": "br1", "ipam": {"type": "dhcp"}}, "ipam type dhcp"),
@@ -178,9 +178,9 @@ async def test_a_plugin_that_hangs_or_floods_is_stopped(node: Node) -> None:
         (node.bin / "odd").chmod(0o755)
         await node.host.run("odd", {}, b"")
     flooded = await node.host.run("flood", {}, b"")
-    assert flooded.trouble == "printed more than 1 MiB and was stopped" and flooded.code == -signal.SIGKILL
+    assert flooded.trouble == "printed more than 1 MiB and was killed" and flooded.code == -signal.SIGKILL
     hung = await node.host.run("hang", {}, b"", seconds=0.3)
-    assert hung.trouble == "did not end within 0.3 s and was stopped"
+    assert hung.trouble == "did not exit within 0.3 s and was killed"
     child = int((node.folder / "child").read_text())
     await until(lambda: not _alive(child))
 
@@ -208,7 +208,7 @@ async def test_multus_interfaces_are_only_waited_for(node: Node) -> None:
     await node.network("dmz", bridge(node.lab))
     here = await node.pod("vm", "dmz", owner="vm")
     words = await refusal(node, "vm", here)
-    assert words.startswith("network web/dmz: Multus runs on this node but has not made net1")
+    assert words.startswith("network web/dmz: Multus runs on this node but has not created net1")
     assert not node.ports() and not node.records()
     here.space.run("ip link add net1 type bridge")
     status = json.dumps(
@@ -225,7 +225,7 @@ async def test_multus_interfaces_are_only_waited_for(node: Node) -> None:
 async def test_one_that_cannot_be_joined_holds_up_no_other(node: Node) -> None:
     await node.network("good", bridge(node.lab))
     here = await node.pod("vm", "absent@a,good@b", owner="vm")
-    with pytest.raises(AttachmentFailed, match="no NetworkAttachmentDefinition of that name") as refused:
+    with pytest.raises(AttachmentFailed, match="no such NetworkAttachmentDefinition") as refused:
         await ensure(node, "vm", here, node.attachments())
     assert set(refused.value.missing) == {"a"} and refused.value.makers == {"b": OURS}
     assert "b" in here.space.links() and [entry["interface"] for entry in node.told("vm")] == ["b"]
@@ -290,7 +290,7 @@ async def test_what_a_pod_cannot_have_is_told_to_it_in_an_event(node: Node) -> N
     here = await node.pod("app", "absent")
     await until(node.events)
     reason, words = node.events()[0]
-    assert reason == "FailedAddInterface" and "no NetworkAttachmentDefinition" in words
+    assert reason == "FailedAddInterface" and "no such NetworkAttachmentDefinition" in words
     await node.network("absent", bridge(node.lab))
     await until(lambda: node.told("app"))
     assert here.space.links()["net1"].up
@@ -361,7 +361,7 @@ async def test_a_del_that_fails_is_tried_until_it_works_and_told(node: Node) -> 
     await node.api.remove("pods", "app", NAMESPACE)
     here.end()
     await until(lambda: "FailedRemoveInterface" in [reason for reason, _ in node.events()], 30)
-    assert "plugin flaky says: busy (CNI error 11)" in node.events()[-1][1]
+    assert "plugin flaky failed: busy (CNI error 11)" in node.events()[-1][1]
     await attachments.forget(here.uid)  # says so in the log, raises nothing
     assert node.records() == {here.uid}
     switch.unlink()

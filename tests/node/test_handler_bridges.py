@@ -76,7 +76,7 @@ async def test_names_that_are_no_resources_are_skipped_and_told_once(
         there.add("br2")  # two more rounds at least
         await until(lambda: len(kubelet.registered) == 2, "offered")
         assert made.offered == {"br-ok.7", "br2"}
-    assert capsys.readouterr().out.count("A bridge is not offered") == 5
+    assert capsys.readouterr().out.count("Bridge is not advertised") == 5
 
 
 async def test_there_is_a_limit_and_who_was_first_keeps_its_place(kubelet: Kubelet) -> None:
@@ -107,7 +107,7 @@ async def test_the_pod_networks_bridge_is_never_offered(kubelet: Kubelet, capsys
         await until(lambda: made.offered == {"br1"}, "offered")
         await until(lambda: kubelet.registered, "registered")
     assert [each.resource_name for each in kubelet.registered] == [BR1]
-    assert capsys.readouterr().out.count("it is the pod network's") == 1
+    assert capsys.readouterr().out.count("it belongs to the pod network") == 1
 
 
 async def test_a_bridge_that_pods_come_to_use_is_withdrawn(kubelet: Kubelet) -> None:

@@ -183,7 +183,7 @@ async def test_probe_of_this_machine_agrees_with_a_guest():
     if not pathlib.Path(kvm_probe.DEVICE).exists():
         assert verdict == kvm_probe.KvmProbe(False, "/dev/kvm is missing")
     elif verdict.works:
-        assert "rounds in" in verdict.sentence
+        assert "loop iterations in" in verdict.sentence
     else:
         assert "/dev/kvm" in verdict.sentence
 
@@ -201,4 +201,4 @@ async def test_probe_of_a_fifo_ends(tmp_path):
 
 async def test_probe_is_killed_at_its_deadline():
     verdict = await kvm_probe.probe(kvm_probe.DEVICE, deadline=0.001)
-    assert verdict == kvm_probe.KvmProbe(False, "/dev/kvm hangs: a guest did not end within 0.001 s")
+    assert verdict == kvm_probe.KvmProbe(False, "/dev/kvm hangs: the probe's guest did not halt within 0.001 s")

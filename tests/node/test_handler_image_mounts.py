@@ -182,7 +182,7 @@ async def test_links_and_files_in_the_way_are_not_followed(provider, container, 
 
 async def test_directory_that_is_not_roots_is_refused(provider, container):
     container.run("chown 107 /images")
-    with pytest.raises(ImagePullFailed, match="not root's"):
+    with pytest.raises(ImagePullFailed, match="not owned by root"):
         await provider.provide(container.process, POD, [wanted("registry.test/one:1")])
 
 

@@ -103,7 +103,7 @@ def test_a_process_that_dies_meanwhile_is_no_trouble(pod):
 
 def test_whoever_always_has_new_processes_is_refused(pod):
     pod.start()
-    with pytest.raises(NetworkError, match="interface fast: the launcher starts processes faster"):
+    with pytest.raises(NetworkError, match="interface fast: the launcher forks faster"):
         memlock.allow(UID, "fast", ENOUGH, ROOT, lambda pid, limits: None)
 
 
@@ -131,9 +131,8 @@ def test_without_the_right_to_raise_limits_the_words_say_so(pod):
         cwd=podlab.REPOSITORY, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert told == (
-        f"interface fast: process {pid} of the launcher cannot be allowed to lock {64 << 20} MiB of memory, which the "
-        "sriov binding needs: the handler lacks CAP_SYS_RESOURCE; run its container privileged, as the manifests have "
-        "it\n"
+        f"interface fast: cannot raise RLIMIT_MEMLOCK of launcher process {pid} to {64 << 20} MiB, which the sriov "
+        "binding needs: the handler lacks CAP_SYS_RESOURCE; run its container privileged, as in the manifests\n"
     )
 
 
@@ -143,7 +142,7 @@ def test_other_failures_are_told_as_they_are(pod):
     def set_limits(pid, limits):
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    with pytest.raises(NetworkError, match=rf"process {pid} of the launcher.*: Cannot allocate memory"):
+    with pytest.raises(NetworkError, match=rf"launcher process {pid} .*: Cannot allocate memory"):
         memlock.allow(UID, "fast", ENOUGH, ROOT, set_limits)
 
 

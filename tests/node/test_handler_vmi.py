@@ -126,7 +126,7 @@ async def test_handed_over_vmi_runs_with_one_patch_and_one_event(kube, lab, pods
         await until(lambda: kube.status()["phase"] == "Running")
         await asyncio.sleep(0.5)
     assert len(kube.patches) == 1, kube.patches[1:]
-    assert kube.events == [("Normal", "Started", "The virtual machine runs")]
+    assert kube.events == [("Normal", "Started", "The virtual machine is running")]
     assert kube.condition("Ready")["status"] == "True"
     assert kube.condition("LiveMigratable")["status"] == "False"
     assert "there is no /dev/kvm" in kube.condition("SoftwareEmulation")["message"]
@@ -428,7 +428,7 @@ async def test_launcher_that_says_yes_and_starts_nothing_is_asked_less_and_less_
     launcher.tell(starts=False)
     given(kube, lab)
     async with handler(kube, pods):
-        await until(lambda: "does not run" in kube.condition("Synchronized").get("message", ""), seconds=60)
+        await until(lambda: "the VM is not running" in kube.condition("Synchronized").get("message", ""), seconds=60)
         # Told after the sixth round in vain; pauses of 0.2, 0.4, ... 6.4 s came before: no more rounds than that.
         assert 6 <= len(launcher.syncs()) <= 8
         assert kube.condition("Synchronized")["reason"] == "NoProgress"

@@ -168,7 +168,7 @@ def test_errors_name_what_is_wrong_and_can_be_mended(pod: Pod) -> None:
     assert refusal(pod, {"metadata": {}})[0] == grpc.StatusCode.INVALID_ARGUMENT
     code, words = refusal(pod, disk_vmi())
     assert code == grpc.StatusCode.NOT_FOUND
-    assert words == "volume root: the image guest is not there at /images/root"
+    assert words == "volume root: the image guest is not mounted at /images/root"
     broken = disk_vmi()
     broken["spec"]["domain"]["devices"]["disks"][0]["name"] = "other"
     code, words = refusal(pod, broken)
@@ -188,7 +188,7 @@ def test_an_image_with_a_broken_disk(pod: Pod) -> None:
     pod.start()
     code, words = refusal(pod, disk_vmi())
     assert code == grpc.StatusCode.NOT_FOUND
-    assert words.startswith("volume root: the image guest: /disk/guest.img is no disk")
+    assert words.startswith("volume root: the image guest: /disk/guest.img is not a disk")
 
 
 def test_names_with_every_character_that_xml_and_shells_know(pod: Pod) -> None:

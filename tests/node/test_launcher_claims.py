@@ -60,7 +60,7 @@ def test_a_qcow2_image_on_a_claim_is_told_and_not_opened(pods: tuple[Pod, Pod]) 
     os.chown(disk, 107, 107)
     size = disk.stat().st_size
     words = refusal(pod.start(), "one", "uid-1")
-    assert "volume data: disk.img of claim shared is a qcow2 image, and a claim holds a raw disk" in words
+    assert "volume data: disk.img of claim shared is a qcow2 image, but a claim must hold a raw disk" in words
     assert disk.stat().st_size == size
 
 

@@ -106,7 +106,7 @@ def test_many_watch_one_types(attach: Any) -> None:
     alice = attach("alice")
     watchers = [attach(f"watcher-{number}", watch=True) for number in range(3)]
     for watcher in watchers:
-        watcher.hear("alice types")
+        watcher.hear("alice has write access")
     watchers[0].type("echo should-never-$((1+1))\n")
     alice.type("echo seen-by-all-$((1+2))\n")
     for person in (alice, *watchers):
@@ -137,7 +137,7 @@ def test_takeover_and_back(attach: Any) -> None:
         person.see("bob-3")
         assert b"lost-2" not in person.seen
     bob.close()
-    alice.hear("you type")
+    alice.hear("you have write access")
     alice.type("echo again-$((2+2))\n")
     alice.see("again-4")
 

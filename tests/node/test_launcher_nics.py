@@ -204,7 +204,7 @@ def test_more_cards_than_ports(guest: Guest) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         pod.sync(vmi, nics)
     last = numbers[-1]
-    words = "no PCI slot is free; restart the VM, or take another device out first"
+    words = "no free PCI slot; restart the VM, or unplug another device first"
     assert raised.value.details() == f"interface more{last}: it cannot be plugged into tap{last}: {words}"
     assert there(pod) == ["default", *(f"more{number}" for number in numbers[:-1])]
     pod.sync(document(), [NIC])

@@ -182,5 +182,5 @@ def test_when_the_handler_ends_the_vm_goes_on(pod: Pod, authority: Authority) ->
             alice.stream.rest()
             assert alice.stream.error is not None
             assert alice.stream.error.code() is grpc.StatusCode.UNAVAILABLE
-            assert "starts again" in alice.stream.error.details()
+            assert "is restarting" in alice.stream.error.details()
     assert pod.report().state == pb.DOMAIN_STATE_RUNNING

@@ -324,10 +324,10 @@ def test_several_interfaces_of_several_kinds(records):
 def test_interface_of_the_wrong_kind_and_mac_are_refused_in_words(records):
     with netlab.node_and_pod() as (node, pod):
         pod.run(f"ip link add link eth0 name {BLUE} type macvlan mode bridge")
-        with pytest.raises(NetworkError, match="of the kind macvlan"):
+        with pytest.raises(NetworkError, match="is a macvlan device"):
             attach(pod, records, InterfaceRequest("blue", BLUE))
         plug(node, pod, RED)
-        with pytest.raises(NetworkError, match="interface red: the network gave"):
+        with pytest.raises(NetworkError, match="interface red: the network assigned"):
             attach(pod, records, InterfaceRequest("red", RED, "02:00:00:00:00:77", True))
         assert "k6t-" not in pod.run("ip link") and "tap" not in pod.run("ip link")
 

@@ -133,7 +133,7 @@ def test_a_claims_block_device_is_the_launchers_and_stays_the_nodes(disk, sandbo
 
 def test_another_device_under_the_name_is_not_covered(sandbox, devices):
     """The container may have put what it likes there, since the handler looked."""
-    with proc.Process(sandbox.pid) as process, pytest.raises(OSError, match="another file"):
+    with proc.Process(sandbox.pid) as process, pytest.raises(OSError, match="was replaced"):
         proc.isolated_now(lambda: mounts.cover_device(process, "dev/null", os.makedev(10, 232), BASE, BASE))
 
 
@@ -145,7 +145,7 @@ def test_a_mount_namespace_of_the_nodes_is_not_entered(devices):
     )  # CLONE_NEWUSER alone: the mounts are this machine's
     try:
         assert process.stdout and process.stdout.readline() == b"up\n"
-        with proc.Process(process.pid) as held, pytest.raises(OSError, match="not its own"):
+        with proc.Process(process.pid) as held, pytest.raises(OSError, match="shares its mount namespace"):
             proc.isolated_now(
                 lambda: mounts.cover_device(held, devices[0][1:], pathlib.Path(devices[0]).stat().st_rdev, BASE, BASE)
             )
@@ -279,5 +279,5 @@ def test_a_disk_that_the_launcher_can_write_is_left_alone():
 
 
 def test_somebody_elses_folder_is_refused():
-    with volume(1000, 0o755) as (_, process), pytest.raises(VolumeError, match="belongs to user"):
+    with volume(1000, 0o755) as (_, process), pytest.raises(VolumeError, match="is owned by user"):
         prepare(process)

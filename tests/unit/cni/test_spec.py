@@ -58,7 +58,7 @@ def test_a_default_gateway_is_a_gateway() -> None:
 @pytest.mark.parametrize(
     "value", ["02:00:00:00:00", "02:00:00:00:00:0g", "01:00:00:00:00:00", "00:00:00:00:00:00", "x" * 500]
 )
-def test_macs_that_no_interface_can_have(value: str) -> None:
+def test_multicast_zero_and_malformed_macs_are_rejected(value: str) -> None:
     with pytest.raises(CniError) as caught:
         bridge(runtimeConfig={"mac": value})
     assert caught.value.code == errors.CONFIG and "$.runtimeConfig.mac" in caught.value.message
@@ -75,7 +75,7 @@ def test_macs_that_no_interface_can_have(value: str) -> None:
         (b'{"name":7}', 7),
     ],
 )
-def test_configurations_that_are_none(raw: bytes, code: int) -> None:
+def test_invalid_configuration_raises_its_cni_code(raw: bytes, code: int) -> None:
     with pytest.raises(CniError) as caught:
         spec.decode(raw, TuningConf)
     assert caught.value.code == code
@@ -91,7 +91,7 @@ def test_the_error_object_has_the_fields_of_the_specification() -> None:
     assert "details" not in CniError(7, "words").fields("1.0.0")
 
 
-def test_results_keep_what_others_put_into_interfaces() -> None:
+def test_result_keeps_unknown_interface_fields() -> None:
     given = {"interfaces": [{"name": "x", "pciID": "0000:00:01.0"}], "ips": [{"address": "10.0.0.2/24"}]}
     found = json.loads(spec.result(given, "0.4.0", 7, "it").encode())
     assert found["interfaces"] == given["interfaces"] and found["ips"][0]["version"] == "4"
@@ -103,7 +103,7 @@ def tune(arguments: dict[str, str] | None = None, **fields: Any) -> tuning.Desir
     return tuning.desired_tuning(spec.decode(json.dumps(conf).encode(), TuningConf), call(arguments=arguments or {}))
 
 
-def test_tuning_takes_the_last_mac_of_four() -> None:
+def test_tuning_mac_precedence() -> None:
     one, two, three, four = (f"02:00:00:00:00:0{n}" for n in range(1, 5))
     assert tune(mac=one).mac == one
     assert tune({"MAC": two}, mac=one).mac == two
@@ -128,7 +128,7 @@ def test_args_replace_sysctls_as_a_whole() -> None:
         ("txQLen", 0),
     ],
 )
-def test_args_of_a_pod_reach_tuning_only_where_the_network_allows_them(name: str, value: object) -> None:
+def test_pod_args_are_rejected_unless_network_allows_them(name: str, value: object) -> None:
     others = [each for each in ("sysctl", "promisc", "allmulti", "mtu", "txQLen") if each != name]
     for allowed in (None, [], others):
         with pytest.raises(CniError, match=rf"\$\.args\.cni\.{name}: .* network net.*allowedArgs") as caught:
@@ -137,7 +137,7 @@ def test_args_of_a_pod_reach_tuning_only_where_the_network_allows_them(name: str
     tune(args={"cni": {name: value}}, allowedArgs=[name])
 
 
-def test_version_answers_with_the_inputs_version_if_it_is_known() -> None:
+def test_version_echoes_supported_version() -> None:
     for given, expected in ((b'{"cniVersion":"0.4.0"}', "0.4.0"), (b'{"cniVersion":"7"}', "1.1.0"), (b"junk", "1.1.0")):
         assert json.loads(version.answer(given))["cniVersion"] == expected
     assert version.at_least("1.1.0", "0.4.0") and not version.at_least("0.3.1", "0.4.0")

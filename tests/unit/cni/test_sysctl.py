@@ -26,13 +26,13 @@ def test_sysctl_names_become_paths(key: str, name: str, path: str) -> None:
 @pytest.mark.parametrize(
     "key", ["", ".", "net", "vm.x", "net..x", "net/../x", "net/./x", "/net/x", "net.x\0", "net/", "net.ipv4.//.a"]
 )
-def test_sysctl_names_that_lead_elsewhere(key: str) -> None:
+def test_sysctl_names_outside_net_are_rejected(key: str) -> None:
     with pytest.raises(CniError) as caught:
         sysctl.parse({key: "1"}, "eth0")
     assert caught.value.code == 7
 
 
-def test_the_allow_list_decides(tmp_path: Path) -> None:
+def test_allow_list_restricts_sysctls(tmp_path: Path) -> None:
     wanted = sysctl.parse({"net.core.somaxconn": "1"}, "eth0")
     place = tmp_path / sysctl.ALLOW_LIST
     root = os.open(tmp_path, os.O_PATH)

@@ -7,6 +7,6 @@ from cni.errors import CniError
 
 
 @pytest.mark.parametrize("path", ["", "x", "/run/cnix", "/run/cni/../etc", "/", "/etc"])
-def test_a_data_dir_elsewhere_is_refused(path: str) -> None:
+def test_data_dir_outside_allowed_roots_is_rejected(path: str) -> None:
     with pytest.raises(CniError):
         tuning_state.Folder(-1, path, ("/run/cni",))

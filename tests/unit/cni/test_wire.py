@@ -42,7 +42,7 @@ def test_a_request_arrives_as_it_was_sent_with_its_descriptor() -> None:
         wire.REQUEST.pack(wire.MAGIC, 7, 0) + b"a\0PATH\0",
     ],
 )
-def test_bytes_that_are_no_request(data: bytes) -> None:
+def test_malformed_request_raises_wire_error(data: bytes) -> None:
     here, there = pair()
     with there:
         here.sendall(data)
@@ -51,7 +51,7 @@ def test_bytes_that_are_no_request(data: bytes) -> None:
             wire.receive_request(there, time.monotonic() + 5)
 
 
-def test_descriptors_nobody_asked_for_are_closed() -> None:
+def test_surplus_descriptors_are_closed() -> None:
     here, there = pair()
     before = len(list(Path("/proc/self/fd").iterdir()))
     with here, there:

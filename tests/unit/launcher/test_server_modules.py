@@ -9,7 +9,7 @@ HEAVY = (
 )  # fmt: skip
 
 
-def test_the_server_leaves_heavy_modules_to_its_child() -> None:
+def test_server_does_not_import_the_builders_modules() -> None:
     script = """
 import sys
 from launcher.__main__ import leave_out

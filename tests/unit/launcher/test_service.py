@@ -43,18 +43,18 @@ async def ended(error: Exception) -> Any:
         (Unavailable("words"), grpc.StatusCode.UNAVAILABLE),
     ],
 )
-async def test_what_is_foreseen_has_its_status_and_no_log(
+async def test_known_exceptions_map_to_status_without_log(
     error: Exception, code: grpc.StatusCode, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert await ended(error) == (code, "words")
     assert not any(capfd.readouterr())
 
 
-async def test_what_nobody_foresaw_is_logged(capfd: pytest.CaptureFixture[str]) -> None:
+async def test_unhandled_exception_is_logged(capfd: pytest.CaptureFixture[str]) -> None:
     assert await ended(LookupError("odd")) == (grpc.StatusCode.INTERNAL, "odd")
     assert "LookupError('odd')" in "".join(capfd.readouterr())
 
 
-async def test_words_are_cut_to_what_grpc_carries() -> None:
+async def test_details_are_truncated_to_grpc_limit() -> None:
     _, details = await ended(DhcpError("é" * 5000))
     assert details == "é" * 1024

@@ -35,12 +35,12 @@ def vmi(memory: Any, *interfaces: dict[str, Any], **more: Any) -> VirtualMachine
 @pytest.mark.parametrize(
     ("memory", "mebibytes"), [("64Mi", 64), ("2Gi", 2048), ("1G", 954), (1, 1), ("1048577", 2), ("0.5Gi", 512)]
 )
-def test_the_guests_memory_in_whole_mebibytes_and_one_gibibyte(memory: Any, mebibytes: int) -> None:
+def test_limit_is_guest_memory_in_mib_plus_one_gib(memory: Any, mebibytes: int) -> None:
     assert wanted(vmi(memory)) == mebibytes * MIB + GIB
 
 
-def test_a_guest_of_unknown_size() -> None:
-    with pytest.raises(NetworkError, match=r"spec\.domain\.memory\.guest: missing"):
+def test_missing_guest_memory_raises_network_error() -> None:
+    with pytest.raises(NetworkError, match=r"spec\.domain\.memory\.guest: required"):
         wanted(vmi(None))
 
 
@@ -61,7 +61,7 @@ def test_limits_are_raised_and_never_lowered(limits: memlock.Limits, expected: m
     assert raised(limits, GIB) == expected
 
 
-def test_a_process_tells_its_limits() -> None:
+def test_limits_are_read_from_proc() -> None:
     with proc.Process(os.getpid()) as process:
         assert memlock.limits_of(process) == resource.getrlimit(resource.RLIMIT_MEMLOCK)
 
@@ -89,7 +89,7 @@ async def resources(machine: VirtualMachineInstance, asked: Asked) -> None:
         await node_setup.set_up(machine, Pod(), launcher, None)  # type: ignore[arg-type]
 
 
-async def test_devices_of_the_host_need_it() -> None:
+async def test_sriov_interface_needs_locked_memory() -> None:
     asked = Asked()
     with pytest.raises(NetworkError, match="interface fast, faster: no"):
         await resources(vmi("64Mi", SRIOV, {**SRIOV, "name": "faster"}), asked)
@@ -97,7 +97,7 @@ async def test_devices_of_the_host_need_it() -> None:
 
 
 @pytest.mark.parametrize("interfaces", [[], [{**SRIOV, "state": "absent"}]])
-async def test_others_do_not(interfaces: list[dict[str, Any]]) -> None:
+async def test_other_interfaces_need_no_locked_memory(interfaces: list[dict[str, Any]]) -> None:
     asked = Asked()
     await resources(vmi("64Mi", *interfaces), asked)
     assert not asked.calls

@@ -33,7 +33,7 @@ async def until(found: list[str], wanted: list[str]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_each_is_met_once_when_it_shows(met, tmp_path: Path) -> None:
+async def test_expected_launcher_is_reported_once_when_its_fifo_appears(met, tmp_path: Path) -> None:
     discovery, found = met
     for uid in ("a", "b"):
         discovery.expect(uid)
@@ -50,7 +50,7 @@ async def test_each_is_met_once_when_it_shows(met, tmp_path: Path) -> None:
     await until(found, ["b", "a", "c"])
 
 
-async def test_who_is_not_expected_any_more_is_not_met(met, tmp_path: Path) -> None:
+async def test_forgotten_launcher_is_not_reported(met, tmp_path: Path) -> None:
     discovery, found = met
     discovery.expect("a")
     discovery.forget("a")
@@ -61,7 +61,7 @@ async def test_who_is_not_expected_any_more_is_not_met(met, tmp_path: Path) -> N
     await until(found, ["b"])
 
 
-async def test_a_link_counts_as_shown_and_is_not_followed(met, tmp_path: Path) -> None:
+async def test_symbolic_link_counts_as_present_and_is_not_followed(met, tmp_path: Path) -> None:
     """Whether it is what it seems is the conversation's business, which says so if not."""
     discovery, found = met
     path = tmp_path / "a" / PLACE

@@ -62,7 +62,7 @@ class Recording(Budget):
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_frames_are_the_same_in_whatever_pieces_they_come(seed: int) -> None:
+def test_counting_is_independent_of_chunking(seed: int) -> None:
     chance = random.Random(seed)
     stream = b"".join(HONEST * 3)
     whole, pieces = Recording(), Recording()
@@ -77,7 +77,7 @@ def test_frames_are_the_same_in_whatever_pieces_they_come(seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", FLOODS)
-def test_flood_is_refused_soon_and_however_it_is_cut(name: str) -> None:
+def test_frame_flood_raises_over_budget_for_any_chunking(name: str) -> None:
     once, again = FLOODS[name]
     for size in (1, 7, 64 << 10):
         one, sent = meter(), 0
@@ -93,7 +93,7 @@ def test_flood_is_refused_soon_and_however_it_is_cut(name: str) -> None:
         assert refused.value.reason == "LauncherCutOff" and "cut off" in refused.value.message
 
 
-def test_what_comes_slowly_is_taken_for_ever() -> None:
+def test_frames_within_the_rate_are_never_rejected() -> None:
     clock = Clock()
     one = meter(clock)
     for _ in range(10000):
@@ -101,7 +101,7 @@ def test_what_comes_slowly_is_taken_for_ever() -> None:
         assert one.feed(PING) == 0
 
 
-def test_budget_outlasts_a_connection() -> None:
+def test_budget_is_shared_by_successive_connections() -> None:
     budget = Budget(Clock())
     with pytest.raises(OverBudget):
         for _ in range(1000):
@@ -120,12 +120,12 @@ def test_budget_outlasts_a_connection() -> None:
         frame(1, 0, 1, b"x" * 16000) + frame(9, 0, 1, b"x" * 16000) + frame(9, 4, 1, b"x" * 16000),
     ],
 )
-def test_what_no_server_sends_is_refused_at_once(stream: bytes) -> None:
+def test_frames_no_server_sends_are_rejected_at_once(stream: bytes) -> None:
     with pytest.raises(OverBudget):
         meter().feed(stream)
 
 
-def test_bytes_and_messages_beyond_the_budget_wait_as_long_as_it_takes() -> None:
+def test_excess_data_is_delayed_until_repaid() -> None:
     clock = Clock()
     one, full = meter(clock), frame(0, 0, 1, b"x" * MAX_FRAME) * 64
     sent = waited = 0.0

@@ -10,7 +10,7 @@ from handler.launchers import reports
 from protos import launcher_pb2 as pb
 
 
-def test_an_honest_report_comes_through():
+def test_valid_report_is_unchanged():
     report = pb.Report(state=pb.DOMAIN_STATE_RUNNING, reason="Booted", accelerator="kvm", machine="pc-q35-10.0")
     report.agent_connected = True
     report.disks.add(volume="root", target="vda", size=1 << 30)
@@ -29,7 +29,7 @@ def test_an_honest_report_comes_through():
 @pytest.mark.parametrize(
     "value", ["a\nb", "a\x1b[2Jb", "a\u202eb", "a\x00b", "a\x85b", "a\u2028b"]
 )  # line breaks, terminal sequences, text that runs backwards
-def test_control_characters_go(value):
+def test_control_characters_are_removed(value):
     clean = reports.text(value)
     assert all(character.isprintable() for character in clean) and clean.startswith("a") and clean.endswith("b")
 
@@ -38,7 +38,7 @@ def test_control_characters_go(value):
     ("field", "value"),
     [("reason", "no spaces"), ("reason", "x" * 65), ("accelerator", "hvf"), ("machine", "$(x)"), ("machine", "a\nb")],
 )
-def test_words_that_are_none_are_left_out(field, value):
+def test_malformed_fields_are_dropped(field, value):
     report = pb.Report(**{field: value})
     assert getattr(reports.check(report), field) == ""
 
@@ -46,11 +46,11 @@ def test_words_that_are_none_are_left_out(field, value):
 @pytest.mark.parametrize(
     "disk", [{"volume": "../x", "target": "vda"}, {"volume": "root", "target": "v d"}, {"volume": "", "target": ""}]
 )
-def test_odd_disks_are_left_out(disk):
+def test_malformed_disks_are_dropped(disk):
     assert reports.check(pb.Report(disks=[pb.DiskInfo(**disk)])).disks == ()
 
 
-def test_thousands_of_everything():
+def test_lists_are_truncated():
     report = pb.Report(message="m" * 100_000)
     for number in range(5000):
         report.guest.interfaces.add(name=f"e{number}", mac="", addresses=["10.0.0.1/8"] * 40)

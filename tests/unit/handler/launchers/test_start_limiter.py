@@ -7,7 +7,7 @@ import pytest
 from handler.launchers.start_limiter import StartLimiter
 
 
-async def test_so_many_at_a_time_in_order():
+async def test_slots_are_granted_in_order_up_to_the_limit():
     limiter, going, most, order = StartLimiter(2), 0, 0, []
 
     async def work(number: int) -> int:
@@ -23,7 +23,7 @@ async def test_so_many_at_a_time_in_order():
     assert most == 2 and order == list(range(8))
 
 
-async def test_slow_work_goes_on_without_its_turn():
+async def test_slow_work_continues_after_its_slot_expires():
     limiter, release = StartLimiter(1, seconds=0.01), asyncio.Event()
     slow = asyncio.create_task(limiter.take(release.wait()))
     await asyncio.sleep(0)
@@ -37,7 +37,7 @@ async def test_slow_work_goes_on_without_its_turn():
     assert await slow is True
 
 
-async def test_failure_gives_its_turn_back():
+async def test_failed_work_releases_its_slot():
     limiter = StartLimiter(1)
 
     async def fail() -> None:
@@ -48,7 +48,7 @@ async def test_failure_gives_its_turn_back():
             await limiter.take(fail())
 
 
-async def test_cancelling_cancels_the_work_and_frees_its_turn():
+async def test_cancelling_cancels_the_work_and_releases_its_slot():
     limiter, cancelled = StartLimiter(1), asyncio.Event()
 
     async def work() -> None:
@@ -68,7 +68,7 @@ async def test_cancelling_cancels_the_work_and_frees_its_turn():
     assert await limiter.take(asyncio.sleep(0, "free")) == "free"
 
 
-async def test_who_is_urgent_goes_first():
+async def test_urgent_requests_go_first():
     limiter, order = StartLimiter(1), []
     first = await limiter.slot()
 
@@ -84,7 +84,7 @@ async def test_who_is_urgent_goes_first():
     assert order == ["C", "D", "a", "b"]
 
 
-async def test_a_turn_ends_once_however_often_it_is_told():
+async def test_slot_is_released_only_once():
     limiter = StartLimiter(1)
     slot = await limiter.slot()
     slot.end()
@@ -94,7 +94,7 @@ async def test_a_turn_ends_once_however_often_it_is_told():
         await asyncio.wait_for(limiter.slot(), 0.05)
 
 
-async def test_a_turn_whose_time_is_over_goes_to_the_next():
+async def test_expired_slot_is_granted_to_the_next():
     limiter = StartLimiter(1, seconds=0.01)
     kept = await limiter.slot()
     await asyncio.wait_for(limiter.slot(), 5)
@@ -102,7 +102,7 @@ async def test_a_turn_whose_time_is_over_goes_to_the_next():
     assert limiter._free == 0, "what was over is not given back again"
 
 
-async def test_who_is_called_and_leaves_gives_the_turn_back():
+async def test_waiter_cancelled_after_its_grant_releases_the_slot():
     limiter = StartLimiter(1)
     slot = await limiter.slot()
     leaver = asyncio.create_task(limiter.slot())

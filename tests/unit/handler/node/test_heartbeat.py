@@ -21,7 +21,7 @@ def test_heartbeat():
     }
 
 
-async def test_the_heart_does_not_beat_before_the_devices_are_checked():
+async def test_no_heartbeat_before_devices_are_checked():
     """A handler that starts again must not say that its node takes no VMs, or that it has no KVM."""
     written, beaten, states = (
         [],

@@ -105,7 +105,7 @@ def test_the_pods_address_comes_first():
     assert (vf["mac"], vf["podInterfaceName"], "queueCount" in vf) == (VF_MAC, VF_IF, False)
 
 
-def test_agents_view_is_joined_by_mac():
+def test_guest_agent_data_is_matched_by_mac():
     bare = PodNetworkState((POD, replace(BLUE, lease4=None, addresses=())), RESOLVER)
     inside = (
         GuestInterface("eth0", MAC, ("10.0.2.2", "fe80::1")),
@@ -124,27 +124,27 @@ def test_agents_view_is_joined_by_mac():
         ("eth1.5", "guest-agent"), ("docker0", "guest-agent"), ("tun0", "guest-agent")]  # fmt: skip
 
 
-def test_address_that_we_gave_is_the_one():
+def test_leased_address_is_reported():
     inside = (GuestInterface("eth1", BLUE_MAC, ("203.0.113.1",)),)
     blue = interface_status.status(vmi(), MADE, replace(RUNNING, interfaces=inside))[1]
     assert blue["ipAddresses"] == ["10.7.0.9"] and blue["interfaceName"] == "eth1"
 
 
-def test_departing_interface_stays_until_the_domain_has_it_no_more():
+def test_interface_being_unplugged_stays_until_it_leaves_the_domain():
     left = PodNetworkState((POD,), RESOLVER, going=("blue",))
     entries = interface_status.status(vmi(), left, RUNNING)
     assert [entry["name"] for entry in entries] == ["default", "blue"] and entries[1]["mac"] == BLUE_MAC
     assert len(interface_status.status(vmi(), left, replace(RUNNING, nics=RUNNING.nics[:1]))) == 1
 
 
-def test_launcher_that_lies_about_nics_changes_no_facts_of_ours():
+def test_reported_nic_mac_does_not_override_configured_mac():
     lies = tuple(NicInfo(name, "02:66:66:66:66:66", True, 9) for name in ("default", "blue", "made-up", "kube-api"))
     default, blue, _ = interface_status.status(vmi(), MADE, replace(RUNNING, nics=lies))
     assert (default["mac"], default["ipAddress"], default["name"]) == (MAC, "10.1.1.5", "default")
     assert blue["mac"] == BLUE_MAC
 
 
-def test_link_as_asked_for_while_the_launcher_does_not_say():
+def test_link_state_defaults_to_the_spec():
     quiet = replace(RUNNING, nics=())
     wanted = vmi({"name": "blue", "bridge": {}, "state": "down"}, {"name": "default"}, {"name": "vf", "sriov": {}})
     assert [entry["linkState"] for entry in interface_status.status(wanted, MADE, quiet)] == ["up", "down", "up"]
@@ -161,7 +161,7 @@ def test_nics_of_a_report_are_bounded_and_checked():
     assert len(reports.check(report).nics) <= reports.MAX_NICS
 
 
-def test_mac_of_a_device_of_the_host_is_the_one_that_its_network_tells():
+def test_host_device_mac_comes_from_network_status():
     pod = fakekube.pod("uid")
     pod["metadata"]["annotations"] = {
         "k8s.v1.cni.cncf.io/network-status": json.dumps([{"interface": VF_IF, "mac": VF_MAC.upper()}])

@@ -35,12 +35,12 @@ def test_rules_forward_only_what_is_listed():
     assert "{ 10.1.1.5 } dnat" not in text
 
 
-def test_marker_tells_rules_apart():
+def test_marker_differs_between_rules():
     assert rules().marker != rules(nftables.ForwardedPorts("tcp", 80, 80)).marker
     assert rules().marker == rules().marker and rules().marker in rules().text()
 
 
 @pytest.mark.parametrize("bad", [("sctp", 1, 1), ("tcp; drop", 1, 1), ("tcp", 0, 1), ("udp", 9, 8), ("tcp", 1, 65536)])
-def test_what_is_no_port_never_reaches_nft(bad):
+def test_invalid_ports_raise_network_error(bad):
     with pytest.raises(NetworkError, match="cannot forward"):
         nftables.ForwardedPorts(*bad)

@@ -89,7 +89,7 @@ def test_several_interfaces_of_several_kinds():
     assert vf.hardware and not vf.bridged and vf.interface == pod_interface("vf")
 
 
-def test_a_derived_mac_is_nobodys_wish():
+def test_derived_mac_is_not_insisted_on():
     found = defaults.mac_address(vmi([]).metadata, "blue")
     [request] = requests_of(vmi([{"name": "blue", "bridge": {}, "macAddress": found}], [BLUE]))
     assert request.mac == found and not request.insists
@@ -102,12 +102,16 @@ def test_a_derived_mac_is_nobodys_wish():
         (NIC | {"macAddress": GATEWAY_MAC}, None, "gateway's own"),
         (NIC, [{"name": "default", "pod": {"vmNetworkCIDR": "10.0.0.0/31"}}], "no room"),
         (NIC, [{"name": "default", "pod": {"vmNetworkCIDR": "10.0.0.0/24; drop"}}], "not a valid netmask"),
-        (NIC, [{"name": "default", "multus": {"networkName": "br"}}], "masquerade exists on the pod's own network"),
-        ({"name": "default", "sriov": {}}, None, "only the bindings"),
+        (
+            NIC,
+            [{"name": "default", "multus": {"networkName": "br"}}],
+            "masquerade is supported on the pod network only",
+        ),
+        ({"name": "default", "sriov": {}}, None, "no supported binding"),
         (NIC, [{"name": "other", "pod": {}}], "no pod or multus network"),
     ],
 )
-def test_what_cannot_be_had_is_refused_in_words(nic, networks, message):
+def test_unsupported_interface_raises_network_error(nic, networks, message):
     with pytest.raises(NetworkError, match=message):
         requests_of(vmi([nic], networks or [POD_NETWORK]))
 
@@ -122,7 +126,7 @@ def test_too_many_interfaces_are_refused():
     names = [f"n{number}" for number in range(65)]
     wanted = vmi([{"name": name, "bridge": {}} for name in names],
                  [{"name": name, "multus": {"networkName": name}} for name in names])  # fmt: skip
-    with pytest.raises(NetworkError, match="64 are the most"):
+    with pytest.raises(NetworkError, match="at most 64 are supported"):
         requests_of(wanted)
 
 
@@ -137,7 +141,7 @@ def masquerade():
     return requests_of(vmi([NIC]))
 
 
-def test_from_nothing():
+def test_steps_from_an_empty_namespace():
     seen = current(POD, POD6, LINK_LOCAL)
     steps = words(seen, masquerade())
     assert steps.index("rules") < steps.index("bridge k6t-eth0") < steps.index("tap tap0") < steps.index("join tap0")
@@ -153,7 +157,7 @@ def test_pod_without_ipv6_gets_none():
     assert attachment.lease6 is None and attachment.router6 is None and attachment.lease4 is not None
 
 
-def test_nothing_to_do():
+def test_no_steps_in_the_desired_state():
     bridge = Link(3, "k6t-eth0", GATEWAY_MAC, 1450, True, 0, "bridge")
     tap = Link(4, "tap0", "0a:00:00:00:00:02", 1450, True, 3, "tun")
     gateway = Address(3, ipaddress.ip_interface("10.0.2.1/24"), 0)
@@ -182,9 +186,9 @@ def test_pod_without_address():
 
 
 @pytest.mark.parametrize("cidr", ["10.1.0.0/16", "10.1.1.4/30"])
-def test_guests_subnet_over_the_pods_address(cidr):
+def test_guest_subnet_containing_the_pods_address_is_rejected(cidr):
     wanted = requests_of(vmi([NIC], [{"name": "default", "pod": {"vmNetworkCIDR": cidr}}]))
-    with pytest.raises(NetworkError, match=r"interface default.*choose another vmNetworkCIDR"):
+    with pytest.raises(NetworkError, match=r"interface default.*set another vmNetworkCIDR"):
         composed(current(POD), wanted)
 
 
@@ -199,13 +203,13 @@ def blue(**nic):
     return requests_of(vmi([BRIDGED | nic], [BLUE]))
 
 
-def test_names_fit_the_kernel():
+def test_device_names_have_at_most_15_bytes():
     assert bridge.names_of(BLUE_IF, False) == (f"k6t-{SHORT}", f"tap{SHORT}")
     assert max(len(name) for name in bridge.names_of(BLUE_IF, False)) == 15
     assert bridge.names_of("eth0", True) == ("k6t-eth0", "tap0")
 
 
-def test_what_an_interface_has():
+def test_saved_interface_has_mac_addresses_and_routes():
     routes = (
         Route(2, ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_address("169.254.1.1")),
         Route(2, ipaddress.ip_network("169.254.1.1/32"), None),
@@ -223,8 +227,8 @@ def test_what_an_interface_has():
 
 
 @pytest.mark.parametrize("kind", ["macvlan", "ipvlan"])
-def test_a_device_with_one_mac_is_refused(kind):
-    with pytest.raises(NetworkError, match=f"of the kind {kind}"):
+def test_macvlan_and_ipvlan_are_rejected(kind):
+    with pytest.raises(NetworkError, match=f"is a {kind} device"):
         bridge.saved_interface_of(current(), replace(BLUE_LINK, kind=kind))
 
 
@@ -260,12 +264,12 @@ def test_bridge_without_address_serves_nothing_and_lets_dhcp_pass():
     assert "dport" not in table.text() and f'oifname "{BLUE_IF}" drop' in table.text()
 
 
-def test_interface_that_is_not_there_yet():
+def test_missing_interface_raises_interface_missing():
     with pytest.raises(network_setup.InterfaceMissing, match=f"interface blue: the pod has no interface {BLUE_IF}"):
         composed(current(POD), blue())
 
 
-def test_another_mac_than_somebody_insists_on():
+def test_network_assigning_another_mac_than_requested_is_rejected():
     [request] = blue(macAddress="02:00:00:00:00:77")
     with pytest.raises(NetworkError, match=f"interface blue.*{BLUE_LINK.mac} instead of 02:00:00:00:00:77"):
         bridge.guest_mac(request, BLUE_IF, BLUE_LINK.mac)
@@ -275,7 +279,7 @@ def test_another_mac_than_somebody_insists_on():
     assert bridge.guest_mac(replace(request, insists=False), BLUE_IF, BLUE_LINK.mac) == BLUE_LINK.mac
 
 
-def test_recorded_interface_is_known_by_its_index_and_mac():
+def test_recorded_interface_is_identified_by_index_and_mac():
     [request] = blue()
     seen = current(links=(LO, BLUE_LINK))
     old = SavedInterface(5, "0a:00:00:00:00:99")
@@ -288,11 +292,11 @@ def test_recorded_interface_is_known_by_its_index_and_mac():
     assert not bridge.is_same(replace(BLUE_LINK, index=4), had, UID)
     over = Link(8, f"k6t-{SHORT}", GATEWAY_MAC, 1400, True, 0, "bridge")
     under = replace(BLUE_LINK, master=8)
-    with pytest.raises(NetworkError, match=r"record of what .* had is gone"):
+    with pytest.raises(NetworkError, match=r"saved addresses and routes of .* are lost"):
         bridge.recorded(current(links=(LO, under, over)), request, under, None)
 
 
-def test_the_pods_own_interface_is_found_again_when_its_address_is_taken():
+def test_pod_interface_without_address_is_found_by_its_record():
     requests = requests_of(vmi([{"name": "default", "bridge": {}}, BRIDGED], [POD_NETWORK, BLUE]))
     taken = {BLUE_IF: SavedInterface(5, "x"), "net0": SavedInterface(7, "y")}
     net0 = Link(7, "net0", "06:00:00:00:00:01", 1500, True, 8, "veth")
@@ -300,7 +304,7 @@ def test_the_pods_own_interface_is_found_again_when_its_address_is_taken():
     assert network_setup.link_of(seen, requests[0], requests, taken) is net0
 
 
-def test_leftovers_go_first_and_what_is_used_stays():
+def test_obsolete_devices_are_deleted_first_unless_in_use():
     bridge = Link(8, f"k6t-{SHORT}", GATEWAY_MAC, 1400, True, 0, "bridge")
     tap = Link(9, f"tap{SHORT}", "06:00:00:00:00:02", 1400, True, 8, "tun")
     foreign = Link(10, "tapestry", "06:00:00:00:00:03", 1400, True, 0, "veth")
@@ -315,16 +319,16 @@ def test_leftovers_go_first_and_what_is_used_stays():
     )
 
 
-def test_hardware_needs_nothing_in_the_pod():
+def test_sriov_interface_creates_no_devices():
     requests = requests_of(vmi([{"name": "vf", "sriov": {}}], [{"name": "vf", "multus": {"networkName": "vf"}}]))
     [attachment], desired = composed(current(), requests)
     assert attachment.tap == "" and desired.devices == () and desired.tables == ()
 
 
 @pytest.mark.parametrize("device", ['eth0" drop', "a b", "x" * 16, ""])
-def test_odd_device_names_never_reach_nft(device):
+def test_unsafe_device_names_raise_network_error(device):
     for names in ((device, "tap0"), ("eth0", device)):
-        with pytest.raises(NetworkError, match="cannot be used"):
+        with pytest.raises(NetworkError, match="has an unsupported name"):
             nftables.BridgedInterface(*names)
 
 
@@ -344,7 +348,7 @@ TAKEN = {
 }
 
 
-def test_record_keeps_everything_for_root_only(tmp_path):
+def test_record_round_trips_with_mode_0600(tmp_path):
     record = InterfaceRecord(UID, tmp_path / "nics")
     assert record.read() == {}
     record.write(TAKEN)
@@ -356,7 +360,7 @@ def test_record_keeps_everything_for_root_only(tmp_path):
     assert list((tmp_path / "nics").iterdir()) == []
 
 
-def test_record_does_not_follow_a_link_and_outlives_a_killed_writer(tmp_path):
+def test_record_write_ignores_links_and_leftover_drafts(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("untouched")
     (tmp_path / f"{UID}.new").symlink_to(victim)
@@ -370,18 +374,18 @@ def test_record_does_not_follow_a_link_and_outlives_a_killed_writer(tmp_path):
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"eth0": {"index": 2}}', '{"eth0": {"index": 2, "mac": "x", "addresses4": ["y"]}}']
 )
-def test_broken_record_is_none(tmp_path, content):
+def test_unreadable_record_is_empty(tmp_path, content):
     (tmp_path / f"{UID}.json").write_text(content)
     assert InterfaceRecord(UID, tmp_path).read() == {}
 
 
 @pytest.mark.parametrize("uid", ["../../etc/passwd", "", "a/b", ".", "x" * 64])
-def test_what_is_no_pods_uid(tmp_path, uid):
-    with pytest.raises(NetworkError, match="no pod's UID"):
+def test_invalid_pod_uid_raises_network_error(tmp_path, uid):
+    with pytest.raises(NetworkError, match="not a pod UID"):
         InterfaceRecord(uid, tmp_path)
 
 
-def test_records_of_the_gone_are_swept(tmp_path):
+def test_sweep_removes_records_of_deleted_pods(tmp_path):
     for uid in ("a1", "b2"):
         InterfaceRecord(uid, tmp_path).write(TAKEN)
     assert sweep(tmp_path, {"b2"}) == 1 and sweep(tmp_path / "none", ()) == 0

@@ -35,14 +35,14 @@ class Plugins(CniHost):
         return answer if isinstance(answer, PluginResult) else PluginResult(0, answer, b"")
 
 
-async def test_add_goes_through_the_chain_and_hands_the_result_on() -> None:
+async def test_add_runs_plugins_in_order_with_previous_result() -> None:
     host = Plugins(ADD_first=b'{"one": 1}', ADD_second=b'{"two": 2}')
     assert await cni_chain.add(host, LAN, WANTED, HOME) == {"two": 2}
     assert [(command, plugin) for command, plugin, _, _ in host.calls] == [("ADD", "first"), ("ADD", "second")]
     assert host.calls[1][3]["prevResult"] == {"one": 1}
 
 
-async def test_the_environment_is_the_specifications() -> None:
+async def test_environment_follows_the_cni_specification() -> None:
     host = Plugins()
     await cni_chain.add(host, LAN, WANTED, HOME)
     environment = host.calls[0][2]
@@ -56,19 +56,19 @@ async def test_the_environment_is_the_specifications() -> None:
     }
 
 
-async def test_an_add_that_fails_goes_no_further() -> None:
+async def test_failed_add_stops_the_chain() -> None:
     host = Plugins(ADD_first=PluginResult(1, REFUSAL, b""))
     with pytest.raises(NetworkError) as caught:
         await cni_chain.add(host, LAN, WANTED, HOME)
     assert caught.value.message == (
-        "network web/dmz: plugin first says: vlan: the bridge does not filter VLANs (br1) (CNI error 7)"
+        "network web/dmz: plugin first failed: vlan: the bridge does not filter VLANs (br1) (CNI error 7)"
     )
     assert len(host.calls) == 1
 
 
-async def test_del_goes_backwards_through_all_whatever_one_says() -> None:
+async def test_del_runs_all_plugins_in_reverse_despite_errors() -> None:
     host = Plugins(DEL_second=PluginResult(1, REFUSAL, b""), DEL_first=b"")
-    with pytest.raises(NetworkError, match="plugin second says: vlan"):
+    with pytest.raises(NetworkError, match="plugin second failed: vlan"):
         await cni_chain.delete(host, LAN, WANTED, PodSandbox("web", "app", "1234-5678"), {"two": 2})
     assert [(command, plugin) for command, plugin, _, _ in host.calls] == [("DEL", "second"), ("DEL", "first")]
     assert [call[3]["prevResult"] for call in host.calls] == [{"two": 2}] * 2
@@ -81,14 +81,14 @@ async def test_del_goes_backwards_through_all_whatever_one_says() -> None:
         (PluginMissing("first"), "is not on this node: no executable of that name in /opt/cni/bin or /usr/lib/cni"),
         (OSError(8, "Exec format error"), "cannot be run: Exec format error"),
         (PluginResult(2, b"", b"panic:\x1b[2J oh"), "failed with exit code 2: panic: [2J oh"),
-        (PluginResult(1, b"", b""), "failed with exit code 1: it said nothing"),
+        (PluginResult(1, b"", b""), "failed with exit code 1: no output"),
         (PluginResult(1, b"[]", b"no"), "failed with exit code 1: no"),
-        (PluginResult(1, b'{"msg": "' + b"x" * 5000 + b'"}', b""), "says: xxx"),
-        (PluginResult(1, b'{"code": "7", "msg": "odd"}', b""), "says: odd"),
-        (PluginResult(-9, b"", b"", "did not end within 100 s and was stopped"), "did not end within 100 s"),
-        (PluginResult(0, b"not json", b""), "printed no JSON"),
+        (PluginResult(1, b'{"msg": "' + b"x" * 5000 + b'"}', b""), "failed: xxx"),
+        (PluginResult(1, b'{"code": "7", "msg": "odd"}', b""), "failed: odd"),
+        (PluginResult(-9, b"", b"", "did not exit within 100 s and was killed"), "did not exit within 100 s"),
+        (PluginResult(0, b"not json", b""), "did not print JSON"),
         (PluginResult(0, b"", b""), "printed no result"),
-        (PluginResult(0, b"[" * 5000, b""), "printed no JSON"),
+        (PluginResult(0, b"[" * 5000, b""), "did not print JSON"),
         (PluginResult(0, b'"text"', b""), "printed no result"),
     ],
 )

@@ -28,13 +28,13 @@ def given(network: CniNetwork, place: int = 0, previous: dict[str, Any] | None =
     return found
 
 
-def test_one_plugin() -> None:
+def test_single_plugin_configuration() -> None:
     network = cni_config.parse(nad({"cniVersion": "1.0.0", "name": "lan", "type": "cnv-bridge", "bridge": "br1"}))
     assert (network.name, network.version, network.kind(0)) == ("lan", "1.0.0", "cnv-bridge")
     assert given(network) == {"cniVersion": "1.0.0", "name": "lan", "type": "cnv-bridge", "bridge": "br1"}
 
 
-def test_a_list_gives_each_plugin_name_version_and_the_result_before_it() -> None:
+def test_list_plugins_get_name_version_and_previous_result() -> None:
     network = cni_config.parse(
         nad(
             {
@@ -59,14 +59,14 @@ def test_name_and_version_have_defaults() -> None:
     assert (network.name, network.version) == ("dmz", "0.3.1")
 
 
-def test_what_only_a_runtime_may_say_is_thrown_away() -> None:
+def test_runtime_only_keys_are_dropped() -> None:
     network = cni_config.parse(
         nad({"type": "x", "prevResult": {"a": 1}, "runtimeConfig": {"mac": "m"}, "capabilities": {"mac": True}})
     )
     assert given(network) == {"type": "x", "name": "dmz", "cniVersion": "0.3.1"}
 
 
-def test_runtime_configuration_goes_to_who_declares_it_only() -> None:
+def test_runtime_config_requires_declared_capability() -> None:
     plugins = [
         {"type": "a", "capabilities": {"ips": True, "mac": False}},
         {"type": "b", "capabilities": {"mac": True}},
@@ -83,7 +83,7 @@ def test_runtime_configuration_goes_to_who_declares_it_only() -> None:
     )
 
 
-def test_a_lease_that_the_node_would_hold_for_a_guest_is_refused() -> None:
+def test_dhcp_ipam_is_rejected_for_guests() -> None:
     network = cni_config.parse(nad({"plugins": [{"type": "cnv-bridge", "ipam": {"type": "dhcp"}}, {"type": "x"}]}))
     assert "ipam type dhcp in spec.config" in cni_config.faults(network, selection(), for_guest=True)
     assert cni_config.faults(network, selection(), for_guest=False) == ""
@@ -92,13 +92,13 @@ def test_a_lease_that_the_node_would_hold_for_a_guest_is_refused() -> None:
         assert cni_config.faults(other, selection(), for_guest=True) == ""
 
 
-def test_arguments_of_the_pod_go_before_those_of_the_definition() -> None:
+def test_pod_args_override_definition_args() -> None:
     definition = {"type": "a", "args": {"cni": {"vlan": 1, "x": 2}, "other": 3}, "allowedArgs": ["vlan"]}
     network = cni_config.parse(nad(definition))
     assert given(network, cniArgs={"vlan": 7})["args"] == {"cni": {"vlan": 7, "x": 2}, "other": 3}
 
 
-def test_cni_args_that_the_network_does_not_allow_are_refused() -> None:
+def test_cni_args_outside_allowed_args_are_rejected() -> None:
     plugins = [{"type": "cnv-bridge"}, {"type": "cnv-tuning", "mtu": 1400, "allowedArgs": ["mtu"]}]
     network = cni_config.parse(nad({"plugins": plugins}))
     free = {"mac": "02:00:00:00:00:07", "ips": ["10.0.0.7/24"], "interface": "net1"}
@@ -114,7 +114,7 @@ def test_cni_args_that_the_network_does_not_allow_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("version", "with_result"), [("0.3.1", False), ("0.4.0", True), ("1.1.0", True)])
-def test_a_del_has_the_result_where_the_version_knows_it(version: str, with_result: bool) -> None:
+def test_del_gets_prev_result_since_cni_0_4_0(version: str, with_result: bool) -> None:
     network = cni_config.parse(nad({"type": "a", "cniVersion": version}))
     found = json.loads(cni_config.for_del(network, 0, selection(), {"ips": []}))
     assert ("prevResult" in found) is with_result
@@ -142,16 +142,16 @@ def test_a_del_has_the_result_where_the_version_knows_it(version: str, with_resu
         ({"plugins": ["ok"]}, "type of plugin 0"),
         ({"type": "ok", "name": "../../etc"}, "name in spec.config must be"),
         ({"type": "ok", "name": 3}, "name in spec.config must be"),
-        ({"type": "ok", "cniVersion": "0.2.0"}, "cniVersion in spec.config is '0.2.0'; possible are 0.3.0"),
+        ({"type": "ok", "cniVersion": "0.2.0"}, "cniVersion in spec.config is '0.2.0'; supported: 0.3.0"),
         ({"type": "ok", "cniVersion": ["1.0.0"]}, "cniVersion in spec.config"),
         ({"type": "ok", "capabilities": ["mac"]}, "capabilities of plugin 0 (ok) must be an object"),
         ({"type": "ok", "args": 3}, "args of plugin 0 (ok) must be an object"),
         ({"type": "ok", "allowedArgs": "mtu"}, "allowedArgs of plugin 0 (ok) must be a list of names"),
         ({"type": "ok", "allowedArgs": [3]}, "allowedArgs of plugin 0 (ok) must be a list of names"),
-        ({"type": "ok", "x": "y" * 70000}, "more than 64 KiB"),
+        ({"type": "ok", "x": "y" * 70000}, "larger than 64 KiB"),
     ],
 )
-def test_what_is_wrong_is_told_with_network_and_field(config: Any, words: str) -> None:
+def test_invalid_config_names_network_and_field(config: Any, words: str) -> None:
     with pytest.raises(NetworkError, match=r"^network web/dmz: ") as caught:
         cni_config.parse(nad(config))
     assert words in caught.value.message and len(caught.value.message) < 300

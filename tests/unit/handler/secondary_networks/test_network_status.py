@@ -44,14 +44,14 @@ def test_a_network_without_addresses() -> None:
     assert network_status.entry(joined({"interfaces": []})) == {"name": "web/dmz", "interface": "net1", "dns": {}}
 
 
-def test_nonsense_in_a_result_is_left_out() -> None:
+def test_malformed_result_values_are_dropped() -> None:
     odd = {"interfaces": [3, {"name": "net1", "sandbox": "x", "mac": 4}], "ips": [7, {"address": "no"}], "dns": [1]}
     assert network_status.entry(joined(odd)) == {"name": "web/dmz", "interface": "net1", "dns": {}}
     many = {"ips": [{"address": f"10.0.{number >> 8}.{number & 255}/8"} for number in range(5000)]}
     assert len(network_status.entry(joined(many))["ips"]) == 32
 
 
-def test_the_pods_own_network_comes_first() -> None:
+def test_pod_network_entry_comes_first() -> None:
     pod = Pod(status=PodStatus(podIP="10.1.0.5", podIPs=[PodIP(ip="10.1.0.5"), PodIP(ip="fd00::5")]))
     first, second = json.loads(
         network_status.text(pod, "pods", "02:00:00:00:00:09", [joined(RESULT), joined(None, "x")])
@@ -67,12 +67,12 @@ def test_the_pods_own_network_comes_first() -> None:
     assert second["interface"] == "net1"
 
 
-def test_what_was_first_said_of_the_pods_own_network_stays() -> None:
+def test_existing_pod_network_entry_is_kept() -> None:
     before = [{"name": "pods", "interface": "eth0", "ips": ["10.1.0.5"], "mac": "02:09", "default": True}]
     pod = Pod(metadata=ObjectMeta(annotations={ANNOTATION_STATUS: json.dumps(before)}))
     assert json.loads(network_status.text(pod, "pods", "00:00:00:00:00:00", []))[0]["mac"] == "02:09"
 
 
-def test_an_annotation_that_is_none_has_no_entries() -> None:
+def test_malformed_annotation_has_no_entries() -> None:
     for text in ("", "{", "{}", "[3]", '[{"interface": 3}]', "[" * 5000):
         assert network_status.entries(Pod(metadata=ObjectMeta(annotations={ANNOTATION_STATUS: text}))) == []

@@ -53,13 +53,13 @@ def record(*interfaces: str, whole: bool = True) -> AttachmentRecord:
     )
 
 
-def test_an_ordinary_pod_joins_when_a_container_runs() -> None:
+def test_ordinary_pod_is_attached_when_a_container_runs() -> None:
     assert plan(ObservedPod("u", running := pod(), None)) == [Join(running)]
     assert plan(ObservedPod("u", pod(statuses=[{"name": "app", "state": {"waiting": {}}}]), None)) == []
     assert plan(ObservedPod("u", pod(statuses=[]), None)) == []
 
 
-def test_an_init_container_is_enough() -> None:
+def test_running_init_container_suffices() -> None:
     early = msgspec.convert(
         {"metadata": {"uid": "u"}, "status": {"phase": "Pending", "initContainerStatuses": RUNNING}}, Pod
     )
@@ -74,28 +74,28 @@ def test_an_init_container_is_enough() -> None:
         MACHINE,
     ],
 )
-def test_pods_that_are_not_joined_here(changes: dict[str, Any]) -> None:
+def test_pods_that_are_not_attached(changes: dict[str, Any]) -> None:
     assert plan(ObservedPod("u", pod(**changes), None)) == []
 
 
-def test_where_multus_runs_nothing_is_ours_but_what_was() -> None:
+def test_with_multus_only_recorded_pods_are_managed() -> None:
     assert plan(ObservedPod("u", pod(), None, multus=True)) == []
     assert plan(ObservedPod("u", gone := pod(), record("net1"), multus=True)) == [Join(gone)]
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
-def test_a_pod_that_has_ended_leaves_everything(phase: str) -> None:
+def test_ended_pod_is_detached(phase: str) -> None:
     assert plan(ObservedPod("u", pod(phase=phase), record("net1"))) == [Leave()]
     assert plan(ObservedPod("u", pod(phase=phase), None)) == []
 
 
-def test_a_pod_that_is_gone_leaves_once_the_node_has_none_of_it() -> None:
+def test_deleted_pod_is_detached_after_its_processes_end() -> None:
     assert plan(ObservedPod("u", None, record("net1"))) == [Leave()]
     (later,) = plan(ObservedPod("u", None, record("net1"), alive=True))
     assert isinstance(later, RequeueAfter)
 
 
-def test_a_machines_pod_is_looked_at_only_when_something_differs() -> None:
+def test_vm_pod_is_attached_only_if_its_status_differs() -> None:
     machine: dict[str, Any] = MACHINE
     assert plan(ObservedPod("u", pod(told=["net1"], **machine), record("net1"))) == []
     for differs in (

@@ -165,7 +165,7 @@ async def call(stub: Any, name: str, request: Any = None) -> Any:
     return answer
 
 
-def test_the_tests_know_every_method() -> None:
+def test_all_rpc_methods_are_covered() -> None:
     methods = node_pb2.DESCRIPTOR.services_by_name["Node"].methods_by_name
     assert set(methods) == set(CALLS)
 
@@ -191,7 +191,7 @@ HANDSHAKE = {"nobody", "another authority's gateway", "this node's server certif
 
 
 @pytest.mark.parametrize("who", list(strangers(Authority())))
-async def test_only_the_gateway_is_answered(authority: Authority, who: str) -> None:
+async def test_clients_other_than_the_gateway_are_denied(authority: Authority, who: str) -> None:
     def find(*_: str) -> Any:
         raise AssertionError("a stranger came as far as a launcher")
 
@@ -205,7 +205,7 @@ async def test_only_the_gateway_is_answered(authority: Authority, who: str) -> N
                 assert code(caught) == ("UNAVAILABLE" if who in HANDSHAKE else "PERMISSION_DENIED"), name
 
 
-async def test_the_gateway_notices_another_nodes_certificate(authority: Authority) -> None:
+async def test_gateway_rejects_another_nodes_certificate(authority: Authority) -> None:
     async with (
         launcher() as (_, stub),
         nodelab.node(lambda *_: Direct(stub), authority) as (_service, port),
@@ -232,7 +232,7 @@ async def test_another_uid_or_vmi_is_not_found(authority: Authority, name: str) 
         assert not fake.asked and not fake.open
 
 
-async def test_verbs_reach_the_launcher(authority: Authority) -> None:
+async def test_verbs_are_forwarded_to_the_launcher(authority: Authority) -> None:
     async with lab(authority) as (client, fake, _):
         fake.answers["Screenshot"] = pb.ScreenshotReply(png=PNG)
         for name in CALLS.keys() - {"GuestInfo", "Console", "Vnc"}:
@@ -241,7 +241,7 @@ async def test_verbs_reach_the_launcher(authority: Authority) -> None:
         assert dict(fake.asked)["Freeze"].unfreeze_seconds == 7
 
 
-async def test_no_conversation_with_the_launcher(authority: Authority) -> None:
+async def test_disconnected_launcher_is_unavailable(authority: Authority) -> None:
     class Silent:
         pod_uid = "pod"
 
@@ -267,7 +267,7 @@ async def test_no_conversation_with_the_launcher(authority: Authority) -> None:
         ("PERMISSION_DENIED", "INTERNAL"),
     ],
 )
-async def test_a_launchers_refusal(authority: Authority, said: str, heard: str) -> None:
+async def test_launcher_status_codes_are_translated(authority: Authority, said: str, heard: str) -> None:
     words = "no agent\x1b[2J\n" + "x" * 3000
     async with lab(authority) as (client, fake, _):
         fake.refuse = (said, words)
@@ -280,7 +280,7 @@ async def test_a_launchers_refusal(authority: Authority, said: str, heard: str) 
 # -- what a launcher says is bounded
 
 
-async def test_answers_are_bounded(authority: Authority) -> None:
+async def test_launcher_responses_are_bounded(authority: Authority) -> None:
     async with lab(authority) as (client, fake, _):
         fake.answers["Users"] = pb.UsersReply(users=[pb.GuestUser(name="a\x1b[31m" + "b" * 300)] * 2000)
         reply = await call(client, "Users")
@@ -317,7 +317,7 @@ async def test_guest_info(authority: Authority) -> None:
 
 
 @pytest.mark.parametrize("name", ["Console", "Vnc"])
-async def test_a_launcher_that_sends_too_much_at_once(authority: Authority, name: str) -> None:
+async def test_oversized_launcher_message_is_an_internal_error(authority: Authority, name: str) -> None:
     async def flood(requests: Any, context: Any, wrap: Any) -> None:
         await context.write(wrap(bytes((64 << 10) + 1)))
 
@@ -329,7 +329,7 @@ async def test_a_launcher_that_sends_too_much_at_once(authority: Authority, name
         await fake.until_open(0)
 
 
-async def test_notices_are_made_harmless_and_bytes_are_not_touched(authority: Authority) -> None:
+async def test_notices_are_sanitized_and_data_is_unchanged(authority: Authority) -> None:
     async def talk(requests: Any, context: Any, wrap: Any) -> None:
         await context.write(pb.ConsoleOutput(data=b"\x1b[2J\x00", notice="bob\x1b[2J" + "x" * 1000))
 
@@ -343,7 +343,7 @@ async def test_notices_are_made_harmless_and_bytes_are_not_touched(authority: Au
 # -- streams
 
 
-async def test_bytes_go_both_ways(authority: Authority) -> None:
+async def test_stream_forwards_data_in_both_directions(authority: Authority) -> None:
     async with lab(authority) as (client, _, _service):
         for name, wrap, first in (
             ("Console", lambda data: node_pb2.ConsoleInput(input=pb.ConsoleInput(data=data)), CALLS["Console"]),
@@ -359,7 +359,7 @@ async def test_bytes_go_both_ways(authority: Authority) -> None:
             assert await stream.code() is grpc.StatusCode.OK
 
 
-async def test_who_came_is_passed_on_once(authority: Authority) -> None:
+async def test_user_name_is_forwarded_once(authority: Authority) -> None:
     heard: list[pb.ConsoleInput] = []
 
     async def listen(requests: Any, context: Any, wrap: Any) -> None:
@@ -380,7 +380,7 @@ async def test_who_came_is_passed_on_once(authority: Authority) -> None:
     assert heard == [opening, pb.ConsoleInput(data=b"x")]
 
 
-async def test_a_client_that_goes_away_closes_the_launchers_side(authority: Authority) -> None:
+async def test_client_disconnect_closes_the_launcher_stream(authority: Authority) -> None:
     async with lab(authority) as (client, fake, _):
         stream = client.Vnc(timeout=20)
         await stream.write(CALLS["Vnc"])
@@ -389,7 +389,7 @@ async def test_a_client_that_goes_away_closes_the_launchers_side(authority: Auth
         await fake.until_open(0)
 
 
-async def test_a_launcher_that_ends_or_refuses_ends_the_clients_side(authority: Authority) -> None:
+async def test_launcher_end_or_refusal_ends_the_client_stream(authority: Authority) -> None:
     async def leave(requests: Any, context: Any, wrap: Any) -> None:
         await context.write(wrap(b"bye"))
 
@@ -409,7 +409,7 @@ async def test_a_launcher_that_ends_or_refuses_ends_the_clients_side(authority: 
         assert code(caught) == "ALREADY_EXISTS"
 
 
-async def test_an_open_stream_is_known_before_its_first_byte_and_a_refused_one_too(authority: Authority) -> None:
+async def test_stream_acceptance_or_refusal_precedes_data(authority: Authority) -> None:
     async def silent(requests: Any, context: Any, wrap: Any) -> None:
         await context.send_initial_metadata(TAKEN)
         async for _ in requests:
@@ -430,7 +430,7 @@ async def test_an_open_stream_is_known_before_its_first_byte_and_a_refused_one_t
         assert await stream.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-async def test_a_slow_client_stops_the_launcher(authority: Authority) -> None:
+async def test_slow_client_applies_backpressure_to_the_launcher(authority: Authority) -> None:
     """What waits here is a window or two, however much the launcher has to say."""
     sent = 0
     stuck = asyncio.Event()
@@ -457,19 +457,19 @@ async def test_a_slow_client_stops_the_launcher(authority: Authority) -> None:
     assert 0 < sent <= 32
 
 
-async def test_when_the_handler_ends_the_client_hears_unavailable(authority: Authority) -> None:
+async def test_handler_shutdown_ends_streams_with_unavailable(authority: Authority) -> None:
     async with lab(authority) as (client, fake, service):
         stream = client.Console(timeout=20)
         await stream.write(CALLS["Console"])
         await fake.until_open(1)
         service.close()
-        with pytest.raises(grpc.aio.AioRpcError, match="starts again") as caught:
+        with pytest.raises(grpc.aio.AioRpcError, match="is restarting") as caught:
             await stream.read()
         assert code(caught) == "UNAVAILABLE"
         await fake.until_open(0)
 
 
-async def test_a_client_that_breaks_the_protocol(authority: Authority) -> None:
+async def test_protocol_violation_is_invalid_argument(authority: Authority) -> None:
     async with lab(authority) as (client, fake, _):
         stream = client.Vnc(timeout=20)
         await stream.write(CALLS["Vnc"])
@@ -488,7 +488,7 @@ async def test_a_client_that_breaks_the_protocol(authority: Authority) -> None:
 # -- limits
 
 
-async def test_so_many_streams_of_one_vm(authority: Authority) -> None:
+async def test_stream_limit_per_vm(authority: Authority) -> None:
     async with lab(authority, CallLimits(streams_of_vm=2)) as (client, fake, _):
         streams = [client.Vnc(timeout=30) for _ in range(2)]
         for stream in streams:
@@ -506,7 +506,7 @@ async def test_so_many_streams_of_one_vm(authority: Authority) -> None:
             stream.cancel()
 
 
-async def test_so_many_streams_of_all_and_so_many_calls(authority: Authority) -> None:
+async def test_stream_limit_per_node_and_call_limit(authority: Authority) -> None:
     async with lab(authority, CallLimits(streams=0, calls=1)) as (client, fake, _):
         with pytest.raises(grpc.aio.AioRpcError, match="on this node") as caught:
             await call(client, "Vnc")
@@ -523,7 +523,7 @@ async def test_so_many_streams_of_all_and_so_many_calls(authority: Authority) ->
         await call(client, "Users")
 
 
-async def test_one_namespace_has_a_part_of_the_nodes_streams(authority: Authority) -> None:
+async def test_stream_limit_per_namespace(authority: Authority) -> None:
     async with lab(authority, CallLimits(streams_of_namespace=0)) as (client, _, _):
         with pytest.raises(grpc.aio.AioRpcError, match="of this namespace") as caught:
             await call(client, "Vnc")

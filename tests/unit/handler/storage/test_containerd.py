@@ -14,7 +14,7 @@ def test_image_references(reference):
 
 
 @pytest.mark.parametrize("reference", ["", " ", "a b", "$(reboot)", "a\nb", "-x", "a" * 600, "../etc"])
-def test_what_is_no_image_reference(reference):
+def test_invalid_image_references_are_rejected(reference):
     with pytest.raises(ImagePullFailed, match="not an image reference"):
         containerd.checked(reference)
 

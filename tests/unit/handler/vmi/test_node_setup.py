@@ -10,16 +10,16 @@ REQUESTS = [InterfaceRequest("default"), InterfaceRequest("blue", "pod1"), Inter
 BLUE = AttachmentFailed({"pod1": "no such definition"}, {"pod2": "hyperlet"})
 
 
-def test_a_card_that_the_guest_does_not_have_yet_waits():
+def test_failed_new_nic_of_running_vm_is_deferred():
     assert _set_aside(BLUE, REQUESTS, ("default", "red")) == {"blue": "no such definition"}
     assert BLUE.makers == {"pod2": "hyperlet"} and str(BLUE) == "no such definition"
 
 
 @pytest.mark.parametrize("used", [None, ("default", "blue")])
-def test_a_vm_that_starts_and_a_card_that_is_in_use_cannot_do_without(used):
+def test_failed_nic_of_starting_vm_or_in_use_raises(used):
     with pytest.raises(AttachmentFailed):
         _set_aside(BLUE, REQUESTS, used)
 
 
-def test_a_network_that_cannot_be_left_keeps_no_card_away():
+def test_failed_detach_does_not_block_nics():
     assert _set_aside(AttachmentFailed({"pod9": "DEL failed"}, {}), REQUESTS, ("default",)) == {"pod9": "DEL failed"}

@@ -87,11 +87,11 @@ def running_vmi():
     return msgspec.convert(document, VirtualMachineInstance)
 
 
-def test_new_vmi_is_brought_up():
+def test_new_vmi_is_set_up():
     assert plan(seen(LauncherState(), resources=False)) == [SetUp(sync=True)]
 
 
-def test_nothing_while_it_is_being_brought_up():
+def test_no_actions_during_setup():
     assert plan(seen(LauncherState(), resources=False, busy=True)) == []
 
 
@@ -106,7 +106,7 @@ def test_running_is_one_patch_with_everything():
     assert [event[0] for event in write.events] == ["Started"]
 
 
-def test_nothing_new_writes_nothing():
+def test_unchanged_status_is_not_written():
     assert written(plan(seen(vmi=running_vmi()))) == []
     later = NOW + timedelta(hours=1)
     assert plan(seen(vmi=running_vmi(), now=later)) == []
@@ -117,44 +117,44 @@ def claims(capacity):
     return {"volumeStatus": [{"name": "data", "target": "vda", "persistentVolumeClaimInfo": info}]}
 
 
-def test_a_claim_that_grows_is_told_to_the_launcher():
+def test_grown_claim_is_synced():
     small, large = vmi("Running", **claims("1Gi")), vmi("Running", **claims("2Gi"))
     synced = digest(small, pod())
     assert SetUp(sync=True) not in plan(seen(vmi=small, synced=synced))
     assert SetUp(sync=True) in plan(seen(vmi=large, synced=synced))
 
 
-def test_handler_that_starts_again_tells_of_a_claim_that_grew_meanwhile():
+def test_restarted_handler_syncs_grown_claim():
     state = replace(RUNNING, disks=(ReportedDisk("data", "vda", 1 << 30, "1Gi"),))
     for capacity, told in (("1Gi", False), ("2Gi", True)):
         actions = plan(seen(state, vmi=vmi("Running", **claims(capacity)), resources=False))
         assert SetUp(sync=told) in actions
 
 
-def test_handler_that_starts_again_makes_its_side_and_does_not_start_the_vm_again():
+def test_restarted_handler_sets_up_without_sync():
     assert plan(seen(vmi=running_vmi(), resources=False)) == [SetUp(sync=False)]
 
 
-def test_started_vm_whose_patch_was_lost():
+def test_running_vm_with_lost_patch_is_written():
     """The handler died between Sync and the patch: the domain runs, the VMI says Scheduled."""
     assert plan(seen(resources=False)) == [SetUp(sync=False)]
     assert written(plan(seen()))[0].patch.body["status"]["phase"] == "Running"
 
 
 @pytest.mark.parametrize("phase", ["", "Pending", "Scheduling", "Succeeded", "Failed"])
-def test_phases_that_are_not_ours(phase):
+def test_other_phases_are_ignored(phase):
     assert plan(seen(phase=phase)) == []
 
 
 @pytest.mark.parametrize("pod_phase", ["Succeeded", "Failed"])
-def test_ended_pod_is_the_controllers_unless_its_launcher_told_the_end(pod_phase):
+def test_ended_pod_is_left_to_the_controller_without_final_report(pod_phase):
     over = pod(status={"phase": pod_phase})
     assert plan(seen(pod=over)) == plan(seen(pod=None)) == []
     [write] = written(plan(seen(LauncherState(state=pb.DOMAIN_STATE_CRASHED), vmi=running_vmi(), pod=over)))
     assert write.patch.body["status"]["phase"] == "Failed"
 
 
-def test_going_vm_is_not_written_about_until_its_end():
+def test_deleted_vmi_is_not_written_before_its_end():
     going = pod(metadata={"deletionTimestamp": "2026-03-01T12:00:00Z"})
     leaving = changed(running_vmi(), {"metadata": {"deletionTimestamp": "2026-03-01T12:00:00Z"}})
     quiet = replace(RUNNING, state=pb.DOMAIN_STATE_SHUTDOWN)
@@ -187,7 +187,7 @@ CAUSES = [
 
 @pytest.mark.parametrize(("launcher", "reason"), CAUSES, ids=[reason for _, reason in CAUSES])
 @pytest.mark.parametrize("said", ["Terminated", "ForceOff", "NeverStarted"])
-def test_vm_whose_pod_had_to_go_has_failed_with_the_cause(launcher, reason, said):
+def test_vm_of_disrupted_pod_fails_with_the_cause(launcher, reason, said):
     over = LauncherState(state=pb.DOMAIN_STATE_SHUTOFF, reason=said, message="the guest shut down")
     [write] = written(plan(seen(over, vmi=running_vmi(), pod=pod(**launcher))))
     assert (write.patch.body["status"]["phase"], write.patch.body["status"]["reason"]) == ("Failed", reason)
@@ -197,7 +197,7 @@ def test_vm_whose_pod_had_to_go_has_failed_with_the_cause(launcher, reason, said
 
 
 @pytest.mark.parametrize(("launcher", "reason"), CAUSES[:4], ids=[reason for _, reason in CAUSES[:4]])
-def test_cause_is_told_once_while_the_guest_shuts_down(launcher, reason):
+def test_disruption_is_reported_once_during_shutdown(launcher, reason):
     going = seen(replace(RUNNING, state=pb.DOMAIN_STATE_SHUTDOWN), vmi=running_vmi(), pod=pod(**launcher))
     [write] = written(plan(going))
     [ready] = [each for each in write.patch.body["status"]["conditions"] if each["type"] == "Ready"]
@@ -208,13 +208,13 @@ def test_cause_is_told_once_while_the_guest_shuts_down(launcher, reason):
 
 
 @pytest.mark.parametrize("launcher", [{}, *(launcher for launcher, _ in CAUSES)])
-def test_guest_that_powers_off_of_itself_has_succeeded(launcher):
+def test_guest_power_off_succeeds(launcher):
     over = LauncherState(state=pb.DOMAIN_STATE_SHUTOFF, reason="Shutdown", message="the guest shut down")
     [write] = written(plan(seen(over, vmi=running_vmi(), pod=pod(**launcher))))
     assert (write.patch.body["status"]["phase"], write.events[0][0]) == ("Succeeded", "Stopped")
 
 
-def test_kubelet_that_ended_the_pod_has_a_moment_to_say_why():
+def test_end_waits_for_the_kubelets_cause():
     over = LauncherState(state=pb.DOMAIN_STATE_SHUTOFF, reason="Terminated")
     fresh = seen(over, vmi=running_vmi(), state_seconds=1.0)
     [again] = plan(fresh)
@@ -229,7 +229,7 @@ def test_kubelet_that_ended_the_pod_has_a_moment_to_say_why():
         assert write.patch.body["status"]["reason"] == reason
 
 
-def test_the_end_of_a_deleted_vmi_is_told_and_left_to_the_controller_to_write():
+def test_end_of_deleted_vmi_is_an_event_only():
     going = fakekube.merge(
         msgspec.to_builtins(running_vmi()), {"metadata": {"deletionTimestamp": "2026-03-01T12:00:00Z"}}
     )
@@ -238,19 +238,19 @@ def test_the_end_of_a_deleted_vmi_is_told_and_left_to_the_controller_to_write():
     assert tell == RecordEventOnce(("Stopped", "The virtual machine ended: the guest shut down", "Normal"))
 
 
-def test_container_that_has_ended_awaits_its_report():
+def test_terminated_container_awaits_the_final_report():
     over = pod(status={"containerStatuses": [{"name": "compute", "state": {"terminated": {"exitCode": 0}}}]})
     assert written(plan(seen(pod=over))) == []
 
 
-def test_crash_says_what_the_launcher_said():
+def test_crash_has_the_launchers_message():
     state = LauncherState(state=pb.DOMAIN_STATE_CRASHED, reason="Panicked", message="the guest's kernel panicked")
     [write] = written(plan(seen(state, vmi=running_vmi())))
     assert write.patch.body["status"]["phase"] == "Failed" and write.patch.body["status"]["reason"] == "Panicked"
     assert write.events == (("Crashed", "The virtual machine ended: the guest's kernel panicked", "Warning"),)
 
 
-def test_silent_launcher_is_reported_after_a_while():
+def test_silent_launcher_is_reported_after_timeout():
     short = plan(seen(silent_seconds=SILENCE_SECONDS / 2, silence="no"))
     assert len(short) == 1 and isinstance(short[0], RequeueAfter)
     [write] = written(plan(seen(silent_seconds=SILENCE_SECONDS + 1, silence="the launcher hangs")))
@@ -259,7 +259,7 @@ def test_silent_launcher_is_reported_after_a_while():
         "False", "LauncherUnavailable", "the launcher hangs")  # fmt: skip
 
 
-def test_launcher_that_was_cut_off_is_said_at_once_and_once():
+def test_cut_off_launcher_is_reported_once_and_at_once():
     why = "the launcher was cut off: more than 100 PING frames a second"
     (write,) = plan(seen(silent_seconds=0.1, silence=why, cut_off=why))
     (condition,) = [each for each in write.patch.body["status"]["conditions"] if each["type"] == "Synchronized"]
@@ -268,22 +268,22 @@ def test_launcher_that_was_cut_off_is_said_at_once_and_once():
     assert write.events == (("LauncherCutOff", why, "Warning"),)
 
 
-def test_lost_vm_is_never_started_again():
+def test_lost_vm_is_never_restarted():
     young = plan(seen(LauncherState(), vmi=running_vmi(), state_seconds=1))
     assert len(young) == 1 and isinstance(young[0], RequeueAfter)
     old = plan(seen(LauncherState(), vmi=running_vmi(), state_seconds=LOST_SECONDS + 1))
     assert not any(isinstance(action, SetUp) for action in old)
-    assert "knows nothing" in str(written(old)[0].patch.body)
+    assert "has lost the domain" in str(written(old)[0].patch.body)
 
 
-def test_permanent_trouble_fails_the_vmi_once():
+def test_permanent_error_fails_the_vmi_once():
     trouble = Problem("SyncFailed", "spec.x: no", permanent=True)
     [write] = plan(seen(LauncherState(), trouble=trouble))
     assert write.patch.body["status"]["phase"] == "Failed"
     assert write.events == (("SyncFailed", "spec.x: no", "Warning"),)
 
 
-def test_passing_trouble_is_said_once_and_tried_again():
+def test_transient_error_is_reported_once_and_retried():
     trouble = Problem("ErrImagePull", "no such image")
     tried = setup_key(vmi(), pod())
     observed = seen(LauncherState(), resources=False, trouble=trouble, retry_at=1010.0, tried=tried)
@@ -300,7 +300,7 @@ def test_passing_trouble_is_said_once_and_tried_again():
     assert plan(replace(observed, vmi=told, pod=joined)) == [SetUp(sync=True)]
 
 
-def test_minor_news_wait_for_each_other():
+def test_minor_changes_are_coalesced():
     state = replace(RUNNING, agent=True, os={"name": "Debian"})
     first = plan(seen(state, vmi=running_vmi()))
     assert first[0] == DeferWrite(1000.0) and isinstance(first[1], RequeueAfter)
@@ -325,12 +325,12 @@ def test_unready_containers_make_it_unready():
     assert (ready["status"], ready["reason"]) == ("False", "ContainersNotReady")
 
 
-def test_spec_that_changes_is_synced():
+def test_changed_spec_is_synced():
     actions = plan(seen(vmi=running_vmi(), synced="another"))
     assert SetUp(sync=True) in actions
 
 
-def test_agents_view_of_the_interfaces():
+def test_interfaces_include_guest_agent_data():
     inside = (
         GuestInterface("enp1s0", MAC, ("10.0.2.2",)),
         GuestInterface("docker0", "02:42:00:00:00:01", ("172.17.0.1",)),
@@ -367,7 +367,7 @@ def test_volumes_keep_what_the_controller_wrote():
     ]
 
 
-def test_software_emulation_is_said_with_its_reason_and_once():
+def test_software_emulation_condition_is_set_once_with_reason():
     facts = vmi_status.StatusFacts(replace(RUNNING, accelerator="tcg"), pod(), MADE, "/dev/kvm is missing")
     patch = vmi_status.running(vmi(), facts, NOW)
     assert patch is not None
@@ -391,7 +391,7 @@ def test_condition_keeps_its_time_until_its_status_changes():
 # ---- evidence that a pod has ended
 
 
-def test_a_pod_without_processes_is_taken_off_the_vmi_in_one_patch() -> None:
+def test_pod_without_processes_is_removed_from_active_pods() -> None:
     lost = seen(pod=None, state=None, unreported=frozenset({"pod-uid"}))
     assert plan(lost) == [RequeueAfter(CONFIRM_SECONDS)]
     [write] = plan(replace(lost, empty=frozenset({"pod-uid"})))
@@ -401,20 +401,20 @@ def test_a_pod_without_processes_is_taken_off_the_vmi_in_one_patch() -> None:
 
 
 @pytest.mark.parametrize("phase", ["", "Pending", "Scheduled", "Running", "Succeeded", "Failed"])
-def test_evidence_is_given_in_every_phase(phase: str) -> None:
+def test_ended_pod_is_reported_in_every_phase(phase: str) -> None:
     """A VMI that waits for an earlier one is Pending, one whose guest has ended may still wait for its pod."""
     both = frozenset({"pod-uid"})
     assert [type(action) for action in plan(seen(phase=phase, pod=None, unreported=both, empty=both))] == [PatchVmi]
 
 
-def test_no_other_pod_is_taken_off() -> None:
+def test_other_pods_stay_active() -> None:
     found = seen(pod=None, state=None, unreported=frozenset({"pod-uid", "other"}), empty=frozenset({"other"}))
     [write] = plan(found)
     assert isinstance(write, PatchVmi) and write.patch.body["status"] == {"activePods": {"other": None}}
     assert plan(replace(found, unreported=frozenset())) == []
 
 
-def test_a_pod_that_is_called_failed_before_it_has_ended_is_still_heard() -> None:
+def test_failed_pod_with_running_launcher_is_still_observed() -> None:
     """The kubelet says so when it preempts: the guest shuts down, and its launcher tells how it ended."""
     preempted = pod(status={"phase": "Failed", "reason": "Preempting", "containerStatuses": []})
     assert plan(seen(pod=preempted, phase="Running")) == []
@@ -433,9 +433,7 @@ def test_a_pod_that_is_called_failed_before_it_has_ended_is_still_heard() -> Non
         (None, "node1", False),
     ],
 )
-def test_a_guest_is_started_only_in_a_pod_that_the_controller_has_written_down(
-    active: dict[str, str] | None, node: str, known: bool
-) -> None:
+def test_vm_starts_only_in_a_recorded_active_pod(active: dict[str, str] | None, node: str, known: bool) -> None:
     document = fakekube.pod("pod-uid", node=node)
     assert is_active(vmi(activePods=active), msgspec.convert(document, Pod)) is known
 
@@ -459,7 +457,7 @@ def test_change_of_the_pods_networks_is_synced():
     assert SetUp(sync=True) in plan(seen(vmi=running_vmi(), pod=annotated))
 
 
-def test_handler_that_died_before_it_told_of_a_new_nic_tells_it():
+def test_restarted_handler_syncs_a_new_nic():
     wanted = with_nics(running_vmi(), DEFAULT, BLUE)
     state = replace(RUNNING, nics=(HAS_DEFAULT,))
     assert plan(seen(state, vmi=wanted, resources=False)) == [SetUp(sync=True)]
@@ -475,17 +473,17 @@ def going(state, **changes):
     return replace(observed, **changes)
 
 
-def test_nic_that_the_guest_keeps_keeps_its_tap_and_is_asked_for_again():
+def test_nic_kept_by_the_guest_keeps_its_tap_and_is_retried():
     state = replace(RUNNING, nics=(HAS_DEFAULT, HAS_BLUE))
     assert not any(isinstance(action, SetUp) for action in plan(going(state)))
     assert SetUp(sync=True) in plan(going(state, clock=999.0 + UNPLUG_SECONDS))
 
 
-def test_nic_that_is_gone_from_the_domain_is_taken_from_the_pod():
+def test_nic_removed_from_the_domain_is_removed_from_the_pod():
     assert SetUp(sync=False) in plan(going(replace(RUNNING, nics=(HAS_DEFAULT,))))
 
 
-def test_unplugged_nic_leaves_the_status_at_once():
+def test_unplugged_nic_is_removed_from_status_at_once():
     document = msgspec.to_builtins(running_vmi())
     entry = {"name": "blue", "infoSource": "domain", "linkState": "up"}
     document["status"]["interfaces"] = [*document["status"]["interfaces"], entry]
@@ -495,11 +493,11 @@ def test_unplugged_nic_leaves_the_status_at_once():
 
 # ---- what cannot be plugged in holds up nothing else ----------------------------------------------------------------
 
-MISSING = "network ns/blue: Multus runs on this node but has not made pod1 in the pod"
+MISSING = "network ns/blue: Multus runs on this node but has not created pod1 in the pod"
 WAITING = NodeResources(MADE, pending={"blue": MISSING})
 
 
-def test_a_card_that_waits_is_told_beside_everything_else_of_a_vm_that_runs():
+def test_pending_nic_is_reported_with_the_running_status():
     observed = seen(resources=False, trouble=Problem("NetworkError", MISSING), retry_at=2000.0)
     observed = replace(observed, resources=WAITING, synced=digest(vmi(), pod()), tried=setup_key(vmi(), pod()))
     [write] = written(plan(observed))
@@ -507,18 +505,19 @@ def test_a_card_that_waits_is_told_beside_everything_else_of_a_vm_that_runs():
     assert status["phase"] == "Running" and status["interfaces"][0]["ipAddresses"] == ["10.1.1.5", "fd00::5"]
     synchronized = next(item for item in status["conditions"] if item["type"] == "Synchronized")
     assert (synchronized["status"], synchronized["message"]) == ("False", MISSING)
-    assert [event[:2] for event in write.events] == [("NetworkError", MISSING), ("Started", "The virtual machine runs")]
+    started = ("Started", "The virtual machine is running")
+    assert [event[:2] for event in write.events] == [("NetworkError", MISSING), started]
     assert RequeueAfter(1000.01) in plan(observed), "and it is tried again when it is due"
     assert SetUp(sync=False) in plan(replace(observed, clock=2000.0))
 
 
-def test_another_change_is_made_at_once_while_a_card_waits():
+def test_other_changes_are_applied_while_a_nic_is_pending():
     observed = seen(trouble=Problem("NetworkError", MISSING), retry_at=2000.0)
     observed = replace(observed, resources=WAITING, synced="of the spec before", tried="and tried for that one")
     assert SetUp(sync=True) in plan(observed)
 
 
-def test_what_was_missing_and_has_come_is_told():
+def test_resolved_pending_nic_is_synced():
     observed = seen(vmi=running_vmi(), trouble=Problem("NetworkError", MISSING))
     [write] = written(plan(replace(observed, resources=WAITING, tried=setup_key(vmi(), pod()), retry_at=2000.0)))
     document = fakekube.merge(msgspec.to_builtins(running_vmi()), {"status": write.patch.body["status"]})

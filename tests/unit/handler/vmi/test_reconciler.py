@@ -62,7 +62,7 @@ def machines(found: VirtualMachineInstance | None, *pods: Pod) -> VmiReconciler:
     return made
 
 
-async def test_the_very_vmi_of_this_node() -> None:
+async def test_launcher_of_finds_the_vmi_of_this_node() -> None:
     assert machines(vmi(), pod()).launcher_of("ns", "vm", "uid-1").pod_uid == "pod-1"
 
 
@@ -80,6 +80,6 @@ async def test_the_very_vmi_of_this_node() -> None:
         (vmi(), [pod(HYPERLET_NAMESPACE="other")]),
     ],
 )
-async def test_no_other(found: VirtualMachineInstance | None, pods: list[Pod]) -> None:
+async def test_launcher_of_rejects_other_vmis(found: VirtualMachineInstance | None, pods: list[Pod]) -> None:
     with pytest.raises(NotFound, match="ns/vm"):
         machines(found, *pods).launcher_of("ns", "vm", "uid-1")

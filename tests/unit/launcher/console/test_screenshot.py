@@ -42,7 +42,7 @@ def test_every_second_pixel() -> None:
     assert decode(from_ppm(ppm(5, 5, pixels), 2, 1 << 20)) == (3, 3, expected)
 
 
-def test_nothing_beyond_the_limit() -> None:
+def test_png_over_the_limit_is_empty() -> None:
     import random
 
     noise = random.Random(1).randbytes(64 * 64 * 3)
@@ -64,6 +64,6 @@ def test_nothing_beyond_the_limit() -> None:
         b"P6\nx y\n255\n",
     ],
 )
-def test_what_is_no_picture(data: bytes) -> None:
+def test_malformed_ppm_raises_value_error(data: bytes) -> None:
     with pytest.raises(ValueError):
         from_ppm(io.BytesIO(data), 1, 1 << 20)

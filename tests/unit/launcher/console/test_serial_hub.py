@@ -121,7 +121,7 @@ async def come(hub: SerialHub, qemu: Qemu, who: str, watch: bool = False, takeov
     return Person(viewer)
 
 
-async def test_what_was_printed_before_is_shown_first(qemu: Qemu) -> None:
+async def test_earlier_output_is_replayed_first(qemu: Qemu) -> None:
     qemu.log(b"tiny login: ")
     async with hub(qemu) as h:
         alice = await come(h, qemu, "alice")
@@ -133,7 +133,7 @@ async def test_what_was_printed_before_is_shown_first(qemu: Qemu) -> None:
         assert alice.seen == bob.seen == b"tiny login: root\r\n"
 
 
-async def test_output_while_somebody_comes_is_neither_lost_nor_doubled(qemu: Qemu) -> None:
+async def test_output_during_attach_is_neither_lost_nor_duplicated(qemu: Qemu) -> None:
     qemu.log(b"one\n")
 
     async def accept_and_print() -> None:
@@ -149,7 +149,7 @@ async def test_output_while_somebody_comes_is_neither_lost_nor_doubled(qemu: Qem
         assert alice.seen == b"one\ntwo\nthree\nfour\n"
 
 
-async def test_a_torrent_while_somebody_comes_arrives_whole(qemu: Qemu) -> None:
+async def test_heavy_output_during_attach_is_complete(qemu: Qemu) -> None:
     """More than is kept: then what was before is not shown, for it would leave a gap."""
     torrent = b"".join(b"%06d\n" % number for number in range(3000))
     qemu.log(b"before\n")
@@ -166,7 +166,7 @@ async def test_a_torrent_while_somebody_comes_arrives_whole(qemu: Qemu) -> None:
         assert (torrent + b"end").endswith(alice.seen) and alice.seen.count(b"\n") == LINES
 
 
-async def test_the_last_one_closes_the_socket(qemu: Qemu) -> None:
+async def test_last_client_closes_the_socket(qemu: Qemu) -> None:
     async with hub(qemu) as h:
         alice = await come(h, qemu, "alice")
         bob = await come(h, qemu, "bob", watch=True)
@@ -180,29 +180,29 @@ async def test_the_last_one_closes_the_socket(qemu: Qemu) -> None:
         await again.see(b"still")
 
 
-async def test_one_types(qemu: Qemu) -> None:
+async def test_only_one_client_has_write_access(qemu: Qemu) -> None:
     async with hub(qemu) as h:
         alice = await come(h, qemu, "alice")
         watcher = await come(h, qemu, "wendy", watch=True)
-        with pytest.raises(OperationRefused, match="alice is at the serial console") as caught:
+        with pytest.raises(OperationRefused, match="alice is using the serial console") as caught:
             await h.attach("mallory", False, False)
         assert caught.value.code == "ALREADY_EXISTS"
         await h.type(watcher.viewer, b"no")
         await h.type(watcher.viewer, b"no")
-        await watcher.hear("nothing you type reaches the guest")
+        await watcher.hear("your session is read-only: input is ignored")
         bob = await come(h, qemu, "bob", takeover=True)
         await alice.hear("bob has taken over the console")
         await h.type(alice.viewer, b"no")
         await h.type(bob.viewer, b"b")
         assert await qemu.typed(1) == b"b"
         h.leave(bob.viewer)
-        await alice.hear("bob has left the console: you type")
+        await alice.hear("bob has left the console: you have write access")
         await h.type(alice.viewer, b"a")
         assert await qemu.typed(1) == b"a"
-        assert len([n for n in watcher.notices if "nothing you type" in n]) == 1
+        assert len([n for n in watcher.notices if "input is ignored" in n]) == 1
 
 
-async def test_who_watches_first_leaves_the_keyboard_to_the_next(qemu: Qemu) -> None:
+async def test_first_read_only_client_leaves_write_access_to_the_next(qemu: Qemu) -> None:
     async with hub(qemu) as h:
         await come(h, qemu, "wendy", watch=True)
         alice = await come(h, qemu, "alice")
@@ -210,7 +210,7 @@ async def test_who_watches_first_leaves_the_keyboard_to_the_next(qemu: Qemu) -> 
         assert await qemu.typed(1) == b"a"
 
 
-async def test_all_streams_end_with_the_vm_and_nobody_comes_after(qemu: Qemu) -> None:
+async def test_streams_end_with_the_vm_and_new_clients_are_refused(qemu: Qemu) -> None:
     async with hub(qemu) as h:
         alice = await come(h, qemu, "alice")
         bob = await come(h, qemu, "bob", watch=True)
@@ -230,17 +230,17 @@ async def test_no_serial_console(tmp_path: pathlib.Path) -> None:
     assert caught.value.code == "FAILED_PRECONDITION"
 
 
-async def test_so_many_people(qemu: Qemu, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_limit(qemu: Qemu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serial_hub, "MAX_CLIENTS", 2)
     async with hub(qemu) as h:
         await come(h, qemu, "alice")
         await come(h, qemu, "bob", watch=True)
-        with pytest.raises(OperationRefused, match="2 people") as caught:
+        with pytest.raises(OperationRefused, match="2 clients") as caught:
             await h.attach("carol", True, False)
         assert caught.value.code == "RESOURCE_EXHAUSTED"
 
 
-async def test_names_are_harmless(qemu: Qemu) -> None:
+async def test_user_names_are_sanitized(qemu: Qemu) -> None:
     async with hub(qemu) as h:
         alice = await come(h, qemu, "alice")
         await come(h, qemu, "\x1b[2J" + "x" * 5000, takeover=True)
@@ -256,7 +256,7 @@ def waiting(person: Person) -> int:
     return len(person.viewer._waiting)
 
 
-async def test_a_watcher_that_is_slow_misses_output_and_is_told(qemu: Qemu) -> None:
+async def test_slow_reader_loses_output_and_is_notified(qemu: Qemu) -> None:
     async with hub(qemu) as h:
         alice = await come(h, qemu, "alice")
         wendy = await come(h, qemu, "wendy", watch=True)
@@ -266,15 +266,15 @@ async def test_a_watcher_that_is_slow_misses_output_and_is_told(qemu: Qemu) -> N
             await alice.step()
             assert waiting(wendy) <= LAG + serial_hub.CHUNK
         await printing
-        await wendy.hear("bytes of output are missing here")
-        (missed,) = [notice for notice in wendy.notices if "missing" in notice]
+        await wendy.hear("bytes of output were dropped")
+        (missed,) = [notice for notice in wendy.notices if "dropped" in notice]
         assert int(missed.split()[0]) + len(wendy.seen) == total
         await qemu.print(b"live again")
         await wendy.see(b"live again")
-        assert not [notice for notice in alice.notices if "missing" in notice]
+        assert not [notice for notice in alice.notices if "dropped" in notice]
 
 
-async def test_the_guest_waits_for_who_types(qemu: Qemu, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_guest_waits_for_the_writer(qemu: Qemu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serial_hub, "STALL_SECONDS", 3600)
     async with hub(qemu) as h:
         alice = await come(h, qemu, "alice")
@@ -289,16 +289,16 @@ async def test_the_guest_waits_for_who_types(qemu: Qemu, monkeypatch: pytest.Mon
         assert not alice.notices
 
 
-async def test_but_not_for_ever(qemu: Qemu, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_guest_waits_for_the_writer_at_most_stall_seconds(qemu: Qemu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serial_hub, "STALL_SECONDS", 0.05)
     async with hub(qemu) as h:
         alice = await come(h, qemu, "alice")
         await qemu.print(b"x" * (64 * LAG))  # returns, though alice reads nothing
         assert waiting(alice) <= LAG + serial_hub.CHUNK
-        await alice.hear("missing")
+        await alice.hear("dropped")
 
 
-async def test_typing_waits_for_the_guest(qemu: Qemu) -> None:
+async def test_input_waits_for_the_guest(qemu: Qemu) -> None:
     text = b"y" * (4 << 20)
     async with hub(qemu) as h:
         alice = await come(h, qemu, "alice")
@@ -307,7 +307,7 @@ async def test_typing_waits_for_the_guest(qemu: Qemu) -> None:
         await typing
 
 
-async def test_what_a_taken_over_person_still_had_to_type_is_dropped(qemu: Qemu) -> None:
+async def test_pending_input_is_dropped_on_takeover(qemu: Qemu) -> None:
     async with hub(qemu) as h:
         alice = await come(h, qemu, "alice")
         typing = asyncio.ensure_future(h.type(alice.viewer, b"y" * (4 << 20)))

@@ -12,7 +12,7 @@ from launcher.console.serial_tail import LARGEST, SerialTail, before, screenful
 from launcher.supervisor.serial_log import SerialLog
 
 
-def test_what_was_printed_is_read_again(tmp_path: pathlib.Path) -> None:
+def test_saved_output_is_read_back(tmp_path: pathlib.Path) -> None:
     path = str(tmp_path / "tail")
     kept = SerialTail(path)
     assert serial_tail.read(path) == (0, b"")
@@ -38,7 +38,7 @@ def test_only_the_last_bytes_are_kept(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "tail").stat().st_size == LARGEST + 16
 
 
-def test_a_file_that_is_not_there_or_damaged(tmp_path: pathlib.Path) -> None:
+def test_missing_or_damaged_file_is_empty(tmp_path: pathlib.Path) -> None:
     assert serial_tail.read(str(tmp_path / "none")) == (0, b"")
     (tmp_path / "short").write_bytes(b"abc")
     serial_tail.read(str(tmp_path / "short"))
@@ -62,7 +62,7 @@ def test_the_supervisor_keeps_the_raw_bytes(tmp_path: pathlib.Path) -> None:
         os.close(writing)
 
 
-def test_a_screen_has_24_lines() -> None:
+def test_screenful_has_24_lines() -> None:
     lines = b"".join(b"line %d\r\n" % number for number in range(100))
     assert screenful(lines + b"login: ").split(b"\r\n") == [
         *(b"line %d" % number for number in range(77, 100)),
@@ -72,7 +72,7 @@ def test_a_screen_has_24_lines() -> None:
     assert screenful(b"") == b""
 
 
-def test_a_screen_starts_with_a_line_where_it_was_cut() -> None:
+def test_truncated_screenful_starts_with_a_line() -> None:
     cut = b"\xbf cut\n" + b"z" * (LARGEST - 6)
     assert screenful(cut) == cut[6:]
     assert screenful(b"z" * LARGEST) == b"z" * LARGEST
@@ -89,12 +89,12 @@ def test_a_screen_starts_with_a_line_where_it_was_cut() -> None:
         (b"abc", b"xyz", 99, b"abc"),
     ],
 )
-def test_nothing_comes_twice(last: bytes, fresh: bytes, largest: int, expected: bytes) -> None:
+def test_overlap_is_removed(last: bytes, fresh: bytes, largest: int, expected: bytes) -> None:
     assert before(last, fresh, largest) == expected
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60), st.data())
-def test_what_both_have_is_left_out_once(old: bytes, new: bytes, data: st.DataObject) -> None:
+def test_overlap_is_removed_once(old: bytes, new: bytes, data: st.DataObject) -> None:
     """The log has everything up to some moment, the socket everything from an earlier one on."""
     seen = data.draw(st.integers(0, len(new)))
     replay = before(old + new[:seen], new, seen)

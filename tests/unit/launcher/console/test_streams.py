@@ -30,7 +30,7 @@ def screen(tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
         yield listener, path
 
 
-async def test_who_finds_no_room_knocks_until_there_is(screen: tuple[socket.socket, str]) -> None:
+async def test_vnc_connect_retries_while_the_backlog_is_full(screen: tuple[socket.socket, str]) -> None:
     listener, path = screen
     with client() as late:
         coming = asyncio.create_task(streams._connect(late, path, seconds=60))
@@ -42,14 +42,14 @@ async def test_who_finds_no_room_knocks_until_there_is(screen: tuple[socket.sock
             assert late.getpeername() == path
 
 
-async def test_who_is_never_let_in_is_told_so(screen: tuple[socket.socket, str]) -> None:
+async def test_vnc_connect_fails_after_timeout(screen: tuple[socket.socket, str]) -> None:
     _, path = screen
     with client() as late, pytest.raises(OperationRefused, match="QEMU is too busy") as refusal:
         await streams._connect(late, path, seconds=2 * streams.KNOCK_SECONDS)
     assert refusal.value.code == "RESOURCE_EXHAUSTED"
 
 
-async def test_where_there_is_no_screen_nobody_waits(tmp_path: Path) -> None:
+async def test_missing_vnc_socket_fails_at_once(tmp_path: Path) -> None:
     with client() as late, pytest.raises(OperationRefused, match="has no screen") as refusal:
         await streams._connect(late, str(tmp_path / "none"), seconds=600)
     assert refusal.value.code == "FAILED_PRECONDITION"

@@ -35,34 +35,34 @@ def facts(*names: str, kvm: bool = False, vhost: bool = False) -> PodFacts:
 
 
 @pytest.mark.parametrize("model", [None, "virtio", "e1000e"])
-def test_express_cards_can_be_plugged_in(model: str | None) -> None:
+def test_pci_express_nics_are_hot_pluggable(model: str | None) -> None:
     element = pluggable(vmi({"name": "a", "bridge": {}, "model": model}), "a", facts("a")).element()
     assert element.find(f"model[@type='{model or 'virtio'}']") is not None
     assert element.find("alias[@name='ua-nic_a']") is not None and element.find("target[@dev='tap-a']") is not None
 
 
 @pytest.mark.parametrize("model", ["e1000", "rtl8139", "pcnet", "ne2k_pci"])
-def test_older_cards_cannot(model: str) -> None:
+def test_conventional_nics_are_not_hot_pluggable(model: str) -> None:
     with pytest.raises(
-        InvalidVmi, match=rf"interfaces\[0\].model: 'a' cannot .*, since {model} is no PCI Express card"
+        InvalidVmi, match=rf"interfaces\[0\].model: 'a' cannot .*, since {model} is not a PCI Express card"
     ):
         pluggable(vmi({"name": "a", "bridge": {}, "model": model}), "a", facts("a"))
 
 
-def test_virtual_functions_cannot() -> None:
+def test_virtual_functions_are_not_hot_pluggable() -> None:
     with pytest.raises(InvalidVmi, match=r"interfaces\[0\].sriov: 'a' cannot be plugged in while the VM runs"):
         pluggable(vmi({"name": "a", "sriov": {}}), "a", facts("a"))
 
 
-def test_a_card_needs_its_tap_and_its_place_in_the_vmi() -> None:
-    with pytest.raises(InvalidVmi, match=r"interfaces\[0\].name: the handler has made no tap for 'a'"):
+def test_nic_requires_a_tap_and_a_vmi_interface() -> None:
+    with pytest.raises(InvalidVmi, match=r"interfaces\[0\].name: the handler has created no tap device for 'a'"):
         pluggable(vmi({"name": "a", "bridge": {}}), "a", facts("b"))
-    with pytest.raises(InvalidVmi, match="interfaces: none is named 'b'"):
+    with pytest.raises(InvalidVmi, match="interfaces: no interface named 'b'"):
         pluggable(vmi({"name": "a", "bridge": {}}), "b", facts("b"))
 
 
 @pytest.mark.parametrize(("kvm", "vhost", "driver"), [(True, True, "vhost"), (True, False, None), (False, True, None)])
-def test_the_kernel_carries_packets_only_where_it_can(kvm: bool, vhost: bool, driver: str | None) -> None:
+def test_vhost_only_with_kvm_and_device(kvm: bool, vhost: bool, driver: str | None) -> None:
     (element,) = (node.element() for node in interfaces(vmi({"name": "a"}), facts("a", kvm=kvm, vhost=vhost)))
     found = element.find("driver")
     assert (None if found is None else found.get("name")) == driver
@@ -71,20 +71,20 @@ def test_the_kernel_carries_packets_only_where_it_can(kvm: bool, vhost: bool, dr
 
 
 @pytest.mark.parametrize("address", ["00:11.0", "0000:00:11.8", "0000:00:11.0'/><hostdev/>"])
-def test_an_address_that_is_none(address: str) -> None:
+def test_invalid_pci_address_is_rejected(address: str) -> None:
     card = {"name": "a", "bridge": {}, "pciAddress": address}
-    with pytest.raises(InvalidVmi, match=r"interfaces\[0\].pciAddress: .* is no PCI address"):
+    with pytest.raises(InvalidVmi, match=r"interfaces\[0\].pciAddress: .* is not a PCI address"):
         pluggable(vmi(card), "a", facts("a"))
 
 
-def test_a_name_stays_a_name() -> None:
+def test_interface_name_is_escaped() -> None:
     """Were it not refused on the way here, it would still be no element of its own."""
     name = "a'/><hostdev mode='subsystem'/><alias name='b"
     element = ElementTree.fromstring(pluggable(vmi({"name": name, "bridge": {}}), name, facts(name)).text())
     assert {child.tag for child in element} == {"mac", "target", "model", "rom", "alias"}
 
 
-def test_the_child_answers_for_each_card_alone() -> None:
+def test_child_reports_errors_per_nic() -> None:
     cards = [
         {"name": "good", "dhcpOptions": {"bootFileName": "b", "privateOptions": [{"option": 240, "value": "x"}]}},
         {"name": "old", "model": "e1000"},

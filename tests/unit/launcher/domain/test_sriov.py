@@ -34,17 +34,17 @@ def test_every_address_is_used_once_in_order() -> None:
     assert sriov.functions(vmi("b", "a"), given) == {"b": "0000:81:01.2", "a": "0000:81:01.5"}
 
 
-def test_resources_are_told_apart() -> None:
+def test_addresses_are_assigned_per_resource() -> None:
     given = environment("0000:81:01.2", KUBEVIRT_RESOURCE_NAME_b="other/x.y", PCIDEVICE_OTHER_X_Y="0000:82:00.1")
     assert sriov.functions(vmi("a", "b"), given) == {"a": "0000:81:01.2", "b": "0000:82:00.1"}
 
 
-def test_a_plugin_that_keeps_hyphens_is_understood() -> None:
+def test_variable_name_with_hyphens_is_supported() -> None:
     given = environment("0000:81:01.2", "PCIDEVICE_EXAMPLE_COM_FAST-NICS")
     assert sriov.functions(vmi("a"), given) == {"a": "0000:81:01.2"}
 
 
-def test_absent_and_ordinary_interfaces_need_none() -> None:
+def test_absent_and_other_interfaces_need_no_address() -> None:
     assert sriov.functions(vmi("a", state="absent"), {}) == {}
 
 
@@ -54,17 +54,17 @@ def test_absent_and_ordinary_interfaces_need_none() -> None:
         ({}, "interfaces[1].sriov: network 'a' has no device: KUBEVIRT_RESOURCE_NAME_a is not in the pod's"),
         (
             environment(""),
-            "no device of example.com/fast-nics is left for network 'a': the node's device plugin has put 0",
+            "no device of example.com/fast-nics is left for network 'a': the node's device plugin listed 0",
         ),
         (
             environment("0000:81:01.2"),
             "[2].sriov: no device of example.com/fast-nics is left for network 'b'",
         ),
-        (environment("0000:81:01.2,0000:81:01.2"), "is left for network 'b': the node's device plugin has put 1"),
+        (environment("0000:81:01.2,0000:81:01.2"), "is left for network 'b': the node's device plugin listed 1"),
         (environment("all of them"), "PCIDEVICE_EXAMPLE_COM_FAST_NICS of the pod's environment has 'all of them'"),
     ],
 )
-def test_what_is_missing_is_told(given: dict[str, str], words: str) -> None:
+def test_missing_device_names_variable_and_network(given: dict[str, str], words: str) -> None:
     with pytest.raises(InvalidVmi) as raised:
         sriov.functions(vmi("a", "b"), given)
     assert words in str(raised.value)

@@ -33,7 +33,7 @@ def run(script: str) -> str:
     return done.stdout
 
 
-def test_a_question_and_an_answer_may_be_larger_than_a_pipe() -> None:
+def test_request_and_response_may_exceed_the_pipe_size() -> None:
     script = """
 data = os.urandom(1 << 20)
 child = ForkedChild(echo)
@@ -46,7 +46,7 @@ say("the same")
     assert run(script) == "the same"
 
 
-def test_a_child_that_does_not_answer_is_not_waited_for() -> None:
+def test_hanging_child_times_out() -> None:
     script = """
 child = ForkedChild(hang)
 try:
@@ -63,7 +63,7 @@ except ChildProcessError:
     assert run(script) == "too late, and gone"
 
 
-def test_a_child_that_dies_has_no_answer_and_its_words_are_on_standard_error() -> None:
+def test_crashed_child_logs_to_stderr() -> None:
     script = """
 def fail():
     raise LookupError("odd")
@@ -77,7 +77,7 @@ child.wait()
     assert run(script) == "b''"
 
 
-def test_a_child_ends_with_its_parent() -> None:
+def test_child_exits_with_its_parent() -> None:
     """Its standard input ends: nobody else holds the other end, the child itself least of all."""
     script = """
 def wait():

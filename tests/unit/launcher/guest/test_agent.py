@@ -14,7 +14,7 @@ JSON = st.recursive(
 )
 
 
-def test_interfaces_in_words_of_our_own() -> None:
+def test_interfaces_are_converted() -> None:
     answer = [
         {"name": "lo", "ip-addresses": [{"ip-address": "127.0.0.1", "prefix": 8, "ip-address-type": "ipv4"}]},
         {
@@ -28,7 +28,7 @@ def test_interfaces_in_words_of_our_own() -> None:
     assert (eth0.mac, list(eth0.addresses)) == ("02:00:00:00:00:01", ["10.0.2.2/24", "fd10:0:2::2/120"])
 
 
-def test_a_guest_that_tells_too_much() -> None:
+def test_excess_agent_data_is_truncated() -> None:
     address = {"ip-address": "10.0.0.1", "prefix": 24}
     found = agent.interfaces([{"name": "x" * 10_000, "ip-addresses": [address] * 1000}] * 5000)
     assert len(found) == agent.INTERFACES
@@ -38,7 +38,7 @@ def test_a_guest_that_tells_too_much() -> None:
 
 
 @pytest.mark.parametrize("ip", ["2001:db8::" + "1" * 300, "x" * 64, "10.0.0.1"])
-def test_the_longest_answers_fit_into_a_report(ip: str) -> None:
+def test_maximum_agent_data_fits_into_a_report(ip: str) -> None:
     long = "x" * 10_000
     address = {"ip-address": ip, "prefix": 128}
     item = {"name": long, "hardware-address": long, "ip-addresses": [address] * 1000}
@@ -61,7 +61,7 @@ def test_os_and_time_zone() -> None:
 
 
 @given(JSON)
-def test_whatever_a_guest_answers(answer: Any) -> None:
+def test_arbitrary_agent_responses_are_accepted(answer: Any) -> None:
     agent.interfaces(answer)
     agent.interfaces([answer])
     agent.interfaces([{"name": answer, "ip-addresses": answer}, {"ip-addresses": [answer, {"ip-address": answer}]}])

@@ -46,7 +46,7 @@ def test_filesystems() -> None:
     assert [(d.serial, d.bus) for d in found.disks] == [("S1", "virtio")]
 
 
-def test_thousands_are_cut() -> None:
+def test_long_lists_are_truncated() -> None:
     assert len(users([{"user": "u" * 1000}] * 5000).users) == 1000
     assert users([{"user": "u" * 1000}] * 5000).ByteSize() <= operations.ANSWER_BYTES
     disks = [{"serial": "s" * 500, "bus-type": "b" * 500}] * 100
@@ -56,7 +56,7 @@ def test_thousands_are_cut() -> None:
 
 
 @given(JSON)
-def test_whatever_it_says(answer: Any) -> None:
+def test_arbitrary_agent_responses_are_accepted(answer: Any) -> None:
     for reply in (users(answer), filesystems(answer)):
         assert reply.ByteSize() <= operations.ANSWER_BYTES
 
@@ -134,7 +134,7 @@ async def test_freeze_and_unfreeze() -> None:
     await thawed(machine)
 
 
-async def test_it_thaws_by_itself_also_when_it_fails_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_automatic_thaw_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "_THAW_PAUSES", (0.01,))
     machine = FakeMachine()
     machine.failing.add("guest-fsfreeze-thaw")
@@ -146,14 +146,14 @@ async def test_it_thaws_by_itself_also_when_it_fails_at_first(monkeypatch: pytes
     await thawed(machine)
 
 
-async def test_a_server_after_a_restart_thaws_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_restarted_server_thaws(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = FakeMachine()
     machine.frozen, machine.saved = True, {"thaw_at": 1.0}
     made(machine).resume()
     await thawed(machine)
 
 
-async def test_an_answer_that_does_not_come_thaws_at_once() -> None:
+async def test_freeze_timeout_thaws_at_once() -> None:
     machine = FakeMachine()
     machine.failing.add("guest-fsfreeze-freeze")
     machine.frozen = False
@@ -162,7 +162,7 @@ async def test_an_answer_that_does_not_come_thaws_at_once() -> None:
     await thawed(machine)
 
 
-async def test_without_an_agent() -> None:
+async def test_operations_require_the_agent() -> None:
     machine = FakeMachine()
     machine.report.agent_connected = False
     verb = made(machine)
@@ -176,14 +176,14 @@ async def test_without_an_agent() -> None:
 @pytest.mark.parametrize(
     ("connected", "failing", "by_agent"), [(True, set(), True), (True, {"reboot"}, False), (False, set(), False)]
 )
-async def test_who_reboots_the_guest(connected: bool, failing: set[str], by_agent: bool) -> None:
+async def test_reboot_by_agent_or_acpi(connected: bool, failing: set[str], by_agent: bool) -> None:
     machine = FakeMachine()
     machine.report.agent_connected, machine.failing = connected, failing
     await made(machine).soft_reboot()
     assert machine.rebooted == [by_agent]
 
 
-async def test_a_paused_guest_does_not_reboot() -> None:
+async def test_reboot_of_paused_guest_is_refused() -> None:
     machine = FakeMachine()
     machine.report.state = pb.DOMAIN_STATE_PAUSED
     with pytest.raises(OperationRefused, match="paused"):

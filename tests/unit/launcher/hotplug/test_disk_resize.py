@@ -47,13 +47,13 @@ def disk(volume: str, target: str, capacity: str = "1Gi") -> pb.DiskInfo:
     return pb.DiskInfo(volume=volume, target=target, size=GIB, capacity=capacity)
 
 
-def test_claims_as_they_were_cost_no_build() -> None:
+def test_unchanged_claims_need_no_build() -> None:
     world = World({"a": 2 * GIB})
     asyncio.run(world.follow(request(a="1Gi"), disk("a", "vda"), disk("root", "vdb", "")))
     assert (world.asked, world.done) == ([], {})
 
 
-def test_only_what_has_another_claim_grows() -> None:
+def test_only_disks_with_changed_claims_grow() -> None:
     world = World({"a": 2 * GIB, "b": 3 * GIB})
     asyncio.run(world.follow(request(a="2Gi", b="1Gi"), disk("a", "vda"), disk("b", "vdb")))
     assert world.asked == [{"a": GIB}]
@@ -61,21 +61,21 @@ def test_only_what_has_another_claim_grows() -> None:
     assert world.done == {"a": (2 * GIB, "2Gi")}
 
 
-def test_a_claim_that_brings_no_room_is_noted_and_not_asked_about_again() -> None:
+def test_claim_without_more_space_is_recorded() -> None:
     world = World({})
     asyncio.run(world.follow(request(a="1024Mi"), disk("a", "vda")))
     assert world.resized == []
     assert world.done == {"a": (GIB, "1024Mi")}
 
 
-def test_one_that_fails_keeps_no_other_from_growing_and_is_tried_again() -> None:
+def test_failing_disk_does_not_block_others_and_is_retried() -> None:
     world = World({"a": 2 * GIB, "b": 2 * GIB}, {"vda": HypervisorError("no medium")})
     with pytest.raises(BuildError, match=rf"volume a: its disk cannot be grown to {2 * GIB} bytes: no medium"):
         asyncio.run(world.follow(request(a="2Gi", b="2Gi"), disk("a", "vda"), disk("b", "vdb")))
     assert world.done == {"b": (2 * GIB, "2Gi")}
 
 
-def test_a_daemon_that_is_away_is_no_fault_of_the_disk() -> None:
+def test_unavailable_daemon_raises_unavailable() -> None:
     with pytest.raises(Unavailable):
         asyncio.run(World({"a": 2 * GIB}, {"vda": Unavailable("gone")}).follow(request(a="2Gi"), disk("a", "vda")))
 
@@ -87,11 +87,11 @@ def test_a_daemon_that_is_away_is_no_fault_of_the_disk() -> None:
         b'{"status":{"volumeStatus":[{"name":"a","persistentVolumeClaimInfo":null}]}}',
     ],
 )  # fmt: skip
-def test_what_says_nothing_of_claims(text: bytes) -> None:
+def test_vmi_without_claims_has_no_capacities(text: bytes) -> None:
     assert disk_resize.capacities_of(text) == {}
 
 
-def test_the_report_says_what_was_told() -> None:
+def test_report_has_the_known_capacities() -> None:
     disks = [disk("a", "vda", ""), disk("root", "vdb", "old")]
     disk_resize.note(disks, {"a": "1Gi"})
     assert [each.capacity for each in disks] == ["1Gi", ""]

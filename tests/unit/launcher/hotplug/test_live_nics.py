@@ -48,7 +48,7 @@ DOMAIN = """\
 """
 
 
-def test_the_cards_that_we_made_are_found() -> None:
+def test_nics_with_our_alias_are_parsed() -> None:
     found = live_nics.live_nics(DOMAIN)
     assert [(nic.name, nic.mac, nic.link_up, nic.queues, nic.model) for nic in found] == [
         ("default", "02:00:00:00:00:01", True, 4, "virtio"),
@@ -58,16 +58,16 @@ def test_the_cards_that_we_made_are_found() -> None:
     assert live_nics.live_nics("<domain/>") == ()
 
 
-def test_the_alias_is_the_one_that_is_built() -> None:
+def test_alias_prefix_matches_the_builder() -> None:
     assert live_nics.ALIAS == nics.ALIAS
 
 
-def test_there_are_no_more_than_a_report_holds() -> None:
+def test_number_of_nics_is_limited() -> None:
     first = live_nics.live_nics(DOMAIN)[0].xml
     assert len(live_nics.live_nics("<devices>\n" + first * 100)) == live_nics.MOST
 
 
-def test_a_cable_is_pulled_and_put_in_again() -> None:
+def test_with_link_sets_link_state() -> None:
     default, second, _ = live_nics.live_nics(DOMAIN)
     down = live_nics.with_link(default, up=False)
     assert [nic.link_up for nic in live_nics.live_nics(down)] == [False]

@@ -22,28 +22,28 @@ def request(*taps: str, **states: str) -> pb.SyncRequest:
     return pb.SyncRequest(vmi=json.dumps(vmi).encode(), nics=[pb.Nic(name=name, tap=f"tap-{name}") for name in taps])
 
 
-def test_nothing_to_do() -> None:
+def test_no_changes_in_the_desired_state() -> None:
     assert not plan({"a": "up", "b": "down"}, ["a", "b"], [live("a"), live("b", up=False)])
 
 
-def test_new_ones_wait_for_their_tap() -> None:
+def test_new_nics_wait_for_their_tap() -> None:
     assert plan({"a": "up", "b": "up", "c": "down"}, ["a", "c"], [live("a")]) == NicChanges(plug=("c",))
 
 
-def test_absent_and_vanished_ones_go() -> None:
+def test_absent_and_removed_nics_are_unplugged() -> None:
     assert plan({"a": "absent"}, ["a"], [live("a"), live("b")]) == NicChanges(unplug=("a", "b"))
     assert not plan({"a": "absent"}, ["a"], [])
 
 
-def test_links_follow_but_for_virtual_functions() -> None:
+def test_link_state_changes_except_for_virtual_functions() -> None:
     a, b = live("a"), live("b", up=False)
     assert plan({"a": "down", "b": "up"}, [], [a, b]) == NicChanges(links=((a, False), (b, True)))
     assert not plan({"a": "down"}, [], [live("a", model="sriov")])
 
 
 @pytest.mark.parametrize("vmi", [b"", b"[]", b"{}", b'{"spec":{"domain":{"devices":{"interfaces":[{}]}}}}'])
-def test_what_is_no_vmi_is_told(vmi: bytes) -> None:
-    with pytest.raises(BuildError, match="interfaces: no list"):
+def test_malformed_vmi_raises_build_error(vmi: bytes) -> None:
+    with pytest.raises(BuildError, match="interfaces: must be a list"):
         states_of(vmi)
 
 
@@ -91,7 +91,7 @@ class World:
         await self._change("down" if "state='down'" in xml else "up", xml[1 : xml.index(">")])
 
 
-def test_nobody_is_asked_when_nothing_changed() -> None:
+def test_no_calls_without_changes() -> None:
     world = World(live("a"))
 
     async def twice() -> None:
@@ -102,7 +102,7 @@ def test_nobody_is_asked_when_nothing_changed() -> None:
     assert world.done == ["serve a", "serve a"] and world.looks == 1
 
 
-def test_everything_at_once() -> None:
+def test_plug_unplug_and_link_changes_together() -> None:
     world = World(live("old"), live("cable"))
     options: dict[str, Any] = {"new": "of an earlier card of that name"}
     wish = request("old", "cable", "new", old="absent", cable="down", new="up")
@@ -111,7 +111,7 @@ def test_everything_at_once() -> None:
     assert options == {"new": [[67, "00"]]}
 
 
-def test_one_failure_keeps_nobody_out() -> None:
+def test_failing_nic_does_not_block_others() -> None:
     world = World(
         live("gone"), live("cable"), fails={"cable": HypervisorError("no"), "b": HypervisorError("never")}, a="bad"
     )
@@ -124,21 +124,21 @@ def test_one_failure_keeps_nobody_out() -> None:
     )
 
 
-def test_the_code_is_the_users_fault_only_if_all_is() -> None:
+def test_joined_code_is_internal_if_codes_differ() -> None:
     with pytest.raises(BuildError) as raised:
         asyncio.run(World(a="bad", b="worse").follow(request("a", "b", a="up", b="up")))
     assert (raised.value.code, str(raised.value)) == ("INVALID_ARGUMENT", "bad; worse")
 
 
-def test_no_slot_is_told_with_a_remedy() -> None:
+def test_missing_pci_slot_message_has_a_remedy() -> None:
     world = World(fails={"a": HypervisorError("internal error: No more available PCI slots")})
     with pytest.raises(
-        BuildError, match="interface a: it cannot be plugged into tap-a: no PCI slot is free; restart the VM"
+        BuildError, match="interface a: it cannot be plugged into tap-a: no free PCI slot; restart the VM"
     ):
         asyncio.run(world.follow(request("a", a="up")))
 
 
-def test_without_dhcp_the_card_is_plugged_in_all_the_same() -> None:
+def test_dhcp_failure_does_not_block_plugging() -> None:
     world = World()
     world.dhcp_fails = True
     with pytest.raises(BuildError, match="interface a: cannot serve DHCP"):
@@ -146,7 +146,7 @@ def test_without_dhcp_the_card_is_plugged_in_all_the_same() -> None:
     assert world.done == ["build a", "serve a", "attach a"]
 
 
-def test_a_daemon_that_is_away_is_another_matter() -> None:
+def test_unavailable_daemon_raises_unavailable() -> None:
     world = World(live("a"), fails={"a": Unavailable("gone")})
     with pytest.raises(Unavailable):
         asyncio.run(world.follow(request()))

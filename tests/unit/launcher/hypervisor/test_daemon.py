@@ -5,7 +5,7 @@ from launcher.paths import Paths
 from launcher.supervisor.child_process import ChildProcess, describe
 
 
-def test_a_baked_cache_gets_this_nodes_times(tmp_path: pathlib.Path) -> None:
+def test_image_cache_gets_this_nodes_timestamps(tmp_path: pathlib.Path) -> None:
     source, target = tmp_path / "baked", tmp_path / "cache"
     (source / "qemu/cache").mkdir(parents=True)
     text = "<qemuCaps>\n  <qemuctime>1</qemuctime>\n  <selfctime>2</selfctime>\n  <selfvers>3</selfvers>\n</qemuCaps>\n"
@@ -15,7 +15,7 @@ def test_a_baked_cache_gets_this_nodes_times(tmp_path: pathlib.Path) -> None:
     assert changed == text.replace(">1<", ">100<").replace(">2<", ">200<")
 
 
-def test_no_baked_cache_is_no_error(tmp_path: pathlib.Path) -> None:
+def test_missing_image_cache_is_ignored(tmp_path: pathlib.Path) -> None:
     daemon.install_cache(str(tmp_path / "none"), str(tmp_path / "cache"), {})
     assert not (tmp_path / "cache").exists()
 
@@ -28,19 +28,19 @@ def test_libvirtd_comes_before_virtqemud(tmp_path: pathlib.Path) -> None:
     assert Paths().libvirt_socket("virtqemud").endswith("/virtqemud-sock")
 
 
-def test_restarts_pause_longer_and_longer() -> None:
+def test_restart_delay_increases() -> None:
     child = ChildProcess("x", ["/bin/true"], {})
     pauses = [child.ended(0, 0.0) for _ in range(9)]
     assert pauses[0] == 0 and pauses == sorted(pauses) and pauses[-1] == pauses[-2] == 5
     assert child.ended(0, 1000.0) == 0  # it had run long
 
 
-def test_ends_in_words() -> None:
+def test_describe_wait_status() -> None:
     assert describe(9) == "signal 9 (SIGKILL)"
     assert describe(1 << 8) == "exit status 1"
 
 
-def test_an_output_file_does_not_grow_for_ever(tmp_path: pathlib.Path) -> None:
+def test_output_file_is_truncated(tmp_path: pathlib.Path) -> None:
     child = ChildProcess("x", ["/bin/true"], {}, str(tmp_path / "log"))
     child.trim()
     (tmp_path / "log").write_bytes(b"x" * 100 + b"the last words\n")

@@ -21,20 +21,22 @@ STOPPED, CRASHED = 5, 8
         (5, False, False, False, ("Failed", "Crashed")),
     ],
 )
-def test_the_end(detail: int, panicked: bool, told: bool, forced: bool, expected: tuple[str, str]) -> None:
+def test_final_state_of_stopped_events(
+    detail: int, panicked: bool, told: bool, forced: bool, expected: tuple[str, str]
+) -> None:
     final = end_of(STOPPED, detail, panicked, told, forced)
     assert final is not None
     assert (final.phase, final.reason) == expected
     assert (final.state == pb.DOMAIN_STATE_CRASHED) == (final.phase == "Failed")
 
 
-def test_other_events_are_not_the_end() -> None:
+def test_other_events_have_no_final_state() -> None:
     assert end_of(2, 0, False, False, False) is None
     assert end_of(CRASHED, 0, False, False, False) is None
     assert is_panic(CRASHED, 0) and not is_panic(STOPPED, 2)
 
 
-def test_an_end_that_nobody_explains() -> None:
+def test_final_state_without_event() -> None:
     assert FinalState.unknown(told=False, forced=False).phase == "Failed"
     assert FinalState.unknown(told=True, forced=False).reason == "Terminated"
     assert FinalState.unknown(told=True, forced=True).reason == "ForceOff"

@@ -47,7 +47,7 @@ HERE = Connection(Domain())
 
 
 @pytest.mark.parametrize("domain", [(), ("ns_web",), ("1",), ("5d307ca9-b3ef-428c-8861-06e72d69f223",)])
-def test_a_domain_may_be_named_and_need_not_be(domain: tuple[str, ...]) -> None:
+def test_domain_argument_is_optional(domain: tuple[str, ...]) -> None:
     assert virsh.run(HERE, ["dumpxml", *domain]) == XML
     assert virsh.run(HERE, ["domstate", *domain]) == "running"
 
@@ -67,8 +67,8 @@ def test_tables() -> None:
 
 
 @pytest.mark.parametrize("verb", ["destroy", "shutdown", "edit", "detach-device", "undefine", "save"])
-def test_it_changes_nothing(verb: str) -> None:
-    with pytest.raises(virsh.UsageError, match="is no verb of this virsh, which only looks: list, dumpxml"):
+def test_modifying_commands_are_refused(verb: str) -> None:
+    with pytest.raises(virsh.UsageError, match="this virsh is read-only: list, dumpxml"):
         virsh.run(HERE, [verb, "ns_web"])
 
 
@@ -83,12 +83,12 @@ def test_it_changes_nothing(verb: str) -> None:
         ["qemu-agent-command", "[]"],
     ],
 )
-def test_not_even_by_the_monitor_or_the_agent(words: list[str]) -> None:
+def test_modifying_monitor_and_agent_commands_are_refused(words: list[str]) -> None:
     with pytest.raises(virsh.UsageError):
         virsh.run(HERE, words)
 
 
-def test_before_the_start_and_after_the_end_there_is_none() -> None:
+def test_missing_domain_raises_usage_error() -> None:
     assert virsh.run(Connection(), ["list"]) == "Id  Name  State"
     with pytest.raises(virsh.UsageError, match="there is no domain: the VM has not been started"):
         virsh.run(Connection(), ["dumpxml"])

@@ -78,7 +78,7 @@ def test_only_the_nics_own_mac_is_served() -> None:
     assert server4().answer(packet(1, mac=b"\x02\0\0\0\0\x02")) is None
 
 
-def test_what_the_vmi_asks_for() -> None:
+def test_custom_dhcp_options() -> None:
     custom = dhcp_options.custom("10.0.0.9", "pxe/boot.0", ["10.0.0.1", "10.0.0.2"], {240: "extra"})
     reply = dhcpv4.Dhcpv4Server(MAC, 1500, CONFIG4, custom).answer(packet(1))
     options = opened(reply)[1]
@@ -87,7 +87,7 @@ def test_what_the_vmi_asks_for() -> None:
     assert reply is not None and reply[20:24] == socket.inet_aton("10.0.0.9") and reply[108:118] == b"pxe/boot.0"
 
 
-def test_numbers_of_what_the_vmi_asks_for_are_in_order_and_names_of_servers_are_no_addresses() -> None:
+def test_custom_options_are_sorted_and_server_names_rejected_as_ntp() -> None:
     custom = dhcp_options.custom("boot.example.com", "", [], {254: "last", 224: "first"})
     assert custom == [(66, b"boot.example.com"), (224, b"first"), (254, b"last")]
     reply = dhcpv4.Dhcpv4Server(MAC, 1500, CONFIG4, custom).answer(packet(1))
@@ -106,7 +106,7 @@ def routes_of(config: pb.Dhcp4) -> list[tuple[str, str]]:
     return found
 
 
-def test_a_pods_address_of_its_own_reaches_its_router() -> None:
+def test_slash_32_address_gets_a_link_route_to_its_router() -> None:
     """As the bridge binding takes it from CNI plugins that give /32 addresses and a router on the link."""
     config = pb.Dhcp4(device="k6t-eth0", server="169.254.75.10", address="10.244.3.7", prefix=32, router="169.254.1.1")
     options = opened(dhcpv4.Dhcpv4Server(MAC, 1500, config, []).answer(packet(1)))[1]
@@ -121,7 +121,7 @@ def test_a_pods_address_of_its_own_reaches_its_router() -> None:
     ]  # fmt: skip
 
 
-def test_a_network_without_a_router_gets_none() -> None:
+def test_network_without_router_has_no_default_route() -> None:
     config = pb.Dhcp4(device="k6t-a", server="10.5.0.254", address="10.5.0.7", prefix=24)
     assert routes_of(config) == []
     config.routes.append(pb.Route(destination="10.6.0.0/16", gateway="10.5.0.1"))
@@ -129,7 +129,7 @@ def test_a_network_without_a_router_gets_none() -> None:
     assert 3 not in opened(dhcpv4.Dhcpv4Server(MAC, 1500, config, []).answer(packet(1)))[1]
 
 
-def test_long_options_are_split_and_what_does_not_fit_is_left_out() -> None:
+def test_long_options_are_split_and_excess_options_omitted() -> None:
     search = [f"{letter * 60}.example.com" for letter in "abcdef"]
     small = server4(search=search).answer(packet(1))
     assert small is not None and len(small) <= 576 - 28
@@ -141,19 +141,19 @@ def test_long_options_are_split_and_what_does_not_fit_is_left_out() -> None:
 @pytest.mark.parametrize(
     "changes", [{"address": "nonsense"}, {"server": "::1"}, {"dns": ["x"]}, {"router": "300.1.1.1"}]
 )
-def test_configuration_that_is_none(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="is no IPv4 address"):
+def test_invalid_configuration_raises_value_error(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="is not an IPv4 address"):
         server4(**changes)
 
 
 @pytest.mark.parametrize("network", ["10.0.0.0/33", "10.0.0.0/x", "10.0.0.0/-1", "10.0.0/8"])
-def test_routes_that_are_none(network: str) -> None:
-    with pytest.raises(ValueError, match="is no IPv4"):
+def test_invalid_routes_raise_value_error(network: str) -> None:
+    with pytest.raises(ValueError, match="is not an IPv4"):
         server4(routes=[pb.Route(destination=network, gateway="10.0.2.1")])
 
 
 @given(st.binary(max_size=600))
-def test_malformed_packets_are_harmless(data: bytes) -> None:
+def test_malformed_packets_are_ignored(data: bytes) -> None:
     server4().answer(data)
     server4().answer(packet(1)[:240] + data)
     server = dhcpv6.Dhcpv6Server(MAC, CONFIG6)
@@ -162,7 +162,7 @@ def test_malformed_packets_are_harmless(data: bytes) -> None:
         assert reply is None or len(reply) < 4096
 
 
-def test_search_domains_that_are_none_are_left_out() -> None:
+def test_invalid_search_domains_are_omitted() -> None:
     assert dhcp_options.names(["a" * 64, "ok.example", "", "x..y", ".".join(["a" * 60] * 5)]) == b"\x02ok\x07example\0"
 
 
@@ -206,7 +206,7 @@ def test_solicit_request_renew() -> None:
     assert answer6(message(8, CLIENT, ours))[1][13] == b"\0\0"
 
 
-def test_only_one_address() -> None:
+def test_only_one_address_is_leased() -> None:
     server = dhcpv6.Dhcpv6Server(MAC, CONFIG6)
     reply = server.answer(message(1, CLIENT, IA, (3, b"two." + bytes(8))))
     parsed = dhcpv6.parse(reply or b"")
@@ -229,7 +229,7 @@ def test_only_one_address() -> None:
         b"",
     ],
 )
-def test_what_gets_no_answer(data: bytes) -> None:
+def test_messages_without_reply(data: bytes) -> None:
     assert dhcpv6.Dhcpv6Server(MAC, CONFIG6).answer(data) is None
 
 

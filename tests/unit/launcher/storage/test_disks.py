@@ -59,7 +59,7 @@ def test_the_only_file_under_disk(paths: Paths) -> None:
     assert pathlib.Path(found.path) == pathlib.Path(paths.disks, "v.qcow2")
 
 
-def test_a_path_and_a_link_that_stay_inside(paths: Paths, tmp_path: pathlib.Path) -> None:
+def test_path_and_link_are_resolved_inside_the_image(paths: Paths, tmp_path: pathlib.Path) -> None:
     root = image(paths, {"disk/a.img": bytes(512), "other/b.img": bytes(1024)})
     assert find(paths, {"containerDisk": {"image": "i", "path": "/other/b.img"}}).size == 1024
     assert find(paths, {"containerDisk": {"image": "i", "path": "/../../other/b.img"}}).size == 1024
@@ -76,12 +76,12 @@ def test_a_path_and_a_link_that_stay_inside(paths: Paths, tmp_path: pathlib.Path
         ({"disk/.keep": b""}, "has no file under /disk"),
         ({"disk/b": b"x", "disk/a": b"x"}, "has 2 files under /disk: a, b; set path to one of them"),
         ({f"disk/{n}": b"x" for n in range(9)}, r"has 9 files under /disk: 0, 1, 2, 3, 4, \.\.\.;"),
-        ({"disk/x": b""}, "/disk/x is no disk: it is empty"),
-        ({"disk/x": b"hello, I am a text file\n"}, "neither a qcow2 image nor whole sectors of 512 bytes, but 24 byt"),
-        ({"disk/x": b"KDMV" + bytes(508)}, "it is a VMDK image; only qcow2 and raw can"),
+        ({"disk/x": b""}, "/disk/x is not a disk: it is empty"),
+        ({"disk/x": b"hello, I am a text file\n"}, "neither a qcow2 image nor a multiple of 512 bytes, but 24 byt"),
+        ({"disk/x": b"KDMV" + bytes(508)}, "it is a VMDK image; only qcow2 and raw are"),
         ({"disk/x": b"\x1f\x8b" + bytes(510)}, "it is compressed by gzip"),
         ({"disk/x": b"QFI\xfb" + b"\xff" * 508}, "the qcow2 header is damaged"),
-        ({"disk/x": b"QFI\xfb"}, "the qcow2 header is cut off"),
+        ({"disk/x": b"QFI\xfb"}, "the qcow2 header is truncated"),
     ],
 )
 def test_images_without_a_usable_disk(paths: Paths, files: dict[str, bytes], words: str) -> None:
@@ -91,12 +91,12 @@ def test_images_without_a_usable_disk(paths: Paths, files: dict[str, bytes], wor
     assert "volume v: the image registry/guest:1" in str(raised.value)
 
 
-def test_an_image_that_is_not_there(paths: Paths) -> None:
-    with pytest.raises(Missing, match="the image registry/guest:1 is not there at /images/v"):
+def test_missing_image_raises_missing(paths: Paths) -> None:
+    with pytest.raises(Missing, match="the image registry/guest:1 is not mounted at /images/v"):
         find(paths, CONTAINER_DISK)
 
 
-def test_files_that_are_no_files(paths: Paths) -> None:
+def test_special_files_are_rejected(paths: Paths) -> None:
     root = image(paths, {"disk/a/b": b"x"})
     os.mkfifo(root / "disk/pipe")
     with pytest.raises(Missing, match="/disk/pipe cannot be used: is not a regular file"):
@@ -127,7 +127,7 @@ def claim_status(capacity: str) -> dict[str, Any]:
     return {"volumeStatus": [{"name": "v", "target": "", "persistentVolumeClaimInfo": info}]}
 
 
-def test_a_claims_disk_is_made_once_and_kept(paths: Paths) -> None:
+def test_claim_disk_is_created_once(paths: Paths) -> None:
     folder = pathlib.Path(paths.volumes, "v")
     folder.mkdir()
     assert find(paths, CLAIM, status=claim_status("16Mi")).size == 16 << 20
@@ -137,7 +137,7 @@ def test_a_claims_disk_is_made_once_and_kept(paths: Paths) -> None:
     assert (folder / "disk.img").read_bytes().startswith(b"mine")
 
 
-def test_a_claims_disk_grows_with_its_claim(paths: Paths) -> None:
+def test_claim_disk_grows_with_its_claim(paths: Paths) -> None:
     folder = pathlib.Path(paths.volumes, "v")
     folder.mkdir()
     (folder / "disk.img").write_bytes(b"mine".ljust(4096, b"\0"))
@@ -148,14 +148,14 @@ def test_a_claims_disk_grows_with_its_claim(paths: Paths) -> None:
     assert find(paths, read_only, status=claim_status("32Mi")).size == 16 << 20, "not ours to change"
 
 
-def test_a_claim_that_does_not_say_yet_what_it_has_is_as_large_as_was_asked_for(paths: Paths) -> None:
+def test_claim_without_capacity_uses_its_request(paths: Paths) -> None:
     pathlib.Path(paths.volumes, "v").mkdir()
     info = {"requests": {"storage": "8Mi"}}
     status = {"volumeStatus": [{"name": "v", "target": "", "persistentVolumeClaimInfo": info}]}
     assert find(paths, CLAIM, status=status).size == 8 << 20
 
 
-def test_what_a_disk_in_use_can_grow_to(paths: Paths) -> None:
+def test_growable_size_of_a_disk_in_use(paths: Paths) -> None:
     folder = pathlib.Path(paths.volumes, "v")
     folder.mkdir()
     (folder / "disk.img").write_bytes(bytes(4 << 20))
@@ -166,7 +166,7 @@ def test_what_a_disk_in_use_can_grow_to(paths: Paths) -> None:
     assert (folder / "disk.img").stat().st_size == 4 << 20, "it is QEMU's to grow"
 
 
-def test_a_new_disk_fits_its_file_system(paths: Paths) -> None:
+def test_new_disk_fits_its_file_system(paths: Paths) -> None:
     folder = pathlib.Path(paths.volumes, "v")
     folder.mkdir()
     system = os.statvfs(folder)
@@ -174,7 +174,7 @@ def test_a_new_disk_fits_its_file_system(paths: Paths) -> None:
     assert 0 < size <= system.f_blocks * system.f_frsize
 
 
-def test_a_claim_that_cannot_be_used(paths: Paths, tmp_path: pathlib.Path) -> None:
+def test_unusable_claims_raise_missing(paths: Paths, tmp_path: pathlib.Path) -> None:
     with pytest.raises(Missing, match="volume v: claim data is mounted neither at"):
         find(paths, CLAIM)
     folder = pathlib.Path(paths.volumes, "v")
@@ -194,12 +194,12 @@ def test_a_claim_that_cannot_be_used(paths: Paths, tmp_path: pathlib.Path) -> No
 @pytest.mark.parametrize(
     ("start", "words"),
     [
-        (b"QFI\xfb\0\0\0\3".ljust(16, b"\0"), "is a qcow2 image, and a claim holds a raw disk"),
-        (b"QFI\xfb\0\0\0\3\0\0\0\0\0\0\1\0", "is a qcow2 image with a backing file, and a claim"),
-        (b"KDMV", "is a VMDK image, and a claim"),
+        (b"QFI\xfb\0\0\0\3".ljust(16, b"\0"), "is a qcow2 image, but a claim must hold a raw disk"),
+        (b"QFI\xfb\0\0\0\3\0\0\0\0\0\0\1\0", "is a qcow2 image with a backing file, but a claim"),
+        (b"KDMV", "is a VMDK image, but a claim"),
     ],
 )
-def test_an_image_on_a_claim_is_named_and_left_as_it_is(paths: Paths, start: bytes, words: str) -> None:
+def test_image_file_on_a_claim_is_rejected_and_unchanged(paths: Paths, start: bytes, words: str) -> None:
     folder = pathlib.Path(paths.volumes, "v")
     folder.mkdir()
     (folder / "disk.img").write_bytes(start.ljust(4096, b"\0"))
@@ -209,19 +209,19 @@ def test_an_image_on_a_claim_is_named_and_left_as_it_is(paths: Paths, start: byt
 
 
 @pytest.mark.parametrize("start", [b"LUKS\xba\xbe", b"\x1f\x8b"])
-def test_what_a_guest_may_well_have_written_is_a_disk(paths: Paths, start: bytes) -> None:
+def test_guest_written_headers_are_accepted(paths: Paths, start: bytes) -> None:
     folder = pathlib.Path(paths.volumes, "v")
     folder.mkdir()
     (folder / "disk.img").write_bytes(start.ljust(4096, b"\0"))
     assert find(paths, CLAIM, status=claim_status("16Mi")).size == 16 << 20
 
 
-def test_an_odd_size_is_told_with_the_size_that_is_needed(paths: Paths) -> None:
+def test_partial_sector_size_message_has_the_required_size(paths: Paths) -> None:
     folder = pathlib.Path(paths.volumes, "v")
     folder.mkdir()
     (folder / "disk.img").write_bytes(bytes(1000))
     read_only = {"persistentVolumeClaim": {"claimName": "data", "readOnly": True}}
-    with pytest.raises(Missing, match=r"claim data has 1000 bytes, which are no whole sectors of 512: make it 1024 "):
+    with pytest.raises(Missing, match=r"claim data has 1000 bytes, which is not a multiple of 512: make it 1024 "):
         find(paths, read_only)
     assert find(paths, CLAIM, status=claim_status("16Mi")).size == 16 << 20, "one that grows has none any more"
 
@@ -240,7 +240,7 @@ VMI = json.dumps(
 ).encode()
 
 
-def test_two_virtual_machines_on_one_claim_are_told_by_volume_and_claim() -> None:
+def test_lock_error_names_volume_and_claim() -> None:
     assert claims.in_use(LOCK, VMI) == (
         "volume b: claim second is in use by another virtual machine or pod, which holds QEMU's lock on it: stop that "
         "one first, or give each its own claim"
@@ -254,7 +254,7 @@ def test_two_virtual_machines_on_one_claim_are_told_by_volume_and_claim() -> Non
 def test_empty_disk_and_unknown_volume(paths: Paths) -> None:
     found = find(paths, {"emptyDisk": {"capacity": "1000001"}})
     assert found.size == pathlib.Path(found.path).stat().st_size == 1000448
-    with pytest.raises(InvalidVmi, match=r"spec.volumes\[0\]: no disk can be made of a volume of type hostDisk"):
+    with pytest.raises(InvalidVmi, match=r"spec.volumes\[0\]: a disk cannot use a volume of type hostDisk"):
         find(paths, {"hostDisk": {"path": "/etc/shadow", "type": "Disk"}})
 
 
@@ -305,7 +305,7 @@ def test_config_drive_from_secrets_and_base64(paths: Paths) -> None:
     assert json.loads(read_iso(found.path, "/openstack/latest/meta_data.json"))["hostname"] == "vm"
 
 
-def test_a_config_drive_takes_no_yaml_from_a_secret(paths: Paths) -> None:
+def test_config_drive_rejects_yaml_from_a_secret(paths: Paths) -> None:
     folder = pathlib.Path(paths.cloudinit, "v")
     folder.mkdir()
     (folder / "networkdata").write_text("version: 2")
@@ -315,7 +315,7 @@ def test_a_config_drive_takes_no_yaml_from_a_secret(paths: Paths) -> None:
         find(paths, {"cloudInitConfigDrive": {"networkDataSecretRef": {"name": "s"}}})
 
 
-def test_secrets_without_the_key(paths: Paths) -> None:
+def test_secret_without_key_raises_missing(paths: Paths) -> None:
     with pytest.raises(Missing, match="volume v: Secret s has no key userdata"):
         find(paths, {"cloudInitNoCloud": {"secretRef": {"name": "s"}}})
     with pytest.raises(InvalidVmi, match="volume v: userDataBase64: is not base64"):

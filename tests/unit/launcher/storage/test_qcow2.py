@@ -19,7 +19,7 @@ def qemu_img(*arguments: str | pathlib.Path) -> str:
 
 @needs_qemu_img
 @pytest.mark.parametrize("size", [512, 1 << 20, (5 << 40) + 512])
-def test_overlays_are_what_qemu_makes_of_them(size: int, tmp_path: pathlib.Path) -> None:
+def test_overlay_equals_qemu_img_output(size: int, tmp_path: pathlib.Path) -> None:
     backing, overlay = tmp_path / "backing.img", tmp_path / "overlay.qcow2"
     backing.write_bytes(b"")
     with backing.open("r+b") as file:
@@ -44,17 +44,17 @@ def test_the_size_of_real_images(options: str, tmp_path: pathlib.Path) -> None:
 
 
 @needs_qemu_img
-def test_images_that_refer_to_other_files(tmp_path: pathlib.Path) -> None:
+def test_images_with_external_files_are_rejected(tmp_path: pathlib.Path) -> None:
     (tmp_path / "base.img").write_bytes(bytes(1 << 20))
     qemu_img("create", "-q", "-f", "qcow2", "-b", tmp_path / "base.img", "-F", "raw", tmp_path / "child.qcow2")
     with (tmp_path / "child.qcow2").open("rb") as file, pytest.raises(qcow2.NoImage, match="has a backing file"):
         qcow2.virtual_size(file)
     qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={tmp_path}/data", tmp_path / "outside.qcow2", "1M")
-    with (tmp_path / "outside.qcow2").open("rb") as file, pytest.raises(qcow2.NoImage, match="in another file"):
+    with (tmp_path / "outside.qcow2").open("rb") as file, pytest.raises(qcow2.NoImage, match="external data file"):
         qcow2.virtual_size(file)
 
 
 @given(st.binary(max_size=200))
-def test_garbage_is_no_image(data: bytes) -> None:
+def test_malformed_header_raises_no_image(data: bytes) -> None:
     with pytest.raises(qcow2.NoImage):
         qcow2.virtual_size(io.BytesIO(qcow2.MAGIC + data))

@@ -24,11 +24,11 @@ from launcher.supervisor.serial_log import SerialLog, TerminalFilter
         (b"\x1b[" + b"1;" * 40 + b"m", b"^[[" + b"1;" * 40 + b"m"),
     ],
 )
-def test_only_colours_and_text_get_through(given: bytes, shown: bytes) -> None:
+def test_only_colours_and_text_pass(given: bytes, shown: bytes) -> None:
     assert TerminalFilter().feed(given) + TerminalFilter().feed(b"") == shown
 
 
-def test_a_sequence_cut_in_two_is_still_seen() -> None:
+def test_split_escape_sequence_is_filtered() -> None:
     for text in (b"a\x1b[31mb", b"a\x1b]0;x", "a\u009bb".encode()):
         whole = TerminalFilter().feed(text)
         for cut in range(len(text) + 1):
@@ -37,7 +37,7 @@ def test_a_sequence_cut_in_two_is_still_seen() -> None:
 
 
 @given(st.lists(st.binary(max_size=20) | st.sampled_from([b"\x1b", b"\x1b[", b"\xc2", b"\x9b", b"1;3", b"m"])))
-def test_nothing_but_colours_ever_gets_through(chunks: list[bytes]) -> None:
+def test_only_colours_pass_for_any_chunking(chunks: list[bytes]) -> None:
     filter_ = TerminalFilter()
     out = b"".join(map(filter_.feed, chunks)) + filter_.feed(b"z")
     for number, part in enumerate(out.split(b"\x1b")):
@@ -53,7 +53,7 @@ def fifo(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path / "fifo"
 
 
-def test_a_blocked_reader_costs_output_but_never_stalls_the_guest(fifo: pathlib.Path) -> None:
+def test_blocked_reader_loses_output_without_stalling_the_guest(fifo: pathlib.Path) -> None:
     reading, writing = os.pipe()
     copy = SerialLog(str(fifo), writing)
     guest = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
@@ -75,7 +75,7 @@ def test_a_blocked_reader_costs_output_but_never_stalls_the_guest(fifo: pathlib.
     assert b"bytes of the guest's output were dropped]" in received
 
 
-def test_a_flood_is_capped(fifo: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_output_rate_is_limited(fifo: pathlib.Path, tmp_path: pathlib.Path) -> None:
     with (tmp_path / "out").open("wb") as out:
         copy = SerialLog(str(fifo), out.fileno())
         guest = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
@@ -88,7 +88,7 @@ def test_a_flood_is_capped(fifo: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "out").read_bytes().endswith(b"output were dropped]\n")
 
 
-def test_nobody_reads_standard_output_any_more(fifo: pathlib.Path) -> None:
+def test_closed_standard_output_drops_output(fifo: pathlib.Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     copy = SerialLog(str(fifo), writing)

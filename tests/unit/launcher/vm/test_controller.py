@@ -82,9 +82,7 @@ async def world(tmp_path: pathlib.Path) -> tuple[VmController, Libvirt]:
 
 
 @pytest.mark.parametrize("slow", ["the event's", "Sync's"])
-async def test_a_slow_look_never_overwrites_one_that_was_begun_later(
-    world: tuple[VmController, Libvirt], slow: str
-) -> None:
+async def test_outdated_poll_result_is_dropped(world: tuple[VmController, Libvirt], slow: str) -> None:
     machine, libvirt = world
     sync = asyncio.create_task(machine.sync(request()))
     if slow == "the event's":
@@ -103,7 +101,7 @@ async def test_a_slow_look_never_overwrites_one_that_was_begun_later(
     assert (await reported(machine)).state == pb.DOMAIN_STATE_RUNNING
 
 
-async def test_looks_in_order_all_count(world: tuple[VmController, Libvirt]) -> None:
+async def test_ordered_poll_results_are_applied(world: tuple[VmController, Libvirt]) -> None:
     machine, libvirt = world
     sync = asyncio.create_task(machine.sync(request()))
     await libvirt.asked(1)
@@ -115,7 +113,7 @@ async def test_looks_in_order_all_count(world: tuple[VmController, Libvirt]) -> 
     await until(machine, pb.DOMAIN_STATE_RUNNING)
 
 
-async def test_many_events_are_one_look(world: tuple[VmController, Libvirt]) -> None:
+async def test_events_are_coalesced_into_one_poll(world: tuple[VmController, Libvirt]) -> None:
     machine, libvirt = world
     sync = asyncio.create_task(machine.sync(request()))
     await libvirt.asked(1)
@@ -136,7 +134,7 @@ async def test_many_events_are_one_look(world: tuple[VmController, Libvirt]) -> 
     assert len(libvirt.looks) == 4
 
 
-async def test_a_look_that_is_answered_after_the_end_changes_nothing(world: tuple[VmController, Libvirt]) -> None:
+async def test_poll_result_after_the_end_is_ignored(world: tuple[VmController, Libvirt]) -> None:
     machine, libvirt = world
     libvirt.while_creating = [LIFECYCLE_STARTED]
     sync = asyncio.create_task(machine.sync(request()))
@@ -149,23 +147,23 @@ async def test_a_look_that_is_answered_after_the_end_changes_nothing(world: tupl
     assert reports[-1].state == pb.DOMAIN_STATE_SHUTOFF and machine.delivered.is_set()
 
 
-async def test_an_end_that_is_told_before_the_start(world: tuple[VmController, Libvirt]) -> None:
+async def test_end_event_before_start_returns_is_applied(world: tuple[VmController, Libvirt]) -> None:
     machine, libvirt = world
     libvirt.while_creating = [LIFECYCLE_STOPPED]
     assert (await asyncio.wait_for(machine.sync(request()), 10)).state == pb.DOMAIN_STATE_SHUTOFF
-    with pytest.raises(OperationRefused, match="does not run"):
+    with pytest.raises(OperationRefused, match="is not running"):
         machine.running()
 
 
-async def test_nothing_starts_while_the_pod_ends(world: tuple[VmController, Libvirt]) -> None:
+async def test_sync_is_refused_while_stopping(world: tuple[VmController, Libvirt]) -> None:
     machine, libvirt = world
     machine.stop()
-    with pytest.raises(OperationRefused, match="the pod is being ended"):
+    with pytest.raises(OperationRefused, match="the pod is being terminated"):
         await machine.sync(request())
     assert not libvirt.looks
 
 
-async def test_a_disk_grows_and_the_next_server_knows(
+async def test_resized_disk_is_restored_by_the_next_server(
     world: tuple[VmController, Libvirt], tmp_path: pathlib.Path
 ) -> None:
     machine, libvirt = world
@@ -183,7 +181,7 @@ async def test_a_disk_grows_and_the_next_server_knows(
     assert [(disk.size, disk.capacity) for disk in (await reported(again)).disks] == [(2 << 30, "2Gi")]
 
 
-async def test_only_one_vmi(world: tuple[VmController, Libvirt]) -> None:
+async def test_sync_of_another_vmi_is_refused(world: tuple[VmController, Libvirt]) -> None:
     machine, libvirt = world
     sync = asyncio.create_task(machine.sync(request()))
     await libvirt.asked(1)
@@ -195,8 +193,8 @@ async def test_only_one_vmi(world: tuple[VmController, Libvirt]) -> None:
 
 
 @pytest.mark.parametrize("vmi", [b"", b"[]", b"{}", b'{"metadata":{"uid":""}}', b'{"metadata":{"uid":7}}'])
-async def test_a_vmi_without_a_uid(world: tuple[VmController, Libvirt], vmi: bytes) -> None:
-    with pytest.raises(OperationRefused, match=r"metadata\.uid: missing") as caught:
+async def test_vmi_without_uid_is_rejected(world: tuple[VmController, Libvirt], vmi: bytes) -> None:
+    with pytest.raises(OperationRefused, match=r"metadata\.uid: required") as caught:
         await world[0].sync(pb.SyncRequest(vmi=vmi))
     assert caught.value.code == "INVALID_ARGUMENT"
 
