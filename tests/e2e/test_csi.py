@@ -255,7 +255,7 @@ def node2_off_and_on(kubectl: Kubectl) -> Iterator[None]:
 def test_disks_outlive_a_power_cut_of_their_node(space: Space, node2_off_and_on: None) -> None:
     drives = []
     for kind in KINDS:
-        name = f"kept-{kind.storage_class}-{kind.mode}".lower()
+        name = f"kept-{kind.storage_class}-{kind.mode}".lower()[:20]  # a virtio disk's serial has 20 characters
         space.apply(claim_of(name, kind))
         drives.append(claim(name, name))
     machine = space.machine(booting("kept", *drives, **on_node("node2"))).until_status("Running")
@@ -278,9 +278,16 @@ def test_a_shared_disk_follows_its_machine_off_a_dead_node(
     name = f"mover-{mode}".lower()
     space.apply(claim_of(name, Kind("shared", mode)))
     preferred = {
-        "weight": 1,
+        "weight": 100,
         "preference": {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["node2"]}]},
     }
+    wait_for(
+        lambda: (
+            (kubectl.get("node", "node2") or {})["status"]["allocatable"].get("devices.kubevirt.io/tun", "0") != "0"
+        ),
+        "node2 offers taps again",
+        seconds=90,
+    )
     affinity = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [preferred]}}
     machine = space.machine(booting(name, claim("data", name), affinity=affinity)).until_status("Running")
     assert machine.node() == "node2"
