@@ -137,11 +137,11 @@ def faults(one: route.RtnetlinkSocket, wanted: DesiredAttachment) -> list[str]:
         found.append(f"{wanted.outside} is down")
     if wanted.promiscuous and not bridge.flags & route.IFF_PROMISC:
         found.append(f"{wanted.bridge} is not promiscuous")
-    for name, wish_, is_ in (
+    for name, expected, actual in (
         ("hairpinMode", wanted.hairpin, link.hairpin),
         ("portIsolation", wanted.isolated, link.isolated),
     ):
-        if wish_ and is_ is False:
+        if expected and actual is False:
             found.append(f"{wanted.outside} has lost its {name}")
     if wanted.vlans:
         found += _vlan_faults(wanted, one.vlans(link.index).ids)

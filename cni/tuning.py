@@ -304,9 +304,9 @@ def _faults(call: Invocation, desired: DesiredTuning) -> list[str]:
         ("txQLen", desired.txqlen, link.txqlen),
     )
     found = [
-        f"{call.interface} has {what} {is_} instead of {want}"
-        for what, want, is_ in compared
-        if want not in (None, is_)
+        f"{call.interface} has {what} {actual} instead of {expected}"
+        for what, expected, actual in compared
+        if expected not in (None, actual)
     ]
     for each, value in values:
         if value.split() != each.value.split():

@@ -1,1 +1,1 @@
-"""The node's daemon: finds its launchers, drives them, and reports to the API server."""
+"""The node daemon: connects to the launchers of its node, drives their VMs, and reports to the API server."""

@@ -1,1 +1,1 @@
-"""What kubelet is offered: KVM, taps, bridges; and how much memory a device may pin."""
+"""Kubelet device plugins for KVM, tun, vhost-net and bridges; RLIMIT_MEMLOCK for VFIO."""

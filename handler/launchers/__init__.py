@@ -1,1 +1,1 @@
-"""The launchers of this node: found, started, connected to, kept in bounds."""
+"""Launchers of this node: discovery, start limiter, connection, frame budget."""

@@ -1,1 +1,1 @@
-"""This node: heartbeat, labels, certificate, processes of its pods."""
+"""The node: heartbeat, labels, serving certificate, processes of its pods."""

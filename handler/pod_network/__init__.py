@@ -1,1 +1,1 @@
-"""From the interfaces of the launcher's pod to the cards of its guest."""
+"""Networks of a launcher's pod: from the pod's interfaces to the guest's NICs."""

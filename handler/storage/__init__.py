@@ -1,1 +1,1 @@
-"""Images and volumes for launchers: containerd, mounts, ownership."""
+"""Images and volumes of launchers: containerd, mounts, file ownership."""

@@ -1,1 +1,1 @@
-"""The VMI reconciler: from the hand-over to the end of the guest."""
+"""The VMI reconciler: from the hand-over by the controller to the end of the guest."""

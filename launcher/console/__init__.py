@@ -1,1 +1,1 @@
-"""The guest's serial console and screen."""
+"""Serial console, VNC and screenshots of the guest."""

@@ -1,1 +1,1 @@
-"""The libvirt domain: `types` knows XML, `build` knows choices."""
+"""The libvirt domain: `types` declares the XML, `build` derives it from the VMI."""

@@ -1,1 +1,1 @@
-"""The guest agent: what it reports, and what it is asked."""
+"""The guest agent: polling, and operations on the guest."""

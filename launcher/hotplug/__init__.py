@@ -1,1 +1,1 @@
-"""Changes of a running domain: NICs, sizes of disks."""
+"""Changes of a running domain: NIC hot-plug and disk resize."""

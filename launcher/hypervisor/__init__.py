@@ -1,1 +1,1 @@
-"""libvirt: its daemon, the connection to it, events, and what it says of the domain."""
+"""libvirt: its daemon, the connection to it, events and domain states."""

@@ -1,1 +1,1 @@
-"""From volumes to files that QEMU opens."""
+"""Volumes of the VM: finds and creates the files that QEMU opens."""

@@ -1,1 +1,1 @@
-"""PID 1 of the pod: stdlib only."""
+"""PID 1 of the pod. Standard library only."""

@@ -53,7 +53,7 @@ class Supervisor:
         )
         self.server = ChildProcess("server", [sys.executable, "-s", "-m", "launcher"], server_environment(paths))
         self.console = SerialLog(paths.serial_fifo, 1, SerialTail(paths.serial_tail))
-        self.bed = os.open(paths.wake, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.wake_fd = os.open(paths.wake, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         """Descriptor of the wake FIFO, readable when the handler has written; -1: started."""
         self.wake_at = time.monotonic() + wake
         self.ends: dict[int, int] = {}
@@ -75,7 +75,7 @@ class Supervisor:
         poll = select.poll()
         poll.register(wakeup, select.POLLIN)
         poll.register(self.console.source, select.POLLIN)
-        poll.register(self.bed, select.POLLIN)
+        poll.register(self.wake_fd, select.POLLIN)
         while True:
             now = time.monotonic()
             self._wake(now, poll)
@@ -127,7 +127,7 @@ class Supervisor:
 
     def _timeout(self, now: float) -> float:
         children = (self.libvirt, self.server)
-        moments = [child.start_at for child in children if not child.pid] if self.bed < 0 else [self.wake_at]
+        moments = [child.start_at for child in children if not child.pid] if self.wake_fd < 0 else [self.wake_at]
         if self.stopping:
             moments.append(self.deadline)
         return min([_TICK_MS, *(max(0.0, moment - now) * 1000 + 1 for moment in moments)])
@@ -136,20 +136,20 @@ class Supervisor:
 
     def _wake(self, now: float, poll: select.poll) -> None:
         """Start on wake-up or timeout. Unlink the FIFO first: its presence means "not started"."""
-        if self.bed < 0:
+        if self.wake_fd < 0:
             return
         try:
-            called = bool(os.read(self.bed, 1))
+            called = bool(os.read(self.wake_fd, 1))
         except BlockingIOError:
             called = False
         if called or now >= self.wake_at:
             os.unlink(self.paths.wake)  # noqa: PTH108
-            poll.unregister(self.bed)
-            os.close(self.bed)
-            self.bed = -1
+            poll.unregister(self.wake_fd)
+            os.close(self.wake_fd)
+            self.wake_fd = -1
 
     def _start(self, now: float) -> None:
-        if self.bed >= 0:
+        if self.wake_fd >= 0:
             return
         for child in (self.libvirt, self.server):
             if not child.pid and now >= child.start_at:

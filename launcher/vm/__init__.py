@@ -1,1 +1,1 @@
-"""The one virtual machine of this pod: lifecycle, reports, state files."""
+"""The VM of this pod: lifecycle, reports, state files."""

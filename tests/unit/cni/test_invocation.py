@@ -1,4 +1,4 @@
-"""The checked environment of a call."""
+"""Validation of the environment of a call."""
 
 from cni import invocation
 

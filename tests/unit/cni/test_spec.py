@@ -1,4 +1,4 @@
-"""Configurations and results: types, versions, paths of faults, precedence."""
+"""Configurations and results: types, versions, field paths of errors, precedence."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""The state folder of cnv-tuning."""
+"""cnv-tuning's directory of saved state."""
 
 import pytest
 

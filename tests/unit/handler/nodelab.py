@@ -22,14 +22,14 @@ VMI = node_pb2.Vmi(namespace="ns", name="vm", uid="uid-1")
 def leaf(
     ca: KeyPair, client: bool, *, dns: tuple[str, ...] = (), uris: tuple[str, ...] = (), age: float = 0
 ) -> TlsIdentity:
-    """A key with a certificate of this authority, which its owner trusts. `age` in seconds."""
+    """A key and certificate signed by this CA, with its root. `age` in seconds."""
     key, now = tls.new_key(), time.time() - age
     signed = tls.issue(ca, tls.public_key(key), Names(dns, uris), client=client, now=now, seconds=3600)
     return TlsIdentity(signed, key, ca.certificate)
 
 
 class Authority:
-    """The internal authority and what it has signed."""
+    """The internal CA and the certificates it has signed."""
 
     def __init__(self) -> None:
         self.ca = tls.authority("internal", time.time(), 7200)
@@ -42,7 +42,7 @@ class Authority:
 
 
 class Direct:
-    """Stands for handler.launchers.connection.LauncherConnection: a launcher whose socket is known."""
+    """Fake LauncherConnection with a known socket."""
 
     def __init__(self, stub: Any, report: Callable[[], Any] | None = None, pod_uid: str = "pod-1") -> None:
         self.stub = stub
@@ -61,7 +61,7 @@ def server_credentials(identity: TlsIdentity) -> grpc.ServerCredentials:
 
 
 def channel(port: int, identity: TlsIdentity | None, roots: bytes, node: str = NODE) -> grpc.aio.Channel:
-    """As the gateway connects; without an identity, as somebody with no certificate."""
+    """A channel as the gateway opens it; without an identity, no client certificate."""
     credentials = grpc.ssl_channel_credentials(
         roots, identity.key if identity else None, identity.certificate if identity else None
     )

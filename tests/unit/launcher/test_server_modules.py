@@ -1,4 +1,4 @@
-"""What the launcher's server never loads: each of these would cost every VM memory for as long as it runs."""
+"""Modules that the launcher's server must not import: each would cost every VM memory."""
 
 import subprocess
 import sys

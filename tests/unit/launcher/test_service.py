@@ -1,4 +1,4 @@
-"""Which status a call ends with, by what went wrong."""
+"""Status codes of calls by exception."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ class Aborted(Exception):
 
 
 class Context:
-    """As much of a call as ends."""
+    """Fake context that supports abort."""
 
     status: tuple[grpc.StatusCode, str] | None = None
 

@@ -1,4 +1,4 @@
-"""Devices that the device plugin offers."""
+"""Health of device plugin devices."""
 
 from handler.devices.device_plugin import openable
 

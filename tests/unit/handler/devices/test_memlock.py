@@ -1,4 +1,4 @@
-"""How much memory a launcher may lock, when it is asked for, and what is told when it cannot be had."""
+"""RLIMIT_MEMLOCK of launchers: amount, conditions, errors."""
 
 import os
 import resource
@@ -67,7 +67,7 @@ def test_limits_are_read_from_proc() -> None:
 
 
 class Asked:
-    """Stands for `memlock.allow`: notes what it is asked, and refuses."""
+    """Fake `memlock.allow`: records its arguments, and fails."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str, int]] = []

@@ -1,4 +1,4 @@
-"""Launchers are noticed as soon as they show, each once, and nobody is looked for who is not expected."""
+"""Launcher discovery: each expected launcher is reported once, others are not."""
 
 import asyncio
 from pathlib import Path
@@ -62,7 +62,7 @@ async def test_forgotten_launcher_is_not_reported(met, tmp_path: Path) -> None:
 
 
 async def test_symbolic_link_counts_as_present_and_is_not_followed(met, tmp_path: Path) -> None:
-    """Whether it is what it seems is the conversation's business, which says so if not."""
+    """The connection verifies the listener."""
     discovery, found = met
     path = tmp_path / "a" / PLACE
     path.parent.mkdir(parents=True)

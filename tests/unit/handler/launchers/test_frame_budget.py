@@ -1,4 +1,4 @@
-"""Frames are counted in whatever pieces they come; what is over the budget is refused, consoles only wait."""
+"""Frame budgets: counting is independent of chunking; excess frames are rejected, excess data is delayed."""
 
 import random
 import struct
@@ -46,7 +46,7 @@ HONEST = [
 
 
 class Recording(Budget):
-    """A budget that notes what it is asked."""
+    """A budget that records its calls."""
 
     def __init__(self) -> None:
         super().__init__(Clock())

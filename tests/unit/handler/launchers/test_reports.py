@@ -1,4 +1,4 @@
-"""Whatever a launcher says stays within bounds."""
+"""Launcher reports are validated and bounded."""
 
 import string
 

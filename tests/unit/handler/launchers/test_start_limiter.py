@@ -1,4 +1,4 @@
-"""Works take turns, and none that is slow or fails keeps its turn."""
+"""The start limiter: order, limits, and release of slots on failure, timeout and cancellation."""
 
 import asyncio
 

@@ -22,7 +22,7 @@ def test_heartbeat():
 
 
 async def test_no_heartbeat_before_devices_are_checked():
-    """A handler that starts again must not say that its node takes no VMs, or that it has no KVM."""
+    """A restarted handler must not label its node as unschedulable or without KVM."""
     written, beaten, states = (
         [],
         asyncio.Event(),

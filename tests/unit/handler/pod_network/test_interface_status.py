@@ -1,4 +1,4 @@
-"""What the launcher is told of NICs, and what the VMI's status says of them."""
+"""NIC messages to the launcher, and the VMI's status.interfaces."""
 
 import json
 from dataclasses import replace
@@ -117,7 +117,7 @@ def test_guest_agent_data_is_matched_by_mac():
     default, blue, *others = interface_status.status(
         vmi(), bare, replace(RUNNING, interfaces=inside), frozenset({BLUE_IF})
     )
-    # A guest cannot take the pod's address from the first entry; elsewhere nobody but it knows.
+    # The guest agent cannot override the pod's address; on other networks only the guest knows its address.
     assert default["ipAddresses"] == ["10.1.1.5", "fd00::5"] and default["interfaceName"] == "eth0"
     assert blue["ipAddresses"] == ["192.168.3.4"] and blue["infoSource"] == "domain, guest-agent, multus-status"
     assert [(entry["interfaceName"], entry["infoSource"]) for entry in others] == [

@@ -1,4 +1,4 @@
-"""What a VMI asks of its networks, and the steps from what is in the pod's namespace to what should be."""
+"""Interface requests of a VMI, and the steps from current to desired state of the pod's namespace."""
 
 import ipaddress
 from dataclasses import replace
@@ -274,7 +274,7 @@ def test_network_assigning_another_mac_than_requested_is_rejected():
     with pytest.raises(NetworkError, match=f"interface blue.*{BLUE_LINK.mac} instead of 02:00:00:00:00:77"):
         bridge.guest_mac(request, BLUE_IF, BLUE_LINK.mac)
     assert bridge.guest_mac(request, BLUE_IF, request.mac) == request.mac
-    # On the pod's own network nobody could be asked for one.
+    # The pod network takes no requested MAC.
     assert bridge.guest_mac(replace(request, interface=""), "eth0", ETH0.mac) == request.mac
     assert bridge.guest_mac(replace(request, insists=False), BLUE_IF, BLUE_LINK.mac) == BLUE_LINK.mac
 

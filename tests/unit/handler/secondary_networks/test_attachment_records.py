@@ -1,4 +1,4 @@
-"""What is on record of a pod's networks outlives everything, and nothing else is written."""
+"""Attachment records on disk."""
 
 import json
 import stat

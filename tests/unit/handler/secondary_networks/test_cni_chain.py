@@ -1,4 +1,4 @@
-"""ADD and DEL through a chain of plugins: order, results, environment, and every way in which a plugin can fail."""
+"""ADD and DEL of a plugin chain: order, results, environment, failures."""
 
 import json
 import os
@@ -20,7 +20,7 @@ REFUSAL = b'{"code": 7, "msg": "vlan: the bridge does not filter\\nVLANs", "deta
 
 
 class Plugins(CniHost):
-    """Answers as told, by command and plugin, and remembers what was asked."""
+    """Returns configured results by command and plugin, and records the calls."""
 
     def __init__(self, **answers: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""CNI configurations of users: what is taken, what is refused in words, what each plugin is given."""
+"""Users' CNI configurations: validation, and the input of each plugin."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""The status annotation: Multus' format, out of results that nobody vouches for."""
+"""The network-status annotation in Multus' format, from untrusted results."""
 
 import json
 from typing import Any

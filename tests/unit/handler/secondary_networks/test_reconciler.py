@@ -1,4 +1,4 @@
-"""When a pod is joined to its networks, and when it leaves them: the plan, over whole snapshots."""
+"""The plan for attaching and detaching pods, on whole snapshots."""
 
 import json
 from typing import Any
@@ -101,7 +101,7 @@ def test_vm_pod_is_attached_only_if_its_status_differs() -> None:
     for differs in (
         pod("", told=["net1"], **machine),  # unplugged
         pod("dmz,dmz", told=["net1"], **machine),  # plugged
-        pod(**machine),  # not told yet
+        pod(**machine),  # no network-status yet
     ):
         assert plan(ObservedPod("u", differs, record("net1"))) == [Join(differs)]
     assert plan(ObservedPod("u", whole := pod(told=["net1"], **machine), record("net1", whole=False))) == [Join(whole)]

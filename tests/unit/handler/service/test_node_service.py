@@ -1,4 +1,4 @@
-"""The node's service: whom it answers, about what, and what of a launcher's words gets through it."""
+"""The node service: authentication, target VM, validation of the launcher's responses."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ PNG = b"\x89PNG\r\n\x1a\nrest"
 
 
 class FakeLauncher(launcher_pb2_grpc.LauncherServicer):
-    """Does what a test tells it: `answer` and `refuse` for verbs, functions for streams."""
+    """Configurable fake launcher: `answer` and `refuse` for verbs, functions for streams."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Any]] = []
@@ -154,7 +154,7 @@ CALLS = {
 
 
 async def call(stub: Any, name: str, request: Any = None) -> Any:
-    """One call of any kind; of a stream, its first answer."""
+    """One call of any method; for a stream, its first response."""
     request = CALLS[name] if request is None else request
     if name not in ("Console", "Vnc"):
         return await getattr(stub, name)(request, timeout=20)
@@ -170,7 +170,7 @@ def test_all_rpc_methods_are_covered() -> None:
     assert set(methods) == set(CALLS)
 
 
-# -- who may call
+# -- authentication
 
 
 def strangers(authority: Authority) -> dict[str, Any]:
@@ -277,7 +277,7 @@ async def test_launcher_status_codes_are_translated(authority: Authority, said: 
         assert code(caught) == heard and len(details) <= 1024 and details.isprintable() and "no agent" in details
 
 
-# -- what a launcher says is bounded
+# -- bounds of the launcher's responses
 
 
 async def test_launcher_responses_are_bounded(authority: Authority) -> None:
@@ -394,7 +394,7 @@ async def test_launcher_end_or_refusal_ends_the_client_stream(authority: Authori
         await context.write(wrap(b"bye"))
 
     async def refuse(requests: Any, context: Any, wrap: Any) -> None:
-        await context.abort(grpc.StatusCode.ALREADY_EXISTS, "alice is at the serial console")
+        await context.abort(grpc.StatusCode.ALREADY_EXISTS, "alice is using the serial console")
 
     async with lab(authority) as (client, fake, _):
         fake.console = leave
@@ -431,7 +431,7 @@ async def test_stream_acceptance_or_refusal_precedes_data(authority: Authority) 
 
 
 async def test_slow_client_applies_backpressure_to_the_launcher(authority: Authority) -> None:
-    """What waits here is a window or two, however much the launcher has to say."""
+    """At most a flow control window or two are buffered."""
     sent = 0
     stuck = asyncio.Event()
 

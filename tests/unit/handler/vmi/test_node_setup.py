@@ -1,4 +1,4 @@
-"""Interfaces of a VM that runs are plugged in one by one: what is missing for one is set aside."""
+"""Failing interfaces of a running VM are deferred."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the handler does next for a VMI, on whole snapshots."""
+"""The plan for a VMI, on whole snapshots."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -221,7 +221,7 @@ def test_end_waits_for_the_kubelets_cause():
     assert isinstance(again, RequeueAfter) and again.seconds > 5
     evicted = pod(status={"phase": "Failed", "reason": "Evicted"})
     assert written(plan(replace(fresh, pod=evicted)))[0].patch.body["status"]["reason"] == "Evicted"
-    # Of one that says nothing the controller tells the end: it sees the pod's Events.
+    # Without a cause from the kubelet the controller reports the end: it watches the pod's Events.
     assert plan(replace(fresh, pod=pod(status={"phase": "Succeeded"}))) == []
     probed = changed(running_vmi(), {"spec": {"livenessProbe": {"tcpSocket": {"port": 80}}}})
     for vmi_, reason in ((running_vmi(), "PodTerminated"), (probed, "LivenessProbeFailed")):
@@ -402,7 +402,7 @@ def test_pod_without_processes_is_removed_from_active_pods() -> None:
 
 @pytest.mark.parametrize("phase", ["", "Pending", "Scheduled", "Running", "Succeeded", "Failed"])
 def test_ended_pod_is_reported_in_every_phase(phase: str) -> None:
-    """A VMI that waits for an earlier one is Pending, one whose guest has ended may still wait for its pod."""
+    """A VMI waiting for an earlier one is Pending; an ended one may still wait for its pod."""
     both = frozenset({"pod-uid"})
     assert [type(action) for action in plan(seen(phase=phase, pod=None, unreported=both, empty=both))] == [PatchVmi]
 
@@ -415,7 +415,7 @@ def test_other_pods_stay_active() -> None:
 
 
 def test_failed_pod_with_running_launcher_is_still_observed() -> None:
-    """The kubelet says so when it preempts: the guest shuts down, and its launcher tells how it ended."""
+    """The kubelet sets Failed on preemption: the guest then shuts down, and its launcher reports the end."""
     preempted = pod(status={"phase": "Failed", "reason": "Preempting", "containerStatuses": []})
     assert plan(seen(pod=preempted, phase="Running")) == []
     [write] = written(plan(seen(LauncherState(state=pb.DOMAIN_STATE_SHUTOFF), phase="Running", pod=preempted)))

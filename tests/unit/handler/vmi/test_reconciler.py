@@ -1,4 +1,4 @@
-"""Which launcher the gateway is led to: that of the very VMI it names, on this node, by UIDs and activePods."""
+"""launcher_of: selects the launcher by VMI UID, node and activePods."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from handler.vmi.reconciler import VmiReconciler
 
 
 class Conversation:
-    """Stands for a launcher's conversation."""
+    """Fake launcher connection."""
 
     def __init__(self, pod_uid: str, changed: object, limiter: object) -> None:
         self.pod_uid = pod_uid
@@ -74,7 +74,7 @@ async def test_launcher_of_finds_the_vmi_of_this_node() -> None:
         (vmi(node="node2"), [pod()]),  # handed over to another node
         (vmi(), []),
         (vmi(), [pod(node="node2")]),
-        (vmi(), [pod(namespace="other")]),  # somebody else's pod that says it is ours
+        (vmi(), [pod(namespace="other")]),  # another namespace's pod with a forged owner reference
         (vmi(), [pod(uid="pod-9")]),  # one that the controller does not know
         (vmi(), [pod(HYPERLET_UID="uid-0")]),  # made for an earlier VMI of this name
         (vmi(), [pod(HYPERLET_NAMESPACE="other")]),

@@ -1,4 +1,4 @@
-"""The serial console for many: who sees what, who types, what waiting costs."""
+"""The serial console hub: output, write access, backpressure."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ class Qemu:
         self._tail.save()
 
     async def print(self, data: bytes) -> None:
-        """To whoever is attached, then to the log, as QEMU does."""
+        """Write to the connected client, then to the log, as QEMU does."""
         if self.guest:
             await asyncio.wait_for(asyncio.get_running_loop().sock_sendall(self.guest, data), SECONDS)
         self.log(data)
@@ -69,7 +69,7 @@ def qemu(tmp_path: pathlib.Path) -> Iterator[Qemu]:
 
 
 class Person:
-    """Reads what a viewer gets."""
+    """Reads a client's messages."""
 
     def __init__(self, viewer: SerialClient) -> None:
         self.viewer = viewer
@@ -150,7 +150,7 @@ async def test_output_during_attach_is_neither_lost_nor_duplicated(qemu: Qemu) -
 
 
 async def test_heavy_output_during_attach_is_complete(qemu: Qemu) -> None:
-    """More than is kept: then what was before is not shown, for it would leave a gap."""
+    """More output than is kept: the earlier tail is not replayed, since there would be a gap."""
     torrent = b"".join(b"%06d\n" % number for number in range(3000))
     qemu.log(b"before\n")
 

@@ -1,4 +1,4 @@
-"""The last screenful of the serial console."""
+"""The tail of the serial output."""
 
 import os
 import pathlib
@@ -95,7 +95,7 @@ def test_overlap_is_removed(last: bytes, fresh: bytes, largest: int, expected: b
 
 @given(st.binary(max_size=60), st.binary(max_size=60), st.data())
 def test_overlap_is_removed_once(old: bytes, new: bytes, data: st.DataObject) -> None:
-    """The log has everything up to some moment, the socket everything from an earlier one on."""
+    """The log ends at some moment, the socket's data starts at an earlier one."""
     seen = data.draw(st.integers(0, len(new)))
     replay = before(old + new[:seen], new, seen)
     assert (old + new).endswith(new) and (old + new).startswith(replay)

@@ -1,4 +1,4 @@
-"""How a viewer comes to QEMU's screen, with a QEMU that is slow to take them."""
+"""Connecting to QEMU's VNC socket while its backlog is full."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ def client() -> socket.socket:
 
 @pytest.fixture
 def screen(tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
-    """A listener as QEMU's, which has as many waiting as it has room for; and its path."""
+    """A listener with a full backlog, like QEMU's, and its path."""
     path = str(tmp_path / "vnc")
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))

@@ -1,4 +1,4 @@
-"""Network cards of the domain beyond the goldens: those that are plugged in, and what cannot be."""
+"""NICs beyond the golden files: hot-plug, and invalid ones."""
 
 import json
 from typing import Any
@@ -78,7 +78,7 @@ def test_invalid_pci_address_is_rejected(address: str) -> None:
 
 
 def test_interface_name_is_escaped() -> None:
-    """Were it not refused on the way here, it would still be no element of its own."""
+    """Even without validation, it must not become an XML element."""
     name = "a'/><hostdev mode='subsystem'/><alias name='b"
     element = ElementTree.fromstring(pluggable(vmi({"name": name, "bridge": {}}), name, facts(name)).text())
     assert {child.tag for child in element} == {"mac", "target", "model", "rom", "alias"}

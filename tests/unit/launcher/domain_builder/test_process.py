@@ -1,4 +1,4 @@
-"""The child that builds domains: forked, asked once, and never waited for in vain."""
+"""The domain builder's child: forked, one request, bounded waits."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def hang():
 
 
 def run(script: str) -> str:
-    """What a script prints. In a process of its own: one with threads, as pytest may be, must not fork."""
+    """Output of a script in its own process: pytest may have threads, and must not fork."""
     done = subprocess.run(
         [sys.executable, "-c", HEAD + script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
@@ -78,7 +78,7 @@ child.wait()
 
 
 def test_child_exits_with_its_parent() -> None:
-    """Its standard input ends: nobody else holds the other end, the child itself least of all."""
+    """Its standard input ends, since only the parent holds the write end."""
     script = """
 def wait():
     sys.stdin.buffer.read()

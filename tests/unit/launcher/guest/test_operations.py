@@ -1,4 +1,4 @@
-"""What a guest agent says about users and file systems, and a freeze that always ends."""
+"""Users and file systems from the guest agent; freezes always end."""
 
 import asyncio
 from typing import Any
@@ -69,7 +69,7 @@ class FakeAgent:
 
 
 class FakeMachine:
-    """A machine and its guest's agent: `frozen` is the guest's, `failing` makes commands fail."""
+    """Fake VmController and guest agent: `frozen` is the guest's state, `failing` the failing commands."""
 
     def __init__(self) -> None:
         self.agent, self.hypervisor = FakeAgent(), self

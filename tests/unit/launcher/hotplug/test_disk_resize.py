@@ -19,7 +19,7 @@ def request(**capacities: str) -> pb.SyncRequest:
 
 
 class World:
-    """A hypervisor and a builder: `sizes` is what disks can grow to, `fails` what libvirt says of a disk."""
+    """Fake hypervisor and builder: `sizes` by volume, `fails`: libvirt's error by disk."""
 
     def __init__(self, sizes: dict[str, int], fails: dict[str, Exception] | None = None) -> None:
         self.sizes, self.fails = sizes, fails or {}

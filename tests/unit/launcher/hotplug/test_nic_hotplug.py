@@ -48,7 +48,7 @@ def test_malformed_vmi_raises_build_error(vmi: bytes) -> None:
 
 
 class World:
-    """What Cards works on. `fails` maps a card to what libvirt says about it; a domain's cards are in `cards.live`."""
+    """Fakes for NicHotplug. `fails`: libvirt's error by NIC; the domain's NICs are in `cards.live`."""
 
     def __init__(self, *there: LiveNic, fails: dict[str, Exception] | None = None, **errors: str) -> None:
         self.done: list[str] = []

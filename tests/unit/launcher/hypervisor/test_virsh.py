@@ -1,4 +1,4 @@
-"""The launcher's virsh: what it shows, and that it only looks."""
+"""The launcher's virsh: output, and that it is read-only."""
 
 from typing import Any
 

@@ -53,7 +53,7 @@ def test_offer_has_all_that_was_configured() -> None:
     assert options[26] == (1450).to_bytes(2, "big")
     assert options[51] == b"\xff\xff\xff\xff"
     assert options[119] == b"\x07default\x03svc\x07cluster\x05local\0\x03svc\x07cluster\x05local\0"
-    # RFC 3442: who takes option 121 ignores option 3, so the default route is in it too.
+    # RFC 3442: clients that support option 121 ignore option 3, so it contains the default route as well.
     assert options[121] == b"\x19\xc0\xa8\x07\x00\x0a\x00\x02\x01" + b"\x00\x0a\x00\x02\x01"
 
 
@@ -107,7 +107,7 @@ def routes_of(config: pb.Dhcp4) -> list[tuple[str, str]]:
 
 
 def test_slash_32_address_gets_a_link_route_to_its_router() -> None:
-    """As the bridge binding takes it from CNI plugins that give /32 addresses and a router on the link."""
+    """As from CNI plugins that assign /32 addresses and a router on the link."""
     config = pb.Dhcp4(device="k6t-eth0", server="169.254.75.10", address="10.244.3.7", prefix=32, router="169.254.1.1")
     options = opened(dhcpv4.Dhcpv4Server(MAC, 1500, config, []).answer(packet(1)))[1]
     assert options[54] == socket.inet_aton("169.254.75.10") and options[1] == b"\xff\xff\xff\xff"

@@ -1,4 +1,4 @@
-"""The machine with a hypervisor whose answers come when a test lets them."""
+"""VmController with a hypervisor whose responses the test controls."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ LIFECYCLE_STARTED, LIFECYCLE_STOPPED = DomainEvent("lifecycle", 2, 0), DomainEve
 
 
 class Libvirt:
-    """Tells what a test has it tell. Every look at the domain waits in `looks` for its answer."""
+    """Fake hypervisor. Each poll waits in `looks` for its response."""
 
     def __init__(
         self, _: Paths, connected: Callable[[], None], __: object, happened: Callable[[DomainEvent], None]
@@ -49,16 +49,16 @@ class Libvirt:
         return await poll
 
     async def asked(self, times: int) -> None:
-        """Waits until somebody has begun that many looks."""
+        """Wait for that many started polls."""
         async with self.looked:
             await asyncio.wait_for(self.looked.wait_for(lambda: len(self.looks) >= times), 10)
 
 
 class Builder:
-    """Any VMI becomes the same domain."""
+    """Builds the same domain for any VMI."""
 
     def discard(self) -> None:
-        """Nothing waits here."""
+        """No child to discard."""
 
     async def build(self, question: dict[str, Any]) -> dict[str, Any]:
         if "grow" in question:
@@ -87,7 +87,7 @@ async def test_outdated_poll_result_is_dropped(world: tuple[VmController, Libvir
     sync = asyncio.create_task(machine.sync(request()))
     if slow == "the event's":
         libvirt.while_creating = [LIFECYCLE_STARTED]
-        # The order of the two is the event loop's; what is begun last says RUNNING, and is answered first.
+        # The event loop decides the order of the two; the last started poll returns RUNNING, and first.
         await libvirt.asked(2)
     else:
         await libvirt.asked(1)
@@ -200,14 +200,14 @@ async def test_vmi_without_uid_is_rejected(world: tuple[VmController, Libvirt], 
 
 
 async def reported(machine: VmController) -> pb.Report:
-    """What a watcher who comes now is told first."""
+    """The first report of a new watcher."""
     async for report in machine.watch():
         return report
     raise AssertionError("nothing was reported")
 
 
 async def until(machine: VmController, state: pb.DomainState.ValueType) -> None:
-    """Waits for a state to be reported."""
+    """Wait for a reported state."""
 
     async def wait() -> None:
         async for report in machine.watch():
