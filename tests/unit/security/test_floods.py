@@ -190,7 +190,7 @@ async def test_an_answer_that_is_no_report_is_told_without_a_traceback(tmp_path:
     async with Liar(tmp_path, garbage) as liar:
         launcher = Known("uid", lambda: None, StartLimiter(), tmp_path)
         await until(lambda: liar.calls >= 3)
-        await until(lambda: "cannot be read" in launcher.trouble)
+        await until(lambda: "cannot be decoded" in launcher.trouble)
         assert launcher._short >= 2
         await launcher.close()
     assert launcher.state is None and not [line for line in lines() if "exception" in line]
