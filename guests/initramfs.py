@@ -54,12 +54,12 @@ def library_closure(root: Path, binary: Path) -> dict[str, Path]:
 
 
 PROGRAMS = ("usr/sbin/qemu-ga", "usr/bin/getent")
-"""The guest agent, and getent, to resolve names with glibc: busybox's own glibc resolver calls crash."""
+"""The guest agent, and getent, to resolve names with glibc."""
 
 
 def _programs(archive: CpioArchive, root: Path) -> None:
-    """Dynamically linked programs, and each of their libraries once."""
-    libraries: dict[str, Path] = {}
+    """Dynamically linked programs and busybox, and each of their libraries once."""
+    libraries = library_closure(root, _busybox(archive, root))
     for program in PROGRAMS:
         binary = root / program
         archive.file(program, binary.read_bytes(), 0o755)
@@ -69,7 +69,8 @@ def _programs(archive: CpioArchive, root: Path) -> None:
         archive.file(f"{place}/{name}", path.read_bytes(), 0o755)
 
 
-def _busybox(archive: CpioArchive, root: Path) -> None:
+def _busybox(archive: CpioArchive, root: Path) -> Path:
+    """Busybox with a link for each applet. The static build would not do: its calls of glibc's resolver crash."""
     binary = root / "bin/busybox"
     if not binary.exists():
         binary = root / "usr/bin/busybox"
@@ -78,6 +79,7 @@ def _busybox(archive: CpioArchive, root: Path) -> None:
     for applet in applets:
         if applet not in ("busybox", "httpd"):
             archive.link(f"bin/{applet}", "busybox")
+    return binary
 
 
 def _modules(archive: CpioArchive, modules: list[Module]) -> None:
@@ -98,7 +100,6 @@ def pack(root: Path, init: Path) -> bytes:
         if path.is_file():
             mode = 0o600 if path.name == "shadow" else path.stat().st_mode & 0o755
             archive.file(str(path.relative_to(ROOTFS)), path.read_bytes(), mode)
-    _busybox(archive, root)
     _modules(archive, choose(root / "lib/modules" if (root / "lib/modules").exists() else root / "usr/lib/modules"))
     _programs(archive, root)
     return archive.to_bytes()

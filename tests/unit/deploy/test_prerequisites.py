@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cluster import dns, kubectl, venv
-from cluster.console import ClusterError
+from cluster import binaries, deps, dns, kubectl, toolchain, venv
+from cluster.console import ClusterError, ProgressConsole
 from deploy import prerequisites
 from deploy.prerequisites import Job, JobAbandoned
 
@@ -53,6 +55,37 @@ def test_abandoned_job_does_not_hide_first_failure() -> None:
     first.finished()
     with pytest.raises(JobAbandoned, match="python"):
         first.needed()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_next_group_compiles_once_the_first_has_nearly_compiled(monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
+    """In the cache it never says "nearly"; the next one must not wait for ever."""
+    first, _ = binaries.NEEDED
+    done: list[str] = []
+
+    def build(
+        console: object, group: binaries.Group, *, turn: Callable[[], object] | None, nearly: Callable[[], object]
+    ) -> None:
+        if group is first:
+            assert turn is None
+            done.append("first")
+            if not cached:
+                nearly()
+                assert linked.wait(30), "the second group waits for more than it needs"
+        else:
+            assert turn is not None
+            turn()
+            done.append("second")
+            linked.set()
+
+    linked = threading.Event()
+    monkeypatch.setattr(binaries, "build", build)
+    monkeypatch.setattr(toolchain, "find", lambda version: "go")
+    monkeypatch.setattr(deps, "ensure", lambda console, only_images: None)
+    monkeypatch.setattr(venv, "ensure", lambda console: None)
+    monkeypatch.setattr(prerequisites, "build_images", lambda console, images: None)
+    prerequisites.prepare(ProgressConsole(io.StringIO()), [], cluster=True)
+    assert done == ["first", "second"]
 
 
 def test_environment_is_recreated_when_inputs_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
