@@ -174,6 +174,10 @@ def _import(console: ProgressConsole, archives: Sequence[ImageArchive], name: st
         count = len(archive.images)
         title = f"{count} images" if count > 3 else ", ".join(archive.images) or archive.path.name
         with console.step(f"{name}: {title}"):
+            # containerd makes no reference by id for a name that it knows already, and pods need that one.
+            replaced = [ref for ref, digest in archive.images.items() if loaded.get(ref, digest) != digest]
+            if replaced:
+                node.run(name, ["ctr", "--namespace=k8s.io", "images", "remove", *replaced])
             # Without --local, ctr streams the archive to the daemon, which takes twice the time.
             command = ["ctr", "--namespace=k8s.io", "images", "import", "--local", "-"]
             done = node.run(name, command, stdin=archive.path)

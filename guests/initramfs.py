@@ -53,24 +53,20 @@ def library_closure(root: Path, binary: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-PROGRAMS = ("usr/sbin/qemu-ga", "usr/bin/getent")
-"""The guest agent, and getent, to resolve names with glibc."""
+AGENT = "usr/sbin/qemu-ga"
 
 
 def _programs(archive: CpioArchive, root: Path) -> None:
-    """Dynamically linked programs and busybox, and each of their libraries once."""
-    libraries = library_closure(root, _busybox(archive, root))
-    for program in PROGRAMS:
-        binary = root / program
-        archive.file(program, binary.read_bytes(), 0o755)
-        libraries.update(library_closure(root, binary))
+    """Busybox, the guest agent, and each of their libraries once."""
+    archive.file(AGENT, (root / AGENT).read_bytes(), 0o755)
+    libraries = library_closure(root, _busybox(archive, root)) | library_closure(root, root / AGENT)
     for name, path in sorted(libraries.items()):
         place = "lib64" if name.startswith("ld-") else "lib/x86_64-linux-gnu"
         archive.file(f"{place}/{name}", path.read_bytes(), 0o755)
 
 
 def _busybox(archive: CpioArchive, root: Path) -> Path:
-    """Busybox with a link for each applet. The static build would not do: its calls of glibc's resolver crash."""
+    """Busybox with a link for each applet. Not the static build, in which glibc's resolver does not work."""
     binary = root / "bin/busybox"
     if not binary.exists():
         binary = root / "usr/bin/busybox"

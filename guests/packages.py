@@ -9,7 +9,7 @@ from pathlib import Path
 KERNEL_META = "linux-image-cloud-amd64"
 GENERIC_META = "linux-image-amd64"
 """Larger, with drivers of the hardware that QEMU emulates."""
-FIXED = ("busybox", "qemu-guest-agent", "libc-bin", "syslinux", "syslinux-common", "mtools", "dosfstools", "lz4")
+FIXED = ("busybox", "qemu-guest-agent", "syslinux", "syslinux-common", "mtools", "dosfstools", "lz4")
 
 
 def _apt(*words: str, cwd: Path | None = None) -> str:
