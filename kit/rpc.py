@@ -23,7 +23,8 @@ MAX_MESSAGE = 1 << 20
 Sandbox = Callable[[str], proc.Process | None]
 """Returns the first process of a pod (the sandbox), for which the runtime created the pod's namespaces, or None."""
 
-_UCRED = struct.Struct("iii")  # struct ucred of linux/socket.h: pid, uid, gid
+_UCRED = struct.Struct("iII")
+"""struct ucred of linux/socket.h: pid, uid, gid. A user of a user namespace may lie above 2^31."""
 
 
 class PeerCredentials(NamedTuple):

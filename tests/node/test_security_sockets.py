@@ -53,3 +53,36 @@ def test_process_that_is_still_roots_is_not_entered(tmp_path):
         finally:
             process.kill()
             process.wait()
+
+
+LISTENS = """
+import os, socket, sys
+os.chdir(sys.argv[1])
+os.setresgid(int(sys.argv[2]), int(sys.argv[2]), int(sys.argv[2]))
+os.setresuid(int(sys.argv[2]), int(sys.argv[2]), int(sys.argv[2]))
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("launcher.sock")
+listener.listen()
+print("up", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_listener_with_a_uid_above_2_31_is_told_as_it_is(tmp_path):
+    """The kubelet gives a pod any range of 65,536 users, and half of them lie there."""
+    user = 2_193_817_707
+    folder = tmp_path / "socket"
+    folder.mkdir()
+    folder.chmod(0o777)
+    for above in (tmp_path, *tmp_path.parents[:2]):
+        above.chmod(0o755)
+    command = [sys.executable, "-c", LISTENS, str(folder), str(user)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout
+        try:
+            assert process.stdout.readline().strip() == "up"
+            with proc.closing(os.open(folder, os.O_PATH)) as base:
+                with proc.closing(rpc.open_socket(base, "launcher.sock")) as fd:
+                    assert rpc.listener(fd) == (process.pid, user, user)
+        finally:
+            process.kill()
