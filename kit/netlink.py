@@ -298,8 +298,9 @@ def add_tap(name: str, uid: int, gid: int, multi_queue: bool) -> None:
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
-        fcntl.ioctl(fd, _TUNSETOWNER, uid)
-        fcntl.ioctl(fd, _TUNSETGROUP, gid)
+        # The kernel uses 32 bits, Python passes a signed number, and a user of a user namespace may be above 2^31.
+        fcntl.ioctl(fd, _TUNSETOWNER, ctypes.c_int32(uid).value)
+        fcntl.ioctl(fd, _TUNSETGROUP, ctypes.c_int32(gid).value)
         fcntl.ioctl(fd, _TUNSETPERSIST, 1)
     finally:
         os.close(fd)

@@ -81,8 +81,10 @@ def test_listener_with_a_uid_above_2_31_is_told_as_it_is(tmp_path):
         assert process.stdin and process.stdout
         try:
             assert process.stdout.readline().strip() == "up"
-            with proc.closing(os.open(folder, os.O_PATH)) as base:
-                with proc.closing(rpc.open_socket(base, "launcher.sock")) as fd:
-                    assert rpc.listener(fd) == (process.pid, user, user)
+            with (
+                proc.closing(os.open(folder, os.O_PATH)) as base,
+                proc.closing(rpc.open_socket(base, "launcher.sock")) as fd,
+            ):
+                assert rpc.listener(fd) == (process.pid, user, user)
         finally:
             process.kill()
