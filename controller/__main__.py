@@ -1,7 +1,7 @@
 """`python -m controller`: reconciles VM → VMI → launcher pod. Runs in a Deployment, or anywhere with a KUBECONFIG.
 
 Environment: HYPERLET_LAUNCHER_IMAGE, HYPERLET_LAUNCHER_PULL_POLICY, HYPERLET_PORT (8080), HYPERLET_LOG (info),
-HYPERLET_IMAGE_VOLUMES (auto, always, never), HYPERLET_USER_NAMESPACES (never, auto), POD_NAMESPACE, POD_NAME.
+HYPERLET_IMAGE_VOLUMES (auto, always, never), HYPERLET_USER_NAMESPACES (auto, never), POD_NAMESPACE, POD_NAME.
 """
 
 import asyncio

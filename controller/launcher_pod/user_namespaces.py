@@ -1,8 +1,8 @@
 """User namespaces of launcher pods (`hostUsers: false`): when to request one, and how its failure is detected. Pure.
 
 In such a pod UID 107 maps to a host UID from a range of 65,536 that only this pod has: a process that escapes the
-container owns no files of the node or of other VMs. With HYPERLET_USER_NAMESPACES=auto, pods request one if the
-kubelets of all schedulable nodes report support; otherwise none does.
+container owns no files of the node or of other VMs. Pods request one if the kubelets of all schedulable nodes report
+support; with HYPERLET_USER_NAMESPACES=never none does.
 Sources: https://kubernetes.io/docs/concepts/workloads/pods/user-namespaces/, KEP-127.
 """
 
@@ -23,7 +23,7 @@ MESSAGE_LIMIT = 500
 
 def offered(nodes: Iterable[Node]) -> bool:
     """Whether the kubelet of every schedulable node reports user namespace support for its default runtime handler."""
-    if os.environ.get("HYPERLET_USER_NAMESPACES", "never") != "auto":
+    if os.environ.get("HYPERLET_USER_NAMESPACES", "auto") != "auto":
         return False
     takes = [node for node in nodes if (node.metadata.labels or {}).get(names.LABEL_SCHEDULABLE) == "true"]
     return bool(takes) and all(_supports(node) for node in takes)

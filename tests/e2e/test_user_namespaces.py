@@ -11,20 +11,13 @@ import pytest
 
 from tests.e2e.manifests import booting, claim, cloud_init, drive, idle, persistent_claim, secret
 from tests.e2e.processes import processes, the
-from tests.e2e.support import EXISTING, SYSTEM, Json, Kubectl, Machine, Space, project, wait_for
+from tests.e2e.support import EXISTING, Json, Kubectl, Machine, Space, project, wait_for
 from tests.e2e.test_networks import network, nics, plugged_in_and_out
 from tests.e2e.test_storage import volume_for
 
 MAC = "02:00:00:00:96:0e"
-# The whole installation is switched over meanwhile.
+# A handler is killed meanwhile.
 pytestmark = pytest.mark.alone
-
-
-def switch(kubectl: Kubectl, setting: str) -> None:
-    """Tell the controllers, and wait until the new ones run."""
-    inside = kubectl.within(SYSTEM)
-    inside("set", "env", "deployment/hyperlet-controller", f"HYPERLET_USER_NAMESPACES{setting}")
-    inside("rollout", "status", "deployment/hyperlet-controller", "--timeout=120s")
 
 
 def can(kubectl: Kubectl) -> bool:
@@ -46,9 +39,7 @@ def house(space: Space) -> Iterator[None]:
             "the nodes' container runtime has no user namespaces: 'python -m cluster build runc', then down and up"
         )
     project("cluster", "bridge", "br1", "--port", "eth1")
-    switch(space.kubectl, "=auto")
     yield
-    switch(space.kubectl, "-")
     space.kubectl("delete", "vm,vmi,pvc", "--all", "--timeout=90s")
     for volume in space.kubectl.items("persistentvolumes"):
         if volume["metadata"]["name"].startswith(f"{space.name}-"):

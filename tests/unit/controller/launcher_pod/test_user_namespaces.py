@@ -55,16 +55,14 @@ def node(handlers: Any, schedulable: str = "true") -> Node:
 def test_all_schedulable_nodes_must_support_user_namespaces(
     nodes: list[Node], offered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HYPERLET_USER_NAMESPACES", "auto")
+    monkeypatch.delenv("HYPERLET_USER_NAMESPACES", raising=False)
     assert user_namespaces.offered(nodes) is offered
 
 
-@pytest.mark.parametrize("setting", ["never", None])
-def test_user_namespaces_are_opt_in(setting: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HYPERLET_USER_NAMESPACES", raising=False)
-    if setting is not None:
-        monkeypatch.setenv("HYPERLET_USER_NAMESPACES", setting)
-    assert not user_namespaces.offered([node(ABLE)])
+@pytest.mark.parametrize(("setting", "offered"), [("auto", True), ("never", False), ("always", False)])
+def test_user_namespaces_can_be_switched_off(setting: str, offered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYPERLET_USER_NAMESPACES", setting)
+    assert user_namespaces.offered([node(ABLE)]) is offered
 
 
 # ---- which pods
