@@ -194,7 +194,8 @@ def test_make_up_on_an_existing_cluster_pushes_and_runs_the_example(
 
 def deploy_with(kubectl: Kubectl, *components: str) -> None:
     """Deploy the built images with these components, and wait until the handlers run so."""
-    kubectl("apply", "-k", str(hyperlet.overlay(hyperlet.built_images(), "", components)))
+    # Without the tests' namespace: the manifests say theirs.
+    hyperlet.Kubectl(kubectl.kubeconfig)("apply", "-k", str(hyperlet.overlay(hyperlet.built_images(), "", components)))
     kubectl.within(SYSTEM)("rollout", "status", "daemonset/hyperlet-handler", "--timeout=180s")
 
 
