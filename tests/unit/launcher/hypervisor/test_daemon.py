@@ -15,6 +15,29 @@ def test_image_cache_gets_this_nodes_timestamps(tmp_path: pathlib.Path) -> None:
     assert changed == text.replace(">1<", ">100<").replace(">2<", ">200<")
 
 
+def test_only_children_of_the_root_are_changed(tmp_path: pathlib.Path) -> None:
+    source, target = tmp_path / "baked", tmp_path / "cache"
+    source.mkdir()
+    text = (
+        "<?xml version='1.0'?>\n<!-- <selfctime>1</selfctime> --><qemuCaps>\n"
+        "<cpu><selfctime>2</selfctime></cpu><selfctime >3</selfctime>\n<qemuctime/><arch>\u00e4</arch></qemuCaps>\n"
+    )
+    (source / "x.xml").write_text(text)
+    daemon.install_cache(str(source), str(target), {"qemuctime": 100, "selfctime": 200})
+    assert (target / "x.xml").read_text() == text.replace(">3<", ">200<")
+
+
+def test_damaged_image_cache_is_left_out(tmp_path: pathlib.Path) -> None:
+    source, target = tmp_path / "baked", tmp_path / "cache"
+    source.mkdir()
+    (source / "bad.xml").write_text("<qemuCaps><qemuctime>1</qemuctime>")
+    (source / "good.xml").write_text("<qemuCaps><qemuctime>1</qemuctime></qemuCaps>")
+    daemon.install_cache(str(source), str(target), {"qemuctime": 100})
+    assert [(path.name, path.read_text()) for path in target.iterdir()] == [
+        ("good.xml", "<qemuCaps><qemuctime>100</qemuctime></qemuCaps>")
+    ]
+
+
 def test_missing_image_cache_is_ignored(tmp_path: pathlib.Path) -> None:
     daemon.install_cache(str(tmp_path / "none"), str(tmp_path / "cache"), {})
     assert not (tmp_path / "cache").exists()
