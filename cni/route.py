@@ -35,7 +35,7 @@ _NEWROUTE, _GETROUTE = 24, 26
 DELLINK = _DELLINK
 
 _ADDRESS, _NAME, _MTU, _LINK, _MASTER, _PROTINFO, _TXQLEN = 1, 3, 4, 5, 10, 12, 13
-_LINKINFO, _ALIAS, _AF_SPEC, _NET_NS_FD, _EXT_MASK, _PROMISCUITY = 18, 20, 26, 28, 29, 30
+_LINKINFO, _ALIAS, _AF_SPEC, _NET_NS_FD, _EXT_MASK = 18, 20, 26, 28, 29
 _KIND, _DATA = 1, 2
 _VETH_PEER = 1
 _VLAN_ID = 1
@@ -62,7 +62,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 @dataclass(frozen=True)
 class LinkInfo:
     """A device. `master`: its bridge's index or 0; `vlan_filtering` and the port's flags: None if the kernel does not
-    report them; `promiscuity`: number of users of promiscuous mode."""
+    report them."""
 
     index: int
     name: str
@@ -73,7 +73,6 @@ class LinkInfo:
     kind: str
     alias: str
     txqlen: int
-    promiscuity: int
     vlan_filtering: bool | None = None
     hairpin: bool | None = None
     isolated: bool | None = None
@@ -398,7 +397,6 @@ def read_link(body: bytes) -> LinkInfo:
         kind=kind,
         alias=error_text(fields.get(_ALIAS)),
         txqlen=_number(fields.get(_TXQLEN)),
-        promiscuity=_number(fields.get(_PROMISCUITY)),
         vlan_filtering=_switch(data.get(_BR_VLAN_FILTERING)),
         hairpin=_switch(port.get(_PORT_HAIRPIN)),
         isolated=_switch(port.get(_PORT_ISOLATED)),
