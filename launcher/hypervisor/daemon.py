@@ -5,8 +5,8 @@ Standard library only, with few imports: the supervisor imports this module.
 """
 
 import os
+from collections.abc import Callable
 
-from launcher.hypervisor.xml_events import Attributes, InvalidXml, end_of_tag, walk
 from launcher.log import log
 from launcher.paths import Paths
 
@@ -83,7 +83,23 @@ def prepare(daemon: str, paths: Paths) -> None:
     _write(f"{paths.libvirt_config}/qemu.conf", _QEMU_CONF)
     _write(f"{paths.libvirt_config}/{name}.conf", _DAEMON_CONF.format(uuid=_uuid()))
     _link_drivers(paths)
-    install_cache(os.environ.get("HYPERLET_LIBVIRT_CACHE", BAKED), paths.libvirt_cache, _changes(daemon))
+    source, changes = os.environ.get("HYPERLET_LIBVIRT_CACHE", BAKED), _changes(daemon)
+    _run_in_child(lambda: install_cache(source, paths.libvirt_cache, changes))
+
+
+def _run_in_child(work: Callable[[], None]) -> None:
+    """Run `work` in a forked process: what it imports would cost this process memory for the VM's lifetime."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            work()
+            status = 0
+        except Exception as error:
+            log("warning", "libvirt's cache cannot be installed: QEMU is queried", error=repr(error))
+        finally:
+            os._exit(status)
+    os.waitpid(child, 0)
 
 
 def _write(path: str, text: str) -> None:
@@ -126,6 +142,8 @@ def install_cache(source: str, target: str, changes: dict[str, int]) -> None:
 
     A file that is not XML is left out: libvirt queries QEMU again.
     """
+    from launcher.hypervisor.xml_events import InvalidXml
+
     for folder, _, names in os.walk(source):
         into = target + folder[len(source) :]
         os.makedirs(into, mode=0o700, exist_ok=True)  # noqa: PTH103
@@ -148,10 +166,12 @@ def install_cache(source: str, target: str, changes: dict[str, int]) -> None:
 
 def _with_numbers(data: bytes, changes: dict[str, int]) -> bytes:
     """The document with new text in the children of its root that are named in `changes`. Raises InvalidXml."""
+    from launcher.hypervisor.xml_events import end_of_tag, walk
+
     texts: list[tuple[int, int, bytes]] = []
     begin = -1
 
-    def start(path: list[str], attributes: Attributes, index: int) -> None:
+    def start(path: list[str], attributes: dict[str, str], index: int) -> None:
         nonlocal begin
         begin = index if len(path) == 2 and path[1] in changes and not attributes else -1
 

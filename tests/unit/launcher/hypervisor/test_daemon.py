@@ -1,4 +1,7 @@
+import os
 import pathlib
+import subprocess
+import sys
 
 from launcher.hypervisor import daemon
 from launcher.paths import Paths
@@ -36,6 +39,28 @@ def test_damaged_image_cache_is_left_out(tmp_path: pathlib.Path) -> None:
     assert [(path.name, path.read_text()) for path in target.iterdir()] == [
         ("good.xml", "<qemuCaps><qemuctime>100</qemuctime></qemuCaps>")
     ]
+
+
+def test_supervisor_does_not_keep_what_the_cache_needs(tmp_path: pathlib.Path) -> None:
+    """prepare() reads XML in a child: the supervisor's memory counts for every VM."""
+    source = tmp_path / "baked"
+    source.mkdir()
+    (source / "x.xml").write_text("<qemuCaps><qemuctime>1</qemuctime></qemuCaps>")
+    script = """
+import sys
+from launcher.hypervisor import daemon
+from launcher.paths import Paths
+
+daemon._changes = lambda _: {"qemuctime": 7}
+daemon.prepare("/usr/sbin/libvirtd", Paths(sys.argv[1]))
+print("pyexpat" in sys.modules, "xml" in sys.modules)
+"""
+    environment = {**os.environ, "HYPERLET_LIBVIRT_CACHE": str(source)}
+    command = [sys.executable, "-c", script, str(tmp_path / "root")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"], done.stderr
+    found = Paths(str(tmp_path / "root")).libvirt_cache
+    assert "<qemuctime>7</qemuctime>" in pathlib.Path(found, "x.xml").read_text()
 
 
 def test_missing_image_cache_is_ignored(tmp_path: pathlib.Path) -> None:
