@@ -47,7 +47,7 @@ def default_vmi_spec(
     spec: VirtualMachineInstanceSpec, metadata: ObjectMeta, *, config: "KubeVirtConfiguration | None" = None
 ) -> VirtualMachineInstanceSpec:
     """The spec with all defaults; `metadata` provides name, namespace and owner."""
-    networks, interfaces = _joined(spec, config)
+    networks, interfaces = _joined(spec)
     domain = spec.domain
     devices = replace(
         domain.devices,
@@ -232,9 +232,7 @@ def _watchdog(watchdog: Watchdog | None) -> Watchdog | None:
     return replace(watchdog, i6300esb=replace(device, action=device.action or "reset"))
 
 
-def _joined(
-    spec: VirtualMachineInstanceSpec, config: "KubeVirtConfiguration | None"
-) -> tuple[list[Network], list[Interface]]:
+def _joined(spec: VirtualMachineInstanceSpec) -> tuple[list[Network], list[Interface]]:
     """Networks and interfaces; the pod network when both are absent and autoattachPodInterface is not false."""
     networks, interfaces = list(spec.networks or ()), list(spec.domain.devices.interfaces or ())
     if not networks and not interfaces and spec.domain.devices.autoattachPodInterface is not False:

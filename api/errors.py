@@ -1,7 +1,6 @@
 """Exceptions, wrapped once at the boundary where they occur.
 
-Each class has the CamelCase reason for conditions and Events, the condition type that it sets, and whether a retry can
-help.
+Each class has the CamelCase reason for conditions and Events.
 """
 
 from collections.abc import Iterable
@@ -23,15 +22,9 @@ class Fault(NamedTuple):
 
 
 class HyperletError(Exception):
-    """Base of hyperlet's exceptions.
-
-    `reason` is CamelCase, `condition` the condition type to set on the object, `retry` whether the same step may
-    succeed later without a change of the object.
-    """
+    """Base of hyperlet's exceptions. `reason` is CamelCase."""
 
     reason: ClassVar[str] = "InternalError"
-    condition: ClassVar[str] = "Synchronized"
-    retry: ClassVar[bool] = True
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -42,8 +35,6 @@ class InvalidObject(HyperletError):
     """The object is invalid. `faults` has all faults with their paths."""
 
     reason = "InvalidObject"
-    condition = "Failure"
-    retry = False
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = list(faults)
@@ -75,9 +66,16 @@ class Expired(HyperletError):
 
 
 class ApiUnavailable(HyperletError):
-    """The API server did not respond, or responded with 429 or 5xx."""
+    """The API server did not respond, or responded with 429 or 5xx.
+
+    `retry_seconds`: how long it asks to wait before a retry; 0 if it does not say.
+    """
 
     reason = "ApiUnavailable"
+
+    def __init__(self, message: str, retry_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
 
 
 class Forbidden(HyperletError):
@@ -87,7 +85,6 @@ class Forbidden(HyperletError):
     """
 
     reason = "Forbidden"
-    condition = "Failure"
 
     def __init__(self, message: str, causes: Iterable[str] = ()) -> None:
         super().__init__(message)
@@ -116,10 +113,3 @@ class NetworkError(HyperletError):
     """The VM's network cannot be set up."""
 
     reason = "NetworkError"
-
-
-class DomainError(HyperletError):
-    """libvirt or QEMU refused the domain or ended it."""
-
-    reason = "DomainError"
-    retry = False

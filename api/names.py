@@ -10,9 +10,7 @@ GROUP: Final = "kubevirt.io"
 VERSION: Final = "v1"
 OLD_VERSION: Final = "v1alpha3"
 API_VERSION: Final = "kubevirt.io/v1"
-OLD_API_VERSION: Final = "kubevirt.io/v1alpha3"
 SUBRESOURCE_GROUP: Final = "subresources.kubevirt.io"
-CDI_GROUP: Final = "cdi.kubevirt.io"
 
 KIND_VM: Final = "VirtualMachine"
 KIND_VMI: Final = "VirtualMachineInstance"
@@ -25,10 +23,6 @@ PLURAL_KUBEVIRT: Final = "kubevirts"
 
 # hyperlet's namespace and objects
 NAMESPACE: Final = "kubevirt"
-KUBEVIRT_NAME: Final = "kubevirt"
-HANDLER_NAME: Final = "virt-handler"
-CONTROLLER_NAME: Final = "virt-controller"
-API_NAME: Final = "virt-api"
 CONTROLLER_LEASE: Final = "virt-controller"
 FIELD_MANAGER: Final = "hyperlet"
 
@@ -56,13 +50,10 @@ def node_dns_name(node: str) -> str:
 LABEL_APP: Final = "kubevirt.io"
 APP_LAUNCHER: Final = "virt-launcher"
 APP_HANDLER: Final = "virt-handler"
-APP_CONTROLLER: Final = "virt-controller"
-APP_API: Final = "virt-api"
 LABEL_CREATED_BY: Final = "kubevirt.io/created-by"
 LABEL_NODE_NAME: Final = "kubevirt.io/nodeName"
 LABEL_VM_NAME: Final = "vm.kubevirt.io/name"
 LABEL_VMI_ID: Final = "vmi.kubevirt.io/id"
-LABEL_DOMAIN: Final = "kubevirt.io/domain"
 LABEL_SCHEDULABLE: Final = "kubevirt.io/schedulable"
 LABEL_KVM: Final = "hyperlet/kvm"
 LABEL_MIGRATION_JOB: Final = "kubevirt.io/migrationJobUID"
@@ -70,25 +61,12 @@ LABEL_MIGRATION_TARGET_NODE: Final = "kubevirt.io/migrationTargetNodeName"
 LABEL_OUTDATED_LAUNCHER: Final = "kubevirt.io/outdatedLauncherImage"
 LABEL_TEMPLATE: Final = "hyperlet/template"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
-LABEL_COMPONENT: Final = "app.kubernetes.io/component"
-NODE_CPU_MODEL: Final = "cpu-model.node.kubevirt.io/"
-NODE_CPU_FEATURE: Final = "cpu-feature.node.kubevirt.io/"
-NODE_CPU_MODEL_MIGRATION: Final = "cpu-model-migration.node.kubevirt.io/"
-NODE_CPU_VENDOR: Final = "cpu-vendor.node.kubevirt.io/"
-NODE_HYPERV: Final = "hyperv.node.kubevirt.io/"
-NODE_MACHINE_TYPE: Final = "machine-type.node.kubevirt.io/"
-NODE_HOST_MODEL_CPU: Final = "host-model-cpu.node.kubevirt.io/"
-NODE_HOST_MODEL_FEATURES: Final = "host-model-required-features.node.kubevirt.io/"
-NODE_TSC_FREQUENCY: Final = "cpu-timer.node.kubevirt.io/tsc-frequency"
-NODE_TSC_SCALABLE: Final = "cpu-timer.node.kubevirt.io/tsc-scalable"
 
 # Annotations
 ANNOTATION_DOMAIN: Final = "kubevirt.io/domain"
 ANNOTATION_HEARTBEAT: Final = "kubevirt.io/heartbeat"
 ANNOTATION_KVM: Final = "hyperlet/kvm"
 ANNOTATION_MIGRATION_JOB: Final = "kubevirt.io/migrationJobName"
-ANNOTATION_LAST_OBSERVED_API: Final = "kubevirt.io/latest-observed-api-version"
-ANNOTATION_STORAGE_OBSERVED_API: Final = "kubevirt.io/storage-observed-api-version"
 ANNOTATION_DEFAULT_CONTAINER: Final = "kubectl.kubernetes.io/default-container"
 ANNOTATION_GENERATION: Final = "kubevirt.io/vm-generation"
 ANNOTATION_TEMPLATE: Final = "hyperlet/template-hash"
@@ -142,25 +120,13 @@ PHASE_FAILED: Final = "Failed"
 PHASE_UNKNOWN: Final = "Unknown"
 FINAL_PHASES: Final = frozenset({PHASE_SUCCEEDED, PHASE_FAILED})
 
-# Additional migration phases
-PHASE_PREPARING_TARGET: Final = "PreparingTarget"
-PHASE_TARGET_READY: Final = "TargetReady"
-
 # Condition types
 CONDITION_READY: Final = "Ready"
-CONDITION_PROVISIONING: Final = "Provisioning"
 CONDITION_SYNCHRONIZED: Final = "Synchronized"
 CONDITION_PAUSED: Final = "Paused"
 CONDITION_AGENT_CONNECTED: Final = "AgentConnected"
-CONDITION_ACCESS_CREDENTIALS: Final = "AccessCredentialsSynchronized"
 CONDITION_LIVE_MIGRATABLE: Final = "LiveMigratable"
-CONDITION_STORAGE_LIVE_MIGRATABLE: Final = "StorageLiveMigratable"
-CONDITION_HOT_VCPU: Final = "HotVCPUChange"
-CONDITION_HOT_MEMORY: Final = "HotMemoryChange"
-CONDITION_VOLUMES_CHANGE: Final = "VolumesChange"
-CONDITION_DATA_VOLUMES_READY: Final = "DataVolumesReady"
 CONDITION_DISRUPTION_TARGET: Final = "DisruptionTarget"
-CONDITION_EVICTION_REQUESTED: Final = "EvictionRequested"
 CONDITION_FAILURE: Final = "Failure"
 CONDITION_RESTART_REQUIRED: Final = "RestartRequired"
 CONDITION_POD_SCHEDULED: Final = "PodScheduled"
@@ -179,9 +145,7 @@ STATUS_MIGRATING: Final = "Migrating"
 STATUS_PAUSED: Final = "Paused"
 STATUS_RUNNING: Final = "Running"
 STATUS_PVC_NOT_FOUND: Final = "ErrorPvcNotFound"
-STATUS_DATA_VOLUME_ERROR: Final = "DataVolumeError"
 STATUS_UNSCHEDULABLE: Final = "ErrorUnschedulable"
-STATUS_PROVISIONING: Final = "Provisioning"
 STATUS_WAITING_FOR_VOLUME: Final = "WaitingForVolumeBinding"
 STATUS_ERR_IMAGE_PULL: Final = "ErrImagePull"
 STATUS_IMAGE_PULL_BACKOFF: Final = "ImagePullBackOff"
@@ -189,24 +153,6 @@ STATUS_STARTING: Final = "Starting"
 STATUS_CRASH_LOOP: Final = "CrashLoopBackOff"
 STATUS_STOPPED: Final = "Stopped"
 STATUS_UNKNOWN: Final = "Unknown"
-PRINTABLE_STATUSES: Final = (
-    STATUS_TERMINATING,
-    STATUS_STOPPING,
-    STATUS_MIGRATING,
-    STATUS_PAUSED,
-    STATUS_RUNNING,
-    STATUS_PVC_NOT_FOUND,
-    STATUS_DATA_VOLUME_ERROR,
-    STATUS_UNSCHEDULABLE,
-    STATUS_PROVISIONING,
-    STATUS_WAITING_FOR_VOLUME,
-    STATUS_ERR_IMAGE_PULL,
-    STATUS_IMAGE_PULL_BACKOFF,
-    STATUS_STARTING,
-    STATUS_CRASH_LOOP,
-    STATUS_STOPPED,
-    STATUS_UNKNOWN,
-)
 
 # Run strategies
 RUN_ALWAYS: Final = "Always"
@@ -214,7 +160,6 @@ RUN_HALTED: Final = "Halted"
 RUN_MANUAL: Final = "Manual"
 RUN_RERUN_ON_FAILURE: Final = "RerunOnFailure"
 RUN_ONCE: Final = "Once"
-RUN_WAIT_AS_RECEIVER: Final = "WaitAsReceiver"
 
 # Actions in VirtualMachine.status.stateChangeRequests
 ACTION_START: Final = "Start"
@@ -231,18 +176,14 @@ REASON_CREATED: Final = "SuccessfulCreate"
 REASON_ADOPTED: Final = "AdoptedInstance"
 REASON_DELETED: Final = "SuccessfulDelete"
 REASON_FAILED_CREATE: Final = "FailedCreate"
-REASON_FAILED_DELETE: Final = "FailedDelete"
 REASON_STARTED: Final = "Started"
-REASON_SHUTTING_DOWN: Final = "ShuttingDown"
 REASON_STOPPED: Final = "Stopped"
 REASON_CRASHED: Final = "Crashed"
 REASON_TERMINATED: Final = "Terminated"
-REASON_DELETED_STATE: Final = "Deleted"
 REASON_PAUSED_BY_USER: Final = "PausedByUser"
 REASON_PAUSED_IO_ERROR: Final = "PausedIOError"
 REASON_POD_NOT_EXISTS: Final = "PodNotExists"
 REASON_GUEST_NOT_RUNNING: Final = "GuestNotRunning"
-REASON_POD_CONDITION_MISSING: Final = "PodConditionMissing"
 REASON_VMI_NOT_EXISTS: Final = "VMINotExists"
 REASON_UNSCHEDULABLE: Final = "Unschedulable"
 REASON_ERR_IMAGE_PULL: Final = "ErrImagePull"
@@ -282,8 +223,3 @@ FAULT_TYPE: Final = "FieldValueTypeInvalid"
 INFO_DOMAIN: Final = "domain"
 INFO_GUEST_AGENT: Final = "guest-agent"
 INFO_MULTUS: Final = "multus-status"
-
-# volumeStatus[].phase
-VOLUME_PENDING: Final = "Pending"
-VOLUME_BOUND: Final = "Bound"
-VOLUME_READY: Final = "Ready"

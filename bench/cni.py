@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.figures import percentile
-from cni import build, client, mac_filter, nft
+from cni import build, client, mac_filter
 from kit import proc
+from kit.netlink import nft
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path(os.environ.get("HYPERLET_RUN", str(ROOT / ".run")))

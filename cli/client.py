@@ -13,9 +13,10 @@ import aiohttp
 import msgspec
 
 from api.version import VERSION
+from cli.paths import SUBRESOURCES
 from cli.problem import CliError
 from cli.settings import CliSettings
-from kit import faults, kubeconfig
+from kit import faults, kubeconfig, retry_after
 from kit.kubeconfig import ConfigError
 
 T = TypeVar("T")
@@ -28,25 +29,30 @@ HEARTBEAT_SECONDS = 30.0
 """Ping interval of an open WebSocket; detects dead connections."""
 ANSWER_SECONDS = 10.0
 """Timeout for the body of an error response."""
+PATIENCE_SECONDS = 10.0
+"""How long a command waits altogether, if the server asks to retry later."""
 
 _SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "h": 3600.0}
 
 
 class RequestRefused(CliError):
-    """The server refused the request. `status` has its code, reason and message."""
+    """The server refused the request. `status` has its code, reason and message; `retry_seconds` is its Retry-After."""
 
-    def __init__(self, status: faults.Status) -> None:
-        super().__init__(_message(status))
+    def __init__(self, status: faults.Status, path: str, retry_seconds: float | None) -> None:
+        super().__init__(_message(status, path))
         self.status = status
+        self.retry_seconds = retry_seconds
 
 
-def _message(status: faults.Status) -> str:
+def _message(status: faults.Status, path: str) -> str:
     message = " ".join(status.message.split())
     if status.code == 401:
         return f"the API server rejected the credentials: {message}"
-    if status.code == 503 and message == "service unavailable":
+    if status.code == 503 and not status.reason and SUBRESOURCES in path:
+        # The gateway answers with a Status, the API server without its backend with a plain text.
         return "the API server cannot reach hyperlet's gateway: check that its pods are running"
-    if status.code == 404 and ("could not find the requested resource" in message or "page not found" in message):
+    if status.code == 404 and not (status.details and status.details.name):
+        # An object that does not exist is named in the details.
         return "the cluster does not serve this API: check that hyperlet and its gateway are installed"
     return message
 
@@ -153,14 +159,24 @@ class ApiClient:
             await opened.close()
 
     async def _authenticated(self, send: Callable[[Mapping[str, str]], Awaitable[T]]) -> T:
-        """Calls `send` with the credentials' headers; on 401 once more with renewed credentials."""
-        for renew in (False, True):
+        """Calls `send` with the credentials' headers; on 401 once more with renewed credentials.
+
+        Waits and repeats while the server asks to retry later, for PATIENCE_SECONDS at most.
+        """
+        renew, renewed, patience = False, False, PATIENCE_SECONDS
+        while True:
             try:
                 if self._auth is None or renew:
-                    self._auth = await self._where.credentials.headers(renew)
+                    self._auth, renew, renewed = await self._where.credentials.headers(renew), False, renew
                 return await send(self._auth)
             except RequestRefused as refusal:
-                if refusal.status.code != 401 or renew:
+                wait = refusal.retry_seconds
+                if refusal.status.code == 401 and not renewed:
+                    renew = True
+                elif wait is not None and wait <= patience:
+                    patience -= wait
+                    await asyncio.sleep(wait)
+                else:
                     raise
             except ConfigError as error:
                 raise CliError(str(error)) from error
@@ -170,7 +186,6 @@ class ApiClient:
                 raise CliError(f"the server refused the WebSocket upgrade: HTTP {error.status}") from error
             except (aiohttp.ClientError, OSError) as error:
                 raise CliError(f"cannot reach the API server {self._where.server}: {error}") from error
-        raise AssertionError("the second attempt returns or raises")
 
     def _open(self) -> aiohttp.ClientSession:
         assert self._session is not None, "used outside of `async with`"
@@ -198,7 +213,8 @@ async def _refuse(answer: aiohttp.ClientResponse) -> None:
     body = b""
     with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
         body = await asyncio.wait_for(answer.read(), ANSWER_SECONDS)
-    raise RequestRefused(faults.parse(answer.status, body))
+    wait = retry_after.wait_seconds(answer.status, answer.headers)
+    raise RequestRefused(faults.parse(answer.status, body), answer.url.path, wait)
 
 
 def _document(body: bytes) -> Json:

@@ -13,7 +13,6 @@ from cli.problem import CliError
 Json = dict[str, Any]
 
 STRATEGIES = ("Always", "Manual", "Halted", "Once", "RerunOnFailure")
-CLOUD_INITS = ("nocloud", "configdrive", "none")
 CLOUD_INIT_DISK = "cloudinitdisk"
 _CLOUD_INIT_SOURCES = {"nocloud": "cloudInitNoCloud", "configdrive": "cloudInitConfigDrive"}
 _GUEST_AGENT_KEYS = "setsebool -P virt_qemu_ga_manage_ssh on"

@@ -27,8 +27,3 @@ def deploy(console: ProgressConsole, known: ClusterState, names: list[str]) -> N
     with console.step("CoreDNS"):
         kubectl("apply", "-f", "-", stdin=manifest(reference, known.plan.dns))
         kubectl("rollout", "status", "deployment/coredns", "--namespace=kube-system", "--timeout=120s")
-
-
-def is_deployed() -> bool:
-    """Whether the cluster has a DNS server."""
-    return Kubectl(paths.KUBECONFIG).json("get", "deployment", "coredns", "--namespace=kube-system") is not None

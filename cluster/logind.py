@@ -36,8 +36,7 @@ DEFAULT_DELAY_SECONDS = 5.0
 BUS_SECONDS = 20.0
 """Timeout for the bus to listen."""
 LOGIN, LOGIN_PATH, MANAGER = "org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"
-SYSTEMD, SYSTEMD_MANAGER = "org.freedesktop.systemd1", "org.freedesktop.systemd1.Manager"
-PROPERTIES = "org.freedesktop.DBus.Properties"
+SYSTEMD = "org.freedesktop.systemd1"
 CALL, REPLY, ERROR, SIGNAL = 1, 2, 3, 4
 NO_REPLY_EXPECTED = 1
 MAX_MESSAGE = 1 << 20

@@ -6,12 +6,13 @@ import struct
 import time
 from pathlib import Path
 
-from cni import errors, route
+from cni import errors
 from cni.desired_attachment import DesiredAttachment
 from cni.errors import CniError
-from cni.netlink import NetlinkRefusal
-from cni.route import Address, Interface, Network
 from cni.spec import CniResult, ResultIp, ResultRoute
+from kit.netlink import route
+from kit.netlink.route import Interface, IpAddress, Network
+from kit.netlink.transport import NetlinkRefusal
 
 _DAD_SECONDS = 10
 _EEXIST = 17
@@ -65,10 +66,10 @@ def configure(one: route.RtnetlinkSocket, name: str, found: CniResult, dad: bool
             _announce(name, link.mac, address)
 
 
-def _wanted(given: ResultRoute, gateways: dict[int, str]) -> route.WantedLink:
+def _wanted(given: ResultRoute, gateways: dict[int, str]) -> route.NewRoute:
     destination = ipaddress.ip_network(given.dst, strict=False)
     through = given.gw or gateways.get(destination.version)
-    return route.WantedLink(
+    return route.NewRoute(
         destination,
         ipaddress.ip_address(through) if through else None,
         mtu=given.mtu or 0,
@@ -105,7 +106,7 @@ def _announce(name: str, mac: str, address: Interface) -> None:
             return
 
 
-def serve(one: route.RtnetlinkSocket, link: route.LinkInfo, found: CniResult, force: bool) -> list[Interface]:
+def serve(one: route.RtnetlinkSocket, link: route.Link, found: CniResult, force: bool) -> list[Interface]:
     """Make a host device the gateway of the addresses; returns the addresses added. Raises CniError, OSError."""
     given: list[Interface] = []
     for ip in found.ips:
@@ -122,7 +123,7 @@ def serve(one: route.RtnetlinkSocket, link: route.LinkInfo, found: CniResult, fo
     return given
 
 
-def _ensure(one: route.RtnetlinkSocket, link: route.LinkInfo, wanted: Interface, force: bool) -> bool:
+def _ensure(one: route.RtnetlinkSocket, link: route.Link, wanted: Interface, force: bool) -> bool:
     for held in one.addresses(link.index):
         if held.interface.version != wanted.version or held.scope == 253:
             continue
@@ -165,7 +166,7 @@ def faults(one: route.RtnetlinkSocket, name: str, ips: list[ResultIp], routes: l
     paths = one.routes()
     for wanted in routes:
         destination = ipaddress.ip_network(wanted.dst, strict=False)
-        gateway: Address | None = ipaddress.ip_address(wanted.gw) if wanted.gw else None
+        gateway: IpAddress | None = ipaddress.ip_address(wanted.gw) if wanted.gw else None
         if not any(p.destination == destination and (gateway is None or p.gateway == gateway) for p in paths):
             found.append(f"the container has lost its route to {wanted.dst}")
     return found

@@ -7,14 +7,15 @@ from typing import Any
 
 import msgspec
 
-from cni import addresses, desired_attachment, errors, host, ipam, mac_filter, masquerade, port, route, spec
+from cni import addresses, desired_attachment, errors, host, ipam, mac_filter, masquerade, port, spec
 from cni.desired_attachment import DesiredAttachment
 from cni.errors import CniError
 from cni.host import HostResources
 from cni.invocation import Invocation
-from cni.netlink import NetlinkRefusal
 from cni.rollback import log_errors
 from cni.spec import BridgeConf, CniResult
+from kit.netlink import route
+from kit.netlink.transport import NetlinkRefusal
 
 
 def add(call: Invocation, resources: HostResources) -> bytes:
@@ -43,7 +44,7 @@ def _make_pair(
     one: route.RtnetlinkSocket,
     desired: DesiredAttachment,
     call: Invocation,
-    bridge: route.LinkInfo,
+    bridge: route.Link,
     mac: str,
     outside_mac: str,
 ) -> None:
@@ -72,7 +73,7 @@ def _layer3(
     one: route.RtnetlinkSocket,
     resources: HostResources,
     desired: DesiredAttachment,
-    bridge: route.LinkInfo,
+    bridge: route.Link,
     call: Invocation,
 ) -> CniResult:
     undo.callback(log_errors, ipam.run, desired.ipam, "DEL", call, resources.own)
@@ -108,7 +109,7 @@ def _result(
     desired: DesiredAttachment,
     call: Invocation,
     found: CniResult,
-    bridge: route.LinkInfo,
+    bridge: route.Link,
     mac: str,
     outside_mac: str,
 ) -> CniResult:

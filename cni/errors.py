@@ -4,7 +4,6 @@ Source: CNI specification 1.1.0, section "Error"; codes from 100 on are the plug
 """
 
 VERSION = 1  # incompatible CNI version
-FIELD = 2  # a field has a value that is not supported
 CONTAINER = 3  # container unknown or does not exist
 ENVIRONMENT = 4  # a necessary environment variable is missing or invalid
 IO = 5  # I/O failure

@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from threading import Lock, local
 from typing import TypeVar
 
-from cni import nft, route
 from cni.invocation import OwnNamespaces
-from cni.netlink import HEADER, NetlinkRefusal
 from kit import proc
+from kit.netlink import nft, route
+from kit.netlink.transport import HEADER, NetlinkRefusal
 
 T = TypeVar("T")
 _PREFIX = "cnv"
@@ -50,7 +50,7 @@ def alias(network: str, container: str, interface: str) -> str:
     return f"{_alias_prefix(network)}{network[:60]} {container[:100]} {interface}"
 
 
-def belongs(link: route.LinkInfo, network: str) -> bool:
+def belongs(link: route.Link, network: str) -> bool:
     """Whether a host device is an attachment of a network; one without an alias is from an interrupted ADD."""
     if link.kind != "veth" or not link.name.startswith(_network_prefix(network)) or len(link.name) != 15:
         return False

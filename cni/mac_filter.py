@@ -7,9 +7,9 @@ the interface's name. All rules are committed before the interface joins the bri
 
 import errno
 
-from cni import nft
-from cni.netlink import Message, NetlinkRefusal
-from cni.route import mac_bytes
+from kit.netlink import nft
+from kit.netlink.route import mac_bytes
+from kit.netlink.transport import Message, NetlinkRefusal
 
 TABLE, MAP, ENTRY = "hyperlet-cni", "guarded", "entry"
 _HOOK, _PRIORITY = 0, -300  # NF_BR_PRE_ROUTING, NF_BR_PRI_NAT_DST_BRIDGED

@@ -6,34 +6,22 @@ Each attachment has its own inet table, named after its host interface, so that 
 import errno
 import ipaddress
 
-from cni import nft
-from cni.netlink import Message, NetlinkRefusal
-from cni.route import Interface
+from kit.netlink import nft
+from kit.netlink.route import Interface
+from kit.netlink.transport import Message, NetlinkRefusal
 
 PREFIX = "hyperlet-cni-"
 _CHAIN = "outgoing"
 _HOOK, _PRIORITY = 4, 100  # NF_INET_POST_ROUTING, NF_IP_PRI_NAT_SRC
 _F = nft.INET
 _MULTICAST = {4: ipaddress.ip_network("224.0.0.0/4"), 6: ipaddress.ip_network("ff00::/8")}
-# nfproto, offsets of source and destination in the header, address size.
-_LAYOUT = {4: (2, 12, 16, 4), 6: (10, 8, 24, 16)}
 
 
 def _rule(table: str, interface: Interface) -> Message:
-    family, source, destination, size = _LAYOUT[interface.version]
-    expressions = [
-        nft.load_protocol(),
-        nft.equal(bytes([family])),
-        nft.load_network(source, size),
-        nft.equal(interface.ip.packed),
-    ]
-    for stays in (interface.network, _MULTICAST[interface.version]):
-        expressions += [
-            nft.load_network(destination, size),
-            nft.mask(stays.netmask.packed),
-            nft.different(stays.network_address.packed),
-        ]
-    return nft.rule(_F, table, _CHAIN, *expressions, nft.masquerade())
+    stays = (interface.network, _MULTICAST[interface.version])
+    elsewhere = [expression for network in stays for expression in nft.not_to_network(network)]
+    source = nft.from_network(ipaddress.ip_network(interface.ip))
+    return nft.rule(_F, table, _CHAIN, *source, *elsewhere, nft.masquerade())
 
 
 def add(socket: nft.Nft, interface: str, addresses: list[Interface]) -> None:

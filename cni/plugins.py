@@ -82,14 +82,12 @@ def serve(
     if command == "VERSION":
         return wire.WireAnswer(0, version.answer(request.stdin))
     try:
-        return _served(invocation.check(request, peer, resources.own), request, resources, waiting)
+        return _served(invocation.check(request, peer, resources.own), resources, waiting)
     except Exception as error:
         return _refused(request, _fault(error))
 
 
-def _served(
-    call: Invocation, request: wire.WireRequest, resources: HostResources, waiting: Callable[[], bool]
-) -> wire.WireAnswer:
+def _served(call: Invocation, resources: HostResources, waiting: Callable[[], bool]) -> wire.WireAnswer:
     verb = PLUGINS[call.plugin][call.command]
     _check_version(call)
     if not call.container:

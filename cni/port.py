@@ -4,19 +4,20 @@ import errno
 from contextlib import ExitStack
 from pathlib import Path
 
-from cni import desired_attachment, errors, route
+from cni import desired_attachment, errors
 from cni.desired_attachment import DesiredAttachment
 from cni.errors import CniError
 from cni.host import HostResources
-from cni.netlink import Message, NetlinkRefusal
 from cni.rollback import log_errors
+from kit.netlink import route
+from kit.netlink.transport import Message, NetlinkRefusal
 
 NAME_LIMIT = 15
 
 
 def ensure_bridge(
     one: route.RtnetlinkSocket, resources: HostResources, wanted: DesiredAttachment, undo: ExitStack
-) -> route.LinkInfo:
+) -> route.Link:
     """The bridge, up; a newly created one is removed by `undo`. Raises CniError, OSError."""
     link = one.link(wanted.bridge)
     if link is None:
@@ -36,13 +37,13 @@ def ensure_bridge(
     return link
 
 
-def _promiscuity(link: route.LinkInfo, wanted: DesiredAttachment) -> int:
+def _promiscuity(link: route.Link, wanted: DesiredAttachment) -> int:
     return route.IFF_PROMISC if wanted.promiscuous and not link.flags & route.IFF_PROMISC else 0
 
 
 def _make(
     one: route.RtnetlinkSocket, resources: HostResources, wanted: DesiredAttachment, undo: ExitStack
-) -> route.LinkInfo:
+) -> route.Link:
     try:
         one.do(route.new_bridge(wanted.bridge, desired_attachment.random_mac(), wanted.mtu, wanted.vlans))
         undo.callback(log_errors, drop_bridge, resources, wanted.bridge)
@@ -74,7 +75,7 @@ def drop_bridge(resources: HostResources, name: str) -> None:
         one.do(route.del_link(index=link.index))
 
 
-def attach(one: route.RtnetlinkSocket, wanted: DesiredAttachment, bridge: route.LinkInfo, alias: str) -> route.LinkInfo:
+def attach(one: route.RtnetlinkSocket, wanted: DesiredAttachment, bridge: route.Link, alias: str) -> route.Link:
     """Attach the interface to the bridge, and set it up after its options. Returns the updated bridge."""
     ask = route.get_link(index=bridge.index)
     if not (wanted.vlans or wanted.hairpin or wanted.isolated):
@@ -102,7 +103,7 @@ def _join_vlans(one: route.RtnetlinkSocket, wanted: DesiredAttachment, index: in
     one.do(*messages)
 
 
-def gateway_device(one: route.RtnetlinkSocket, wanted: DesiredAttachment, bridge: route.LinkInfo) -> route.LinkInfo:
+def gateway_device(one: route.RtnetlinkSocket, wanted: DesiredAttachment, bridge: route.Link) -> route.Link:
     """The device with the gateway's address: the bridge, or a VLAN device on it."""
     if not wanted.native:
         return bridge

@@ -7,15 +7,16 @@ from typing import Any, Self
 
 import msgspec
 
-from cni import errors, host, mac_filter, route, spec, sysctl, tuning_state
+from cni import errors, host, mac_filter, spec, sysctl, tuning_state
 from cni.errors import CniError
 from cni.host import HostResources
 from cni.invocation import Invocation, root_of
-from cni.nft import Nft
 from cni.rollback import log_errors
 from cni.spec import CniResult, TuningConf
 from cni.tuning_state import Folder, Saved
 from kit import proc
+from kit.netlink import route
+from kit.netlink.nft import Nft
 
 FREE_ARGS = frozenset({"mac"})
 """`args.cni` keys that a pod may always set; others must be in the configuration's `allowedArgs`."""
@@ -144,7 +145,7 @@ class _Change:
         self.folder.save(container, interface, before)
         undo.callback(log_errors, self.folder.forget, container, interface)
 
-    def _link(self, undo: ExitStack, one: route.RtnetlinkSocket, link: route.LinkInfo) -> None:
+    def _link(self, undo: ExitStack, one: route.RtnetlinkSocket, link: route.Link) -> None:
         desired = self.desired
         if desired.mac and desired.mac != link.mac:
             # Filter first: the interface must not send with another MAC than the new one.
@@ -171,7 +172,7 @@ def _flags(promisc: bool | None, allmulti: bool | None) -> tuple[int, int]:
     return flags, mask
 
 
-def _before(desired: DesiredTuning, link: route.LinkInfo, sysctls: sysctl.Place) -> Saved | None:
+def _before(desired: DesiredTuning, link: route.Link, sysctls: sysctl.Place) -> Saved | None:
     """The current values of what will be changed; None if nothing will be."""
     found = Saved(
         network=desired.network,

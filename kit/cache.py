@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from api.errors import Expired, HyperletError
+from api.errors import ApiUnavailable, Expired, HyperletError
 from kit import log
 from kit.kinds import resource_of
 from kit.kube import Kube, Selector, Undecodable
@@ -196,6 +196,8 @@ class Store(Generic[T]):
                 self._position, failure = "", ""
             except HyperletError as error:
                 failure = error.message
+                if isinstance(error, ApiUnavailable):
+                    pause = max(pause, error.retry_seconds)
             except Exception as error:
                 _log.exception("Unhandled exception in list and watch: listing again", resource=self.plural)
                 self._position, failure = "", str(error)

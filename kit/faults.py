@@ -15,8 +15,8 @@ class _Cause(msgspec.Struct, gc=False):
 
 
 class _Details(msgspec.Struct, gc=False):
+    name: str = ""
     causes: list[_Cause] | None = None
-    retryAfterSeconds: int | None = None
 
 
 class Status(msgspec.Struct, gc=False):
@@ -49,8 +49,8 @@ def _invalid(status: Status) -> HyperletError:
     return errors.InvalidObject(faults or [Fault("", status.reason or "Invalid", status.message)])
 
 
-def error_of(status: Status) -> HyperletError:
-    """The `api.errors` exception for a Status."""
+def error_of(status: Status, retry_seconds: float = 0.0) -> HyperletError:
+    """The `api.errors` exception for a Status. `retry_seconds`: what Retry-After asked for."""
     match status.code:
         case 404:
             return errors.NotFound(status.message)
@@ -66,7 +66,7 @@ def error_of(status: Status) -> HyperletError:
         case 400 | 405 | 406 | 413 | 415 | 422:
             return _invalid(status)
         case _:
-            return errors.ApiUnavailable(status.message)
+            return errors.ApiUnavailable(status.message, retry_seconds)
 
 
 def transport_error(error: BaseException, what: str) -> HyperletError:

@@ -9,7 +9,9 @@ import asyncio
 import errno
 import socket
 import ssl
+from asyncio import sslproto
 from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -17,6 +19,8 @@ from prometheus_client import Counter as Metric
 
 HEAD_SECONDS = 10.0
 """Timeout for the TLS handshake and for a request's head."""
+TLS_RECORD = 16 << 10
+"""Bytes of a TLS record, and of the TLS buffers of a connection."""
 BACKLOG = 128
 REFUSED = Metric("hyperlet_connections_refused_total", "Connections refused or closed early, by reason", ["reason"])
 
@@ -34,7 +38,7 @@ class ConnectionLimits(NamedTuple):
 
 
 class GuardedSite(web.BaseSite):
-    """An aiohttp site that listens on one port."""
+    """An aiohttp site that listens on one port; the only one of its runner."""
 
     def __init__(
         self,
@@ -47,24 +51,63 @@ class GuardedSite(web.BaseSite):
         head_seconds: float = HEAD_SECONDS,
     ) -> None:
         super().__init__(runner, ssl_context=ssl_context)
+        assert runner.server is not None, "the runner is set up"
+        self._http, self._tls = runner.server, ssl_context
         self._host, self._port = host, port
+        self._listening: _Listening | None = None
         self._limits = limits or ConnectionLimits()
         self.head_seconds = head_seconds
         self._all = 0
         self._each: Counter[str] = Counter()
         self._fresh: Counter[str] = Counter()
         self._open: dict[str, OrderedDict[_Connection, None]] = {}
+        self._by_protocol: dict[asyncio.BaseProtocol, _Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def name(self) -> str:
         """See aiohttp."""
-        return f"{'https' if self._ssl_context else 'http'}://{self._host or '[::]'}:{self._port}"
+        return f"{'https' if self._tls else 'http'}://{self._host or '[::]'}:{self._port}"
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        assert self._listening is not None, "started"
+        return int(self._listening.socket.getsockname()[1])
 
     async def start(self) -> None:
         """Starts listening."""
         await super().start()
-        self._server = _Listening(_listen(self._host, self._port), self._accepted)  # type: ignore[assignment]
+        # aiohttp reports requests to these two, and each connection takes them over when it is made.
+        self._http.request_factory = self._reporting_begin(self._http.request_factory)
+        self._http.request_handler = self._reporting_end(self._http.request_handler)
+        self._listening = _Listening(_listen(self._host, self._port), self._accepted)
+
+    async def stop(self) -> None:
+        """Stops listening; existing connections stay open."""
+        if self._listening is not None:
+            self._listening.close()
+        await super().stop()
+
+    def _reporting_begin(self, factory: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
+        def begun(message: Any, payload: Any, protocol: Any, *others: Any) -> web.BaseRequest:
+            if (connection := self._by_protocol.get(protocol)) is not None:
+                connection.request_began(payload)
+            return factory(message, payload, protocol, *others)
+
+        return begun
+
+    def _reporting_end(
+        self, handler: Callable[[Any], Awaitable[web.StreamResponse]]
+    ) -> Callable[[Any], Awaitable[web.StreamResponse]]:
+        async def ended(request: Any) -> web.StreamResponse:
+            try:
+                return await handler(request)
+            finally:
+                if (connection := self._by_protocol.get(request.protocol)) is not None:
+                    connection.request_ended()
+
+        return ended
 
     # ---- connections -------------------------------------------------------------------------------------------------
 
@@ -90,16 +133,23 @@ class GuardedSite(web.BaseSite):
         connection.close()
 
     async def _serve(self, connection: socket.socket, address: str) -> None:
-        made = _Connection(self, address, self._runner.server())  # type: ignore[misc]
-        deadlines: dict[str, Any] = {"ssl_handshake_timeout": self.head_seconds} if self._ssl_context else {}
+        protocol = self._http()
+        made = self._by_protocol[protocol] = _Connection(self, address, protocol)
+        loop = asyncio.get_running_loop()
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: made, connection, ssl=self._ssl_context, **deadlines
-            )
+            if self._tls is None:
+                await loop.connect_accepted_socket(lambda: made, connection)
+            else:
+                shaken = loop.create_future()
+                deadline: Any = self.head_seconds  # any number, whatever its declared type
+                tls = _SmallTls(loop, made, self._tls, shaken, server_side=True, ssl_handshake_timeout=deadline)
+                await loop.connect_accepted_socket(lambda: tls, connection)
+                await shaken
             await made.closed.wait()
         except (OSError, ssl.SSLError):
             connection.close()
         finally:
+            del self._by_protocol[protocol]
             self._all -= 1
             _less(self._fresh, address, made.is_fresh)
             _less(self._each, address, not made.is_verified)
@@ -143,6 +193,13 @@ def _less(counts: Counter[str], key: str, is_counted: bool) -> None:
             del counts[key]
 
 
+class _SmallTls(sslproto.SSLProtocol):
+    """asyncio's TLS with buffers of one record instead of 256 KiB, which it fills with zeros and never shrinks: 200
+    connections that received 60 kB each take 18 MiB instead of 86 MiB (measured)."""
+
+    max_size = TLS_RECORD
+
+
 class _Connection(asyncio.Protocol):
     """A protocol between transport and aiohttp's protocol that tracks when requests begin and end."""
 
@@ -154,6 +211,9 @@ class _Connection(asyncio.Protocol):
         self._handler = handler
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._is_handled = False
+        self._payload: Any = None
+        """The body of the latest request."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
@@ -167,20 +227,30 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
-        handler = self._handler
         self._site.seen(self)
-        before, was_idle = handler._request_count, handler._request_in_progress is False
-        handler.data_received(data)
-        if handler._request_count > before:
-            self._head_came()
-        elif was_idle and self._deadline is None and not handler._upgraded:
+        if self._deadline is None and not self._is_busy:
             self._await_head()
+        self._handler.data_received(data)
+
+    def request_began(self, payload: Any) -> None:
+        """A request's head is complete. `payload`: aiohttp's StreamReader of its body."""
+        self._is_handled, self._payload = True, payload
+        self._head_came()
+
+    def request_ended(self) -> None:
+        """The handler of the request has returned; the response may still have to be sent."""
+        self._is_handled = False
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether a request is handled, its response is sent, or the rest of its body is read."""
+        unsent = self._transport is not None and self._transport.get_write_buffer_size() > 0
+        return self._is_handled or unsent or (self._payload is not None and not self._payload.is_eof())
 
     @property
     def is_idle(self) -> bool:
         """Whether it is waiting for its next request."""
-        waiter = self._handler._waiter
-        return not self.is_fresh and self._deadline is None and waiter is not None and not waiter.done()
+        return not self.is_fresh and self._deadline is None and not self._is_busy
 
     def _await_head(self) -> None:
         self._deadline = asyncio.get_running_loop().call_later(self._site.head_seconds, self._late)
@@ -227,14 +297,14 @@ class _Listening:
     """Accepts connections like asyncio.Server, but checks the address before allocating anything for a connection."""
 
     def __init__(self, listening: socket.socket, accepted: Any) -> None:
-        self.sockets = [listening]
+        self.socket = listening
         self._accepted = accepted
         self._resumes: asyncio.TimerHandle | None = None
         asyncio.get_running_loop().add_reader(listening, self._accept)
 
     def _accept(self) -> None:
         try:
-            connection, address = self.sockets[0].accept()
+            connection, address = self.socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError:
@@ -246,16 +316,15 @@ class _Listening:
 
     def _pause(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self.sockets[0])
-        self._resumes = loop.call_later(1.0, loop.add_reader, self.sockets[0], self._accept)
+        loop.remove_reader(self.socket)
+        self._resumes = loop.call_later(1.0, loop.add_reader, self.socket, self._accept)
 
     def close(self) -> None:
         """Stops listening; existing connections stay open."""
         if self._resumes is not None:
             self._resumes.cancel()
-        for each in self.sockets:
-            asyncio.get_running_loop().remove_reader(each)
-            each.close()
+        asyncio.get_running_loop().remove_reader(self.socket)
+        self.socket.close()
 
 
 def _listen(host: str | None, port: int) -> socket.socket:

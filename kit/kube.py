@@ -18,7 +18,7 @@ import msgspec
 
 from api import errors
 from api.version import VERSION
-from kit import connection, faults, log
+from kit import connection, faults, log, retry_after
 from kit.events import EventRecorder
 from kit.kinds import Resource, resource_of
 
@@ -138,7 +138,6 @@ class Kube:
         self._session: aiohttp.ClientSession | None = None
         self._auth: dict[str, str] | None = None
         self._decoders = _Decoders()
-        self._served: dict[str, tuple[float, frozenset[str]]] = {}
         self.calls: Counter[tuple[str, str, int]] = Counter()
         """Number of requests by verb, resource (with subresource) and HTTP status (0: no response)."""
         self._recorder = EventRecorder(self, self._user_agent.split("/", maxsplit=1)[0], host)
@@ -323,22 +322,6 @@ class Kube:
 
     # ---- discovery ---------------------------------------------------------------------------------------------------
 
-    async def serves(self, group_version: str, plural: str, fresh_seconds: float = 600) -> bool:
-        """Whether the server has a resource, such as ("policy/v1", "poddisruptionbudgets"). Cached for `fresh_seconds`,
-        or a minute if the group version is not served."""
-        now = asyncio.get_running_loop().time()
-        known = self._served.get(group_version)
-        if known is None or known[0] < now:
-            path = f"/apis/{group_version}" if "/" in group_version else f"/api/{group_version}"
-            place = Resource("", "v1", "APIResourceList", "discovery", False)
-            try:
-                body = msgspec.json.decode(await self._call("get", place, "GET", path))
-                names = frozenset(str(entry["name"]) for entry in body.get("resources", ()))
-            except errors.NotFound:
-                names = frozenset()
-            known = self._served[group_version] = (now + (fresh_seconds if names else 60), names)
-        return plural in known[1]
-
     async def server_version(self) -> str:
         """The API server's version, such as v1.36.0."""
         place = Resource("", "v1", "Version", "version", False)
@@ -383,22 +366,27 @@ class Kube:
         seconds: float | None = REQUEST_SECONDS,
         subresource: str | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The response to a request. Raises error statuses. After a 401 the credentials are renewed once."""
+        """The response to a request. Raises error statuses.
+
+        After a 401 the credentials are renewed once. A response with Retry-After is waited for and the request
+        repeated, as long as the whole takes no longer than `seconds` (REQUEST_SECONDS if None).
+        """
         data = None if body is None else msgspec.json.encode(body)
         sent = {"Content-Type": "application/json", "Accept": "application/json", **(headers or {})}
-        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=10)
         counted = (verb, f"{place.plural}/{subresource}" if subresource else place.plural)
-        for renew in (False, True):
-            if self._auth is None or renew:
-                self._auth = await self._where.credentials.headers(renew)
+        loop = asyncio.get_running_loop()
+        until, renewed = loop.time() + (REQUEST_SECONDS if seconds is None else seconds), False
+        while True:
+            auth = await self._authorization()
+            left = None if seconds is None else until - loop.time()
             try:
                 response = await self._http().request(
                     method,
                     self._where.server + path,
                     params=params,
                     data=data,
-                    headers={**sent, **self._auth},
-                    timeout=timeout,
+                    headers={**sent, **auth},
+                    timeout=aiohttp.ClientTimeout(total=left, sock_connect=10),
                 )
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 self.calls[(*counted, 0)] += 1
@@ -408,10 +396,21 @@ class Kube:
                 if response.status < 300:
                     yield response
                     return
-                if response.status == 401 and not renew:
+                if response.status == 401 and not renewed:
+                    renewed = True
+                    await self._authorization(renew=True)
                     continue
                 status = faults.parse(response.status, await _body(response))
-            raise faults.error_of(status)
+                wait = retry_after.wait_seconds(response.status, response.headers)
+            if wait is None or loop.time() + wait >= until:
+                raise faults.error_of(status, wait or 0.0)
+            _log.debug("The API server asks to retry later", verb=verb, resource=place.plural, seconds=wait)
+            await asyncio.sleep(min(retry_after.spread(wait), until - loop.time()))
+
+    async def _authorization(self, renew: bool = False) -> dict[str, str]:
+        if self._auth is None or renew:
+            self._auth = await self._where.credentials.headers(renew)
+        return self._auth
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:

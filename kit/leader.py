@@ -34,7 +34,6 @@ class _Meta(msgspec.Struct, gc=False):
 
 class _LeaseSpec(msgspec.Struct, gc=False):
     holderIdentity: str | None = None
-    renewTime: str | None = None
     leaseTransitions: int | None = None
 
 

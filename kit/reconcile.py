@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from api.errors import HyperletError
+from api.errors import ApiUnavailable, HyperletError
 from kit import log
 
 K = TypeVar("K", bound=Hashable)
@@ -76,10 +76,12 @@ class Queue(Generic[K]):
         heapq.heappush(self._later, (due, self._serial, key))
         self._wake.set()
 
-    def fail(self, key: K) -> tuple[int, float]:
-        """Counts a failure and schedules a retry. Returns the consecutive failures and the seconds until the retry."""
+    def fail(self, key: K, at_least: float = 0.0) -> tuple[int, float]:
+        """Counts a failure and schedules a retry, after `at_least` seconds. Returns the consecutive failures and the
+        seconds until the retry."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         seconds = min(LONGEST_SECONDS, FIRST_SECONDS * 2 ** min(failures - 1, 20)) * random.uniform(0.8, 1.2)
+        seconds = max(seconds, at_least)
         RETRIES.labels(self.name).inc()
         self.add_after(key, seconds)
         return failures, seconds
@@ -191,7 +193,7 @@ class Reconciler(Generic[K, O]):
         try:
             await self._round(key)
         except HyperletError as error:
-            await self._failed(key, error.message)
+            await self._failed(key, error.message, error.retry_seconds if isinstance(error, ApiUnavailable) else 0.0)
         except Exception as error:
             self.log.exception("Unhandled exception while reconciling", **self.describe(key))
             await self._failed(key, f"{type(error).__name__}: {error}")
@@ -208,8 +210,8 @@ class Reconciler(Generic[K, O]):
             else:
                 await self.apply(observed, action)
 
-    async def _failed(self, key: K, error: str) -> None:
-        failures, seconds = self.queue.fail(key)
+    async def _failed(self, key: K, error: str, at_least: float = 0.0) -> None:
+        failures, seconds = self.queue.fail(key, at_least)
         self.log.warning(
             "Reconciliation failed: retrying",
             why=error,

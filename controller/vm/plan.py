@@ -262,7 +262,7 @@ def _status_actions(seen: ObservedVm, decision: RunDecision) -> Iterator[Action]
     foreign = _is_taken(seen) and decision.want is not RunAction.NOTHING
     faults = seen.faults if not vm.metadata.deletionTimestamp else ()
     waiting = seen.difference.late if seen.difference else ()
-    wanted = vm_status.wanted_conditions(vm, seen.own, faults, foreign, waiting)
+    wanted = vm_status.wanted_conditions(seen.own, faults, foreign, waiting)
     drop = set(vm_status.OWNED)
     if decision.failure is not None and phase_of(seen.own) != names.PHASE_RUNNING:
         # Keep the cause of the failure visible until the next start has succeeded.
@@ -287,7 +287,7 @@ def _status(seen: ObservedVm, decision: RunDecision) -> Json:
     live = own is not None and not own.metadata.deletionTimestamp
     ready = live and any(
         c["type"] == names.CONDITION_READY and c["status"] == names.TRUE
-        for c in vm_status.wanted_conditions(vm, own, (), False)
+        for c in vm_status.wanted_conditions(own, (), False)
     )
     return {
         # Absent rather than false, as in KubeVirt: clients wait for the fields to disappear.

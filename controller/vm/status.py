@@ -74,7 +74,6 @@ def printable_status(
 
 
 def wanted_conditions(
-    vm: VirtualMachine,
     vmi: VirtualMachineInstance | None,
     faults: Sequence[Fault],
     foreign: bool,

@@ -30,7 +30,6 @@ class ReviewStatus(msgspec.Struct, frozen=True, gc=False):
     allowed: bool = False
     denied: bool = False
     reason: str = ""
-    evaluationError: str = ""
 
 
 class SubjectAccessReview(msgspec.Struct, frozen=True, gc=False):

@@ -76,8 +76,9 @@ class HttpsServer:
     async def start(self, port: int, host: str | None = None) -> int:
         """Starts listening; returns the port."""
         await self._runner.setup()
-        await GuardedSite(self._runner, port, host, ssl_context=self._context, limits=self._limits).start()
-        return int(self._runner.addresses[0][1])
+        site = GuardedSite(self._runner, port, host, ssl_context=self._context, limits=self._limits)
+        await site.start()
+        return site.port
 
     async def stop(self, drain_seconds: float = DRAIN_SECONDS) -> None:
         """Serves for `drain_seconds` until the endpoint is removed everywhere; then closes connections."""

@@ -7,7 +7,6 @@ shuts down, 1011 when the connection to the guest is lost.
 
 import asyncio
 import contextlib
-from asyncio import sslproto
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
@@ -17,6 +16,7 @@ from prometheus_client import Gauge
 
 from gateway.http import status
 from kit import log
+from kit.guarded_site import TLS_RECORD
 
 PROTOCOL = "plain.kubevirt.io"
 CHUNK = 64 << 10
@@ -33,10 +33,8 @@ STREAMS_OF_USER = 250
 """Maximum number of concurrent streams of a user, in all namespaces."""
 HEARTBEAT_SECONDS = 60.0
 """Ping interval, which keeps connections through load balancers alive; the pong timeout is half of it."""
-RECORD = 16 << 10
-"""Bytes of a message to a client, if message boundaries do not matter, and of TLS buffers: one TLS record. OpenSSL and
-asyncio do not shrink larger buffers: 200 consoles with 60 kB messages take 125 MiB more with asyncio's default of
-256 KiB (measured)."""
+RECORD = TLS_RECORD
+"""Bytes of a message to a client, if message boundaries do not matter: OpenSSL does not shrink larger buffers."""
 CLOSE_SECONDS = 3.0
 """Timeout of the closing handshake."""
 
@@ -62,11 +60,6 @@ class Duplex(Protocol):
 
     async def write(self, data: bytes) -> None:
         """Sends data to the guest, with backpressure. Raises StatusError."""
-
-
-def limit_buffers() -> None:
-    """Reduces asyncio's TLS read buffer from 256 KiB to one record, for all connections of the process."""
-    sslproto.SSLProtocol.max_size = RECORD
 
 
 class WebSocketStreams:

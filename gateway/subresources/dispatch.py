@@ -12,7 +12,7 @@ from gateway.http import status
 from gateway.http.authentication import FrontProxy
 from gateway.http.authorization import Attributes, Authorizer
 from gateway.http.status import StatusError
-from gateway.http.websockets import WebSocketStreams, limit_buffers
+from gateway.http.websockets import WebSocketStreams
 from gateway.subresources import discovery, openapi
 from gateway.subresources.endpoints import ENDPOINTS, VERSIONS, Endpoint
 from gateway.subresources.request import Services, SubresourceRequest, check_names
@@ -28,7 +28,6 @@ _log = log.logger(component="subresources")
 
 def routes(app: web.Application, gateway: Gateway) -> None:
     """Adds the aggregated API to the gateway's application."""
-    limit_buffers()
     services = Services(
         kube=gateway.kube,
         nodes=HandlerConnections(gateway.kube, gateway.namespace, gateway.certificates),

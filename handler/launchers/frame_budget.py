@@ -17,7 +17,7 @@ from api.errors import HyperletError
 
 HEADER = 9
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
-END_STREAM, END_HEADERS = 0x1, 0x4
+END_HEADERS = 0x4
 MAX_FRAME = 16384
 """Maximum payload in bytes: the default SETTINGS_MAX_FRAME_SIZE, which gRPC does not raise."""
 MAX_HEADER_BLOCK = 32768
@@ -93,7 +93,7 @@ class Budget:
         wait = self._frames[DATA].take(now, frames) if frames else 0.0
         return max(wait, self._bytes.take(now, size))
 
-    def control(self, now: float, kind: int, flags: int, length: int) -> None:
+    def control(self, now: float, kind: int) -> None:
         """Count any other frame. Raises OverBudget."""
         if kind == DATA:
             bucket, allowance = self._empty, EMPTY
@@ -152,7 +152,7 @@ class FrameMeter:
     def _other(self, now: float, kind: int, flags: int, length: int) -> None:
         if self._block and kind != CONTINUATION:
             raise OverBudget("CONTINUATION", "it sent another frame inside a header block")
-        self._budget.control(now, kind, flags, length)
+        self._budget.control(now, kind)
         if kind in (HEADERS, CONTINUATION):
             self._block += length + 1
             if self._block > MAX_HEADER_BLOCK:

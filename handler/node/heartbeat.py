@@ -43,8 +43,6 @@ class Heartbeat:
         self._node = node
         self._state = state
         self._period = period
-        self.beat_at = 0.0
-        """Event loop time of the last heartbeat."""
 
     async def run(self) -> None:
         """Send heartbeats until cancelled; errors are logged and retried."""
@@ -58,7 +56,7 @@ class Heartbeat:
             if state is not None and (news != said or loop.time() >= due):
                 try:
                     await self._kube.patch(Node, None, self._node, patch(state, datetime.now(UTC)))
-                    said, due, self.beat_at = news, loop.time() + self._period, loop.time()
+                    said, due = news, loop.time() + self._period
                 except HyperletError as error:
                     _log.warning(
                         "Cannot write the node's heartbeat, retrying", why=error.message, again_in=_RETRY_SECONDS

@@ -16,7 +16,7 @@ from handler.pod_network.interface_request import InterfaceRequest
 from handler.pod_network.masquerade import POD_TAP
 from handler.pod_network.netns import BRIDGE, TAP, BridgedUplink, CurrentState, InterfaceDevices, no_ipv6
 from handler.pod_network.vm_interface import Dhcpv4Lease, Ipv6Router, VmInterface
-from kit.netlink import Interface, Link
+from kit.netlink.route import Interface, Link
 
 SERVER4 = ipaddress.IPv4Interface("169.254.75.10/32")
 """Address of the launcher's DHCP server; the nftables rules keep it off the network."""

@@ -7,7 +7,7 @@ from handler.pod_network import nftables
 from handler.pod_network.interface_request import GATEWAY_MAC, InterfaceRequest, MasqueradeNetwork
 from handler.pod_network.netns import BRIDGE, TAP, CurrentState, InterfaceDevices, no_ipv6
 from handler.pod_network.vm_interface import Dhcpv4Lease, Ipv6Router, VmInterface
-from kit.netlink import Interface, Link
+from kit.netlink.route import Interface, Link
 
 POD_TAP = f"{TAP}0"
 

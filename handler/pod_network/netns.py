@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import ipaddress
+import os
 import pathlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ from typing import NamedTuple
 from api import names
 from api.errors import NetworkError
 from handler.pod_network import nftables
-from kit import netlink
-from kit.netlink import Address, Link, Netlink, Route
+from kit.netlink import route as rtnetlink
+from kit.netlink import tap
+from kit.netlink.route import Address, Interface, Link, NewRoute, Route, RtnetlinkSocket
+from kit.netlink.transport import Message
 
 _SYSCTLS = pathlib.Path("/proc/sys")
 BRIDGE, TAP = "k6t-", "tap"
@@ -45,7 +48,7 @@ class CurrentState:
             raise NetworkError("the pod has no interface with an address")
         return min(chosen, key=lambda link: (link.name != "eth0", link.index))
 
-    def of(self, link: Link) -> tuple[netlink.Interface, ...]:
+    def of(self, link: Link) -> tuple[Interface, ...]:
         """The permanent global addresses of a device."""
         return tuple(
             address.interface
@@ -53,7 +56,7 @@ class CurrentState:
             if address.index == link.index and address.scope == 0 and address.permanent
         )
 
-    def has(self, name: str, interface: netlink.Interface) -> bool:
+    def has(self, name: str, interface: Interface) -> bool:
         """Whether a device has an address."""
         link = self.links.get(name)
         return link is not None and any(
@@ -78,7 +81,7 @@ class InterfaceDevices:
     tap: str
     mtu: int
     multi_queue: bool = False
-    addresses: tuple[netlink.Interface, ...] = ()
+    addresses: tuple[Interface, ...] = ()
     sysctls: dict[str, str] = field(default_factory=dict)
     """Of bridge and tap; set before they come up."""
     uplink: BridgedUplink | None = None
@@ -111,13 +114,14 @@ class NetnsStep(NamedTuple):
         return " ".join(word for word in self if word)
 
 
-Perform = Callable[[Netlink, DesiredState, NetnsStep], None]
+Perform = Callable[[RtnetlinkSocket, DesiredState, NetnsStep], None]
 
 
-def observe(route: Netlink) -> CurrentState:
+def observe(route: RtnetlinkSocket) -> CurrentState:
     """The current state of the calling thread's network namespace."""
-    links = route.links()
-    return CurrentState(links, tuple(route.addresses()), tuple(route.routes()))
+    links = {link.name: link for link in route.links()}
+    routes = tuple(each for each in route.routes() if each.table == rtnetlink.MAIN and each.index)
+    return CurrentState(links, tuple(route.addresses()), routes)
 
 
 def with_sysctls(current: CurrentState, desired: DesiredState) -> CurrentState:
@@ -220,72 +224,85 @@ def _wrong(current: CurrentState, key: str, value: str) -> bool:
     return not key.startswith(_OPTIONAL)
 
 
-def perform(route: Netlink, desired: DesiredState, step: NetnsStep) -> None:
+def perform(route: RtnetlinkSocket, desired: DesiredState, step: NetnsStep) -> None:
     """Apply one step in the calling thread's network namespace. Raises OSError, NetworkError."""
     _VERBS[step.verb](route, desired, step)
 
 
-def _bridge(route: Netlink, desired: DesiredState, step: NetnsStep) -> None:
+def _bridge(route: RtnetlinkSocket, desired: DesiredState, step: NetnsStep) -> None:
     wanted = _devices(desired, step.device)
-    route.add_bridge(wanted.bridge, wanted.bridge_mac, wanted.mtu)
+    route.do(rtnetlink.new_quiet_bridge(wanted.bridge, wanted.bridge_mac, wanted.mtu))
     with contextlib.suppress(OSError):
-        netlink.leaves_checksums(wanted.bridge, False)
+        tap.leaves_checksums(wanted.bridge, False)
 
 
-def _tap(route: Netlink, desired: DesiredState, step: NetnsStep) -> None:
-    netlink.add_tap(step.device, *desired.owner, _devices(desired, step.device).multi_queue)
+def _tap(route: RtnetlinkSocket, desired: DesiredState, step: NetnsStep) -> None:
+    tap.add_tap(step.device, *desired.owner, _devices(desired, step.device).multi_queue)
 
 
-def _sysctl(route: Netlink, desired: DesiredState, step: NetnsStep) -> None:
+def _sysctl(route: RtnetlinkSocket, desired: DesiredState, step: NetnsStep) -> None:
     (_SYSCTLS / step.value).write_text(_wanted(desired)[step.value])
 
 
-def _rules(route: Netlink, desired: DesiredState, step: NetnsStep) -> None:
+def _rules(route: RtnetlinkSocket, desired: DesiredState, step: NetnsStep) -> None:
     nftables.apply(desired.tables)
 
 
-def _empty(route: Netlink, desired: DesiredState, step: NetnsStep) -> None:
+def _empty(route: RtnetlinkSocket, desired: DesiredState, step: NetnsStep) -> None:
     try:
-        route.delete_address(route.links()[step.device].index, ipaddress.ip_interface(step.value))
+        route.do(rtnetlink.del_address(_link(route, step.device).index, ipaddress.ip_interface(step.value)))
     except OSError as error:
         if error.errno != errno.EADDRNOTAVAIL:  # secondary addresses of a subnet go with the primary
             raise
 
 
-def _mac(route: Netlink, desired: DesiredState, step: NetnsStep) -> None:
-    link = route.links()[step.device]
+def _mac(route: RtnetlinkSocket, desired: DesiredState, step: NetnsStep) -> None:
+    change = rtnetlink.set_link(step.device, mac=step.value)
     try:
-        route.change_link(link.index, mac=step.value)
+        route.do(change)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        route.change_link(link.index, up=False)  # some drivers change the MAC only while down
-        route.change_link(link.index, mac=step.value)
+        # Some drivers change the MAC only while the device is down.
+        route.do(rtnetlink.set_link(step.device, mask=rtnetlink.IFF_UP))
+        route.do(change)
 
 
-def _join(route: Netlink, desired: DesiredState, step: NetnsStep) -> None:
+def _join(route: RtnetlinkSocket, desired: DesiredState, step: NetnsStep) -> None:
     wanted = _devices(desired, step.device)
-    links = route.links()
-    mtu = wanted.mtu if step.device == wanted.tap else None
-    route.change_link(links[step.device].index, up=True, mtu=mtu, master=links[wanted.bridge].index)
+    mtu = wanted.mtu if step.device == wanted.tap else 0
+    route.do(_up_with(step.device, mtu=mtu, master=_link(route, wanted.bridge).index))
 
 
-def _up(route: Netlink, desired: DesiredState, step: NetnsStep) -> None:
-    route.change_link(route.links()[step.device].index, up=True, mtu=_devices(desired, step.device).mtu)
+def _up(route: RtnetlinkSocket, desired: DesiredState, step: NetnsStep) -> None:
+    route.do(_up_with(step.device, mtu=_devices(desired, step.device).mtu))
 
 
-def _address(route: Netlink, desired: DesiredState, step: NetnsStep) -> None:
-    route.add_address(route.links()[step.device].index, ipaddress.ip_interface(step.value))
+def _address(route: RtnetlinkSocket, desired: DesiredState, step: NetnsStep) -> None:
+    index = _link(route, step.device).index
+    route.do(rtnetlink.add_address(index, ipaddress.ip_interface(step.value), dad=False, broadcast=False))
 
 
-def _neighbour(route: Netlink, desired: DesiredState, step: NetnsStep) -> None:
-    route.add_link_route(route.links()[step.device].index, ipaddress.IPv4Address(step.value))
+def _neighbour(route: RtnetlinkSocket, desired: DesiredState, step: NetnsStep) -> None:
+    guest = NewRoute(ipaddress.IPv4Network(step.value))
+    route.do(rtnetlink.add_route(_link(route, step.device).index, guest, replace=True))
 
 
-def _delete(route: Netlink, desired: DesiredState, step: NetnsStep) -> None:
-    link = route.links().get(step.device)
+def _delete(route: RtnetlinkSocket, desired: DesiredState, step: NetnsStep) -> None:
+    link = route.link(step.device)
     if link is not None:
-        route.delete_link(link.index)
+        route.do(rtnetlink.del_link(index=link.index))
+
+
+def _link(route: RtnetlinkSocket, name: str) -> Link:
+    link = route.link(name)
+    if link is None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name)
+    return link
+
+
+def _up_with(name: str, mtu: int = 0, master: int | None = None) -> Message:
+    return rtnetlink.set_link(name, mtu=mtu, master=master, flags=rtnetlink.IFF_UP, mask=rtnetlink.IFF_UP)
 
 
 def _devices(desired: DesiredState, name: str) -> InterfaceDevices:

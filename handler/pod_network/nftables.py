@@ -5,18 +5,29 @@ chain named by a digest of the rules shows whether they are in place.
 Source: nft(8), NAT statements, payload expressions and the bridge family.
 """
 
+import contextlib
 import hashlib
 import re
-import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import NamedTuple
 
 from api.errors import NetworkError
+from kit.netlink import nft
+from kit.netlink.nft import Expressions, IpNetwork
+from kit.netlink.transport import Message
 
 TABLE = "hyperlet"
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,14}")
-_SECONDS = 15
+_LOOPBACK = IPv4Network("127.0.0.0/8")
+_PROTOCOLS = {"tcp": nft.TCP, "udp": nft.UDP}
+_IPV4, _ARP, _IPV6 = 0x0800, 0x0806, 0x86DD  # Ethernet types
+_ARP_TARGET = (24, 4)  # offset and size of the target's address in an ARP packet for IPv4
+_ROUTER_SOLICITATION, _NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT = 133, 135, 136  # ICMPv6 types
+# Hooks of enum nf_inet_hooks, which have the same numbers in the bridge family, and priorities.
+_PREROUTING, _INPUT, _FORWARD, _OUTPUT, _POSTROUTING = range(5)
+_RAW, _DSTNAT, _SRCNAT, _BRIDGE_FILTER = -300, -100, 100, -200
 
 
 @dataclass(frozen=True)
@@ -31,8 +42,10 @@ class ForwardedPorts:
         if self.protocol not in ("tcp", "udp") or not 1 <= self.first <= self.last <= 65535:
             raise NetworkError(f"cannot forward {self.protocol!r} ports {self.first} to {self.last}")
 
-    def __str__(self) -> str:
-        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+    @property
+    def match(self) -> Expressions:
+        """Matches these destination ports."""
+        return nft.to_ports(_PROTOCOLS[self.protocol], self.first, self.last)
 
 
 @dataclass(frozen=True)
@@ -45,49 +58,56 @@ class IpFamily:
     pod: tuple[IPv4Address | IPv6Address, ...]
 
     @property
-    def word(self) -> str:
-        """nft's keyword for the IP version."""
-        return "ip" if self.guest.version == 4 else "ip6"
-
-    @property
-    def loopback(self) -> str:
-        """The loopback address forwarded to the guest; none for IPv6, which never routes ::1."""
-        return "127.0.0.1" if self.guest.version == 4 else ""
+    def own(self) -> list[IpNetwork]:
+        """The pod's addresses, with the loopback address that is forwarded to the guest; IPv6 never routes ::1."""
+        loopback = ["127.0.0.1"] if self.guest.version == 4 else []
+        return [ip_network(address) for address in (*loopback, *self.pod)]
 
 
 def checked(device: str) -> str:
-    """The device name. Raises NetworkError for one that nft cannot parse: the kernel allows quotation marks, and some
-    CNI plugins let users choose the name."""
+    """The device name. Raises NetworkError for one that `nft` could not show: the kernel allows quotation marks, and
+    some CNI plugins let users choose the name."""
     if not _DEVICE.fullmatch(device):
         raise NetworkError(f"the pod's network device {device!r} has an unsupported name")
     return device
 
 
+class BaseChain(NamedTuple):
+    """A chain attached to a hook. `kind`: filter or nat."""
+
+    name: str
+    kind: str
+    hook: int
+    priority: int
+    rules: list[Expressions]
+
+
 class NftTable:
     """A table of rules."""
 
-    family = "inet"
+    family = nft.INET
 
-    def text(self) -> str:
-        """Input for `nft -f -`; idempotent."""
-        where, rules = f"{self.family} {TABLE}", self._table()
-        return f"table {where} {{}}\ndelete table {where}\n{rules}add chain {where} {marker(rules)}\n"
+    def chains(self) -> list[BaseChain]:
+        """The chains with their rules."""
+        raise NotImplementedError
 
     @property
     def marker(self) -> str:
         """Name of the chain that exists if and only if exactly these rules are in place."""
-        return marker(self._table())
+        digest = hashlib.sha256(b"".join(body for _, _, body in self._contents())).hexdigest()
+        return f"rules_{digest[:16]}"
 
-    def _table(self) -> str:
-        body = "".join(
-            f"  chain {name} {{\n    type {kind}\n{''.join(f'    {rule}{chr(10)}' for rule in rules)}  }}\n"
-            for name, kind, rules in self._chains()
-        )
-        return f"table {self.family} {TABLE} {{\n{body}}}\n"
+    def messages(self) -> list[Message]:
+        """Replaces the table; idempotent."""
+        fresh = [nft.ensure_table(self.family, TABLE), nft.delete_table(self.family, TABLE)]
+        marker = nft.chain(self.family, TABLE, self.marker)
+        return [*fresh, nft.table(self.family, TABLE), *self._contents(), marker]
 
-    def _chains(self) -> list[tuple[str, str, list[str]]]:
-        """Name, kind and rules of each."""
-        raise NotImplementedError
+    def _contents(self) -> Iterator[Message]:
+        for chain in self.chains():
+            yield nft.base_chain(self.family, TABLE, chain.name, chain.kind, chain.hook, chain.priority)
+            for rule in chain.rules:
+                yield nft.rule(self.family, TABLE, chain.name, *rule)
 
 
 @dataclass(frozen=True)
@@ -108,70 +128,53 @@ class MasqueradeRules(NftTable):
         for device in (self.uplink, self.bridge):
             checked(device)
 
-    def _chains(self) -> list[tuple[str, str, list[str]]]:
+    def chains(self) -> list[BaseChain]:
+        """See NftTable."""
         return [
-            ("guard", "filter hook prerouting priority raw; policy accept;", self._guard()),
-            ("prerouting", "nat hook prerouting priority dstnat; policy accept;", self._inbound()),
-            ("output", "nat hook output priority -100; policy accept;", self._local()),
-            ("postrouting", "nat hook postrouting priority srcnat; policy accept;", self._outbound()),
+            BaseChain("guard", "filter", _PREROUTING, _RAW, self._guard()),
+            BaseChain("prerouting", "nat", _PREROUTING, _DSTNAT, self._inbound()),
+            BaseChain("output", "nat", _OUTPUT, _DSTNAT, self._local()),
+            BaseChain("postrouting", "nat", _POSTROUTING, _SRCNAT, self._outbound()),
         ]
 
-    def _guard(self) -> list[str]:
+    def _guard(self) -> list[Expressions]:
         # route_localnet opens 127.0.0.0/8 to the bridge; guest and network must not use it.
         return [
-            f'iifname "{self.bridge}" ip daddr 127.0.0.0/8 drop',
-            f'iifname "{self.uplink}" ip daddr 127.0.0.0/8 drop',
+            (*nft.input_interface(device), *nft.to_network(_LOOPBACK), nft.drop())
+            for device in (self.bridge, self.uplink)
         ]
 
-    def _inbound(self) -> list[str]:
+    def _inbound(self) -> list[Expressions]:
         return [
-            f'iifname "{self.uplink}" {_to_pod(family)} {match}{_to_guest(family)}'
+            rule
             for family in self.families
-            if family.pod
-            for match in self._matches()
+            for address in family.pod
+            for rule in self._to_guest(nft.input_interface(self.uplink), ip_network(address), family)
         ]
 
-    def _local(self) -> list[str]:
+    def _local(self) -> list[Expressions]:
         return [
-            f'oifname "lo" {family.word} daddr {{ {", ".join(own)} }} {match}{_to_guest(family)}'
+            rule
             for family in self.families
-            if (own := [address for address in (family.loopback, *map(str, family.pod)) if address])
-            for match in self._matches()
+            for address in family.own
+            for rule in self._to_guest(nft.output_interface("lo"), address, family)
         ]
 
-    def _outbound(self) -> list[str]:
-        rules = []
+    def _to_guest(self, way: Expressions, address: IpNetwork, family: IpFamily) -> list[Expressions]:
+        ports = sorted(set(self.ports), key=lambda each: (each.protocol, each.first, each.last))
+        matches = [each.match for each in ports] if ports else [()]
+        translation = nft.destination_nat(family.guest)
+        return [(*way, *nft.to_network(address), *match, *translation) for match in matches]
+
+    def _outbound(self) -> list[Expressions]:
+        rules: list[Expressions] = []
         for family in self.families:
-            own = [address for address in (family.loopback, *map(str, family.pod)) if address]
-            rules.append(f'oifname "{self.uplink}" {family.word} saddr {family.subnet} masquerade')
-            if own:
-                rules.append(
-                    f'oifname "{self.bridge}" {family.word} saddr {{ {", ".join(own)} }} '
-                    f"snat {family.word} to {family.gateway}"
-                )
+            rules.append((*nft.output_interface(self.uplink), *nft.from_network(family.subnet), nft.masquerade()))
+            rules += [
+                (*nft.output_interface(self.bridge), *nft.from_network(address), *nft.source_nat(family.gateway))
+                for address in family.own
+            ]
         return rules
-
-    def _matches(self) -> list[str]:
-        if not self.ports:
-            return [""]
-        found = []
-        for protocol in ("tcp", "udp"):
-            if chosen := sorted({str(port) for port in self.ports if port.protocol == protocol}):
-                found.append(f"{protocol} dport {{ {', '.join(chosen)} }} ")
-        return found
-
-
-def _to_pod(family: IpFamily) -> str:
-    return f"{family.word} daddr {{ {', '.join(map(str, family.pod))} }}"
-
-
-def _to_guest(family: IpFamily) -> str:
-    return f"dnat {family.word} to {family.guest}"
-
-
-def marker(rules: str) -> str:
-    """The name of the marker chain for a text of rules."""
-    return f"rules_{hashlib.sha256(rules.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
@@ -196,63 +199,72 @@ class BridgeRules(NftTable):
     the DHCP servers."""
 
     nics: tuple[BridgedInterface, ...]
-    family = "bridge"
+    family = nft.BRIDGE
 
-    def _chains(self) -> list[tuple[str, str, list[str]]]:
+    def chains(self) -> list[BaseChain]:
+        """See NftTable."""
         return [
-            ("input", "filter hook input priority filter; policy accept;", self._in()),
-            ("output", "filter hook output priority filter; policy accept;", self._out()),
-            ("forward", "filter hook forward priority filter; policy accept;", self._between()),
+            BaseChain("input", "filter", _INPUT, _BRIDGE_FILTER, self._in()),
+            BaseChain("output", "filter", _OUTPUT, _BRIDGE_FILTER, self._out()),
+            BaseChain("forward", "filter", _FORWARD, _BRIDGE_FILTER, self._between()),
         ]
 
-    def _in(self) -> list[str]:
-        rules = []
+    def _in(self) -> list[Expressions]:
+        rules: list[Expressions] = []
         for nic in self.nics:
-            rules.append(f'iifname "{nic.uplink}" drop')
+            guest = nft.input_interface(nic.tap)
+            rules.append((*nft.input_interface(nic.uplink), nft.drop()))
             if nic.server4:
-                rules.append(f'iifname "{nic.tap}" ether type ip udp dport 67 accept')
-                rules.append(f'iifname "{nic.tap}" arp daddr ip {nic.server4} accept')
+                server = IPv4Address(nic.server4).packed
+                rules.append((*guest, *_udp(_IPV4, 67), nft.accept()))
+                target = (nft.load_network(*_ARP_TARGET), nft.equal(server))
+                rules.append((*guest, *nft.ether_type(_ARP), *target, nft.accept()))
             if nic.serves6:
-                rules.append(f'iifname "{nic.tap}" ether type ip6 udp dport 547 accept')
-                kinds = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert"
-                rules.append(f'iifname "{nic.tap}" icmpv6 type {{ {kinds} }} accept')
-            rules.append(f'iifname "{nic.tap}" drop')
+                rules.append((*guest, *_udp(_IPV6, 547), nft.accept()))
+                rules += [
+                    (*guest, *nft.ether_type(_IPV6), *nft.icmpv6_type(kind), nft.accept())
+                    for kind in (_ROUTER_SOLICITATION, _NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT)
+                ]
+            rules.append((*guest, nft.drop()))
         return rules
 
-    def _out(self) -> list[str]:
-        return [f'oifname "{nic.uplink}" drop' for nic in self.nics]
+    def _out(self) -> list[Expressions]:
+        return [(*nft.output_interface(nic.uplink), nft.drop()) for nic in self.nics]
 
-    def _between(self) -> list[str]:
-        rules = []
+    def _between(self) -> list[Expressions]:
+        rules: list[Expressions] = []
         for nic in self.nics:
-            ends = f'iifname {{ "{nic.uplink}", "{nic.tap}" }}'
-            if nic.server4:
-                rules.append(f"{ends} ether type ip udp dport {{ 67, 68 }} drop")
-            if nic.serves6:
-                rules.append(f"{ends} ether type ip6 udp dport {{ 546, 547 }} drop")
+            dhcp = [_udp(_IPV4, port) for port in (67, 68) if nic.server4]
+            dhcp += [_udp(_IPV6, port) for port in (546, 547) if nic.serves6]
+            rules += [
+                (*nft.input_interface(end), *match, nft.drop()) for match in dhcp for end in (nic.uplink, nic.tap)
+            ]
         return rules
+
+
+def _udp(ether_type: int, port: int) -> Expressions:
+    return (*nft.ether_type(ether_type), *nft.to_ports(nft.UDP, port, port))
 
 
 def apply(tables: Iterable[NftTable]) -> None:
-    """Apply the rules in the calling thread's network namespace. Raises NetworkError with nft's message."""
-    if text := "".join(table.text() for table in tables):
-        _run(["nft", "-f", "-"], text)
+    """Apply the rules in the calling thread's network namespace. Raises NetworkError with the kernel's message."""
+    messages = [message for table in tables for message in table.messages()]
+    if not messages:
+        return
+    try:
+        with contextlib.closing(nft.Nft()) as socket:
+            socket.commit(*messages)
+    except OSError as error:
+        raise NetworkError(f"the kernel rejected the nftables rules: {error.strerror}") from error
 
 
 def in_place(tables: Iterable[NftTable]) -> bool:
     """Whether exactly these rules are in place in the calling thread's network namespace. Raises NetworkError."""
-    wanted = [table.marker for table in tables]
+    wanted = [(table.family, table.marker) for table in tables]
     if not wanted:
         return True
-    there = _run(["nft", "list", "chains"], "")
-    return all(marker in there for marker in wanted)
-
-
-def _run(command: list[str], text: str) -> str:
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NetworkError(f"cannot run nft: {error}") from error
-    if done.returncode:
-        raise NetworkError(f"nft rejected the rules: {done.stderr.strip()[:500]}")
-    return done.stdout
+        with contextlib.closing(nft.Nft()) as socket:
+            return all(socket.has_chain(family, TABLE, marker) for family, marker in wanted)
+    except OSError as error:
+        raise NetworkError(f"cannot read the nftables rules: {error.strerror}") from error

@@ -29,7 +29,7 @@ from handler.pod_network.netns import (
 from handler.pod_network.resolv_conf import ResolverConfig
 from handler.pod_network.vm_interface import VmInterface
 from kit import proc
-from kit.netlink import Link, Netlink
+from kit.netlink.route import Link, RtnetlinkSocket
 
 HOST = "/proc/1/ns/net"
 """The node's network namespace, seen from a pod with hostPID."""
@@ -85,7 +85,7 @@ def attach(
         with proc.closing(process.namespace("net")) as namespace:
             _refuse_the_nodes(namespace, host)
             proc.setns(namespace, proc.CLONE_NEWNET)
-        with Netlink() as route:
+        with RtnetlinkSocket() as route:
             return _Setup(route, requests, record, pod_uid, used, perform, owner).run(settings)
     except OSError as error:
         raise NetworkError(f"the pod's networks cannot be set up: {error.strerror or error}") from error
@@ -103,7 +103,7 @@ class _Setup:
 
     def __init__(
         self,
-        route: Netlink,
+        route: RtnetlinkSocket,
         requests: Collection[InterfaceRequest],
         record: InterfaceRecord,
         pod_uid: str,

@@ -24,7 +24,7 @@ from handler.secondary_networks.attachment_records import Attachment, Attachment
 from handler.secondary_networks.cni_exec import CniHost, NodeCniConfig
 from kit import log, proc
 from kit.kube import Kube
-from kit.netlink import Link, Netlink
+from kit.netlink.route import Link, RtnetlinkSocket
 
 T = TypeVar("T")
 MULTUS, OURS = "multus", "hyperlet"
@@ -304,8 +304,8 @@ async def _links(namespace: int, host: str) -> dict[str, Link]:
             if os.path.samestat(os.fstat(namespace), os.stat(ours)):  # noqa: PTH116
                 raise NetworkError("the pod is in the node's network namespace")
         proc.setns(namespace, proc.CLONE_NEWNET)
-        with Netlink() as route:
-            return route.links()
+        with RtnetlinkSocket() as route:
+            return {link.name: link for link in route.links()}
 
     try:
         return await proc.isolated(body)

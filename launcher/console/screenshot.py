@@ -30,12 +30,9 @@ class Screenshotter:
         """The current screen as PNG, scaled down if larger than the limit. Raises OperationRefused, HypervisorError."""
         async with self._turn:
             domain = self._machine.running()
-            try:
-                mime, data = await self._machine.hypervisor.screenshot(domain, self._limit)
-            except HypervisorError as error:
-                if "no screens" in str(error) or "no video" in str(error).lower():
-                    raise OperationRefused("FAILED_PRECONDITION", "the virtual machine has no screen") from error
-                raise
+            if not self._machine.has_screen:
+                raise OperationRefused("FAILED_PRECONDITION", "the virtual machine has no screen")
+            mime, data = await self._machine.hypervisor.screenshot(domain, self._limit)
             return data if mime == "image/png" and data else await self._small(domain)
 
     async def _small(self, domain: str) -> bytes:

@@ -43,12 +43,13 @@ def prepare(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
         initrd=initrd,
     )
     domain = build(vmi, facts)
-    targets = {node.alias: node.target for node in domain.devices.nodes if isinstance(node, Disk)}
+    disks = {node.alias: node for node in domain.devices.nodes if isinstance(node, Disk)}
     return {
         "domain": domain.name,
         "xml": domain.text(),
         "paused": vmi.spec.startStrategy == "Paused",
-        "disks": [_shown(disk, targets) for disk in facts.disks.values()],
+        "disks": [_shown(disk, disks[f"ua-{disk.volume}"]) for disk in facts.disks.values()],
+        "claims": _claims(vmi, facts.disks, disks),
         "dhcp_options": _all_dhcp_options(vmi),
     }
 
@@ -85,8 +86,24 @@ def _all_dhcp_options(vmi: VirtualMachineInstance) -> dict[str, list[list[Any]]]
     }
 
 
-def _shown(disk: DiskFacts, targets: dict[str, str]) -> dict[str, Any]:
-    return {"volume": disk.volume, "target": targets[f"ua-{disk.volume}"], "size": disk.size}
+def _shown(disk: DiskFacts, device: Disk) -> dict[str, Any]:
+    return {"volume": disk.volume, "target": device.target, "size": disk.size}
+
+
+def _claims(vmi: VirtualMachineInstance, disks: dict[str, DiskFacts], devices: dict[str, Disk]) -> list[dict[str, Any]]:
+    """The disks on claims: volume, claim, path, whether QEMU writes, and whether it lets others write."""
+    sources = {volume.name: volume.persistentVolumeClaim for volume in vmi.spec.volumes or []}
+    return [
+        {
+            "volume": name,
+            "claim": claim.claimName,
+            "path": disk.path,
+            "writes": not devices[f"ua-{name}"].readonly,
+            "shares": bool(devices[f"ua-{name}"].shareable),
+        }
+        for name, disk in disks.items()
+        if (claim := sources[name]) is not None
+    ]
 
 
 def _dhcp_options(options: DHCPOptions) -> list[list[Any]]:

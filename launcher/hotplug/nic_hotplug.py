@@ -15,6 +15,7 @@ from protos import launcher_pb2 as pb
 
 DhcpOptions = dict[str, list[list[Any]]]
 """Extra DHCP options by interface: code and hexadecimal value."""
+_NO_PORT = "no free PCI slot; restart the VM, or unplug another device first"
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,17 @@ def infos_of(live: Iterable[LiveNic]) -> list[pb.NicInfo]:
 
 
 class NicHotplug:
-    """Changes the NICs of a running domain. `live`: the last known NICs; None: unknown."""
+    """Changes the NICs of a running domain.
+
+    `live`: the last known NICs; None: unknown. `free_ports`: PCI Express ports for more, when `live` was read.
+    `unplugging`: NICs that the guest was asked to release.
+    """
 
     def __init__(self, hypervisor: Hypervisor, builder: DomainBuilder, dhcp: DhcpService) -> None:
         self._hypervisor, self._builder, self._dhcp = hypervisor, builder, dhcp
         self.live: tuple[LiveNic, ...] | None = None
+        self.free_ports = 0
+        self.unplugging: set[str] = set()
 
     def serve(self, request: pb.SyncRequest, options: DhcpOptions) -> None:
         """Serve DHCP on the interfaces that are not absent. Raises DhcpError, after starting the others."""
@@ -92,13 +99,16 @@ class NicHotplug:
         for nic, up in changes.links:
             work = self._hypervisor.update_device(domain, with_link(nic, up))
             await self._try(work, nic.name, f"its link cannot be set {'up' if up else 'down'}", failures)
+        self.unplugging.intersection_update(changes.unplug)
         for name in changes.unplug:
-            work = self._hypervisor.detach_device(domain, ALIAS + name)
-            await self._try(work, name, "it cannot be unplugged", failures)
-        taps = {nic.name: nic.tap for nic in request.nics}
+            work = self._hypervisor.detach_device(domain, ALIAS + name, name in self.unplugging)
+            if await self._try(work, name, "it cannot be unplugged", failures):
+                self.unplugging.add(name)
+        taps, free_ports = {nic.name: nic.tap for nic in request.nics}, self.free_ports
         for name, xml in devices.items():
             work = self._hypervisor.attach_device(domain, xml)
-            await self._try(work, name, f"it cannot be plugged into {taps[name]}", failures)
+            why = _NO_PORT if free_ports <= 0 else ""
+            free_ports -= await self._try(work, name, f"it cannot be plugged into {taps[name]}", failures, why)
         if changes:
             log("info", "changed network cards", plugged=list(devices), unplugging=list(changes.unplug))
             await poll()
@@ -125,16 +135,18 @@ class NicHotplug:
         options |= {name: found for name, found in answer["dhcp_options"].items() if name in devices}
         return devices
 
-    async def _try(self, work: Awaitable[None], name: str, what: str, failures: list[BuildError]) -> None:
+    async def _try(
+        self, work: Awaitable[None], name: str, what: str, failures: list[BuildError], why: str = ""
+    ) -> bool:
+        """Whether `work` succeeds. `why`: the known cause if it fails, instead of libvirt's message."""
         try:
             await work
         except Unavailable:
             raise
         except HypervisorError as error:
-            words = str(error)
-            if "No more available PCI" in words:
-                words = "no free PCI slot; restart the VM, or unplug another device first"
-            failures.append(BuildError("INTERNAL", f"interface {name}: {what}: {words}"))
+            failures.append(BuildError("INTERNAL", f"interface {name}: {what}: {why or error}"))
+            return False
+        return True
 
 
 def _joined(failures: list[BuildError]) -> BuildError:

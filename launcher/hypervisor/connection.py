@@ -16,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from launcher.hotplug.live_nics import LiveNic, live_nics
 from launcher.hypervisor import daemon
+from launcher.hypervisor.domain_xml import DomainDescription, describe
+from launcher.hypervisor.xml_events import InvalidXml
 from launcher.log import log
 from launcher.paths import Paths
 
@@ -58,10 +59,7 @@ class DomainFacts:
 
     state: int
     reason: int
-    accelerator: str
-    machine: str
-    agent_connected: bool
-    nics: tuple[LiveNic, ...]
+    description: DomainDescription
     qemu_pid: int
 
 
@@ -221,10 +219,12 @@ class Hypervisor:
                     return None
                 raise
             state, reason = domain.state()
-            text = domain.XMLDesc()
-            return DomainFacts(state, reason, *_described(text), live_nics(text), self._qemu_pid(name))
+            return DomainFacts(state, reason, describe(domain.XMLDesc()), self._qemu_pid(name))
 
-        return await self._call(read)
+        try:
+            return await self._call(read)
+        except InvalidXml as error:
+            raise HypervisorError(str(error)) from error
 
     def _qemu_pid(self, name: str) -> int:
         try:
@@ -253,16 +253,20 @@ class Hypervisor:
         """Plug a device into the running domain. Raises HypervisorError."""
         await self._call(lambda connection: connection.lookupByName(name).attachDeviceFlags(xml, _LIVE))
 
-    async def detach_device(self, name: str, alias: str) -> None:
-        """Ask the guest to release a device; an event reports the removal. Raises HypervisorError."""
+    async def detach_device(self, name: str, alias: str, requested: bool) -> None:
+        """Ask the guest to release a device; an event reports the removal. Raises HypervisorError.
+
+        `requested`: it was asked before. QEMU rejects a second request while the first one is pending.
+        """
 
         def detach(connection: Any) -> None:
             try:
                 connection.lookupByName(name).detachDeviceAlias(alias, _LIVE)
             except self._libvirt.libvirtError as error:
-                gone = error.get_error_code() == self._libvirt.VIR_ERR_DEVICE_MISSING
-                # An earlier unplug request is still pending in the guest.
-                if not gone and "in the process of unplug" not in str(error):
+                code = error.get_error_code()
+                # QEMU's errors have no code of their own in libvirt: all are VIR_ERR_INTERNAL_ERROR.
+                pending = requested and code == self._libvirt.VIR_ERR_INTERNAL_ERROR
+                if code != self._libvirt.VIR_ERR_DEVICE_MISSING and not pending:
                     raise
 
         await self._call(detach)
@@ -329,19 +333,3 @@ class Hypervisor:
             return json.loads(text).get("return")
 
         return await self._call(ask, seconds + 2.0, slow=True)
-
-
-def _described(text: str) -> tuple[str, str, bool]:
-    """Accelerator, machine type and whether the agent's channel is connected, from libvirt's XML of a domain.
-
-    libvirt writes attributes in a fixed order and with single quotes; an XML parser would cost every VM 0.5 MiB.
-    """
-    return (
-        "kvm" if text.startswith("<domain type='kvm'") else "tcg",
-        _between(text, " machine='", "'"),
-        "name='org.qemu.guest_agent.0' state='connected'" in text,
-    )
-
-
-def _between(text: str, before: str, after: str) -> str:
-    return text.partition(before)[2].partition(after)[0]

@@ -5,13 +5,16 @@ Standard library only, with few imports: the supervisor imports this module.
 """
 
 import os
+from collections.abc import Callable
 
+from launcher.log import log
 from launcher.paths import Paths
 
 DAEMONS = ("libvirtd", "virtqemud")
 BAKED = "/opt/hyperlet/libvirt-cache"
 """The image's copy of $XDG_CACHE_HOME/libvirt: avoids probing QEMU at every start."""
 
+_LARGEST_CACHE = 16 << 20
 _DRIVER = "libvirt_driver_qemu.so"
 _DRIVERS = "/usr/lib/{}/libvirt/connection-driver"
 _QEMU_CONF = """\
@@ -80,7 +83,23 @@ def prepare(daemon: str, paths: Paths) -> None:
     _write(f"{paths.libvirt_config}/qemu.conf", _QEMU_CONF)
     _write(f"{paths.libvirt_config}/{name}.conf", _DAEMON_CONF.format(uuid=_uuid()))
     _link_drivers(paths)
-    install_cache(os.environ.get("HYPERLET_LIBVIRT_CACHE", BAKED), paths.libvirt_cache, _changes(daemon))
+    source, changes = os.environ.get("HYPERLET_LIBVIRT_CACHE", BAKED), _changes(daemon)
+    _run_in_child(lambda: install_cache(source, paths.libvirt_cache, changes))
+
+
+def _run_in_child(work: Callable[[], None]) -> None:
+    """Run `work` in a forked process: what it imports would cost this process memory for the VM's lifetime."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            work()
+            status = 0
+        except Exception as error:
+            log("warning", "libvirt's cache cannot be installed: QEMU is queried", error=repr(error))
+        finally:
+            os._exit(status)
+    os.waitpid(child, 0)
 
 
 def _write(path: str, text: str) -> None:
@@ -119,20 +138,52 @@ def _changes(daemon: str) -> dict[str, int]:
 
 
 def install_cache(source: str, target: str, changes: dict[str, int]) -> None:
-    """Copy the image's cache, with the elements named in `changes` set to the given numbers."""
+    """Copy the image's cache, with the children of the root named in `changes` set to the given numbers.
+
+    A file that is not XML is left out: libvirt queries QEMU again.
+    """
+    from launcher.hypervisor.xml_events import InvalidXml
+
     for folder, _, names in os.walk(source):
         into = target + folder[len(source) :]
         os.makedirs(into, mode=0o700, exist_ok=True)  # noqa: PTH103
         for name in names:
-            with open(f"{folder}/{name}", encoding="utf-8") as file:  # noqa: PTH123
-                text = file.read()
-            for element, number in changes.items():
-                text = _set_element(text, element, number)
-            with open(f"{into}/{name}", "w", encoding="utf-8") as file:  # noqa: PTH123
-                file.write(text)
+            with open(f"{folder}/{name}", "rb") as file:  # noqa: PTH123
+                data = file.read()
+            try:
+                data = _with_numbers(data, changes)
+            except InvalidXml as error:
+                log(
+                    "warning",
+                    "the image's libvirt cache is damaged, QEMU is queried again",
+                    file=name,
+                    error=str(error),
+                )
+                continue
+            with open(f"{into}/{name}", "wb") as file:  # noqa: PTH123
+                file.write(data)
 
 
-def _set_element(text: str, element: str, number: int) -> str:
-    before, opening, rest = text.partition(f"<{element}>")
-    _, closing, after = rest.partition(f"</{element}>")
-    return f"{before}{opening}{number}{closing}{after}" if opening and closing else text
+def _with_numbers(data: bytes, changes: dict[str, int]) -> bytes:
+    """The document with new text in the children of its root that are named in `changes`. Raises InvalidXml."""
+    from launcher.hypervisor.xml_events import end_of_tag, walk
+
+    texts: list[tuple[int, int, bytes]] = []
+    begin = -1
+
+    def start(path: list[str], attributes: dict[str, str], index: int) -> None:
+        nonlocal begin
+        begin = index if len(path) == 2 and path[1] in changes and not attributes else -1
+
+    def end(path: list[str], index: int) -> None:
+        nonlocal begin
+        if begin >= 0:
+            text = end_of_tag(data, begin)
+            if not data.endswith(b"/>", begin, text):
+                texts.append((text, index, b"%d" % changes[path[1]]))
+        begin = -1
+
+    walk(data, start, end, _LARGEST_CACHE)
+    for first, after, number in reversed(texts):
+        data = data[:first] + number + data[after:]
+    return data

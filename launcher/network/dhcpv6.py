@@ -60,7 +60,7 @@ class Dhcpv6Server:
         given = dict(reversed(options))
         if not self._is_for_us(kind, given):
             return None
-        body = self._body(kind, options, given)
+        body = self._body(kind, options)
         if body is None:
             return None
         fast = kind == _SOLICIT and _RAPID_COMMIT in given
@@ -77,7 +77,7 @@ class Dhcpv6Server:
             return given.get(_SERVER_ID, self._id) == self._id
         return kind in (_SOLICIT, _CONFIRM, _REBIND) and _CLIENT_ID in given and _SERVER_ID not in given
 
-    def _body(self, kind: int, options: list[tuple[int, bytes]], given: dict[int, bytes]) -> bytes | None:
+    def _body(self, kind: int, options: list[tuple[int, bytes]]) -> bytes | None:
         settings = self._settings()
         if kind == _INFORMATION_REQUEST:
             return settings

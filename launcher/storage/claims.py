@@ -1,7 +1,5 @@
-"""Errors of disks on claims, with volume and claim in the message. Pure but for `checked`."""
+"""Checks of disks on claims."""
 
-import json
-import re
 from typing import BinaryIO
 
 from launcher.storage.untrusted_files import Missing
@@ -9,8 +7,6 @@ from launcher.storage.untrusted_files import Missing
 SECTOR = 512
 _IMAGES = {b"QFI\xfb": "a qcow2 image", b"KDMV": "a VMDK image", b"vhdx": "a VHDX image", b"QED\0": "a QED image"}
 """Formats that are never intended on a raw disk. Others, such as LUKS or an archive, may be legitimate."""
-_LOCK = re.compile(r'Failed to get "?(?:shared )?"?(?:write|consistent read|resize)"? lock')
-_PATH = re.compile(r"/volumes/([a-z0-9][-a-z0-9.]{0,252})")
 _QCOW2_BACKING = slice(8, 16)
 """Offset of the backing file's name; 0: none. Source: QEMU, docs/interop/qcow2.rst."""
 
@@ -37,28 +33,3 @@ def whole_sectors(size: int, what: str) -> None:
             f"{what} has {size} bytes, which is not a multiple of {SECTOR}: make it {-(-size // SECTOR) * SECTOR} "
             "bytes long (`truncate`)"
         )
-
-
-def in_use(words: str, vmi: bytes) -> str | None:
-    """Message for QEMU's lock error that names volume and claim; None for any other error. `vmi` is JSON."""
-    if not _LOCK.search(words):
-        return None
-    claims = _claim_names(vmi)
-    named = [volume for volume in _PATH.findall(words) if volume in claims] or list(claims)
-    shown = " or ".join(f"volume {volume}: claim {claims[volume]}" for volume in dict.fromkeys(named))
-    return (
-        f"{shown or 'a disk'} is in use by another virtual machine or pod, which holds QEMU's lock on it: stop that "
-        "one first, or give each its own claim"
-    )
-
-
-def _claim_names(vmi: bytes) -> dict[str, str]:
-    try:
-        volumes = json.loads(vmi)["spec"].get("volumes") or []
-        return {
-            str(volume["name"]): str(volume["persistentVolumeClaim"]["claimName"])
-            for volume in volumes
-            if volume.get("persistentVolumeClaim")
-        }
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return {}

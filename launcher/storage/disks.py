@@ -7,7 +7,7 @@ from pathlib import Path
 
 from api.k8s.meta import quantity_bytes
 from api.kubevirt.vmi import VirtualMachineInstance
-from api.kubevirt.volumes import ContainerDiskSource, Volume
+from api.kubevirt.volumes import Volume
 from launcher.domain.facts import DiskFacts, InvalidVmi
 from launcher.paths import Paths
 from launcher.storage import claims, iso_images, qcow2
@@ -67,7 +67,7 @@ def container_disk(_: VirtualMachineInstance, volume: Volume, paths: Paths) -> D
     root = Path(paths.images, volume.name)
     if not root.is_dir():
         raise Missing(f"volume {volume.name}: the image {source.image} is not mounted at /images/{volume.name}")
-    file = _file_in_image(root, source.path or _only_disk(root, what, source), what)
+    file = _file_in_image(root, source.path or _only_disk(root, what), what)
     shown = f"/{file.relative_to(root)}"
     kind, size = _probe(file, f"{what}: {shown}")
     overlay = Path(paths.disks, f"{volume.name}.qcow2")
@@ -78,7 +78,7 @@ def container_disk(_: VirtualMachineInstance, volume: Volume, paths: Paths) -> D
     )
 
 
-def _only_disk(root: Path, what: str, source: ContainerDiskSource) -> str:
+def _only_disk(root: Path, what: str) -> str:
     """Path of the only file under /disk. Raises Missing."""
     try:
         folder = resolve(root, "disk")

@@ -17,7 +17,7 @@ from launcher.hypervisor.qemu_watcher import QemuWatcher
 from launcher.log import log
 from launcher.network.dhcp_service import DhcpError, DhcpService
 from launcher.paths import Paths
-from launcher.storage import claims
+from launcher.storage import qemu_locks
 from launcher.vm.errors import OperationRefused
 from launcher.vm.report_publisher import ReportPublisher
 from launcher.vm.shutdown import ShutdownControl
@@ -61,6 +61,8 @@ class VmController:
         self._unfinished: pb.SyncRequest | None = None
         """The last server's request, which may be incomplete."""
         self.final: FinalState | None = None
+        self.has_screen = True
+        """Whether the domain has a video device, as far as known."""
         self.delivered = asyncio.Event()
         """A client has received the final report."""
 
@@ -80,6 +82,7 @@ class VmController:
         self._report.vmi_uid = saved["uid"]
         self._report.qemu_pid = saved["qemu_pid"]
         self._report.disks.extend(pb.DiskInfo(**disk) for disk in saved["disks"])
+        self._nic_hotplug.unplugging.update(saved["unplugging"])
         self._saved = saved
         if saved["final"]:
             self.final = FinalState(**saved["final"])
@@ -100,6 +103,7 @@ class VmController:
             "domain": self._domain,
             "started": self._started,
             "qemu_pid": self._report.qemu_pid,
+            "unplugging": sorted(self._nic_hotplug.unplugging),
             "final": self.final.as_dict() if self.final else None,
         }
         self._record.save(self._saved)
@@ -152,7 +156,7 @@ class VmController:
             self._nic_hotplug.serve(request, plan["dhcp_options"])
             self._power.refuse_when_stopping()
             self._early_ends.clear()
-            await self._create(plan, request.vmi)
+            await self._create(plan)
         except (BuildError, DhcpError, HypervisorError, OperationRefused) as error:
             self._dhcp.close()
             self._reports.set_state(pb.DOMAIN_STATE_NONE, "StartFailed", str(error))
@@ -166,13 +170,14 @@ class VmController:
         if self._power.stopping:
             self._spawn(self._power.request_shutdown(self._domain))
 
-    async def _create(self, plan: dict[str, Any], vmi: bytes) -> None:
+    async def _create(self, plan: dict[str, Any]) -> None:
         """Start the domain. Raises HypervisorError, which names volume and claim of a disk that is in use."""
         try:
             await self.hypervisor.create(plan["xml"], plan["paused"])
         except HypervisorError as error:
-            if words := claims.in_use(str(error), vmi):
-                raise type(error)(words) from error
+            locked = await asyncio.to_thread(qemu_locks.locked, plan["claims"])
+            if locked:
+                raise type(error)(qemu_locks.in_use(locked)) from error
             raise
 
     async def _rewire(self, request: pb.SyncRequest) -> None:
@@ -296,18 +301,19 @@ class VmController:
             asyncio.get_running_loop().call_later(EXPLAIN_SECONDS, self._end_unexplained)
 
     def _apply(self, facts: DomainFacts) -> None:
-        report = self._report
-        report.accelerator, report.machine = facts.accelerator, facts.machine
+        report, domain = self._report, facts.description
+        report.accelerator, report.machine = domain.accelerator, domain.machine
         if facts.qemu_pid != report.qemu_pid or not self._started:
             self._started = True
             report.qemu_pid = facts.qemu_pid
             self._save()
             self._qemu.watch(facts.qemu_pid)
-        self._nic_hotplug.live = facts.nics
+        self._nic_hotplug.live, self._nic_hotplug.free_ports = domain.nics, domain.free_ports
+        self.has_screen = domain.has_screen
         del report.nics[:]
-        report.nics.extend(infos_of(facts.nics))
-        report.agent_connected = facts.agent_connected
-        self.agent.connected(self._domain, facts.agent_connected)
+        report.nics.extend(infos_of(domain.nics))
+        report.agent_connected = domain.agent_connected
+        self.agent.connected(self._domain, domain.agent_connected)
         state, reason = state_of(facts.state, facts.reason)
         self._reports.set_state(state, reason, "")
 

@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Callable
 from typing import TypeVar
 
-from cni import route
 from kit import proc
+from kit.netlink import route
 
 T = TypeVar("T")
 ETHERTYPE = 0x88B5  # for local experiments (IEEE 802)
@@ -56,7 +56,7 @@ class Space:
         """A route socket of the namespace."""
         return self.inside(route.RtnetlinkSocket)
 
-    def links(self) -> dict[str, route.LinkInfo]:
+    def links(self) -> dict[str, route.Link]:
         """The devices by name."""
         with contextlib.closing(self.routes()) as one:
             return {link.name: link for link in one.links()}

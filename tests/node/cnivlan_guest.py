@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cni import plugins, route, wire
+from cni import plugins, wire
 from cni.host import HostResources, host_name
+from kit.netlink import route
 from tests.node.cnispace import Space, frame, heard
 
 assert concurrent.futures.thread  # imported when first used: the guest has only what is imported at once

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cni import route
 from cni.host import host_name
+from kit.netlink import route
 from tests.node import cnilab
 from tests.node.cnilab import Lab, bridge_conf, client, host_local, lab, speaks
 

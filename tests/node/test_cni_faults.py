@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from cni import netlink, plugins, wire
+from cni import plugins, wire
 from cni.host import HostResources, host_name
+from kit.netlink import transport
 from tests.node import cnilab
 from tests.node.cnilab import Lab, Space, bridge_conf, client, host_local, lab, tuning_conf
 
@@ -149,15 +150,15 @@ class Saboteur:
         self.count, self.fatal = 0, 0
         self._lock = threading.Lock()
         for name in ("talk", "batch"):
-            patch.setattr(netlink.NetlinkSocket, name, self._wrapped(getattr(netlink.NetlinkSocket, name)))
+            patch.setattr(transport.NetlinkSocket, name, self._wrapped(getattr(transport.NetlinkSocket, name)))
 
     def _wrapped(self, real: Any) -> Any:
-        def wrapper(this: netlink.NetlinkSocket, *arguments: Any) -> Any:
+        def wrapper(this: transport.NetlinkSocket, *arguments: Any) -> Any:
             with self._lock:
                 self.count += 1
                 now = self.count == self.fatal
             if now:
-                raise netlink.NetlinkRefusal(5, "sabotage", 0)
+                raise transport.NetlinkRefusal(5, "sabotage", 0)
             return real(this, *arguments)
 
         return wrapper

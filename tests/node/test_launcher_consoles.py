@@ -211,6 +211,7 @@ class Machine:
     def __init__(self, hypervisor: Hypervisor, domain: str) -> None:
         self.hypervisor = hypervisor
         self.running = lambda: domain
+        self.has_screen = True
 
 
 @contextlib.asynccontextmanager

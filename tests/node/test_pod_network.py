@@ -17,7 +17,8 @@ from handler.pod_network.interface_record import InterfaceRecord
 from handler.pod_network.interface_request import GATEWAY_MAC, InterfaceRequest, MasqueradeNetwork
 from handler.pod_network.router_advertiser import Advertiser
 from handler.pod_network.vm_interface import VmInterface
-from kit import netlink, proc
+from kit import proc
+from kit.netlink import route, tap
 from tests.node import netlab
 from tests.node.netlab import GUEST6, MAC, NODE4, NODE6, POD4, POD6, Namespace
 
@@ -174,14 +175,14 @@ def test_tap_belongs_to_the_launcher_and_mtu_is_the_pods():
 def test_tap_of_a_user_above_2_31():
     """The users of a pod's user namespace are anywhere below 2^32."""
     user, name = 2_193_817_707, "high-user"
-    netlink.add_tap(name, user, user, multi_queue=False)
+    tap.add_tap(name, user, user, multi_queue=False)
     try:
         read = [pathlib.Path(f"/sys/class/net/{name}/{each}").read_text().strip() for each in ("owner", "group")]
         # tun_show_owner prints %d of the kernel's kuid_t.
         assert [int(text) % (1 << 32) for text in read] == [user, user]
     finally:
-        with netlink.Netlink() as route:
-            route.delete_link(route.links()[name].index)
+        with route.RtnetlinkSocket() as links:
+            links.do(route.del_link(name))
 
 
 def test_pod_without_ipv6():

@@ -30,11 +30,11 @@ class Request(NamedTuple):
     headers: dict[str, str]
 
 
-def status(code: int, reason: str, message: str) -> Json:
-    """A Status response."""
+def status(code: int, reason: str, message: str, name: str = "") -> Json:
+    """A Status response. `name`: the object's, which a server that knows the resource gives."""
     return {
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": message, "reason": reason, "code": code,
+        "message": message, "reason": reason, "code": code, "details": {"name": name} if name else {},
     }  # fmt: skip
 
 
@@ -53,6 +53,8 @@ class Published:
         """By method and path: a document, bytes, or a list of consecutive responses."""
         self.codes: dict[tuple[str, str], int] = {}
         """By method and path: the HTTP status of responses in bytes, if not 200."""
+        self.retry_after: dict[tuple[str, str], str] = {}
+        """By method and path: that header of error responses."""
         self.streams: dict[str, Stream] = {}
         self.tokens = {"good"}
         self.open_streams = 0
@@ -118,7 +120,9 @@ class Published:
             answer = status(404, "NotFound", "the server could not find the requested resource")
         if isinstance(answer, bytes):
             return web.Response(body=answer, status=self.codes.get((request.method, request.path), 200))
-        return web.json_response(answer, status=answer.get("code", 200) if answer.get("kind") == "Status" else 200)
+        code = answer.get("code", 200) if answer.get("kind") == "Status" else 200
+        header = self.retry_after.get((request.method, request.path), "")
+        return web.json_response(answer, status=code, headers={"Retry-After": header} if header and code >= 400 else {})
 
     async def _stream(self, request: web.Request, stream: Stream) -> web.StreamResponse:
         socket = web.WebSocketResponse(protocols=("plain.kubevirt.io",), timeout=1)

@@ -190,7 +190,7 @@ def test_large_output_is_complete(server: Published, window: Callable[..., Windo
 
 def test_console_waits_for_starting_vm(server: Published, window: Callable[..., Window]) -> None:
     running = status(400, "BadRequest", "VMI is not running")
-    server.answers["GET", CONSOLE] = [status(404, "NotFound", "no such vmi"), running, None]
+    server.answers["GET", CONSOLE] = [status(404, "NotFound", "no such vmi", "testvm"), running, None]
     server.answers["GET", VM] = {"status": {"printableStatus": "Starting"}}
     server.answers["GET", VMI] = {"status": {"phase": "Scheduled"}}
     with window() as shell:
@@ -207,7 +207,7 @@ def test_console_does_not_wait_for_vm_without_console(server: Published, hyperct
     assert hyperctl("console", "testvm") == (1, "", f"error: {words}\n")
     server.answers["GET", CONSOLE] = status(403, "Forbidden", "not allowed")
     assert "not allowed" in hyperctl("console", "testvm").err
-    server.answers["GET", CONSOLE] = status(404, "NotFound", "no such vmi")
+    server.answers["GET", CONSOLE] = status(404, "NotFound", "no such vmi", "testvm")
     server.answers["GET", VM] = {"status": {"printableStatus": "Stopped"}}
     assert "no such vmi" in hyperctl("console", "testvm").err
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_fence_without_yes_only_lists_pods(server: Published, hyperctl: Hyperctl
 
 
 def test_pause_vm_gets_the_vm_first(server: Published, hyperctl: Hyperctl) -> None:
-    missing = status(404, "NotFound", 'virtualmachines.kubevirt.io "testvm" not found')
+    missing = status(404, "NotFound", 'virtualmachines.kubevirt.io "testvm" not found', "testvm")
     server.answers["GET", f"{OBJ}/virtualmachines/testvm"] = missing
     result = hyperctl("pause", "vm", "testvm")
     assert result.code == 1
@@ -110,6 +111,33 @@ def test_missing_api_and_unreachable_gateway_are_distinguished(server: Published
     server.answers["PUT", f"{VM}/start"] = b"service unavailable\n"
     server.codes["PUT", f"{VM}/start"] = 503
     assert "gateway: check that its pods are running" in hyperctl("start", "testvm").err
+
+
+def test_refusals_are_told_apart_by_their_structure(server: Published, hyperctl: Hyperctl) -> None:
+    """Whatever the text says: a missing object is named in the details, and a gateway answers with a Status."""
+    server.answers["PUT", f"{VM}/start"] = status(404, "NotFound", "404 page not found", "testvm")
+    assert hyperctl("start", "testvm").err.endswith(": 404 page not found\n")
+    server.answers["PUT", f"{VM}/start"] = status(503, "ServiceUnavailable", "service unavailable")
+    assert hyperctl("start", "testvm").err.endswith(": service unavailable\n")
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_a_command_waits_as_long_as_the_server_asks(server: Published, hyperctl: Hyperctl, code: int) -> None:
+    server.answers["PUT", f"{VM}/start"] = [status(code, "ServiceUnavailable", "no handler"), {}]
+    server.retry_after["PUT", f"{VM}/start"] = "1"
+    began = time.monotonic()
+    assert hyperctl("start", "testvm").code == 0
+    assert time.monotonic() - began >= 1 and len(server.calls("PUT")) == 2
+
+
+def test_a_command_does_not_wait_for_long(server: Published, hyperctl: Hyperctl) -> None:
+    server.answers["PUT", f"{VM}/start"] = status(503, "ServiceUnavailable", "no handler")
+    server.retry_after["PUT", f"{VM}/start"] = "11"
+    began = time.monotonic()
+    assert hyperctl("start", "testvm").err.endswith(": no handler\n")
+    server.retry_after["PUT", f"{VM}/start"] = "4"
+    assert hyperctl("start", "testvm").err.endswith(": no handler\n")
+    assert 8 <= time.monotonic() - began < 30 and len(server.calls("PUT")) == 1 + 3
 
 
 def test_migrate_cancel_deletes_the_migration_under_way(server: Published, hyperctl: Hyperctl) -> None:

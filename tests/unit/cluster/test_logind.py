@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cluster import logind
-from cluster.logind import CALL, LOGIN, LOGIN_PATH, MANAGER, PROPERTIES, REPLY, SIGNAL, SYSTEMD, BusConnection, Message
+from cluster.logind import CALL, LOGIN, LOGIN_PATH, MANAGER, REPLY, SIGNAL, SYSTEMD, BusConnection, Message
 
 CONFIG = Path(logind.__file__).with_name("dbus.conf")
 SECONDS = 20.0
@@ -63,7 +63,9 @@ def bed(tmp_path: Path) -> Iterator[Bed]:
 
 
 def delay(client: BusConnection) -> int:
-    (microseconds,) = client.call(LOGIN, LOGIN_PATH, PROPERTIES, "Get", "ss", MANAGER, "InhibitDelayMaxUSec")
+    (microseconds,) = client.call(
+        LOGIN, LOGIN_PATH, "org.freedesktop.DBus.Properties", "Get", "ss", MANAGER, "InhibitDelayMaxUSec"
+    )
     return int(microseconds)
 
 
@@ -94,7 +96,7 @@ def test_delay_is_read_from_configuration_and_reloaded_on_sighup(bed: Bed) -> No
     (bed.configuration / "99-kubelet.conf").write_text("# Kubelet logind override\n[Login]\nInhibitDelayMaxSec=90\n")
     assert delay(kubelet) == 5_000_000
     path = "/org/freedesktop/systemd1"
-    kubelet.call(SYSTEMD, path, logind.SYSTEMD_MANAGER, "KillUnit", "ssi", "systemd-logind.service", "all", 1)
+    kubelet.call(SYSTEMD, path, f"{SYSTEMD}.Manager", "KillUnit", "ssi", "systemd-logind.service", "all", 1)
     assert delay(kubelet) == 90_000_000
 
 

@@ -1,6 +1,7 @@
 """Names and aliases of devices on the host."""
 
-from cni import host, route
+from cni import host
+from kit.netlink import route
 
 
 def test_names_on_the_host_are_stable_distinct_and_short() -> None:
@@ -11,8 +12,8 @@ def test_names_on_the_host_are_stable_distinct_and_short() -> None:
 
 
 def test_a_link_belongs_to_a_network_by_its_alias() -> None:
-    def link(name: str, alias: str, kind: str = "veth") -> route.LinkInfo:
-        return route.LinkInfo(7, name, "", 1500, 0, 0, kind, alias, 0, 0)
+    def link(name: str, alias: str, kind: str = "veth") -> route.Link:
+        return route.Link(7, name, "", 1500, 0, 0, kind, alias, 0)
 
     name = host.host_name("a", "c1", "eth0")
     assert host.belongs(link(name, host.alias("a", "c1", "eth0")), "a")

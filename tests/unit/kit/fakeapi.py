@@ -31,11 +31,14 @@ STATUS_KINDS = {"pods", "virtualmachines", "kubevirts", "nodes"}
 
 
 class Refusal(Exception):
-    """A Status response."""
+    """A Status response. `retry_after`: that header."""
 
-    def __init__(self, code: int, reason: str, message: str, causes: list[Json] | None = None) -> None:
+    def __init__(
+        self, code: int, reason: str, message: str, causes: list[Json] | None = None, retry_after: str = ""
+    ) -> None:
         super().__init__(message)
         self.code = code
+        self.headers = {"Retry-After": retry_after} if retry_after else {}
         self.body = {
             "kind": "Status",
             "apiVersion": "v1",
@@ -209,7 +212,7 @@ class FakeApi:
                 raise Refusal(401, "Unauthorized", "Unauthorized")
             return await self._answer(request)
         except Refusal as refusal:
-            return web.json_response(refusal.body, status=refusal.code)
+            return web.json_response(refusal.body, status=refusal.code, headers=refusal.headers)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         match = PATH.match(request.path)

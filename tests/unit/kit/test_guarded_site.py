@@ -2,14 +2,18 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
 from aiohttp import web
 
+from kit import guarded_site
 from kit.guarded_site import ConnectionLimits, GuardedSite
 
+LARGE = 32 << 20
+"""More than the socket's buffers hold."""
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
@@ -46,12 +50,18 @@ async def lab(limits: ConnectionLimits | None = None, head_seconds: float = 60) 
         await made.go_on.wait()
         return web.Response(text="at last")
 
+    async def large(_request: web.Request) -> web.Response:
+        return web.Response(body=bytes(LARGE))
+
+    app.router.add_get("/large", large)
+    app.router.add_post("/unread", answer)
     app.router.add_get("/", answer)
     app.router.add_get("/slow", slow)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await GuardedSite(runner, 0, "127.0.0.1", limits=limits, head_seconds=head_seconds).start()
-    made = Lab(int(runner.addresses[0][1]))
+    site = GuardedSite(runner, 0, "127.0.0.1", limits=limits, head_seconds=head_seconds)
+    await site.start()
+    made = Lab(site.port)
     try:
         yield made
     finally:
@@ -123,3 +133,41 @@ async def test_closed_connections_are_not_counted() -> None:
             async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port.port}/") as response:
                 assert response.status == 200
             await asyncio.sleep(0.05)
+
+
+async def test_incomplete_head_of_a_later_request_times_out() -> None:
+    async with lab(head_seconds=0.2) as port:
+        reader = await port.connect(REQUEST)
+        assert await answered(reader)
+        await port.send(REQUEST[:-2])
+        assert await ended(reader)
+
+
+async def test_connections_that_still_send_a_response_are_not_idle() -> None:
+    async with lab(ConnectionLimits(idle=2, each=4)) as port:
+        busy = [await port.connect(b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n") for _ in range(2)]
+        for each in busy:
+            assert await answered(each)
+        for _ in range(20):
+            assert await answered(await port.connect(REQUEST))
+        async with asyncio.timeout(30):
+            for each in busy:
+                assert len(await each.readexactly(LARGE)) == LARGE
+
+
+async def test_body_that_is_not_read_does_not_start_the_timeout_of_a_head() -> None:
+    async with lab(head_seconds=0.3) as port:
+        reader = await port.connect(b"POST /unread HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\n12345")
+        assert await answered(reader)
+        await port.send(b"67890")
+        await asyncio.sleep(0.6)
+        await port.send(REQUEST)
+        async with asyncio.timeout(30):
+            await reader.readuntil(b"HTTP/1.1 200")
+
+
+async def test_tls_buffers_hold_one_record() -> None:
+    """asyncio's own are 16 times as large, for each connection."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls = guarded_site._SmallTls(asyncio.get_running_loop(), asyncio.Protocol(), context, None, server_side=True)
+    assert len(tls.get_buffer(-1)) == guarded_site.TLS_RECORD

@@ -1,6 +1,7 @@
 """Client and cache with a fake API server on loopback."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -56,14 +57,14 @@ async def test_delayed_deletion_returns_object(api: FakeApi, kube: Kube) -> None
 
 
 @pytest.mark.parametrize(
-    "refusal, kind, retry",
+    "refusal, kind",
     [
-        (Refusal(403, "Forbidden", 'pods "x" is forbidden: exceeded quota: q'), errors.Forbidden, True),
-        (Refusal(409, "AlreadyExists", "exists"), errors.AlreadyExists, True),
-        (Refusal(409, "Conflict", "modified"), errors.Conflict, True),
-        (Refusal(429, "TooManyRequests", "slow down"), errors.ApiUnavailable, True),
-        (Refusal(500, "InternalError", "oh"), errors.ApiUnavailable, True),
-        (Refusal(404, "NotFound", "no"), errors.NotFound, True),
+        (Refusal(403, "Forbidden", 'pods "x" is forbidden: exceeded quota: q'), errors.Forbidden),
+        (Refusal(409, "AlreadyExists", "exists"), errors.AlreadyExists),
+        (Refusal(409, "Conflict", "modified"), errors.Conflict),
+        (Refusal(429, "TooManyRequests", "slow down"), errors.ApiUnavailable),
+        (Refusal(500, "InternalError", "oh"), errors.ApiUnavailable),
+        (Refusal(404, "NotFound", "no"), errors.NotFound),
     ],
 )
 async def test_error_statuses_map_to_api_errors(
@@ -71,12 +72,11 @@ async def test_error_statuses_map_to_api_errors(
     kube: Kube,
     refusal: Refusal,
     kind: type[errors.HyperletError],
-    retry: bool,
 ) -> None:
     api.refuse = lambda verb, plural, body: refusal
     with pytest.raises(kind) as caught:
         await kube.create(ConfigMap, config_map("a"))
-    assert type(caught.value) is kind and caught.value.retry is retry
+    assert type(caught.value) is kind
     assert caught.value.message == refusal.body["message"]
 
 
@@ -289,3 +289,52 @@ async def test_store_filters_with_keep(api: FakeApi, kube: Kube) -> None:
     await some.synced()
     assert names(some) == ["a"]
     await some.stop()
+
+
+@pytest.mark.parametrize("code", [429, 503])
+@pytest.mark.parametrize("verb", ["create", "watch"])
+async def test_retry_after_is_waited_for(api: FakeApi, kube: Kube, code: int, verb: str) -> None:
+    refused: list[float] = []
+
+    def refuse(found: str, _plural: str, _body: Json) -> Refusal | None:
+        if found != verb or refused:
+            return None
+        refused.append(time.monotonic())
+        return Refusal(code, "TooManyRequests", "slow down", retry_after="1")
+
+    api.refuse = refuse
+    if verb == "create":
+        await kube.create(ConfigMap, config_map("a"))
+    else:
+        watch = kube.watch(ConfigMap, "0")
+        await api.put("configmaps", config_map("a"))
+        assert "ADDED" in [(await anext(watch))[0], (await anext(watch))[0]]
+        await watch.aclose()
+    assert time.monotonic() - refused[0] >= 1
+    assert api.calls[verb, "configmaps"] == 2 and kube.calls[verb, "configmaps", code] == 1
+
+
+@pytest.mark.parametrize("code, header", [(429, ""), (500, "1"), (429, "soon")])
+async def test_no_wait_without_a_usable_retry_after(api: FakeApi, kube: Kube, code: int, header: str) -> None:
+    api.refuse = lambda verb, plural, body: Refusal(code, "TooManyRequests", "slow down", retry_after=header)
+    with pytest.raises(errors.ApiUnavailable, match="slow down") as caught:
+        await kube.get(ConfigMap, "default", "a")
+    assert api.calls["get", "configmaps"] == 1 and caught.value.retry_seconds == 0
+
+
+async def test_retry_after_beyond_the_timeout_is_left_to_the_caller(api: FakeApi, kube: Kube) -> None:
+    api.refuse = lambda verb, plural, body: Refusal(429, "TooManyRequests", "slow down", retry_after="40")
+    with pytest.raises(errors.ApiUnavailable, match="slow down") as caught:
+        await kube.get(ConfigMap, "default", "a")
+    assert api.calls["get", "configmaps"] == 1 and caught.value.retry_seconds == 40
+
+
+async def test_repeated_retry_after_ends_with_the_timeout(
+    api: FakeApi, kube: Kube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kit.kube.REQUEST_SECONDS", 2.5)
+    api.refuse = lambda verb, plural, body: Refusal(429, "TooManyRequests", "slow down", retry_after="1")
+    began = time.monotonic()
+    with pytest.raises(errors.ApiUnavailable, match="slow down"):
+        await anext(kube.watch(ConfigMap, "0"))
+    assert time.monotonic() - began < 3.5 and 2 <= api.calls["watch", "configmaps"] <= 3

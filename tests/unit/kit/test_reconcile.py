@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from api.errors import Conflict
+from api.errors import ApiUnavailable, Conflict
 from kit import leader as leading
 from kit.kube import Kube
 from kit.leader import Leader, LeadershipLost
@@ -64,6 +64,12 @@ async def test_consecutive_failures_back_off_until_forgotten() -> None:
     assert queue.fail("a")[0] == 1
 
 
+async def test_retry_is_not_earlier_than_asked_for() -> None:
+    queue: Queue[str] = Queue("t5")
+    assert queue.fail("a", 30.0) == (1, 30.0)
+    assert queue.fail("b", 0.01)[1] > 0.1
+
+
 class Loop(Reconciler[str, str]):
     """A reconciler that records the applied actions."""
 
@@ -100,6 +106,15 @@ async def test_exceptions_do_not_end_the_workers(monkeypatch: pytest.MonkeyPatch
     await until(lambda: loop.done)
     assert loop.told == [("ZeroDivisionError: a bug", 4), ("ZeroDivisionError: a bug", 8)]
     task.cancel()
+
+
+async def test_retry_after_of_the_api_server_delays_the_next_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, asked = Loop([ApiUnavailable("slow down", 30.0), Conflict("modified")], refuse=1), list[float]()
+    monkeypatch.setattr(loop.queue, "fail", lambda key, at_least=0.0: (asked.append(at_least), (1, at_least))[1])
+    await loop.once("a")
+    loop.actions, loop.refuse = loop.actions[1:], 1
+    await loop.once("a")
+    assert asked == [30.0, 0.0]
 
 
 async def test_first_failed_action_ends_the_round() -> None:

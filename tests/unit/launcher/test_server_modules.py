@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 HEAVY = (
-    "api", "msgspec", "pycdlib", "xml", "launcher.domain", "launcher.domain_builder.child",
+    "api", "msgspec", "pycdlib", "xml.dom", "xml.etree", "xml.sax", "launcher.domain", "launcher.domain_builder.child",
     "_ssl", "_hashlib", "google.protobuf.internal.decoder", "google.protobuf.text_format",
 )  # fmt: skip
 

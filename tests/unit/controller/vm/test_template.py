@@ -93,7 +93,7 @@ def test_changed_field_is_named_until_reverted(path: str, value: Any, fields: li
     instance = started(RICH)
     assert waiting(changed(path, value), instance) == fields
     assert waiting(RICH, instance) == []
-    (told,) = [c for c in wanted_conditions(vm(), instance, (), False, fields) if c["type"] == "RestartRequired"]
+    (told,) = [c for c in wanted_conditions(instance, (), False, fields) if c["type"] == "RestartRequired"]
     assert f"since the VM was started: {', '.join(fields)}. Restart" in told["message"]
 
 
@@ -141,14 +141,14 @@ def test_invalid_hash_annotation_compares_all_sections() -> None:
 
 def test_number_of_named_fields_is_limited() -> None:
     fields = [f"f{number}" for number in range(13)]
-    (told,) = [c for c in wanted_conditions(vm(), None, (), False, fields) if c["type"] == "RestartRequired"]
+    (told,) = [c for c in wanted_conditions(None, (), False, fields) if c["type"] == "RestartRequired"]
     assert "f9 and 3 more. Restart" in told["message"] and "f10" not in told["message"]
 
 
 def test_template_messages_are_bounded() -> None:
     """Field paths contain names chosen by the user."""
     fields = ["x" * 5000]
-    (told,) = [c for c in wanted_conditions(vm(), None, (), False, fields) if c["type"] == "RestartRequired"]
+    (told,) = [c for c in wanted_conditions(None, (), False, fields) if c["type"] == "RestartRequired"]
     assert len(told["message"]) <= 1500
 
 

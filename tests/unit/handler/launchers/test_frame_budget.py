@@ -56,9 +56,9 @@ class Recording(Budget):
         self.frames += frames
         return super().data(now, frames, size)
 
-    def control(self, now: float, kind: int, flags: int, length: int) -> None:
-        self.kinds.append((kind, length))
-        super().control(now, kind, flags, length)
+    def control(self, now: float, kind: int) -> None:
+        self.kinds.append(kind)
+        super().control(now, kind)
 
 
 @pytest.mark.parametrize("seed", range(50))

@@ -6,6 +6,7 @@ import pytest
 
 from api.errors import NetworkError
 from handler.pod_network import nftables
+from kit.netlink import nft
 
 FAMILY = nftables.IpFamily(
     ipaddress.ip_address("10.0.2.2"), ipaddress.ip_address("10.0.2.1"), ipaddress.IPv4Network("10.0.2.0/24"),
@@ -17,27 +18,57 @@ def rules(*ports: nftables.ForwardedPorts) -> nftables.MasqueradeRules:
     return nftables.MasqueradeRules("eth0", "k6t-eth0", (FAMILY,), ports)
 
 
+def chain(table: nftables.NftTable, name: str) -> list[nft.Expressions]:
+    (found,) = [chain.rules for chain in table.chains() if chain.name == name]
+    return found
+
+
+ETH0, BRIDGE, LO = nft.input_interface("eth0"), nft.output_interface("k6t-eth0"), nft.output_interface("lo")
+TO_POD = nft.to_network(ipaddress.ip_network("10.1.1.5"))
+TO_GUEST = nft.destination_nat(ipaddress.ip_address("10.0.2.2"))
+
+
 def test_rules_forward_everything():
-    text = rules().text()
-    assert 'iifname "eth0" ip daddr { 10.1.1.5 } dnat ip to 10.0.2.2' in text
-    assert 'oifname "eth0" ip saddr 10.0.2.0/24 masquerade' in text
-    assert 'oifname "k6t-eth0" ip saddr { 127.0.0.1, 10.1.1.5 } snat ip to 10.0.2.1' in text
-    assert 'iifname "k6t-eth0" ip daddr 127.0.0.0/8 drop' in text
+    table = rules()
+    loopback, whole_loopback = ipaddress.ip_network("127.0.0.1"), ipaddress.ip_network("127.0.0.0/8")
+    gateway = nft.source_nat(ipaddress.ip_address("10.0.2.1"))
+    assert chain(table, "prerouting") == [(*ETH0, *TO_POD, *TO_GUEST)]
+    assert chain(table, "output") == [(*LO, *nft.to_network(loopback), *TO_GUEST), (*LO, *TO_POD, *TO_GUEST)]
+    assert chain(table, "postrouting") == [
+        (
+            *nft.output_interface("eth0"),
+            *nft.from_network(ipaddress.ip_network("10.0.2.0/24")),
+            nft.masquerade(),
+        ),
+        (*BRIDGE, *nft.from_network(loopback), *gateway),
+        (*BRIDGE, *nft.from_network(ipaddress.ip_network("10.1.1.5")), *gateway),
+    ]
+    guarded = (*nft.input_interface("k6t-eth0"), *nft.to_network(whole_loopback), nft.drop())
+    assert guarded in chain(table, "guard")
 
 
 def test_rules_forward_only_what_is_listed():
-    text = rules(
+    table = rules(
         nftables.ForwardedPorts("tcp", 80, 80),
         nftables.ForwardedPorts("tcp", 8000, 8010),
         nftables.ForwardedPorts("udp", 53, 53),
-    ).text()
-    assert "tcp dport { 80, 8000-8010 } dnat ip to 10.0.2.2" in text and "udp dport { 53 } dnat" in text
-    assert "{ 10.1.1.5 } dnat" not in text
+    )
+    ports = [nft.to_ports(nft.TCP, 80, 80), nft.to_ports(nft.TCP, 8000, 8010), nft.to_ports(nft.UDP, 53, 53)]
+    assert chain(table, "prerouting") == [(*ETH0, *TO_POD, *match, *TO_GUEST) for match in ports]
+    assert (*LO, *TO_POD, *TO_GUEST) not in chain(table, "output")
 
 
 def test_marker_differs_between_rules():
     assert rules().marker != rules(nftables.ForwardedPorts("tcp", 80, 80)).marker
-    assert rules().marker == rules().marker and rules().marker in rules().text()
+    assert rules().marker == rules().marker
+    assert nft.chain(nft.INET, nftables.TABLE, rules().marker) == rules().messages()[-1]
+
+
+def test_table_is_replaced_as_a_whole():
+    family, name = nft.INET, nftables.TABLE
+    assert rules().messages()[:3] == [
+        nft.ensure_table(family, name), nft.delete_table(family, name), nft.table(family, name)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("bad", [("sctp", 1, 1), ("tcp; drop", 1, 1), ("tcp", 0, 1), ("udp", 9, 8), ("tcp", 1, 65536)])

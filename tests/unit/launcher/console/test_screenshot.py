@@ -1,12 +1,15 @@
-"""PPM to PNG."""
+"""Screenshots: VMs without a screen, PPM to PNG."""
 
 import io
+import pathlib
 import struct
 import zlib
 
 import pytest
 
-from launcher.console.screenshot import from_ppm
+from launcher.console.screenshot import Screenshotter, from_ppm
+from launcher.paths import Paths
+from launcher.vm.errors import OperationRefused
 
 
 def ppm(width: int, height: int, pixels: bytes) -> io.BytesIO:
@@ -29,6 +32,18 @@ def decode(png: bytes) -> tuple[int, int, bytes]:
     rows = [raw[y * stride : (y + 1) * stride] for y in range(height)]
     assert all(row[0] == 0 for row in rows) and len(raw) == stride * height
     return width, height, b"".join(row[1:] for row in rows)
+
+
+async def test_vm_without_screen_is_refused(tmp_path: pathlib.Path) -> None:
+    class Machine:
+        has_screen = False
+
+        def running(self) -> str:
+            return "domain"
+
+    with pytest.raises(OperationRefused, match="the virtual machine has no screen") as caught:
+        await Screenshotter(Machine(), Paths(str(tmp_path))).png()  # type: ignore[arg-type]
+    assert caught.value.code == "FAILED_PRECONDITION"
 
 
 def test_every_pixel_is_there() -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import json
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -13,7 +14,7 @@ from protos import launcher_pb2 as pb
 
 
 def live(name: str, up: bool = True, model: str = "virtio") -> LiveNic:
-    return LiveNic(name, "02:00:00:00:00:01", up, 1, model, f"<{name}>\n      <model ")
+    return LiveNic(name, "02:00:00:00:00:01", up, 1, model, f"<{name}>\n      <model type='virtio'/></{name}>")
 
 
 def request(*taps: str, **states: str) -> pb.SyncRequest:
@@ -56,6 +57,7 @@ class World:
         self.there = there
         self.fails, self.errors = fails or {}, errors
         self.dhcp_fails = False
+        self.free_ports = 4
         self.cards = NicHotplug(self, self, self)  # type: ignore[arg-type]
 
     async def follow(self, wish: pb.SyncRequest, options: dict[str, Any] | None = None) -> None:
@@ -63,7 +65,7 @@ class World:
 
     async def poll(self) -> None:
         self.looks += 1
-        self.cards.live = self.there
+        self.cards.live, self.cards.free_ports = self.there, self.free_ports
 
     async def build(self, question: dict[str, Any]) -> dict[str, Any]:
         self.done.append(f"build {' '.join(question['plug'])}")
@@ -84,11 +86,14 @@ class World:
     async def attach_device(self, _: str, xml: str) -> None:
         await self._change("attach", xml.strip("<>"))
 
-    async def detach_device(self, _: str, alias: str) -> None:
-        await self._change("detach", alias.removeprefix("ua-nic_"))
+    async def detach_device(self, _: str, alias: str, requested: bool) -> None:
+        await self._change("detach again" if requested else "detach", alias.removeprefix("ua-nic_"))
 
     async def update_device(self, _: str, xml: str) -> None:
-        await self._change("down" if "state='down'" in xml else "up", xml[1 : xml.index(">")])
+        element = ElementTree.fromstring(xml)
+        link = element.find("link")
+        assert link is not None
+        await self._change(link.get("state", ""), element.tag)
 
 
 def test_no_calls_without_changes() -> None:
@@ -131,11 +136,40 @@ def test_joined_code_is_internal_if_codes_differ() -> None:
 
 
 def test_missing_pci_slot_message_has_a_remedy() -> None:
-    world = World(fails={"a": HypervisorError("internal error: No more available PCI slots")})
+    world = World(fails={"b": HypervisorError("internal error: any message")})
+    world.free_ports = 1
     with pytest.raises(
-        BuildError, match="interface a: it cannot be plugged into tap-a: no free PCI slot; restart the VM"
+        BuildError, match=r"^interface b: it cannot be plugged into tap-b: no free PCI slot; restart the VM, or unplug"
     ):
+        asyncio.run(world.follow(request("a", "b", a="up", b="up")))
+    assert "attach a" in world.done
+
+
+def test_other_failure_with_a_free_port_keeps_the_message_of_libvirt() -> None:
+    world = World(fails={"a": HypervisorError("internal error: No more available PCI slots")})
+    with pytest.raises(BuildError, match=r"tap-a: internal error: No more available PCI slots$"):
         asyncio.run(world.follow(request("a", a="up")))
+
+
+def test_second_unplug_request_is_marked_until_the_nic_is_wanted_again() -> None:
+    world = World(live("a"))
+
+    async def follow() -> None:
+        await world.follow(request("a", a="absent"))
+        await world.follow(request("a", a="absent"))
+        assert world.cards.unplugging == {"a"}
+        await world.follow(request("a", a="up"))
+        await world.follow(request("a", a="absent"))
+
+    asyncio.run(follow())
+    assert [each for each in world.done if "detach" in each] == ["detach a", "detach again a", "detach a"]
+
+
+def test_rejected_unplug_request_is_not_counted() -> None:
+    world = World(live("a"), fails={"a": HypervisorError("no")})
+    with pytest.raises(BuildError, match="interface a: it cannot be unplugged: no"):
+        asyncio.run(world.follow(request("a", a="absent")))
+    assert world.cards.unplugging == set()
 
 
 def test_dhcp_failure_does_not_block_plugging() -> None:

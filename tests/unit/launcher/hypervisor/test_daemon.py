@@ -1,4 +1,7 @@
+import os
 import pathlib
+import subprocess
+import sys
 
 from launcher.hypervisor import daemon
 from launcher.paths import Paths
@@ -13,6 +16,51 @@ def test_image_cache_gets_this_nodes_timestamps(tmp_path: pathlib.Path) -> None:
     daemon.install_cache(str(source), str(target), {"qemuctime": 100, "selfctime": 200, "absent": 5})
     changed = (target / "qemu/cache/x.xml").read_text()
     assert changed == text.replace(">1<", ">100<").replace(">2<", ">200<")
+
+
+def test_only_children_of_the_root_are_changed(tmp_path: pathlib.Path) -> None:
+    source, target = tmp_path / "baked", tmp_path / "cache"
+    source.mkdir()
+    text = (
+        "<?xml version='1.0'?>\n<!-- <selfctime>1</selfctime> --><qemuCaps>\n"
+        "<cpu><selfctime>2</selfctime></cpu><selfctime >3</selfctime>\n<qemuctime/><arch>\u00e4</arch></qemuCaps>\n"
+    )
+    (source / "x.xml").write_text(text)
+    daemon.install_cache(str(source), str(target), {"qemuctime": 100, "selfctime": 200})
+    assert (target / "x.xml").read_text() == text.replace(">3<", ">200<")
+
+
+def test_damaged_image_cache_is_left_out(tmp_path: pathlib.Path) -> None:
+    source, target = tmp_path / "baked", tmp_path / "cache"
+    source.mkdir()
+    (source / "bad.xml").write_text("<qemuCaps><qemuctime>1</qemuctime>")
+    (source / "good.xml").write_text("<qemuCaps><qemuctime>1</qemuctime></qemuCaps>")
+    daemon.install_cache(str(source), str(target), {"qemuctime": 100})
+    assert [(path.name, path.read_text()) for path in target.iterdir()] == [
+        ("good.xml", "<qemuCaps><qemuctime>100</qemuctime></qemuCaps>")
+    ]
+
+
+def test_supervisor_does_not_keep_what_the_cache_needs(tmp_path: pathlib.Path) -> None:
+    """prepare() reads XML in a child: the supervisor's memory counts for every VM."""
+    source = tmp_path / "baked"
+    source.mkdir()
+    (source / "x.xml").write_text("<qemuCaps><qemuctime>1</qemuctime></qemuCaps>")
+    script = """
+import sys
+from launcher.hypervisor import daemon
+from launcher.paths import Paths
+
+daemon._changes = lambda _: {"qemuctime": 7}
+daemon.prepare("/usr/sbin/libvirtd", Paths(sys.argv[1]))
+print("pyexpat" in sys.modules, "xml" in sys.modules)
+"""
+    environment = {**os.environ, "HYPERLET_LIBVIRT_CACHE": str(source)}
+    command = [sys.executable, "-c", script, str(tmp_path / "root")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"], done.stderr
+    found = Paths(str(tmp_path / "root")).libvirt_cache
+    assert "<qemuctime>7</qemuctime>" in pathlib.Path(found, "x.xml").read_text()
 
 
 def test_missing_image_cache_is_ignored(tmp_path: pathlib.Path) -> None:

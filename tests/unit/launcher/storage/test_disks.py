@@ -11,7 +11,7 @@ from api.kubevirt.vmi import VirtualMachineInstance
 from api.schema import codec
 from launcher.domain.facts import DiskFacts, InvalidVmi
 from launcher.paths import Paths
-from launcher.storage import claims, disks, iso_images
+from launcher.storage import disks, iso_images
 from launcher.storage.untrusted_files import Missing
 
 
@@ -224,31 +224,6 @@ def test_partial_sector_size_message_has_the_required_size(paths: Paths) -> None
     with pytest.raises(Missing, match=r"claim data has 1000 bytes, which is not a multiple of 512: make it 1024 "):
         find(paths, read_only)
     assert find(paths, CLAIM, status=claim_status("16Mi")).size == 16 << 20, "one that grows has none any more"
-
-
-LOCK = 'internal error: process exited: -blockdev {"filename":"/volumes/b/disk.img"}: Failed to get "write" lock'
-VMI = json.dumps(
-    {
-        "spec": {
-            "volumes": [
-                {"name": "a", "persistentVolumeClaim": {"claimName": "first"}},
-                {"name": "b", "persistentVolumeClaim": {"claimName": "second"}},
-                {"name": "c", "emptyDisk": {}},
-            ]
-        }
-    }
-).encode()
-
-
-def test_lock_error_names_volume_and_claim() -> None:
-    assert claims.in_use(LOCK, VMI) == (
-        "volume b: claim second is in use by another virtual machine or pod, which holds QEMU's lock on it: stop that "
-        "one first, or give each its own claim"
-    )
-    vague = claims.in_use('Failed to get shared "write" lock', VMI)
-    assert vague is not None and vague.startswith("volume a: claim first or volume b: claim second is in use")
-    assert claims.in_use("Could not open '/volumes/b/disk.img': Permission denied", VMI) is None
-    assert claims.in_use(LOCK, b"no JSON") is not None
 
 
 def test_empty_disk_and_unknown_volume(paths: Paths) -> None:

@@ -1,23 +1,28 @@
 """VmController with a hypervisor whose responses the test controls."""
 
 import asyncio
+import fcntl
 import json
+import os
 import pathlib
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from launcher.hypervisor.connection import DomainEvent, DomainFacts
+from launcher.hypervisor.connection import DomainEvent, DomainFacts, HypervisorError
+from launcher.hypervisor.domain_xml import DomainDescription
 from launcher.paths import Paths
 from launcher.vm.controller import VmController
 from launcher.vm.errors import OperationRefused
 from launcher.vm.state_files import StateFiles
 from protos import launcher_pb2 as pb
 
-STARTING = DomainFacts(3, 11, "tcg", "pc-q35-7.2", False, (), 0)
+DOMAIN = DomainDescription("tcg", "pc-q35-7.2", False, (), 4, True)
+STARTING = DomainFacts(3, 11, DOMAIN, 0)
 """virDomainState PAUSED, because it is starting up."""
-RUNNING = DomainFacts(1, 1, "tcg", "pc-q35-7.2", False, (), 0)
+RUNNING = DomainFacts(1, 1, DOMAIN, 0)
 LIFECYCLE_STARTED, LIFECYCLE_STOPPED = DomainEvent("lifecycle", 2, 0), DomainEvent("lifecycle", 5, 0)
 
 
@@ -32,6 +37,7 @@ class Libvirt:
         self.looked = asyncio.Condition()
         self.is_connected = True
         self.while_creating: list[DomainEvent] = []
+        self.refusal: Exception | None = None
         self.resized: list[tuple[str, str, int]] = []
 
     async def resize_disk(self, domain: str, target: str, size: int) -> None:
@@ -40,6 +46,8 @@ class Libvirt:
     async def create(self, xml: str, paused: bool) -> None:
         for event in self.while_creating:
             self.happened(event)
+        if self.refusal is not None:
+            raise self.refusal
 
     async def facts(self, domain: str) -> DomainFacts | None:
         poll: asyncio.Future[DomainFacts | None] = asyncio.get_running_loop().create_future()
@@ -55,7 +63,10 @@ class Libvirt:
 
 
 class Builder:
-    """Builds the same domain for any VMI."""
+    """Builds the same domain for any VMI. `claims`: its disks on claims."""
+
+    def __init__(self) -> None:
+        self.claims: list[dict[str, Any]] = []
 
     def discard(self) -> None:
         """No child to discard."""
@@ -64,7 +75,8 @@ class Builder:
         if "grow" in question:
             return {"sizes": {name: size * 2 for name, size in question["grow"].items()}}
         disks = [{"volume": "data", "target": "vda", "size": 1 << 30}]
-        return {"domain": "web_vm", "xml": "<domain/>", "paused": False, "disks": disks, "dhcp_options": {}}
+        plan = {"domain": "web_vm", "xml": "<domain/>", "paused": False, "disks": disks, "dhcp_options": {}}
+        return plan | {"claims": self.claims}
 
 
 def request(uid: str = "uid-1", capacity: str = "1Gi") -> pb.SyncRequest:
@@ -197,6 +209,22 @@ async def test_vmi_without_uid_is_rejected(world: tuple[VmController, Libvirt], 
     with pytest.raises(OperationRefused, match=r"metadata\.uid: required") as caught:
         await world[0].sync(pb.SyncRequest(vmi=vmi))
     assert caught.value.code == "INVALID_ARGUMENT"
+
+
+async def test_start_that_fails_by_a_lock_names_volume_and_claim(tmp_path: pathlib.Path) -> None:
+    paths, builder, disk = Paths(str(tmp_path)), Builder(), tmp_path / "disk.img"
+    pathlib.Path(paths.run).mkdir(parents=True)
+    disk.write_bytes(bytes(512))
+    builder.claims = [{"volume": "data", "claim": "shared", "path": str(disk), "writes": True, "shares": False}]
+    machine = VmController(paths, StateFiles(paths), builder, Libvirt)  # type: ignore[arg-type]
+    machine.hypervisor.refusal = HypervisorError("internal error: process exited")  # type: ignore[attr-defined]
+    with pytest.raises(HypervisorError, match=r"^internal error: process exited$"):
+        await machine.sync(request())
+    with disk.open("rb+") as file:
+        lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 100, 200, 0)
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
+        with pytest.raises(HypervisorError, match=r"^volume data: claim shared is in use by another virtual machine"):
+            await machine.sync(request())
 
 
 async def reported(machine: VmController) -> pb.Report:

@@ -4,14 +4,28 @@ Sources: include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h; nft(8) for what t
 """
 
 import errno
+import ipaddress
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-from cni.netlink import ACK, CREATE, EXCL, Message, NetlinkRefusal, NetlinkSocket, attribute, attributes, nested, text
+from kit.netlink.transport import (
+    ACK,
+    APPEND,
+    CREATE,
+    EXCL,
+    Message,
+    NetlinkRefusal,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    nested,
+    text,
+)
 
-BRIDGE, INET = 7, 1  # NFPROTO_*
+INET, IPV4, BRIDGE, IPV6 = 1, 2, 7, 10  # NFPROTO_*
+TCP, UDP, ICMPV6 = 6, 17, 58  # IPPROTO_*
 _NETFILTER = 12
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _SUBSYSTEM = 10
@@ -22,12 +36,21 @@ _DROP, _ACCEPT = 0, 1
 _VERDICT_TYPE = 0xFFFFFF00
 _SET_MAP = 0x8
 _REG_VERDICT, _REG1 = 0, 1
-_IIFNAME, _NFPROTO = 6, 15
-_LINK_LAYER, _NETWORK_LAYER = 0, 1
-_EQ, _NEQ = 0, 1
+_IIFNAME, _OIFNAME, _NFPROTO, _L4PROTO = 6, 7, 15, 16
+_LINK_LAYER, _NETWORK_LAYER, _TRANSPORT_LAYER = 0, 1, 2
+_EQ, _NEQ, _LTE, _GTE = 0, 1, 3, 5
+_SNAT, _DNAT = 0, 1
+_ETHER_TYPE = 12  # offset in an Ethernet header
+# Offsets of source and destination in an IP header, by the size of an address.
+_ADDRESSES = {4: (12, 16), 16: (8, 24)}
 _IFNAME_TYPE, _IFNAME_SIZE = 41, 16
 # nft's user data of a set: keys in host byte order. Without it `nft list` shows empty names.
 _HOST_ORDER = struct.pack("=BBI", 0, 4, 1)
+
+Expressions = tuple[bytes, ...]
+"""Encoded expressions, evaluated one after the other until one does not match."""
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _generic(family: int) -> bytes:
@@ -45,6 +68,11 @@ def _message(kind: int, flags: int, family: int, *parts: bytes) -> Message:
 def table(family: int, name: str) -> Message:
     """Create a table; EEXIST if it exists."""
     return _message(_NEWTABLE, ACK | CREATE | EXCL, family, text(1, name))
+
+
+def ensure_table(family: int, name: str) -> Message:
+    """Create a table unless it exists."""
+    return _message(_NEWTABLE, ACK | CREATE, family, text(1, name))
 
 
 def delete_table(family: int, name: str) -> Message:
@@ -71,7 +99,7 @@ def delete_chain(family: int, owner: str, name: str) -> Message:
 def rule(family: int, owner: str, where: str, *expressions: bytes) -> Message:
     """Append a rule."""
     parts = b"".join(nested(1, expression) for expression in expressions)
-    return _message(_NEWRULE, ACK | CREATE | 0x800, family, text(1, owner), text(2, where), nested(4, parts))
+    return _message(_NEWRULE, ACK | CREATE | APPEND, family, text(1, owner), text(2, where), nested(4, parts))
 
 
 def delete_rules(family: int, owner: str, where: str) -> Message:
@@ -107,47 +135,58 @@ def delete_element(family: int, owner: str, name: str, interface: str) -> Messag
 
 
 def _key(interface: str) -> bytes:
-    return nested(1, attribute(1, interface.encode().ljust(_IFNAME_SIZE, b"\0")))
+    return nested(1, attribute(1, _padded(interface)))
+
+
+def _padded(interface: str) -> bytes:
+    return interface.encode().ljust(_IFNAME_SIZE, b"\0")
 
 
 def _expression(name: str, *parts: bytes) -> bytes:
     return text(1, name) + nested(2, *parts)
 
 
+def _meta(key: int) -> bytes:
+    return _expression("meta", _number(2, key), _number(1, _REG1))
+
+
 def load_input_interface() -> bytes:
     """meta iifname"""
-    return _expression("meta", _number(2, _IIFNAME), _number(1, _REG1))
+    return _meta(_IIFNAME)
 
 
-def load_protocol() -> bytes:
-    """meta nfproto"""
-    return _expression("meta", _number(2, _NFPROTO), _number(1, _REG1))
+def _payload(base: int, offset: int, size: int) -> bytes:
+    return _expression("payload", _number(1, _REG1), _number(2, base), _number(3, offset), _number(4, size))
 
 
 def load_link(offset: int, size: int) -> bytes:
     """Load bytes of the link layer header."""
-    return _expression("payload", _number(1, _REG1), _number(2, _LINK_LAYER), _number(3, offset), _number(4, size))
+    return _payload(_LINK_LAYER, offset, size)
 
 
 def load_network(offset: int, size: int) -> bytes:
     """Load bytes of the network layer header."""
-    return _expression("payload", _number(1, _REG1), _number(2, _NETWORK_LAYER), _number(3, offset), _number(4, size))
+    return _payload(_NETWORK_LAYER, offset, size)
 
 
-def mask(data: bytes) -> bytes:
+def _mask(data: bytes) -> bytes:
     """register & data"""
     parts = (_number(1, _REG1), _number(2, _REG1), _number(3, len(data)))
     return _expression("bitwise", *parts, nested(4, attribute(1, data)), nested(5, attribute(1, bytes(len(data)))))
 
 
+def _compare(operator: int, data: bytes) -> bytes:
+    return _expression("cmp", _number(1, _REG1), _number(2, operator), nested(3, attribute(1, data)))
+
+
 def equal(data: bytes) -> bytes:
     """Match if the register is `data`."""
-    return _expression("cmp", _number(1, _REG1), _number(2, _EQ), nested(3, attribute(1, data)))
+    return _compare(_EQ, data)
 
 
 def different(data: bytes) -> bytes:
     """Match if the register is not `data`."""
-    return _expression("cmp", _number(1, _REG1), _number(2, _NEQ), nested(3, attribute(1, data)))
+    return _compare(_NEQ, data)
 
 
 def look_up_verdict(name: str) -> bytes:
@@ -157,12 +196,91 @@ def look_up_verdict(name: str) -> bytes:
 
 def drop() -> bytes:
     """drop"""
-    return _expression("immediate", _number(1, _REG_VERDICT), nested(2, nested(2, _number(1, _DROP))))
+    return _verdict(_DROP)
+
+
+def accept() -> bytes:
+    """accept"""
+    return _verdict(_ACCEPT)
+
+
+def _verdict(code: int) -> bytes:
+    return _expression("immediate", _number(1, _REG_VERDICT), nested(2, nested(2, _number(1, code))))
 
 
 def masquerade() -> bytes:
     """masquerade"""
     return _expression("masq")
+
+
+def input_interface(name: str) -> Expressions:
+    """iifname NAME"""
+    return load_input_interface(), equal(_padded(name))
+
+
+def output_interface(name: str) -> Expressions:
+    """oifname NAME"""
+    return _meta(_OIFNAME), equal(_padded(name))
+
+
+def from_network(network: IpNetwork) -> Expressions:
+    """ip saddr NETWORK, ip6 saddr NETWORK; in an inet table."""
+    return _in_network(network, 0)
+
+
+def to_network(network: IpNetwork) -> Expressions:
+    """ip daddr NETWORK, ip6 daddr NETWORK; in an inet table."""
+    return _in_network(network, 1)
+
+
+def _in_network(network: IpNetwork, field: int) -> Expressions:
+    address = network.network_address.packed
+    load = load_network(_ADDRESSES[len(address)][field], len(address))
+    masked = () if network.prefixlen == network.max_prefixlen else (_mask(network.netmask.packed),)
+    return _meta(_NFPROTO), equal(bytes([_family(network.version)])), load, *masked, equal(address)
+
+
+def not_to_network(network: IpNetwork) -> Expressions:
+    """ip daddr != NETWORK, ip6 daddr != NETWORK; behind a match of the protocol in an inet table."""
+    address = network.network_address.packed
+    load = load_network(_ADDRESSES[len(address)][1], len(address))
+    return load, _mask(network.netmask.packed), different(address)
+
+
+def to_ports(protocol: int, first: int, last: int) -> Expressions:
+    """tcp dport FIRST-LAST, udp dport FIRST-LAST"""
+    low, high = struct.pack("!H", first), struct.pack("!H", last)
+    matches = (equal(low),) if first == last else (_compare(_GTE, low), _compare(_LTE, high))
+    return _meta(_L4PROTO), equal(bytes([protocol])), _payload(_TRANSPORT_LAYER, 2, 2), *matches
+
+
+def ether_type(number: int) -> Expressions:
+    """ether type NUMBER; in a bridge table."""
+    return load_link(_ETHER_TYPE, 2), equal(struct.pack("!H", number))
+
+
+def icmpv6_type(number: int) -> Expressions:
+    """icmpv6 type NUMBER; behind the Ethernet type in a bridge table."""
+    return _meta(_L4PROTO), equal(bytes([ICMPV6])), _payload(_TRANSPORT_LAYER, 0, 1), equal(bytes([number]))
+
+
+def destination_nat(address: IpAddress) -> Expressions:
+    """dnat to ADDRESS"""
+    return _nat(_DNAT, address)
+
+
+def source_nat(address: IpAddress) -> Expressions:
+    """snat to ADDRESS"""
+    return _nat(_SNAT, address)
+
+
+def _nat(kind: int, address: IpAddress) -> Expressions:
+    value = _expression("immediate", _number(1, _REG1), nested(2, attribute(1, address.packed)))
+    return value, _expression("nat", _number(1, kind), _number(2, _family(address.version)), _number(3, _REG1))
+
+
+def _family(version: int) -> int:
+    return IPV4 if version == 4 else IPV6
 
 
 class Nft:

@@ -11,18 +11,20 @@ import struct
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Self
 
-from cni.netlink import (
+from kit.netlink.transport import (
     ACK,
     CREATE,
     EXCL,
+    REPLACE,
     Message,
     NetlinkRefusal,
     NetlinkSocket,
     attribute,
     attributes,
-    error_text,
     nested,
+    string,
     text,
 )
 
@@ -35,11 +37,11 @@ _NEWROUTE, _GETROUTE = 24, 26
 DELLINK = _DELLINK
 
 _ADDRESS, _NAME, _MTU, _LINK, _MASTER, _PROTINFO, _TXQLEN = 1, 3, 4, 5, 10, 12, 13
-_LINKINFO, _ALIAS, _AF_SPEC, _NET_NS_FD, _EXT_MASK, _PROMISCUITY = 18, 20, 26, 28, 29, 30
+_LINKINFO, _ALIAS, _AF_SPEC, _NET_NS_FD, _EXT_MASK = 18, 20, 26, 28, 29
 _KIND, _DATA = 1, 2
 _VETH_PEER = 1
 _VLAN_ID = 1
-_BR_STP, _BR_VLAN_FILTERING, _BR_FORWARD_DELAY = 5, 7, 1
+_BR_FORWARD_DELAY, _BR_STP, _BR_VLAN_FILTERING, _BR_MULTICAST_SNOOPING = 1, 5, 7, 23
 _PORT_HAIRPIN, _PORT_ISOLATED = 4, 33
 _BRIDGE_FLAGS, _BRIDGE_VLAN_INFO = 0, 2
 _BRIDGE_FLAGS_SELF, _BRIDGE_FLAGS_MASTER = 2, 1
@@ -49,20 +51,24 @@ _INFO_SLAVE_DATA = 5
 
 IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
-_F_NODAD, F_DADFAILED, F_TENTATIVE = 0x02, 0x08, 0x40
+_F_NODAD, F_DADFAILED, F_TENTATIVE, F_PERMANENT = 0x02, 0x08, 0x40, 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS = 1, 4, 5, 6, 8
 _RTA_TABLE = 15
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
+MAIN, _LOCAL = 254, 255
+_PROTOCOL_STATIC, _SCOPE_LINK, _UNICAST, _CLONED = 4, 253, 1, 0x200
+
+_ANYWHERE = {int(socket.AF_INET): bytes(4), int(socket.AF_INET6): bytes(16)}
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True)
-class LinkInfo:
+class Link:
     """A device. `master`: its bridge's index or 0; `vlan_filtering` and the port's flags: None if the kernel does not
-    report them; `promiscuity`: number of users of promiscuous mode."""
+    report them."""
 
     index: int
     name: str
@@ -71,35 +77,44 @@ class LinkInfo:
     flags: int
     master: int
     kind: str
-    alias: str
-    txqlen: int
-    promiscuity: int
+    alias: str = ""
+    txqlen: int = 0
     vlan_filtering: bool | None = None
     hairpin: bool | None = None
     isolated: bool | None = None
 
     @property
     def up(self) -> bool:
+        """Whether it is set up."""
         return bool(self.flags & IFF_UP)
 
 
 @dataclass(frozen=True)
-class AssignedAddress:
-    """An address assigned to a device."""
+class Address:
+    """An address assigned to a device. `scope` as in rtnetlink: 0 global, 253 link, 254 host."""
 
     index: int
     interface: Interface
     scope: int
-    flags: int
+    flags: int = F_PERMANENT
+
+    @property
+    def permanent(self) -> bool:
+        """Whether it stays. Others come from router advertisements and expire."""
+        return bool(self.flags & F_PERMANENT)
 
 
 @dataclass(frozen=True)
-class RouteEntry:
-    """A route of the main table."""
+class Route:
+    """A unicast route. `gateway`: None for an on-link route; `index`: 0 with several devices. `protocol`: its origin as
+    in rtnetlink: 2 the kernel, for an address; 3 and above user space."""
 
     destination: Network
-    gateway: Address | None
+    gateway: IpAddress | None
     index: int
+    metric: int = 0
+    protocol: int = _PROTOCOL_STATIC
+    table: int = MAIN
 
 
 @dataclass(frozen=True)
@@ -123,8 +138,11 @@ class Vlans:
 
 
 def mac_bytes(mac: str) -> bytes:
-    """The six bytes of `aa:bb:...`."""
-    return bytes.fromhex(mac.replace(":", "").replace("-", ""))
+    """The six bytes of `aa:bb:...`. Raises ValueError."""
+    raw = bytes.fromhex(mac.replace(":", "").replace("-", ""))
+    if len(raw) != 6:
+        raise ValueError(f"{mac!r} is not an Ethernet address")
+    return raw
 
 
 def _u32(kind: int, value: int) -> bytes:
@@ -164,9 +182,20 @@ def new_veth(veth: Veth) -> Message:
 
 
 def new_bridge(name: str, mac: str, mtu: int, vlan_filtering: bool) -> Message:
-    """Create a bridge, up. Its MAC is fixed: otherwise it would follow its ports."""
+    """Create a bridge, up. Its MAC is fixed: otherwise it would follow its ports. `mtu` 0: the default."""
     data = _u32(_BR_STP, 0) + (_u8(_BR_VLAN_FILTERING, 1) if vlan_filtering else b"")
-    body = _link(0, IFF_UP, IFF_UP) + text(_NAME, name) + attribute(_ADDRESS, mac_bytes(mac))
+    return _bridge(name, mac, mtu, IFF_UP, data)
+
+
+def new_quiet_bridge(name: str, mac: str, mtu: int) -> Message:
+    """Create a bridge, down, whose ports forward at once: without STP, and without multicast snooping, which would drop
+    IPv6 neighbour discovery."""
+    data = _u32(_BR_FORWARD_DELAY, 0) + _u32(_BR_STP, 0) + _u8(_BR_MULTICAST_SNOOPING, 0)
+    return _bridge(name, mac, mtu, 0, data)
+
+
+def _bridge(name: str, mac: str, mtu: int, flags: int, data: bytes) -> Message:
+    body = _link(0, flags, flags) + text(_NAME, name) + attribute(_ADDRESS, mac_bytes(mac))
     if mtu:
         body += _u32(_MTU, mtu)
     return _NEWLINK, ACK | CREATE | EXCL, body + nested(_LINKINFO, text(_KIND, "bridge"), nested(_DATA, data))
@@ -252,34 +281,35 @@ def _ranges(ids: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
-def add_address(index: int, interface: Interface, dad: bool) -> Message:
-    """Add an address; without `dad` an IPv6 address is usable at once."""
+def add_address(index: int, interface: Interface, dad: bool, broadcast: bool = True) -> Message:
+    """Add an address; without `dad` an IPv6 address is usable at once. `broadcast`: with its network's."""
     flags = _F_NODAD if interface.version == 6 and not dad else 0
-    return _NEWADDR, ACK | CREATE | EXCL, _address(index, interface, flags)
+    return _NEWADDR, ACK | CREATE | EXCL, _address(index, interface, flags, broadcast)
 
 
 def del_address(index: int, interface: Interface) -> Message:
-    """Remove an address."""
-    return _DELADDR, ACK, _address(index, interface, 0)
+    """Remove an address, and with it the routes that depend on it."""
+    return _DELADDR, ACK, _address(index, interface, 0, False)
 
 
-def _address(index: int, interface: Interface, flags: int) -> bytes:
+def _address(index: int, interface: Interface, flags: int, broadcast: bool) -> bytes:
     family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
     packed = interface.ip.packed
     body = _ADDR.pack(family, interface.network.prefixlen, 0, 0, index)
     body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
-    if interface.version == 4 and interface.network.prefixlen < 31:
+    if broadcast and interface.version == 4 and interface.network.prefixlen < 31:
         body += attribute(_IFA_BROADCAST, interface.network.broadcast_address.packed)
     return body + (_u32(_IFA_FLAGS, flags) if flags else b"")
 
 
-def add_route(index: int, route: "WantedLink") -> Message:
-    """Add a device route."""
+def add_route(index: int, route: "NewRoute", replace: bool = False) -> Message:
+    """Add a device route; `replace` an equal one."""
     destination, gateway = route.destination, route.gateway
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
-    scope = route.scope if route.scope is not None else (0 if gateway else 253)
-    table = route.table or 254
-    body = _ROUTE.pack(family, destination.prefixlen, 0, 0, table if table < 256 else 0, 4, scope, 1, 0)
+    scope = route.scope if route.scope is not None else (0 if gateway else _SCOPE_LINK)
+    table = route.table or MAIN
+    head = (destination.prefixlen, 0, 0, table if table < 256 else 0, _PROTOCOL_STATIC, scope, _UNICAST, 0)
+    body = _ROUTE.pack(family, *head)
     if destination.prefixlen:
         body += attribute(_RTA_DST, destination.network_address.packed)
     if gateway:
@@ -293,15 +323,15 @@ def add_route(index: int, route: "WantedLink") -> Message:
     )
     if metrics:
         body += nested(_RTA_METRICS, metrics)
-    return _NEWROUTE, ACK | CREATE | EXCL, body + _u32(_RTA_OIF, index)
+    return _NEWROUTE, ACK | CREATE | (REPLACE if replace else EXCL), body + _u32(_RTA_OIF, index)
 
 
 @dataclass(frozen=True)
-class WantedLink:
+class NewRoute:
     """A route to add. `table` 0: main; `scope` None: the default."""
 
     destination: Network
-    gateway: Address | None = None
+    gateway: IpAddress | None = None
     mtu: int = 0
     advmss: int = 0
     priority: int = 0
@@ -319,7 +349,7 @@ class RtnetlinkSocket:
         """Send messages; see NetlinkSocket.talk."""
         return self.socket.talk(messages)
 
-    def link(self, name: str = "", index: int = 0) -> LinkInfo | None:
+    def link(self, name: str = "", index: int = 0) -> Link | None:
         """One device, None if it does not exist. Raises OSError."""
         try:
             return read_link(self.do(get_link(name, index))[0])
@@ -328,38 +358,19 @@ class RtnetlinkSocket:
                 return None
             raise
 
-    def links(self) -> list[LinkInfo]:
+    def links(self) -> list[Link]:
         """All devices."""
         return [read_link(body) for body in self.socket.dump(_GETLINK, _link())]
 
-    def addresses(self, index: int) -> list[AssignedAddress]:
-        """The addresses of one device."""
-        found = []
-        for body in self.socket.dump(_GETADDR, _ADDR.pack(0, 0, 0, 0, 0)):
-            family, prefix, flags, scope, owner = _ADDR.unpack_from(body)
-            fields = dict(attributes(body, _ADDR.size))
-            raw = fields.get(_IFA_LOCAL) or fields.get(_IFA_ADDRESS)
-            if owner == index and raw and family in (socket.AF_INET, socket.AF_INET6):
-                wide = fields.get(_IFA_FLAGS)
-                flags = struct.unpack("=I", wide)[0] if wide else flags
-                found.append(AssignedAddress(owner, ipaddress.ip_interface((raw, prefix)), scope, flags))
-        return found
+    def addresses(self, index: int = 0) -> list[Address]:
+        """The addresses of one device, or of all, of both families."""
+        found = (read_address(body) for body in self.socket.dump(_GETADDR, _ADDR.pack(0, 0, 0, 0, 0)))
+        return [address for address in found if address is not None and index in (0, address.index)]
 
-    def routes(self) -> list[RouteEntry]:
-        """The routes of the namespace, in all tables but the local one."""
-        found = []
-        for body in self.socket.dump(_GETROUTE, _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
-            family, prefix, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(body)
-            if family not in (socket.AF_INET, socket.AF_INET6) or kind != 1 or table == 255:
-                continue
-            fields = dict(attributes(body, _ROUTE.size))
-            zero = bytes(4 if family == socket.AF_INET else 16)
-            destination = ipaddress.ip_network((fields.get(_RTA_DST, zero), prefix))
-            raw = fields.get(_RTA_GATEWAY)
-            found.append(
-                RouteEntry(destination, ipaddress.ip_address(raw) if raw else None, _number(fields.get(_RTA_OIF)))
-            )
-        return found
+    def routes(self) -> list[Route]:
+        """The unicast routes of both families, in all tables but the local one."""
+        found = (read_route(body) for body in self.socket.dump(_GETROUTE, _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)))
+        return [route for route in found if route is not None]
 
     def vlans(self, index: int) -> Vlans:
         """The VLANs of a bridge port, or of the bridge by its own index."""
@@ -379,26 +390,59 @@ class RtnetlinkSocket:
         """Closes the socket."""
         self.socket.close()
 
+    def __enter__(self) -> Self:
+        return self
 
-def read_link(body: bytes) -> LinkInfo:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_address(body: bytes) -> Address | None:
+    """Parse an RTM_NEWADDR message; None for other families than IP."""
+    family, prefix, flags, scope, index = _ADDR.unpack_from(body)
+    fields = dict(attributes(body, _ADDR.size))
+    raw = fields.get(_IFA_LOCAL) or fields.get(_IFA_ADDRESS)
+    if not raw or family not in _ANYWHERE:
+        return None
+    return Address(index, ipaddress.ip_interface((raw, prefix)), scope, _number(fields.get(_IFA_FLAGS)) or flags)
+
+
+def read_route(body: bytes) -> Route | None:
+    """Parse an RTM_NEWROUTE message; None for a route that is not unicast, local or cached."""
+    family, prefix, _, _, table, protocol, _, kind, flags = _ROUTE.unpack_from(body)
+    fields = dict(attributes(body, _ROUTE.size))
+    table = _number(fields.get(_RTA_TABLE)) or table
+    if family not in _ANYWHERE or kind != _UNICAST or table == _LOCAL or flags & _CLONED:
+        return None
+    gateway = fields.get(_RTA_GATEWAY)
+    return Route(
+        destination=ipaddress.ip_network((fields.get(_RTA_DST, _ANYWHERE[family]), prefix)),
+        gateway=ipaddress.ip_address(gateway) if gateway else None,
+        index=_number(fields.get(_RTA_OIF)),
+        metric=_number(fields.get(_RTA_PRIORITY)),
+        protocol=protocol,
+        table=table,
+    )
+
+
+def read_link(body: bytes) -> Link:
     """Parse an RTM_NEWLINK message."""
     _, _, index, flags, _ = _INFO.unpack_from(body)
     fields = dict(attributes(body, _INFO.size))
     info = dict(attributes(fields.get(_LINKINFO, b"")))
-    kind = error_text(info.get(_KIND))
+    kind = string(info.get(_KIND))
     data = dict(attributes(info[_DATA])) if kind == "bridge" and _DATA in info else {}
     port = dict(attributes(info.get(_INFO_SLAVE_DATA, b"")))
-    return LinkInfo(
+    return Link(
         index=index,
-        name=error_text(fields.get(_NAME)),
+        name=string(fields.get(_NAME)),
         mac=fields.get(_ADDRESS, b"").hex(":"),
         mtu=_number(fields.get(_MTU)),
         flags=flags,
         master=_number(fields.get(_MASTER)),
         kind=kind,
-        alias=error_text(fields.get(_ALIAS)),
+        alias=string(fields.get(_ALIAS)),
         txqlen=_number(fields.get(_TXQLEN)),
-        promiscuity=_number(fields.get(_PROMISCUITY)),
         vlan_filtering=_switch(data.get(_BR_VLAN_FILTERING)),
         hairpin=_switch(port.get(_PORT_HAIRPIN)),
         isolated=_switch(port.get(_PORT_ISOLATED)),

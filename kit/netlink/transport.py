@@ -1,7 +1,6 @@
 """Common parts of rtnetlink and nfnetlink: sockets, headers, attributes, extended errors.
 
-Optimized for latency, unlike kit.netlink: one system call carries several messages. Sources: netlink(7),
-include/uapi/linux/netlink.h.
+One system call carries several messages. Sources: netlink(7), include/uapi/linux/netlink.h.
 """
 
 import os
@@ -11,12 +10,15 @@ from collections.abc import Iterator, Sequence
 
 HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 ATTRIBUTE = struct.Struct("=HH")
-REQUEST, MULTI, ACK, EXCL, CREATE, APPEND, DUMP = 0x1, 0x2, 0x4, 0x200, 0x400, 0x800, 0x300
+REQUEST, ACK, REPLACE, EXCL, CREATE, APPEND, DUMP = 0x1, 0x4, 0x100, 0x200, 0x400, 0x800, 0x300
 ERROR, DONE = 2, 3
 _ACK_TLVS, _CAPPED = 0x200, 0x100
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
 _NLMSGERR_ATTR_MSG = 1
 _NESTED = 0x8000
+_SO_SNDBUFFORCE = 32
+_LARGEST_SEND = 128 << 10
+"""Bytes that fit into the default send buffer."""
 
 Message = tuple[int, int, bytes]
 """Type, flags beyond NLM_F_REQUEST, body."""
@@ -56,7 +58,7 @@ def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int,
         offset += (length + 3) & ~3
 
 
-def error_text(raw: bytes | None) -> str:
+def string(raw: bytes | None) -> str:
     """The text of a string attribute."""
     return raw.rstrip(b"\0").decode("utf-8", "replace") if raw else ""
 
@@ -95,6 +97,8 @@ class NetlinkSocket:
         last = len(messages) - 1
         middle = [(k, f if i == last else f & ~ACK, b) for i, (k, f, b) in enumerate(messages)]
         first, data = self._pack([begin, *middle, end])
+        if len(data) > _LARGEST_SEND:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(data))
         self._socket.send(data)
         self._collect(first, first + 1 + last, ends_with_error_of_first=True)
 
@@ -158,4 +162,4 @@ def _reason(body: bytes, flags: int) -> str:
         return ""
     # With NLM_F_CAPPED only the header of the rejected message is repeated.
     skip = 20 if flags & _CAPPED else 4 + ((struct.unpack_from("=I", body, 4)[0] + 3) & ~3)
-    return error_text(dict(attributes(body, skip)).get(_NLMSGERR_ATTR_MSG))
+    return string(dict(attributes(body, skip)).get(_NLMSGERR_ATTR_MSG))
