@@ -410,25 +410,95 @@ class SyncRequest(_message.Message):
 
     VMI_FIELD_NUMBER: _builtins.int
     NICS_FIELD_NUMBER: _builtins.int
+    VMI_UID_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    CLAIMS_FIELD_NUMBER: _builtins.int
     vmi: _builtins.bytes
-    """A VirtualMachineInstance as JSON, as the API server holds it, defaults applied; status included."""
+    """A VirtualMachineInstance as JSON, as the API server holds it; status included. The source of the domain. Everything
+    else that the launcher needs of it is in the fields below.
+    """
+    vmi_uid: _builtins.str
     @_builtins.property
     def nics(self) -> _containers.RepeatedCompositeFieldContainer[Global___Nic]:
-        """One for each of spec.domain.devices.interfaces, in that order."""
+        """The NICs whose host side exists, in the order of spec.domain.devices.interfaces."""
 
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___Link]:
+        """The NICs that the domain should have: the interfaces of the VMI, without those whose state is absent. One without a
+        Nic is plugged in later.
+        """
+
+    @_builtins.property
+    def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___Claim]: ...
     def __init__(
         self,
         *,
         vmi: _builtins.bytes = ...,
         nics: _abc.Iterable[Global___Nic] | None = ...,
+        vmi_uid: _builtins.str = ...,
+        links: _abc.Iterable[Global___Link] | None = ...,
+        claims: _abc.Iterable[Global___Claim] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nics", b"nics", "vmi", b"vmi"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "links", b"links", "nics", b"nics", "vmi", b"vmi", "vmi_uid", b"vmi_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SyncRequest: _TypeAlias = SyncRequest  # noqa: Y015
+
+@_typing.final
+class Link(_message.Message):
+    """Whether the link of a NIC should be up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    UP_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """the interface's name in the VMI"""
+    up: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        up: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "up", b"up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Link: _TypeAlias = Link  # noqa: Y015
+
+@_typing.final
+class Claim(_message.Message):
+    """The PersistentVolumeClaim of a volume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
+    volume: _builtins.str
+    name: _builtins.str
+    capacity: _builtins.str
+    """a quantity; empty: unknown"""
+    def __init__(
+        self,
+        *,
+        volume: _builtins.str = ...,
+        name: _builtins.str = ...,
+        capacity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "name", b"name", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Claim: _TypeAlias = Claim  # noqa: Y015
 
 @_typing.final
 class Nic(_message.Message):
@@ -705,7 +775,7 @@ class DiskInfo(_message.Message):
     size: _builtins.int
     """bytes, virtual"""
     capacity: _builtins.str
-    """its claim's, as the last Sync told it; empty: none"""
+    """of its Claim in the last Sync; empty: none"""
     def __init__(
         self,
         *,

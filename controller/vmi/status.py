@@ -10,10 +10,10 @@ from api.k8s.meta import format_bytes
 from api.k8s.objects import PersistentVolumeClaim, Pod
 from api.kubevirt.vmi import VirtualMachineInstance
 from api.kubevirt.vmi_status import VirtualMachineInstanceStatus
+from api.kubevirt.volumes import claim_name
 from api.launcher_pods import is_running
 from controller.installation.settings import ControllerSettings
 from controller.launcher_pod import overhead, resources
-from controller.launcher_pod import volumes as pod_volumes
 from controller.vmi import pod_status
 
 Json = dict[str, Any]
@@ -106,7 +106,7 @@ def grown(vmi: VirtualMachineInstance, claims: Mapping[str, PersistentVolumeClai
 def volume_status(volume: Any, claims: Mapping[str, PersistentVolumeClaim]) -> Json:
     """One entry of volumeStatus. The handler fills in `target`, the disk's name in the guest."""
     entry: Json = {"name": volume.name, "target": ""}
-    name = pod_volumes.claim_name(volume)
+    name = claim_name(volume)
     claim = claims.get(name or "")
     if claim is None:
         return entry

@@ -144,10 +144,9 @@ class LauncherConnection:
         if self._slot is not None:
             self._slot.end()
 
-    async def sync(self, vmi: bytes, nics: list[pb.Nic]) -> LauncherState:
+    async def sync(self, request: pb.SyncRequest) -> LauncherState:
         """Call Sync: the launcher applies the VMI. Raises SyncRefused, LauncherUnavailable."""
         stub = self.stub
-        request = pb.SyncRequest(vmi=vmi, nics=nics)
         if request.ByteSize() > rpc.MAX_MESSAGE:
             raise SyncRefused(f"the VMI is larger than {rpc.MAX_MESSAGE >> 20} MiB", permanent=True)
         try:

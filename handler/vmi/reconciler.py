@@ -15,7 +15,6 @@ from api.errors import ApiUnavailable, Conflict, HyperletError, LauncherUnavaila
 from api.k8s.objects import Pod
 from api.kubevirt.vmi import VirtualMachineInstance
 from api.launcher_pods import END_PHASES, has_ended, may_run_qemu, origin
-from api.schema import codec
 from handler.launchers.connection import PODS, WAKE, LauncherConnection, SyncRefused
 from handler.launchers.discovery import LauncherDiscovery
 from handler.launchers.start_limiter import StartLimiter
@@ -23,6 +22,7 @@ from handler.node import pod_processes
 from handler.pod_network import interface_status
 from handler.pod_network.setup import InterfaceMissing
 from handler.storage.containerd import PullRefused
+from handler.vmi import sync_request
 from handler.vmi.node_setup import NodeSetup
 from handler.vmi.plan import (
     CONFIRM_SECONDS,
@@ -324,7 +324,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
             pending = machine.resources.pending
             if sync or pending != before:
                 nics = interface_status.messages(vmi, machine.resources.made)
-                await self._start_limiter.take(machine.launcher.sync(codec.encode(vmi), nics))
+                await self._start_limiter.take(machine.launcher.sync(sync_request.build(vmi, nics)))
                 machine.synced_at = time.monotonic()
             machine.synced = digest(observed.vmi, observed.pod)
             if pending:

@@ -1,7 +1,7 @@
 """Errors of disks on claims, with volume and claim in the message. Pure but for `checked`."""
 
-import json
 import re
+from collections.abc import Mapping
 from typing import BinaryIO
 
 from launcher.storage.untrusted_files import Missing
@@ -39,26 +39,16 @@ def whole_sectors(size: int, what: str) -> None:
         )
 
 
-def in_use(words: str, vmi: bytes) -> str | None:
-    """Message for QEMU's lock error that names volume and claim; None for any other error. `vmi` is JSON."""
+def in_use(words: str, claims: Mapping[str, str]) -> str | None:
+    """Message for QEMU's lock error that names volume and claim; None for any other error.
+
+    `claims`: the name of each volume's claim.
+    """
     if not _LOCK.search(words):
         return None
-    claims = _claim_names(vmi)
     named = [volume for volume in _PATH.findall(words) if volume in claims] or list(claims)
     shown = " or ".join(f"volume {volume}: claim {claims[volume]}" for volume in dict.fromkeys(named))
     return (
         f"{shown or 'a disk'} is in use by another virtual machine or pod, which holds QEMU's lock on it: stop that "
         "one first, or give each its own claim"
     )
-
-
-def _claim_names(vmi: bytes) -> dict[str, str]:
-    try:
-        volumes = json.loads(vmi)["spec"].get("volumes") or []
-        return {
-            str(volume["name"]): str(volume["persistentVolumeClaim"]["claimName"])
-            for volume in volumes
-            if volume.get("persistentVolumeClaim")
-        }
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return {}

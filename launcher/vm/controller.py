@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any
 
 from launcher.domain_builder.process import BuildError, DomainBuilder
-from launcher.domain_builder.sync_request import question_of, uid_of
+from launcher.domain_builder.sync_request import question_of
 from launcher.guest.agent import GuestAgent
 from launcher.hotplug import disk_resize
 from launcher.hotplug.nic_hotplug import NicHotplug, infos_of
@@ -124,7 +124,10 @@ class VmController:
         return await asyncio.shield(work)
 
     async def _sync(self, request: pb.SyncRequest) -> pb.Report:
-        uid = uid_of(request)
+        uid = request.vmi_uid
+        if not uid:
+            # Not INVALID_ARGUMENT, after which an older handler would give up: it will be updated.
+            raise OperationRefused("FAILED_PRECONDITION", "vmi_uid: required; update the handler of this node")
         async with self._lock:
             if self._report.vmi_uid and uid != self._report.vmi_uid:
                 owner = self._report.vmi_uid
@@ -146,13 +149,13 @@ class VmController:
             self._saved = {"disks": plan["disks"], "dhcp_options": plan["dhcp_options"]}
             del self._report.disks[:]
             self._report.disks.extend(pb.DiskInfo(**disk) for disk in plan["disks"])
-            disk_resize.note(self._report.disks, disk_resize.capacities_of(request.vmi))
+            disk_resize.note(self._report.disks, request.claims)
             self._record.save_request(request)
             self._save()
             self._nic_hotplug.serve(request, plan["dhcp_options"])
             self._power.refuse_when_stopping()
             self._early_ends.clear()
-            await self._create(plan, request.vmi)
+            await self._create(plan, request.claims)
         except (BuildError, DhcpError, HypervisorError, OperationRefused) as error:
             self._dhcp.close()
             self._reports.set_state(pb.DOMAIN_STATE_NONE, "StartFailed", str(error))
@@ -166,12 +169,12 @@ class VmController:
         if self._power.stopping:
             self._spawn(self._power.request_shutdown(self._domain))
 
-    async def _create(self, plan: dict[str, Any], vmi: bytes) -> None:
+    async def _create(self, plan: dict[str, Any], volumes: Iterable[pb.Claim]) -> None:
         """Start the domain. Raises HypervisorError, which names volume and claim of a disk that is in use."""
         try:
             await self.hypervisor.create(plan["xml"], plan["paused"])
         except HypervisorError as error:
-            if words := claims.in_use(str(error), vmi):
+            if words := claims.in_use(str(error), {each.volume: each.name for each in volumes}):
                 raise type(error)(words) from error
             raise
 

@@ -1,7 +1,6 @@
 """Network cards of a guest that runs: plugged in, taken out, cables pulled, by a launcher that may die meanwhile."""
 
 import copy
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 
 from launcher.domain import pci
 from protos import launcher_pb2 as pb
-from tests.node import netlab
+from tests.node import launcherlab, netlab
 from tests.node.launcherguest import MAC, NIC, ask, document, running
 from tests.node.launcherlab import Pod, wait_for
 
@@ -137,7 +136,7 @@ def test_cables_are_pulled_and_put_in(guest: Guest) -> None:
 def test_a_server_killed_in_the_middle_is_followed_by_one_that_goes_on(guest: Guest) -> None:
     pod, network, _ = guest
     with pod.client() as client:
-        request = pb.SyncRequest(vmi=json.dumps(with_blue()).encode(), nics=[NIC, BLUE])
+        request = launcherlab.sync_request(with_blue(), [NIC, BLUE])
         call = client.Sync.future(request, timeout=30)
         wait_for(lambda: (pod.run / "sync.bin").read_bytes() == request.SerializeToString(), "the Sync to begin")
         kill_server(pod)

@@ -227,28 +227,18 @@ def test_partial_sector_size_message_has_the_required_size(paths: Paths) -> None
 
 
 LOCK = 'internal error: process exited: -blockdev {"filename":"/volumes/b/disk.img"}: Failed to get "write" lock'
-VMI = json.dumps(
-    {
-        "spec": {
-            "volumes": [
-                {"name": "a", "persistentVolumeClaim": {"claimName": "first"}},
-                {"name": "b", "persistentVolumeClaim": {"claimName": "second"}},
-                {"name": "c", "emptyDisk": {}},
-            ]
-        }
-    }
-).encode()
+CLAIMS = {"a": "first", "b": "second"}
 
 
 def test_lock_error_names_volume_and_claim() -> None:
-    assert claims.in_use(LOCK, VMI) == (
+    assert claims.in_use(LOCK, CLAIMS) == (
         "volume b: claim second is in use by another virtual machine or pod, which holds QEMU's lock on it: stop that "
         "one first, or give each its own claim"
     )
-    vague = claims.in_use('Failed to get shared "write" lock', VMI)
+    vague = claims.in_use('Failed to get shared "write" lock', CLAIMS)
     assert vague is not None and vague.startswith("volume a: claim first or volume b: claim second is in use")
-    assert claims.in_use("Could not open '/volumes/b/disk.img': Permission denied", VMI) is None
-    assert claims.in_use(LOCK, b"no JSON") is not None
+    assert claims.in_use("Could not open '/volumes/b/disk.img': Permission denied", CLAIMS) is None
+    assert claims.in_use(LOCK, {}) is not None
 
 
 def test_empty_disk_and_unknown_volume(paths: Paths) -> None:
