@@ -156,6 +156,6 @@ def _ports(nic: Interface) -> tuple[nftables.ForwardedPorts, ...]:
 
 
 def _queues(vmi: VirtualMachineInstance, nic: Interface) -> int:
-    if not vmi.spec.domain.devices.networkInterfaceMultiqueue or (nic.model or "virtio") != "virtio":
+    if not vmi.spec.domain.devices.networkInterfaceMultiqueue or nic.model != "virtio":
         return 1
     return max(1, min(defaults.vcpus(vmi.spec), _MAX_QUEUES))

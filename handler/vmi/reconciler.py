@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client import Counter, Histogram
 
-from api import defaults, names
+from api import names
 from api.errors import ApiUnavailable, Conflict, HyperletError, LauncherUnavailable, NetworkError, NotFound
 from api.k8s.objects import Pod
 from api.kubevirt.vmi import VirtualMachineInstance
@@ -316,7 +316,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
 
     async def _set_up(self, observed: ObservedLauncher, machine: TrackedVm, sync: bool) -> None:
         began = time.monotonic()
-        vmi = defaults.default_vmi(observed.vmi)
+        vmi = observed.vmi
         try:
             assert observed.pod is not None
             before = machine.resources.pending if machine.resources is not None else {}
