@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
 
+from api import names
+from api.kubevirt.vmi_status import VirtualMachineInstanceGuestOSInfo as GuestOs
+from api.kubevirt.vmi_status import VirtualMachineInstanceNetworkInterface as InterfaceStatus
 from protos import launcher_pb2 as pb
 
 MAX_INTERFACES = 32
@@ -25,15 +28,6 @@ _TARGET = re.compile(r"[a-z][a-z0-9]{0,15}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _NIC = re.compile(r"[A-Za-z0-9_-]{1,63}", re.ASCII)
 _VOLUME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-
-
-@dataclass(frozen=True)
-class GuestInterface:
-    """A network interface as reported by the guest agent."""
-
-    name: str
-    mac: str
-    addresses: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,8 +61,9 @@ class LauncherState:
     accelerator: str = ""
     machine: str = ""
     agent: bool = False
-    os: dict[str, str] = field(default_factory=dict)
-    interfaces: tuple[GuestInterface, ...] = ()
+    os: GuestOs = field(default_factory=GuestOs)
+    interfaces: tuple[InterfaceStatus, ...] = ()
+    """Those that the guest agent reports."""
     disks: tuple[ReportedDisk, ...] = ()
     nics: tuple[NicInfo, ...] = ()
 
@@ -120,12 +115,23 @@ def check(report: pb.Report) -> LauncherState:
     )
 
 
-def _os(info: pb.OsInfo) -> dict[str, str]:
-    found = {ours: text(getattr(info, theirs)) for theirs, ours in _OS_FIELDS.items()}
-    return {key: value for key, value in found.items() if value}
+def _os(info: pb.OsInfo) -> GuestOs:
+    return GuestOs(**{ours: text(getattr(info, theirs)) or None for theirs, ours in _OS_FIELDS.items()})
 
 
-def _interfaces(items: Iterable[pb.GuestInterface]) -> Iterable[GuestInterface]:
+def guest_interface(name: str, mac: str, addresses: Iterable[str]) -> InterfaceStatus:
+    """The status of an interface that only the guest agent reports. Empty strings are left out."""
+    given = [address for address in addresses if address]
+    return InterfaceStatus(
+        interfaceName=name,
+        infoSource=names.INFO_GUEST_AGENT,
+        mac=mac or None,
+        ipAddress=given[0] if given else None,
+        ipAddresses=given or None,
+    )
+
+
+def _interfaces(items: Iterable[pb.GuestInterface]) -> Iterable[InterfaceStatus]:
     for index, item in enumerate(items):
         if index >= MAX_INTERFACES:
             return
@@ -133,8 +139,7 @@ def _interfaces(items: Iterable[pb.GuestInterface]) -> Iterable[GuestInterface]:
         name = text(item.name, 64)
         if not name or name == "lo" or (mac and not _MAC.fullmatch(mac)):
             continue
-        addresses = (_address(address) for address in item.addresses[:MAX_ADDRESSES])
-        yield GuestInterface(name, mac, tuple(address for address in addresses if address))
+        yield guest_interface(name, mac, map(_address, item.addresses[:MAX_ADDRESSES]))
 
 
 def _address(value: str) -> str:

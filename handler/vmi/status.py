@@ -15,6 +15,7 @@ from api.disruption import Cause
 from api.k8s.meta import format_time
 from api.k8s.objects import Pod
 from api.kubevirt.vmi import VirtualMachineInstance
+from api.schema.codec import to_dict
 from handler.launchers.reports import LauncherState
 from handler.pod_network import interface_status
 from handler.pod_network.setup import PodNetworkState
@@ -81,13 +82,13 @@ def running(vmi: VirtualMachineInstance, facts: StatusFacts, now: datetime) -> S
     status = _status(vmi)
     wanted: Json = {"phase": names.PHASE_RUNNING, "reason": None}
     wanted["conditions"] = merged(status.get("conditions"), _conditions(facts, status), _gone(facts), now)
-    interfaces = interface_status.status(vmi, facts.made, facts.state, facts.told)
+    interfaces = [to_dict(entry) for entry in interface_status.status(vmi, facts.made, facts.state, facts.told)]
     if interfaces or status.get("interfaces"):
         wanted["interfaces"] = interfaces
     if facts.state.machine:
         wanted["machine"] = {"type": facts.state.machine}
-    if facts.state.os:
-        wanted["guestOSInfo"] = facts.state.os
+    if guest_os := to_dict(facts.state.os):
+        wanted["guestOSInfo"] = guest_os
     if volumes := _volumes(vmi, status.get("volumeStatus"), facts.state):
         wanted["volumeStatus"] = volumes
     return _patch(vmi, status, wanted, now)
