@@ -6,28 +6,27 @@ import asyncio
 import contextlib
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 import aiohttp
 import msgspec
 
+from api.k8s.meta import Json
 from api.version import VERSION
 from cli.problem import CliError
 from cli.settings import CliSettings
 from kit import faults, kubeconfig
 from kit.kubeconfig import ConfigError
+from kit.session import ApiSession, Refused
 
 T = TypeVar("T")
-Json = dict[str, Any]
 
 PROTOCOL = "plain.kubevirt.io"
 """The WebSocket subprotocol: raw bytes."""
 REQUEST_SECONDS = 30.0
 HEARTBEAT_SECONDS = 30.0
 """Ping interval of an open WebSocket; detects dead connections."""
-ANSWER_SECONDS = 10.0
-"""Timeout for the body of an error response."""
 
 _SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "h": 3600.0}
 
@@ -66,28 +65,19 @@ class ApiClient:
 
     def __init__(self, settings: CliSettings) -> None:
         try:
-            self._where = kubeconfig.load(settings.choice())
+            where = kubeconfig.load(settings.choice())
         except ConfigError as error:
             raise CliError(str(error)) from error
-        self.namespace = self._where.namespace
+        self.namespace, self._server = where.namespace, where.server
         self._settings = settings
         self._seconds = seconds_of(settings.request_timeout)
-        self._session: aiohttp.ClientSession | None = None
-        self._auth: dict[str, str] | None = None
+        self._api = ApiSession(where, self._fixed_headers())
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._where.tls or True),
-            headers=self._fixed_headers(),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            # Reads the body of an error response here: it is lost once ws_connect raises.
-            raise_for_status=_refuse,
-        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._api.close()
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> Json:
         """Gets a JSON document."""
@@ -111,35 +101,19 @@ class ApiClient:
         """Sends a request and returns the raw response body."""
         data = None if body is None else msgspec.json.encode(body)
         headers = {"Content-Type": "application/json"} if data is not None else {}
-        timeout = aiohttp.ClientTimeout(total=self._seconds, sock_connect=10)
-
-        async def send(auth: Mapping[str, str]) -> bytes:
-            url = self._where.server + path
-            async with self._open().request(
-                method, url, params=params, data=data, headers={**headers, **auth}, timeout=timeout
-            ) as answer:
-                self._log_request(method, path, answer.status)
-                return await answer.read()
-
-        return await self._authenticated(send)
+        with self._errors():
+            response = await self._api.request(
+                method, path, params, data, headers, self._seconds, lambda code: self._log_request(method, path, code)
+            )
+            async with response:
+                return await response.read()
 
     async def connect(self, path: str, params: Mapping[str, str] | None = None) -> aiohttp.ClientWebSocketResponse:
         """Opens a WebSocket with subprotocol PROTOCOL; the caller closes it."""
-
-        async def send(auth: Mapping[str, str]) -> aiohttp.ClientWebSocketResponse:
-            socket = await self._open().ws_connect(
-                self._where.server + path,
-                params=params,
-                protocols=(PROTOCOL,),
-                headers=auth,
-                heartbeat=HEARTBEAT_SECONDS,
-                max_msg_size=0,
-                timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
-            )
-            self._log_request("GET", path, 101)
-            return socket
-
-        return await self._authenticated(send)
+        with self._errors():
+            socket = await self._api.websocket(path, PROTOCOL, params, HEARTBEAT_SECONDS)
+        self._log_request("GET", path, 101)
+        return socket
 
     @contextlib.asynccontextmanager
     async def socket(
@@ -152,29 +126,21 @@ class ApiClient:
         finally:
             await opened.close()
 
-    async def _authenticated(self, send: Callable[[Mapping[str, str]], Awaitable[T]]) -> T:
-        """Calls `send` with the credentials' headers; on 401 once more with renewed credentials."""
-        for renew in (False, True):
-            try:
-                if self._auth is None or renew:
-                    self._auth = await self._where.credentials.headers(renew)
-                return await send(self._auth)
-            except RequestRefused as refusal:
-                if refusal.status.code != 401 or renew:
-                    raise
-            except ConfigError as error:
-                raise CliError(str(error)) from error
-            except TimeoutError as error:
-                raise CliError(f"the API server {self._where.server} did not answer in time") from error
-            except aiohttp.WSServerHandshakeError as error:
-                raise CliError(f"the server refused the WebSocket upgrade: HTTP {error.status}") from error
-            except (aiohttp.ClientError, OSError) as error:
-                raise CliError(f"cannot reach the API server {self._where.server}: {error}") from error
-        raise AssertionError("the second attempt returns or raises")
-
-    def _open(self) -> aiohttp.ClientSession:
-        assert self._session is not None, "used outside of `async with`"
-        return self._session
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Maps the exceptions of a request to CliError."""
+        try:
+            yield
+        except Refused as refusal:
+            raise RequestRefused(refusal.status) from refusal
+        except ConfigError as error:
+            raise CliError(str(error)) from error
+        except TimeoutError as error:
+            raise CliError(f"the API server {self._server} did not answer in time") from error
+        except aiohttp.WSServerHandshakeError as error:
+            raise CliError(f"the server refused the WebSocket upgrade: HTTP {error.status}") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise CliError(f"cannot reach the API server {self._server}: {error}") from error
 
     def _fixed_headers(self) -> Sequence[tuple[str, str]]:
         given = self._settings
@@ -189,16 +155,7 @@ class ApiClient:
 
     def _log_request(self, method: str, path: str, status: int) -> None:
         if self._settings.verbosity >= 6:
-            print(f"{method} {self._where.server}{path} {status}", file=sys.stderr)
-
-
-async def _refuse(answer: aiohttp.ClientResponse) -> None:
-    if answer.status < 400:
-        return
-    body = b""
-    with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-        body = await asyncio.wait_for(answer.read(), ANSWER_SECONDS)
-    raise RequestRefused(faults.parse(answer.status, body))
+            print(f"{method} {self._server}{path} {status}", file=sys.stderr)
 
 
 def _document(body: bytes) -> Json:

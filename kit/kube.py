@@ -21,6 +21,7 @@ from api.version import VERSION
 from kit import connection, faults, log
 from kit.events import EventRecorder
 from kit.kinds import Resource, resource_of
+from kit.session import TRANSPORT_ERRORS, ApiSession, Refused
 
 T = TypeVar("T")
 Patch = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -135,8 +136,7 @@ class Kube:
     def __init__(self, where: connection.ApiConnection, user_agent: str, host: str = "") -> None:
         self._where = where
         self._user_agent = user_agent if "/" in user_agent else f"hyperlet-{user_agent}/{VERSION}"
-        self._session: aiohttp.ClientSession | None = None
-        self._auth: dict[str, str] | None = None
+        self._api = ApiSession(where, [("User-Agent", self._user_agent)])
         self._decoders = _Decoders()
         self._served: dict[str, tuple[float, frozenset[str]]] = {}
         self.calls: Counter[tuple[str, str, int]] = Counter()
@@ -176,9 +176,7 @@ class Kube:
 
     async def close(self) -> None:
         """Closes all connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._api.close()
 
     # ---- objects -----------------------------------------------------------------------------------------------------
 
@@ -367,7 +365,7 @@ class Kube:
         async with self._send(verb, place, method, path, params, body, headers, seconds, subresource) as response:
             try:
                 return await response.read()
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            except TRANSPORT_ERRORS as error:
                 raise faults.transport_error(error, f"{method} {path}") from error
 
     @contextlib.asynccontextmanager
@@ -383,48 +381,23 @@ class Kube:
         seconds: float | None = REQUEST_SECONDS,
         subresource: str | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The response to a request. Raises error statuses. After a 401 the credentials are renewed once."""
+        """The response to a request. Raises error statuses."""
         data = None if body is None else msgspec.json.encode(body)
         sent = {"Content-Type": "application/json", "Accept": "application/json", **(headers or {})}
-        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=10)
         counted = (verb, f"{place.plural}/{subresource}" if subresource else place.plural)
-        for renew in (False, True):
-            if self._auth is None or renew:
-                self._auth = await self._where.credentials.headers(renew)
-            try:
-                response = await self._http().request(
-                    method,
-                    self._where.server + path,
-                    params=params,
-                    data=data,
-                    headers={**sent, **self._auth},
-                    timeout=timeout,
-                )
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                self.calls[(*counted, 0)] += 1
-                raise faults.transport_error(error, f"{method} {path}") from error
-            self.calls[(*counted, response.status)] += 1
-            async with response:
-                if response.status < 300:
-                    yield response
-                    return
-                if response.status == 401 and not renew:
-                    continue
-                status = faults.parse(response.status, await _body(response))
-            raise faults.error_of(status)
 
-    def _http(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ssl=self._where.tls or True, keepalive_timeout=60),
-                headers={"User-Agent": self._user_agent},
-                auto_decompress=True,
-                trust_env=False,
-                skip_auto_headers=("Accept-Encoding",),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                read_bufsize=1 << 18,
-            )
-        return self._session
+        def count(code: int) -> None:
+            self.calls[(*counted, code)] += 1
+
+        try:
+            response = await self._api.request(method, path, params, data, sent, seconds, count)
+        except Refused as refusal:
+            raise faults.error_of(refusal.status) from refusal
+        except TRANSPORT_ERRORS as error:
+            count(0)
+            raise faults.transport_error(error, f"{method} {path}") from error
+        async with response:
+            yield response
 
 
 def _params(**values: Any) -> dict[str, Any]:
@@ -444,13 +417,6 @@ def _error_message(place: Resource, bad: OnUndecodable | None) -> OnUndecodable:
             bad(item)
 
     return tell
-
-
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    try:
-        return await response.read()
-    except (aiohttp.ClientError, TimeoutError, OSError):
-        return b""
 
 
 def _keep_alive(response: aiohttp.ClientResponse) -> None:
@@ -477,5 +443,5 @@ async def _lines(response: aiohttp.ClientResponse, seconds: float) -> AsyncItera
                 rest = bytearray(tail)
                 if len(rest) > LINE_LIMIT:
                     raise errors.ApiUnavailable(f"A watch event exceeds {LINE_LIMIT} bytes")
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+    except TRANSPORT_ERRORS as error:
         raise faults.transport_error(error, "watch") from error
