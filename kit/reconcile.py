@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from prometheus_client import Counter, Gauge, Histogram
 
 from api.errors import HyperletError
-from kit import log
+from kit import backoff, log
 
 K = TypeVar("K", bound=Hashable)
 O = TypeVar("O")  # noqa: E741
@@ -79,7 +79,7 @@ class Queue(Generic[K]):
     def fail(self, key: K) -> tuple[int, float]:
         """Counts a failure and schedules a retry. Returns the consecutive failures and the seconds until the retry."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        seconds = min(LONGEST_SECONDS, FIRST_SECONDS * 2 ** min(failures - 1, 20)) * random.uniform(0.8, 1.2)
+        seconds = backoff.delay(failures, FIRST_SECONDS, LONGEST_SECONDS) * random.uniform(0.8, 1.2)
         RETRIES.labels(self.name).inc()
         self.add_after(key, seconds)
         return failures, seconds

@@ -190,7 +190,7 @@ class LauncherServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Screenshot(self, request, context):
-        """The guest's screen as PNG, at most 900 KiB. FAILED_PRECONDITION without a graphics device.
+        """The guest's screen as PNG, at most REPLY_BYTES. FAILED_PRECONDITION without a graphics device.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

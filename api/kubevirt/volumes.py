@@ -146,15 +146,8 @@ class HostDisk(Struct):
     """Allows concurrent use by several VMs."""
 
 
-class MemoryDumpVolumeSource(Struct):
+class MemoryDumpVolumeSource(PersistentVolumeClaimVolumeSource):
     """A claim for memory dumps."""
-
-    claimName: str
-    """Name of the claim."""
-    hotpluggable: bool | None = None
-    """Can be unplugged while the guest runs."""
-    readOnly: bool | None = None
-    """Read-only."""
 
 
 class SecretVolumeSource(Struct):

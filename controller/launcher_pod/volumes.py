@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from api.errors import Fault, InvalidObject
-from api.k8s.meta import format_bytes
+from api.k8s.meta import Json, format_bytes
 from api.k8s.objects import PersistentVolumeClaim
 from api.kubevirt.vmi import VirtualMachineInstanceSpec
 from api.kubevirt.volumes import CloudInitConfigDriveSource, CloudInitNoCloudSource, Volume, claim_name
 from controller.launcher_pod import ephemeral_storage
 
-Json = dict[str, Any]
 Claims = Mapping[str, PersistentVolumeClaim]
 
 RUN_VOLUME = "hyperlet"

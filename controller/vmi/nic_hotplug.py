@@ -14,9 +14,9 @@ from msgspec.structs import replace
 
 from api import names
 from api.kubevirt.networks import Interface, Network
-from api.kubevirt.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
+from api.kubevirt.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec, phase_of
 from controller.vm import semantic_diff
-from controller.vmi.status import phase_of, status_of
+from controller.vmi.status import status_of
 
 ABSENT = "absent"
 _PLUGGABLE_MODELS = frozenset({"virtio", "e1000e"})

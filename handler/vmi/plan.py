@@ -13,7 +13,7 @@ from datetime import datetime
 from api import disruption, names, network_attachments
 from api.errors import LauncherUnavailable
 from api.k8s.objects import Pod
-from api.kubevirt.vmi import VirtualMachineInstance
+from api.kubevirt.vmi import VirtualMachineInstance, phase_of
 from api.launcher_pods import END_PHASES, may_run_qemu
 from api.schema import codec
 from handler.launchers.reports import LauncherState
@@ -72,7 +72,7 @@ class ObservedLauncher:
     @property
     def phase(self) -> str:
         """The VMI's phase."""
-        return (self.vmi.status.phase if self.vmi.status else None) or names.PHASE_UNSET
+        return phase_of(self.vmi)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from handler.vmi.plan import (
 )
 from handler.vmi.status import Problem
 from handler.vmi.tracked_vm import TrackedVm
-from kit import log
+from kit import backoff, log
 from kit.cache import Store
 from kit.kube import Kube
 from kit.reconcile import Reconciler
@@ -47,8 +47,8 @@ from kit.reconcile import Reconciler
 Key = tuple[str, str]
 API_SECONDS = 2.0
 """Retry delay when the API server is unavailable."""
-LONGEST_PAUSE = 30.0
-"""Maximum retry delay for setting up a VM."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
+"""Retry delays for setting up a VM."""
 
 SETUP_SECONDS = Histogram(
     "hyperlet_handler_bring_seconds",
@@ -358,7 +358,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
 
     def _note(self, observed: ObservedLauncher, machine: TrackedVm, error: HyperletError) -> None:
         machine.failures += 1
-        pause = min(LONGEST_PAUSE, 0.1 * 2 ** min(machine.failures, 20))
+        pause = backoff.delay(machine.failures, FIRST_PAUSE, LONGEST_PAUSE)
         reason = error.reason
         if isinstance(error, PullRefused):
             pause = error.again_in

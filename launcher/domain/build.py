@@ -60,8 +60,10 @@ def _uuid(vmi: VirtualMachineInstance) -> str:
 
 def _memory(vmi: VirtualMachineInstance) -> int:
     """Guest memory in bytes, rounded up to KiB as in libvirt."""
-    memory = required(vmi.spec.domain.memory, "spec.domain.memory")
-    return -(-quantity_bytes(required(memory.guest, "spec.domain.memory.guest")) // 1024) * 1024
+    memory = vmi.spec.domain.memory
+    if memory is None or memory.guest is None:
+        raise InvalidVmi("spec.domain.memory.guest: required")
+    return -(-quantity_bytes(memory.guest) // 1024) * 1024
 
 
 def _cpu(vmi: VirtualMachineInstance, facts: PodFacts) -> types.Cpu:

@@ -51,7 +51,9 @@ def target_names(prefix: str) -> Iterator[str]:
 def _disk(disk: given.Disk, index: int, source: DiskFacts, targets: dict[str, Iterator[str]]) -> types.Disk:
     cdrom = disk.cdrom is not None
     path = f"spec.domain.devices.disks[{index}]"
-    target = required(disk.cdrom or disk.disk, f"{path}.disk")
+    target = disk.cdrom or disk.disk
+    if target is None:
+        raise InvalidVmi(f"{path}.disk: required")
     bus = required(target.bus, f"{path}.{'cdrom' if cdrom else 'disk'}.bus")
     # libvirt has no read-only SATA disks. An ephemeral disk may be writable: it is deleted with the pod.
     locked = cdrom or bool(target.readonly) or (source.readonly and not (bus == "sata" and source.ephemeral))

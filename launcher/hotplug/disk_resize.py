@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from launcher.domain_builder.process import BuildError, DomainBuilder
-from launcher.domain_builder.sync_request import question_of
+from launcher.domain_builder.process import BuildError, DomainBuilder, question_of
 from launcher.hypervisor.connection import Hypervisor, HypervisorError, Unavailable
 from launcher.log import log
 from protos import launcher_pb2 as pb

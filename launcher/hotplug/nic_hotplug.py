@@ -4,8 +4,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.domain_builder.process import BuildError, DomainBuilder
-from launcher.domain_builder.sync_request import question_of
+from launcher.domain_builder.process import BuildError, DomainBuilder, question_of
 from launcher.hotplug.live_nics import ALIAS, LiveNic, with_link
 from launcher.hypervisor.connection import Hypervisor, HypervisorError, Unavailable
 from launcher.log import log

@@ -5,8 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any
 
-from launcher.domain_builder.process import BuildError, DomainBuilder
-from launcher.domain_builder.sync_request import question_of
+from launcher.domain_builder.process import BuildError, DomainBuilder, question_of
 from launcher.guest.agent import GuestAgent
 from launcher.hotplug import disk_resize
 from launcher.hotplug.nic_hotplug import NicHotplug, infos_of

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from api.schema.codec import to_dict
 from handler.launchers import reports
 from protos import launcher_pb2 as pb
+from protos import limits
 
 
 def test_valid_report_is_unchanged():
@@ -65,7 +66,7 @@ def test_lists_are_truncated():
     assert len(state.interfaces) == reports.MAX_INTERFACES and len(state.disks) == reports.MAX_DISKS
     assert all(len(interface.ipAddresses or ()) <= reports.MAX_ADDRESSES for interface in state.interfaces)
     assert all(disk.size <= 2**63 - 1 for disk in state.disks)
-    assert len(state.message) == reports.MAX_MESSAGE
+    assert len(state.message) == limits.REASON_BYTES
 
 
 def test_unknown_state_is_none():
@@ -81,7 +82,7 @@ def test_any_text_is_bounded(name, value, addresses):
     report.guest.os.name = value
     report.guest.interfaces.add(name=name, mac=value, addresses=addresses)
     state = reports.check(report)
-    assert len(state.os.name or "") <= reports.MAX_STRING and len(state.vmi_uid) <= 64
+    assert len(state.os.name or "") <= limits.STRING_BYTES and len(state.vmi_uid) <= 64
     assert set(state.machine) <= set(string.ascii_letters + string.digits + "._-")
     for interface in state.interfaces:
         assert (interface.interfaceName or "").isprintable()

@@ -20,6 +20,7 @@ from handler.pod_network.setup import PodNetworkState
 from handler.pod_network.vm_interface import Dhcpv4Lease, VmInterface
 from handler.vmi import node_setup
 from protos import launcher_pb2 as pb
+from protos import limits
 from tests.node import fakekube
 
 MAC, BLUE_MAC, VF_MAC = "52:54:00:00:00:01", "0a:00:00:00:00:05", "0a:00:00:00:00:06"
@@ -160,7 +161,7 @@ def test_nics_of_a_report_are_bounded_and_checked():
         NicInfo("default", "52:54:00:aa:00:01", True, 256), NicInfo("ok", "", True, 256))  # fmt: skip
     for number in range(5000):
         report.nics.add(name=f"n{number}")
-    assert len(reports.check(report).nics) <= reports.MAX_NICS
+    assert len(reports.check(report).nics) <= limits.NICS
 
 
 def test_host_device_mac_comes_from_network_status():
