@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from api import names
 from api.catalogs.machine_types import machine_type
+from api.k8s import owners
 from api.k8s.meta import ObjectMeta, format_quantity, parse_quantity
 from api.kubevirt.devices import CDRomTarget, Devices, Disk, DiskTarget, I6300ESBWatchdog, Watchdog
 from api.kubevirt.domain import CPU, DomainSpec, Machine, Memory
@@ -110,9 +111,9 @@ def mac_address(metadata: ObjectMeta, interface: str) -> str:
 
 
 def _identity(metadata: ObjectMeta) -> str:
-    for owner in metadata.ownerReferences or ():
-        if owner.controller and owner.kind == names.KIND_VM:
-            return owner.uid
+    owner = owners.controller_of(metadata)
+    if owner is not None and owner.kind == names.KIND_VM:
+        return owner.uid
     return f"{metadata.namespace or ''}/{metadata.name or ''}"
 
 

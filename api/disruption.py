@@ -13,6 +13,7 @@ from typing import NamedTuple
 from api import names
 from api.k8s.objects import Pod
 from api.kubevirt.vmi import VirtualMachineInstance
+from api.text import printable
 
 ANNOUNCED_REASONS = frozenset({names.REASON_TERMINATED, "ForceOff", "NeverStarted"})
 """Reasons reported by a launcher that terminates because of SIGTERM, not because of the guest."""
@@ -77,7 +78,7 @@ def last_cause(vmi: VirtualMachineInstance, pod: Pod, warning: tuple[str, str] |
 
 def _announced(reason: str, kind: str | None, message: str | None) -> Cause:
     words = _WORDS.get(kind or "", "the launcher pod was disrupted")
-    detail = "".join(each if each.isprintable() else " " for each in (message or "")[:_LIMIT]).strip()
+    detail = printable(message or "", _LIMIT).strip()
     return Cause(reason, f"{words}: {detail}" if detail else words)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from api.k8s.meta import ObjectMeta, Struct
+from api.text import is_mac
 
 GROUP: Final = "k8s.cni.cncf.io"
 VERSION: Final = "v1"
@@ -29,7 +30,6 @@ _MAX_TEXT: Final = 64 << 10
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,14}")
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _RESERVED = ("lo", "eth0")
 
 
@@ -158,7 +158,7 @@ def _mac(where: str, text: str | None) -> str | None:
     if not text:
         return None
     mac = text.lower().replace("-", ":")
-    if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
+    if not is_mac(mac) or int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
         raise ValueError(f"{where}: mac {text[:80]!r} is not a unicast MAC address")
     return mac
 

@@ -6,10 +6,10 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any
 
 import msgspec
 
+from api.k8s.meta import Json
 from api.kubevirt.configuration import KubeVirtConfiguration
 from bench import worst_reviews
 from bench.figures import BenchResult, Cell, Figure, FigureTable, percentile
@@ -25,7 +25,6 @@ TARGET_MS = 1.0
 WORST_MS = 50.0
 SLOWEST = 10
 NAMESPACE = "hyperlet"
-Json = dict[str, Any]
 
 
 def full_vm() -> Json:

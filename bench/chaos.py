@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from api.k8s.meta import Json
 from bench import objects
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,8 +41,6 @@ SETTLED = 0.35
 """Share of the actions after which the VM is awaited."""
 CRITICAL = "hyperlet-chaos"
 """The PriorityClass of preempting pods."""
-
-Json = dict[str, Any]
 
 
 class Failed(Exception):

@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from api.k8s.meta import Json
 from api.kubevirt.vmi import VirtualMachineInstanceSpec
 from api.schema.shape import Shape, struct_shape
 
-Json = dict[str, Any]
 SIZE = 3 << 20
 APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 STRINGS = {

@@ -6,29 +6,28 @@ import asyncio
 import contextlib
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 import aiohttp
 import msgspec
 
+from api.k8s.meta import Json
 from api.version import VERSION
 from cli.paths import SUBRESOURCES
 from cli.problem import CliError
 from cli.settings import CliSettings
-from kit import faults, kubeconfig, retry_after
+from kit import faults, kubeconfig
 from kit.kubeconfig import ConfigError
+from kit.session import ApiSession, Refused
 
 T = TypeVar("T")
-Json = dict[str, Any]
 
 PROTOCOL = "plain.kubevirt.io"
 """The WebSocket subprotocol: raw bytes."""
 REQUEST_SECONDS = 30.0
 HEARTBEAT_SECONDS = 30.0
 """Ping interval of an open WebSocket; detects dead connections."""
-ANSWER_SECONDS = 10.0
-"""Timeout for the body of an error response."""
 PATIENCE_SECONDS = 10.0
 """How long a command waits altogether, if the server asks to retry later."""
 
@@ -36,12 +35,11 @@ _SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "h": 3600.0}
 
 
 class RequestRefused(CliError):
-    """The server refused the request. `status` has its code, reason and message; `retry_seconds` is its Retry-After."""
+    """The server refused the request. `status` has its code, reason and message."""
 
-    def __init__(self, status: faults.Status, path: str, retry_seconds: float | None) -> None:
+    def __init__(self, status: faults.Status, path: str) -> None:
         super().__init__(_message(status, path))
         self.status = status
-        self.retry_seconds = retry_seconds
 
 
 def _message(status: faults.Status, path: str) -> str:
@@ -72,28 +70,19 @@ class ApiClient:
 
     def __init__(self, settings: CliSettings) -> None:
         try:
-            self._where = kubeconfig.load(settings.choice())
+            where = kubeconfig.load(settings.choice())
         except ConfigError as error:
             raise CliError(str(error)) from error
-        self.namespace = self._where.namespace
+        self.namespace, self._server = where.namespace, where.server
         self._settings = settings
         self._seconds = seconds_of(settings.request_timeout)
-        self._session: aiohttp.ClientSession | None = None
-        self._auth: dict[str, str] | None = None
+        self._api = ApiSession(where, self._fixed_headers())
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._where.tls or True),
-            headers=self._fixed_headers(),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            # Reads the body of an error response here: it is lost once ws_connect raises.
-            raise_for_status=_refuse,
-        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._api.close()
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> Json:
         """Gets a JSON document."""
@@ -117,35 +106,20 @@ class ApiClient:
         """Sends a request and returns the raw response body."""
         data = None if body is None else msgspec.json.encode(body)
         headers = {"Content-Type": "application/json"} if data is not None else {}
-        timeout = aiohttp.ClientTimeout(total=self._seconds, sock_connect=10)
-
-        async def send(auth: Mapping[str, str]) -> bytes:
-            url = self._where.server + path
-            async with self._open().request(
-                method, url, params=params, data=data, headers={**headers, **auth}, timeout=timeout
-            ) as answer:
-                self._log_request(method, path, answer.status)
-                return await answer.read()
-
-        return await self._authenticated(send)
+        with self._errors():
+            response = await self._api.request(
+                method, path, params, data, headers, self._seconds,
+                lambda code: self._log_request(method, path, code), patience=PATIENCE_SECONDS,
+            )  # fmt: skip
+            async with response:
+                return await response.read()
 
     async def connect(self, path: str, params: Mapping[str, str] | None = None) -> aiohttp.ClientWebSocketResponse:
         """Opens a WebSocket with subprotocol PROTOCOL; the caller closes it."""
-
-        async def send(auth: Mapping[str, str]) -> aiohttp.ClientWebSocketResponse:
-            socket = await self._open().ws_connect(
-                self._where.server + path,
-                params=params,
-                protocols=(PROTOCOL,),
-                headers=auth,
-                heartbeat=HEARTBEAT_SECONDS,
-                max_msg_size=0,
-                timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
-            )
-            self._log_request("GET", path, 101)
-            return socket
-
-        return await self._authenticated(send)
+        with self._errors():
+            socket = await self._api.websocket(path, PROTOCOL, params, HEARTBEAT_SECONDS, patience=PATIENCE_SECONDS)
+        self._log_request("GET", path, 101)
+        return socket
 
     @contextlib.asynccontextmanager
     async def socket(
@@ -158,38 +132,21 @@ class ApiClient:
         finally:
             await opened.close()
 
-    async def _authenticated(self, send: Callable[[Mapping[str, str]], Awaitable[T]]) -> T:
-        """Calls `send` with the credentials' headers; on 401 once more with renewed credentials.
-
-        Waits and repeats while the server asks to retry later, for PATIENCE_SECONDS at most.
-        """
-        renew, renewed, patience = False, False, PATIENCE_SECONDS
-        while True:
-            try:
-                if self._auth is None or renew:
-                    self._auth, renew, renewed = await self._where.credentials.headers(renew), False, renew
-                return await send(self._auth)
-            except RequestRefused as refusal:
-                wait = refusal.retry_seconds
-                if refusal.status.code == 401 and not renewed:
-                    renew = True
-                elif wait is not None and wait <= patience:
-                    patience -= wait
-                    await asyncio.sleep(wait)
-                else:
-                    raise
-            except ConfigError as error:
-                raise CliError(str(error)) from error
-            except TimeoutError as error:
-                raise CliError(f"the API server {self._where.server} did not answer in time") from error
-            except aiohttp.WSServerHandshakeError as error:
-                raise CliError(f"the server refused the WebSocket upgrade: HTTP {error.status}") from error
-            except (aiohttp.ClientError, OSError) as error:
-                raise CliError(f"cannot reach the API server {self._where.server}: {error}") from error
-
-    def _open(self) -> aiohttp.ClientSession:
-        assert self._session is not None, "used outside of `async with`"
-        return self._session
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Maps the exceptions of a request to CliError."""
+        try:
+            yield
+        except Refused as refusal:
+            raise RequestRefused(refusal.status, refusal.path) from refusal
+        except ConfigError as error:
+            raise CliError(str(error)) from error
+        except TimeoutError as error:
+            raise CliError(f"the API server {self._server} did not answer in time") from error
+        except aiohttp.WSServerHandshakeError as error:
+            raise CliError(f"the server refused the WebSocket upgrade: HTTP {error.status}") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise CliError(f"cannot reach the API server {self._server}: {error}") from error
 
     def _fixed_headers(self) -> Sequence[tuple[str, str]]:
         given = self._settings
@@ -204,17 +161,7 @@ class ApiClient:
 
     def _log_request(self, method: str, path: str, status: int) -> None:
         if self._settings.verbosity >= 6:
-            print(f"{method} {self._where.server}{path} {status}", file=sys.stderr)
-
-
-async def _refuse(answer: aiohttp.ClientResponse) -> None:
-    if answer.status < 400:
-        return
-    body = b""
-    with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-        body = await asyncio.wait_for(answer.read(), ANSWER_SECONDS)
-    wait = retry_after.wait_seconds(answer.status, answer.headers)
-    raise RequestRefused(faults.parse(answer.status, body), answer.url.path, wait)
+            print(f"{method} {self._server}{path} {status}", file=sys.stderr)
 
 
 def _document(body: bytes) -> Json:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
+from api.k8s.meta import Json
 from cli.commands import command
 from cli.output import format_option, show
 from cli.paths import MACHINES, SUBRESOURCES, machine_path
 from cli.problem import CliError
 from cli.settings import CliSettings
-
-Json = dict[str, Any]
 
 
 @command("expand", short_help="Expand the instancetype and preference of a VM.")

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from api.k8s.meta import Json
 from cli.commands import command
 from cli.output import format_option, show
 from cli.paths import SHORT, core_path, object_path, resource_of
@@ -21,7 +22,6 @@ FAMILIES = {
     "ipv6,ipv4": ("PreferDualStack", ["IPv6", "IPv4"]),
 }
 POLICIES = ("SingleStack", "PreferDualStack", "RequireDualStack")
-Json = dict[str, Any]
 
 
 def target_port_of(text: str) -> int | str:

@@ -68,8 +68,8 @@ async def _listen(settings: CliSettings, target: Target, forwards: list[Forward]
 
 async def _on_stdio(settings: CliSettings, target: Target, forward: Forward) -> None:
     from cli.client import ApiClient
-    from cli.streams import StreamClosed, both_ways
-    from cli.terminal import CHUNK, typed
+    from cli.streams import CHUNK, StreamClosed, both_ways
+    from cli.terminal import typed
 
     async def write(data: bytes) -> None:
         view = memoryview(data)

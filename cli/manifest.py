@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from api.k8s.meta import Json
 from api.validation import syntax
 from api.validation.validate import validate_document
 from cli.problem import CliError
-
-Json = dict[str, Any]
 
 STRATEGIES = ("Always", "Manual", "Halted", "Once", "RerunOnFailure")
 CLOUD_INIT_DISK = "cloudinitdisk"

@@ -18,7 +18,6 @@ from types import FrameType
 
 ESCAPE = b"\x1d"
 """ctrl-] exits a console (also ctrl-5, which terminals send as the same byte)."""
-CHUNK = 64 << 10
 
 _LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _PLAIN = b"\x1b[0m\x1b[?25h\x1b[?7h\x1b[?1l\x1b>\x1b[?1000;1002;1003;1005;1006;2004l\x1b[r"

@@ -7,13 +7,12 @@ from typing import Any
 
 import click
 
+from api.k8s.meta import Json
 from cli.commands import command, machine
 from cli.paths import INSTANCES, MACHINES, machine_path, object_path, resource_of
 from cli.problem import CliError
 from cli.settings import CliSettings
 from cli.wait import wait_option
-
-Json = dict[str, Any]
 
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Validate the request on the server without executing it."

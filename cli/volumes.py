@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from api.k8s.meta import Json
 from cli.commands import command, machine
 from cli.paths import INSTANCES, MACHINES, core_path, machine_path
 from cli.problem import CliError
@@ -15,7 +16,6 @@ from cli.verbs import dry_run_option, options_of
 if TYPE_CHECKING:
     from cli.client import ApiClient
 
-Json = dict[str, Any]
 BUSES = {"disk": ("scsi", "virtio"), "lun": ("scsi",)}
 NAME_LIMIT = 63
 """Maximum length of a disk name (a DNS label)."""

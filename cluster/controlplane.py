@@ -35,7 +35,9 @@ def log(name: str) -> Path:
 def _start(name: str, command: list[str]) -> ProcessRecord:
     """Start a process in the control plane's control group, and record it."""
     joins = "; ".join(f"echo $$ > {path}/cgroup.procs" for path in machine.make(group()))
-    pid = processes.spawn(["sh", "-c", f'{joins}; exec "$@"', name, *command], log(name), env=environment() | GO_SETTINGS)
+    pid = processes.spawn(
+        ["sh", "-c", f'{joins}; exec "$@"', name, *command], log(name), env=environment() | GO_SETTINGS
+    )
     rec = processes.record(name, pid)
     state.records().put(rec)
     return rec

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
+from cluster.api import Json
 from cluster.csi.kinds import KINDS, StorageKind
-
-Json = dict[str, Any]
 
 NAMESPACE = "storage"
 ACCOUNT = "csi"

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-import msgspec
-
 from cni import addresses, desired_attachment, errors, host, ipam, mac_filter, masquerade, port, spec
 from cni.desired_attachment import DesiredAttachment
 from cni.errors import CniError
@@ -134,7 +132,7 @@ def _result(
 
 def delete(call: Invocation, resources: HostResources) -> bytes:
     """DEL: remove what exists; idempotent. Raises CniError, OSError."""
-    conf = _tolerant_config(call)
+    conf = spec.decode_for_del(call.stdin, BridgeConf, {"ipam": dict})
     if conf is None:
         return b""
     outside = host.host_name(conf.name or "", call.container, call.interface)
@@ -161,25 +159,6 @@ def detach(resources: HostResources, outside: str) -> None:
     with resources.nft.lend() as socket:
         mac_filter.remove(socket, outside)
         masquerade.remove(socket, outside)
-
-
-def _tolerant_config(call: Invocation) -> BridgeConf | None:
-    """The configuration, or the part that DEL needs: an invalid one must not block pod deletion."""
-    try:
-        return spec.decode(call.stdin, BridgeConf)
-    except CniError as error:
-        if error.code != errors.CONFIG:
-            raise
-    raw = msgspec.json.decode(call.stdin)
-    if not isinstance(raw, dict):
-        return None
-    ipam_conf = raw.get("ipam")
-    kept = {"cniVersion": raw.get("cniVersion"), "name": raw.get("name")}
-    kept["ipam"] = ipam_conf if isinstance(ipam_conf, dict) else None
-    try:
-        return spec.decode(msgspec.json.encode(kept), BridgeConf)
-    except CniError:
-        return None  # ADD fails without a name
 
 
 def check(call: Invocation, resources: HostResources) -> bytes:

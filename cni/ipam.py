@@ -6,10 +6,6 @@ Output and run time are limited. Source: CNI specification 1.1.0, section 4.
 
 import contextlib
 import os
-import selectors
-import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +14,14 @@ import msgspec
 from cni import errors, spec
 from cni.errors import CniError
 from cni.invocation import Invocation, OwnNamespaces, identity
-from kit import proc
+from kit import child, proc
+from kit.child import ChildResult
 
 SECONDS = 60
 BY_INTERFACE = frozenset({"dhcp"})
 """Plugins that release an address through the container's interface, which must exist at DEL."""
 _NEW = "1.1.0"
 _NEW_VERBS = ("GC", "STATUS")
-_OUTPUT = 1 << 20
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def add(kind: str, call: Invocation, version: str, own: OwnNamespaces) -> spec.CniResult:
@@ -82,24 +77,26 @@ def _older(stdin: bytes) -> bytes:
 
 def _run(kind: str, command: str, call: Invocation, own: OwnNamespaces, stdin: bytes) -> tuple[int, Any]:
     environment = {key: value for key, value in call.environment.items() if key.startswith("CNI_")}
-    environment |= {"CNI_COMMAND": command, "PATH": _PATH}
+    environment |= {"CNI_COMMAND": command, "PATH": child.PATH}
 
-    def body() -> tuple[int, bytes, bytes]:
+    def body() -> ChildResult:
         # The child inherits this thread's root and mounts.
         place = f"/proc/{call.peer}/ns/mnt"
         if identity(place) != own.mount:
             with proc.closing(os.open(place, os.O_RDONLY | os.O_CLOEXEC)) as namespace:
                 proc.enter_mounts(namespace)
-        return _execute(_find(kind, call.path), environment, stdin)
+        return child.run(_find(kind, call.path), environment, stdin, SECONDS)
 
     try:
-        code, stdout, stderr = proc.isolated_now(body)
-    except (OSError, subprocess.SubprocessError) as error:
+        result = proc.isolated_now(body)
+    except OSError as error:
         raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} cannot be run: {error}") from None
-    if code and not stdout.strip():
-        return code, stderr.decode("utf-8", "replace")
+    if result.trouble:
+        raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} {result.trouble}")
+    if result.code and not result.stdout.strip():
+        return result.code, result.stderr.decode("utf-8", "replace")
     try:
-        return code, msgspec.json.decode(stdout) if stdout.strip() else None
+        return result.code, msgspec.json.decode(result.stdout) if result.stdout.strip() else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CniError(errors.DELEGATE, f"the IPAM plugin {kind} did not print JSON: {error}") from None
 
@@ -112,71 +109,3 @@ def _find(kind: str, path: tuple[str, ...]) -> str:
     raise CniError(
         errors.DELEGATE, f"the IPAM plugin {kind} is in none of the directories of CNI_PATH: {':'.join(path)[:500]}"
     )
-
-
-def _execute(program: str, environment: dict[str, str], stdin: bytes) -> tuple[int, bytes, bytes]:
-    process = subprocess.Popen(
-        [program],
-        env=environment,
-        cwd="/",
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        stdout, stderr = _converse(process, stdin)
-        return process.wait(5), stdout, stderr
-    finally:
-        if process.poll() is None:
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-
-
-def _converse(process: subprocess.Popen[bytes], stdin: bytes) -> tuple[bytes, bytes]:
-    assert process.stdin and process.stdout and process.stderr
-    deadline = time.monotonic() + SECONDS
-    left = memoryview(stdin)
-    output = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
-    os.set_blocking(process.stdin.fileno(), False)
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdin, selectors.EVENT_WRITE)
-        for fd in output:
-            selector.register(fd, selectors.EVENT_READ)
-        while any(key.fileobj in output for key in selector.get_map().values()):
-            if time.monotonic() > deadline:
-                raise OSError(0, f"did not respond within {SECONDS} s")
-            for key, _ in selector.select(max(0.01, deadline - time.monotonic())):
-                if key.fileobj is process.stdin:
-                    left = _feed(process, left)
-                    if not left:
-                        selector.unregister(process.stdin)
-                        with contextlib.suppress(OSError):
-                            process.stdin.close()
-                elif not _drain(key.fd, output[key.fd]):
-                    selector.unregister(key.fileobj)
-    first, second = (bytes(each) for each in output.values())
-    return first, second
-
-
-def _feed(process: subprocess.Popen[bytes], left: memoryview) -> memoryview:
-    assert process.stdin
-    try:
-        return left[os.write(process.stdin.fileno(), left[: 64 << 10]) :]
-    except BlockingIOError:
-        return left
-    except OSError:  # the plugin does not read its input
-        return left[:0]
-
-
-def _drain(fd: int, into: bytearray) -> bool:
-    data = os.read(fd, 64 << 10)
-    into += data
-    if len(into) > _OUTPUT:
-        raise OSError(0, f"printed more than {_OUTPUT} bytes")
-    return bool(data)

@@ -6,6 +6,7 @@ the specification requires. `null` is the same as an absent field.
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -147,6 +148,28 @@ def decode(raw: bytes, kind: type[C]) -> C:
             f"at most 250 of them; it has {str(conf.name)[:80]!r}",
         )
     return conf
+
+
+def decode_for_del(raw: bytes, kind: type[C], needed: Mapping[str, type]) -> C | None:
+    """The configuration, or of an invalid one the part that DEL needs: it must not block pod deletion.
+
+    `needed`: the fields besides version and name, with their JSON types. None if these are invalid, too; ADD fails then
+    as well. Raises CniError (1, 6).
+    """
+    try:
+        return decode(raw, kind)
+    except CniError as error:
+        if error.code != errors.CONFIG:
+            raise
+    given = msgspec.json.decode(raw)
+    if not isinstance(given, dict):
+        return None
+    kept = {name: given.get(name) for name in ("cniVersion", "name")}
+    kept |= {name: given[name] for name, wanted in needed.items() if name in given and isinstance(given[name], wanted)}
+    try:
+        return decode(msgspec.json.encode(kept), kind)
+    except CniError:
+        return None
 
 
 def mac(value: str, where: str) -> str:

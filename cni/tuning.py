@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
-
-import msgspec
+from typing import Self
 
 from cni import errors, host, mac_filter, spec, sysctl, tuning_state
 from cni.errors import CniError
@@ -228,7 +226,7 @@ def _rewritten(result: CniResult, call: Invocation, desired: DesiredTuning) -> C
 
 def delete(call: Invocation, resources: HostResources) -> bytes:
     """DEL: restore the saved state, if state and interface exist. Raises CniError, OSError."""
-    conf = _tolerant_config(call)
+    conf = spec.decode_for_del(call.stdin, TuningConf, {"dataDir": object})
     if conf is None:
         return b""
     container, interface = call.attachment
@@ -262,22 +260,6 @@ def _restore(call: Invocation, guards: Nft, network: str, saved: Saved) -> None:
         log_errors(_restore_link, inside.route, link.index, saved)
         if saved.mac:
             log_errors(mac_filter.change, guards, host.host_name(network, *call.attachment), saved.mac)
-
-
-def _tolerant_config(call: Invocation) -> TuningConf | None:
-    try:
-        return spec.decode(call.stdin, TuningConf)
-    except CniError as error:
-        if error.code != errors.CONFIG:
-            raise
-    raw = msgspec.json.decode(call.stdin)
-    if not isinstance(raw, dict):
-        return None
-    kept: dict[str, Any] = {key: raw.get(key) for key in ("cniVersion", "name", "dataDir")}
-    try:
-        return spec.decode(msgspec.json.encode(kept), TuningConf)
-    except CniError:
-        return None
 
 
 def check(call: Invocation, resources: HostResources) -> bytes:

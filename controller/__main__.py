@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from prometheus_client import Gauge
 
-from api import names
+from api import names, ports
 from api.version import VERSION
 from controller.cache.cluster import ClusterCache
 from controller.installation import image_volumes
@@ -43,7 +43,7 @@ async def serve(kube: Kube) -> None:
     loops: list[Loop] = [VmReconciler(kube, cluster), LauncherPodReconciler(kube, cluster), installation]
     leader = Leader(kube, namespace, names.CONTROLLER_LEASE, identity)
     endpoints = _endpoints(kube, cluster, leader)
-    await endpoints.serve(int(os.environ.get("HYPERLET_PORT", "8080")))
+    await endpoints.serve(int(os.environ.get("HYPERLET_PORT") or ports.HEALTH))
     for store in cluster.all_stores():
         store.start()
     await asyncio.gather(*(store.synced() for store in cluster.all_stores()))

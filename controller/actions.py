@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from api.errors import InvalidObject, NotFound
+from api.k8s.meta import Json
 from kit.cache import Store
 from kit.kube import Kube, PatchKind
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from api.k8s.objects import ControllerRevision, Pod
 from api.kubevirt.configuration import KubeVirtConfiguration
 from api.kubevirt.kubevirt import KubeVirt
 from api.kubevirt.vm import VirtualMachine
-from api.kubevirt.vmi import VirtualMachineInstance
+from api.kubevirt.vmi import VirtualMachineInstance, phase_of
 from api.launcher_pods import END_PHASES, has_ended, may_run_qemu, origin
 from api.validation import validate
 from controller.actions import Action, ActionExecutor, Create
@@ -26,7 +26,6 @@ from controller.undecodable import UndecodableObjects
 from controller.vm import plan as vm_plan
 from controller.vmi import plan as vmi_plan
 from controller.vmi.evidence import Evidence
-from controller.vmi.status import phase_of
 from kit.cache import Key, key_of
 from kit.kube import Kube
 from kit.reconcile import Reconciler

@@ -5,10 +5,9 @@ from typing import Any
 
 import msgspec
 
-from api import names
+from api import conditions, names
 from api.errors import HyperletError, InvalidObject
 from api.k8s.meta import ObjectMeta, format_time
-from controller import conditions
 from controller.actions import ActionExecutor, Patch, RecordEvent
 from kit import log
 from kit.cache import Key, Store

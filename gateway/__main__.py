@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from prometheus_client import Gauge
 
+from api import ports
 from api.kubevirt.kubevirt import KubeVirt, configuration_of
 from gateway.admission import webhooks
 from gateway.context import Gateway
@@ -26,8 +27,6 @@ from kit import health, log, memory
 from kit.cache import Store
 from kit.kube import Kube
 
-PORT = 8443
-HEALTH_PORT = 8080
 PATIENCE_SECONDS = 15.0
 """After start, how long readiness waits for the aggregated API."""
 SETTLED_SECONDS = 30.0
@@ -69,13 +68,13 @@ async def serve(stop: asyncio.Event, kube: Kube, lives: Lifetimes) -> None:
     server = HttpsServer(app, certificates.server)
     endpoints = _endpoints(kube, server, rotator, kubevirts, lambda: dispatch.trouble(app))
     async with contextlib.AsyncExitStack() as stack:
-        await endpoints.serve(int(os.environ.get("HYPERLET_HEALTH_PORT") or HEALTH_PORT))
+        await endpoints.serve(int(os.environ.get("HYPERLET_HEALTH_PORT") or ports.HEALTH))
         stack.push_async_callback(endpoints.close)
         kubevirts.start()
         stack.push_async_callback(kubevirts.stop)
         keeping = asyncio.create_task(rotator.run(), name="keeper")
         stack.push_async_callback(_end, keeping)
-        await server.start(int(os.environ.get("HYPERLET_PORT") or PORT))
+        await server.start(int(os.environ.get("HYPERLET_PORT") or ports.GATEWAY))
         stack.push_async_callback(server.stop)
         asyncio.get_running_loop().call_later(SETTLED_SECONDS, memory.settle)
         stopping = asyncio.create_task(stop.wait())

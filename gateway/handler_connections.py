@@ -13,18 +13,18 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from api import names
+from api import names, ports
 from api.k8s.objects import Pod
 from gateway.http import status
 from gateway.http.status import StatusError
 from gateway.pki.certificates import Certificates
-from kit import log, rpc
+from kit import log
 from kit.cache import Store
 from kit.kube import Kube
 from kit.tls import TlsIdentity
+from protos import limits
 from protos import node_pb2_grpc as services
 
-PORT = 8444
 CALL_SECONDS = 50.0
 """Timeout of a call: a freeze waits for the guest to flush. The handler's own timeout is 45 s."""
 
@@ -68,7 +68,7 @@ class _HandlerConnection:
 class HandlerConnections:
     """Discovers handlers and pools connections. Call `start`, and `close` at the end."""
 
-    def __init__(self, kube: Kube, namespace: str, certificates: Certificates, port: int = PORT) -> None:
+    def __init__(self, kube: Kube, namespace: str, certificates: Certificates, port: int = ports.HANDLER) -> None:
         labels = {names.LABEL_APP: names.APP_HANDLER}
         self._pods = Store(kube, Pod, labels=labels, namespace=namespace)
         self._pods.index("node", lambda pod: [pod.spec.nodeName] if pod.spec.nodeName else [])
@@ -156,8 +156,8 @@ def _channel(node: str, address: str, identity: TlsIdentity) -> grpc.aio.Channel
         options=[
             # Verify the certificate against the node's name, not the address.
             ("grpc.ssl_target_name_override", names.node_dns_name(node)),
-            ("grpc.max_receive_message_length", rpc.MAX_MESSAGE),
-            ("grpc.max_send_message_length", rpc.MAX_MESSAGE),
+            ("grpc.max_receive_message_length", limits.MESSAGE_BYTES),
+            ("grpc.max_send_message_length", limits.MESSAGE_BYTES),
             ("grpc.max_metadata_size", 16384),
             # Fixed flow control windows: a slow viewer buffers 64 KiB, not megabytes.
             ("grpc.http2.bdp_probe", 0),

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
+from api import ports
 from api.bridges import bridge_policy_of
 from api.errors import ImagePullFailed
 from handler.devices import device_plugin
@@ -33,7 +34,6 @@ from kit import health, log, memory
 from kit.cache import Store
 from kit.kube import Kube
 
-HEALTH_PORT = 8080
 SETTLED_SECONDS = 5.0
 """Seconds after which memory that only the start needed is released."""
 
@@ -60,7 +60,7 @@ async def serve(node: str) -> None:
     kubevirts: Store[KubeVirt] = Store(kube, KubeVirt)
     heartbeat = Heartbeat(kube, node, state)
     endpoints = _health(kube, reconciler)
-    await endpoints.serve(int(os.environ.get("HYPERLET_HEALTH_PORT") or HEALTH_PORT))
+    await endpoints.serve(int(os.environ.get("HYPERLET_HEALTH_PORT") or ports.HEALTH))
     reconciler.vmis.start()
     reconciler.pods.start()
     kubevirts.start()
@@ -108,7 +108,7 @@ def _gateway_tasks(kube: Kube, node: str, reconciler: VmiReconciler) -> list[Cor
         log.logger(component="node-service").warning("POD_IP is not set: the node service is not started")
         return []
     certificate = NodeCertificate(kube, node)
-    address = f"[{host}]:{node_service.PORT}" if ":" in host else f"{host}:{node_service.PORT}"
+    address = f"[{host}]:{ports.HANDLER}" if ":" in host else f"{host}:{ports.HANDLER}"
     return [certificate.run(), _serve_gateway(certificate, reconciler, address)]
 
 

@@ -18,9 +18,10 @@ import msgspec
 
 from api import errors
 from api.version import VERSION
-from kit import connection, faults, log, retry_after
+from kit import connection, faults, log
 from kit.events import EventRecorder
 from kit.kinds import Resource, resource_of
+from kit.session import TRANSPORT_ERRORS, ApiSession, Refused
 
 T = TypeVar("T")
 Patch = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -135,8 +136,7 @@ class Kube:
     def __init__(self, where: connection.ApiConnection, user_agent: str, host: str = "") -> None:
         self._where = where
         self._user_agent = user_agent if "/" in user_agent else f"hyperlet-{user_agent}/{VERSION}"
-        self._session: aiohttp.ClientSession | None = None
-        self._auth: dict[str, str] | None = None
+        self._api = ApiSession(where, [("User-Agent", self._user_agent)])
         self._decoders = _Decoders()
         self.calls: Counter[tuple[str, str, int]] = Counter()
         """Number of requests by verb, resource (with subresource) and HTTP status (0: no response)."""
@@ -175,9 +175,7 @@ class Kube:
 
     async def close(self) -> None:
         """Closes all connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._api.close()
 
     # ---- objects -----------------------------------------------------------------------------------------------------
 
@@ -350,7 +348,7 @@ class Kube:
         async with self._send(verb, place, method, path, params, body, headers, seconds, subresource) as response:
             try:
                 return await response.read()
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            except TRANSPORT_ERRORS as error:
                 raise faults.transport_error(error, f"{method} {path}") from error
 
     @contextlib.asynccontextmanager
@@ -368,62 +366,26 @@ class Kube:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The response to a request. Raises error statuses.
 
-        After a 401 the credentials are renewed once. A response with Retry-After is waited for and the request
-        repeated, as long as the whole takes no longer than `seconds` (REQUEST_SECONDS if None).
+        A response with Retry-After is waited for and the request repeated, as long as the whole takes no longer than
+        `seconds` (REQUEST_SECONDS if None).
         """
         data = None if body is None else msgspec.json.encode(body)
         sent = {"Content-Type": "application/json", "Accept": "application/json", **(headers or {})}
         counted = (verb, f"{place.plural}/{subresource}" if subresource else place.plural)
-        loop = asyncio.get_running_loop()
-        until, renewed = loop.time() + (REQUEST_SECONDS if seconds is None else seconds), False
-        while True:
-            auth = await self._authorization()
-            left = None if seconds is None else until - loop.time()
-            try:
-                response = await self._http().request(
-                    method,
-                    self._where.server + path,
-                    params=params,
-                    data=data,
-                    headers={**sent, **auth},
-                    timeout=aiohttp.ClientTimeout(total=left, sock_connect=10),
-                )
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                self.calls[(*counted, 0)] += 1
-                raise faults.transport_error(error, f"{method} {path}") from error
-            self.calls[(*counted, response.status)] += 1
-            async with response:
-                if response.status < 300:
-                    yield response
-                    return
-                if response.status == 401 and not renewed:
-                    renewed = True
-                    await self._authorization(renew=True)
-                    continue
-                status = faults.parse(response.status, await _body(response))
-                wait = retry_after.wait_seconds(response.status, response.headers)
-            if wait is None or loop.time() + wait >= until:
-                raise faults.error_of(status, wait or 0.0)
-            _log.debug("The API server asks to retry later", verb=verb, resource=place.plural, seconds=wait)
-            await asyncio.sleep(min(retry_after.spread(wait), until - loop.time()))
 
-    async def _authorization(self, renew: bool = False) -> dict[str, str]:
-        if self._auth is None or renew:
-            self._auth = await self._where.credentials.headers(renew)
-        return self._auth
+        def count(code: int) -> None:
+            self.calls[(*counted, code)] += 1
 
-    def _http(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ssl=self._where.tls or True, keepalive_timeout=60),
-                headers={"User-Agent": self._user_agent},
-                auto_decompress=True,
-                trust_env=False,
-                skip_auto_headers=("Accept-Encoding",),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                read_bufsize=1 << 18,
-            )
-        return self._session
+        try:
+            patience = REQUEST_SECONDS if seconds is None else seconds
+            response = await self._api.request(method, path, params, data, sent, seconds, count, patience=patience)
+        except Refused as refusal:
+            raise faults.error_of(refusal.status, refusal.retry_seconds or 0.0) from refusal
+        except TRANSPORT_ERRORS as error:
+            count(0)
+            raise faults.transport_error(error, f"{method} {path}") from error
+        async with response:
+            yield response
 
 
 def _params(**values: Any) -> dict[str, Any]:
@@ -443,13 +405,6 @@ def _error_message(place: Resource, bad: OnUndecodable | None) -> OnUndecodable:
             bad(item)
 
     return tell
-
-
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    try:
-        return await response.read()
-    except (aiohttp.ClientError, TimeoutError, OSError):
-        return b""
 
 
 def _keep_alive(response: aiohttp.ClientResponse) -> None:
@@ -476,5 +431,5 @@ async def _lines(response: aiohttp.ClientResponse, seconds: float) -> AsyncItera
                 rest = bytearray(tail)
                 if len(rest) > LINE_LIMIT:
                     raise errors.ApiUnavailable(f"A watch event exceeds {LINE_LIMIT} bytes")
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+    except TRANSPORT_ERRORS as error:
         raise faults.transport_error(error, "watch") from error

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from prometheus_client import Counter, Gauge, Histogram
 
 from api.errors import ApiUnavailable, HyperletError
-from kit import log
+from kit import backoff, log
 
 K = TypeVar("K", bound=Hashable)
 O = TypeVar("O")  # noqa: E741
@@ -80,7 +80,7 @@ class Queue(Generic[K]):
         """Counts a failure and schedules a retry, after `at_least` seconds. Returns the consecutive failures and the
         seconds until the retry."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        seconds = min(LONGEST_SECONDS, FIRST_SECONDS * 2 ** min(failures - 1, 20)) * random.uniform(0.8, 1.2)
+        seconds = backoff.delay(failures, FIRST_SECONDS, LONGEST_SECONDS) * random.uniform(0.8, 1.2)
         seconds = max(seconds, at_least)
         RETRIES.labels(self.name).inc()
         self.add_after(key, seconds)

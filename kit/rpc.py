@@ -17,8 +17,7 @@ import grpc.aio
 
 from api.errors import LauncherUnavailable
 from kit import proc
-
-MAX_MESSAGE = 1 << 20
+from protos import limits
 
 Sandbox = Callable[[str], proc.Process | None]
 """Returns the first process of a pod (the sandbox), for which the runtime created the pod's namespaces, or None."""
@@ -133,8 +132,8 @@ def channel(fd: int) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(
         f"unix:/proc/self/fd/{fd}",
         options=[
-            ("grpc.max_receive_message_length", MAX_MESSAGE),
-            ("grpc.max_send_message_length", MAX_MESSAGE),
+            ("grpc.max_receive_message_length", limits.MESSAGE_BYTES),
+            ("grpc.max_send_message_length", limits.MESSAGE_BYTES),
             ("grpc.max_metadata_size", 16384),
             # Disable dynamic flow control windows: a flooding peer could grow this process's memory.
             ("grpc.http2.bdp_probe", 0),

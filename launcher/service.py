@@ -15,7 +15,7 @@ from launcher.paths import Paths
 from launcher.vm.controller import VmController
 from launcher.vm.errors import OperationRefused
 from protos import launcher_pb2 as pb
-from protos import launcher_pb2_grpc
+from protos import launcher_pb2_grpc, limits
 
 if TYPE_CHECKING:
     from launcher.console.screenshot import Screenshotter
@@ -24,13 +24,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LARGEST_REQUEST = 1 << 20
-LARGEST_ANSWER = 1 << 20
 _DETAILS_BYTES = 2048
 
 OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.max_receive_message_length", LARGEST_REQUEST),
-    ("grpc.max_send_message_length", LARGEST_ANSWER),
+    ("grpc.max_receive_message_length", limits.MESSAGE_BYTES),
+    ("grpc.max_send_message_length", limits.MESSAGE_BYTES),
     ("grpc.max_metadata_size", 8192),
     ("grpc.max_concurrent_streams", 200),
 ]

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0elauncher.proto\x12\x14hyperlet.launcher.v1\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"J\n\x0c\x43onsoleInput\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05watch\x18\x02 \x01(\x08\x12\x10\n\x08takeover\x18\x03 \x01(\x08\x12\x0b\n\x03who\x18\x04 \x01(\t\"-\n\rConsoleOutput\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06notice\x18\x02 \x01(\t\"\x0e\n\x0cResetRequest\"\x13\n\x11SoftRebootRequest\")\n\rFreezeRequest\x12\x18\n\x10unfreeze_seconds\x18\x01 \x01(\r\"\x11\n\x0fUnfreezeRequest\"\r\n\x0b\x46reezeReply\"\x0e\n\x0cUsersRequest\"<\n\nUsersReply\x12.\n\x05users\x18\x01 \x03(\x0b\x32\x1f.hyperlet.launcher.v1.GuestUser\"=\n\tGuestUser\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x12\n\nlogin_time\x18\x03 \x01(\x01\"\x14\n\x12\x46ilesystemsRequest\"N\n\x10\x46ilesystemsReply\x12:\n\x0b\x66ilesystems\x18\x01 \x03(\x0b\x32%.hyperlet.launcher.v1.GuestFilesystem\"\x9b\x01\n\x0fGuestFilesystem\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bmount_point\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12.\n\x05\x64isks\x18\x06 \x03(\x0b\x32\x1f.hyperlet.launcher.v1.GuestDisk\"(\n\tGuestDisk\x12\x0e\n\x06serial\x18\x01 \x01(\t\x12\x0b\n\x03\x62us\x18\x02 \x01(\t\"\x13\n\x11ScreenshotRequest\"\x1e\n\x0fScreenshotReply\x12\x0b\n\x03png\x18\x01 \x01(\x0c\"C\n\x0bSyncRequest\x12\x0b\n\x03vmi\x18\x01 \x01(\x0c\x12\'\n\x04nics\x18\x02 \x03(\x0b\x32\x19.hyperlet.launcher.v1.Nic\"\xa2\x01\n\x03Nic\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03tap\x18\x02 \x01(\t\x12\x0b\n\x03mac\x18\x03 \x01(\t\x12\x0b\n\x03mtu\x18\x04 \x01(\r\x12\x0e\n\x06queues\x18\x05 \x01(\r\x12*\n\x05\x64hcp4\x18\x06 \x01(\x0b\x32\x1b.hyperlet.launcher.v1.Dhcp4\x12*\n\x05\x64hcp6\x18\x07 \x01(\x0b\x32\x1b.hyperlet.launcher.v1.Dhcp6\"T\n\x07NicInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03mac\x18\x02 \x01(\t\x12\x0f\n\x07link_up\x18\x03 \x01(\x08\x12\x0e\n\x06queues\x18\x04 \x01(\r\x12\r\n\x05model\x18\x05 \x01(\t\"\xcb\x01\n\x05\x44hcp4\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0e\n\x06server\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0e\n\x06prefix\x18\x04 \x01(\r\x12\x0e\n\x06router\x18\x05 \x01(\t\x12+\n\x06routes\x18\x06 \x03(\x0b\x32\x1b.hyperlet.launcher.v1.Route\x12\x0b\n\x03\x64ns\x18\x07 \x03(\t\x12\x0e\n\x06search\x18\x08 \x03(\t\x12\x10\n\x08hostname\x18\t \x01(\t\x12\x15\n\rlease_seconds\x18\n \x01(\r\"-\n\x05Route\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x0f\n\x07gateway\x18\x02 \x01(\t\"E\n\x05\x44hcp6\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0b\n\x03\x64ns\x18\x03 \x03(\t\x12\x0e\n\x06search\x18\x04 \x03(\t\"\xdb\x02\n\x06Report\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07vmi_uid\x18\x02 \x01(\t\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.hyperlet.launcher.v1.DomainState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x06 \x01(\t\x12\x0f\n\x07machine\x18\x07 \x01(\t\x12\x17\n\x0f\x61gent_connected\x18\x08 \x01(\x08\x12.\n\x05guest\x18\t \x01(\x0b\x32\x1f.hyperlet.launcher.v1.GuestInfo\x12-\n\x05\x64isks\x18\n \x03(\x0b\x32\x1e.hyperlet.launcher.v1.DiskInfo\x12\x10\n\x08qemu_pid\x18\x0b \x01(\x03\x12+\n\x04nics\x18\x0c \x03(\x0b\x32\x1d.hyperlet.launcher.v1.NicInfo\"J\n\x08\x44iskInfo\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x10\n\x08\x63\x61pacity\x18\x04 \x01(\t\"\xaa\x01\n\tGuestInfo\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x10\n\x08timezone\x18\x03 \x01(\t\x12(\n\x02os\x18\x04 \x01(\x0b\x32\x1c.hyperlet.launcher.v1.OsInfo\x12\x38\n\ninterfaces\x18\x05 \x03(\x0b\x32$.hyperlet.launcher.v1.GuestInterface\"\x9d\x01\n\x06OsInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x12\n\nversion_id\x18\x04 \x01(\t\x12\x13\n\x0bpretty_name\x18\x05 \x01(\t\x12\x16\n\x0ekernel_release\x18\x06 \x01(\t\x12\x16\n\x0ekernel_version\x18\x07 \x01(\t\x12\x0f\n\x07machine\x18\x08 \x01(\t\">\n\x0eGuestInterface\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03mac\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\"\x0e\n\x0cWatchRequest\"(\n\x0fShutdownRequest\x12\x15\n\rgrace_seconds\x18\x01 \x01(\r\"\x0f\n\rShutdownReply\"\x0e\n\x0cPauseRequest\"\x10\n\x0eUnpauseRequest*\xdc\x01\n\x0b\x44omainState\x12\x15\n\x11\x44OMAIN_STATE_NONE\x10\x00\x12\x19\n\x15\x44OMAIN_STATE_STARTING\x10\x01\x12\x18\n\x14\x44OMAIN_STATE_RUNNING\x10\x02\x12\x17\n\x13\x44OMAIN_STATE_PAUSED\x10\x03\x12\x19\n\x15\x44OMAIN_STATE_IO_ERROR\x10\x04\x12\x19\n\x15\x44OMAIN_STATE_SHUTDOWN\x10\x05\x12\x18\n\x14\x44OMAIN_STATE_SHUTOFF\x10\x06\x12\x18\n\x14\x44OMAIN_STATE_CRASHED\x10\x07\x32\x85\t\n\x08Launcher\x12G\n\x04Sync\x12!.hyperlet.launcher.v1.SyncRequest\x1a\x1c.hyperlet.launcher.v1.Report\x12K\n\x05Watch\x12\".hyperlet.launcher.v1.WatchRequest\x1a\x1c.hyperlet.launcher.v1.Report0\x01\x12V\n\x08Shutdown\x12%.hyperlet.launcher.v1.ShutdownRequest\x1a#.hyperlet.launcher.v1.ShutdownReply\x12I\n\x05Pause\x12\".hyperlet.launcher.v1.PauseRequest\x1a\x1c.hyperlet.launcher.v1.Report\x12M\n\x07Unpause\x12$.hyperlet.launcher.v1.UnpauseRequest\x1a\x1c.hyperlet.launcher.v1.Report\x12I\n\x05Reset\x12\".hyperlet.launcher.v1.ResetRequest\x1a\x1c.hyperlet.launcher.v1.Report\x12S\n\nSoftReboot\x12\'.hyperlet.launcher.v1.SoftRebootRequest\x1a\x1c.hyperlet.launcher.v1.Report\x12P\n\x06\x46reeze\x12#.hyperlet.launcher.v1.FreezeRequest\x1a!.hyperlet.launcher.v1.FreezeReply\x12T\n\x08Unfreeze\x12%.hyperlet.launcher.v1.UnfreezeRequest\x1a!.hyperlet.launcher.v1.FreezeReply\x12M\n\x05Users\x12\".hyperlet.launcher.v1.UsersRequest\x1a .hyperlet.launcher.v1.UsersReply\x12_\n\x0b\x46ilesystems\x12(.hyperlet.launcher.v1.FilesystemsRequest\x1a&.hyperlet.launcher.v1.FilesystemsReply\x12\\\n\nScreenshot\x12\'.hyperlet.launcher.v1.ScreenshotRequest\x1a%.hyperlet.launcher.v1.ScreenshotReply\x12V\n\x07\x43onsole\x12\".hyperlet.launcher.v1.ConsoleInput\x1a#.hyperlet.launcher.v1.ConsoleOutput(\x01\x30\x01\x12\x43\n\x03Vnc\x12\x1b.hyperlet.launcher.v1.Chunk\x1a\x1b.hyperlet.launcher.v1.Chunk(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0elauncher.proto\x12\x14hyperlet.launcher.v1\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"J\n\x0c\x43onsoleInput\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05watch\x18\x02 \x01(\x08\x12\x10\n\x08takeover\x18\x03 \x01(\x08\x12\x0b\n\x03who\x18\x04 \x01(\t\"-\n\rConsoleOutput\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06notice\x18\x02 \x01(\t\"\x0e\n\x0cResetRequest\"\x13\n\x11SoftRebootRequest\")\n\rFreezeRequest\x12\x18\n\x10unfreeze_seconds\x18\x01 \x01(\r\"\x11\n\x0fUnfreezeRequest\"\r\n\x0b\x46reezeReply\"\x0e\n\x0cUsersRequest\"<\n\nUsersReply\x12.\n\x05users\x18\x01 \x03(\x0b\x32\x1f.hyperlet.launcher.v1.GuestUser\"=\n\tGuestUser\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x12\n\nlogin_time\x18\x03 \x01(\x01\"\x14\n\x12\x46ilesystemsRequest\"N\n\x10\x46ilesystemsReply\x12:\n\x0b\x66ilesystems\x18\x01 \x03(\x0b\x32%.hyperlet.launcher.v1.GuestFilesystem\"\x9b\x01\n\x0fGuestFilesystem\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bmount_point\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12.\n\x05\x64isks\x18\x06 \x03(\x0b\x32\x1f.hyperlet.launcher.v1.GuestDisk\"(\n\tGuestDisk\x12\x0e\n\x06serial\x18\x01 \x01(\t\x12\x0b\n\x03\x62us\x18\x02 \x01(\t\"\x13\n\x11ScreenshotRequest\"\x1e\n\x0fScreenshotReply\x12\x0b\n\x03png\x18\x01 \x01(\x0c\"\xac\x01\n\x0bSyncRequest\x12\x0b\n\x03vmi\x18\x01 \x01(\x0c\x12\'\n\x04nics\x18\x02 \x03(\x0b\x32\x19.hyperlet.launcher.v1.Nic\x12\x0f\n\x07vmi_uid\x18\x03 \x01(\t\x12)\n\x05links\x18\x04 \x03(\x0b\x32\x1a.hyperlet.launcher.v1.Link\x12+\n\x06\x63laims\x18\x05 \x03(\x0b\x32\x1b.hyperlet.launcher.v1.Claim\" \n\x04Link\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02up\x18\x02 \x01(\x08\"7\n\x05\x43laim\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\t\"\xa2\x01\n\x03Nic\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03tap\x18\x02 \x01(\t\x12\x0b\n\x03mac\x18\x03 \x01(\t\x12\x0b\n\x03mtu\x18\x04 \x01(\r\x12\x0e\n\x06queues\x18\x05 \x01(\r\x12*\n\x05\x64hcp4\x18\x06 \x01(\x0b\x32\x1b.hyperlet.launcher.v1.Dhcp4\x12*\n\x05\x64hcp6\x18\x07 \x01(\x0b\x32\x1b.hyperlet.launcher.v1.Dhcp6\"T\n\x07NicInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03mac\x18\x02 \x01(\t\x12\x0f\n\x07link_up\x18\x03 \x01(\x08\x12\x0e\n\x06queues\x18\x04 \x01(\r\x12\r\n\x05model\x18\x05 \x01(\t\"\xcb\x01\n\x05\x44hcp4\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0e\n\x06server\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0e\n\x06prefix\x18\x04 \x01(\r\x12\x0e\n\x06router\x18\x05 \x01(\t\x12+\n\x06routes\x18\x06 \x03(\x0b\x32\x1b.hyperlet.launcher.v1.Route\x12\x0b\n\x03\x64ns\x18\x07 \x03(\t\x12\x0e\n\x06search\x18\x08 \x03(\t\x12\x10\n\x08hostname\x18\t \x01(\t\x12\x15\n\rlease_seconds\x18\n \x01(\r\"-\n\x05Route\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x0f\n\x07gateway\x18\x02 \x01(\t\"E\n\x05\x44hcp6\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0b\n\x03\x64ns\x18\x03 \x03(\t\x12\x0e\n\x06search\x18\x04 \x03(\t\"\xdb\x02\n\x06Report\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07vmi_uid\x18\x02 \x01(\t\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.hyperlet.launcher.v1.DomainState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x06 \x01(\t\x12\x0f\n\x07machine\x18\x07 \x01(\t\x12\x17\n\x0f\x61gent_connected\x18\x08 \x01(\x08\x12.\n\x05guest\x18\t \x01(\x0b\x32\x1f.hyperlet.launcher.v1.GuestInfo\x12-\n\x05\x64isks\x18\n \x03(\x0b\x32\x1e.hyperlet.launcher.v1.DiskInfo\x12\x10\n\x08qemu_pid\x18\x0b \x01(\x03\x12+\n\x04nics\x18\x0c \x03(\x0b\x32\x1d.hyperlet.launcher.v1.NicInfo\"J\n\x08\x44iskInfo\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x10\n\x08\x63\x61pacity\x18\x04 \x01(\t\"\xaa\x01\n\tGuestInfo\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x10\n\x08timezone\x18\x03 \x01(\t\x12(\n\x02os\x18\x04 \x01(\x0b\x32\x1c.hyperlet.launcher.v1.OsInfo\x12\x38\n\ninterfaces\x18\x05 \x03(\x0b\x32$.hyperlet.launcher.v1.GuestInterface\"\x9d\x01\n\x06OsInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x12\n\nversion_id\x18\x04 \x01(\t\x12\x13\n\x0bpretty_name\x18\x05 \x01(\t\x12\x16\n\x0ekernel_release\x18\x06 \x01(\t\x12\x16\n\x0ekernel_version\x18\x07 \x01(\t\x12\x0f\n\x07machine\x18\x08 \x01(\t\">\n\x0eGuestInterface\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03mac\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\"\x0e\n\x0cWatchRequest\"(\n\x0fShutdownRequest\x12\x15\n\rgrace_seconds\x18\x01 \x01(\r\"\x0f\n\rShutdownReply\"\x0e\n\x0cPauseRequest\"\x10\n\x0eUnpauseRequest*\xdc\x01\n\x0b\x44omainState\x12\x15\n\x11\x44OMAIN_STATE_NONE\x10\x00\x12\x19\n\x15\x44OMAIN_STATE_STARTING\x10\x01\x12\x18\n\x14\x44OMAIN_STATE_RUNNING\x10\x02\x12\x17\n\x13\x44OMAIN_STATE_PAUSED\x10\x03\x12\x19\n\x15\x44OMAIN_STATE_IO_ERROR\x10\x04\x12\x19\n\x15\x44OMAIN_STATE_SHUTDOWN\x10\x05\x12\x18\n\x14\x44OMAIN_STATE_SHUTOFF\x10\x06\x12\x18\n\x14\x44OMAIN_STATE_CRASHED\x10\x07\x32\x85\t\n\x08Launcher\x12G\n\x04Sync\x12!.hyperlet.launcher.v1.SyncRequest\x1a\x1c.hyperlet.launcher.v1.Report\x12K\n\x05Watch\x12\".hyperlet.launcher.v1.WatchRequest\x1a\x1c.hyperlet.launcher.v1.Report0\x01\x12V\n\x08Shutdown\x12%.hyperlet.launcher.v1.ShutdownRequest\x1a#.hyperlet.launcher.v1.ShutdownReply\x12I\n\x05Pause\x12\".hyperlet.launcher.v1.PauseRequest\x1a\x1c.hyperlet.launcher.v1.Report\x12M\n\x07Unpause\x12$.hyperlet.launcher.v1.UnpauseRequest\x1a\x1c.hyperlet.launcher.v1.Report\x12I\n\x05Reset\x12\".hyperlet.launcher.v1.ResetRequest\x1a\x1c.hyperlet.launcher.v1.Report\x12S\n\nSoftReboot\x12\'.hyperlet.launcher.v1.SoftRebootRequest\x1a\x1c.hyperlet.launcher.v1.Report\x12P\n\x06\x46reeze\x12#.hyperlet.launcher.v1.FreezeRequest\x1a!.hyperlet.launcher.v1.FreezeReply\x12T\n\x08Unfreeze\x12%.hyperlet.launcher.v1.UnfreezeRequest\x1a!.hyperlet.launcher.v1.FreezeReply\x12M\n\x05Users\x12\".hyperlet.launcher.v1.UsersRequest\x1a .hyperlet.launcher.v1.UsersReply\x12_\n\x0b\x46ilesystems\x12(.hyperlet.launcher.v1.FilesystemsRequest\x1a&.hyperlet.launcher.v1.FilesystemsReply\x12\\\n\nScreenshot\x12\'.hyperlet.launcher.v1.ScreenshotRequest\x1a%.hyperlet.launcher.v1.ScreenshotReply\x12V\n\x07\x43onsole\x12\".hyperlet.launcher.v1.ConsoleInput\x1a#.hyperlet.launcher.v1.ConsoleOutput(\x01\x30\x01\x12\x43\n\x03Vnc\x12\x1b.hyperlet.launcher.v1.Chunk\x1a\x1b.hyperlet.launcher.v1.Chunk(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'launcher_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DOMAINSTATE']._serialized_start=2373
-  _globals['_DOMAINSTATE']._serialized_end=2593
+  _globals['_DOMAINSTATE']._serialized_start=2570
+  _globals['_DOMAINSTATE']._serialized_end=2790
   _globals['_CHUNK']._serialized_start=40
   _globals['_CHUNK']._serialized_end=61
   _globals['_CONSOLEINPUT']._serialized_start=63
@@ -67,38 +67,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCREENSHOTREQUEST']._serialized_end=762
   _globals['_SCREENSHOTREPLY']._serialized_start=764
   _globals['_SCREENSHOTREPLY']._serialized_end=794
-  _globals['_SYNCREQUEST']._serialized_start=796
-  _globals['_SYNCREQUEST']._serialized_end=863
-  _globals['_NIC']._serialized_start=866
-  _globals['_NIC']._serialized_end=1028
-  _globals['_NICINFO']._serialized_start=1030
-  _globals['_NICINFO']._serialized_end=1114
-  _globals['_DHCP4']._serialized_start=1117
-  _globals['_DHCP4']._serialized_end=1320
-  _globals['_ROUTE']._serialized_start=1322
-  _globals['_ROUTE']._serialized_end=1367
-  _globals['_DHCP6']._serialized_start=1369
-  _globals['_DHCP6']._serialized_end=1438
-  _globals['_REPORT']._serialized_start=1441
-  _globals['_REPORT']._serialized_end=1788
-  _globals['_DISKINFO']._serialized_start=1790
-  _globals['_DISKINFO']._serialized_end=1864
-  _globals['_GUESTINFO']._serialized_start=1867
-  _globals['_GUESTINFO']._serialized_end=2037
-  _globals['_OSINFO']._serialized_start=2040
-  _globals['_OSINFO']._serialized_end=2197
-  _globals['_GUESTINTERFACE']._serialized_start=2199
-  _globals['_GUESTINTERFACE']._serialized_end=2261
-  _globals['_WATCHREQUEST']._serialized_start=2263
-  _globals['_WATCHREQUEST']._serialized_end=2277
-  _globals['_SHUTDOWNREQUEST']._serialized_start=2279
-  _globals['_SHUTDOWNREQUEST']._serialized_end=2319
-  _globals['_SHUTDOWNREPLY']._serialized_start=2321
-  _globals['_SHUTDOWNREPLY']._serialized_end=2336
-  _globals['_PAUSEREQUEST']._serialized_start=2338
-  _globals['_PAUSEREQUEST']._serialized_end=2352
-  _globals['_UNPAUSEREQUEST']._serialized_start=2354
-  _globals['_UNPAUSEREQUEST']._serialized_end=2370
-  _globals['_LAUNCHER']._serialized_start=2596
-  _globals['_LAUNCHER']._serialized_end=3753
+  _globals['_SYNCREQUEST']._serialized_start=797
+  _globals['_SYNCREQUEST']._serialized_end=969
+  _globals['_LINK']._serialized_start=971
+  _globals['_LINK']._serialized_end=1003
+  _globals['_CLAIM']._serialized_start=1005
+  _globals['_CLAIM']._serialized_end=1060
+  _globals['_NIC']._serialized_start=1063
+  _globals['_NIC']._serialized_end=1225
+  _globals['_NICINFO']._serialized_start=1227
+  _globals['_NICINFO']._serialized_end=1311
+  _globals['_DHCP4']._serialized_start=1314
+  _globals['_DHCP4']._serialized_end=1517
+  _globals['_ROUTE']._serialized_start=1519
+  _globals['_ROUTE']._serialized_end=1564
+  _globals['_DHCP6']._serialized_start=1566
+  _globals['_DHCP6']._serialized_end=1635
+  _globals['_REPORT']._serialized_start=1638
+  _globals['_REPORT']._serialized_end=1985
+  _globals['_DISKINFO']._serialized_start=1987
+  _globals['_DISKINFO']._serialized_end=2061
+  _globals['_GUESTINFO']._serialized_start=2064
+  _globals['_GUESTINFO']._serialized_end=2234
+  _globals['_OSINFO']._serialized_start=2237
+  _globals['_OSINFO']._serialized_end=2394
+  _globals['_GUESTINTERFACE']._serialized_start=2396
+  _globals['_GUESTINTERFACE']._serialized_end=2458
+  _globals['_WATCHREQUEST']._serialized_start=2460
+  _globals['_WATCHREQUEST']._serialized_end=2474
+  _globals['_SHUTDOWNREQUEST']._serialized_start=2476
+  _globals['_SHUTDOWNREQUEST']._serialized_end=2516
+  _globals['_SHUTDOWNREPLY']._serialized_start=2518
+  _globals['_SHUTDOWNREPLY']._serialized_end=2533
+  _globals['_PAUSEREQUEST']._serialized_start=2535
+  _globals['_PAUSEREQUEST']._serialized_end=2549
+  _globals['_UNPAUSEREQUEST']._serialized_start=2551
+  _globals['_UNPAUSEREQUEST']._serialized_end=2567
+  _globals['_LAUNCHER']._serialized_start=2793
+  _globals['_LAUNCHER']._serialized_end=3950
 # @@protoc_insertion_point(module_scope)

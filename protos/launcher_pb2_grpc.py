@@ -111,9 +111,10 @@ class LauncherServicer:
 
     def Sync(self, request, context):
         """Makes the domain what the VMI asks for. Idempotent. The first call defines and starts it (paused if
-        spec.startStrategy is Paused); a call for another VMI UID than the first is refused with FAILED_PRECONDITION.
-        Later calls plug in NICs that are new in the VMI (and have a Nic), unplug those whose state is absent or that are
-        gone, and set link states. Unplugging waits for the guest: Report.nics tells when it is done.
+        spec.startStrategy is Paused); a call for another VMI UID than the first is refused with FAILED_PRECONDITION, as
+        is one without.
+        Later calls plug in the NICs of `links` that are new and have a Nic, unplug those that `links` lacks, set link
+        states, and grow the disks of `claims`. Unplugging waits for the guest: Report.nics tells when it is done.
         Errors: INVALID_ARGUMENT (the VMI cannot be built; the message names the field), NOT_FOUND (a disk or image is
         not where it should be; the message names volume and path), INTERNAL (libvirt's or QEMU's words).
         """
@@ -189,7 +190,7 @@ class LauncherServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Screenshot(self, request, context):
-        """The guest's screen as PNG, at most 900 KiB. FAILED_PRECONDITION without a graphics device.
+        """The guest's screen as PNG, at most REPLY_BYTES. FAILED_PRECONDITION without a graphics device.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

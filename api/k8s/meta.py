@@ -42,6 +42,10 @@ UInt8 = Annotated[int, Meta(ge=0, le=255)]
 BY_NAME = Meta(extra_json_schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]})
 
 
+Json = dict[str, Any]
+"""A JSON object as plain data: part of a patch, a manifest, a document of unknown shape."""
+
+
 # For type checkers, which do not see that the class options are inherited.
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class Struct(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, gc=False):

@@ -4,6 +4,7 @@ from typing import Literal
 
 from api.k8s.meta import Int32, Int64, Quantity, Struct, UInt32
 from api.k8s.podspec import LabelSelector
+from api.kubevirt.migration_state import MigrationConfiguration
 
 
 class TokenBucketRateLimiter(Struct):
@@ -210,41 +211,6 @@ class MediatedDevicesConfiguration(Struct):
     """Older name of mediatedDeviceTypes."""
     nodeMediatedDeviceTypes: list[NodeMediatedDeviceTypesConfig] | None = None
     """Mediated device types by node."""
-
-
-class MigrationConfiguration(Struct):
-    """Settings of migrations."""
-
-    allowAutoConverge: bool | None = None
-    """Throttles the guest when its memory changes too fast."""
-    allowPostCopy: bool | None = None
-    """Allows post-copy migration."""
-    allowWorkloadDisruption: bool | None = None
-    """Allows pausing the guest when the migration does not converge."""
-    bandwidthPerMigration: Quantity | None = None
-    """Bandwidth limit in bytes per second; 0 is unlimited."""
-    completionTimeoutPerGiB: Int64 | None = None
-    """Timeout in seconds per GiB of memory."""
-    disableTLS: bool | None = None
-    """Transfers memory without TLS."""
-    matchSELinuxLevelOnMigration: bool | None = None
-    """Whether the target pod gets the source pod's SELinux level."""
-    maxDowntimeMs: Int64 | None = None
-    """Maximum downtime in milliseconds."""
-    network: str | None = None
-    """Secondary network for the transfer."""
-    nodeDrainTaintKey: str | None = None
-    """Taint of a node that is being drained."""
-    parallelMigrationsPerCluster: UInt32 | None = None
-    """Maximum number of concurrent migrations in the cluster; 5 when absent."""
-    parallelOutboundMigrationsPerNode: UInt32 | None = None
-    """Maximum number of concurrent outbound migrations per node; 2 when absent."""
-    progressTimeout: Int64 | None = None
-    """Seconds without progress after which the migration is aborted."""
-    unsafeMigrationOverride: bool | None = None
-    """Allows migrations that may corrupt storage."""
-    utilityVolumesTimeout: Int64 | None = None
-    """Seconds to wait for detachment of utility volumes."""
 
 
 class ResourceRequirementsWithoutClaims(Struct):

@@ -6,8 +6,8 @@ from typing import Literal
 from api.k8s.meta import Condition, Duration, Int32, Int64, Object, Struct, UInt8
 from api.k8s.podspec import Affinity, LocalObjectReference, Toleration
 from api.kubevirt.configuration import KubeVirtConfiguration
-from api.kubevirt.configuration import MigrationConfiguration as MigrationConfiguration
 from api.kubevirt.migration import VirtualMachineInstanceMigration as VirtualMachineInstanceMigration
+from api.kubevirt.migration_state import MigrationConfiguration as MigrationConfiguration
 from api.kubevirt.vm import VirtualMachine as VirtualMachine
 from api.kubevirt.vmi import VirtualMachineInstance as VirtualMachineInstance
 

@@ -48,8 +48,8 @@ class ExperimentalMigrationOptions(Struct):
     """Detection of stalled migrations."""
 
 
-class VMIMConfigurationOptions(Struct):
-    """Settings of one migration."""
+class MigrationConfiguration(Struct):
+    """Settings of migrations."""
 
     allowAutoConverge: bool | None = None
     """Throttles the guest when its memory changes too fast."""
@@ -63,8 +63,6 @@ class VMIMConfigurationOptions(Struct):
     """Timeout in seconds per GiB of memory."""
     disableTLS: bool | None = None
     """Transfers memory without TLS."""
-    experimental: ExperimentalMigrationOptions | None = None
-    """Experimental settings."""
     matchSELinuxLevelOnMigration: bool | None = None
     """Whether the target pod gets the source pod's SELinux level."""
     maxDowntimeMs: Int64 | None = None
@@ -83,6 +81,13 @@ class VMIMConfigurationOptions(Struct):
     """Allows migrations that may corrupt storage."""
     utilityVolumesTimeout: Int64 | None = None
     """Seconds to wait for detachment of utility volumes."""
+
+
+class VMIMConfigurationOptions(MigrationConfiguration):
+    """Settings of one migration."""
+
+    experimental: ExperimentalMigrationOptions | None = None
+    """Experimental settings."""
 
 
 class VirtualMachineInstanceMigrationSourceState(Struct):

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from api import names
 from api.k8s.meta import BY_NAME, Object, ObjectMeta, Struct
 from api.k8s.podspec import (
     Affinity,
@@ -217,3 +218,8 @@ class VirtualMachineInstanceTemplateSpec(Struct):
     """Labels and annotations of the VMI."""
     spec: VirtualMachineInstanceSpec | None = None
     """Spec of the VMI."""
+
+
+def phase_of(vmi: VirtualMachineInstance | None) -> str:
+    """The phase; empty for a VMI that has not been reconciled yet, and for none."""
+    return (vmi.status.phase if vmi and vmi.status else None) or names.PHASE_UNSET

@@ -146,15 +146,8 @@ class HostDisk(Struct):
     """Allows concurrent use by several VMs."""
 
 
-class MemoryDumpVolumeSource(Struct):
+class MemoryDumpVolumeSource(PersistentVolumeClaimVolumeSource):
     """A claim for memory dumps."""
-
-    claimName: str
-    """Name of the claim."""
-    hotpluggable: bool | None = None
-    """Can be unplugged while the guest runs."""
-    readOnly: bool | None = None
-    """Read-only."""
 
 
 class SecretVolumeSource(Struct):
@@ -230,3 +223,14 @@ class HotplugVolumeSource(Struct):
     """The claim that a DataVolume fills."""
     persistentVolumeClaim: PersistentVolumeClaimVolumeSource | None = None
     """A claim."""
+
+
+def claim_name(volume: Volume) -> str | None:
+    """The PersistentVolumeClaim that backs a volume, or None. A DataVolume's claim has the DataVolume's name."""
+    if volume.persistentVolumeClaim:
+        return volume.persistentVolumeClaim.claimName
+    if volume.dataVolume:
+        return volume.dataVolume.name
+    if volume.ephemeral and volume.ephemeral.persistentVolumeClaim:
+        return volume.ephemeral.persistentVolumeClaim.claimName
+    return None

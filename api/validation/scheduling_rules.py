@@ -3,13 +3,14 @@
 Source: k8s.io/kubernetes, pkg/apis/core/validation (Kubernetes 1.36).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from api import names
 from api.errors import Fault
 from api.k8s.podspec import (
     Affinity,
     LabelSelector,
+    LabelSelectorRequirement,
     NodeSelectorRequirement,
     NodeSelectorTerm,
     PodAffinity,
@@ -90,14 +91,20 @@ def _affinity(affinity: Affinity, path: str) -> Iterator[Fault]:
 
 
 def _term(term: NodeSelectorTerm, path: str) -> Iterator[Fault]:
-    for index, requirement in enumerate(term.matchExpressions or ()):
+    yield from _expressions(term.matchExpressions, path)
+    for index, requirement in enumerate(term.matchFields or ()):
+        yield from _node_field(requirement, f"{path}.matchFields[{index}]")
+
+
+def _expressions(
+    requirements: Sequence[NodeSelectorRequirement | LabelSelectorRequirement] | None, path: str
+) -> Iterator[Fault]:
+    for index, requirement in enumerate(requirements or ()):
         here = f"{path}.matchExpressions[{index}]"
         yield from check(syntax.label_key(requirement.key), f"{here}.key")
         yield from _values(requirement.operator, requirement.values, here)
         for number, value in enumerate(requirement.values or ()):
             yield from check(syntax.label_value(value), f"{here}.values[{number}]")
-    for index, requirement in enumerate(term.matchFields or ()):
-        yield from _node_field(requirement, f"{path}.matchFields[{index}]")
 
 
 def _values(operator: str, values: list[str] | None, path: str) -> Iterator[Fault]:
@@ -156,12 +163,7 @@ def _selector(selector: LabelSelector | None, path: str) -> Iterator[Fault]:
     for key, value in (selector.matchLabels or {}).items():
         yield from check(syntax.label_key(key), f"{path}.matchLabels")
         yield from check(syntax.label_value(value), f"{path}.matchLabels.{key[:80]}")
-    for index, requirement in enumerate(selector.matchExpressions or ()):
-        here = f"{path}.matchExpressions[{index}]"
-        yield from check(syntax.label_key(requirement.key), f"{here}.key")
-        yield from _values(requirement.operator, requirement.values, here)
-        for number, value in enumerate(requirement.values or ()):
-            yield from check(syntax.label_value(value), f"{here}.values[{number}]")
+    yield from _expressions(selector.matchExpressions, path)
 
 
 def _label_keys(keys: list[str] | None, selector: LabelSelector | None, path: str) -> Iterator[Fault]:

@@ -8,9 +8,8 @@ a heartbeat is measured with the controller's clock from when it was received: c
 import time
 from collections.abc import Callable
 
-from api import names
+from api import conditions, names
 from api.k8s.objects import Node
-from controller import conditions
 from controller.vmi.evidence import Fence
 from kit.cache import Store
 

@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from api import defaults, names
+from api import conditions, defaults, names
 from api.errors import Fault
-from api.k8s.meta import format_time
+from api.k8s.meta import Json, format_time
 from api.kubevirt.kubevirt import KubeVirt, KubeVirtStatus
-from controller import conditions
-from controller.actions import Action, Json, Patch
+from controller.actions import Action, Patch
 from controller.installation.admission_policies import PolicyCheck
 
 DEPLOYED = "Deployed"

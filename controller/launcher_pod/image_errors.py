@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from api import names
 from api.kubevirt.vmi import VirtualMachineInstanceSpec
+from api.text import printable
 
 IMAGE_REASONS = names.REASONS_NO_IMAGE | {names.REASON_IMAGE_PULL_BACKOFF}
 """Waiting reasons of a container that are image pull errors."""
@@ -59,7 +60,7 @@ def explained(
     """
     found = _mentioned(message, list(images(spec)), launcher)
     # The text comes from a registry and is printed on terminals: replace control characters.
-    error = "".join(each if each.isprintable() else " " for each in error_reason(message) or message or reason)
+    error = printable(error_reason(message) or message or reason)
     subject = _subject(found)
     remedy = _remedy(reason, error, found, warning)
     sentence = f"{subject}: {error}" if subject else error

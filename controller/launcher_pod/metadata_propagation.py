@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 
 from api import names
-from api.k8s.meta import ObjectMeta
+from api.k8s.meta import Json, ObjectMeta
 from api.k8s.objects import Pod
 from api.kubevirt.vmi import VirtualMachineInstance
-from controller.actions import Json, Patch
+from controller.actions import Patch
 
 READ_AT_START = (
     "cni.projectcalico.org/",

@@ -6,6 +6,8 @@ from typing import Any
 import msgspec
 
 from api import names
+from api.k8s import owners
+from api.k8s.meta import Json
 from api.kubevirt.vmi import Probe, VirtualMachineInstance, VirtualMachineInstanceSpec
 from api.network_attachments import ANNOTATION_NETWORKS
 from controller.installation.settings import ControllerSettings
@@ -13,7 +15,7 @@ from controller.launcher_pod import metadata_propagation, resize, resources, use
 from controller.launcher_pod import networks as pod_networks
 from controller.launcher_pod import volumes as pod_volumes
 from controller.launcher_pod.networks import Definitions
-from controller.launcher_pod.volumes import Claims, Json
+from controller.launcher_pod.volumes import Claims
 
 CHANGING_LABELS = frozenset({names.LABEL_SCHEDULABLE, names.LABEL_KVM})
 """Node labels that the handler changes while VMs run there. A pod must not require them: a restarted kubelet repeats
@@ -64,7 +66,7 @@ def launcher_pod(
             "namespace": vmi.metadata.namespace,
             "labels": _labels(vmi),
             "annotations": _annotations(vmi),
-            "ownerReferences": [_owner(vmi)],
+            "ownerReferences": [owners.reference(names.KIND_VMI, vmi.metadata)],
         },
         "spec": {**_spec(vmi, settings, claims, definitions or {}), **({} if host_users else namespace)},
     }
@@ -83,7 +85,7 @@ def disruption_budget(vmi: VirtualMachineInstance) -> Json | None:
             "name": f"{BUDGET_PREFIX}{pod_name(vmi).removeprefix(names.LAUNCHER_PREFIX)}"[-NAME_LIMIT:].lstrip("-."),
             "namespace": vmi.metadata.namespace,
             "labels": {names.LABEL_CREATED_BY: vmi.metadata.uid or ""},
-            "ownerReferences": [_owner(vmi)],
+            "ownerReferences": [owners.reference(names.KIND_VMI, vmi.metadata)],
         },
         "spec": {"minAvailable": 1, "selector": {"matchLabels": {names.LABEL_CREATED_BY: vmi.metadata.uid or ""}}},
     }
@@ -130,17 +132,6 @@ def _annotations(vmi: VirtualMachineInstance) -> dict[str, str]:
         **metadata_propagation.record(labels, annotations),
         names.ANNOTATION_DOMAIN: vmi.metadata.name or "",
         **({ANNOTATION_NETWORKS: networks} if networks else {}),
-    }
-
-
-def _owner(vmi: VirtualMachineInstance) -> Json:
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": names.KIND_VMI,
-        "name": vmi.metadata.name,
-        "uid": vmi.metadata.uid,
-        "controller": True,
-        "blockOwnerDeletion": True,
     }
 
 

@@ -6,15 +6,12 @@ k8s.io/kubernetes, plugin/pkg/admission/resourcequota and limitranger, pkg/apis/
 """
 
 import re
-from typing import Any
 
 from api import defaults
-from api.k8s.meta import format_bytes, format_millicores, quantity_bytes, quantity_millicores
+from api.k8s.meta import Json, format_bytes, format_millicores, quantity_bytes, quantity_millicores
 from api.kubevirt.vmi import VirtualMachineInstanceSpec
 from controller.installation.settings import ControllerSettings
 from controller.launcher_pod import overhead, resources
-
-Json = dict[str, Any]
 
 _LIMITS = ("cpu", "memory")
 """Limits that can be computed. For ephemeral-storage that is impossible: overlays grow as the guest writes."""

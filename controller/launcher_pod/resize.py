@@ -12,13 +12,12 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from api import names
+from api import conditions, names
 from api.errors import ApiUnavailable, Expired, Forbidden
-from api.k8s.meta import Quantity, format_bytes, format_millicores, quantity_bytes, quantity_millicores
+from api.k8s.meta import Json, Quantity, format_bytes, format_millicores, quantity_bytes, quantity_millicores
 from api.k8s.objects import ContainerResources, Pod, StatusCondition
 from api.launcher_pods import END_PHASES, compute
-from controller import conditions
-from controller.actions import Json, Patch
+from controller.actions import Patch
 from kit.kube import Kube
 
 ANSWER_SECONDS = 30.0

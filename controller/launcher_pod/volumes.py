@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from api.errors import Fault, InvalidObject
-from api.k8s.meta import format_bytes
+from api.k8s.meta import Json, format_bytes
 from api.k8s.objects import PersistentVolumeClaim
 from api.kubevirt.vmi import VirtualMachineInstanceSpec
-from api.kubevirt.volumes import CloudInitConfigDriveSource, CloudInitNoCloudSource, Volume
+from api.kubevirt.volumes import CloudInitConfigDriveSource, CloudInitNoCloudSource, Volume, claim_name
 from controller.launcher_pod import ephemeral_storage
 
-Json = dict[str, Any]
 Claims = Mapping[str, PersistentVolumeClaim]
 
 RUN_VOLUME = "hyperlet"
@@ -42,17 +41,6 @@ def pod_volume_name(name: str) -> str:
     if _LABEL.fullmatch(name):
         return f"v-{name}"
     return "v-" + re.sub(r"[^a-z0-9]", "-", name)[:44] + "-" + hashlib.sha256(name.encode()).hexdigest()[:12]
-
-
-def claim_name(volume: Volume) -> str | None:
-    """The PersistentVolumeClaim that backs a volume, or None. A DataVolume's claim has the DataVolume's name."""
-    if volume.persistentVolumeClaim:
-        return volume.persistentVolumeClaim.claimName
-    if volume.dataVolume:
-        return volume.dataVolume.name
-    if volume.ephemeral and volume.ephemeral.persistentVolumeClaim:
-        return volume.ephemeral.persistentVolumeClaim.claimName
-    return None
 
 
 def claim_names(spec: VirtualMachineInstanceSpec) -> list[str]:

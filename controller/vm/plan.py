@@ -8,22 +8,21 @@ from typing import Any
 
 import msgspec
 
-from api import defaults, names
+from api import conditions, defaults, names
 from api.errors import Fault
-from api.k8s.meta import ObjectMeta, format_time
+from api.k8s import owners
+from api.k8s.meta import Json, ObjectMeta, format_time
 from api.k8s.objects import ControllerRevision
 from api.kubevirt.configuration import KubeVirtConfiguration
 from api.kubevirt.vm import VirtualMachine
-from api.kubevirt.vmi import VirtualMachineInstance
-from controller import conditions
-from controller.actions import Action, Create, Delete, Json, Patch, RecordEvent
+from api.kubevirt.vmi import VirtualMachineInstance, phase_of
+from controller.actions import Action, Create, Delete, Patch, RecordEvent
 from controller.launcher_pod import metadata_propagation
 from controller.launcher_pod.pod import label_value
 from controller.vm import revisions, template
 from controller.vm import status as vm_status
 from controller.vm.run_strategy import RunAction, RunDecision, decide, stable_in, starts_paused
 from controller.vmi import nic_hotplug
-from controller.vmi.status import phase_of
 from kit.reconcile import RequeueAfter
 
 NOT_STARTED = frozenset({names.PHASE_UNSET, names.PHASE_PENDING, names.PHASE_SCHEDULING})
@@ -48,7 +47,7 @@ class ObservedVm:
     @property
     def own(self) -> VirtualMachineInstance | None:
         """The VMI if this VM controls it, by UID."""
-        return self.vmi if self.vmi is not None and owns(self.vm, self.vmi) else None
+        return self.vmi if self.vmi is not None and owners.controls(self.vm.metadata, self.vmi.metadata) else None
 
     @cached_property
     def difference(self) -> template.TemplateDifference | None:
@@ -61,11 +60,6 @@ class ObservedVm:
         return self.difference is not None and bool(self.difference.late) and _never_ran(self.difference.vmi)
 
 
-def owns(vm: VirtualMachine, vmi: VirtualMachineInstance) -> bool:
-    """Whether the VM controls the VMI, by the UID in its owner reference; names and labels are not proof."""
-    return any(owner.controller and owner.uid == vm.metadata.uid for owner in vmi.metadata.ownerReferences or ())
-
-
 def _never_ran(vmi: VirtualMachineInstance) -> bool:
     """Whether the guest has not started: the VMI was not handed over, or its launcher fails to start the guest."""
     phase = phase_of(vmi)
@@ -76,8 +70,7 @@ def _never_ran(vmi: VirtualMachineInstance) -> bool:
 
 def is_ownerless(vmi: VirtualMachineInstance) -> bool:
     """Whether a VMI has no controller and is not being deleted: a VM of its name adopts it, as in KubeVirt."""
-    controlled = any(owner.controller for owner in vmi.metadata.ownerReferences or ())
-    return not controlled and not vmi.metadata.deletionTimestamp
+    return owners.controller_of(vmi.metadata) is None and not vmi.metadata.deletionTimestamp
 
 
 def plan(seen: ObservedVm) -> list[Action | RequeueAfter]:
@@ -121,8 +114,8 @@ def _adopt(vm: VirtualMachine, vmi: VirtualMachineInstance) -> Iterator[Action]:
     With a resourceVersion precondition: a VMI that is deleted or adopted meanwhile is reconciled again.
     """
     meta = vmi.metadata
-    owners = [*msgspec.to_builtins(meta.ownerReferences or []), _owner(vm)]
-    body = {"metadata": {"uid": meta.uid, "resourceVersion": meta.resourceVersion, "ownerReferences": owners}}
+    references = [*msgspec.to_builtins(meta.ownerReferences or []), owners.reference(names.KIND_VM, vm.metadata)]
+    body = {"metadata": {"uid": meta.uid, "resourceVersion": meta.resourceVersion, "ownerReferences": references}}
     yield Patch(VirtualMachineInstance, meta.namespace or "", meta.name or "", body)
     yield RecordEvent(vm, names.REASON_ADOPTED, f"Adopted virtual machine instance {meta.name}, which had no owner")
 
@@ -228,7 +221,7 @@ def instance(
     document = {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND_VMI,
-        "metadata": {**msgspec.to_builtins(meta), "ownerReferences": [_owner(vm)]},
+        "metadata": {**msgspec.to_builtins(meta), "ownerReferences": [owners.reference(names.KIND_VM, vm.metadata)]},
         "spec": msgspec.to_builtins(nic_hotplug.without(spec, nic_hotplug.absent(spec)) if spec else spec),
     }
     whole = defaults.default_vmi(msgspec.convert(document, VirtualMachineInstance), config=configuration)
@@ -240,17 +233,6 @@ def instance(
         **({"virtualMachineRevisionName": revision} if revision else {}),
     }
     return body
-
-
-def _owner(vm: VirtualMachine) -> Json:
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": names.KIND_VM,
-        "name": vm.metadata.name,
-        "uid": vm.metadata.uid,
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
 
 
 # ---- the status ------------------------------------------------------------------------------------------------------

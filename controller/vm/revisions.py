@@ -12,9 +12,11 @@ from collections.abc import Collection, Iterator
 import msgspec
 
 from api import names
+from api.k8s import owners
+from api.k8s.meta import Json
 from api.k8s.objects import ControllerRevision
 from api.kubevirt.vm import VirtualMachine
-from controller.actions import Action, Create, Delete, Json
+from controller.actions import Action, Create, Delete
 
 HISTORY = 5
 """Number of revisions kept for one VM."""
@@ -44,8 +46,8 @@ def keep(vm: VirtualMachine, known: Collection[ControllerRevision], in_use: str 
 
 def owner_uid(revision: ControllerRevision) -> str | None:
     """The UID of the VM that a revision belongs to."""
-    owners = revision.metadata.ownerReferences or ()
-    return next((owner.uid for owner in owners if owner.controller and owner.kind == names.KIND_VM), None)
+    owner = owners.controller_of(revision.metadata)
+    return owner.uid if owner is not None and owner.kind == names.KIND_VM else None
 
 
 def _present(vm: VirtualMachine, known: Collection[ControllerRevision]) -> ControllerRevision | None:
@@ -68,20 +70,12 @@ def _hash(vm: VirtualMachine) -> str:
 
 def _revision(vm: VirtualMachine) -> Json:
     meta = vm.metadata
-    owner = {
-        "apiVersion": names.API_VERSION,
-        "kind": names.KIND_VM,
-        "name": meta.name,
-        "uid": meta.uid,
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
     return {
         "metadata": {
             "name": _name(vm),
             "namespace": meta.namespace,
             "labels": {names.LABEL_MANAGED_BY: names.FIELD_MANAGER, names.LABEL_TEMPLATE: _hash(vm)},
-            "ownerReferences": [owner],
+            "ownerReferences": [owners.reference(names.KIND_VM, meta)],
         },
         "data": _as_go_writes_it({"spec": msgspec.to_builtins(vm.spec)}),
         "revision": meta.generation or 0,

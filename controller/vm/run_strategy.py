@@ -16,8 +16,9 @@ from api.kubevirt.vm import (
     VirtualMachineStateChangeRequest,
     VirtualMachineStatus,
 )
-from api.kubevirt.vmi import VirtualMachineInstance
-from controller.vmi.status import phase_of, reached_at
+from api.kubevirt.vmi import VirtualMachineInstance, phase_of
+from controller.vmi.status import reached_at
+from kit import backoff
 
 FIRST_DELAY = 10
 """Seconds before the second consecutive restart; doubled each time."""
@@ -183,8 +184,8 @@ def failure_after(
 
 def delay(count: int, has_run: bool) -> int:
     """Seconds before the next start after `count` consecutive ends. After a run, the first restart is immediate."""
-    step = count - 2 if has_run else count - 1
-    return 0 if step < 0 else min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(step, 10))
+    failures = count - 1 if has_run else count
+    return int(backoff.delay(failures, FIRST_DELAY, LONGEST_DELAY)) if failures > 0 else 0
 
 
 def remaining(failure: VirtualMachineStartFailure | None, now: datetime) -> float:

@@ -1,18 +1,15 @@
 """A VM's status, derived from its VMI: printableStatus, conditions, observedGeneration. Pure."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from api import defaults, names
+from api import conditions, defaults, names
 from api.errors import Fault
+from api.k8s.meta import Json
 from api.kubevirt.vm import VirtualMachine, VirtualMachineStatus
-from api.kubevirt.vmi import VirtualMachineInstance
-from controller import conditions
+from api.kubevirt.vmi import VirtualMachineInstance, phase_of
 from controller.vm.run_strategy import RunAction, RunDecision
 from controller.vmi import pod_status
-from controller.vmi.status import phase_of, status_of
-
-Json = dict[str, Any]
+from controller.vmi.status import status_of
 
 NAMED_FIELDS = 10
 """Maximum number of changed fields named in condition RestartRequired."""

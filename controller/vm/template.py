@@ -16,11 +16,10 @@ from msgspec.structs import replace
 from api import defaults, names
 from api.kubevirt.configuration import KubeVirtConfiguration, NetworkConfiguration
 from api.kubevirt.vm import VirtualMachine
-from api.kubevirt.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
+from api.kubevirt.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec, phase_of
 from controller.launcher_pod import metadata_propagation
 from controller.vm import semantic_diff
 from controller.vmi import nic_hotplug
-from controller.vmi.status import phase_of
 
 _NICS = frozenset({"networks", "domain.devices.interfaces", "domain.devices.autoattachPodInterface"})
 """Sections that controller.vmi.nic_hotplug compares instead."""

@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from api import defaults, names
+from api import names
 from api.kubevirt.networks import Interface, Network
-from api.kubevirt.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
+from api.kubevirt.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec, phase_of
 from controller.vm import semantic_diff
-from controller.vmi.status import phase_of, status_of
+from controller.vmi.status import status_of
 
 ABSENT = "absent"
 _PLUGGABLE_MODELS = frozenset({"virtio", "e1000e"})
@@ -63,13 +63,6 @@ def merge_patch(spec: VirtualMachineInstanceSpec) -> dict[str, Any]:
     if devices.autoattachPodInterface is not None:
         device_patch["autoattachPodInterface"] = devices.autoattachPodInterface
     return {"networks": msgspec.to_builtins(spec.networks), "domain": {"devices": device_patch}}
-
-
-def without_defaults(vmi: VirtualMachineInstance, defaulted: VirtualMachineInstance) -> dict[str, Any]:
-    """The patch that writes interfaces which depend on the KubeVirt CR's defaults: the handler does not know those."""
-    plain, spec = defaults.default_vmi(vmi).spec, defaulted.spec
-    same = plain.networks == spec.networks and plain.domain.devices.interfaces == spec.domain.devices.interfaces
-    return {} if same else merge_patch(spec)
 
 
 def absent(spec: VirtualMachineInstanceSpec) -> frozenset[str]:

@@ -11,14 +11,15 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from api import defaults, names
+from api import conditions, defaults, names
 from api.errors import Fault
-from api.k8s.meta import format_time, parse_time
+from api.k8s.meta import Json, format_time, parse_time
 from api.k8s.objects import PersistentVolumeClaim, Pod, PodDisruptionBudget
-from api.kubevirt.vmi import VirtualMachineInstance
+from api.kubevirt.vmi import VirtualMachineInstance, phase_of
 from api.launcher_pods import END_PHASES, has_ended, is_running, may_run_qemu
-from controller import conditions
-from controller.actions import Action, Concurrently, Create, Delete, Json, Patch, RecordEvent
+from api.schema.codec import to_dict
+from controller import merge_patch
+from controller.actions import Action, Concurrently, Create, Delete, Patch, RecordEvent
 from controller.cache.node_health import LOST_SECONDS
 from controller.installation.settings import ControllerSettings
 from controller.launcher_pod import metadata_propagation, resources, user_namespaces
@@ -26,10 +27,10 @@ from controller.launcher_pod import networks as pod_networks
 from controller.launcher_pod import pod as pods
 from controller.launcher_pod import volumes as pod_volumes
 from controller.launcher_pod.networks import Definitions
-from controller.vmi import evidence, nic_hotplug, pod_status
+from controller.vmi import evidence, pod_status
 from controller.vmi import status as vmi_status
 from controller.vmi.evidence import Evidence
-from controller.vmi.status import phase_of, status_of, transition
+from controller.vmi.status import status_of, transition
 from kit.reconcile import RequeueAfter
 
 END_SECONDS = 2.0
@@ -272,7 +273,9 @@ def _progress(seen: ObservedVmi, pod: Pod) -> Iterator[Action | RequeueAfter]:
         stamp,
     )
     step = transition(vmi, names.PHASE_SCHEDULED if running else names.PHASE_SCHEDULING, stamp)
-    metadata, spec = _with_finalizer(vmi), nic_hotplug.without_defaults(vmi, seen.defaulted) if step else {}
+    metadata = _with_finalizer(vmi)
+    # The gateway has applied them already, unless none was running when the VMI was created.
+    spec = merge_patch.difference(to_dict(vmi.spec), to_dict(seen.defaulted.spec)) if step else {}
     if spec:
         metadata["resourceVersion"] = vmi.metadata.resourceVersion
     if step or metadata or conditions.differ(status.conditions, merged):

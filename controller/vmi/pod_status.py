@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from api import disruption, names
+from api import conditions, disruption, names
 from api.k8s.objects import Container, ContainerStateTerminated, ContainerStateWaiting, PersistentVolumeClaim, Pod
 from api.kubevirt.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
 from api.launcher_pods import END_PHASES, compute
-from controller import conditions
+from api.text import printable
 from controller.launcher_pod import image_errors
 from controller.launcher_pod.image_errors import IMAGE_REASONS
 
@@ -103,12 +103,9 @@ def _termination_message(message: str | None) -> VmEnd | None:
         return None
     if reported.phase not in END_PHASES:
         return None
-    return VmEnd(reported.phase, _reason(reported.reason) or "LauncherEnded", _clean(reported.message))
-
-
-def _clean(text: str) -> str:
-    """`text` without control characters, which would reach the terminal of a user of `kubectl describe`."""
-    return "".join(character if character.isprintable() else " " for character in text[:MESSAGE_LIMIT]).strip()
+    return VmEnd(
+        reported.phase, _reason(reported.reason) or "LauncherEnded", printable(reported.message, MESSAGE_LIMIT).strip()
+    )
 
 
 def _reason(text: str | None) -> str | None:

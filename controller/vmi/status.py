@@ -6,17 +6,15 @@ from typing import Any
 import msgspec
 
 from api import defaults, names
-from api.k8s.meta import format_bytes
+from api.k8s.meta import Json, format_bytes
 from api.k8s.objects import PersistentVolumeClaim, Pod
 from api.kubevirt.vmi import VirtualMachineInstance
 from api.kubevirt.vmi_status import VirtualMachineInstanceStatus
+from api.kubevirt.volumes import claim_name
 from api.launcher_pods import is_running
 from controller.installation.settings import ControllerSettings
 from controller.launcher_pod import overhead, resources
-from controller.launcher_pod import volumes as pod_volumes
 from controller.vmi import pod_status
-
-Json = dict[str, Any]
 
 FILESYSTEM_OVERHEAD = "0"
 """Share of a Filesystem volume reserved for the file system: none is needed here."""
@@ -25,11 +23,6 @@ FILESYSTEM_OVERHEAD = "0"
 def status_of(vmi: VirtualMachineInstance) -> VirtualMachineInstanceStatus:
     """The VMI's status, or an empty one."""
     return vmi.status or VirtualMachineInstanceStatus()
-
-
-def phase_of(vmi: VirtualMachineInstance | None) -> str:
-    """The phase; empty for a VMI that has not been reconciled yet."""
-    return (vmi.status.phase if vmi and vmi.status else None) or names.PHASE_UNSET
 
 
 def transition(vmi: VirtualMachineInstance, phase: str, now: str) -> Json:
@@ -106,7 +99,7 @@ def grown(vmi: VirtualMachineInstance, claims: Mapping[str, PersistentVolumeClai
 def volume_status(volume: Any, claims: Mapping[str, PersistentVolumeClaim]) -> Json:
     """One entry of volumeStatus. The handler fills in `target`, the disk's name in the guest."""
     entry: Json = {"name": volume.name, "target": ""}
-    name = pod_volumes.claim_name(volume)
+    name = claim_name(volume)
     claim = claims.get(name or "")
     if claim is None:
         return entry

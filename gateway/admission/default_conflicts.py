@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 
 from api import names
+from api.k8s.meta import Json
 from api.validation.network_rules import BINDINGS
 from gateway.admission.json_patch import Operation
 from gateway.admission.validation import applied
 
-Json = dict[str, Any]
 _DEFAULT_NETWORK = "default"
 """Name of the default network (api.defaults)."""
 

@@ -7,11 +7,11 @@ controller) evacuates it. A PodDisruptionBudget from the controller protects the
 
 from typing import NamedTuple
 
-from api import launcher_pods, names
+from api import conditions, launcher_pods, names
 from api.errors import NotFound
 from api.k8s.objects import Pod
 from api.kubevirt.configuration import KubeVirtConfiguration
-from api.kubevirt.vmi import VirtualMachineInstance
+from api.kubevirt.vmi import VirtualMachineInstance, phase_of
 from gateway.admission.review import AdmissionRefusal, AdmissionRequest
 from kit.kube import Kube
 
@@ -30,14 +30,11 @@ class Decision(NamedTuple):
 def decide(pod: Pod, vmi: VirtualMachineInstance, configuration: KubeVirtConfiguration) -> Decision:
     """Whether the pod of a VMI may be evicted. Deschedulers match KubeVirt's messages, so keep their beginning."""
     status, where = vmi.status, f"{vmi.metadata.namespace}/{vmi.metadata.name}"
-    over = status is not None and status.phase in names.FINAL_PHASES
+    over = phase_of(vmi) in names.FINAL_PHASES
     if over or vmi.metadata.deletionTimestamp or pod.metadata.deletionTimestamp or launcher_pods.has_ended(pod):
         return Decision()
     strategy = vmi.spec.evictionStrategy or configuration.evictionStrategy or names.EVICTION_NONE
-    migratable = any(
-        each.type == names.CONDITION_LIVE_MIGRATABLE and each.status == names.TRUE
-        for each in (status.conditions if status else None) or ()
-    )
+    migratable = conditions.holds(status.conditions if status else None, names.CONDITION_LIVE_MIGRATABLE)
     if strategy == names.EVICTION_LIVE_MIGRATE and not migratable:
         return Decision(
             f"VMI {where} is configured with an eviction strategy but is not live-migratable: stop the VM, or set its "

@@ -7,11 +7,10 @@ which saves the controller a write. Nothing is refused here: objects that do not
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from api import defaults, names
 from api.errors import InvalidObject
-from api.k8s.meta import ObjectMeta
+from api.k8s.meta import Json, ObjectMeta
 from api.kubevirt.configuration import KubeVirtConfiguration
 from api.kubevirt.vm import VirtualMachine
 from api.kubevirt.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
@@ -19,8 +18,6 @@ from api.schema.codec import decode, to_dict
 from api.validation.unsupported import ignorable_matchers
 from gateway.admission.json_patch import Operation, additions
 from gateway.admission.review import AdmissionRequest
-
-Json = dict[str, Any]
 
 
 def vm(request: AdmissionRequest, configuration: KubeVirtConfiguration) -> list[Operation]:

@@ -13,7 +13,9 @@ import msgspec
 
 from api.errors import Fault
 from api.k8s.meta import Struct
+from gateway.http.status import causes_of
 
+API_VERSION, KIND = "admission.k8s.io/v1", "AdmissionReview"
 FAULT_LIMIT = 100
 """Maximum number of reported faults."""
 VALUES = 50_000
@@ -114,8 +116,8 @@ def parse(body: bytes, unbounded: Callable[[AdmissionRequest], bool] = lambda _:
         return AdmissionRequest(uid=uid[1].decode(), object={}, trouble=_TOO_DEEP)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadReview(f"not an AdmissionReview: {error}") from error
-    if review.kind != "AdmissionReview" or review.apiVersion != "admission.k8s.io/v1":
-        raise BadReview("not an AdmissionReview of admission.k8s.io/v1")
+    if review.kind != KIND or review.apiVersion != API_VERSION:
+        raise BadReview(f"not an {KIND} of {API_VERSION}")
     found = review.request
     request = AdmissionRequest(
         **{name: getattr(found, name) for name in _ENVELOPE},
@@ -154,8 +156,7 @@ def answer(request: AdmissionRequest, verdict: AdmissionDecision) -> bytes:
         response["patch"] = b64encode(msgspec.json.encode(verdict.patch)).decode()
     if verdict.warnings:
         response["warnings"] = [text[:WARNING_LIMIT] for text in verdict.warnings]
-    review = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
-    return msgspec.json.encode(review)
+    return _review(response)
 
 
 def refused(request: AdmissionRequest, refusal: AdmissionRefusal | None) -> bytes:
@@ -168,8 +169,11 @@ def refused(request: AdmissionRequest, refusal: AdmissionRefusal | None) -> byte
             "reason": refusal.reason,
             "message": refusal.message[:MESSAGE_LIMIT],
         }
-    review = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
-    return msgspec.json.encode(review)
+    return _review(response)
+
+
+def _review(response: dict[str, Any]) -> bytes:
+    return msgspec.json.encode({"apiVersion": API_VERSION, "kind": KIND, "response": response})
 
 
 def _cut(text: str) -> str:
@@ -188,6 +192,6 @@ def _status(request: AdmissionRequest, faults: Sequence[Fault]) -> dict[str, Any
             "name": request.name or "",
             "group": request.kind.group,
             "kind": request.kind.kind,
-            "causes": [{"reason": fault.reason, "message": fault.message, "field": fault.path} for fault in shown],
+            "causes": causes_of(shown),
         },
     }

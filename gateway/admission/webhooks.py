@@ -1,10 +1,11 @@
 """HTTP endpoints of the admission webhooks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
 
 from api.errors import Fault
+from api.kubevirt.configuration import KubeVirtConfiguration
 from gateway.admission import eviction, kinds, ownership, review, size_limits
 from gateway.admission.pod_security import PodSecurity
 from gateway.admission.review import AdmissionDecision, AdmissionRequest, BadReview
@@ -14,6 +15,7 @@ from gateway.http.request_bodies import RequestBodies
 MUTATE = "/admission/mutate"
 VALIDATE = "/admission/validate"
 EVICT = "/admission/evict"
+Decide = Callable[[AdmissionRequest, KubeVirtConfiguration, str, Sequence[Fault]], AdmissionDecision]
 BODY_LIMIT = 8 << 20
 """Maximum size of a review in bytes: objects have up to 3 MiB, and a review of an update has two."""
 
@@ -22,23 +24,11 @@ def routes(app: web.Application, gateway: Gateway) -> None:
     """Adds the three endpoints."""
     namespaces, bodies = PodSecurity(gateway.kube), RequestBodies()
 
-    async def mutate(request: web.Request) -> web.Response:
-        return await _answer(
-            request,
-            bodies,
-            namespaces,
-            gateway,
-            lambda asked, more: kinds.mutate(asked, gateway.configuration(), gateway.namespace, more),
-        )
+    def deciding(decide: Decide) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def handle(request: web.Request) -> web.Response:
+            return await _answer(request, bodies, namespaces, gateway, decide)
 
-    async def validate(request: web.Request) -> web.Response:
-        return await _answer(
-            request,
-            bodies,
-            namespaces,
-            gateway,
-            lambda asked, more: kinds.validate(asked, gateway.configuration(), gateway.namespace, more),
-        )
+        return handle
 
     async def evict(request: web.Request) -> web.Response:
         try:
@@ -49,8 +39,8 @@ def routes(app: web.Application, gateway: Gateway) -> None:
         return web.Response(body=review.refused(asked, found), content_type="application/json")
 
     app.router.add_post(EVICT, evict)
-    app.router.add_post(MUTATE, mutate)
-    app.router.add_post(VALIDATE, validate)
+    app.router.add_post(MUTATE, deciding(kinds.mutate))
+    app.router.add_post(VALIDATE, deciding(kinds.validate))
 
 
 def quick_checks(body: bytes, namespace: str) -> tuple[AdmissionRequest, AdmissionDecision | None]:
@@ -65,11 +55,12 @@ async def _answer(
     bodies: RequestBodies,
     namespaces: PodSecurity,
     gateway: Gateway,
-    decide: Callable[[AdmissionRequest, Sequence[Fault]], AdmissionDecision],
+    decide: Decide,
 ) -> web.Response:
     try:
         asked, verdict = quick_checks(await bodies.read(request, BODY_LIMIT), gateway.namespace)
-        body = review.answer(asked, verdict or decide(asked, await namespaces.faults(asked)))
+        more = () if verdict else await namespaces.faults(asked)
+        body = review.answer(asked, verdict or decide(asked, gateway.configuration(), gateway.namespace, more))
     except BadReview as error:
         return web.Response(status=400, text=f"{error}\n")
     except RecursionError:

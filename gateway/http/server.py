@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from aiohttp import web
 
 from gateway.context import Gateway
+from gateway.http import status
+from gateway.http.status import StatusError
 from kit import log
 from kit.guarded_site import ConnectionLimits, GuardedSite
 
@@ -38,15 +40,16 @@ def application(gateway: Gateway, parts: Iterable[Routes]) -> web.Application:
 
 @web.middleware
 async def _message(request: web.Request, handler: Callable[[web.Request], object]) -> web.StreamResponse:
-    """Unhandled exceptions become a generic 500; details go to the log."""
+    """Errors become a Status; unhandled exceptions a generic one, details go to the log."""
     try:
         answer = await handler(request)  # type: ignore[misc]
+    except StatusError as refusal:
+        return refusal.response()
     except web.HTTPException:
         raise
     except Exception:
         _log.exception("unhandled exception in HTTP request", method=request.method, path=request.path[:200])
-        status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 500, "reason": "InternalError"}
-        return web.json_response({**status, "message": "internal error: see the log of the gateway"}, status=500)
+        return status.internal("see the log of the gateway").response()
     assert isinstance(answer, web.StreamResponse)
     return answer
 

@@ -1,4 +1,4 @@
-"""Errors of the aggregated API: exceptions that become Kubernetes `Status` objects.
+"""Errors of the gateway: exceptions that become Kubernetes `Status` objects.
 
 The messages of 404, 409 and 400 are those of k8s.io/apimachinery (pkg/api/errors), which KubeVirt clients show
 unchanged.
@@ -11,6 +11,8 @@ from aiohttp import web
 
 from api import errors, names
 from api.errors import Fault, HyperletError
+from api.k8s.meta import Json
+from api.text import printable
 
 MESSAGE_LIMIT = 2000
 """Maximum length of a message: those of nodes and webhooks are unbounded."""
@@ -61,7 +63,7 @@ class StatusError(Exception):
 
 def readable(text: str) -> str:
     """One line without control characters, truncated to MESSAGE_LIMIT: text may come from guests and users."""
-    return "".join(char if char.isprintable() else " " for char in text[:MESSAGE_LIMIT])
+    return printable(text, MESSAGE_LIMIT)
 
 
 def _kind(kind: str) -> str:
@@ -94,9 +96,14 @@ def unauthorized(why: str) -> StatusError:
     return StatusError(401, "Unauthorized", f"Unauthorized: {why}")
 
 
+def causes_of(faults: Iterable[Fault]) -> list[Json]:
+    """The causes in the details of a Status."""
+    return [{"reason": fault.reason, "field": fault.path, "message": fault.message} for fault in faults]
+
+
 def bad_request(message: str, faults: Iterable[Fault] = ()) -> StatusError:
     """400: the request is invalid."""
-    causes = [{"reason": fault.reason, "field": fault.path, "message": fault.message} for fault in faults]
+    causes = causes_of(faults)
     return StatusError(400, "BadRequest", message, {"causes": causes} if causes else None)
 
 
@@ -133,8 +140,8 @@ def from_api_error(error: HyperletError, kind: str, name: str) -> StatusError:
         case errors.Conflict():
             return conflict(kind, name, error.message)
         case errors.InvalidObject():
-            causes = [{"reason": f.reason, "field": f.path, "message": f.message} for f in error.faults]
-            return StatusError(422, "Invalid", error.message, {**_about(kind, name), "causes": causes})
+            details = {**_about(kind, name), "causes": causes_of(error.faults)}
+            return StatusError(422, "Invalid", error.message, details)
         case errors.Forbidden():
             return forbidden(error.message, _about(kind, name))
         case _:

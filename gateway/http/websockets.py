@@ -19,8 +19,6 @@ from kit import log
 from kit.guarded_site import TLS_RECORD
 
 PROTOCOL = "plain.kubevirt.io"
-CHUNK = 64 << 10
-"""Maximum bytes of a message to a node, see launcher.proto."""
 MESSAGE_LIMIT = 1 << 20
 """Maximum bytes of a WebSocket message from a client."""
 STREAMS = 1000

@@ -14,6 +14,7 @@ from api.k8s.meta import Struct
 from api.k8s.objects import K8sObject, Pod
 from gateway.context import Gateway
 from gateway.http.request_bodies import RequestBodies
+from gateway.http.status import StatusError, bad_request, forbidden, unavailable
 from kit import log, tls
 from kit.kinds import Resource, register
 
@@ -69,29 +70,27 @@ async def _sign(
 ) -> web.Response:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token or len(token) > TOKEN_LIMIT:
-        return _refusal(401, "Unauthorized", "a service account token is required (Authorization: Bearer)")
+        raise StatusError(401, "Unauthorized", "a service account token is required (Authorization: Bearer)")
     if not 0 < (request.content_length or 0) <= REQUEST_LIMIT:
-        return _refusal(413, "RequestEntityTooLarge", f"Content-Length must be between 1 and {REQUEST_LIMIT} bytes")
+        raise StatusError(413, "RequestEntityTooLarge", f"Content-Length must be between 1 and {REQUEST_LIMIT} bytes")
     # Read the body before taking the semaphore: a slow client must not block others.
     body = await bodies.read(request, REQUEST_LIMIT)
     if turns.locked():
-        return _refusal(503, "ServiceUnavailable", "too many signing requests: try again")
+        raise unavailable("too many signing requests: try again")
     async with turns:
         try:
             public = tls.requested_key(body)
             node = await node_of(gateway, token)
         except tls.TlsError as error:
-            return _refusal(400, "BadRequest", str(error))
+            raise bad_request(str(error)) from error
         except Forbidden as error:
             _log.warning("refused a certificate signing request", why=error.message)
-            return _refusal(403, "Forbidden", error.message)
+            raise forbidden(error.message) from error
         except HyperletError as error:
             _log.warning("cannot sign a certificate: the API server is unavailable", why=error.message)
-            return _refusal(
-                503, "ServiceUnavailable", "the API server is unavailable, cannot verify the token: try again"
-            )
+            raise unavailable("the API server is unavailable, cannot verify the token: try again") from error
     if not gateway.certificates.ready:
-        return _refusal(503, "ServiceUnavailable", "the certificate authorities are not loaded yet: try again")
+        raise unavailable("the certificate authorities are not loaded yet: try again")
     signed = gateway.certificates.sign_node(public, node)
     _log.info("signed a handler certificate", node=node)
     return web.json_response({"certificate": signed.certificate.decode(), "roots": signed.roots.decode()})
@@ -125,8 +124,3 @@ async def node_of(gateway: Gateway, token: str) -> str:
 def _single(extra: dict[str, list[str]], key: str) -> str:
     values = extra.get(key) or []
     return values[0] if len(values) == 1 else ""
-
-
-def _refusal(code: int, reason: str, message: str) -> web.Response:
-    status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason}
-    return web.json_response({**status, "message": message}, status=code)

@@ -1,11 +1,9 @@
 """Discovery of groups, versions and resources. Unauthenticated, as in Kubernetes."""
 
-from typing import Any
-
 from api import names
+from api.k8s.meta import Json
 from gateway.subresources.endpoints import ENDPOINTS, VERSIONS
 
-Json = dict[str, Any]
 GROUP = names.SUBRESOURCE_GROUP
 
 

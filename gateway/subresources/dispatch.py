@@ -8,7 +8,6 @@ from aiohttp import web
 from api import names
 from gateway.context import Gateway
 from gateway.handler_connections import HandlerConnections
-from gateway.http import status
 from gateway.http.authentication import FrontProxy
 from gateway.http.authorization import Attributes, Authorizer
 from gateway.http.status import StatusError
@@ -17,13 +16,10 @@ from gateway.subresources import discovery, openapi
 from gateway.subresources.endpoints import ENDPOINTS, VERSIONS, Endpoint
 from gateway.subresources.request import Services, SubresourceRequest, check_names
 from gateway.subresources.version import ApiServerHealth, version_info
-from kit import log
 
 ROOT = f"/apis/{names.SUBRESOURCE_GROUP}"
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SERVICES = web.AppKey("subresources", Services)
-
-_log = log.logger(component="subresources")
 
 
 def routes(app: web.Application, gateway: Gateway) -> None:
@@ -45,11 +41,11 @@ def add(app: web.Application, services: Services) -> None:
     for version in VERSIONS:
         for endpoint in ENDPOINTS:
             path = endpoint.path(version)
-            app.router.add_route(endpoint.method, path, _guarded(_answer(endpoint, version, services)))
+            app.router.add_route(endpoint.method, path, _answer(endpoint, version, services))
         for path in {endpoint.path(version) for endpoint in ENDPOINTS}:
-            app.router.add_route("*", path, _guarded(_other_method(services)))
+            app.router.add_route("*", path, _other_method(services))
     # Only authenticated users get a 404.
-    app.router.add_route("*", ROOT + "/{tail:.*}", _guarded(_unknown(services)))
+    app.router.add_route("*", ROOT + "/{tail:.*}", _unknown(services))
     app.cleanup_ctx.append(lambda _: _running(services))
     app.on_shutdown.append(lambda _: services.streams.stop())
 
@@ -88,9 +84,9 @@ def _public(app: web.Application, services: Services) -> None:
 
 
 def _get(app: web.Application, path: str, answer: Answer) -> None:
-    app.router.add_route("GET", path, _guarded(answer))
+    app.router.add_route("GET", path, answer)
     if path != "/":
-        app.router.add_route("GET", path + "/", _guarded(answer))
+        app.router.add_route("GET", path + "/", answer)
 
 
 def _document(body: dict[str, Any]) -> Answer:
@@ -142,20 +138,3 @@ def _other_method(services: Services) -> Answer:
         raise StatusError(405, "MethodNotAllowed", f"{request.method} is not supported by this subresource")
 
     return answer
-
-
-def _guarded(answer: Answer) -> Answer:
-    """Wraps a handler: errors become a Status; unhandled exceptions are logged and become a generic 500."""
-
-    async def guarded(request: web.Request) -> web.StreamResponse:
-        try:
-            return await answer(request)
-        except StatusError as refusal:
-            return refusal.response()
-        except (web.HTTPException, ConnectionError):
-            raise
-        except Exception:
-            _log.exception("unhandled exception in subresource request", method=request.method, path=request.path)
-            return status.internal("see the log of the gateway").response()
-
-    return guarded

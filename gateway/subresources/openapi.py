@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 
 from api import names
+from api.k8s.meta import Json
 from api.version import VERSION
 from gateway.subresources.endpoints import ENDPOINTS, VERSIONS, Endpoint
 from gateway.subresources.options import schema
 
-Json = dict[str, Any]
 GROUP = names.SUBRESOURCE_GROUP
 _WORDS = {
     "namespace": "Namespace of the object.",

@@ -8,8 +8,9 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
-from api import names
+from api import conditions, names
 from api.errors import HyperletError, NotFound
+from api.k8s import owners
 from api.kubevirt.vm import VirtualMachine
 from api.kubevirt.vmi import VirtualMachineInstance
 from gateway.handler_connections import HandlerConnections
@@ -89,8 +90,7 @@ class SubresourceRequest:
             return None
         except HyperletError as error:
             raise status.from_api_error(error, names.KIND_VMI, self.name) from error
-        owners = vmi.metadata.ownerReferences or ()
-        return vmi if any(owner.controller and owner.uid == vm.metadata.uid for owner in owners) else None
+        return vmi if owners.controls(vm.metadata, vmi.metadata) else None
 
     async def options(self, kind: type[T]) -> T:
         """Decodes the options in the body; defaults for an empty body. Raises StatusError (400, 413)."""
@@ -123,10 +123,4 @@ class SubresourceRequest:
 
 def has_condition(obj: VirtualMachine | VirtualMachineInstance, kind: str) -> bool:
     """Whether the object has the condition with status True."""
-    conditions = (obj.status.conditions if obj.status else None) or ()
-    return any(each.type == kind and each.status == names.TRUE for each in conditions)
-
-
-def phase_of(vmi: VirtualMachineInstance) -> str:
-    """The VMI's phase; empty if not set."""
-    return (vmi.status.phase if vmi.status else None) or names.PHASE_UNSET
+    return conditions.holds(obj.status.conditions if obj.status else None, kind)

@@ -23,9 +23,10 @@ from handler.launchers.relay import relay
 from handler.launchers.reports import LauncherState
 from handler.launchers.start_limiter import StartLimiter, StartSlot
 from handler.node import pod_processes
-from kit import log, proc, rpc
+from kit import backoff, log, proc, rpc
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc as services
+from protos import limits
 
 PODS = pathlib.Path("/var/lib/kubelet/pods")
 SOCKET = "volumes/kubernetes.io~empty-dir/hyperlet/launcher.sock"
@@ -58,12 +59,12 @@ def retry_delay(short: int, silent_seconds: float) -> float:
     A restarting server is reconnected within moments; one that keeps closing the connection is retried ever less often.
     """
     usual = _EAGER_PAUSE if silent_seconds < _EAGER_SECONDS else _PATIENT_PAUSE
-    return max(usual, min(_LONGEST_PAUSE, _EAGER_PAUSE * 2 ** min(short, 10))) if short else usual
+    return max(usual, backoff.delay(short + 1, _EAGER_PAUSE, _LONGEST_PAUSE)) if short else usual
 
 
 def cut_off_seconds(floods: int) -> float:
     """Seconds for which a launcher that exceeded its budget `floods` times is not reconnected."""
-    return min(_LONGEST_BANISHMENT, _SHORTEST_BANISHMENT * 2 ** min(floods - 1, 20)) if floods else 0.0
+    return backoff.delay(floods, _SHORTEST_BANISHMENT, _LONGEST_BANISHMENT) if floods else 0.0
 
 
 class LauncherConnection:
@@ -144,12 +145,11 @@ class LauncherConnection:
         if self._slot is not None:
             self._slot.end()
 
-    async def sync(self, vmi: bytes, nics: list[pb.Nic]) -> LauncherState:
+    async def sync(self, request: pb.SyncRequest) -> LauncherState:
         """Call Sync: the launcher applies the VMI. Raises SyncRefused, LauncherUnavailable."""
         stub = self.stub
-        request = pb.SyncRequest(vmi=vmi, nics=nics)
-        if request.ByteSize() > rpc.MAX_MESSAGE:
-            raise SyncRefused(f"the VMI is larger than {rpc.MAX_MESSAGE >> 20} MiB", permanent=True)
+        if request.ByteSize() > limits.MESSAGE_BYTES:
+            raise SyncRefused(f"the VMI is larger than {limits.MESSAGE_BYTES >> 20} MiB", permanent=True)
         try:
             report = await stub.Sync(request, timeout=SYNC_SECONDS)
         except grpc.aio.AioRpcError as error:
@@ -319,7 +319,7 @@ class LauncherConnection:
 
 
 def _sync_error(error: grpc.aio.AioRpcError) -> HyperletError:
-    words = reports.text(error.details() or error.code().name, reports.MAX_MESSAGE)
+    words = reports.text(error.details() or error.code().name, limits.REASON_BYTES)
     match error.code():
         case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.NOT_FOUND:
             return SyncRefused(words, permanent=True)

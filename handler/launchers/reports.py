@@ -9,31 +9,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
 
+from api import names
+from api.kubevirt.vmi_status import VirtualMachineInstanceGuestOSInfo as GuestOs
+from api.kubevirt.vmi_status import VirtualMachineInstanceNetworkInterface as InterfaceStatus
+from api.text import is_mac, printable
 from protos import launcher_pb2 as pb
+from protos import limits
 
-MAX_INTERFACES = 32
-MAX_ADDRESSES = 16
+MAX_INTERFACES, MAX_ADDRESSES = 32, 16
+"""Those of a report that go into the VMI's status, which must stay small."""
 MAX_DISKS = 128
-MAX_NICS = 64
 MAX_QUEUES = 256
-MAX_STRING = 256
 MAX_CAPACITY = 32
-MAX_MESSAGE = 1024
 _WORD = re.compile(r"[A-Z][A-Za-z0-9]{0,63}")
 _MACHINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TARGET = re.compile(r"[a-z][a-z0-9]{0,15}")
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _NIC = re.compile(r"[A-Za-z0-9_-]{1,63}", re.ASCII)
 _VOLUME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-
-
-@dataclass(frozen=True)
-class GuestInterface:
-    """A network interface as reported by the guest agent."""
-
-    name: str
-    mac: str
-    addresses: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,8 +59,9 @@ class LauncherState:
     accelerator: str = ""
     machine: str = ""
     agent: bool = False
-    os: dict[str, str] = field(default_factory=dict)
-    interfaces: tuple[GuestInterface, ...] = ()
+    os: GuestOs = field(default_factory=GuestOs)
+    interfaces: tuple[InterfaceStatus, ...] = ()
+    """Those that the guest agent reports."""
     disks: tuple[ReportedDisk, ...] = ()
     nics: tuple[NicInfo, ...] = ()
 
@@ -96,10 +89,9 @@ _OS_FIELDS = {
 }
 
 
-def text(value: str, limit: int = MAX_STRING) -> str:
+def text(value: str, limit: int = limits.STRING_BYTES) -> str:
     """`value` without unprintable characters, at most `limit` characters."""
-    clean = "".join(character if character.isprintable() else " " for character in value[: 2 * limit])
-    return " ".join(clean.split(" ")).strip()[:limit]
+    return printable(value, 2 * limit).strip()[:limit]
 
 
 def check(report: pb.Report) -> LauncherState:
@@ -108,7 +100,7 @@ def check(report: pb.Report) -> LauncherState:
     return LauncherState(
         state=report.state if known else pb.DOMAIN_STATE_NONE,
         reason=report.reason if _WORD.fullmatch(report.reason) else "",
-        message=text(report.message, MAX_MESSAGE),
+        message=text(report.message, limits.REASON_BYTES),
         vmi_uid=text(report.vmi_uid, 64),
         accelerator=report.accelerator if report.accelerator in ("kvm", "tcg") else "",
         machine=report.machine if _MACHINE.fullmatch(report.machine) else "",
@@ -120,26 +112,36 @@ def check(report: pb.Report) -> LauncherState:
     )
 
 
-def _os(info: pb.OsInfo) -> dict[str, str]:
-    found = {ours: text(getattr(info, theirs)) for theirs, ours in _OS_FIELDS.items()}
-    return {key: value for key, value in found.items() if value}
+def _os(info: pb.OsInfo) -> GuestOs:
+    return GuestOs(**{ours: text(getattr(info, theirs)) or None for theirs, ours in _OS_FIELDS.items()})
 
 
-def _interfaces(items: Iterable[pb.GuestInterface]) -> Iterable[GuestInterface]:
+def guest_interface(name: str, mac: str, addresses: Iterable[str]) -> InterfaceStatus:
+    """The status of an interface that only the guest agent reports. Empty strings are left out."""
+    given = [address for address in addresses if address]
+    return InterfaceStatus(
+        interfaceName=name,
+        infoSource=names.INFO_GUEST_AGENT,
+        mac=mac or None,
+        ipAddress=given[0] if given else None,
+        ipAddresses=given or None,
+    )
+
+
+def _interfaces(items: Iterable[pb.GuestInterface]) -> Iterable[InterfaceStatus]:
     for index, item in enumerate(items):
         if index >= MAX_INTERFACES:
             return
         mac = item.mac.lower()
         name = text(item.name, 64)
-        if not name or name == "lo" or (mac and not _MAC.fullmatch(mac)):
+        if not name or name == "lo" or (mac and not is_mac(mac)):
             continue
-        addresses = (_address(address) for address in item.addresses[:MAX_ADDRESSES])
-        yield GuestInterface(name, mac, tuple(address for address in addresses if address))
+        yield guest_interface(name, mac, map(_address, item.addresses[:MAX_ADDRESSES]))
 
 
 def _address(value: str) -> str:
     try:
-        interface = ip_interface(value[:64])
+        interface = ip_interface(value[: limits.ADDRESS_BYTES])
     except ValueError:
         return ""
     return "" if interface.ip.is_loopback or "%" in value else str(interface.ip)
@@ -156,10 +158,10 @@ def _disks(items: Iterable[pb.DiskInfo]) -> Iterable[ReportedDisk]:
 def _nics(items: Iterable[pb.NicInfo]) -> Iterable[NicInfo]:
     seen: set[str] = set()
     for index, item in enumerate(items):
-        if index >= MAX_NICS:
+        if index >= limits.NICS:
             return
         mac = item.mac.lower()
         if not _NIC.fullmatch(item.name) or item.name in seen:
             continue
         seen.add(item.name)
-        yield NicInfo(item.name, mac if _MAC.fullmatch(mac) else "", item.link_up, min(item.queues, MAX_QUEUES))
+        yield NicInfo(item.name, mac if is_mac(mac) else "", item.link_up, min(item.queues, MAX_QUEUES))

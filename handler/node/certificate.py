@@ -13,7 +13,7 @@ from api import names
 from api.errors import ApiUnavailable, HyperletError
 from api.k8s.meta import Struct
 from api.k8s.objects import ConfigMap, K8sObject
-from kit import log, tls
+from kit import backoff, log, tls
 from kit.kube import Kube
 from kit.tls import TlsIdentity
 
@@ -85,16 +85,17 @@ class NodeCertificate:
 
     async def run(self) -> None:
         """Obtain and renew the certificate until cancelled. The old one stays in use while the gateway is down."""
-        pause, longest = RETRY_SECONDS
+        failures = 0
         while True:
             try:
                 self.identity = await self.obtain()
             except HyperletError as error:
+                failures += 1
+                pause = backoff.delay(failures, *RETRY_SECONDS)
                 _log.warning("Cannot obtain the node's certificate, retrying", why=error.message, seconds=pause)
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, longest)
                 continue
-            pause = RETRY_SECONDS[0]
+            failures = 0
             self._there.set()
             left = tls.expiry(self.identity.certificate) - self._clock()
             _log.info("The gateway signed this node's certificate", node=self._node, seconds=round(left))

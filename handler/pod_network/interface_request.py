@@ -1,22 +1,22 @@
 """The validated network interfaces of a VMI: one `InterfaceRequest` each."""
 
 import ipaddress
-import re
 from dataclasses import dataclass
+from typing import TypeVar
 
 from api import defaults
 from api.errors import NetworkError
 from api.kubevirt.networks import Interface, Network, pod_interface
 from api.kubevirt.vmi import VirtualMachineInstance
+from api.text import is_mac
 from handler.pod_network import nftables
+from protos import limits
 
 GATEWAY_MAC = "02:00:00:00:00:01"
 DEFAULT_SUBNET4 = "10.0.2.0/24"
 DEFAULT_SUBNET6 = "fd10:0:2::/120"
-MAX_REQUESTS = 64
-"""Maximum interfaces of one VM."""
 _MAX_QUEUES = 256
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+N = TypeVar("N", ipaddress.IPv4Network, ipaddress.IPv6Network)
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,12 @@ class InterfaceRequest:
         return self.translated is None and not self.hardware
 
 
-def is_mac(text: str) -> bool:
-    """Whether `text` is an Ethernet address in lower case with colons."""
-    return bool(_MAC.fullmatch(text))
-
-
 def requests_of(vmi: VirtualMachineInstance) -> tuple[InterfaceRequest, ...]:
     """The interfaces of the VMI in order, without those in state `absent`. Raises NetworkError."""
     nics = [nic for nic in vmi.spec.domain.devices.interfaces or [] if nic.state != "absent"]
-    if len(nics) > MAX_REQUESTS:
+    if len(nics) > limits.NICS:
         raise NetworkError(
-            f"spec.domain.devices.interfaces: {len(nics)} interfaces, at most {MAX_REQUESTS} are supported"
+            f"spec.domain.devices.interfaces: {len(nics)} interfaces, at most {limits.NICS} are supported"
         )
     networks = {network.name: network for network in vmi.spec.networks or []}
     found = tuple(_request(vmi, nic, networks.get(nic.name)) for nic in nics)
@@ -109,8 +104,8 @@ def _masqueraded(vmi: VirtualMachineInstance, nic: Interface, network: Network, 
         raise NetworkError(f"interface {nic.name}: masquerade is supported on the pod network only; use bridge")
     if not mac:
         raise NetworkError(f"interface {nic.name}: macAddress: required")
-    subnet4 = _subnet4(nic.name, (pod and pod.vmNetworkCIDR) or DEFAULT_SUBNET4)
-    subnet6 = _subnet6(nic.name, (pod and pod.vmIPv6NetworkCIDR) or DEFAULT_SUBNET6)
+    subnet4 = _subnet(ipaddress.IPv4Network, nic.name, (pod and pod.vmNetworkCIDR) or DEFAULT_SUBNET4)
+    subnet6 = _subnet(ipaddress.IPv6Network, nic.name, (pod and pod.vmIPv6NetworkCIDR) or DEFAULT_SUBNET6)
     return InterfaceRequest(
         nic.name, "", mac, True, _queues(vmi, nic), MasqueradeNetwork(subnet4, subnet6, _ports(nic))
     )
@@ -127,22 +122,12 @@ def _mac(nic: Interface) -> str:
     return mac
 
 
-def _subnet4(nic: str, text: str) -> ipaddress.IPv4Network:
+def _subnet(kind: type[N], nic: str, text: str) -> N:
     try:
-        subnet = ipaddress.IPv4Network(text, strict=False)
+        subnet = kind(text, strict=False)
     except ValueError as error:
         raise NetworkError(f"interface {nic}: {error}") from error
-    if not 8 <= subnet.prefixlen <= 30:
-        raise NetworkError(f"interface {nic}: {text} has no room for a gateway and a guest")
-    return subnet
-
-
-def _subnet6(nic: str, text: str) -> ipaddress.IPv6Network:
-    try:
-        subnet = ipaddress.IPv6Network(text, strict=False)
-    except ValueError as error:
-        raise NetworkError(f"interface {nic}: {error}") from error
-    if not 8 <= subnet.prefixlen <= 126:
+    if not 8 <= subnet.prefixlen <= subnet.max_prefixlen - 2:
         raise NetworkError(f"interface {nic}: {text} has no room for a gateway and a guest")
     return subnet
 
@@ -156,6 +141,6 @@ def _ports(nic: Interface) -> tuple[nftables.ForwardedPorts, ...]:
 
 
 def _queues(vmi: VirtualMachineInstance, nic: Interface) -> int:
-    if not vmi.spec.domain.devices.networkInterfaceMultiqueue or (nic.model or "virtio") != "virtio":
+    if not vmi.spec.domain.devices.networkInterfaceMultiqueue or nic.model != "virtio":
         return 1
     return max(1, min(defaults.vcpus(vmi.spec), _MAX_QUEUES))

@@ -1,18 +1,16 @@
 """Builds the launcher's NIC messages and the VMI's `status.interfaces` from the configured pod networks."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from api import names
 from api.kubevirt.vmi import VirtualMachineInstance
-from handler.launchers.reports import GuestInterface, LauncherState, NicInfo
+from api.kubevirt.vmi_status import VirtualMachineInstanceNetworkInterface as InterfaceStatus
+from handler.launchers.reports import LauncherState, NicInfo
 from handler.pod_network.resolv_conf import with_subdomain
 from handler.pod_network.setup import PodNetworkState
 from handler.pod_network.vm_interface import VmInterface
 from protos import launcher_pb2 as pb
-
-Json = dict[str, Any]
 
 
 def messages(vmi: VirtualMachineInstance, made: PodNetworkState) -> list[pb.Nic]:
@@ -76,7 +74,7 @@ def hostname(vmi: VirtualMachineInstance) -> str:
 
 def status(
     vmi: VirtualMachineInstance, made: PodNetworkState, state: LauncherState, told: frozenset[str] = frozenset()
-) -> list[Json]:
+) -> list[InterfaceStatus]:
     """The entries of `status.interfaces`. The pod network is first, so that the first address is the pod's.
 
     Interfaces being unplugged follow, then those only the guest agent reports. `told`: the pod interfaces listed in
@@ -90,34 +88,37 @@ def status(
         for attachment in ordered
     ]
     entries += [_departing(nics[name], guests) for name in made.going if name in nics]
-    shown = {entry.get("interfaceName") for entry in entries}
-    return entries + list(_guests_own(interface for interface in state.interfaces if interface.name not in shown))
+    shown = {entry.interfaceName for entry in entries}
+    return entries + [interface for interface in state.interfaces if interface.interfaceName not in shown]
 
 
 def _entry(
     vmi: VirtualMachineInstance,
     attachment: VmInterface,
     nic: NicInfo | None,
-    guests: dict[str, GuestInterface],
+    guests: Mapping[str, InterfaceStatus],
     told: bool,
-) -> Json:
+) -> InterfaceStatus:
     request = attachment.request
     # An older launcher may report no NICs: its domain has the MAC that the handler configured.
     mac = attachment.mac or (nic.mac if nic else "")
-    entry: Json = {"name": request.name, "linkState": _link(vmi, request.name, nic)}
-    if mac:
-        entry["mac"] = mac
-    if attachment.interface:
-        entry["podInterfaceName"] = attachment.interface
-    if not request.hardware:
-        entry["queueCount"] = (nic.queues if nic else 0) or request.queues
     guest = guests.get(mac)
     # Behind NAT the guest's own address is not reachable, so the pod's addresses are reported. Without addresses
     # assigned by the network, only the guest knows its own.
     addresses = [str(address) for address in attachment.addresses]
     if not addresses and guest is not None and not request.on_pod_network:
-        addresses = list(guest.addresses)
-    return entry | _addressed(addresses) | _known(guest, told)
+        addresses = guest.ipAddresses or []
+    return InterfaceStatus(
+        name=request.name,
+        linkState=_link(vmi, request.name, nic),
+        mac=mac or None,
+        podInterfaceName=attachment.interface or None,
+        queueCount=None if request.hardware else (nic.queues if nic else 0) or request.queues,
+        ipAddress=addresses[0] if addresses else None,
+        ipAddresses=addresses or None,
+        interfaceName=guest.interfaceName if guest else None,
+        infoSource=_sources(guest, told),
+    )
 
 
 def _link(vmi: VirtualMachineInstance, name: str, nic: NicInfo | None) -> str:
@@ -127,30 +128,22 @@ def _link(vmi: VirtualMachineInstance, name: str, nic: NicInfo | None) -> str:
     return "down" if down else "up"
 
 
-def _departing(nic: NicInfo, guests: dict[str, GuestInterface]) -> Json:
-    entry: Json = {"name": nic.name, "linkState": "up" if nic.link_up else "down"}
-    if nic.mac:
-        entry["mac"] = nic.mac
-    return entry | _known(guests.get(nic.mac), told=False)
+def _departing(nic: NicInfo, guests: Mapping[str, InterfaceStatus]) -> InterfaceStatus:
+    guest = guests.get(nic.mac)
+    return InterfaceStatus(
+        name=nic.name,
+        linkState="up" if nic.link_up else "down",
+        mac=nic.mac or None,
+        interfaceName=guest.interfaceName if guest else None,
+        infoSource=_sources(guest, told=False),
+    )
 
 
-def _known(guest: GuestInterface | None, told: bool) -> Json:
-    """The entry's sources of information, and the interface's name in the guest."""
+def _sources(guest: InterfaceStatus | None, told: bool) -> str:
+    """An entry's sources of information."""
     sources = [names.INFO_DOMAIN]
     if guest is not None:
         sources.append(names.INFO_GUEST_AGENT)
     if told:
         sources.append(names.INFO_MULTUS)
-    return {"infoSource": ", ".join(sources)} | ({"interfaceName": guest.name} if guest else {})
-
-
-def _addressed(addresses: list[str]) -> Json:
-    return {"ipAddress": addresses[0], "ipAddresses": addresses} if addresses else {}
-
-
-def _guests_own(interfaces: Iterable[GuestInterface]) -> Iterable[Json]:
-    for interface in interfaces:
-        entry: Json = {"interfaceName": interface.name, "infoSource": names.INFO_GUEST_AGENT}
-        if interface.mac:
-            entry["mac"] = interface.mac
-        yield entry | _addressed(list(interface.addresses))
+    return ", ".join(sources)

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import msgspec
 
-from api.k8s.meta import ObjectMeta, Struct
+from api.k8s.meta import Json, ObjectMeta, Struct
 from api.k8s.objects import Pod
 from api.network_attachments import Selection
-from handler.secondary_networks.cni_config import CniNetwork, Json
+from handler.secondary_networks.cni_config import CniNetwork
 from kit import log
 
 FOLDER = pathlib.Path("/var/lib/hyperlet/attachments")

@@ -12,11 +12,13 @@ from typing import Any
 import msgspec
 
 from api.errors import NetworkError
+from api.k8s.meta import Json
 from api.network_attachments import Selection
 from handler.launchers import reports
 from handler.secondary_networks import cni_config
-from handler.secondary_networks.cni_config import CniNetwork, Json
-from handler.secondary_networks.cni_exec import CniHost, PluginMissing, PluginResult
+from handler.secondary_networks.cni_config import CniNetwork
+from handler.secondary_networks.cni_exec import CniHost, PluginMissing
+from kit.child import ChildResult
 
 _MAX_MESSAGE = 600
 
@@ -109,7 +111,7 @@ def _arguments(selection: Selection, home: PodSandbox) -> Iterator[str]:
         yield f"MAC={selection.mac}"
 
 
-def _answer(where: str, command: str, outcome: PluginResult) -> Any:
+def _answer(where: str, command: str, outcome: ChildResult) -> Any:
     """The JSON printed by a plugin, None if it printed nothing. Raises NetworkError with the plugin's message."""
     if outcome.trouble:
         raise NetworkError(f"{where} {outcome.trouble}")
@@ -126,7 +128,7 @@ def _answer(where: str, command: str, outcome: PluginResult) -> Any:
     raise NetworkError(f"{where} {_failure(document, outcome)}")
 
 
-def _failure(document: Any, outcome: PluginResult) -> str:
+def _failure(document: Any, outcome: ChildResult) -> str:
     if isinstance(document, dict) and isinstance(document.get("msg"), str):
         details = document.get("details")
         more = f" ({details})" if isinstance(details, str) and details else ""

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from api.errors import NetworkError
+from api.k8s.meta import Json
 from api.network_attachments import NetworkAttachmentDefinition, Selection
 
-Json = dict[str, Any]
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 DEFAULT_VERSION = "0.3.1"
 _PREVIOUS_IN_DEL = ("0.4.0", "1.0.0", "1.1.0")

@@ -7,23 +7,20 @@ thread that has entered them; it sees the host's files and devices, and none of 
 import contextlib
 import os
 import pathlib
-import selectors
-import signal
-import subprocess
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import msgspec
 
-from kit import proc
+from kit import child, proc
+from kit.child import ChildResult
 
 T = TypeVar("T")
 SECONDS = 100.0
 """Timeout of one plugin; cnv-bridge waits 90 s for its daemon, and an IPAM plugin 60 s for a DHCP server."""
-OUTPUT = 1 << 20
-_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+STDERR_BYTES = 4096
+"""What is kept of a plugin's standard error: its end."""
 _MULTUS = ("multus", "multus-shim")
 _BRIDGING = ("bridge", "cnv-bridge")
 _DEFAULT_BRIDGE = "cni0"
@@ -33,16 +30,6 @@ _MAX_FILE = 1 << 20
 
 class PluginMissing(Exception):
     """No CNI directory of the host has an executable of this name."""
-
-
-@dataclass(frozen=True)
-class PluginResult:
-    """Result of a plugin process. `trouble`: why it was killed."""
-
-    code: int
-    stdout: bytes
-    stderr: bytes
-    trouble: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,23 +67,19 @@ class CniHost:
 
     async def run(
         self, plugin: str, environment: dict[str, str], stdin: bytes, seconds: float = SECONDS
-    ) -> PluginResult:
+    ) -> ChildResult:
         """Run a plugin until it exits or the timeout kills it. Raises PluginMissing, OSError."""
-        given = {os.fsencode(key): os.fsencode(value) for key, value in environment.items()}
-        given |= {b"PATH": _PATH, b"CNI_PATH": os.fsencode(":".join(self.plugins))}
-        feed = os.memfd_create("cni", os.MFD_CLOEXEC)
+        given = environment | {"PATH": child.PATH, "CNI_PATH": ":".join(self.plugins)}
 
-        def body() -> PluginResult:
-            with proc.closing(feed):
-                os.write(feed, stdin)
-                os.lseek(feed, 0, os.SEEK_SET)
-                self._enter()
-                program = _find(self.plugins, plugin)
-                if program is None:
-                    raise PluginMissing(plugin)
-                return _run(program, given, feed, seconds)
+        def body() -> ChildResult:
+            self._enter()
+            program = _find(self.plugins, plugin)
+            if program is None:
+                raise PluginMissing(plugin)
+            return child.run(program, given, stdin, seconds)
 
-        return await proc.isolated(body)
+        result = await proc.isolated(body)
+        return replace(result, stderr=result.stderr[-STDERR_BYTES:])
 
     async def missing(self, plugins: Sequence[str]) -> list[str]:
         """Those of the plugins that are missing on the host. Raises OSError."""
@@ -128,52 +111,6 @@ def _folders(variable: str) -> tuple[str, ...]:
 def _find(folders: Sequence[str], plugin: str) -> str | None:
     places = (f"{folder}/{plugin}" for folder in folders)
     return next((path for path in places if os.path.isfile(path) and os.access(path, os.X_OK)), None)  # noqa: PTH113
-
-
-def _run(program: str, environment: dict[bytes, bytes], feed: int, seconds: float) -> PluginResult:
-    process = subprocess.Popen(
-        [os.fsencode(program)],
-        stdin=feed,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        cwd=b"/",
-        start_new_session=True,
-    )
-    assert process.stdout and process.stderr
-    with process.stdout as stdout, process.stderr as stderr:
-        output = {stdout.fileno(): bytearray(), stderr.fileno(): bytearray()}
-        trouble = _collect(process, output, time.monotonic() + seconds)
-        if trouble:
-            # Not reaped yet, so the PID was not reused. Kills its whole process group.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
-        said, complained = output.values()
-    return PluginResult(code, bytes(said), bytes(complained[-4096:]), trouble.format(seconds))
-
-
-def _collect(process: subprocess.Popen[bytes], output: dict[int, bytearray], deadline: float) -> str:
-    """Read until the plugin exits. Returns why it must be killed (a format for the timeout), or an empty string."""
-    late = "did not exit within {:g} s and was killed"
-    with selectors.PollSelector() as selector:
-        for fd in output:
-            selector.register(fd, selectors.EVENT_READ)
-        while selector.get_map():
-            for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
-                chunk = os.read(key.fd, 65536)
-                if not chunk:
-                    selector.unregister(key.fd)
-                output[key.fd] += chunk
-                if len(output[key.fd]) > OUTPUT:
-                    return f"printed more than {OUTPUT >> 20} MiB and was killed"
-            if time.monotonic() >= deadline:
-                return late
-    try:
-        process.wait(max(0.1, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return late
-    return ""
 
 
 def _summary(folders: Sequence[str]) -> NodeCniConfig:

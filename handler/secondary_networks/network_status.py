@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from api import network_attachments
+from api.k8s.meta import Json
 from api.k8s.objects import Pod
 from handler.secondary_networks.attachment_records import Attachment
-from handler.secondary_networks.cni_config import Json
 
 _MAX_TEXT = 128 << 10
 _MAX_ADDRESSES = 32

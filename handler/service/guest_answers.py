@@ -2,10 +2,8 @@
 
 from handler.launchers.reports import text
 from protos import launcher_pb2 as pb
+from protos import limits
 
-CHUNK = 64 << 10
-USERS, FILESYSTEMS, DISKS, INTERFACES, ADDRESSES = 1000, 1000, 64, 256, 64
-LARGEST_PICTURE = 900 << 10
 _OS_FIELDS = ("name", "id", "version", "version_id", "pretty_name", "kernel_release", "kernel_version", "machine")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -25,9 +23,9 @@ def guest_info(info: pb.GuestInfo) -> pb.GuestInfo:
             pb.GuestInterface(
                 name=text(item.name),
                 mac=text(item.mac, 32),
-                addresses=[text(a, 64) for a in item.addresses[:ADDRESSES]],
+                addresses=[text(a, limits.ADDRESS_BYTES) for a in item.addresses[: limits.ADDRESSES]],
             )
-            for item in info.interfaces[:INTERFACES]
+            for item in info.interfaces[: limits.INTERFACES]
         ],
     )
 
@@ -37,7 +35,7 @@ def users(reply: pb.UsersReply) -> pb.UsersReply:
     return pb.UsersReply(
         users=[
             pb.GuestUser(name=text(user.name), domain=text(user.domain), login_time=user.login_time)
-            for user in reply.users[:USERS]
+            for user in reply.users[: limits.USERS]
         ]
     )
 
@@ -52,29 +50,32 @@ def filesystems(reply: pb.FilesystemsReply) -> pb.FilesystemsReply:
                 type=text(item.type),
                 used_bytes=item.used_bytes,
                 total_bytes=item.total_bytes,
-                disks=[pb.GuestDisk(serial=text(disk.serial), bus=text(disk.bus)) for disk in item.disks[:DISKS]],
+                disks=[
+                    pb.GuestDisk(serial=text(disk.serial), bus=text(disk.bus))
+                    for disk in item.disks[: limits.FILESYSTEM_DISKS]
+                ],
             )
-            for item in reply.filesystems[:FILESYSTEMS]
+            for item in reply.filesystems[: limits.FILESYSTEMS]
         ]
     )
 
 
 def screenshot(reply: pb.ScreenshotReply) -> pb.ScreenshotReply:
     """A PNG. Raises BadAnswer for anything else."""
-    if not reply.png.startswith(_PNG) or len(reply.png) > LARGEST_PICTURE:
+    if not reply.png.startswith(_PNG) or len(reply.png) > limits.REPLY_BYTES:
         raise BadAnswer("the launcher's screenshot is not a PNG or is too large")
     return reply
 
 
 def console_output(message: pb.ConsoleOutput | None) -> pb.ConsoleOutput:
     """A chunk of the serial console: data unchanged, the notice sanitized. Raises BadAnswer."""
-    if message is None or len(message.data) > CHUNK:
+    if message is None or len(message.data) > limits.CHUNK_BYTES:
         raise BadAnswer("the launcher sent an invalid console message")
     return pb.ConsoleOutput(data=message.data, notice=text(message.notice))
 
 
 def chunk(message: pb.Chunk | None) -> pb.Chunk:
     """A chunk of a VNC connection. Raises BadAnswer."""
-    if message is None or len(message.data) > CHUNK:
+    if message is None or len(message.data) > limits.CHUNK_BYTES:
         raise BadAnswer("the launcher sent an invalid VNC message")
     return message

@@ -16,15 +16,14 @@ import grpc.aio
 from api import names
 from api.errors import HyperletError, LauncherUnavailable, NotFound
 from handler.launchers.connection import LauncherConnection
-from handler.launchers.reports import MAX_MESSAGE, text
+from handler.launchers.reports import text
 from handler.service import guest_answers as answers
 from handler.service.limits import Busy, CallLimits
-from kit import log, rpc
+from kit import log
 from kit.duplex import TAKEN, until_one_ends
 from protos import launcher_pb2 as pb
-from protos import node_pb2, node_pb2_grpc
+from protos import limits, node_pb2, node_pb2_grpc
 
-PORT = 8444
 VERB_SECONDS = 45.0
 """Timeout of the launcher's response: a freeze takes as long as the guest needs to flush."""
 FIRST_SECONDS = 10.0
@@ -44,8 +43,8 @@ _PASSED_ON = frozenset(
     )
 )
 OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.max_receive_message_length", rpc.MAX_MESSAGE),
-    ("grpc.max_send_message_length", rpc.MAX_MESSAGE),
+    ("grpc.max_receive_message_length", limits.MESSAGE_BYTES),
+    ("grpc.max_send_message_length", limits.MESSAGE_BYTES),
     ("grpc.max_metadata_size", 16384),
     ("grpc.max_concurrent_streams", 2000),
     # Fixed windows, as in the connections to launchers.
@@ -242,7 +241,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         except grpc.aio.AioRpcError as error:
             await _abort(context, error.code(), error.details())
         except HyperletError as error:
-            await context.abort(_code(error), text(error.message, MAX_MESSAGE))
+            await context.abort(_code(error), text(error.message, limits.REASON_BYTES))
         except answers.BadAnswer as error:
             await context.abort(grpc.StatusCode.INTERNAL, str(error))
         except TimeoutError:
@@ -277,7 +276,7 @@ async def _abort(context: Any, code: grpc.StatusCode, details: str | None) -> No
     if code is grpc.StatusCode.CANCELLED:
         code = grpc.StatusCode.UNAVAILABLE
     code = code if code in _PASSED_ON else grpc.StatusCode.INTERNAL
-    await context.abort(code, text(details or "", MAX_MESSAGE) or _NO_TEXT)
+    await context.abort(code, text(details or "", limits.REASON_BYTES) or _NO_TEXT)
     raise AssertionError("abort() raises")
 
 
@@ -292,8 +291,8 @@ async def _chunks(requests: AsyncIterator[node_pb2.VncInput]) -> AsyncIterator[p
 
 
 def _bounded(data: bytes) -> bytes:
-    if len(data) > answers.CHUNK:
-        raise BadRequest(f"message larger than {answers.CHUNK >> 10} KiB")
+    if len(data) > limits.CHUNK_BYTES:
+        raise BadRequest(f"message larger than {limits.CHUNK_BYTES >> 10} KiB")
     return data
 
 

@@ -19,7 +19,7 @@ from api.errors import ImagePullFailed
 from api.kubevirt.vmi import VirtualMachineInstance
 from handler.storage import containerd, mounts
 from handler.storage.containerd import PullRefused
-from kit import log, proc
+from kit import backoff, log, proc
 
 DIRECTORY = "images"
 KERNEL_BOOT = "kernel-boot"
@@ -138,7 +138,7 @@ class ImageMounts:
             await client.pull(image)
         except PullRefused as error:
             first, longest = _BACKOFF_SECONDS
-            pause = min(longest, first * 2**count)
+            pause = backoff.delay(count + 1, first, longest)
             self._failures[image] = (count + 1, time.monotonic() + pause, error.message)
             self._failures.move_to_end(image)
             while len(self._failures) > _REMEMBERED:

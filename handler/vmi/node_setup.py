@@ -10,12 +10,13 @@ from typing import Protocol
 from api.errors import HyperletError, ImagePullFailed, NetworkError
 from api.k8s.objects import Pod
 from api.kubevirt.vmi import VirtualMachineInstance
+from api.text import is_mac
 from handler.devices import memlock
 from handler.launchers.connection import LauncherConnection
 from handler.pod_network import interface_record
 from handler.pod_network import setup as network_setup
 from handler.pod_network.interface_record import InterfaceRecord
-from handler.pod_network.interface_request import InterfaceRequest, is_mac, requests_of
+from handler.pod_network.interface_request import InterfaceRequest, requests_of
 from handler.pod_network.router_advertiser import Advertiser
 from handler.pod_network.vm_interface import VmInterface
 from handler.secondary_networks import network_status

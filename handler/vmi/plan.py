@@ -13,11 +13,12 @@ from datetime import datetime
 from api import disruption, names, network_attachments
 from api.errors import LauncherUnavailable
 from api.k8s.objects import Pod
-from api.kubevirt.vmi import VirtualMachineInstance
+from api.kubevirt.vmi import VirtualMachineInstance, phase_of
 from api.launcher_pods import END_PHASES, may_run_qemu
 from api.schema import codec
 from handler.launchers.reports import LauncherState
 from handler.vmi import status as vmi_status
+from handler.vmi import sync_request
 from handler.vmi.node_setup import NodeResources
 from handler.vmi.status import Problem, StatusFacts, StatusPatch
 from kit.reconcile import RequeueAfter
@@ -71,7 +72,7 @@ class ObservedLauncher:
     @property
     def phase(self) -> str:
         """The VMI's phase."""
-        return (self.vmi.status.phase if self.vmi.status else None) or names.PHASE_UNSET
+        return phase_of(self.vmi)
 
 
 @dataclass(frozen=True)
@@ -242,25 +243,12 @@ def _is_out_of_date(seen: ObservedLauncher, state: LauncherState) -> bool:
 
 
 def _nics_differ(vmi: VirtualMachineInstance, state: LauncherState) -> bool:
-    nics = vmi.spec.domain.devices.interfaces or ()
-    # The link state of a host device cannot be set.
-    wanted = {nic.name: nic.state != "down" or nic.sriov is not None for nic in nics if nic.state != "absent"}
-    return bool(state.nics) and wanted != {nic.name: nic.link_up for nic in state.nics}
+    return bool(state.nics) and sync_request.links(vmi) != {nic.name: nic.link_up for nic in state.nics}
 
 
 def _claims_differ(vmi: VirtualMachineInstance, state: LauncherState) -> bool:
-    known = capacities(vmi)
+    known = sync_request.capacities(vmi)
     return any(known.get(disk.volume, "") != disk.capacity for disk in state.disks)
-
-
-def capacities(vmi: VirtualMachineInstance) -> dict[str, str]:
-    """Capacity of the claim of each volume."""
-    found = {}
-    for entry in (vmi.status.volumeStatus if vmi.status else None) or ():
-        info = entry.persistentVolumeClaimInfo
-        if info and info.capacity and (amount := info.capacity.get("storage")):
-            found[entry.name] = str(amount)
-    return found
 
 
 def _is_unplugged(resources: NodeResources, state: LauncherState) -> bool:
@@ -322,7 +310,7 @@ def _has(vmi: VirtualMachineInstance, type: str, reason: str) -> bool:
 def digest(vmi: VirtualMachineInstance, pod: Pod) -> str:
     """Fingerprint of the inputs of Sync: the spec, the pod's networks annotation, the claims' capacities."""
     networks = (pod.metadata.annotations or {}).get(network_attachments.ANNOTATION_NETWORKS) or ""
-    parts = (codec.encode(vmi.spec), networks.encode(), codec.encode(capacities(vmi)))
+    parts = (codec.encode(vmi.spec), networks.encode(), codec.encode(sync_request.capacities(vmi)))
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 

@@ -10,12 +10,11 @@ from typing import Any
 
 from prometheus_client import Counter, Histogram
 
-from api import defaults, names
+from api import names
 from api.errors import ApiUnavailable, Conflict, HyperletError, LauncherUnavailable, NetworkError, NotFound
 from api.k8s.objects import Pod
 from api.kubevirt.vmi import VirtualMachineInstance
 from api.launcher_pods import END_PHASES, has_ended, may_run_qemu, origin
-from api.schema import codec
 from handler.launchers.connection import PODS, WAKE, LauncherConnection, SyncRefused
 from handler.launchers.discovery import LauncherDiscovery
 from handler.launchers.start_limiter import StartLimiter
@@ -23,6 +22,7 @@ from handler.node import pod_processes
 from handler.pod_network import interface_status
 from handler.pod_network.setup import InterfaceMissing
 from handler.storage.containerd import PullRefused
+from handler.vmi import sync_request
 from handler.vmi.node_setup import NodeSetup
 from handler.vmi.plan import (
     CONFIRM_SECONDS,
@@ -39,7 +39,7 @@ from handler.vmi.plan import (
 )
 from handler.vmi.status import Problem
 from handler.vmi.tracked_vm import TrackedVm
-from kit import log
+from kit import backoff, log
 from kit.cache import Store
 from kit.kube import Kube
 from kit.reconcile import Reconciler
@@ -47,8 +47,8 @@ from kit.reconcile import Reconciler
 Key = tuple[str, str]
 API_SECONDS = 2.0
 """Retry delay when the API server is unavailable."""
-LONGEST_PAUSE = 30.0
-"""Maximum retry delay for setting up a VM."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
+"""Retry delays for setting up a VM."""
 
 SETUP_SECONDS = Histogram(
     "hyperlet_handler_bring_seconds",
@@ -316,7 +316,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
 
     async def _set_up(self, observed: ObservedLauncher, machine: TrackedVm, sync: bool) -> None:
         began = time.monotonic()
-        vmi = defaults.default_vmi(observed.vmi)
+        vmi = observed.vmi
         try:
             assert observed.pod is not None
             before = machine.resources.pending if machine.resources is not None else {}
@@ -324,7 +324,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
             pending = machine.resources.pending
             if sync or pending != before:
                 nics = interface_status.messages(vmi, machine.resources.made)
-                await self._start_limiter.take(machine.launcher.sync(codec.encode(vmi), nics))
+                await self._start_limiter.take(machine.launcher.sync(sync_request.build(vmi, nics)))
                 machine.synced_at = time.monotonic()
             machine.synced = digest(observed.vmi, observed.pod)
             if pending:
@@ -358,7 +358,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
 
     def _note(self, observed: ObservedLauncher, machine: TrackedVm, error: HyperletError) -> None:
         machine.failures += 1
-        pause = min(LONGEST_PAUSE, 0.1 * 2 ** min(machine.failures, 20))
+        pause = backoff.delay(machine.failures, FIRST_PAUSE, LONGEST_PAUSE)
         reason = error.reason
         if isinstance(error, PullRefused):
             pause = error.again_in

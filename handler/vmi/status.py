@@ -10,17 +10,17 @@ from typing import Any
 
 import msgspec
 
-from api import names
+from api import conditions, names
 from api.disruption import Cause
-from api.k8s.meta import format_time
+from api.k8s.meta import Json, format_time
 from api.k8s.objects import Pod
 from api.kubevirt.vmi import VirtualMachineInstance
+from api.schema.codec import to_dict
 from handler.launchers.reports import LauncherState
 from handler.pod_network import interface_status
 from handler.pod_network.setup import PodNetworkState
 from protos import launcher_pb2 as pb
 
-Json = dict[str, Any]
 FIELDS = frozenset(
     {
         "activePods",
@@ -36,7 +36,6 @@ FIELDS = frozenset(
 )
 """The status fields that a handler writes. The API server rejects others: add new ones to
 manifests/policies-handler.yaml as well."""
-_MESSAGE_LIMIT = 1500
 _NOT_MIGRATABLE = ("LiveMigrationNotSupported", "live migration is not supported by this version of hyperlet")
 # Changes of these conditions are written at once; others may wait to be combined with other changes.
 _URGENT = frozenset(
@@ -80,14 +79,14 @@ def running(vmi: VirtualMachineInstance, facts: StatusFacts, now: datetime) -> S
     """The patch for a VMI whose domain is running; None if the status is up to date."""
     status = _status(vmi)
     wanted: Json = {"phase": names.PHASE_RUNNING, "reason": None}
-    wanted["conditions"] = merged(status.get("conditions"), _conditions(facts, status), _gone(facts), now)
-    interfaces = interface_status.status(vmi, facts.made, facts.state, facts.told)
+    wanted["conditions"] = _merged(vmi, _conditions(facts, status), _gone(facts), now)
+    interfaces = [to_dict(entry) for entry in interface_status.status(vmi, facts.made, facts.state, facts.told)]
     if interfaces or status.get("interfaces"):
         wanted["interfaces"] = interfaces
     if facts.state.machine:
         wanted["machine"] = {"type": facts.state.machine}
-    if facts.state.os:
-        wanted["guestOSInfo"] = facts.state.os
+    if guest_os := to_dict(facts.state.os):
+        wanted["guestOSInfo"] = guest_os
     if volumes := _volumes(vmi, status.get("volumeStatus"), facts.state):
         wanted["volumeStatus"] = volumes
     return _patch(vmi, status, wanted, now)
@@ -98,11 +97,11 @@ def failing(vmi: VirtualMachineInstance, trouble: Problem | None, now: datetime)
     status = _status(vmi)
     wanted: Json = {}
     if trouble is not None:
-        conditions = [condition(names.CONDITION_SYNCHRONIZED, False, trouble.reason, trouble.message)]
+        found = [conditions.make(names.CONDITION_SYNCHRONIZED, False, trouble.reason, trouble.message)]
         if trouble.permanent:
             wanted = {"phase": names.PHASE_FAILED, "reason": trouble.reason}
-            conditions.append(condition(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, trouble.message))
-        wanted["conditions"] = merged(status.get("conditions"), conditions, (), now)
+            found.append(conditions.make(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, trouble.message))
+        wanted["conditions"] = _merged(vmi, found, (), now)
     return _patch(vmi, status, wanted, now)
 
 
@@ -115,12 +114,12 @@ def ended(
     words = state.message or ("the virtual machine crashed" if failed else "the guest shut down")
     if cause is not None:
         words = f"{cause.message}; {words}"
-    conditions = [condition(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, words)]
+    found = [conditions.make(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, words)]
     gone = (names.CONDITION_AGENT_CONNECTED, names.CONDITION_PAUSED)
     wanted: Json = {
         "phase": names.PHASE_FAILED if failed else names.PHASE_SUCCEEDED,
         "reason": cause.reason if cause is not None else state.reason or None,
-        "conditions": merged(status.get("conditions"), conditions, gone, now),
+        "conditions": _merged(vmi, found, gone, now),
     }
     return _patch(vmi, status, wanted, now)
 
@@ -129,33 +128,12 @@ def disrupted(vmi: VirtualMachineInstance, cause: Cause, now: datetime) -> Statu
     """The patch that reports why a guest is being shut down unrequested; None if the status is up to date."""
     status = _status(vmi)
     words = f"{cause.message}; the guest is being shut down"
-    wanted = [condition(names.CONDITION_READY, False, cause.reason, words)]
-    return _patch(vmi, status, {"conditions": merged(status.get("conditions"), wanted, (), now)}, now)
+    wanted = [conditions.make(names.CONDITION_READY, False, cause.reason, words)]
+    return _patch(vmi, status, {"conditions": _merged(vmi, wanted, (), now)}, now)
 
 
-def condition(type: str, status: bool, reason: str = "", message: str = "") -> Json:
-    """A condition without timestamps."""
-    made = {"type": type, "status": names.TRUE if status else names.FALSE}
-    return made | ({"reason": reason} if reason else {}) | ({"message": message[:_MESSAGE_LIMIT]} if message else {})
-
-
-def merged(old: Iterable[Json] | None, wanted: Iterable[Json], gone: Iterable[str], now: datetime) -> list[Json]:
-    """The merged conditions: `wanted` replace old ones of their types, types in `gone` are removed.
-
-    lastTransitionTime changes only with the status.
-    """
-    fresh = {item["type"]: item for item in wanted}
-    result = []
-    for item in old or ():
-        new = fresh.pop(item["type"], None)
-        if new is None:
-            if item["type"] not in gone:
-                result.append(item)
-        elif new["status"] == item["status"]:
-            result.append({**new, "lastTransitionTime": item.get("lastTransitionTime") or format_time(now)})
-        else:
-            result.append({**new, "lastTransitionTime": format_time(now)})
-    return result + [{**item, "lastTransitionTime": format_time(now)} for item in fresh.values()]
+def _merged(vmi: VirtualMachineInstance, wanted: Iterable[Json], gone: Iterable[str], now: datetime) -> list[Json]:
+    return conditions.merged(vmi.status.conditions if vmi.status else None, wanted, gone, format_time(now))
 
 
 def _status(vmi: VirtualMachineInstance) -> Json:
@@ -169,31 +147,31 @@ def _conditions(facts: StatusFacts, status: Json) -> list[Json]:
     state = facts.state
     found = [
         _ready(facts),
-        condition(names.CONDITION_LIVE_MIGRATABLE, False, *_NOT_MIGRATABLE),
+        conditions.make(names.CONDITION_LIVE_MIGRATABLE, False, *_NOT_MIGRATABLE),
         _synchronized(facts.trouble),
     ]
     if state.state == pb.DOMAIN_STATE_PAUSED:
         found.append(
-            condition(
+            conditions.make(
                 names.CONDITION_PAUSED, True, names.REASON_PAUSED_BY_USER, "the virtual machine was paused by a user"
             )
         )
     elif state.state == pb.DOMAIN_STATE_IO_ERROR:
         words = state.message or "a disk failed or is full: the virtual machine is paused until it is fixed"
-        found.append(condition(names.CONDITION_PAUSED, True, names.REASON_PAUSED_IO_ERROR, words))
+        found.append(conditions.make(names.CONDITION_PAUSED, True, names.REASON_PAUSED_IO_ERROR, words))
     if state.agent:
-        found.append(condition(names.CONDITION_AGENT_CONNECTED, True))
+        found.append(conditions.make(names.CONDITION_AGENT_CONNECTED, True))
     known = any(item["type"] == names.CONDITION_EMULATED for item in status.get("conditions") or ())
     if state.accelerator == "tcg" and not known:
         words = f"the processor is emulated in software, which is slow: {facts.kvm}"
-        found.append(condition(names.CONDITION_EMULATED, True, "KVMNotUsable", words))
+        found.append(conditions.make(names.CONDITION_EMULATED, True, "KVMNotUsable", words))
     return found
 
 
 def _synchronized(trouble: Problem | None) -> Json:
     if trouble is None:
-        return condition(names.CONDITION_SYNCHRONIZED, True)
-    return condition(names.CONDITION_SYNCHRONIZED, False, trouble.reason, trouble.message)
+        return conditions.make(names.CONDITION_SYNCHRONIZED, True)
+    return conditions.make(names.CONDITION_SYNCHRONIZED, False, trouble.reason, trouble.message)
 
 
 def _gone(facts: StatusFacts) -> tuple[str, ...]:
@@ -205,11 +183,13 @@ def _gone(facts: StatusFacts) -> tuple[str, ...]:
 
 def _ready(facts: StatusFacts) -> Json:
     if facts.state.state != pb.DOMAIN_STATE_RUNNING:
-        return condition(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, "the guest is paused")
+        return conditions.make(names.CONDITION_READY, False, names.REASON_GUEST_NOT_RUNNING, "the guest is paused")
     for item in facts.pod.status.conditions or ():
         if item.type == "ContainersReady" and item.status != names.TRUE:
-            return condition(names.CONDITION_READY, False, item.reason or "ContainersNotReady", item.message or "")
-    return condition(names.CONDITION_READY, True)
+            return conditions.make(
+                names.CONDITION_READY, False, item.reason or "ContainersNotReady", item.message or ""
+            )
+    return conditions.make(names.CONDITION_READY, True)
 
 
 def _volumes(vmi: VirtualMachineInstance, known: list[Json] | None, state: LauncherState) -> list[Json]:

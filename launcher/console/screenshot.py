@@ -10,9 +10,8 @@ from launcher.hypervisor.connection import HypervisorError
 from launcher.paths import Paths
 from launcher.vm.controller import VmController
 from launcher.vm.errors import OperationRefused
+from protos import limits
 
-LARGEST = 900 << 10
-"""Maximum bytes of a PNG: it must fit into a message."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SIDE = 16384
 _SHRINK = (1, 2, 4, 8, 16)
@@ -21,7 +20,7 @@ _SHRINK = (1, 2, 4, 8, 16)
 class Screenshotter:
     """Takes screenshots, one at a time."""
 
-    def __init__(self, machine: VmController, paths: Paths, limit: int = LARGEST) -> None:
+    def __init__(self, machine: VmController, paths: Paths, limit: int = limits.REPLY_BYTES) -> None:
         self._machine, self._limit = machine, limit
         self._file = Path(paths.screen)
         self._turn = asyncio.Lock()

@@ -13,8 +13,8 @@ from launcher.guest.agent import text
 from launcher.paths import Paths
 from launcher.vm.errors import OperationRefused
 from protos import launcher_pb2 as pb
+from protos import limits
 
-CHUNK = 64 << 10
 FIRST_SECONDS = 10.0
 """Timeout for the client's first message."""
 CONNECT_SECONDS, KNOCK_SECONDS = 5.0, 0.02
@@ -60,7 +60,7 @@ class ConsoleStreams:
                     await loop.sock_sendall(screen, request.data)
 
             async def give() -> None:
-                while data := await loop.sock_recv(screen, CHUNK):
+                while data := await loop.sock_recv(screen, limits.CHUNK_BYTES):
                     await context.write(pb.Chunk(data=data))
 
             with contextlib.suppress(ConnectionError):  # QEMU closed the connection

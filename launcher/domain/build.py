@@ -1,17 +1,16 @@
 """Builds the domain of a VMI: an ordered list of small builders, each returning its own part.
 
-The VMI was defaulted (`api.defaults`) and validated (`api.validation.validate`) at admission.
+Defaults were applied (`api.defaults`) and the VMI was validated (`api.validation.validate`) before the hand-over to the
+handler.
 """
 
-import uuid
-
 from api.k8s.meta import quantity_bytes
-from api.kubevirt.domain import CPU, Chassis
+from api.kubevirt.domain import Chassis
 from api.kubevirt.platform import FeatureHyperv, FeatureState, Firmware, Timer
 from api.kubevirt.vmi import VirtualMachineInstance
 from launcher.domain import types
 from launcher.domain.devices import build_devices
-from launcher.domain.facts import InvalidVmi, PodFacts
+from launcher.domain.facts import InvalidVmi, PodFacts, required
 
 TB_CACHE_MIB = 32
 """QEMU's translation cache under TCG. The default, at least an eighth of guest memory, would count as overhead."""
@@ -20,11 +19,11 @@ ASK_EACH_FEATURE = "cpu-unavailable-features"
 QEMU reads its monitor byte by byte, so these 300 queries take 0.3 s of CPU and of the start (measured; libvirt 11.3,
 QEMU 10.0). Without the capability libvirt reads the features from CPUID words. Not under KVM: the CPUID words lack the
 features in model specific registers, which migration needs."""
-_UUIDS = uuid.uuid5(uuid.NAMESPACE_URL, types.METADATA_URI)
 
 
 def build(vmi: VirtualMachineInstance, facts: PodFacts) -> types.Domain:
     """The domain of a VMI. Raises InvalidVmi, ValueError (for quantities, and characters not allowed in XML)."""
+    cpu = _cpu(vmi, facts)
     return types.Domain(
         type="kvm" if facts.kvm else "qemu",
         name=domain_name(vmi),
@@ -33,11 +32,11 @@ def build(vmi: VirtualMachineInstance, facts: PodFacts) -> types.Domain:
             namespace=vmi.metadata.namespace or "", name=vmi.metadata.name or "", uid=vmi.metadata.uid or ""
         ),
         memory=_memory(vmi),
-        vcpu=_vcpus(vmi.spec.domain.cpu),
+        vcpu=cpu.sockets * cpu.cores * cpu.threads,
         sysinfo=_sysinfo(vmi),
         os=_os(vmi, facts),
         features=_features(vmi, facts),
-        cpu=_cpu(vmi.spec.domain.cpu, facts),
+        cpu=cpu,
         clock=_clock(vmi, facts),
         on_reboot="destroy" if vmi.spec.domain.rebootPolicy == "Terminate" else "restart",
         devices=types.Devices(emulator=facts.emulator, nodes=build_devices(vmi, facts)),
@@ -56,7 +55,7 @@ def _firmware(vmi: VirtualMachineInstance) -> Firmware:
 
 def _uuid(vmi: VirtualMachineInstance) -> str:
     """Stable across restarts: guests bind licenses to it, and cloud-init its instance."""
-    return _firmware(vmi).uuid or str(uuid.uuid5(_UUIDS, domain_name(vmi)))
+    return required(_firmware(vmi).uuid, "spec.domain.firmware.uuid")
 
 
 def _memory(vmi: VirtualMachineInstance) -> int:
@@ -67,21 +66,14 @@ def _memory(vmi: VirtualMachineInstance) -> int:
     return -(-quantity_bytes(memory.guest) // 1024) * 1024
 
 
-def _topology(cpu: CPU | None) -> tuple[int, int, int]:
-    return (cpu and cpu.sockets) or 1, (cpu and cpu.cores) or 1, (cpu and cpu.threads) or 1
-
-
-def _vcpus(cpu: CPU | None) -> int:
-    sockets, cores, threads = _topology(cpu)
-    return sockets * cores * threads
-
-
-def _cpu(cpu: CPU | None, facts: PodFacts) -> types.Cpu:
-    sockets, cores, threads = _topology(cpu)
-    model = (cpu and cpu.model) or "host-model"
+def _cpu(vmi: VirtualMachineInstance, facts: PodFacts) -> types.Cpu:
+    cpu = required(vmi.spec.domain.cpu, "spec.domain.cpu")
+    sockets, cores, threads = (
+        required(getattr(cpu, field), f"spec.domain.cpu.{field}") for field in ("sockets", "cores", "threads")
+    )
+    model = required(cpu.model, "spec.domain.cpu.model")
     features = [
-        types.CpuFeature(policy=feature.policy or "require", name=feature.name)
-        for feature in (cpu and cpu.features) or []
+        types.CpuFeature(policy=feature.policy or "require", name=feature.name) for feature in cpu.features or []
     ]
     built = types.Cpu(mode=model, sockets=sockets, cores=cores, threads=threads, features=features)
     if model not in ("host-model", "host-passthrough"):
@@ -101,7 +93,7 @@ def _os(vmi: VirtualMachineInstance, facts: PodFacts) -> types.Os:
     if bios and bios.useSerial and domain.devices.autoattachSerialConsole is False:
         raise InvalidVmi("spec.domain.firmware.bootloader.bios.useSerial: requires autoattachSerialConsole")
     return types.Os(
-        machine=(domain.machine and domain.machine.type) or "q35",
+        machine=required(required(domain.machine, "spec.domain.machine").type, "spec.domain.machine.type"),
         kernel=facts.kernel,
         initrd=facts.initrd,
         cmdline=boot.kernelArgs if boot and facts.kernel and boot.kernelArgs else None,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from api.kubevirt import devices as given
 from api.kubevirt.vmi import VirtualMachineInstance
 from launcher.domain import pci, types
-from launcher.domain.facts import DiskFacts, InvalidVmi, PodFacts
+from launcher.domain.facts import DiskFacts, InvalidVmi, PodFacts, required
 from launcher.domain.nics import interfaces
 from launcher.domain.xml import XmlStruct
 
@@ -50,8 +50,11 @@ def target_names(prefix: str) -> Iterator[str]:
 
 def _disk(disk: given.Disk, index: int, source: DiskFacts, targets: dict[str, Iterator[str]]) -> types.Disk:
     cdrom = disk.cdrom is not None
-    target = disk.cdrom or disk.disk or given.DiskTarget()
-    bus = target.bus or ("sata" if cdrom else "virtio")
+    path = f"spec.domain.devices.disks[{index}]"
+    target = disk.cdrom or disk.disk
+    if target is None:
+        raise InvalidVmi(f"{path}.disk: required")
+    bus = required(target.bus, f"{path}.{'cdrom' if cdrom else 'disk'}.bus")
     # libvirt has no read-only SATA disks. An ephemeral disk may be writable: it is deleted with the pod.
     locked = cdrom or bool(target.readonly) or (source.readonly and not (bus == "sata" and source.ephemeral))
     cache = disk.cache or ("unsafe" if source.ephemeral else "none" if source.direct else "writeback")
@@ -80,7 +83,7 @@ def _disk(disk: given.Disk, index: int, source: DiskFacts, targets: dict[str, It
         node.backing_type, node.backing_file, node.backing_format = "file", source.backing, source.backing_format
         node.backing_ends = True  # keeps libvirt from probing the image for further backing files
     if isinstance(target, given.DiskTarget) and target.pciAddress:
-        node.address = pci.address(target.pciAddress, f"spec.domain.devices.disks[{index}].disk.pciAddress")
+        node.address = pci.address(target.pciAddress, f"{path}.disk.pciAddress")
     return node
 
 
@@ -109,7 +112,10 @@ def agent(_: VirtualMachineInstance, facts: PodFacts) -> list[XmlStruct]:
 def graphics(vmi: VirtualMachineInstance, facts: PodFacts) -> list[XmlStruct]:
     """VNC on a Unix socket, a VGA card, and a tablet for absolute pointer positions."""
     wanted = vmi.spec.domain.devices
-    nodes: list[XmlStruct] = [types.Input(type=device.type, bus=device.bus or "usb") for device in wanted.inputs or []]
+    nodes: list[XmlStruct] = [
+        types.Input(type=device.type, bus=required(device.bus, f"spec.domain.devices.inputs[{index}].bus"))
+        for index, device in enumerate(wanted.inputs or [])
+    ]
     if wanted.autoattachGraphicsDevice is False:
         return nodes
     if not nodes and wanted.autoattachInputDevice is not False:
@@ -145,7 +151,8 @@ def watchdog(vmi: VirtualMachineInstance, _: PodFacts) -> list[XmlStruct]:
     asked = vmi.spec.domain.devices.watchdog
     if asked is None or asked.i6300esb is None:
         return []
-    return [types.Watchdog(model="i6300esb", action=asked.i6300esb.action or "reset")]
+    action = required(asked.i6300esb.action, "spec.domain.devices.watchdog.i6300esb.action")
+    return [types.Watchdog(model="i6300esb", action=action)]
 
 
 def sound(vmi: VirtualMachineInstance, _: PodFacts) -> list[XmlStruct]:

@@ -1,12 +1,23 @@
 """Input of the builders besides the VMI: facts found in the pod."""
 
+from typing import TypeVar
+
 import msgspec
 
 from launcher.paths import Paths
 
+T = TypeVar("T")
+
 
 class InvalidVmi(Exception):
     """The VMI cannot be built. The message starts with the field's path."""
+
+
+def required(value: T | None, path: str) -> T:
+    """`value`. Raises InvalidVmi if it is absent: defaults are applied before the VMI comes here (`api.defaults`)."""
+    if value is None:
+        raise InvalidVmi(f"{path}: required")
+    return value
 
 
 class NicFacts(msgspec.Struct, frozen=True):

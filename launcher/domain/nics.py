@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from api.kubevirt.networks import Interface
 from api.kubevirt.vmi import VirtualMachineInstance
 from launcher.domain import types
-from launcher.domain.facts import InvalidVmi, NicFacts, PodFacts
+from launcher.domain.facts import InvalidVmi, NicFacts, PodFacts, required
 from launcher.domain.pci import CONVENTIONAL_NICS, address
 from launcher.domain.xml import XmlStruct
 
@@ -55,7 +55,7 @@ def _device(interface: Interface, path: str, vmi: VirtualMachineInstance, facts:
 def _card(
     interface: Interface, path: str, nic: NicFacts, vmi: VirtualMachineInstance, facts: PodFacts
 ) -> types.Interface:
-    model = interface.model or _VIRTIO
+    model = required(interface.model, f"{path}.model")
     virtio = model == _VIRTIO
     return types.Interface(
         mac=nic.mac,

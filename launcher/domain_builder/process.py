@@ -6,6 +6,8 @@ the first Sync does not wait for its imports. It is forked before the server loa
 and there are no threads yet.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import json
@@ -17,7 +19,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from protos import launcher_pb2 as pb
 
 BUILD_SECONDS = 60.0
 
@@ -28,6 +33,17 @@ class BuildError(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def question_of(request: pb.SyncRequest) -> dict[str, Any]:
+    """The VMI and the handler's taps, as a request to `launcher.domain_builder.child`."""
+    return {
+        "vmi": request.vmi.decode(errors="replace"),
+        "nics": [
+            {"name": nic.name, "tap": nic.tap, "mac": nic.mac, "mtu": nic.mtu, "queues": nic.queues or 1}
+            for nic in request.nics
+        ],
+    }
 
 
 class ForkedChild:

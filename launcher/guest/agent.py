@@ -1,4 +1,7 @@
-"""Polls the guest agent. The guest is untrusted: its responses are bounded and validated."""
+"""Polls the guest agent. The guest is untrusted: its responses are bounded and validated.
+
+All strings together stay below the size of a message: a guest must not be able to block its launcher's reports.
+"""
 
 import asyncio
 import contextlib
@@ -6,19 +9,16 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from api.text import printable
 from launcher.hypervisor.connection import Hypervisor, HypervisorError
 from launcher.log import log
 from protos import launcher_pb2 as pb
+from protos import limits
 
 PERIOD_SECONDS = 30.0
 EARLY_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0)
 """Intervals after the agent has connected, while the guest still gets its addresses."""
 CALL_SECONDS = 5
-INTERFACES = 256
-ADDRESSES = 32
-STRING_BYTES = 256
-ADDRESS_BYTES = 64
-"""All strings together stay below the 1 MiB of a report: a guest must not be able to block its launcher's reports."""
 
 _OS_FIELDS = {
     "name": "name",
@@ -36,8 +36,8 @@ def text(value: object) -> str:
     """At most 256 bytes of UTF-8, control characters replaced by `?`; empty for anything but a string."""
     if not isinstance(value, str):
         return ""
-    short = value[:STRING_BYTES].encode(errors="ignore")[:STRING_BYTES].decode(errors="ignore")
-    return "".join(c if c.isprintable() else "?" for c in short)
+    short = value[: limits.STRING_BYTES].encode(errors="ignore")[: limits.STRING_BYTES].decode(errors="ignore")
+    return printable(short, mark="?")
 
 
 def mapping(value: object) -> dict[str, Any]:
@@ -56,15 +56,15 @@ def interfaces(answer: object) -> list[pb.GuestInterface]:
         pb.GuestInterface(
             name=text(item.get("name")),
             mac=text(item.get("hardware-address")),
-            addresses=[a for address in items(item.get("ip-addresses"), ADDRESSES) if (a := _cidr(address))],
+            addresses=[a for address in items(item.get("ip-addresses"), limits.ADDRESSES) if (a := _cidr(address))],
         )
-        for item in items(answer, INTERFACES)
+        for item in items(answer, limits.INTERFACES)
     ]
 
 
 def _cidr(address: dict[str, Any]) -> str:
     ip, prefix = text(address.get("ip-address")), address.get("prefix")
-    if len(ip.encode()) > ADDRESS_BYTES:
+    if len(ip.encode()) > limits.ADDRESS_BYTES:
         return ""
     return f"{ip}/{prefix}" if ip and type(prefix) is int and 0 <= prefix <= 128 else ip
 

@@ -11,6 +11,7 @@ from launcher.log import log
 from launcher.vm.controller import VmController
 from launcher.vm.errors import OperationRefused
 from protos import launcher_pb2 as pb
+from protos import limits
 
 ASK_SECONDS = 5
 FREEZE_SECONDS = 30
@@ -18,8 +19,6 @@ FREEZE_SECONDS = 30
 THAW_AFTER = 300.0
 LONGEST_FREEZE = 3600.0
 _THAW_PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-USERS, FILESYSTEMS, DISKS = 1000, 1000, 64
-ANSWER_BYTES = 900 << 10
 _THAW_AT = "thaw_at"
 
 
@@ -145,7 +144,7 @@ class GuestOperations:
 def users(answer: object) -> pb.UsersReply:
     """guest-get-users."""
     reply = pb.UsersReply()
-    for item in items(answer, USERS):
+    for item in items(answer, limits.USERS):
         reply.users.add(
             name=text(item.get("user")), domain=text(item.get("domain")), login_time=_seconds(item.get("login-time"))
         )
@@ -161,7 +160,7 @@ def filesystems(answer: object) -> pb.FilesystemsReply:
     """guest-get-fsinfo."""
     reply = pb.FilesystemsReply()
     size = 0
-    for item in items(answer, FILESYSTEMS):
+    for item in items(answer, limits.FILESYSTEMS):
         added = pb.GuestFilesystem(
             name=text(item.get("name")),
             mount_point=text(item.get("mountpoint")),
@@ -170,11 +169,11 @@ def filesystems(answer: object) -> pb.FilesystemsReply:
             total_bytes=_bytes(item.get("total-bytes")),
             disks=[
                 pb.GuestDisk(serial=text(disk.get("serial")), bus=text(disk.get("bus-type")))
-                for disk in items(item.get("disk"), DISKS)
+                for disk in items(item.get("disk"), limits.FILESYSTEM_DISKS)
             ],
         )
         size += added.ByteSize() + 8
-        if size > ANSWER_BYTES:
+        if size > limits.REPLY_BYTES:
             break
         reply.filesystems.append(added)
     return reply

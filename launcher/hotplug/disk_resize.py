@@ -1,28 +1,16 @@
 """Grows the disks of a running domain with their claims."""
 
-import json
 from collections.abc import Callable, Iterable
 
-from launcher.domain_builder.process import BuildError, DomainBuilder
-from launcher.domain_builder.sync_request import question_of
+from launcher.domain_builder.process import BuildError, DomainBuilder, question_of
 from launcher.hypervisor.connection import Hypervisor, HypervisorError, Unavailable
 from launcher.log import log
 from protos import launcher_pb2 as pb
 
 
-def capacities_of(vmi: bytes) -> dict[str, str]:
-    """Capacity of each claim of a VMI, by volume, as a quantity. Empty if the VMI is malformed."""
-    try:
-        entries = json.loads(vmi)["status"].get("volumeStatus") or []
-        infos = {entry["name"]: entry.get("persistentVolumeClaimInfo") or {} for entry in entries}
-        amounts = {name: (info.get("capacity") or {}).get("storage") for name, info in infos.items()}
-        return {name: str(amount) for name, amount in amounts.items() if amount is not None}
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return {}
-
-
-def note(disks: Iterable[pb.DiskInfo], capacities: dict[str, str]) -> None:
-    """Set the known capacities on a report's disks."""
+def note(disks: Iterable[pb.DiskInfo], claims: Iterable[pb.Claim]) -> None:
+    """Set the capacities of the claims on a report's disks."""
+    capacities = {claim.volume: claim.capacity for claim in claims}
     for disk in disks:
         disk.capacity = capacities.get(disk.volume, "")
 
@@ -39,7 +27,7 @@ async def follow(
 
     A failing disk does not block the others. Raises BuildError, which names every volume that failed; Unavailable.
     """
-    capacities = capacities_of(request.vmi)
+    capacities = {claim.volume: claim.capacity for claim in request.claims}
     changed = [disk for disk in disks if capacities.get(disk.volume, "") != disk.capacity]
     if not changed:
         return

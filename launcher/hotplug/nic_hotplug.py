@@ -1,12 +1,10 @@
 """NIC hot-plug: plugs and unplugs NICs of a running domain and sets link states, as the VMI requests."""
 
-import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.domain_builder.process import BuildError, DomainBuilder
-from launcher.domain_builder.sync_request import question_of
+from launcher.domain_builder.process import BuildError, DomainBuilder, question_of
 from launcher.hotplug.live_nics import ALIAS, LiveNic, with_link
 from launcher.hypervisor.connection import Hypervisor, HypervisorError, Unavailable
 from launcher.log import log
@@ -30,28 +28,25 @@ class NicChanges:
         return bool(self.plug or self.unplug or self.links)
 
 
-def states_of(vmi: bytes) -> dict[str, str]:
-    """up, down or absent for each interface of a VMI. Raises BuildError if the VMI is malformed."""
-    try:
-        interfaces = json.loads(vmi)["spec"]["domain"]["devices"].get("interfaces") or []
-        return {interface["name"]: interface.get("state") or "up" for interface in interfaces}
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise BuildError("INVALID_ARGUMENT", "spec.domain.devices.interfaces: must be a list with names") from None
+def plan(links: Mapping[str, bool], tapped: Iterable[str], live: Iterable[LiveNic]) -> NicChanges:
+    """The changes that make a domain have the NICs of `links`, with their links up or down.
 
-
-def plan(states: dict[str, str], tapped: Iterable[str], live: Iterable[LiveNic]) -> NicChanges:
-    """The changes that make a domain match the VMI. A NIC without a tap (`tapped`) is not plugged in yet."""
+    A NIC without a tap (`tapped`) is not plugged in yet.
+    """
     there = {nic.name: nic for nic in live}
-    wanted = {name: state for name, state in states.items() if state != "absent"}
     return NicChanges(
-        plug=tuple(name for name in tapped if name in wanted and name not in there),
-        unplug=tuple(name for name in there if name not in wanted),
+        plug=tuple(name for name in tapped if name in links and name not in there),
+        unplug=tuple(name for name in there if name not in links),
         links=tuple(
-            (there[name], state == "up")
-            for name, state in wanted.items()
-            if name in there and there[name].model != "sriov" and there[name].link_up != (state == "up")
+            (there[name], up)
+            for name, up in links.items()
+            if name in there and there[name].model != "sriov" and there[name].link_up != up
         ),
     )
+
+
+def _links(request: pb.SyncRequest) -> dict[str, bool]:
+    return {link.name: link.up for link in request.links}
 
 
 def infos_of(live: Iterable[LiveNic]) -> list[pb.NicInfo]:
@@ -75,9 +70,9 @@ class NicHotplug:
         self.unplugging: set[str] = set()
 
     def serve(self, request: pb.SyncRequest, options: DhcpOptions) -> None:
-        """Serve DHCP on the interfaces that are not absent. Raises DhcpError, after starting the others."""
-        states = states_of(request.vmi)
-        self._dhcp.serve([nic for nic in request.nics if states.get(nic.name, "absent") != "absent"], options)
+        """Serve DHCP on the NICs of `request.links`. Raises DhcpError, after starting the others."""
+        links = _links(request)
+        self._dhcp.serve([nic for nic in request.nics if nic.name in links], options)
 
     async def follow(
         self, domain: str, request: pb.SyncRequest, options: DhcpOptions, poll: Callable[[], Awaitable[None]]
@@ -116,7 +111,7 @@ class NicHotplug:
             raise _joined(failures)
 
     def _plan(self, request: pb.SyncRequest) -> NicChanges:
-        return plan(states_of(request.vmi), [nic.name for nic in request.nics], self.live or ())
+        return plan(_links(request), [nic.name for nic in request.nics], self.live or ())
 
     async def _devices(
         self, request: pb.SyncRequest, plug: tuple[str, ...], options: DhcpOptions, failures: list[BuildError]

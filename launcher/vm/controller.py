@@ -5,8 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from launcher.domain_builder.process import BuildError, DomainBuilder
-from launcher.domain_builder.sync_request import question_of, uid_of
+from launcher.domain_builder.process import BuildError, DomainBuilder, question_of
 from launcher.guest.agent import GuestAgent
 from launcher.hotplug import disk_resize
 from launcher.hotplug.nic_hotplug import NicHotplug, infos_of
@@ -128,7 +127,10 @@ class VmController:
         return await asyncio.shield(work)
 
     async def _sync(self, request: pb.SyncRequest) -> pb.Report:
-        uid = uid_of(request)
+        uid = request.vmi_uid
+        if not uid:
+            # Not INVALID_ARGUMENT, after which an older handler would give up: it will be updated.
+            raise OperationRefused("FAILED_PRECONDITION", "vmi_uid: required; update the handler of this node")
         async with self._lock:
             if self._report.vmi_uid and uid != self._report.vmi_uid:
                 owner = self._report.vmi_uid
@@ -150,7 +152,7 @@ class VmController:
             self._saved = {"disks": plan["disks"], "dhcp_options": plan["dhcp_options"]}
             del self._report.disks[:]
             self._report.disks.extend(pb.DiskInfo(**disk) for disk in plan["disks"])
-            disk_resize.note(self._report.disks, disk_resize.capacities_of(request.vmi))
+            disk_resize.note(self._report.disks, request.claims)
             self._record.save_request(request)
             self._save()
             self._nic_hotplug.serve(request, plan["dhcp_options"])

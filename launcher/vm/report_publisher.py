@@ -5,10 +5,10 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 from protos import launcher_pb2 as pb
+from protos import limits
 
 COALESCE_SECONDS = 0.05
 """Minimum interval between two reports to the same watcher."""
-_MESSAGE_BYTES = 1024
 
 
 class ReportPublisher:
@@ -24,7 +24,7 @@ class ReportPublisher:
     def set_state(self, state: pb.DomainState.ValueType, reason: str, message: str) -> None:
         """Change the state and publish the report."""
         self.current.state, self.current.reason = state, reason
-        self.current.message = message.encode()[:_MESSAGE_BYTES].decode(errors="ignore")
+        self.current.message = message.encode()[: limits.REASON_BYTES].decode(errors="ignore")
         self.publish()
 
     def publish(self, guest: pb.GuestInfo | None = None) -> None:

@@ -23,8 +23,10 @@ from typing import Any
 import grpc
 
 from api import defaults
+from api.errors import InvalidObject
 from api.kubevirt.vmi import VirtualMachineInstance
 from api.schema import codec
+from handler.vmi import sync_request as handler_sync_request
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc
 
@@ -66,6 +68,16 @@ def vmi(name: str = "vm", uid: str = "uid-1", **spec: Any) -> dict[str, Any]:
 def disk_vmi(name: str = "vm", uid: str = "uid-1", **spec: Any) -> dict[str, Any]:
     """A VMI with one containerDisk, `root`."""
     return vmi(name, uid, volumes=[{"name": "root", "containerDisk": {"image": "guest"}}], **spec)
+
+
+def sync_request(document: dict[str, Any], nics: list[pb.Nic]) -> pb.SyncRequest:
+    """The handler's request for a VMI. The document is sent as it is, also one that cannot be decoded."""
+    try:
+        request = handler_sync_request.build(codec.decode(VirtualMachineInstance, document), nics)
+    except InvalidObject:
+        request = pb.SyncRequest(vmi_uid=document["metadata"].get("uid"), nics=nics)
+    request.vmi = json.dumps(document).encode()
+    return request
 
 
 class Pod:
@@ -145,7 +157,7 @@ class Pod:
     def sync(self, document: dict[str, Any], nics: list[pb.Nic] | None = None, seconds: float = 60.0) -> pb.Report:
         """Calls Sync. Raises grpc.RpcError."""
         with self.client() as client:
-            return client.Sync(pb.SyncRequest(vmi=json.dumps(document).encode(), nics=nics or []), timeout=seconds)
+            return client.Sync(sync_request(document, nics or []), timeout=seconds)
 
     def report(self) -> pb.Report:
         """The state now."""

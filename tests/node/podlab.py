@@ -204,12 +204,8 @@ async def _serve(socket: str, uid: int) -> None:
 
         def plug(self, request: pb.SyncRequest) -> None:
             """The NICs of the domain, as a guest has it that gives back at once what it is asked for."""
-            document = json.loads(request.vmi)
-            down = set()
-            if request.nics:
-                interfaces = document["spec"]["domain"]["devices"]["interfaces"]
-                down = {nic["name"] for nic in interfaces if nic.get("state") == "down"}
-            self.nics = [{"name": nic.name, "mac": nic.mac, "link_up": nic.name not in down} for nic in request.nics]
+            up = {link.name: link.up for link in request.links}
+            self.nics = [{"name": nic.name, "mac": nic.mac, "link_up": up[nic.name]} for nic in request.nics]
 
         async def publish(self, **fields: Any) -> None:
             async with self.changed:
@@ -229,14 +225,13 @@ async def _serve(socket: str, uid: int) -> None:
             if self.refuse:
                 await context.abort(grpc.StatusCode[self.refuse[0]], self.refuse[1])
             if self.report.state == pb.DOMAIN_STATE_NONE and self.starts:
-                document = json.loads(request.vmi)
                 await self.publish(
                     nics=self.nics,
                     state="DOMAIN_STATE_RUNNING",
                     reason="Booted",
                     accelerator="tcg",
                     machine="pc-q35-7.2",
-                    vmi_uid=document["metadata"]["uid"],
+                    vmi_uid=request.vmi_uid,
                 )
             elif self.plugs:
                 await self.publish(nics=self.nics)

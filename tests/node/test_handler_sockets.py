@@ -50,9 +50,7 @@ async def test_true_launcher_is_found_and_answers(pod):
     assert verify(pod) == launcher.pid
     with proc.closing(open_pod(pod)) as fd:
         async with rpc.channel(fd) as channel:
-            report = await services.LauncherStub(channel).Sync(
-                pb.SyncRequest(vmi=b'{"metadata":{"uid":"u"}}'), timeout=5
-            )
+            report = await services.LauncherStub(channel).Sync(pb.SyncRequest(vmi_uid="u"), timeout=5)
     assert report.vmi_uid == "u"
 
 
@@ -220,9 +218,7 @@ async def test_launcher_in_its_pods_user_namespace_is_found_and_answers(walled):
     with proc.closing(open_pod(walled)) as fd:
         assert rpc.listener(fd).uid == podlab.BASE + 107
         async with rpc.channel(fd) as channel:
-            report = await services.LauncherStub(channel).Sync(
-                pb.SyncRequest(vmi=b'{"metadata":{"uid":"u"}}'), timeout=5
-            )
+            report = await services.LauncherStub(channel).Sync(pb.SyncRequest(vmi_uid="u"), timeout=5)
     assert report.vmi_uid == "u"
 
 

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.node
 
 NIC = {
     "domain": {
+        "machine": {"type": "q35"},
         "memory": {"guest": "64Mi"},
         "devices": {"interfaces": [{"name": "default", "masquerade": {}, "macAddress": "52:54:00:12:34:56"}]},
     },
@@ -154,6 +155,8 @@ async def test_network_reaches_launcher_and_status(kube, pods):
     assert nic["dhcp6"]["address"] == "fd10:0:2::2"
     document = json.loads(base64.b64decode(sync["vmi"]))
     assert document["metadata"]["uid"] == "vmi-uid" and document["spec"]["domain"]["machine"]["type"] == "q35"
+    assert document["spec"] == vmi(**NIC)["spec"]
+    assert (sync["vmi_uid"], sync["links"]) == ("vmi-uid", [{"name": "default", "up": True}])
 
 
 async def test_restart_of_the_handler_writes_nothing(kube, pods):

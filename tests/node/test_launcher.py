@@ -165,7 +165,10 @@ def test_sigterm_while_the_server_starts(pod: Pod) -> None:
 
 def test_errors_name_what_is_wrong_and_can_be_mended(pod: Pod) -> None:
     pod.start()
-    assert refusal(pod, {"metadata": {}})[0] == grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal(pod, {"metadata": {}}) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "vmi_uid: required; update the handler of this node",
+    )
     code, words = refusal(pod, disk_vmi())
     assert code == grpc.StatusCode.NOT_FOUND
     assert words == "volume root: the image guest is not mounted at /images/root"

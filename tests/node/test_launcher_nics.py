@@ -1,7 +1,6 @@
 """Network cards of a guest that runs: plugged in, taken out, cables pulled, by a launcher that may die meanwhile."""
 
 import copy
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 
 from launcher.domain import pci
 from protos import launcher_pb2 as pb
-from tests.node import netlab
+from tests.node import launcherlab, netlab
 from tests.node.launcherguest import MAC, NIC, ask, document, running
 from tests.node.launcherlab import Pod, wait_for
 
@@ -44,7 +43,7 @@ def with_blue(state: str = "up", default: str = "up", **more: Any) -> dict[str, 
     vmi = copy.deepcopy(document())
     first = vmi["spec"]["domain"]["devices"]["interfaces"][0]
     first["state"] = default
-    blue = {"name": "blue", "bridge": {}, "macAddress": BLUE_MAC, "state": state, **more}
+    blue = {"name": "blue", "bridge": {}, "model": "virtio", "macAddress": BLUE_MAC, "state": state, **more}
     vmi["spec"]["domain"]["devices"]["interfaces"].append(blue)
     vmi["spec"]["networks"].append({"name": "blue", "multus": {"networkName": "blue"}})
     return vmi
@@ -137,7 +136,7 @@ def test_cables_are_pulled_and_put_in(guest: Guest) -> None:
 def test_a_server_killed_in_the_middle_is_followed_by_one_that_goes_on(guest: Guest) -> None:
     pod, network, _ = guest
     with pod.client() as client:
-        request = pb.SyncRequest(vmi=json.dumps(with_blue()).encode(), nics=[NIC, BLUE])
+        request = launcherlab.sync_request(with_blue(), [NIC, BLUE])
         call = client.Sync.future(request, timeout=30)
         wait_for(lambda: (pod.run / "sync.bin").read_bytes() == request.SerializeToString(), "the Sync to begin")
         kill_server(pod)
@@ -155,8 +154,8 @@ def test_one_card_that_fails_harms_nobody(guest: Guest) -> None:
     vmi = with_blue()
     vmi["spec"]["domain"]["devices"]["interfaces"] += [
         {"name": "old", "bridge": {}, "model": "e1000"},
-        {"name": "lost", "bridge": {}},
-        {"name": "slow", "bridge": {}},
+        {"name": "lost", "bridge": {}, "model": "virtio"},
+        {"name": "slow", "bridge": {}, "model": "virtio"},
     ]
     lost = pb.Nic(name="lost", tap="tap9", mac="02:00:00:00:00:0d", dhcp4=BLUE.dhcp4)
     lost.dhcp4.device = "k6t-lost"
@@ -199,7 +198,9 @@ def test_more_cards_than_ports(guest: Guest) -> None:
     vmi, nics = copy.deepcopy(document()), [NIC]
     for number in numbers:
         network.run(f"ip tuntap add dev tap{number} mode tap user 107 group 107 vnet_hdr")
-        vmi["spec"]["domain"]["devices"]["interfaces"].append({"name": f"more{number}", "bridge": {}})
+        vmi["spec"]["domain"]["devices"]["interfaces"].append(
+            {"name": f"more{number}", "bridge": {}, "model": "virtio"}
+        )
         nics.append(pb.Nic(name=f"more{number}", tap=f"tap{number}", mac=f"02:00:00:00:02:{number:02x}"))
     with pytest.raises(grpc.RpcError) as raised:
         pod.sync(vmi, nics)

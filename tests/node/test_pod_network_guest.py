@@ -25,7 +25,8 @@ from tests.node.netlab import NODE4, POD4, Namespace
 pytestmark = pytest.mark.node
 BLUE = pod_interface("blue")
 BLUE_NODE, BLUE_POD = "172.31.5.1", "172.31.5.9"
-OWN_NIC, BLUE_NIC = {"name": "default", "bridge": {}}, {"name": "blue", "bridge": {}}
+OWN_NIC = {"name": "default", "bridge": {}, "model": "virtio"}
+BLUE_NIC = {"name": "blue", "bridge": {}, "model": "virtio"}
 NETWORKS = [{"name": "default", "pod": {}}, {"name": "blue", "multus": {"networkName": "blue"}}]
 
 

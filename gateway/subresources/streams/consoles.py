@@ -7,9 +7,9 @@ from aiohttp import web
 from prometheus_client import Gauge
 
 from api import names
-from api.kubevirt.vmi import VirtualMachineInstance
+from api.kubevirt.vmi import VirtualMachineInstance, phase_of
 from gateway.http import status
-from gateway.subresources.request import SubresourceRequest, phase_of
+from gateway.subresources.request import SubresourceRequest
 from gateway.subresources.streams import rfb
 from gateway.subresources.streams.handler_streams import ConsoleStream, VncStream, handler_stream
 from gateway.subresources.verbs.vmi import VMI_NOT_RUNNING, node_of, requested_by

@@ -15,9 +15,9 @@ import grpc.aio
 from api import names
 from gateway.handler_connections import HandlerConnections, refused
 from gateway.http import status
-from gateway.http.websockets import CHUNK
 from kit.duplex import TAKEN
 from protos import launcher_pb2, node_pb2
+from protos.limits import CHUNK_BYTES
 
 ATTACH_SECONDS = 10.0
 """Timeout for opening a stream."""
@@ -144,5 +144,5 @@ class VncStream:
 
 
 def parts(data: bytes) -> list[bytes]:
-    """Splits data into chunks of at most CHUNK bytes."""
-    return [data[at : at + CHUNK] for at in range(0, len(data), CHUNK)]
+    """Splits data into chunks of at most CHUNK_BYTES."""
+    return [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]

@@ -15,11 +15,12 @@ from prometheus_client import Gauge
 
 from api import names
 from api.errors import HyperletError
+from api.k8s import owners
 from api.k8s.objects import Pod
-from api.kubevirt.vmi import VirtualMachineInstance
+from api.kubevirt.vmi import VirtualMachineInstance, phase_of
 from gateway.http import status
 from gateway.http.websockets import Duplex
-from gateway.subresources.request import SubresourceRequest, has_condition, phase_of
+from gateway.subresources.request import SubresourceRequest, has_condition
 from kit import log
 
 DIAL_SECONDS = 10.0
@@ -90,12 +91,8 @@ async def _address(call: SubresourceRequest, vmi: VirtualMachineInstance) -> str
 
 def belongs(pod: Pod, vmi: VirtualMachineInstance) -> bool:
     """Whether the pod is running, and VMI and pod reference each other by UID."""
-    owned = any(
-        owner.controller and owner.kind == names.KIND_VMI and owner.uid == vmi.metadata.uid
-        for owner in pod.metadata.ownerReferences or ()
-    )
     active = (vmi.status.activePods if vmi.status else None) or {}
-    return owned and pod.metadata.uid in active and pod.status.phase == "Running"
+    return owners.controls(vmi.metadata, pod.metadata) and pod.metadata.uid in active and pod.status.phase == "Running"
 
 
 def _is_foreign(address: str) -> bool:

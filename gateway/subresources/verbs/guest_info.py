@@ -3,11 +3,9 @@
 All values come from an untrusted guest. Launcher and handler limit their size; here they are plain text.
 """
 
-from typing import Any
-
+from api.k8s.meta import Json
 from protos import launcher_pb2 as pb
 
-Json = dict[str, Any]
 _API = {"apiVersion": "kubevirt.io/v1"}
 
 

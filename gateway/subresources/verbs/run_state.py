@@ -5,21 +5,19 @@ controller are in `status.stateChangeRequests`, see `controller/vm/run_strategy.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from api import defaults, names
+from api.k8s.meta import Json
 from api.kubevirt.vm import VirtualMachine, VirtualMachineStatus
-from api.kubevirt.vmi import VirtualMachineInstance
+from api.kubevirt.vmi import VirtualMachineInstance, phase_of
 from gateway.http import status
 from gateway.subresources.options import RestartOptions, StartOptions, StopOptions
-from gateway.subresources.request import phase_of
 
 NOT_RUNNING = "VM is not running"
 REQUEST_PENDING = "unable to complete request: stop/start already underway"
 PAUSED = {"paused": "true"}
 """`data` of a Start request: the VMI starts paused."""
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)

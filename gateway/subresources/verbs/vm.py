@@ -8,10 +8,10 @@ from aiohttp import web
 from api import errors, names
 from api.errors import HyperletError
 from api.kubevirt.vm import VirtualMachine
-from api.kubevirt.vmi import VirtualMachineInstance
+from api.kubevirt.vmi import VirtualMachineInstance, phase_of
 from gateway.http import status
 from gateway.subresources import options
-from gateway.subresources.request import SubresourceRequest, phase_of
+from gateway.subresources.request import SubresourceRequest
 from gateway.subresources.verbs import run_state
 from gateway.subresources.verbs.run_state import VmPatch
 from kit import log

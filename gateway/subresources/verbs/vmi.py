@@ -9,11 +9,11 @@ from aiohttp import web
 
 from api import names
 from api.k8s import meta
-from api.kubevirt.vmi import VirtualMachineInstance
+from api.kubevirt.vmi import VirtualMachineInstance, phase_of
 from gateway.http import status
 from gateway.http.status import StatusError
 from gateway.subresources import options
-from gateway.subresources.request import SubresourceRequest, has_condition, phase_of
+from gateway.subresources.request import SubresourceRequest, has_condition
 from gateway.subresources.verbs.guest_info import filesystem_list, guest_agent_info, user_list
 from kit import log
 from protos import node_pb2 as pb

@@ -8,6 +8,9 @@ HEAVY = (
     "_ssl", "_hashlib", "google.protobuf.internal.decoder", "google.protobuf.text_format",
 )  # fmt: skip
 
+LIGHT = {"api", "api.text"}
+"""A docstring and two functions."""
+
 
 def test_server_does_not_import_the_builders_modules() -> None:
     script = """
@@ -24,6 +27,6 @@ assert pb.Report.FromString(report.SerializeToString()) == report and "default" 
 print("\\n".join(name for name, module in sys.modules.items() if module is not None))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.split())
+    loaded = set(done.stdout.split()) - LIGHT
     assert "launcher.hotplug.nic_hotplug" in loaded
     assert not [name for name in loaded if name in HEAVY or name.startswith(tuple(f"{each}." for each in HEAVY))]

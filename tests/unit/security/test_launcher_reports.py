@@ -7,7 +7,7 @@ import msgspec
 from api.k8s.objects import Pod
 from api.kubevirt.vmi import VirtualMachineInstance
 from handler.launchers import reports
-from handler.launchers.reports import GuestInterface, LauncherState, ReportedDisk
+from handler.launchers.reports import LauncherState, ReportedDisk, guest_interface
 from handler.pod_network.setup import PodNetworkState
 from handler.vmi import status as vmi_status
 from protos import launcher_pb2 as pb
@@ -71,7 +71,7 @@ def test_a_launcher_cannot_name_the_object_that_is_written() -> None:
         state=pb.DOMAIN_STATE_RUNNING,
         vmi_uid="victim",
         message='"}},"metadata":{"name":"victim',
-        interfaces=(GuestInterface("eth0\n", "", ("10.0.0.1",)),),
+        interfaces=(guest_interface("eth0\n", "", ("10.0.0.1",)),),
     )
     patch = vmi_status.running(
         vmi, vmi_status.StatusFacts(lying, msgspec.convert(POD, Pod), PodNetworkState(), ""), NOW

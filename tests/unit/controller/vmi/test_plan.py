@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from api import names
+from api import defaults, names
 from api.errors import Fault
 from api.k8s.objects import Pod, PodDisruptionBudget
 from api.kubevirt.configuration import DeveloperConfiguration, KubeVirtConfiguration, NetworkConfiguration
@@ -135,9 +135,8 @@ def test_other_pods_are_not_recreated(state: str, limits: dict[str, str], settin
 
 
 def test_existing_pod_sets_phase_scheduling_in_one_write() -> None:
-    (patch,) = see(
-        vmi("Pending", stamps={"Pending": LONG_AGO}, spec=WITH_CLAIM), pod=pod(), claims={"data": claim("data")}
-    )
+    instance = defaults.default_vmi(vmi("Pending", stamps={"Pending": LONG_AGO}, spec=WITH_CLAIM))
+    (patch,) = see(instance, pod=pod(), claims={"data": claim("data")})
     status = status_of(patch)
     assert status["phase"] == "Scheduling" and status["activePods"] == {"pod-uid": ""}
     assert status["conditions"] == [READY_FALSE]
@@ -160,7 +159,7 @@ def test_existing_pod_sets_phase_scheduling_in_one_write() -> None:
             },
         }
     ]
-    assert "resourceVersion" not in patch.patch["metadata"]
+    assert "resourceVersion" not in patch.patch["metadata"] and "spec" not in patch.patch
 
 
 def with_capacity(amount: str) -> dict[str, Any]:
@@ -188,19 +187,36 @@ def test_unchanged_claim_is_not_written(phase: str) -> None:
     assert see(running, pod=pod("running", gate="True")) == [], "a deleted claim does not change the capacity"
 
 
-def test_default_binding_is_written_to_spec_before_hand_over() -> None:
-    """The handler does not know the KubeVirt CR: it would default to masquerade."""
-    bridged = KubeVirtConfiguration(network=NetworkConfiguration(defaultNetworkInterface="bridge"))
-    (patch,) = see(vmi("Pending"), pod=pod(), settings=ControllerSettings(configuration=bridged))
-    assert patch.patch["spec"] == {
-        "networks": [{"name": "default", "pod": {}}],
-        "domain": {"devices": {"interfaces": [{"name": "default", "bridge": {}, "model": "virtio"}]}},
-    }
+@pytest.mark.parametrize("ready", [False, True])
+def test_defaults_are_written_to_spec_before_hand_over(ready: bool) -> None:
+    """A VMI that was created while no gateway was running. The handler does not know the KubeVirt CR."""
+    chosen = KubeVirtConfiguration(
+        network=NetworkConfiguration(defaultNetworkInterface="bridge"), cpuModel="Haswell", machineType="pc-q35-9.0"
+    )
+    settings = ControllerSettings(configuration=chosen)
+    launcher = pod("running") if ready else pod()
+    patch = see(vmi("Pending"), pod=launcher, settings=settings)[0]
+    assert status_of(patch)["phase"] == ("Scheduled" if ready else "Scheduling")
+    assert patch.patch["spec"]["networks"] == [{"name": "default", "pod": {}}]
+    domain = patch.patch["spec"]["domain"]
+    assert domain["devices"]["interfaces"] == [{"name": "default", "bridge": {}, "model": "virtio"}]
+    assert (domain["cpu"]["model"], domain["machine"]) == ("Haswell", {"type": "pc-q35-9.0"})
     assert patch.patch["metadata"]["resourceVersion"] == "7"
-    domain = {**SPEC["domain"], **patch.patch["spec"]["domain"]}
-    said = vmi("Pending", spec={**SPEC, **patch.patch["spec"], "domain": domain})
-    (patch,) = see(said, pod=pod(), settings=ControllerSettings(configuration=bridged))
-    assert "spec" not in patch.patch
+    written = merge(SPEC, patch.patch["spec"])
+    (later, *_) = see(vmi("Pending", spec=written), pod=launcher, settings=settings)
+    assert "spec" not in later.patch and status_of(later)["phase"] == status_of(patch)["phase"]
+    instance = vmi("Pending", spec=written)
+    assert defaults.default_vmi(instance, config=chosen) == instance
+
+
+def merge(document: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """RFC 7386."""
+    result = {key: value for key, value in document.items() if key not in patch or patch[key] is not None}
+    for key, value in patch.items():
+        if value is not None:
+            before = result.get(key)
+            result[key] = merge(before if isinstance(before, dict) else {}, value) if isinstance(value, dict) else value
+    return result
 
 
 def test_user_created_vmi_gets_finalizer_in_same_write() -> None:

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from api.schema.codec import to_dict
 from handler.launchers import reports
 from protos import launcher_pb2 as pb
+from protos import limits
 
 
 def test_valid_report_is_unchanged():
@@ -22,8 +24,13 @@ def test_valid_report_is_unchanged():
     assert state.runs and not state.ended and state.agent
     assert (state.accelerator, state.machine) == ("kvm", "pc-q35-10.0")
     assert state.disks == (reports.ReportedDisk("root", "vda", 1 << 30),)
-    assert state.os == {"prettyName": "Debian GNU/Linux 13 (trixie)"}
-    assert state.interfaces == (reports.GuestInterface("eth0", "52:54:00:aa:bb:01", ("10.0.2.2", "fe80::1")),)
+    assert state.os == reports.GuestOs(prettyName="Debian GNU/Linux 13 (trixie)")
+    assert [to_dict(interface) for interface in state.interfaces] == [
+        {
+            "interfaceName": "eth0", "mac": "52:54:00:aa:bb:01", "infoSource": "guest-agent",
+            "ipAddress": "10.0.2.2", "ipAddresses": ["10.0.2.2", "fe80::1"],
+        }
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -57,9 +64,9 @@ def test_lists_are_truncated():
         report.disks.add(volume=f"v{number}", target="vda", size=2**64 - 1)
     state = reports.check(report)
     assert len(state.interfaces) == reports.MAX_INTERFACES and len(state.disks) == reports.MAX_DISKS
-    assert all(len(interface.addresses) <= reports.MAX_ADDRESSES for interface in state.interfaces)
+    assert all(len(interface.ipAddresses or ()) <= reports.MAX_ADDRESSES for interface in state.interfaces)
     assert all(disk.size <= 2**63 - 1 for disk in state.disks)
-    assert len(state.message) == reports.MAX_MESSAGE
+    assert len(state.message) == limits.REASON_BYTES
 
 
 def test_unknown_state_is_none():
@@ -75,7 +82,8 @@ def test_any_text_is_bounded(name, value, addresses):
     report.guest.os.name = value
     report.guest.interfaces.add(name=name, mac=value, addresses=addresses)
     state = reports.check(report)
-    assert len(state.os.get("name", "")) <= reports.MAX_STRING and len(state.vmi_uid) <= 64
+    assert len(state.os.name or "") <= limits.STRING_BYTES and len(state.vmi_uid) <= 64
     assert set(state.machine) <= set(string.ascii_letters + string.digits + "._-")
     for interface in state.interfaces:
-        assert interface.name.isprintable() and len(interface.addresses) <= reports.MAX_ADDRESSES
+        assert (interface.interfaceName or "").isprintable()
+        assert len(interface.ipAddresses or ()) <= reports.MAX_ADDRESSES

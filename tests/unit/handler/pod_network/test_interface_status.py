@@ -11,7 +11,7 @@ from api.kubevirt.networks import pod_interface
 from api.kubevirt.vmi import VirtualMachineInstance
 from api.schema import codec
 from handler.launchers import reports
-from handler.launchers.reports import GuestInterface, LauncherState, NicInfo
+from handler.launchers.reports import LauncherState, NicInfo, guest_interface
 from handler.pod_network import interface_status
 from handler.pod_network.interface_record import SavedRoute
 from handler.pod_network.interface_request import InterfaceRequest
@@ -20,6 +20,7 @@ from handler.pod_network.setup import PodNetworkState
 from handler.pod_network.vm_interface import Dhcpv4Lease, VmInterface
 from handler.vmi import node_setup
 from protos import launcher_pb2 as pb
+from protos import limits
 from tests.node import fakekube
 
 MAC, BLUE_MAC, VF_MAC = "52:54:00:00:00:01", "0a:00:00:00:00:05", "0a:00:00:00:00:06"
@@ -64,6 +65,10 @@ RUNNING = LauncherState(
 )
 
 
+def status(*given):
+    return [codec.to_dict(entry) for entry in interface_status.status(*given)]
+
+
 def test_messages_in_the_order_of_the_vmi():
     blue, default, vf = interface_status.messages(vmi(), MADE)
     assert [message.name for message in (blue, default, vf)] == ["blue", "default", "vf"]
@@ -96,7 +101,7 @@ def test_a_subdomain_is_searched_first():
 
 
 def test_the_pods_address_comes_first():
-    entries = interface_status.status(vmi(), MADE, RUNNING, frozenset({BLUE_IF, VF_IF}))
+    entries = status(vmi(), MADE, RUNNING, frozenset({BLUE_IF, VF_IF}))
     default, blue, vf = entries
     assert default == {
         "name": "default", "linkState": "up", "mac": MAC, "podInterfaceName": "eth0", "queueCount": 2,
@@ -108,15 +113,13 @@ def test_the_pods_address_comes_first():
 def test_guest_agent_data_is_matched_by_mac():
     bare = PodNetworkState((POD, replace(BLUE, lease4=None, addresses=())), RESOLVER)
     inside = (
-        GuestInterface("eth0", MAC, ("10.0.2.2", "fe80::1")),
-        GuestInterface("eth1", BLUE_MAC, ("192.168.3.4",)),
-        GuestInterface("eth1.5", BLUE_MAC, ("192.168.5.4",)),
-        GuestInterface("docker0", "02:42:00:00:00:01", ("172.17.0.1",)),
-        GuestInterface("tun0", "", ()),
+        guest_interface("eth0", MAC, ("10.0.2.2", "fe80::1")),
+        guest_interface("eth1", BLUE_MAC, ("192.168.3.4",)),
+        guest_interface("eth1.5", BLUE_MAC, ("192.168.5.4",)),
+        guest_interface("docker0", "02:42:00:00:00:01", ("172.17.0.1",)),
+        guest_interface("tun0", "", ()),
     )
-    default, blue, *others = interface_status.status(
-        vmi(), bare, replace(RUNNING, interfaces=inside), frozenset({BLUE_IF})
-    )
+    default, blue, *others = status(vmi(), bare, replace(RUNNING, interfaces=inside), frozenset({BLUE_IF}))
     # The guest agent cannot override the pod's address; on other networks only the guest knows its address.
     assert default["ipAddresses"] == ["10.1.1.5", "fd00::5"] and default["interfaceName"] == "eth0"
     assert blue["ipAddresses"] == ["192.168.3.4"] and blue["infoSource"] == "domain, guest-agent, multus-status"
@@ -125,21 +128,21 @@ def test_guest_agent_data_is_matched_by_mac():
 
 
 def test_leased_address_is_reported():
-    inside = (GuestInterface("eth1", BLUE_MAC, ("203.0.113.1",)),)
-    blue = interface_status.status(vmi(), MADE, replace(RUNNING, interfaces=inside))[1]
+    inside = (guest_interface("eth1", BLUE_MAC, ("203.0.113.1",)),)
+    blue = status(vmi(), MADE, replace(RUNNING, interfaces=inside))[1]
     assert blue["ipAddresses"] == ["10.7.0.9"] and blue["interfaceName"] == "eth1"
 
 
 def test_interface_being_unplugged_stays_until_it_leaves_the_domain():
     left = PodNetworkState((POD,), RESOLVER, going=("blue",))
-    entries = interface_status.status(vmi(), left, RUNNING)
+    entries = status(vmi(), left, RUNNING)
     assert [entry["name"] for entry in entries] == ["default", "blue"] and entries[1]["mac"] == BLUE_MAC
-    assert len(interface_status.status(vmi(), left, replace(RUNNING, nics=RUNNING.nics[:1]))) == 1
+    assert len(status(vmi(), left, replace(RUNNING, nics=RUNNING.nics[:1]))) == 1
 
 
 def test_reported_nic_mac_does_not_override_configured_mac():
     lies = tuple(NicInfo(name, "02:66:66:66:66:66", True, 9) for name in ("default", "blue", "made-up", "kube-api"))
-    default, blue, _ = interface_status.status(vmi(), MADE, replace(RUNNING, nics=lies))
+    default, blue, _ = status(vmi(), MADE, replace(RUNNING, nics=lies))
     assert (default["mac"], default["ipAddress"], default["name"]) == (MAC, "10.1.1.5", "default")
     assert blue["mac"] == BLUE_MAC
 
@@ -147,7 +150,7 @@ def test_reported_nic_mac_does_not_override_configured_mac():
 def test_link_state_defaults_to_the_spec():
     quiet = replace(RUNNING, nics=())
     wanted = vmi({"name": "blue", "bridge": {}, "state": "down"}, {"name": "default"}, {"name": "vf", "sriov": {}})
-    assert [entry["linkState"] for entry in interface_status.status(wanted, MADE, quiet)] == ["up", "down", "up"]
+    assert [entry["linkState"] for entry in status(wanted, MADE, quiet)] == ["up", "down", "up"]
 
 
 def test_nics_of_a_report_are_bounded_and_checked():
@@ -158,7 +161,7 @@ def test_nics_of_a_report_are_bounded_and_checked():
         NicInfo("default", "52:54:00:aa:00:01", True, 256), NicInfo("ok", "", True, 256))  # fmt: skip
     for number in range(5000):
         report.nics.add(name=f"n{number}")
-    assert len(reports.check(report).nics) <= reports.MAX_NICS
+    assert len(reports.check(report).nics) <= limits.NICS
 
 
 def test_host_device_mac_comes_from_network_status():

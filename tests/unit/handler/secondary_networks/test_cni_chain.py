@@ -11,7 +11,8 @@ from api.network_attachments import Selection
 from handler.secondary_networks import cni_chain
 from handler.secondary_networks.cni_chain import PodSandbox
 from handler.secondary_networks.cni_config import CniNetwork
-from handler.secondary_networks.cni_exec import CniHost, PluginMissing, PluginResult
+from handler.secondary_networks.cni_exec import CniHost, PluginMissing
+from kit.child import ChildResult
 
 LAN = CniNetwork("network web/dmz", "lan", "0.4.0", ({"type": "first"}, {"type": "second"}))
 WANTED = Selection(namespace="web", name="dmz", interface="net1", mac="02:00:00:00:00:01")
@@ -27,12 +28,12 @@ class Plugins(CniHost):
         object.__setattr__(self, "answers", answers)
         object.__setattr__(self, "calls", [])
 
-    async def run(self, plugin: str, environment: dict[str, str], stdin: bytes, seconds: float = 0) -> PluginResult:
+    async def run(self, plugin: str, environment: dict[str, str], stdin: bytes, seconds: float = 0) -> ChildResult:
         self.calls.append((environment["CNI_COMMAND"], plugin, environment, json.loads(stdin)))
         answer = self.answers.get(f"{environment['CNI_COMMAND']}_{plugin}", b'{"ips": []}')
         if isinstance(answer, Exception):
             raise answer
-        return answer if isinstance(answer, PluginResult) else PluginResult(0, answer, b"")
+        return answer if isinstance(answer, ChildResult) else ChildResult(0, answer, b"")
 
 
 async def test_add_runs_plugins_in_order_with_previous_result() -> None:
@@ -57,7 +58,7 @@ async def test_environment_follows_the_cni_specification() -> None:
 
 
 async def test_failed_add_stops_the_chain() -> None:
-    host = Plugins(ADD_first=PluginResult(1, REFUSAL, b""))
+    host = Plugins(ADD_first=ChildResult(1, REFUSAL, b""))
     with pytest.raises(NetworkError) as caught:
         await cni_chain.add(host, LAN, WANTED, HOME)
     assert caught.value.message == (
@@ -67,7 +68,7 @@ async def test_failed_add_stops_the_chain() -> None:
 
 
 async def test_del_runs_all_plugins_in_reverse_despite_errors() -> None:
-    host = Plugins(DEL_second=PluginResult(1, REFUSAL, b""), DEL_first=b"")
+    host = Plugins(DEL_second=ChildResult(1, REFUSAL, b""), DEL_first=b"")
     with pytest.raises(NetworkError, match="plugin second failed: vlan"):
         await cni_chain.delete(host, LAN, WANTED, PodSandbox("web", "app", "1234-5678"), {"two": 2})
     assert [(command, plugin) for command, plugin, _, _ in host.calls] == [("DEL", "second"), ("DEL", "first")]
@@ -80,16 +81,16 @@ async def test_del_runs_all_plugins_in_reverse_despite_errors() -> None:
     [
         (PluginMissing("first"), "is not on this node: no executable of that name in /opt/cni/bin or /usr/lib/cni"),
         (OSError(8, "Exec format error"), "cannot be run: Exec format error"),
-        (PluginResult(2, b"", b"panic:\x1b[2J oh"), "failed with exit code 2: panic: [2J oh"),
-        (PluginResult(1, b"", b""), "failed with exit code 1: no output"),
-        (PluginResult(1, b"[]", b"no"), "failed with exit code 1: no"),
-        (PluginResult(1, b'{"msg": "' + b"x" * 5000 + b'"}', b""), "failed: xxx"),
-        (PluginResult(1, b'{"code": "7", "msg": "odd"}', b""), "failed: odd"),
-        (PluginResult(-9, b"", b"", "did not exit within 100 s and was killed"), "did not exit within 100 s"),
-        (PluginResult(0, b"not json", b""), "did not print JSON"),
-        (PluginResult(0, b"", b""), "printed no result"),
-        (PluginResult(0, b"[" * 5000, b""), "did not print JSON"),
-        (PluginResult(0, b'"text"', b""), "printed no result"),
+        (ChildResult(2, b"", b"panic:\x1b[2J oh"), "failed with exit code 2: panic: [2J oh"),
+        (ChildResult(1, b"", b""), "failed with exit code 1: no output"),
+        (ChildResult(1, b"[]", b"no"), "failed with exit code 1: no"),
+        (ChildResult(1, b'{"msg": "' + b"x" * 5000 + b'"}', b""), "failed: xxx"),
+        (ChildResult(1, b'{"code": "7", "msg": "odd"}', b""), "failed: odd"),
+        (ChildResult(-9, b"", b"", "did not exit within 100 s and was killed"), "did not exit within 100 s"),
+        (ChildResult(0, b"not json", b""), "did not print JSON"),
+        (ChildResult(0, b"", b""), "printed no result"),
+        (ChildResult(0, b"[" * 5000, b""), "did not print JSON"),
+        (ChildResult(0, b'"text"', b""), "printed no result"),
     ],
 )
 async def test_every_failure_names_network_and_plugin(answer: Any, words: str) -> None:

@@ -309,7 +309,7 @@ async def test_guest_info(authority: Authority) -> None:
     report.guest.interfaces.extend([pb.GuestInterface(name="eth0", addresses=["10.0.0.2/24"] * 100)] * 300)
     async with lab(authority, report=lambda: report) as (client, _, _service):
         info = await call(client, "GuestInfo")
-        assert info.hostname == "web" and len(info.interfaces) == 256 and len(info.interfaces[0].addresses) == 64
+        assert info.hostname == "web" and len(info.interfaces) == 256 and len(info.interfaces[0].addresses) == 32
         report.agent_connected = False
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(client, "GuestInfo")

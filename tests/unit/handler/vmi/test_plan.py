@@ -9,7 +9,7 @@ import pytest
 
 from api.k8s.objects import Pod
 from api.kubevirt.vmi import VirtualMachineInstance
-from handler.launchers.reports import GuestInterface, LauncherState, NicInfo, ReportedDisk
+from handler.launchers.reports import GuestOs, LauncherState, NicInfo, ReportedDisk, guest_interface
 from handler.pod_network.interface_request import InterfaceRequest
 from handler.pod_network.setup import PodNetworkState
 from handler.pod_network.vm_interface import VmInterface
@@ -301,7 +301,7 @@ def test_transient_error_is_reported_once_and_retried():
 
 
 def test_minor_changes_are_coalesced():
-    state = replace(RUNNING, agent=True, os={"name": "Debian"})
+    state = replace(RUNNING, agent=True, os=GuestOs(name="Debian"))
     first = plan(seen(state, vmi=running_vmi()))
     assert first[0] == DeferWrite(1000.0) and isinstance(first[1], RequeueAfter)
     assert written(plan(seen(state, vmi=running_vmi(), minor_since=1000.0, clock=1001.0))) == []
@@ -332,8 +332,8 @@ def test_changed_spec_is_synced():
 
 def test_interfaces_include_guest_agent_data():
     inside = (
-        GuestInterface("enp1s0", MAC, ("10.0.2.2",)),
-        GuestInterface("docker0", "02:42:00:00:00:01", ("172.17.0.1",)),
+        guest_interface("enp1s0", MAC, ("10.0.2.2",)),
+        guest_interface("docker0", "02:42:00:00:00:01", ("172.17.0.1",)),
     )
     facts = vmi_status.StatusFacts(replace(RUNNING, interfaces=inside), pod(), MADE, "")
     patch = vmi_status.running(vmi(), facts, NOW)

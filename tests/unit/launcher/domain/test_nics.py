@@ -21,7 +21,7 @@ def text_of(*cards: dict[str, Any]) -> str:
         "apiVersion": "kubevirt.io/v1",
         "kind": "VirtualMachineInstance",
         "metadata": {"name": "vm", "namespace": "test"},
-        "spec": {"domain": {"devices": {"interfaces": list(cards)}}},
+        "spec": {"domain": {"devices": {"interfaces": [{"model": "virtio", **card} for card in cards]}}},
     }
     return json.dumps(document)
 
@@ -34,11 +34,16 @@ def facts(*names: str, kvm: bool = False, vhost: bool = False) -> PodFacts:
     return PodFacts(paths=Paths(), kvm=kvm, vhost=vhost, nics=[NicFacts(name, f"tap-{name}", MAC) for name in names])
 
 
-@pytest.mark.parametrize("model", [None, "virtio", "e1000e"])
-def test_pci_express_nics_are_hot_pluggable(model: str | None) -> None:
+@pytest.mark.parametrize("model", ["virtio", "e1000e"])
+def test_pci_express_nics_are_hot_pluggable(model: str) -> None:
     element = pluggable(vmi({"name": "a", "bridge": {}, "model": model}), "a", facts("a")).element()
-    assert element.find(f"model[@type='{model or 'virtio'}']") is not None
+    assert element.find(f"model[@type='{model}']") is not None
     assert element.find("alias[@name='ua-nic_a']") is not None and element.find("target[@dev='tap-a']") is not None
+
+
+def test_defaults_must_have_been_applied() -> None:
+    with pytest.raises(InvalidVmi, match=r"spec\.domain\.devices\.interfaces\[0\]\.model: required"):
+        pluggable(vmi({"name": "a", "bridge": {}, "model": None}), "a", facts("a"))
 
 
 @pytest.mark.parametrize("model", ["e1000", "rtl8139", "pcnet", "ne2k_pci"])

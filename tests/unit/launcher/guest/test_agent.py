@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.guest import agent
-from launcher.service import LARGEST_ANSWER
 from protos import launcher_pb2 as pb
+from protos import limits
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -31,10 +31,10 @@ def test_interfaces_are_converted() -> None:
 def test_excess_agent_data_is_truncated() -> None:
     address = {"ip-address": "10.0.0.1", "prefix": 24}
     found = agent.interfaces([{"name": "x" * 10_000, "ip-addresses": [address] * 1000}] * 5000)
-    assert len(found) == agent.INTERFACES
-    assert len(found[0].addresses) == agent.ADDRESSES
-    assert len(found[0].name) == agent.STRING_BYTES
-    assert len(agent.text("ä" * 1000).encode()) <= agent.STRING_BYTES
+    assert len(found) == limits.INTERFACES
+    assert len(found[0].addresses) == limits.ADDRESSES
+    assert len(found[0].name) == limits.STRING_BYTES
+    assert len(agent.text("ä" * 1000).encode()) <= limits.STRING_BYTES
 
 
 @pytest.mark.parametrize("ip", ["2001:db8::" + "1" * 300, "x" * 64, "10.0.0.1"])
@@ -46,7 +46,7 @@ def test_maximum_agent_data_fits_into_a_report(ip: str) -> None:
     report.guest.interfaces.extend(agent.interfaces([item] * 5000))
     fields = ("id", "name", "version", "version-id", "pretty-name", "kernel-release", "kernel-version", "machine")
     report.guest.os.CopyFrom(agent.os_info(dict.fromkeys(fields, long)))
-    assert report.ByteSize() < LARGEST_ANSWER * 9 // 10  # the disks' names are ours
+    assert report.ByteSize() < limits.MESSAGE_BYTES * 9 // 10  # the disks' names are ours
 
 
 def test_control_characters_and_lone_surrogates() -> None:

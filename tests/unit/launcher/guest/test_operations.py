@@ -12,6 +12,7 @@ from launcher.guest.operations import GuestOperations, filesystems, users
 from launcher.hypervisor.connection import HypervisorError
 from launcher.vm.errors import OperationRefused
 from protos import launcher_pb2 as pb
+from protos import limits
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=300),
@@ -48,17 +49,17 @@ def test_filesystems() -> None:
 
 def test_long_lists_are_truncated() -> None:
     assert len(users([{"user": "u" * 1000}] * 5000).users) == 1000
-    assert users([{"user": "u" * 1000}] * 5000).ByteSize() <= operations.ANSWER_BYTES
+    assert users([{"user": "u" * 1000}] * 5000).ByteSize() <= limits.REPLY_BYTES
     disks = [{"serial": "s" * 500, "bus-type": "b" * 500}] * 100
     reply = filesystems([{"name": "n" * 500, "disk": disks}] * 5000)
-    assert 0 < len(reply.filesystems) < 1000 and reply.ByteSize() <= operations.ANSWER_BYTES
+    assert 0 < len(reply.filesystems) < 1000 and reply.ByteSize() <= limits.REPLY_BYTES
     assert len(reply.filesystems[0].disks) == 64
 
 
 @given(JSON)
 def test_arbitrary_agent_responses_are_accepted(answer: Any) -> None:
     for reply in (users(answer), filesystems(answer)):
-        assert reply.ByteSize() <= operations.ANSWER_BYTES
+        assert reply.ByteSize() <= limits.REPLY_BYTES
 
 
 # -- freeze

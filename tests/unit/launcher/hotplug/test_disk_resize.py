@@ -1,5 +1,4 @@
 import asyncio
-import json
 from typing import Any
 
 import pytest
@@ -13,9 +12,11 @@ GIB = 1 << 30
 
 
 def request(**capacities: str) -> pb.SyncRequest:
-    infos = {name: {"persistentVolumeClaimInfo": {"capacity": {"storage": text}}} for name, text in capacities.items()}
-    entries = [{"name": "root"}, *({"name": name, **info} for name, info in infos.items())]
-    return pb.SyncRequest(vmi=json.dumps({"status": {"volumeStatus": entries}}).encode())
+    return pb.SyncRequest(claims=claims(**capacities))
+
+
+def claims(**capacities: str) -> list[pb.Claim]:
+    return [pb.Claim(volume=name, name=f"claim-{name}", capacity=text) for name, text in capacities.items()]
 
 
 class World:
@@ -80,18 +81,7 @@ def test_unavailable_daemon_raises_unavailable() -> None:
         asyncio.run(World({"a": 2 * GIB}, {"vda": Unavailable("gone")}).follow(request(a="2Gi"), disk("a", "vda")))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"", b"[]", b"{}", b'{"status":null}', b'{"status":{"volumeStatus":[7]}}', b'{"status":{"volumeStatus":null}}',
-        b'{"status":{"volumeStatus":[{"name":"a","persistentVolumeClaimInfo":null}]}}',
-    ],
-)  # fmt: skip
-def test_vmi_without_claims_has_no_capacities(text: bytes) -> None:
-    assert disk_resize.capacities_of(text) == {}
-
-
 def test_report_has_the_known_capacities() -> None:
     disks = [disk("a", "vda", ""), disk("root", "vdb", "old")]
-    disk_resize.note(disks, {"a": "1Gi"})
+    disk_resize.note(disks, claims(a="1Gi"))
     assert [each.capacity for each in disks] == ["1Gi", ""]

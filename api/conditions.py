@@ -4,17 +4,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from api import names
+from api.k8s.meta import Json
 
 MESSAGE_LIMIT = 1500
 """Maximum length of a condition's message, in characters: texts of webhooks, kubelets and launchers can be long."""
 
-Json = dict[str, Any]
 
-
-def make(type: str, status: bool, reason: str, message: str = "") -> Json:
+def make(type: str, status: bool, reason: str = "", message: str = "") -> Json:
     """A condition without timestamps."""
-    made = {"type": type, "status": names.TRUE if status else names.FALSE, "reason": reason}
-    return {**made, "message": message[:MESSAGE_LIMIT]} if message else made
+    made = {"type": type, "status": names.TRUE if status else names.FALSE}
+    return made | ({"reason": reason} if reason else {}) | ({"message": message[:MESSAGE_LIMIT]} if message else {})
 
 
 def find(conditions: Sequence[Any] | None, type: str) -> Any:
@@ -52,7 +51,7 @@ def _renewed(old: Any, new: Json | None, now: str) -> Json:
     }
     if new is not None:
         kept |= {"reason": None, "message": None, **new}
-        kept["lastTransitionTime"] = old.lastTransitionTime if new["status"] == old.status else now
+        kept["lastTransitionTime"] = (old.lastTransitionTime or now) if new["status"] == old.status else now
     return {key: value for key, value in kept.items() if value is not None}
 
 
