@@ -378,16 +378,6 @@ def test_software_emulation_condition_is_set_once_with_reason():
     assert vmi_status.running(told, replace(facts, kvm="not checked yet"), NOW) is None
 
 
-def test_condition_keeps_its_time_until_its_status_changes():
-    old = [{"type": "Ready", "status": "False", "reason": "A", "lastTransitionTime": "2020-01-01T00:00:00Z"}]
-    same = vmi_status.merged(old, [vmi_status.condition("Ready", False, "B")], (), NOW)
-    assert same[0]["lastTransitionTime"] == "2020-01-01T00:00:00Z" and same[0]["reason"] == "B"
-    changed = vmi_status.merged(old, [vmi_status.condition("Ready", True)], (), NOW)
-    assert changed[0]["lastTransitionTime"] == "2026-03-01T12:00:00Z"
-    foreign = [{"type": "Theirs", "status": "True"}]
-    assert vmi_status.merged(foreign, [], (), NOW) == foreign
-
-
 # ---- evidence that a pod has ended
 
 
