@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from api.validation import syntax
-from api.validation.validate import validate_document
+from api.validation.document import validate_document
 from cli.problem import CliError
 
 Json = dict[str, Any]

@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
-from api import names
 from api.errors import HyperletError, InvalidObject
 from api.k8s.meta import ObjectMeta, format_time
+from api.k8s.resource import resource_of
 from controller import conditions
 from controller.actions import ActionExecutor, Patch, RecordEvent
 from kit import log
@@ -73,4 +73,5 @@ def _stub(kind: type[Any], item: Undecodable) -> Any:
     """A placeholder with the object's metadata, as involvedObject of an Event."""
     known = {field: item.metadata.get(field) for field in ("name", "namespace", "uid", "resourceVersion")}
     meta = msgspec.convert({key: value for key, value in known.items() if value}, ObjectMeta)
-    return kind(apiVersion=names.API_VERSION, kind=kind.__name__, metadata=meta, spec=None)
+    resource = resource_of(kind)
+    return kind(apiVersion=resource.api_version, kind=resource.kind, metadata=meta, spec=None)

@@ -17,10 +17,10 @@ import aiohttp
 import msgspec
 
 from api import errors
+from api.k8s.resource import Resource, resource_of
 from api.version import VERSION
 from kit import connection, faults, log
 from kit.events import EventRecorder
-from kit.kinds import Resource, resource_of
 
 T = TypeVar("T")
 Patch = Mapping[str, Any] | Sequence[Mapping[str, Any]]

@@ -17,7 +17,8 @@ import pytest
 
 from api import names
 from controller.cache.cluster import ClusterCache
-from controller.reconcilers import LauncherPodReconciler, VmReconciler
+from controller.vm.reconciler import VmReconciler
+from controller.vmi.reconciler import LauncherPodReconciler
 from kit.kube import Kube
 from tests.unit.controller.objects import SPEC
 from tests.unit.kit.fakeapi import FakeApi, Json
@@ -199,12 +200,12 @@ class Chance:
 
 async def controller(config: str, ready: asyncio.Event) -> None:
     async with Kube.connect("controller", config) as kube:
-        cluster = ClusterCache.of(kube)
+        cluster = ClusterCache(kube)
         loops: list[Any] = [VmReconciler(kube, cluster), LauncherPodReconciler(kube, cluster)]
         async with asyncio.TaskGroup() as group:
-            for store in cluster.all_stores():
+            for store in cluster.stores.values():
                 group.create_task(store.run())
-            for store in cluster.all_stores():
+            for store in cluster.stores.values():
                 await store.synced()
             for loop in loops:
                 loop.add_all()

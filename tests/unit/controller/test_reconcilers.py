@@ -17,8 +17,7 @@ import pytest
 from api import names
 from controller.cache.cluster import ClusterCache
 from controller.installation import image_volumes
-from controller.installation.admission_policies import PolicyWatcher
-from controller.reconcilers import InstallationReconciler, LauncherPodReconciler, VmReconciler
+from controller.reconcilers import RECONCILERS
 from kit.kube import Kube
 from tests.unit.controller.objects import SPEC, claim
 from tests.unit.kit.fakeapi import FakeApi, Json, Refusal
@@ -102,13 +101,12 @@ class World:
 
     async def _controller(self, ready: asyncio.Event) -> None:
         async with Kube.connect("controller", self.config) as kube:
-            cluster = self.cluster = ClusterCache.of(kube)
-            installation = InstallationReconciler(kube, cluster, "v1", PolicyWatcher(kube))
-            loops = [VmReconciler(kube, cluster), LauncherPodReconciler(kube, cluster), installation]
+            cluster = self.cluster = ClusterCache(kube)
+            loops = [reconciler(kube, cluster) for reconciler in RECONCILERS]
             async with asyncio.TaskGroup() as group:
-                for store in cluster.all_stores():
+                for store in cluster.stores.values():
                     group.create_task(store.run())
-                for store in cluster.all_stores():
+                for store in cluster.stores.values():
                     await store.synced()
                 for loop in loops:
                     loop.add_all()
@@ -659,7 +657,7 @@ async def test_controller_catches_up_after_api_server_outage(world: World) -> No
     # The pod's last status may be missed between two watches; then only its node can provide evidence.
     world.nodes.attests = True
     await world.api.leave()
-    await until(lambda: world.cluster and not any(store.connected for store in world.cluster.all_stores()))
+    await until(lambda: world.cluster and not any(store.connected for store in world.cluster.stores.values()))
     world.api.objects["virtualmachines", "default", "web"]["spec"]["runStrategy"] = "Halted"
     world.api.version += 1
     world.api.objects["virtualmachines", "default", "web"]["metadata"]["resourceVersion"] = str(world.api.version)

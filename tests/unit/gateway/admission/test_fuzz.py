@@ -13,6 +13,7 @@ from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from api.kinds.catalog import CATALOG
 from api.kubevirt.configuration import KubeVirtConfiguration
 from gateway.admission import kinds, review, webhooks
 from gateway.context import Gateway
@@ -194,7 +195,7 @@ async def test_deeply_nested_objects_get_a_response(ask: Ask, depth: int) -> Non
     deep: Any = 1
     for _ in range(depth):
         deep = {"a": [deep]} if depth % 2 else {"a": deep}
-    for kind in kinds.RULES:
+    for kind in (each.name for each in CATALOG.admitted()):
         new = {"apiVersion": "kubevirt.io/v1", "kind": kind, "metadata": {"name": "x"}, "spec": deep}
         for old in (None, {**new, "spec": {"a": deep}}):
             for path in PATHS:
