@@ -29,7 +29,9 @@ from gateway.admission import kinds, ownership, review
 from gateway.admission.review import AdmissionRequest, UserInfo
 from gateway.admission.webhooks import MUTATE, VALIDATE
 from kit.kube import Kube
-from tests.unit.kit.fakeapi import FakeApi, json_patched
+from tests.fakes.apiserver import FakeApi
+from tests.fakes.patches import json_patched
+from tests.waiting import until
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -466,8 +468,6 @@ async def test_controller_reconciles_new_kind(tmp_path: Path) -> None:
         store.start()
         await store.synced()
         await kube.create(Gizmo, document(colour="blue"))
-        async with asyncio.timeout(10):
-            while (api.find("gizmos", "g", "") or {}).get("status") != {"phase": "Ready"}:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: (api.find("gizmos", "g", "") or {}).get("status") == {"phase": "Ready"})
         running.cancel()
         await store.stop()

@@ -20,8 +20,9 @@ from gateway.context import Gateway
 from gateway.http.server import BODY_LIMIT, application
 from gateway.pki.certificates import Certificates
 from kit.kube import Kube
+from tests.fakes.apiserver import FakeApi
+from tests.fakes.patches import json_patched
 from tests.unit.api.vm_manifests import machine
-from tests.unit.kit.fakeapi import FakeApi, json_patched
 
 Json = dict[str, Any]
 PATHS = (webhooks.MUTATE, webhooks.VALIDATE)

@@ -21,8 +21,8 @@ from api.validation.document import validate_document
 from gateway.admission import json_patch, kinds, ownership, review
 from gateway.admission.review import AdmissionDecision, AdmissionRequest, UserInfo
 from gateway.admission.webhooks import MUTATE, VALIDATE
+from tests.fakes.patches import json_patched
 from tests.unit.api.vm_manifests import machine
-from tests.unit.kit.fakeapi import json_patched
 
 MANIFESTS = Path(__file__).resolve().parents[4] / "manifests"
 Json = dict[str, Any]
