@@ -10,10 +10,12 @@ from typing import Any, Final
 import msgspec
 
 from api.k8s.meta import ObjectMeta, Struct
+from api.k8s.resource import Resource
 from api.text import is_mac
 
 GROUP: Final = "k8s.cni.cncf.io"
 VERSION: Final = "v1"
+KIND: Final = "NetworkAttachmentDefinition"
 PLURAL: Final = "network-attachment-definitions"
 
 ANNOTATION_NETWORKS: Final = "k8s.v1.cni.cncf.io/networks"
@@ -42,6 +44,8 @@ class NetworkAttachmentDefinitionSpec(Struct):
 
 class NetworkAttachmentDefinition(Struct):
     """A secondary network for pods and virtual machines."""
+
+    RESOURCE = Resource(GROUP, VERSION, KIND, PLURAL)
 
     apiVersion: str | None = None
     """API group and version."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from api.k8s.meta import Json
 from api.validation import syntax
-from api.validation.validate import validate_document
+from api.validation.document import validate_document
 from cli.problem import CliError
 
 STRATEGIES = ("Always", "Manual", "Halted", "Once", "RerunOnFailure")

@@ -9,16 +9,18 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
+from typing import Any
 from uuid import uuid4
 
 from prometheus_client import Gauge
 
 from api import names, ports
-from api.version import VERSION
 from controller.cache.cluster import ClusterCache
 from controller.installation import image_volumes
 from controller.installation.admission_policies import PolicyWatcher
-from controller.reconcilers import InstallationReconciler, LauncherPodReconciler, VmReconciler
+from controller.kind_reconciler import KindReconciler
+from controller.reconcilers import RECONCILERS
 from kit import health, log, memory
 from kit.kube import Kube
 from kit.leader import Leader, LeadershipLost
@@ -26,7 +28,7 @@ from kit.leader import Leader, LeadershipLost
 WORKERS = 16
 SETTLED_SECONDS = 5.0
 """Delay before startup memory is released: by then every object has been reconciled once."""
-Loop = VmReconciler | LauncherPodReconciler | InstallationReconciler
+Loops = Sequence[KindReconciler[Any, Any]]
 LEADING = Gauge("kubevirt_virt_controller_leading_status", "1 while this replica leads")
 READY = Gauge("kubevirt_virt_controller_ready_status", "1 while this replica's caches are synced")
 
@@ -37,18 +39,16 @@ async def serve(kube: Kube) -> None:
     """Starts caches and HTTP endpoints, and reconciles while this replica is the leader. Never returns."""
     namespace = os.environ.get("POD_NAMESPACE") or kube.namespace
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{uuid4().hex[:8]}"
-    cluster = ClusterCache.of(kube)
-    policies = PolicyWatcher(kube)
-    installation = InstallationReconciler(kube, cluster, f"v{VERSION}", policies)
-    loops: list[Loop] = [VmReconciler(kube, cluster), LauncherPodReconciler(kube, cluster), installation]
+    cluster = ClusterCache(kube)
+    loops = [reconciler(kube, cluster) for reconciler in RECONCILERS]
     leader = Leader(kube, namespace, names.CONTROLLER_LEASE, identity)
     endpoints = _endpoints(kube, cluster, leader)
     await endpoints.serve(int(os.environ.get("HYPERLET_PORT") or ports.HEALTH))
-    for store in cluster.all_stores():
+    for store in cluster.stores.values():
         store.start()
-    await asyncio.gather(*(store.synced() for store in cluster.all_stores()))
+    await asyncio.gather(*(store.synced() for store in cluster.stores.values()))
     cluster.image_volumes = await image_volumes.supported(kube, namespace)
-    await policies.refresh()
+    await cluster.policies.refresh()
     _log.info(
         "Caches are synced",
         vms=len(cluster.vms),
@@ -61,10 +61,10 @@ async def serve(kube: Kube) -> None:
     async with asyncio.TaskGroup() as group:
         if not cluster.image_volumes:
             group.create_task(_await_image_volumes(kube, namespace, cluster))
-        group.create_task(_lead(leader, loops, policies))
+        group.create_task(_lead(leader, loops, cluster.policies))
 
 
-async def _lead(leader: Leader, loops: list[Loop], policies: PolicyWatcher) -> None:
+async def _lead(leader: Leader, loops: Loops, policies: PolicyWatcher) -> None:
     while True:
         try:
             await leader.lead(_work(loops, policies))
@@ -87,7 +87,7 @@ def _endpoints(kube: Kube, cluster: ClusterCache, leader: Leader) -> health.Heal
     return endpoints
 
 
-async def _work(loops: list[Loop], policies: PolicyWatcher) -> None:
+async def _work(loops: Loops, policies: PolicyWatcher) -> None:
     """Runs the reconcilers, starting with every existing object."""
     for loop in loops:
         loop.add_all()

@@ -5,9 +5,10 @@ from typing import Any
 
 import msgspec
 
-from api import conditions, names
+from api import conditions
 from api.errors import HyperletError, InvalidObject
 from api.k8s.meta import ObjectMeta, format_time
+from api.k8s.resource import resource_of
 from controller.actions import ActionExecutor, Patch, RecordEvent
 from kit import log
 from kit.cache import Key, Store
@@ -72,4 +73,5 @@ def _stub(kind: type[Any], item: Undecodable) -> Any:
     """A placeholder with the object's metadata, as involvedObject of an Event."""
     known = {field: item.metadata.get(field) for field in ("name", "namespace", "uid", "resourceVersion")}
     meta = msgspec.convert({key: value for key, value in known.items() if value}, ObjectMeta)
-    return kind(apiVersion=names.API_VERSION, kind=kind.__name__, metadata=meta, spec=None)
+    resource = resource_of(kind)
+    return kind(apiVersion=resource.api_version, kind=resource.kind, metadata=meta, spec=None)

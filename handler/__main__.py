@@ -18,7 +18,7 @@ from api import ports
 from api.bridges import bridge_policy_of
 from api.errors import ImagePullFailed
 from handler.devices import device_plugin
-from handler.devices.bridges import BridgePlugins, KubeVirt, PodNetworkBridges
+from handler.devices.bridges import BridgePlugins, KubeVirtAnnotations, PodNetworkBridges
 from handler.node.certificate import NodeCertificate
 from handler.node.heartbeat import Heartbeat, NodeState
 from handler.secondary_networks.attachment_records import AttachmentRecords
@@ -57,7 +57,7 @@ async def serve(node: str) -> None:
     def state() -> NodeState | None:
         return NodeState(tun.verdict.works, kvm.verdict) if tun.checked and kvm.checked else None
 
-    kubevirts: Store[KubeVirt] = Store(kube, KubeVirt)
+    kubevirts: Store[KubeVirtAnnotations] = Store(kube, KubeVirtAnnotations)
     heartbeat = Heartbeat(kube, node, state)
     endpoints = _health(kube, reconciler)
     await endpoints.serve(int(os.environ.get("HYPERLET_HEALTH_PORT") or ports.HEALTH))

@@ -12,8 +12,8 @@ from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from api.errors import ApiUnavailable, Expired, HyperletError
+from api.k8s.resource import resource_of
 from kit import log
-from kit.kinds import resource_of
 from kit.kube import Kube, Selector, Undecodable
 
 T = TypeVar("T")

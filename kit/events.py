@@ -12,11 +12,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-import msgspec
-
 from api.errors import HyperletError, NotFound
+from api.k8s.objects import Event
+from api.k8s.resource import resource_of
 from kit import log
-from kit.kinds import resource_of
 
 if TYPE_CHECKING:
     from kit.kube import Kube
@@ -31,12 +30,6 @@ GROUP_SECONDS = 600.0
 """Time during which a repetition is counted on the existing Event instead of creating a new one."""
 
 _log = log.logger(component="events")
-
-
-class Event(msgspec.Struct, gc=False):
-    """The part of an Event that is decoded from responses."""
-
-    metadata: dict[str, Any]
 
 
 @dataclass(slots=True)

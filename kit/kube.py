@@ -17,10 +17,10 @@ import aiohttp
 import msgspec
 
 from api import errors
+from api.k8s.resource import Resource, resource_of
 from api.version import VERSION
 from kit import connection, faults, log
 from kit.events import EventRecorder
-from kit.kinds import Resource, resource_of
 from kit.session import TRANSPORT_ERRORS, ApiSession, Refused
 
 T = TypeVar("T")

@@ -13,9 +13,8 @@ from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
-
 from api.errors import AlreadyExists, Conflict, HyperletError, NotFound
+from api.k8s.objects import Lease
 from kit import log
 from kit.kube import Kube
 
@@ -25,23 +24,6 @@ RENEW_SECONDS = 4.0
 """Renewal interval: 15 writes a minute."""
 
 _log = log.logger(component="leader")
-
-
-class _Meta(msgspec.Struct, gc=False):
-    name: str = ""
-    resourceVersion: str = ""
-
-
-class _LeaseSpec(msgspec.Struct, gc=False):
-    holderIdentity: str | None = None
-    leaseTransitions: int | None = None
-
-
-class Lease(msgspec.Struct, gc=False):
-    """The fields of a Lease that are decoded."""
-
-    metadata: _Meta
-    spec: _LeaseSpec = msgspec.field(default_factory=_LeaseSpec)
 
 
 class LeadershipLost(Exception):
@@ -148,8 +130,7 @@ class Leader:
 
     async def _create(self) -> bool:
         namespace, name = self._where
-        empty = Lease(_Meta(name))
-        body = {"metadata": {"name": name}, "spec": self._claim(empty)["spec"]}
+        body = {"metadata": {"name": name}, "spec": self._claim(Lease())["spec"]}
         try:
             self._lease = await self._kube.create(Lease, body, namespace)
         except (AlreadyExists, Conflict):

@@ -20,6 +20,7 @@ from api.k8s.podspec import TopologySpreadConstraint as TopologySpreadConstraint
 from api.k8s.podspec import TypedLocalObjectReference as TypedLocalObjectReference
 from api.k8s.podspec import TypedObjectReference as TypedObjectReference
 from api.k8s.podspec import VolumeResourceRequirements as VolumeResourceRequirements
+from api.k8s.resource import Resource
 
 
 class K8sObject(Struct):
@@ -155,6 +156,8 @@ class PodStatus(Struct):
 class Pod(K8sObject):
     """A pod."""
 
+    RESOURCE = Resource("", "v1", "Pod", "pods")
+
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
 
@@ -221,6 +224,8 @@ class NodeStatus(Struct):
 class Node(K8sObject):
     """A node."""
 
+    RESOURCE = Resource("", "v1", "Node", "nodes", namespaced=False)
+
     spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
 
@@ -237,6 +242,8 @@ class PersistentVolumeClaimStatus(Struct):
 class PersistentVolumeClaim(K8sObject):
     """A claim for storage."""
 
+    RESOURCE = Resource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+
     spec: PersistentVolumeClaimSpec = PersistentVolumeClaimSpec()
     status: PersistentVolumeClaimStatus = PersistentVolumeClaimStatus()
 
@@ -244,12 +251,16 @@ class PersistentVolumeClaim(K8sObject):
 class Secret(K8sObject):
     """A secret; only its metadata and the names and values of its keys (base64)."""
 
+    RESOURCE = Resource("", "v1", "Secret", "secrets")
+
     type: str | None = None
     data: dict[str, str] | None = None
 
 
 class ConfigMap(K8sObject):
     """A config map."""
+
+    RESOURCE = Resource("", "v1", "ConfigMap", "configmaps")
 
     data: dict[str, str] | None = None
     binaryData: dict[str, str] | None = None
@@ -277,6 +288,8 @@ class EventSource(Struct):
 class Event(K8sObject):
     """Something that happened to an object (core/v1)."""
 
+    RESOURCE = Resource("", "v1", "Event", "events")
+
     involvedObject: ObjectReference = ObjectReference()
     type: str | None = None
     reason: str | None = None
@@ -294,6 +307,8 @@ class Event(K8sObject):
 class ControllerRevision(K8sObject):
     """A ControllerRevision (apps/v1). Its data, which can be large, is not decoded."""
 
+    RESOURCE = Resource("apps", "v1", "ControllerRevision", "controllerrevisions")
+
     revision: int | None = None
 
 
@@ -309,6 +324,8 @@ class LeaseSpec(Struct):
 
 class Lease(K8sObject):
     """A lease of coordination.k8s.io/v1."""
+
+    RESOURCE = Resource("coordination.k8s.io", "v1", "Lease", "leases")
 
     spec: LeaseSpec = LeaseSpec()
 
@@ -333,6 +350,8 @@ class PodDisruptionBudgetStatus(Struct):
 
 class PodDisruptionBudget(K8sObject):
     """A budget of policy/v1."""
+
+    RESOURCE = Resource("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
 
     spec: PodDisruptionBudgetSpec = PodDisruptionBudgetSpec()
     status: PodDisruptionBudgetStatus = PodDisruptionBudgetStatus()

@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from typing import Literal
 
+from api import names
 from api.k8s.meta import Condition, Duration, Int32, Int64, Object, Struct, UInt8
 from api.k8s.podspec import Affinity, LocalObjectReference, Toleration
+from api.k8s.resource import Resource
 from api.kubevirt.configuration import KubeVirtConfiguration
 from api.kubevirt.migration import VirtualMachineInstanceMigration as VirtualMachineInstanceMigration
 from api.kubevirt.migration_state import MigrationConfiguration as MigrationConfiguration
@@ -208,6 +210,8 @@ class KubeVirtStatus(Struct):
 
 class KubeVirt(Object):
     """The one object that configures an installation."""
+
+    RESOURCE = Resource(names.GROUP, names.VERSION, names.KIND_KUBEVIRT, names.PLURAL_KUBEVIRT)
 
     apiVersion: Literal["kubevirt.io/v1", "kubevirt.io/v1alpha3"]
     """API group and version."""

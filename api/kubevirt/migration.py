@@ -2,7 +2,9 @@
 
 from typing import Literal
 
+from api import names
 from api.k8s.meta import Condition, Object, Struct, Time
+from api.k8s.resource import Resource
 from api.kubevirt.migration_state import VirtualMachineInstanceMigrationState
 
 
@@ -67,6 +69,8 @@ class VirtualMachineInstanceMigrationStatus(Struct):
 
 class VirtualMachineInstanceMigration(Object):
     """A request to migrate a running VMI to another node. Deleting it cancels the migration."""
+
+    RESOURCE = Resource(names.GROUP, names.VERSION, names.KIND_MIGRATION, names.PLURAL_MIGRATION)
 
     apiVersion: Literal["kubevirt.io/v1", "kubevirt.io/v1alpha3"]
     """API group and version."""

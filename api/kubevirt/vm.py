@@ -2,7 +2,9 @@
 
 from typing import Literal
 
+from api import names
 from api.k8s.meta import Condition, Int32, Int64, Object, ObjectMeta, Struct, Time
+from api.k8s.resource import Resource
 from api.kubevirt.datavolume import DataVolumeSpec
 from api.kubevirt.devices import Disk
 from api.kubevirt.vmi import VirtualMachineInstanceTemplateSpec
@@ -245,6 +247,8 @@ class VirtualMachineStatus(Struct):
 
 class VirtualMachine(Object):
     """A virtual machine that can be started and stopped. While it runs, a VirtualMachineInstance has the same name."""
+
+    RESOURCE = Resource(names.GROUP, names.VERSION, names.KIND_VM, names.PLURAL_VM)
 
     apiVersion: Literal["kubevirt.io/v1", "kubevirt.io/v1alpha3"]
     """API group and version."""

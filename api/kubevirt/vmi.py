@@ -16,6 +16,7 @@ from api.k8s.podspec import (
     Toleration,
     TopologySpreadConstraint,
 )
+from api.k8s.resource import Resource
 from api.kubevirt.domain import DomainSpec
 from api.kubevirt.networks import Network
 from api.kubevirt.vmi_status import VirtualMachineInstanceStatus
@@ -200,6 +201,8 @@ class VirtualMachineInstanceSpec(Struct):
 
 class VirtualMachineInstance(Object):
     """A running virtual machine. It terminates with the guest; a VirtualMachine recreates it."""
+
+    RESOURCE = Resource(names.GROUP, names.VERSION, names.KIND_VMI, names.PLURAL_VMI)
 
     apiVersion: Literal["kubevirt.io/v1", "kubevirt.io/v1alpha3"]
     """API group and version."""

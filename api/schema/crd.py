@@ -1,8 +1,8 @@
 """CustomResourceDefinitions, generated from the Structs: `python -m api.schema.crd` writes them.
 
 The schemas are structural (apiextensions.k8s.io/v1): every object typed, no `$ref`, no defaults. The descriptions are
-the docstrings below the fields in the source, which only this module reads. Both served versions have the same schema,
-the older one without descriptions: `kubectl apply` stores the whole definition in an annotation, limited to 256 KiB.
+the docstrings below the fields in the source, which only this module reads. All served versions have the same schema,
+the older ones without descriptions: `kubectl apply` stores the whole definition in an annotation, limited to 256 KiB.
 """
 
 import ast
@@ -12,108 +12,34 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from api import names
 from api.k8s.meta import ObjectMeta, Struct
-from api.kubevirt.kubevirt import KubeVirt
-from api.kubevirt.migration import VirtualMachineInstanceMigration
-from api.kubevirt.vm import VirtualMachine
-from api.kubevirt.vmi import VirtualMachineInstance
-from api.network_attachments import GROUP as NAD_GROUP
-from api.network_attachments import PLURAL as NAD_PLURAL
-from api.network_attachments import NetworkAttachmentDefinition
+from api.kinds.catalog import CATALOG
+from api.kinds.kind import Kind
 from api.schema.shape import Shape, shape_of, struct_shape
-from api.validation import unsupported
 
 Schema = dict[str, Any]
 _SCALARS: dict[Any, str] = {str: "string", bool: "boolean", int: "integer", float: "number"}
 # Bounds already implied by `format`.
 _NATURAL = {-(2**31), 2**31 - 1, -(2**63), 2**63 - 1}
-_READY = ".status.conditions[?(@.type=='Ready')].status"
-_AGE = ("Age", "date", ".metadata.creationTimestamp", 0)
 
 
-class CrdKind(NamedTuple):
-    """Properties of a CRD. A column is (name, type, JSON path, priority; 1 is shown by `-o wide`)."""
-
-    cls: type[Struct]
-    plural: str
-    short: tuple[str, ...]
-    columns: tuple[tuple[str, str, str, int], ...]
-    status: bool
-    group: str = names.GROUP
-    singular: str = ""
-    """Defaults to the kind in lower case."""
-    versions: tuple[str, ...] = (names.VERSION, names.OLD_VERSION)
-    """Served versions; the first one is the storage version."""
-    required: tuple[str, ...] = ("spec",)
-    categories: tuple[str, ...] = ("all",)
-
-
-KINDS = (
-    CrdKind(KubeVirt, names.PLURAL_KUBEVIRT, ("kv", "kvs"), (_AGE, ("Phase", "string", ".status.phase", 0)), True),
-    CrdKind(
-        VirtualMachine,
-        names.PLURAL_VM,
-        ("vm", "vms"),
-        (_AGE, ("Status", "string", ".status.printableStatus", 0), ("Ready", "string", _READY, 0)),
-        True,
-    ),
-    CrdKind(
-        VirtualMachineInstance,
-        names.PLURAL_VMI,
-        ("vmi", "vmis"),
-        (
-            _AGE,
-            ("Phase", "string", ".status.phase", 0),
-            ("IP", "string", ".status.interfaces[0].ipAddress", 0),
-            ("NodeName", "string", ".status.nodeName", 0),
-            ("Ready", "string", _READY, 0),
-            ("LiveMigratable", "string", _READY.replace("Ready", "LiveMigratable"), 1),
-            ("Paused", "string", _READY.replace("Ready", "Paused"), 1),
-        ),
-        False,
-    ),
-    CrdKind(
-        VirtualMachineInstanceMigration,
-        names.PLURAL_MIGRATION,
-        ("vmim", "vmims"),
-        (("Phase", "string", ".status.phase", 0), ("VMI", "string", ".spec.vmiName", 0)),
-        True,
-    ),
-    # Identical to the CRD of Multus, so that the order of installation does not matter.
-    CrdKind(
-        NetworkAttachmentDefinition,
-        NAD_PLURAL,
-        ("net-attach-def", "net-attach-defs"),
-        (),
-        False,
-        group=NAD_GROUP,
-        singular="network-attachment-definition",
-        versions=("v1",),
-        required=(),
-        categories=(),
-    ),
-)
-
-
-def definition(kind: CrdKind) -> dict[str, Any]:
+def definition(kind: Kind) -> dict[str, Any]:
     """The CustomResourceDefinition of a kind."""
-    name = kind.cls.__name__
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {"name": f"{kind.plural}.{kind.group}"},
         "spec": {
             "group": kind.group,
-            "scope": "Namespaced",
+            "scope": "Namespaced" if kind.resource.namespaced else "Cluster",
             "names": {
-                "kind": name,
-                "listKind": f"{name}List",
+                "kind": kind.name,
+                "listKind": f"{kind.name}List",
                 "plural": kind.plural,
-                "singular": kind.singular or name.lower(),
-                "shortNames": list(kind.short),
+                "singular": kind.singular or kind.name.lower(),
+                "shortNames": list(kind.short_names),
                 **({"categories": list(kind.categories)} if kind.categories else {}),
             },
             "versions": [
@@ -124,7 +50,7 @@ def definition(kind: CrdKind) -> dict[str, Any]:
     }
 
 
-def _version(kind: CrdKind, version: str, *, storage: bool, described: bool) -> dict[str, Any]:
+def _version(kind: Kind, version: str, *, storage: bool, described: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "name": version,
         "served": True,
@@ -132,30 +58,46 @@ def _version(kind: CrdKind, version: str, *, storage: bool, described: bool) -> 
     }
     if kind.columns:
         entry["additionalPrinterColumns"] = [
-            {"name": name, "type": type_, "jsonPath": path, **({"priority": priority} if priority else {})}
-            for name, type_, path, priority in kind.columns
+            {
+                "name": column.name,
+                "type": column.type,
+                "jsonPath": column.path,
+                **({"priority": column.priority} if column.priority else {}),
+            }
+            for column in kind.columns
         ]
-    entry["schema"] = {"openAPIV3Schema": root_schema(kind.cls, described=described, required=kind.required)}
-    if kind.status:
-        entry["subresources"] = {"status": {}}
+    entry["schema"] = {"openAPIV3Schema": root_schema(kind, described=described)}
+    if subresources := _subresources(kind):
+        entry["subresources"] = subresources
     return entry
+
+
+def _subresources(kind: Kind) -> dict[str, Any]:
+    found: dict[str, Any] = {"status": {}} if kind.has_status else {}
+    if kind.scale is not None:
+        found["scale"] = {
+            "specReplicasPath": kind.scale.replicas,
+            "statusReplicasPath": kind.scale.status_replicas,
+            "labelSelectorPath": kind.scale.selector,
+        }
+    return found
 
 
 NOT_SUPPORTED = "Not supported by this version of hyperlet: refused when it is set. "
 """Prefix of the description of an unsupported field, for `kubectl explain`."""
 
 
-def root_schema(cls: type[Struct], *, described: bool = True, required: tuple[str, ...] = ("spec",)) -> Schema:
-    """The root schema of an object. The API server has its own schema for apiVersion, kind and metadata."""
-    schema = struct_schema(cls, described=described)
-    if described and (refused := unsupported.refused_paths(cls.__name__)):
-        _mark(schema["properties"]["spec"], "", refused)
+def root_schema(kind: Kind, *, described: bool = True) -> Schema:
+    """The root schema of a kind. The API server has its own schema for apiVersion, kind and metadata."""
+    schema = struct_schema(kind.struct, described=described)
+    if described and kind.supported is not None:
+        _mark(schema["properties"]["spec"], "", kind.supported.refuses)
     for field in ("apiVersion", "kind"):
         schema["properties"][field] = {"type": "string"}
     schema["properties"]["metadata"] = {"type": "object"}
     schema.pop("required", None)
-    if required:
-        schema["required"] = list(required)
+    if kind.required:
+        schema["required"] = list(kind.required)
     return schema
 
 
@@ -298,12 +240,12 @@ _YAML_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
 def main(folder: str = "manifests/crds") -> None:
     """Writes one CRD manifest per kind to `folder`."""
-    for kind in KINDS:
+    for kind in CATALOG:
         path = Path(folder) / f"{kind.plural}.yaml"
         path.write_text(manifest(kind))
 
 
-def manifest(kind: CrdKind) -> str:
+def manifest(kind: Kind) -> str:
     """The CRD manifest of a kind."""
     return "# Generated from the Structs in api/ by `make manifests`.\n" + to_yaml(definition(kind))
 

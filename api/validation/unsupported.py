@@ -1,8 +1,8 @@
 """The supported fields; every other field is refused with its path, never ignored.
 
-`SUPPORTED` is the list. Support for a new field adds its path here. A path includes the field and everything below it;
-its parents are implied. List indexes are omitted: the path of `disks[3].name` is `disks.name`. `field=a|b` allows only
-these values.
+`SUPPORTED_*` are the lists. Support for a new field adds its path there. A path includes the field and everything below
+it; its parents are implied. List indexes are omitted: the path of `disks[3].name` is `disks.name`. `field=a|b` allows
+only these values.
 """
 
 import re
@@ -157,15 +157,6 @@ def _compile(paths: list[str]) -> Node:
     return root
 
 
-_VM, _SPEC, _KUBEVIRT = map(_compile, (SUPPORTED_VM, SUPPORTED_SPEC, SUPPORTED_KUBEVIRT))
-
-
-def unsupported_vm(spec: Any, path: str = "spec") -> Iterator[Fault]:
-    """A Fault for every unsupported field of a VM's spec, given as plain data."""
-    skipped = ignorable_matchers(spec)
-    return _walk(_VM, {key: spec[key] for key in spec if key not in skipped} if skipped else spec, path, "")
-
-
 def ignorable_matchers(spec: Any) -> list[str]:
     """Instancetype and preference matchers that are inferred from a volume with failure policy Ignore.
 
@@ -183,24 +174,26 @@ def ignorable_matchers(spec: Any) -> list[str]:
     ]
 
 
-def unsupported_vmi(spec: Any, path: str = "spec") -> Iterator[Fault]:
-    """A Fault for every unsupported field of a VMI's spec."""
-    return _walk(_SPEC, spec, path, "")
+class SupportedFields:
+    """The supported fields of a kind's spec."""
 
+    def __init__(self, paths: list[str], ignored: Callable[[Any], list[str]] | None = None) -> None:
+        """`ignored(spec)`: top-level fields that are accepted without effect; admission removes them."""
+        self._tree = _compile(paths)
+        self._ignored = ignored
 
-def unsupported_kubevirt(spec: Any, path: str = "spec") -> Iterator[Fault]:
-    """A Fault for every unsupported field of the KubeVirt object's spec."""
-    return _walk(_KUBEVIRT, spec, path, "")
+    def ignored(self, spec: Any) -> list[str]:
+        """Top-level fields that are accepted without effect."""
+        return self._ignored(spec) if self._ignored is not None else []
 
+    def faults(self, spec: Any, path: str = "spec") -> Iterator[Fault]:
+        """A Fault for every unsupported field of a spec, given as plain data."""
+        skipped = self.ignored(spec)
+        return _walk(self._tree, {key: spec[key] for key in spec if key not in skipped} if skipped else spec, path, "")
 
-def refused_paths(kind: str) -> Callable[[str], bool] | None:
-    """A predicate for refused fields below a kind's spec (`a.b`, without indexes); None for a kind without a list."""
-    tree = {names.KIND_VM: _VM, names.KIND_VMI: _SPEC, names.KIND_KUBEVIRT: _KUBEVIRT}.get(kind)
-    if tree is None:
-        return None
-
-    def refused(path: str) -> bool:
-        node: Any = tree
+    def refuses(self, path: str) -> bool:
+        """Whether a field below the spec (`a.b`, without indexes) is refused when it is set."""
+        node: Any = self._tree
         for name in path.split("."):
             if node is EVERYTHING or isinstance(node, frozenset):
                 return False
@@ -209,7 +202,10 @@ def refused_paths(kind: str) -> Callable[[str], bool] | None:
                 return _bare(path) not in _TRUE_IS_SO
         return False
 
-    return refused
+
+VM = SupportedFields(SUPPORTED_VM, ignorable_matchers)
+VMI = SupportedFields(SUPPORTED_SPEC)
+KUBEVIRT = SupportedFields(SUPPORTED_KUBEVIRT)
 
 
 def _walk(node: Any, value: Any, path: str, plain: str) -> Iterator[Fault]:

@@ -1,32 +1,25 @@
-"""Validation of objects: all faults at once, each with its path.
-
-`validate_document` is for admission: it takes decoded JSON and reports unknown fields, wrong types, unsupported fields
-and inconsistencies together. The other functions take decoded objects. An empty list means valid.
-"""
+"""Validation of decoded objects: all faults at once, each with its path. An empty list means valid."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from api import bridges, names
 from api.catalogs.machine_types import machine_warning
-from api.errors import MAX_FAULTS, Fault, InvalidObject
-from api.k8s.meta import ObjectMeta, Struct
+from api.errors import Fault
+from api.k8s.meta import ObjectMeta
 from api.kubevirt.devices import Disk
 from api.kubevirt.kubevirt import KubeVirt
 from api.kubevirt.migration import VirtualMachineInstanceMigration
 from api.kubevirt.networks import Interface
 from api.kubevirt.vm import VirtualMachine
 from api.kubevirt.vmi import Probe, VirtualMachineInstance, VirtualMachineInstanceSpec
-from api.schema.codec import decode, to_dict
-from api.schema.shape import knows, salvaged, shape_faults, struct_shape, unknown_fields
-from api.validation import syntax
+from api.schema.codec import to_dict
+from api.validation import syntax, unsupported
 from api.validation.annotations import annotation_faults, annotation_warnings
 from api.validation.domain_rules import check, domain_faults
 from api.validation.network_rules import network_faults
 from api.validation.scheduling_rules import scheduling_faults
 from api.validation.storage_rules import storage_faults
-from api.validation.unsupported import unsupported_kubevirt, unsupported_vm, unsupported_vmi
 
 if TYPE_CHECKING:
     from api.kubevirt.configuration import KubeVirtConfiguration
@@ -37,68 +30,6 @@ MAX_NAME = 63
 MAX_ANNOTATION_BYTES = 256 * 1024
 # Seconds (a day), or consecutive probes.
 MAX_PROBE = 86400
-KINDS: dict[str, type[Struct]] = {
-    names.KIND_VM: VirtualMachine,
-    names.KIND_VMI: VirtualMachineInstance,
-    names.KIND_MIGRATION: VirtualMachineInstanceMigration,
-    names.KIND_KUBEVIRT: KubeVirt,
-}
-
-
-def validate_document(document: dict[str, Any], config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
-    """All faults of a VirtualMachine, VirtualMachineInstance, migration or KubeVirt manifest.
-
-    `config` is the installation's, which may restrict values.
-    """
-    kind = document.get("kind")
-    cls = KINDS.get(kind) if isinstance(kind, str) else None
-    if cls is None:
-        return [Fault("kind", names.FAULT_NOT_SUPPORTED, f"{str(kind)[:63]!r} is not one of {', '.join(KINDS)}")]
-    try:
-        more = _decoded_faults(decode(cls, document), config)
-        # The document decodes, so types and values are valid; only unknown fields remain.
-        shape = struct_shape(cls)
-        faults = [] if knows(shape, document) else list(islice(unknown_fields(shape, document), MAX_FAULTS))
-    except InvalidObject as error:
-        faults = list(islice(shape_faults(struct_shape(cls), document), MAX_FAULTS)) or error.faults
-        more = _remaining_faults(cls, document, config) if len(faults) < MAX_FAULTS else []
-    known = {fault.path for fault in faults}
-    return (faults + [fault for fault in more if fault.path not in known])[:MAX_FAULTS]
-
-
-def _remaining_faults(
-    cls: type[Struct], document: dict[str, Any], config: "KubeVirtConfiguration | None"
-) -> list[Fault]:
-    """Further faults of a document that does not decode, best effort.
-
-    Missing fields are not reported: they may have been dropped here.
-    """
-    try:
-        rest = decode(cls, salvaged(struct_shape(cls), document))
-    except (InvalidObject, ValueError):
-        return list(_unsupported(str(document["kind"]), document.get("spec")))
-    return [fault for fault in _decoded_faults(rest, config) if fault.reason != names.FAULT_REQUIRED]
-
-
-def _unsupported(kind: str, spec: Any) -> Iterator[Fault]:
-    if kind == names.KIND_VM:
-        yield from unsupported_vm(spec)
-    elif kind == names.KIND_VMI:
-        yield from unsupported_vmi(spec)
-    elif kind == names.KIND_KUBEVIRT:
-        yield from unsupported_kubevirt(spec)
-
-
-def _decoded_faults(value: Struct, config: "KubeVirtConfiguration | None") -> list[Fault]:
-    if isinstance(value, VirtualMachine):
-        return validate_vm(value, config)
-    if isinstance(value, VirtualMachineInstance):
-        return validate_vmi(value, config)
-    if isinstance(value, KubeVirt):
-        return validate_kubevirt(value)
-    if isinstance(value, VirtualMachineInstanceMigration):
-        return validate_migration(value)
-    return []
 
 
 def validate_vm(vm: VirtualMachine, config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
@@ -107,7 +38,7 @@ def validate_vm(vm: VirtualMachine, config: "KubeVirtConfiguration | None" = Non
     faults = list(_name(vm.metadata))
     if spec.running is not None and spec.runStrategy is not None:
         faults.append(Fault("spec.runStrategy", names.FAULT_INVALID, "running and runStrategy are mutually exclusive"))
-    faults += unsupported_vm(to_dict(spec))
+    faults += unsupported.VM.faults(to_dict(spec))
     template = spec.template
     if template.metadata:
         faults += _metadata(template.metadata, "spec.template.metadata")
@@ -132,15 +63,17 @@ def validate_vmi_spec(
     config: "KubeVirtConfiguration | None" = None,
 ) -> list[Fault]:
     """All faults of a VMI's spec, with or without defaults; `path` is its path."""
-    return [*unsupported_vmi(to_dict(spec), path), *_spec_faults(spec, path, namespace, config)]
+    return [*unsupported.VMI.faults(to_dict(spec), path), *_spec_faults(spec, path, namespace, config)]
 
 
-def validate_kubevirt(kubevirt: KubeVirt) -> list[Fault]:
+def validate_kubevirt(kubevirt: KubeVirt, _config: "KubeVirtConfiguration | None" = None) -> list[Fault]:
     """Unsupported and invalid settings of the KubeVirt object."""
-    return [*bridges.faults(kubevirt.metadata.annotations), *unsupported_kubevirt(to_dict(kubevirt.spec))]
+    return [*bridges.faults(kubevirt.metadata.annotations), *unsupported.KUBEVIRT.faults(to_dict(kubevirt.spec))]
 
 
-def validate_migration(migration: VirtualMachineInstanceMigration) -> list[Fault]:
+def validate_migration(
+    _migration: VirtualMachineInstanceMigration, _config: "KubeVirtConfiguration | None" = None
+) -> list[Fault]:
     """Refuses every migration: not implemented."""
     return [Fault("spec", names.FAULT_NOT_SUPPORTED, "live migration is not supported by this version of hyperlet")]
 

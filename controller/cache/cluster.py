@@ -1,17 +1,19 @@
 """The controller's stores with their indexes and lookups, and the effective settings."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from api import launcher_pods, names
 from api.k8s.objects import ControllerRevision, Event, Node, PersistentVolumeClaim, Pod
+from api.kinds.catalog import CATALOG, Catalog
 from api.kubevirt.configuration import KubeVirtConfiguration
 from api.kubevirt.kubevirt import KubeVirt
 from api.kubevirt.vm import VirtualMachine
 from api.kubevirt.vmi import VirtualMachineInstance
-from controller.cache.definitions import Definitions, NetworkAttachmentDefinition
+from api.network_attachments import NetworkAttachmentDefinition
+from controller.cache.definitions import Definitions, NetworkMetadata
 from controller.cache.node_health import NodeHealth
+from controller.installation.admission_policies import PolicyWatcher
 from controller.installation.settings import (
     ControllerSettings,
     launcher_image,
@@ -46,51 +48,47 @@ def _is_launcher_warning(event: Event) -> bool:
     return (event.involvedObject.name or "").startswith(names.LAUNCHER_PREFIX)
 
 
-@dataclass
 class ClusterCache:
-    """The controller's stores. Read-only; start each store of `all_stores`."""
+    """The controller's stores, for all namespaces: one of each kind that it watches, and of Kubernetes' own kinds.
 
-    vms: Store[VirtualMachine]
-    vmis: Store[VirtualMachineInstance]
-    pods: Store[Pod]
-    claims: Store[PersistentVolumeClaim]
-    nodes: Store[Node]
-    kubevirts: Store[KubeVirt]
-    warnings: Store[Event]
-    revisions: Store[ControllerRevision]
-    definitions: Definitions
-    health: NodeHealth
-    image_volumes: bool = False
-    _settings: ControllerSettings | None = None
+    Read-only; start each of `stores`.
+    """
 
-    @classmethod
-    def of(cls, kube: Kube) -> "ClusterCache":
-        """Stores for all namespaces, not started."""
-        nodes = Store(kube, Node)
-        made = cls(
-            vms=Store(kube, VirtualMachine),
-            vmis=Store(kube, VirtualMachineInstance),
+    def __init__(self, kube: Kube, catalog: Catalog = CATALOG) -> None:
+        self.definitions = Definitions(kube)
+        self.stores: dict[type[Any], Store[Any]] = {
+            **{kind.struct: Store(kube, kind.struct) for kind in catalog.watched()},
+            NetworkAttachmentDefinition: self.definitions,
             # Not by label: users can remove it, and an invisible pod would count as deleted.
-            pods=Store(kube, Pod, fields={"spec.restartPolicy": launcher_pods.RESTART_POLICY}, keep=_is_launcher),
-            claims=Store(kube, PersistentVolumeClaim),
-            nodes=nodes,
-            health=NodeHealth(nodes),
-            kubevirts=Store(kube, KubeVirt),
-            warnings=Store(kube, Event, fields=_WARNINGS, keep=_is_launcher_warning),
-            revisions=Store(kube, ControllerRevision, labels={names.LABEL_MANAGED_BY: names.FIELD_MANAGER}),
-            definitions=Definitions(kube),
-        )
-        made.pods.index("name", lambda pod: [f"{pod.metadata.namespace}/{_origin(pod).name}"])
-        made.revisions.index("owner", lambda revision: filter(None, [revisions.owner_uid(revision)]))
-        made.vmis.index(
+            Pod: Store(kube, Pod, fields={"spec.restartPolicy": launcher_pods.RESTART_POLICY}, keep=_is_launcher),
+            PersistentVolumeClaim: Store(kube, PersistentVolumeClaim),
+            Node: Store(kube, Node),
+            Event: Store(kube, Event, fields=_WARNINGS, keep=_is_launcher_warning),
+            ControllerRevision: Store(kube, ControllerRevision, labels={names.LABEL_MANAGED_BY: names.FIELD_MANAGER}),
+        }
+        """By the class of their objects."""
+        self.vms: Store[VirtualMachine] = self.stores[VirtualMachine]
+        self.vmis: Store[VirtualMachineInstance] = self.stores[VirtualMachineInstance]
+        self.kubevirts: Store[KubeVirt] = self.stores[KubeVirt]
+        self.pods: Store[Pod] = self.stores[Pod]
+        self.claims: Store[PersistentVolumeClaim] = self.stores[PersistentVolumeClaim]
+        self.nodes: Store[Node] = self.stores[Node]
+        self.warnings: Store[Event] = self.stores[Event]
+        self.revisions: Store[ControllerRevision] = self.stores[ControllerRevision]
+        self.health = NodeHealth(self.nodes)
+        self.policies = PolicyWatcher(kube)
+        self.image_volumes = False
+        self._settings: ControllerSettings | None = None
+        self.pods.index("name", lambda pod: [f"{pod.metadata.namespace}/{_origin(pod).name}"])
+        self.revisions.index("owner", lambda revision: filter(None, [revisions.owner_uid(revision)]))
+        self.vmis.index(
             "claim", lambda vmi: [f"{vmi.metadata.namespace}/{name}" for name in pod_volumes.claim_names(vmi.spec)]
         )
-        made.vmis.index("definition", lambda vmi: pod_networks.references(vmi.spec, vmi.metadata.namespace or ""))
-        made.vmis.index("node", lambda vmi: filter(None, [vmi.status.nodeName if vmi.status else None]))
-        made.warnings.index("pod", lambda event: filter(None, [event.involvedObject.uid]))
-        made.nodes.on_change(lambda _old, _new: made._forget())
-        made.kubevirts.on_change(lambda _old, _new: made._forget())
-        return made
+        self.vmis.index("definition", lambda vmi: pod_networks.references(vmi.spec, vmi.metadata.namespace or ""))
+        self.vmis.index("node", lambda vmi: filter(None, [vmi.status.nodeName if vmi.status else None]))
+        self.warnings.index("pod", lambda event: filter(None, [event.involvedObject.uid]))
+        self.nodes.on_change(lambda _old, _new: self._forget())
+        self.kubevirts.on_change(lambda _old, _new: self._forget())
 
     def _forget(self) -> None:
         self._settings = None
@@ -116,24 +114,9 @@ class ClusterCache:
             )
         return self._settings
 
-    def stores(self) -> dict[type[Any], Store[Any]]:
-        """The stores of kinds that the controller writes, by class."""
-        return {
-            VirtualMachine: self.vms,
-            VirtualMachineInstance: self.vmis,
-            Pod: self.pods,
-            KubeVirt: self.kubevirts,
-            ControllerRevision: self.revisions,
-        }
-
-    def all_stores(self) -> Iterator[Store[Any]]:
-        """Every store."""
-        yield from (self.vms, self.vmis, self.pods, self.claims, self.nodes, self.kubevirts, self.warnings)
-        yield from (self.revisions, self.definitions)
-
     def trouble(self) -> str | None:
         """Why the caches are not ready; None if they are."""
-        late = [store.plural for store in self.all_stores() if not store.is_synced]
+        late = [store.plural for store in self.stores.values() if not store.is_synced]
         return f"not synced: {', '.join(late)}" if late else None
 
     def made_for(self, vmi: VirtualMachineInstance) -> list[Pod]:
@@ -156,7 +139,7 @@ class ClusterCache:
         found = {name: self.claims.get(vmi.metadata.namespace, name) for name in pod_volumes.claim_names(vmi.spec)}
         return {name: claim for name, claim in found.items() if claim is not None}
 
-    def definitions_of(self, vmi: VirtualMachineInstance) -> dict[str, NetworkAttachmentDefinition]:
+    def definitions_of(self, vmi: VirtualMachineInstance) -> dict[str, NetworkMetadata]:
         """The existing NetworkAttachmentDefinitions referenced by the VMI's networks, by namespace/name."""
         named = pod_networks.references(vmi.spec, vmi.metadata.namespace or "")
         found = {name: self.definitions.get(*name.partition("/")[::2]) for name in named}
@@ -173,8 +156,8 @@ class ClusterCache:
         return latest.reason or "PodWarning", latest.message or ""
 
     def on_vmi_news(self, callback: Callable[[tuple[str, str]], None]) -> None:
-        """Registers `callback`, called with the key of a VMI when it, its pod, a claim, a network, a Warning Event or
-        its node changes."""
+        """Registers `callback`, called with the key of a VMI when its pod, a claim, a network, a Warning Event or its
+        node changes."""
 
         def of_pod(_old: Pod | None, new: Pod | None) -> None:
             pod = new or _old
@@ -187,7 +170,7 @@ class ClusterCache:
                 for vmi in self.vmis.by("claim", f"{claim.metadata.namespace}/{claim.metadata.name}"):
                     callback(key_of(vmi))
 
-        def of_definition(old: NetworkAttachmentDefinition | None, new: NetworkAttachmentDefinition | None) -> None:
+        def of_definition(old: NetworkMetadata | None, new: NetworkMetadata | None) -> None:
             for vmi in self.vmis.by("definition", "/".join(key_of(new or old))):
                 callback(key_of(vmi))
 
@@ -200,7 +183,6 @@ class ClusterCache:
                 callback(key_of(vmi))
 
         self.health.on_turn(of_node)
-        self.vmis.on_change(lambda old, new: callback(key_of(new or old)))
         self.pods.on_change(of_pod)
         self.claims.on_change(of_claim)
         self.definitions.on_change(of_definition)

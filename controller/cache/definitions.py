@@ -2,6 +2,7 @@
 
 import asyncio
 
+from api import network_attachments
 from api.errors import HyperletError, NotFound
 from api.k8s.objects import K8sObject
 from kit import log
@@ -14,15 +15,17 @@ ABSENT_SECONDS = 10.0
 _log = log.logger(component="definitions")
 
 
-class NetworkAttachmentDefinition(K8sObject):
-    """A NetworkAttachmentDefinition; only metadata is decoded. Its config is read by the handler or Multus."""
+class NetworkMetadata(K8sObject):
+    """A NetworkAttachmentDefinition, of which only metadata is decoded. Its config is read by the handler or Multus."""
+
+    RESOURCE = network_attachments.NetworkAttachmentDefinition.RESOURCE
 
 
-class Definitions(Store[NetworkAttachmentDefinition]):
+class Definitions(Store[NetworkMetadata]):
     """The store. While the API server does not serve the kind, it is empty and counts as synced."""
 
     def __init__(self, kube: Kube) -> None:
-        super().__init__(kube, NetworkAttachmentDefinition)
+        super().__init__(kube, NetworkMetadata)
         self.served = False
         """Whether the API server serves the kind."""
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import msgspec
 
 from api.errors import HyperletError, NotFound
-from kit import kinds, log
+from api.k8s.resource import Resource
+from kit import log
 from kit.kube import Kube
 
 POLICIES = (
@@ -33,12 +34,18 @@ class PolicyCheck(NamedTuple):
     message: str
 
 
+def _registration(kind: str, plural: str) -> Resource:
+    return Resource("admissionregistration.k8s.io", "v1", kind, plural, namespaced=False)
+
+
 class _PolicyMeta(msgspec.Struct, gc=False):
     name: str
 
 
 class AdmissionPolicy(msgspec.Struct, gc=False):
     """A ValidatingAdmissionPolicy; only its name is read."""
+
+    RESOURCE = _registration("ValidatingAdmissionPolicy", "validatingadmissionpolicies")
 
     metadata: _PolicyMeta
 
@@ -51,15 +58,11 @@ class _BindingSpec(msgspec.Struct, gc=False):
 class AdmissionPolicyBinding(msgspec.Struct, gc=False):
     """A ValidatingAdmissionPolicyBinding; only its policy and actions are read."""
 
+    RESOURCE = _registration("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings")
+
     metadata: _PolicyMeta
     spec: _BindingSpec = msgspec.field(default_factory=_BindingSpec)
 
-
-for _struct, _kind, _plural in (
-    (AdmissionPolicy, "ValidatingAdmissionPolicy", "validatingadmissionpolicies"),
-    (AdmissionPolicyBinding, "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings"),
-):
-    kinds.register(_struct, kinds.Resource("admissionregistration.k8s.io", "v1", _kind, _plural, namespaced=False))
 
 NOT_SERVED = PolicyCheck(
     False,

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from api.errors import Forbidden, HyperletError, InvalidObject
-from kit import kinds, log
+from api.k8s.objects import Pod
+from kit import log
 from kit.kube import Kube
 
 AGAIN_SECONDS = 2.0
@@ -25,10 +26,9 @@ class _Spec(msgspec.Struct, gc=False):
 class TrialPod(msgspec.Struct, gc=False):
     """A pod with its `spec.volumes`."""
 
+    RESOURCE = Pod.RESOURCE
+
     spec: _Spec = msgspec.field(default_factory=_Spec)
-
-
-kinds.register(TrialPod, kinds.Resource("", "v1", "Pod", "pods"))
 
 
 _TRIAL = {

@@ -15,9 +15,9 @@ from api.kubevirt.vmi import VirtualMachineInstance, VirtualMachineInstanceSpec
 from api.network_attachments import ANNOTATION_NETWORKS, ANNOTATION_RESOURCE, SHARED_NAMESPACE
 from api.validation import syntax
 from controller.actions import Patch
-from controller.cache.definitions import NetworkAttachmentDefinition
+from controller.cache.definitions import NetworkMetadata
 
-Definitions = Mapping[str, NetworkAttachmentDefinition]
+Definitions = Mapping[str, NetworkMetadata]
 """By `namespace/name`."""
 
 ENVIRONMENT_PREFIX = "KUBEVIRT_RESOURCE_NAME_"
@@ -99,7 +99,7 @@ def update_annotation(vmi: VirtualMachineInstance, pod: Pod) -> Iterator[Patch]:
 # ---- resources -------------------------------------------------------------------------------------------------------
 
 
-def _resource(definition: NetworkAttachmentDefinition | None) -> str | None:
+def _resource(definition: NetworkMetadata | None) -> str | None:
     annotations = (definition.metadata.annotations or {}) if definition is not None else {}
     return annotations.get(ANNOTATION_RESOURCE) or None
 
@@ -153,7 +153,7 @@ def _missing(reference: str, where: str, served: bool) -> str:
     return f"NetworkAttachmentDefinition {name} not found in namespace {namespace} ({where}): {how}"
 
 
-def _invalid(definition: NetworkAttachmentDefinition, interface: Interface) -> str | None:
+def _invalid(definition: NetworkMetadata, interface: Interface) -> str | None:
     """Why the definition cannot be used. Any user of a namespace may write one: it must not request other resources."""
     resource = _resource(definition)
     meta = definition.metadata

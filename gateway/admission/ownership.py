@@ -9,6 +9,7 @@ from typing import Any
 
 from api import names
 from api.errors import Fault
+from api.kinds.catalog import CATALOG
 from gateway.admission.review import AdmissionRequest
 
 HANDLER = names.HANDLER_ACCOUNT
@@ -16,7 +17,7 @@ COMPONENTS = ("hyperlet-controller", "hyperlet-gateway", HANDLER)
 ADMINISTRATORS = "system:masters"
 """Exempt, for repairs: this group could remove the webhook anyway."""
 
-FINALIZERS = frozenset({names.FINALIZER_VM, names.FINALIZER_VMI, names.FINALIZER_MIGRATION})
+FINALIZERS = CATALOG.finalizers()
 NODE_NAME = "authentication.kubernetes.io/node-name"
 """Key in the user's extra values with the node of a bound token."""
 _OWNED = "is managed by hyperlet"

@@ -9,9 +9,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from api import names
 from api.errors import Fault, HyperletError
 from api.k8s.meta import ObjectMeta, Struct
+from api.k8s.resource import Resource
+from api.kinds.catalog import CATALOG, Catalog
 from api.validation import pod_security
 from gateway.admission.review import AdmissionRequest
 from kit import log
@@ -22,7 +23,6 @@ KEPT = 256
 """Maximum number of cached namespaces."""
 ASK_SECONDS = 3.0
 """Timeout of the request; the webhook's own timeout is 10 s."""
-_SPECS = {names.KIND_VM: ("spec", "template", "spec"), names.KIND_VMI: ("spec",)}
 
 _log = log.logger(component="admission")
 
@@ -30,16 +30,19 @@ _log = log.logger(component="admission")
 class Namespace(Struct):
     """A namespace, of which the labels are used."""
 
+    RESOURCE = Resource("", "v1", "Namespace", "namespaces", namespaced=False)
+
     metadata: ObjectMeta = ObjectMeta()
 
 
-def demands(request: AdmissionRequest) -> list[pod_security.Demand]:
+def demands(request: AdmissionRequest, catalog: Catalog = CATALOG) -> list[pod_security.Demand]:
     """Fields of a new or changed VM or VMI that a namespace could refuse."""
-    keys = _SPECS.get(request.kind.kind)
-    if keys is None:
+    kind = catalog.get(request.kind.group, request.kind.kind)
+    if kind is None or not kind.vmi_spec:
         return []
+    keys = kind.vmi_spec.split(".")
     spec = _at(request.object, keys)
-    return [] if spec == _at(request.oldObject, keys) else pod_security.demands(spec, ".".join(keys))
+    return [] if spec == _at(request.oldObject, keys) else pod_security.demands(spec, kind.vmi_spec)
 
 
 def _at(document: Any, keys: Sequence[str]) -> Any:

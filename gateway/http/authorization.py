@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from api.errors import HyperletError
+from api.k8s.resource import Resource
 from gateway.http.authentication import User
 from gateway.http.status import forbidden, unavailable
-from kit import kinds
 from kit.kube import Kube
 
 ALLOWED_SECONDS = 4.0
@@ -35,13 +35,9 @@ class ReviewStatus(msgspec.Struct, frozen=True, gc=False):
 class SubjectAccessReview(msgspec.Struct, frozen=True, gc=False):
     """A SubjectAccessReview response (authorization.k8s.io/v1)."""
 
+    RESOURCE = Resource("authorization.k8s.io", "v1", "SubjectAccessReview", "subjectaccessreviews", namespaced=False)
+
     status: ReviewStatus = ReviewStatus()
-
-
-kinds.register(
-    SubjectAccessReview,
-    kinds.Resource("authorization.k8s.io", "v1", "SubjectAccessReview", "subjectaccessreviews", namespaced=False),
-)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from api import names
 from api.k8s.meta import Struct
 from api.k8s.objects import K8sObject
-from kit.kinds import Resource, register
+from api.k8s.resource import Resource
 
 NAME = "hyperlet-gateway"
 """Name of both webhook configurations."""
@@ -31,6 +31,10 @@ class Webhook(Struct):
     clientConfig: ClientConfig = ClientConfig()
 
 
+def _registration(kind: str, plural: str) -> Resource:
+    return Resource("admissionregistration.k8s.io", "v1", kind, plural, namespaced=False)
+
+
 class _Configuration(K8sObject):
     webhooks: list[Webhook] | None = None
 
@@ -38,9 +42,13 @@ class _Configuration(K8sObject):
 class MutatingWebhookConfiguration(_Configuration):
     """See admissionregistration.k8s.io/v1."""
 
+    RESOURCE = _registration("MutatingWebhookConfiguration", "mutatingwebhookconfigurations")
+
 
 class ValidatingWebhookConfiguration(_Configuration):
     """See admissionregistration.k8s.io/v1."""
+
+    RESOURCE = _registration("ValidatingWebhookConfiguration", "validatingwebhookconfigurations")
 
 
 class APIServiceSpec(Struct):
@@ -52,6 +60,8 @@ class APIServiceSpec(Struct):
 class APIService(K8sObject):
     """See apiregistration.k8s.io/v1."""
 
+    RESOURCE = Resource("apiregistration.k8s.io", "v1", "APIService", "apiservices", namespaced=False)
+
     spec: APIServiceSpec = APIServiceSpec()
 
 
@@ -61,13 +71,6 @@ TARGETS: tuple[tuple[type[Target], str], ...] = (
     (ValidatingWebhookConfiguration, NAME),
     *((APIService, name) for name in API_SERVICES),
 )
-
-for _kind, _group, _plural in (
-    (MutatingWebhookConfiguration, "admissionregistration.k8s.io", "mutatingwebhookconfigurations"),
-    (ValidatingWebhookConfiguration, "admissionregistration.k8s.io", "validatingwebhookconfigurations"),
-    (APIService, "apiregistration.k8s.io", "apiservices"),
-):
-    register(_kind, Resource(_group, "v1", _kind.__name__, _plural, namespaced=False))
 
 
 def patch(target: Target, bundle: bytes) -> list[dict[str, Any]]:

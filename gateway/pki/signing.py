@@ -12,11 +12,11 @@ from api import names
 from api.errors import Forbidden, HyperletError, NotFound
 from api.k8s.meta import Struct
 from api.k8s.objects import K8sObject, Pod
+from api.k8s.resource import Resource
 from gateway.context import Gateway
 from gateway.http.request_bodies import RequestBodies
 from gateway.http.status import StatusError, bad_request, forbidden, unavailable
 from kit import log, tls
-from kit.kinds import Resource, register
 
 PATH = "/sign"
 TOKEN_LIMIT = 16 << 10
@@ -49,10 +49,9 @@ class TokenReviewStatus(Struct):
 class TokenReview(K8sObject):
     """See authentication.k8s.io/v1."""
 
+    RESOURCE = Resource("authentication.k8s.io", "v1", "TokenReview", "tokenreviews", namespaced=False)
+
     status: TokenReviewStatus = TokenReviewStatus()
-
-
-register(TokenReview, Resource("authentication.k8s.io", "v1", "TokenReview", "tokenreviews", namespaced=False))
 
 
 def routes(app: web.Application, gateway: Gateway) -> None:

@@ -13,8 +13,10 @@ import pathlib
 import re
 from collections.abc import Awaitable, Callable
 
+from api import names
 from api.bridges import ANNOTATIONS, BridgePolicy
 from api.k8s.objects import K8sObject
+from api.k8s.resource import Resource
 from handler.devices import kvm_probe
 from handler.devices.device_plugin import DIRECTORY, DevicePluginServer
 from handler.secondary_networks.cni_exec import CniHost
@@ -35,8 +37,10 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.\-]*[A-Za-z0-9])?")
 _log = log.logger(component="bridges")
 
 
-class KubeVirt(K8sObject):
+class KubeVirtAnnotations(K8sObject):
     """The KubeVirt object; only its annotations are read."""
+
+    RESOURCE = Resource(names.GROUP, names.VERSION, names.KIND_KUBEVIRT, names.PLURAL_KUBEVIRT)
 
 
 def node_bridges(devices: pathlib.Path = DEVICES) -> set[str]:

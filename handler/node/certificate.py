@@ -13,6 +13,7 @@ from api import names
 from api.errors import ApiUnavailable, HyperletError
 from api.k8s.meta import Struct
 from api.k8s.objects import ConfigMap, K8sObject
+from api.k8s.resource import Resource
 from kit import backoff, log, tls
 from kit.kube import Kube
 from kit.tls import TlsIdentity
@@ -35,6 +36,8 @@ class ServiceSpec(Struct):
 
 class Service(K8sObject):
     """A Service, as far as it is read."""
+
+    RESOURCE = Resource("", "v1", "Service", "services")
 
     spec: ServiceSpec = ServiceSpec()
 

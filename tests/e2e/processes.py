@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import EXISTING, Json, container_statuses, wait_for
+from tests.e2e.support import EXISTING, Json, container_statuses
+from tests.waiting import wait_for
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from images.archive import ArchiveEntry, write_archive
-from tests.e2e.support import ROOT, Json, Space, project, wait_for
+from tests.e2e.support import ROOT, Json, Space, project
+from tests.waiting import wait_for
 
 PROGRAM = Path("/usr/bin/docker-registry")
 NODES = ("node1", "node2")

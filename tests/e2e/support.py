@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from tests.waiting import NotYet, wait_for
+
 Json = dict[str, Any]
 T = TypeVar("T")
 
@@ -35,7 +37,7 @@ BOOT = 90.0
 """Seconds of patience with a guest that boots in software emulation on a busy machine; a boot takes a few."""
 
 
-class KubectlError(Exception):
+class KubectlError(NotYet):
     """kubectl failed; the message is what it said."""
 
 
@@ -110,30 +112,6 @@ def container_statuses(pod: Json) -> list[Json]:
     """Those of a pod's containers, sidecars (and what ran before them) included."""
     status = pod["status"]
     return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
-
-
-def wait_for(
-    ready: Callable[[], T | None], what: str, *, seconds: float = 60, explain: Callable[[], str] | None = None
-) -> T:
-    """Ask again and again until the answer is true, and return it.
-
-    An API server or a guest that does not answer (or not yet sensibly) is asked again. Raises AssertionError with what
-    was waited for, the last refusal and everything `explain` knows.
-    """
-    deadline = time.monotonic() + seconds
-    refusal: Exception | None = None
-    while True:
-        try:
-            if answer := ready():
-                return answer
-            refusal = None
-        except (KubectlError, OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired) as error:
-            refusal = error
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.3)
-    story = f"\n{explain()}" if explain else ""
-    raise AssertionError(f"after {seconds:.0f} s still not: {what}{f' ({refusal})' if refusal else ''}{story}")
 
 
 def stays(holds: Callable[[], bool], what: str, *, seconds: float = 4) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.manifests import halting, idle, instance
-from tests.e2e.support import SYSTEM, Json, Kubectl, KubectlError, Space, wait_for
+from tests.e2e.support import SYSTEM, Json, Kubectl, KubectlError, Space
+from tests.waiting import wait_for
 
 DEPLOYMENT = "deployment/hyperlet-gateway"
 PREFIX = "spec.template.spec"

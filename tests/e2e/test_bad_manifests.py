@@ -25,7 +25,8 @@ from tests.e2e.manifests import (
     service,
 )
 from tests.e2e.processes import the
-from tests.e2e.support import ROOT, Json, KubectlError, Machine, Space, image, project, wait_for
+from tests.e2e.support import ROOT, Json, KubectlError, Machine, Space, image, project
+from tests.waiting import wait_for
 
 SEEDS = ROOT / "tests" / "golden" / "seed-manifests"
 

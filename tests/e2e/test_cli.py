@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.manifests import cloud_init, idle, tiny, virtual_machine
-from tests.e2e.support import BOOT, ROOT, Json, Machine, Space, http, wait_for
+from tests.e2e.support import BOOT, ROOT, Json, Machine, Space, http
+from tests.waiting import wait_for
 
 PASSWORD = "s3cret"
 SSH_PORT = 2222

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from cluster import images, node
-from tests.e2e.support import Json, Kubectl, KubectlError, Space, conditions, http, project, wait_for
+from tests.e2e.support import Json, Kubectl, KubectlError, Space, conditions, http, project
+from tests.waiting import wait_for
 
 pytestmark = [
     pytest.mark.alone,

@@ -25,8 +25,8 @@ from tests.e2e.support import (
     conditions,
     project,
     stays,
-    wait_for,
 )
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.alone
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.e2e.manifests import booting, claim, drive, idle, persistent_claim
-from tests.e2e.support import Json, Kubectl, Machine, Space, conditions, new_space, project, wait_for
+from tests.e2e.support import Json, Kubectl, Machine, Space, conditions, new_space, project
+from tests.waiting import wait_for
 
 MIB = 1 << 20
 SMALL, LARGE = 512 * MIB, 1024 * MIB

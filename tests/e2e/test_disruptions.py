@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.manifests import booting, drive, idle, instance, tiny, virtual_machine
-from tests.e2e.support import SYSTEM, Json, Kubectl, KubectlError, Machine, Space, conditions, project, stays, wait_for
+from tests.e2e.support import SYSTEM, Json, Kubectl, KubectlError, Machine, Space, conditions, project, stays
 from tests.e2e.test_faults import rather_on as preferring
 from tests.e2e.test_scheduling import number
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.alone
 

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from tests.e2e.manifests import booting, cloud_init
-from tests.e2e.support import EXISTING, Json, Machine, Space, project, wait_for
+from tests.e2e.support import EXISTING, Json, Machine, Space, project
+from tests.waiting import wait_for
 
 PEER_SERVICE: Json = {
     "apiVersion": "v1",

@@ -23,8 +23,8 @@ from tests.e2e.support import (
     container_statuses,
     project,
     stays,
-    wait_for,
 )
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.alone
 

@@ -9,7 +9,8 @@ import pytest
 
 from api.catalogs import cpu_names, machine_types, timezones
 from tests.e2e.manifests import Drive, booting, idle, service, virtual_machine
-from tests.e2e.support import Json, KubectlError, Machine, Space, conditions, image, wait_for
+from tests.e2e.support import Json, KubectlError, Machine, Space, conditions, image
+from tests.waiting import wait_for
 
 SLOW = 180.0
 """A generic kernel in software emulation has four times the modules."""

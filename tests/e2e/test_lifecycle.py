@@ -8,7 +8,8 @@ import pytest
 
 from tests.e2e.manifests import booting, cloud_init, halting, idle, instance
 from tests.e2e.processes import the
-from tests.e2e.support import Machine, Space, conditions, stays, wait_for
+from tests.e2e.support import Machine, Space, conditions, stays
+from tests.waiting import wait_for
 
 
 def kill_qemu(machine: Machine) -> None:

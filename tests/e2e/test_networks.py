@@ -21,8 +21,8 @@ from tests.e2e.support import (
     conditions,
     container_statuses,
     project,
-    wait_for,
 )
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.alone  # handlers are killed, and a node loses its power
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.e2e.manifests import booting
-from tests.e2e.support import SYSTEM, Json, Kubectl, Machine, Space, conditions, wait_for
+from tests.e2e.support import SYSTEM, Json, Kubectl, Machine, Space, conditions
+from tests.waiting import wait_for
 
 HANDLER = "hyperlet-handler"
 STATUS = "k8s.v1.cni.cncf.io/network-status"

@@ -6,7 +6,8 @@ import json
 
 from tests.e2e.manifests import halting, idle, instance, tiny
 from tests.e2e.processes import Process, the
-from tests.e2e.support import Space, stays, wait_for
+from tests.e2e.support import Space, stays
+from tests.waiting import wait_for
 
 
 def test_an_instance_of_its_own_runs_and_ends_with_its_guest(space: Space) -> None:

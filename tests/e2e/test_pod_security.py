@@ -12,9 +12,10 @@ import yaml
 from api.validation import pod_security
 from tests import podstandard
 from tests.e2e.manifests import booting, claim, cloud_init, drive, idle, instance, secret, tiny, virtual_machine
-from tests.e2e.support import EXISTING, ROOT, Json, KubectlError, Machine, Space, image, project, stays, wait_for
+from tests.e2e.support import EXISTING, ROOT, Json, KubectlError, Machine, Space, image, project, stays
 from tests.e2e.test_networks import network, nics, plugged_in_and_out
 from tests.e2e.test_storage import volume_for
+from tests.waiting import wait_for
 
 GOLDEN = sorted((ROOT / "tests" / "golden" / "pod").glob("*/pod.yaml"))
 PROBE = {"readinessProbe": {"tcpSocket": {"port": 80, "host": "192.0.2.1"}}}

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from tests.e2e.manifests import idle
-from tests.e2e.support import SYSTEM, Json, Space, conditions, new_space, wait_for
+from tests.e2e.support import SYSTEM, Json, Space, conditions, new_space
+from tests.waiting import wait_for
 
 UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "k": 10**3, "M": 10**6, "G": 10**9, "m": 1e-3}
 

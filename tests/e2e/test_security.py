@@ -6,7 +6,8 @@ import pytest
 
 from tests.e2e.manifests import booting
 from tests.e2e.processes import processes, the
-from tests.e2e.support import Json, Machine, Space, conditions, deployed, stays, wait_for
+from tests.e2e.support import Json, Machine, Space, conditions, deployed, stays
+from tests.waiting import wait_for
 
 QEMU_ID = "107"
 

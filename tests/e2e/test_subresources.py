@@ -14,7 +14,8 @@ import pytest
 
 from kit import connection
 from tests.e2e.manifests import cloud_init, idle, tiny, virtual_machine
-from tests.e2e.support import SYSTEM, Kubectl, Machine, Space, wait_for
+from tests.e2e.support import SYSTEM, Kubectl, Machine, Space
+from tests.waiting import wait_for
 
 T = TypeVar("T")
 GROUP = "/apis/subresources.kubevirt.io/v1"

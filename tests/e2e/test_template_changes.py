@@ -7,7 +7,8 @@ import json
 import pytest
 
 from tests.e2e.manifests import booting, idle
-from tests.e2e.support import Json, KubectlError, Space, conditions, wait_for
+from tests.e2e.support import Json, KubectlError, Space, conditions
+from tests.waiting import wait_for
 
 NOWHERE = {"e2e.test/no-such-label": "yes"}
 

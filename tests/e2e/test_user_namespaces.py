@@ -11,9 +11,10 @@ import pytest
 
 from tests.e2e.manifests import booting, claim, cloud_init, drive, idle, persistent_claim, secret
 from tests.e2e.processes import processes, the
-from tests.e2e.support import EXISTING, Json, Kubectl, Machine, Space, project, wait_for
+from tests.e2e.support import EXISTING, Json, Kubectl, Machine, Space, project
 from tests.e2e.test_networks import network, nics, plugged_in_and_out
 from tests.e2e.test_storage import volume_for
+from tests.waiting import wait_for
 
 MAC = "02:00:00:00:96:0e"
 # A handler is killed meanwhile.

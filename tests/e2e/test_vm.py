@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.e2e.manifests import booting, cloud_init, halting, idle, virtual_machine
-from tests.e2e.support import ROOT, Json, KubectlError, Machine, Space, conditions, deployed, http, wait_for
+from tests.e2e.support import ROOT, Json, KubectlError, Machine, Space, conditions, deployed, http
+from tests.waiting import wait_for
 
 OLD_VERSION = "kubevirt.io/v1alpha3"
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from handler.secondary_networks.cni_exec import CniHost
 from handler.secondary_networks.reconciler import PodNetworkReconciler
 from kit.cache import Store
 from kit.kube import Kube
+from tests.fakes.apiserver import FakeApi
 from tests.node import podlab
 from tests.node.cnilab import PLUGINS, Lab, Space
-from tests.unit.kit.fakeapi import FakeApi
+from tests.waiting import until
 
 Json = dict[str, Any]
 NADS = "network-attachment-definitions"
@@ -133,7 +134,7 @@ class Node:
     async def network(self, name: str, config: Json | str, namespace: str = NAMESPACE) -> None:
         """Makes a NetworkAttachmentDefinition."""
         text = config if isinstance(config, str) else json.dumps(config)
-        await self.api.put(NADS, {"metadata": {"name": name, "namespace": namespace}, "spec": {"config": text}})
+        self.api.put(NADS, {"metadata": {"name": name, "namespace": namespace}, "spec": {"config": text}})
 
     async def pod(self, name: str, networks: str, owner: str = "") -> PodHere:
         """Makes a pod that runs."""
@@ -151,7 +152,7 @@ class Node:
             "podIP": "10.1.0.5",
             "containerStatuses": [{"name": "app", "state": {"running": {}}}],
         }
-        made = await self.api.put("pods", {"metadata": metadata, "spec": {"containers": containers}, "status": status})
+        made = self.api.put("pods", {"metadata": metadata, "spec": {"containers": containers}, "status": status})
         self.pods.append(PodHere(made["metadata"]["uid"]))
         return self.pods[-1]
 
@@ -191,13 +192,6 @@ class Node:
             each.close()
         for kube in self.kubes:
             await kube.close()
-
-
-async def until(true: Callable[[], object], seconds: float = 20) -> None:
-    """Waits for something to become true."""
-    async with asyncio.timeout(seconds):
-        while not true():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

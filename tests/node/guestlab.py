@@ -7,32 +7,17 @@ import io
 import json
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pycdlib
 
+from tests.waiting import wait_for
+
 PATIENCE = 60
 """Seconds until a test gives up; nothing is measured by it."""
-
-T = TypeVar("T")
-
-
-def eventually(look: Callable[[], T | None], what: str) -> T:
-    """The first value of `look` that is true. Connections that fail count as not yet."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        try:
-            found = look()
-        except (OSError, http.client.HTTPException):
-            found = None
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"never happened: {what}")
 
 
 def seed_disk(path: Path, **files: str) -> Path:
@@ -76,7 +61,7 @@ class Machine:
         return (self.folder / "serial.log").read_text(errors="replace")
 
     def wait_ready(self) -> None:
-        eventually(lambda: "hyperlet guest ready:" in self.log() or self.process.poll(), "the guest is ready")
+        wait_for(lambda: "hyperlet guest ready:" in self.log() or self.process.poll(), "the guest is ready")
         assert self.process.poll() is None, self.log()
 
     def ask(self, name: str, *commands: str) -> list[dict[str, Any]]:
@@ -141,7 +126,7 @@ def machine(folder: Path, *boot: str) -> Iterator[Machine]:
     command += ["-device", "virtserialport,chardev=a,name=org.qemu.guest_agent.0"]
     process = subprocess.Popen([*command, *boot], stdin=subprocess.DEVNULL)
     try:
-        eventually((folder / "serial.log").exists, "QEMU has opened its log")
+        wait_for((folder / "serial.log").exists, "QEMU has opened its log")
         yield Machine(folder, process, port)
     finally:
         process.kill()

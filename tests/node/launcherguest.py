@@ -9,7 +9,8 @@ from guests import tiny
 from guests.disk import KERNEL_ARGS
 from protos import launcher_pb2 as pb
 from tests.node import netlab
-from tests.node.launcherlab import Pod, vmi, wait_for
+from tests.node.launcherlab import Pod, vmi
+from tests.waiting import wait_for
 
 MAC = "02:00:00:00:00:01"
 BRIDGE = """

@@ -17,7 +17,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -29,6 +29,7 @@ from api.schema import codec
 from handler.vmi import sync_request as handler_sync_request
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc
+from tests.waiting import wait_for
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 PYTHON = f"/usr/bin/python3.{sys.version_info.minor}"
@@ -246,15 +247,6 @@ def catches(pid: int, number: int) -> bool:
         if line.startswith("SigCgt:"):
             return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False
-
-
-def wait_for(test: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
-    """The first true answer of `test`."""
-    deadline = time.monotonic() + seconds
-    while not (answer := test()):
-        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
-        time.sleep(0.02)
-    return answer
 
 
 def follow(pod: Pod) -> "queue.Queue[pb.Report | None]":

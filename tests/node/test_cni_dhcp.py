@@ -3,14 +3,14 @@
 import contextlib
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
 
 from cni.host import host_name
 from tests.node.cnilab import PLUGINS, Lab, Space, bridge_conf, client, lab
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.node
 __all__ = ["client", "lab"]  # fixtures
@@ -56,13 +56,13 @@ class Network:
             f"--dhcp-leasefile={self._file}",
         )  # fmt: skip
         # Port 67, in the form of /proc/net/udp.
-        until(lambda: ":0043 " in self._server_space.run("cat /proc/net/udp"), "the DHCP server to listen")
+        wait_for(lambda: ":0043 " in self._server_space.run("cat /proc/net/udp"), "the DHCP server to listen")
 
     def start_daemon(self) -> None:
         """Starts the plugin's daemon, which keeps the leases."""
         self.socket.unlink(missing_ok=True)  # the daemon leaves it behind, and then has no place to listen
         self._start("daemon", self.lab.node, f"{PLUGINS}/dhcp", "daemon", "-socketpath", str(self.socket))
-        until(self._daemon_listens, "the daemon of the dhcp plugin to listen")
+        wait_for(self._daemon_listens, "the daemon of the dhcp plugin to listen")
 
     def end(self, name: str) -> None:
         """Ends a program that was started."""
@@ -101,14 +101,6 @@ class Network:
             )
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = 20) -> None:
-    """Waits for a condition."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def network(lab: Lab) -> Iterator[Network]:
     """A network with its DHCP server, and a node with the plugin's daemon."""
@@ -141,7 +133,7 @@ def test_a_lease_is_the_containers_address_until_del_gives_it_back(lab: Lab, net
     assert error["code"] == 101 and address in error["msg"]
 
     lab.call("cnv-bridge", "DEL", checked, where)
-    until(lambda: not network.leases(), "the lease to be given back")
+    wait_for(lambda: not network.leases(), "the lease to be given back")
     lab.call("cnv-bridge", "DEL", checked, where)
     lab.clean(but=UPLINK)
     assert set(where.links()) == {"lo"}
@@ -162,7 +154,7 @@ def test_an_add_that_fails_after_its_lease_gives_it_back(lab: Lab, network: Netw
     where = lab.container()
     error = lab.refusal("cnv-bridge", "ADD", network.conf(isGateway=True), where)
     assert "10.9.8.1" in error["msg"] and "10.9.7.254" in error["msg"]
-    until(lambda: b"DHCPRELEASE" in network.log("server"), "the lease to be given back")
+    wait_for(lambda: b"DHCPRELEASE" in network.log("server"), "the lease to be given back")
     assert not network.leases() and b"DHCPACK" in network.log("server")
     lab.clean(but=UPLINK)
     assert set(where.links()) == {"lo"}
@@ -175,7 +167,7 @@ def test_a_namespace_that_the_runtime_took_away_first_costs_no_lease(lab: Lab, n
     where.close()
     assert network.leases()
     lab.call("cnv-bridge", "DEL", network.conf(), None, CNI_NETNS="/run/netns/gone")
-    until(lambda: not network.leases(), "the lease to be given back")
+    wait_for(lambda: not network.leases(), "the lease to be given back")
     lab.clean(but=UPLINK)
 
 

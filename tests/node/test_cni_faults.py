@@ -18,6 +18,7 @@ from cni.host import HostResources, host_name
 from kit.netlink import transport
 from tests.node import cnilab
 from tests.node.cnilab import Lab, Space, bridge_conf, client, host_local, lab, tuning_conf
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.node
 __all__ = ["client", "lab"]  # fixtures
@@ -227,14 +228,6 @@ def slow_ipam(folder: Path) -> Path:
     return program
 
 
-def wait_for(path: Path) -> None:
-    for _ in range(400):
-        if path.exists():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no {path}")
-
-
 def begin(lab: Lab, command: str, conf: dict[str, Any], where: Space, **changes: str | None) -> subprocess.Popen[bytes]:
     """Starts a call and does not wait for it."""
     path = {"CNI_PATH": f"{lab.folder}:{cnilab.PLUGINS}", "PATH": "/usr/bin:/bin"}
@@ -250,7 +243,7 @@ def test_an_add_killed_in_the_middle_and_then_deleted_leaves_nothing(lab: Lab) -
     where, program = lab.container(), slow_ipam(lab.folder)
     conf = bridge_conf(macspoofchk=True, ipam={"type": "slow"})
     adding = begin(lab, "ADD", conf, where)
-    wait_for(lab.folder / "slow.running")
+    wait_for((lab.folder / "slow.running").exists, "the slow plugin runs", seconds=20)
     adding.kill()
     adding.communicate()
     deleting = begin(lab, "DEL", conf, where)  # waits for its turn
@@ -266,7 +259,7 @@ def test_a_daemon_killed_in_the_middle_of_an_add_leaves_nothing_after_del(lab: L
     slow_ipam(lab.folder)
     conf = bridge_conf(macspoofchk=True, ipam={"type": "slow"})
     adding = begin(lab, "ADD", conf, where)
-    wait_for(lab.folder / "slow.running")
+    wait_for((lab.folder / "slow.running").exists, "the slow plugin runs", seconds=20)
     assert lab.daemon
     lab.daemon.send_signal(signal.SIGKILL)
     lab.daemon.wait()
@@ -284,7 +277,7 @@ def test_stuck_calls_do_not_hold_up_others(lab: Lab) -> None:
     slow_ipam(lab.folder)
     conf = bridge_conf(ipam={"type": "slow"})
     stuck = [begin(lab, "ADD", conf, lab.container(), CNI_CONTAINERID=f"s{n}") for n in range(8)]
-    wait_for(lab.folder / "slow.running")
+    wait_for((lab.folder / "slow.running").exists, "the slow plugin runs", seconds=20)
     for number in range(3):
         lab.call("cnv-bridge", "ADD", bridge_conf(), lab.container(), CNI_CONTAINERID=f"c{number}")
     assert all(each.poll() is None for each in stuck)

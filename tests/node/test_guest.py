@@ -11,7 +11,8 @@ import pytest
 
 from guests import tiny
 from guests.disk import KERNEL_ARGS, screen_disk
-from tests.node.guestlab import Machine, eventually, machine, seed_disk
+from tests.node.guestlab import Machine, machine, seed_disk
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.node
 
@@ -85,12 +86,12 @@ def test_an_ipv6_address_comes_from_router_advertisements(running: Machine) -> N
         addresses = running.report()["interfaces"][0]["addresses"]
         return [a for a in addresses if ":" in a and not a.startswith("fe80:")]
 
-    assert eventually(routable, "an IPv6 address")
+    assert wait_for(routable, "an IPv6 address")
 
 
 def test_the_counter_grows(running: Machine) -> None:
     first = running.report()["counter"]
-    eventually(lambda: running.report()["counter"] > first, "the counter grows")
+    wait_for(lambda: running.report()["counter"] > first, "the counter grows")
 
 
 def test_cloud_init_data_arrives_byte_by_byte(running: Machine) -> None:
@@ -168,7 +169,7 @@ def test_a_deaf_guest_ignores_the_power_button(guest: tiny.Guest, tmp_path: Path
     with machine(tmp_path, *kernel_boot(guest, f"{KERNEL_ARGS} guest.ignore-power-button")) as started:
         started.wait_ready()
         started.ask("qmp", "system_powerdown")
-        eventually(lambda: "guest: power button ignored" in started.log(), "the guest noticed")
+        wait_for(lambda: "guest: power button ignored" in started.log(), "the guest noticed")
         assert started.process.poll() is None
         started.request("POST", "/poweroff")
         assert started.ended() == 0
@@ -197,7 +198,7 @@ def test_the_large_screen_has_its_pixels(tmp_path: Path) -> None:
                 width, height, bits = struct.unpack(">HHB", told[:5])
             return width, height, bits
 
-        eventually(lambda: size() == (1600, 1200, 32), "the screen is large")
+        wait_for(lambda: size() == (1600, 1200, 32), "the screen is large")
 
 
 @pytest.mark.parametrize(

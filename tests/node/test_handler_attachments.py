@@ -14,9 +14,10 @@ from handler.secondary_networks.attachments import MULTUS, OURS, AttachmentFaile
 from handler.secondary_networks.reconciler import RETRY_SECONDS, Leave
 from kit import proc
 from kit.reconcile import RequeueAfter
-from tests.node.attachlab import NAMESPACE, Node, PodHere, bridge, node, until
+from tests.fakes.apiserver import Refusal
+from tests.node.attachlab import NAMESPACE, Node, PodHere, bridge, node
 from tests.node.cnilab import client, lab
-from tests.unit.kit.fakeapi import Refusal
+from tests.waiting import until
 
 pytestmark = pytest.mark.node
 __all__ = ["client", "lab", "node"]
@@ -122,9 +123,7 @@ async def test_an_unplugged_network_is_left_and_a_new_one_joined(node: Node) -> 
     here = await node.pod("vm", "one@a", owner="vm")
     attachments = node.attachments()
     await ensure(node, "vm", here, attachments)
-    await node.api.patch(
-        "pods", "vm", {"metadata": {"annotations": {"k8s.v1.cni.cncf.io/networks": "two@b"}}}, NAMESPACE
-    )
+    node.api.patch("pods", "vm", {"metadata": {"annotations": {"k8s.v1.cni.cncf.io/networks": "two@b"}}}, NAMESPACE)
     assert await ensure(node, "vm", here, attachments) == {"b": OURS}
     assert set(here.space.links()) == {"lo", "eth0", "b"} and not node.leases("one") and node.leases("two")
     assert [entry["interface"] for entry in node.told("vm")] == ["b"]
@@ -214,7 +213,7 @@ async def test_multus_interfaces_are_only_waited_for(node: Node) -> None:
     status = json.dumps(
         [{"name": "pods", "interface": "eth0", "default": True}, {"name": "web/dmz", "interface": "net1"}]
     )
-    await node.api.patch(
+    node.api.patch(
         "pods", "vm", {"metadata": {"annotations": {"k8s.v1.cni.cncf.io/network-status": status}}}, NAMESPACE
     )
     assert await ensure(node, "vm", here) == {"net1": MULTUS}
@@ -235,7 +234,7 @@ async def test_a_status_that_somebody_made_up_convinces_nobody(node: Node) -> No
     await node.network("dmz", bridge(node.lab))
     here = await node.pod("vm", "dmz", owner="vm")
     status = json.dumps([{"interface": "eth0", "default": True}, {"interface": "net1"}])
-    await node.api.patch(
+    node.api.patch(
         "pods", "vm", {"metadata": {"annotations": {"k8s.v1.cni.cncf.io/network-status": status}}}, NAMESPACE
     )
     assert await ensure(node, "vm", here) == {"net1": OURS}
@@ -279,7 +278,7 @@ async def test_an_ordinary_pod_joins_by_itself_and_leaves_when_it_is_deleted(nod
     assert here.space.links()["net1"].up
     await until(node.events)
     assert node.events() == [("AddedInterface", "Add net1 [192.0.2.2] from web/bond1-br1")]
-    await node.api.remove("pods", "application-pod", NAMESPACE)
+    node.api.remove("pods", "application-pod", NAMESPACE)
     here.end()
     await until(lambda: not node.records())
     assert not node.ports() and not node.leases("lan")
@@ -314,7 +313,7 @@ async def test_an_unplugged_network_of_a_machine_is_left_without_being_asked(nod
     attachments = await node.handler()
     here = await node.pod("vm", "dmz,dmz@second", owner="vm")
     await ensure(node, "vm", here, attachments)
-    await node.api.patch("pods", "vm", {"metadata": {"annotations": {"k8s.v1.cni.cncf.io/networks": "dmz"}}}, NAMESPACE)
+    node.api.patch("pods", "vm", {"metadata": {"annotations": {"k8s.v1.cni.cncf.io/networks": "dmz"}}}, NAMESPACE)
     await until(lambda: [entry["interface"] for entry in node.told("vm")] == ["net1"])
     assert set(here.space.links()) == {"lo", "eth0", "net1"} and len(node.leases("lan")) == 1
 
@@ -326,7 +325,7 @@ async def test_a_new_sandbox_of_the_same_pod_joins_again(node: Node) -> None:
     await until(lambda: node.told("app"))
     here.sandbox()
     restarted = {"status": {"containerStatuses": [{"name": "app", "restartCount": 1, "state": {"running": {}}}]}}
-    await node.api.patch("pods", "app", restarted, NAMESPACE)
+    node.api.patch("pods", "app", restarted, NAMESPACE)
     await until(lambda: "net1" in here.space.links())
     await until(lambda: len(node.leases("lan")) == 1 and len(node.ports()) == 1)
 
@@ -340,7 +339,7 @@ async def test_pods_that_went_while_the_handler_was_away(node: Node) -> None:
         task.cancel()
     await asyncio.gather(*node.tasks, return_exceptions=True)
     gone.end()
-    await node.api.remove("pods", "gone", NAMESPACE)
+    node.api.remove("pods", "gone", NAMESPACE)
     await node.restart()
     await until(lambda: node.records() == {stays.uid})
     assert len(node.ports()) == 1 and len(node.leases("lan")) == 1 and "net1" in stays.space.links()
@@ -358,14 +357,14 @@ async def test_a_del_that_fails_is_tried_until_it_works_and_told(node: Node) -> 
     here.space.run("ip link add net1 type bridge")
     await until(lambda: node.told("app"))
     switch.touch()
-    await node.api.remove("pods", "app", NAMESPACE)
+    node.api.remove("pods", "app", NAMESPACE)
     here.end()
-    await until(lambda: "FailedRemoveInterface" in [reason for reason, _ in node.events()], 30)
+    await until(lambda: "FailedRemoveInterface" in [reason for reason, _ in node.events()], seconds=30)
     assert "plugin flaky failed: busy (CNI error 11)" in node.events()[-1][1]
     await attachments.forget(here.uid)  # says so in the log, raises nothing
     assert node.records() == {here.uid}
     switch.unlink()
-    await until(lambda: not node.records(), 30)
+    await until(lambda: not node.records(), seconds=30)
 
 
 async def test_a_pod_gone_from_the_api_but_alive_on_the_node_keeps_its_networks(node: Node) -> None:
@@ -381,7 +380,7 @@ async def test_a_pod_gone_from_the_api_but_alive_on_the_node_keeps_its_networks(
         return found
 
     node.networks.plan = plan  # type: ignore[method-assign]
-    await node.api.remove("pods", "app", NAMESPACE)
+    node.api.remove("pods", "app", NAMESPACE)
     await until(lambda: plans.count([RequeueAfter(RETRY_SECONDS)]) >= 2)
     assert [Leave()] not in plans and "net1" in here.space.links()
     here.end()

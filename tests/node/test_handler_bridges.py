@@ -14,7 +14,8 @@ from api.bridges import BridgePolicy
 from handler.devices.bridges import MOST, BridgePlugins, PodNetworkBridges, node_bridges
 from handler.secondary_networks.cni_exec import CniHost
 from protos import deviceplugin_pb2 as pb
-from tests.node.test_handler_devices import Kubelet, kubelet, running, until
+from tests.node.test_handler_devices import Kubelet, kubelet, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.node
 __all__ = ["kubelet"]

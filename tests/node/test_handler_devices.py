@@ -6,7 +6,6 @@ import os
 import pathlib
 import stat
 import tempfile
-import time
 
 import grpc.aio
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from handler.devices import device_plugin, kvm_probe
 from protos import deviceplugin_pb2 as pb
 from protos import deviceplugin_pb2_grpc as services
+from tests.waiting import until
 
 pytestmark = pytest.mark.node
 
@@ -58,13 +58,6 @@ class Kubelet(services.RegistrationServicer):
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(f"unix:{self.directory}/{endpoint}", options=options) as channel:
             yield services.DevicePluginStub(channel)
-
-
-async def until(condition, what: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager

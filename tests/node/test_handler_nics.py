@@ -13,9 +13,11 @@ from api.k8s.objects import Pod
 from api.kubevirt.networks import pod_interface
 from api.kubevirt.vmi import VirtualMachineInstance
 from kit import proc
+from tests.fakes.handler_objects import pod, vmi
 from tests.node import netlab, podlab
-from tests.node.fakekube import FakeKube, pod, vmi
-from tests.node.test_handler_vmi import handler, held, until
+from tests.node.handlerkube import HandlerKube
+from tests.node.test_handler_vmi import handler, held
+from tests.waiting import until
 
 pytestmark = pytest.mark.node
 BLUE = pod_interface("blue")
@@ -64,8 +66,9 @@ def pods() -> Iterator[Path]:
 
 
 @pytest.fixture
-def kube() -> FakeKube:
-    return FakeKube()
+async def kube(tmp_path):
+    async with HandlerKube.started(tmp_path) as made:
+        yield made
 
 
 @contextlib.contextmanager
@@ -81,12 +84,12 @@ def spec(*nics: dict) -> dict:
     return {"domain": {"memory": {"guest": "64Mi"}, "devices": devices}, "networks": networks}
 
 
-def change(kube: FakeKube, *nics: dict) -> None:
+def change(kube: HandlerKube, *nics: dict) -> None:
     document = kube.document(VirtualMachineInstance, "test", "vm")
     kube.put(VirtualMachineInstance, {**document, "spec": {**document["spec"], **spec(*nics)}})
 
 
-def annotate(kube: FakeKube, text: str) -> None:
+def annotate(kube: HandlerKube, text: str) -> None:
     document = kube.document(Pod, "test", "virt-launcher-vm-abcde")
     kube.put(Pod, {**document, "metadata": {**document["metadata"], "annotations": {ANNOTATION: text}}})
 
@@ -94,13 +97,13 @@ def annotate(kube: FakeKube, text: str) -> None:
 ASKED = msgspec.json.encode([{"name": "blue", "namespace": "test", "interface": BLUE}]).decode()
 
 
-def given(kube: FakeKube, made: podlab.Pod, *nics: dict, networks: str = "[]") -> None:
+def given(kube: HandlerKube, made: podlab.Pod, *nics: dict, networks: str = "[]") -> None:
     kube.put(Pod, pod(made.uid))
     annotate(kube, networks)
     kube.put(VirtualMachineInstance, vmi(pod=made.uid, **spec(*nics)))
 
 
-def shown(kube: FakeKube) -> list[str]:
+def shown(kube: HandlerKube) -> list[str]:
     return [entry.get("name", "") for entry in kube.status().get("interfaces", [])]
 
 

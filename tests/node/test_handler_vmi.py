@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,10 @@ from handler.storage.containerd import Containerd
 from handler.storage.images import ImageMounts
 from handler.vmi.node_setup import NodeSetup
 from handler.vmi.reconciler import VmiReconciler
+from tests.fakes.handler_objects import pod, vmi
 from tests.node import netlab, podlab
-from tests.node.fakekube import FakeKube, pod, vmi
+from tests.node.handlerkube import HandlerKube
+from tests.waiting import until
 
 pytestmark = pytest.mark.node
 
@@ -52,12 +53,13 @@ def lab(pods):
 
 
 @pytest.fixture
-def kube():
-    return FakeKube()
+async def kube(tmp_path):
+    async with HandlerKube.started(tmp_path) as made:
+        yield made
 
 
 @contextlib.asynccontextmanager
-async def handler(kube: FakeKube, pods: Path, attacher=None):
+async def handler(kube: HandlerKube, pods: Path, attacher=None):
     """A handler until the end of the block: every one starts with nothing in its memory."""
 
     def launcher(uid: str, changed, limiter) -> LauncherConnection:
@@ -88,13 +90,6 @@ async def handler(kube: FakeKube, pods: Path, attacher=None):
         await client.close()
 
 
-async def until(condition, what: str = "", seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what or "it did not come to that"
-        await asyncio.sleep(0.02)
-
-
 def held(lab: podlab.Pod) -> set[str]:
     """What this process has open that belongs to the pod: its socket, its process, a raw socket in its namespace."""
     found = set()
@@ -115,7 +110,7 @@ def _is_raw(fd: int) -> bool:
         return copy.type == socket.SOCK_RAW and copy.family == socket.AF_INET6
 
 
-def given(kube: FakeKube, lab: podlab.Pod, **spec) -> None:
+def given(kube: HandlerKube, lab: podlab.Pod, **spec) -> None:
     kube.put(Pod, pod(lab.uid))
     kube.put(VirtualMachineInstance, vmi(pod=lab.uid, **spec))
 

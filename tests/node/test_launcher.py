@@ -14,7 +14,8 @@ import pytest
 from launcher.domain import pci
 from protos import launcher_pb2 as pb
 from tests.node import bootsector, launcherlab
-from tests.node.launcherlab import Pod, all_of, catches, children, disk_vmi, follow, wait_for
+from tests.node.launcherlab import Pod, all_of, catches, children, disk_vmi, follow
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.node
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/domain"

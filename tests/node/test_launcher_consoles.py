@@ -21,7 +21,8 @@ from launcher.paths import Paths
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc
 from tests.node.consolelab import Person, Viewer
-from tests.node.launcherlab import Pod, vmi, wait_for
+from tests.node.launcherlab import Pod, vmi
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.node
 Stub = launcher_pb2_grpc.LauncherStub

@@ -11,7 +11,8 @@ import pytest
 
 from protos import launcher_pb2 as pb
 from tests.node import bootsector
-from tests.node.launcherlab import Pod, all_of, disk_vmi, follow, wait_for
+from tests.node.launcherlab import Pod, all_of, disk_vmi, follow
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.node
 SERVER, LIBVIRT = "-m\0launcher", "libvirt/config"

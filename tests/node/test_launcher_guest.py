@@ -10,7 +10,8 @@ import pytest
 from protos import launcher_pb2 as pb
 from tests.node import netlab
 from tests.node.launcherguest import MAC, NIC, ask, document, running
-from tests.node.launcherlab import Pod, wait_for
+from tests.node.launcherlab import Pod
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.node
 

@@ -11,7 +11,8 @@ from guests.disk import KERNEL_ARGS
 from protos import launcher_pb2 as pb
 from tests.node import netlab
 from tests.node.launcherguest import ask
-from tests.node.launcherlab import Pod, vmi, wait_for
+from tests.node.launcherlab import Pod, vmi
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.node
 MODELS = ["virtio", "e1000", "e1000e", "rtl8139", "pcnet", "ne2k_pci"]

@@ -13,7 +13,8 @@ from launcher.domain import pci
 from protos import launcher_pb2 as pb
 from tests.node import launcherlab, netlab
 from tests.node.launcherguest import MAC, NIC, ask, document, running
-from tests.node.launcherlab import Pod, wait_for
+from tests.node.launcherlab import Pod
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.node
 BLUE_MAC = "02:00:00:00:00:0b"

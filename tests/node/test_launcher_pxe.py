@@ -14,7 +14,8 @@ from guests.disk import KERNEL_ARGS
 from protos import launcher_pb2 as pb
 from tests.node import netlab
 from tests.node.launcherguest import BRIDGE, MAC, NIC, ask
-from tests.node.launcherlab import Pod, vmi, wait_for
+from tests.node.launcherlab import Pod, vmi
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.node
 CABLE = copy.deepcopy(NIC)

@@ -18,11 +18,12 @@ from kit import rpc
 from kit.duplex import TAKEN
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc, node_pb2, node_pb2_grpc
+from tests.fakes import nodelab
+from tests.fakes.nodelab import NODE, VMI, Authority, Direct
 from tests.node.consolelab import PATIENCE, Person, Viewer
-from tests.node.launcherlab import Pod, wait_for
+from tests.node.launcherlab import Pod
 from tests.node.test_launcher_consoles import document, log_in
-from tests.unit.handler import nodelab
-from tests.unit.handler.nodelab import NODE, VMI, Authority, Direct
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.node
 

@@ -19,8 +19,9 @@ from kit import proc
 from protos import launcher_pb2 as pb
 from tests.node import launcherguest, netlab
 from tests.node.launcherguest import ask
-from tests.node.launcherlab import Pod, wait_for
+from tests.node.launcherlab import Pod
 from tests.node.netlab import NODE4, POD4, Namespace
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.node
 BLUE = pod_interface("blue")

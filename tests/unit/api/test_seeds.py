@@ -10,8 +10,9 @@ from api.defaults import default_vmi
 from api.kubevirt.vm import VirtualMachine
 from api.kubevirt.vmi import VirtualMachineInstance
 from api.schema.codec import decode_strict, to_dict
+from api.validation.document import validate_document
 from api.validation.unsupported import HINTS
-from api.validation.validate import validate_document, validate_vm, validate_vmi, warnings
+from api.validation.validate import validate_vm, validate_vmi, warnings
 
 SEEDS = Path(__file__).parents[2] / "golden" / "seed-manifests"
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from cli.terminal import ScreenTracker
 from tests.unit.cli.conftest import Hyperctl
 from tests.unit.cli.published import OBJ, SUB, Published, Stream, echo, status
 from tests.unit.cli.window import PATIENCE, ROOT, Window
+from tests.waiting import wait_for
 
 CONSOLE = f"{SUB}/virtualmachineinstances/testvm/console"
 VMI = f"{OBJ}/virtualmachineinstances/testvm"
@@ -48,13 +48,6 @@ def window(server: Published, tmp_path: Path) -> Callable[..., Window]:
     return lambda *words: Window("console", "testvm", *words, kubeconfig=config)
 
 
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_keys_are_sent_raw_and_ctrl_right_bracket_exits(server: Published, window: Callable[..., Window]) -> None:
     with window() as shell:
         shell.until("Successfully connected to testvm console. Press Ctrl+] or Ctrl+5 to exit console.")
@@ -65,7 +58,7 @@ def test_keys_are_sent_raw_and_ctrl_right_bracket_exits(server: Published, windo
         shell.type(CTRL_RIGHT)
         assert shell.ended() == 0
         assert shell.settings() == shell.before
-    until(lambda: server.open_streams == 0)
+    wait_for(lambda: server.open_streams == 0, seconds=20)
 
 
 def test_input_before_ctrl_right_bracket_is_sent(server: Published, window: Callable[..., Window]) -> None:
@@ -81,7 +74,7 @@ def test_input_before_ctrl_right_bracket_is_sent(server: Published, window: Call
         shell.until("login: ")
         shell.type(f"last words{CTRL_RIGHT}not these")
         assert shell.ended() == 0
-    until(lambda: server.open_streams == 0)
+    wait_for(lambda: server.open_streams == 0, seconds=20)
     assert b"".join(heard) == b"last words"
 
 
@@ -100,10 +93,14 @@ def test_sigtstp_restores_terminal_and_sigcont_resumes_raw_mode(window: Callable
     with window() as shell:
         shell.until("login: ")
         shell.signal(signal.SIGTSTP)
-        until(lambda: shell.settings() == shell.before)
-        until(lambda: Path(f"/proc/{shell.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        wait_for(lambda: shell.settings() == shell.before, seconds=20)
+        wait_for(
+            lambda: Path(f"/proc/{shell.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T",
+            "the command is stopped",
+            seconds=20,
+        )
         shell.signal(signal.SIGCONT)
-        until(lambda: shell.raw)
+        wait_for(lambda: shell.raw, seconds=20)
         shell.type("still here")
         shell.until("still here")
         shell.type(CTRL_RIGHT)

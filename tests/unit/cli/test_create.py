@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from api.validation.validate import validate_document
+from api.validation.document import validate_document
 from tests.unit.cli.conftest import Hyperctl
 
 DISK = "--volume-containerdisk=src:registry.example/images/os:1"

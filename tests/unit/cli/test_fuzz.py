@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from api.validation.validate import validate_document
+from api.validation.document import validate_document
 from cli import manifest
 from cli.app import run
 from cli.commands import like_cobra

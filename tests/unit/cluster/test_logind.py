@@ -9,13 +9,14 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster import logind
 from cluster.logind import CALL, LOGIN, LOGIN_PATH, MANAGER, REPLY, SIGNAL, SYSTEMD, BusConnection, Message
+from tests.waiting import wait_for
 
 CONFIG = Path(logind.__file__).with_name("dbus.conf")
 SECONDS = 20.0
@@ -43,13 +44,6 @@ class Bed:
 
     def client(self) -> BusConnection:
         return BusConnection(self.path)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -113,7 +107,7 @@ def test_power_off_waits_for_the_delay_lock(bed: Bed) -> None:
     time.sleep(0.3)
     assert not bed.off.exists()
     os.close(held)
-    until(bed.off.exists)
+    wait_for(bed.off.exists, seconds=20)
 
 
 def test_unreleased_delay_lock_times_out(bed: Bed) -> None:
@@ -121,7 +115,7 @@ def test_unreleased_delay_lock_times_out(bed: Bed) -> None:
     client = bed.client()
     held = inhibit(client)
     client.call(LOGIN, LOGIN_PATH, MANAGER, "PowerOff", "b", False)
-    until(bed.off.exists)
+    wait_for(bed.off.exists, seconds=20)
     os.close(held)
 
 
@@ -131,7 +125,7 @@ def test_non_delay_locks_do_not_delay_shutdown(bed: Bed, what: str, mode: str) -
     client = bed.client()
     held = inhibit(client, what, mode)
     client.call(LOGIN, LOGIN_PATH, MANAGER, "PowerOff", "b", False)
-    until(bed.off.exists)
+    wait_for(bed.off.exists, seconds=20)
     os.close(held)
 
 
@@ -141,7 +135,7 @@ def test_lock_of_a_dead_client_is_released(bed: Bed) -> None:
     os.close(inhibit(client))
     client.socket.close()
     bed.client().call(LOGIN, LOGIN_PATH, MANAGER, "PowerOff", "b", False)
-    until(bed.off.exists)
+    wait_for(bed.off.exists, seconds=20)
 
 
 def test_unsupported_method_is_refused_by_name(bed: Bed) -> None:

@@ -11,7 +11,7 @@ from api import names
 from api.k8s.objects import PersistentVolumeClaim, Pod
 from api.kubevirt.vm import VirtualMachine
 from api.kubevirt.vmi import VirtualMachineInstance
-from controller.cache.definitions import NetworkAttachmentDefinition
+from controller.cache.definitions import NetworkMetadata
 
 Json = dict[str, Any]
 
@@ -178,12 +178,12 @@ def claim(name: str, phase: str = "Bound", mode: str = "Filesystem") -> Persiste
     )
 
 
-def definition(name: str, resource: str | None = None, namespace: str = "default") -> NetworkAttachmentDefinition:
+def definition(name: str, resource: str | None = None, namespace: str = "default") -> NetworkMetadata:
     annotations = {} if resource is None else {"k8s.v1.cni.cncf.io/resourceName": resource}
     meta = {"name": name, "namespace": namespace, "uid": f"uid-of-{name}", "annotations": annotations}
-    return msgspec.convert({"metadata": meta}, NetworkAttachmentDefinition)
+    return msgspec.convert({"metadata": meta}, NetworkMetadata)
 
 
-def definitions(*found: NetworkAttachmentDefinition) -> dict[str, NetworkAttachmentDefinition]:
+def definitions(*found: NetworkMetadata) -> dict[str, NetworkMetadata]:
     """The definitions by namespace/name, as the plan of a VMI gets them."""
     return {f"{each.metadata.namespace}/{each.metadata.name}": each for each in found}

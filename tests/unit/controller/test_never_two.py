@@ -17,10 +17,11 @@ import pytest
 
 from api import names
 from controller.cache.cluster import ClusterCache
-from controller.reconcilers import LauncherPodReconciler, VmReconciler
+from controller.vm.reconciler import VmReconciler
+from controller.vmi.reconciler import LauncherPodReconciler
 from kit.kube import Kube
+from tests.fakes.apiserver import FakeApi, Json
 from tests.unit.controller.objects import SPEC
-from tests.unit.kit.fakeapi import FakeApi, Json
 
 NODES = ("node1", "node2")
 TICK = 0.004
@@ -81,7 +82,7 @@ class Reality:
         for pod in self.api.of(PODS):
             owners = [owner["uid"] for owner in pod["metadata"].get("ownerReferences") or ()]
             if owners and not set(owners) & alive and not pod["metadata"].get("deletionTimestamp"):
-                await self.api.delete(PODS, pod["metadata"]["name"])
+                self.api.delete(PODS, pod["metadata"]["name"])
 
     async def kubelet(self, node: str) -> None:
         there = {pod["metadata"]["uid"]: pod for pod in self.api.of(PODS)}
@@ -89,7 +90,7 @@ class Reality:
             at, meta = pod["spec"].get("nodeName"), pod["metadata"]
             if at is None and not meta.get("deletionTimestamp") and node == self.dice.choice(NODES):
                 # The scheduler's part; the kubelet's follows at its next tick.
-                await self.api.patch(PODS, meta["name"], {"spec": {"nodeName": node}})
+                self.api.patch(PODS, meta["name"], {"spec": {"nodeName": node}})
             elif at == node and uid not in self.containers and pod["status"]["phase"] == "Pending":
                 given = {each["name"]: each["value"] for each in pod["spec"]["containers"][0]["env"]}
                 self.containers[uid] = Container(pod, node, given["HYPERLET_UID"])
@@ -104,12 +105,12 @@ class Reality:
                 if current is not None and self.api.find(PODS, current["metadata"]["name"]):
                     await self.tell(current, "Failed", {"running": None, "terminated": {"exitCode": 137}})
                     if current["metadata"].get("deletionTimestamp"):
-                        await self.api.remove(PODS, current["metadata"]["name"])
+                        self.api.remove(PODS, current["metadata"]["name"])
 
     async def tell(self, pod: Json, phase: str, state: Json) -> None:
         status = {"phase": phase, "containerStatuses": [{"name": "compute", "state": state}]}
         with contextlib.suppress(KeyError):
-            await self.api.patch(PODS, pod["metadata"]["name"], {"status": status})
+            self.api.patch(PODS, pod["metadata"]["name"], {"status": status})
 
     async def handler(self, node: str) -> None:
         """Starts QEMU where the VMI was handed over to; takes pods off of which nothing is left
@@ -123,14 +124,14 @@ class Reality:
                 container, pod = self.containers.get(uid), pods.get(uid)
                 unreported = pod is None or (pod["status"]["phase"] == "Failed" and not _terminated(pod))
                 if at == node and container is None and unreported:
-                    await self.api.patch(VMIS, meta["name"], {"status": {"activePods": {uid: None}}})
+                    self.api.patch(VMIS, meta["name"], {"status": {"activePods": {uid: None}}})
                 elif at == node and container is not None and pod is not None and not container.qemu:
                     started = status["phase"] == "Scheduled" and container.vmi == meta["uid"]
                     if started and not meta.get("deletionTimestamp") and container.ending is None:
                         container.qemu = True
                         self.starts += 1
                         ready = [{"type": "Ready", "status": "True", "reason": "x"}]
-                        await self.api.patch(VMIS, meta["name"], {"status": {"phase": "Running", "conditions": ready}})
+                        self.api.patch(VMIS, meta["name"], {"status": {"phase": "Running", "conditions": ready}})
 
 
 def _terminated(pod: Json) -> bool:
@@ -149,42 +150,42 @@ class Chance:
 
     async def delete_vmi(self) -> None:
         if self.api.find(VMIS, "web"):
-            await self.api.delete(VMIS, "web")
+            self.api.delete(VMIS, "web")
 
     async def delete_pod(self) -> None:
         if pod := self.pod():
-            await self.api.delete(PODS, pod["metadata"]["name"])
+            self.api.delete(PODS, pod["metadata"]["name"])
 
     async def force_pod(self) -> None:
         if pod := self.pod():
-            await self.api.remove(PODS, pod["metadata"]["name"])
+            self.api.remove(PODS, pod["metadata"]["name"])
 
     async def call_failed(self) -> None:
         if pod := self.pod():
             early = {"phase": "Failed", "reason": "Preempting", "qosClass": "Burstable"}
-            await self.api.put(PODS, {**pod, "status": early})
+            self.api.put(PODS, {**pod, "status": early})
 
     async def strip_pod(self) -> None:
         if pod := self.pod():
             meta = {key: value for key, value in pod["metadata"].items() if key not in ("labels", "ownerReferences")}
-            await self.api.put(PODS, {**pod, "metadata": meta})
+            self.api.put(PODS, {**pod, "metadata": meta})
 
     async def strip_vmi(self) -> None:
         """A user's PUT without finalizer and label."""
         if vmi := self.api.find(VMIS, "web"):
             bare = {"finalizers": None, "labels": None} if not vmi["metadata"].get("deletionTimestamp") else {}
-            await self.api.patch(VMIS, "web", {"metadata": bare})
+            self.api.patch(VMIS, "web", {"metadata": bare})
 
     async def tear_away(self) -> None:
         """An administrator removes the VMI while its pod exists."""
         if self.api.of(PODS) and (vmi := self.api.find(VMIS, "web")):
             active = set((vmi.get("status") or {}).get("activePods") or {})
             if active <= {pod["metadata"]["uid"] for pod in self.api.of(PODS)}:
-                await self.api.remove(VMIS, "web")
+                self.api.remove(VMIS, "web")
 
     async def orphan_vmi(self) -> None:
         if vmi := self.api.find(VMIS, "web"):
-            await self.api.put(VMIS, {**vmi, "metadata": {**vmi["metadata"], "ownerReferences": []}})
+            self.api.put(VMIS, {**vmi, "metadata": {**vmi["metadata"], "ownerReferences": []}})
 
     async def stop_kubelet(self) -> None:
         node = self.dice.choice(NODES)
@@ -199,12 +200,12 @@ class Chance:
 
 async def controller(config: str, ready: asyncio.Event) -> None:
     async with Kube.connect("controller", config) as kube:
-        cluster = ClusterCache.of(kube)
+        cluster = ClusterCache(kube)
         loops: list[Any] = [VmReconciler(kube, cluster), LauncherPodReconciler(kube, cluster)]
         async with asyncio.TaskGroup() as group:
-            for store in cluster.all_stores():
+            for store in cluster.stores.values():
                 group.create_task(store.run())
-            for store in cluster.all_stores():
+            for store in cluster.stores.values():
                 await store.synced()
             for loop in loops:
                 loop.add_all()
@@ -221,14 +222,14 @@ async def test_random_faults_never_start_two_qemus(tmp_path: Path, seed: int, mo
     async with FakeApi() as api:
         for node in NODES:
             ready = {"conditions": [{"type": "Ready", "status": "True"}]}
-            await api.put("nodes", {"metadata": {"name": node}, "status": ready})
+            api.put("nodes", {"metadata": {"name": node}, "status": ready})
         machine = {
             "apiVersion": "kubevirt.io/v1",
             "kind": "VirtualMachine",
             "metadata": {"name": "web", "namespace": "default", "generation": 1},
             "spec": {"runStrategy": "Always", "template": {"spec": SPEC}},
         }
-        await api.put(VMS, machine)
+        api.put(VMS, machine)
         reality = Reality(api, dice)
         chance = Chance(reality)
         actions = [getattr(chance, name) for name in vars(Chance) if not name.startswith("_") and name != "pod"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,13 @@ import pytest
 from api import names
 from controller.cache.cluster import ClusterCache
 from controller.installation import image_volumes
-from controller.installation.admission_policies import PolicyWatcher
-from controller.reconcilers import InstallationReconciler, LauncherPodReconciler, VmReconciler
+from controller.reconcilers import RECONCILERS
 from kit.kube import Kube
+from tests.fakes.apiserver import FakeApi, Json, Refusal, Write
 from tests.unit.controller.objects import SPEC, claim
-from tests.unit.kit.fakeapi import FakeApi, Json, Refusal
+from tests.waiting import until
 
 READS = {"list", "watch"}
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not true():  # noqa: ASYNC110
-            await asyncio.sleep(0.003)
 
 
 class Nodes:
@@ -58,11 +52,11 @@ class Nodes:
                     gone = {uid: None for uid in vmi.get("status", {}).get("activePods", {}) if uid not in there}
                     if gone:
                         change = {"status": {"activePods": gone}}
-                        await self.api.patch("virtualmachineinstances", vmi["metadata"]["name"], change)
+                        self.api.patch("virtualmachineinstances", vmi["metadata"]["name"], change)
 
     async def _phase(self, name: str, phase: str, ready: bool) -> None:
         condition = {"type": "Ready", "status": str(ready), "reason": "x"}
-        await self.api.patch("virtualmachineinstances", name, {"status": {"phase": phase, "conditions": [condition]}})
+        self.api.patch("virtualmachineinstances", name, {"status": {"phase": phase, "conditions": [condition]}})
 
     async def _pod(self, pod: Json) -> None:
         meta, name = pod["metadata"], pod["metadata"]["name"]
@@ -73,16 +67,16 @@ class Nodes:
             ended = pod["status"]["phase"] == "Succeeded"
             await self.end(name, "Succeeded")
             if self.tells_deletions or ended:  # the kubelet removes what it has reported as ended
-                await self.api.remove("pods", name)
+                self.api.remove("pods", name)
         elif pod["status"]["phase"] == "Pending":
             running = {"phase": "Running", "containerStatuses": [{"name": "compute", "state": {"running": {}}}]}
-            await self.api.patch("pods", name, {"spec": {"nodeName": "node1"}, "status": running})
+            self.api.patch("pods", name, {"spec": {"nodeName": "node1"}, "status": running})
 
     async def end(self, pod: str, phase: str) -> None:
         """The pod's container terminates; the handler, if running, reports it."""
         words = f'{{"phase":"{phase}","reason":"Told","message":"by the launcher"}}'
         status = {"name": "compute", "state": {"running": None, "terminated": {"exitCode": 0, "message": words}}}
-        await self.api.patch("pods", pod, {"status": {"phase": phase, "containerStatuses": [status]}})
+        self.api.patch("pods", pod, {"status": {"phase": phase, "containerStatuses": [status]}})
 
 
 class World:
@@ -102,13 +96,12 @@ class World:
 
     async def _controller(self, ready: asyncio.Event) -> None:
         async with Kube.connect("controller", self.config) as kube:
-            cluster = self.cluster = ClusterCache.of(kube)
-            installation = InstallationReconciler(kube, cluster, "v1", PolicyWatcher(kube))
-            loops = [VmReconciler(kube, cluster), LauncherPodReconciler(kube, cluster), installation]
+            cluster = self.cluster = ClusterCache(kube)
+            loops = [reconciler(kube, cluster) for reconciler in RECONCILERS]
             async with asyncio.TaskGroup() as group:
-                for store in cluster.all_stores():
+                for store in cluster.stores.values():
                     group.create_task(store.run())
-                for store in cluster.all_stores():
+                for store in cluster.stores.values():
                     await store.synced()
                 for loop in loops:
                     loop.add_all()
@@ -126,7 +119,7 @@ class World:
         self._node_task.cancel()
 
     async def vm(self, run: str = "Always", spec: Json | None = None) -> None:
-        await self.api.put(
+        self.api.put(
             "virtualmachines",
             {
                 "apiVersion": "kubevirt.io/v1",
@@ -142,7 +135,7 @@ class World:
         )
 
     async def vmi(self, spec: Json | None = None) -> None:
-        await self.api.put(
+        self.api.put(
             "virtualmachineinstances",
             {
                 "apiVersion": "kubevirt.io/v1",
@@ -189,7 +182,7 @@ async def test_vmi_takes_four_calls_to_run_and_two_to_delete(world: World) -> No
     await until(lambda: world.status("virtualmachineinstances").get("phase") == "Running")
     await world.quiet()
     assert world.writes() == {"create pods": 1, "patch virtualmachineinstances": 2, "patch pods/status": 1}
-    await world.api.delete("virtualmachineinstances", "web")
+    world.api.delete("virtualmachineinstances", "web")
     await until(lambda: not world.api.of("virtualmachineinstances"))
     await world.quiet()
     assert world.writes() == {"delete pods": 1, "patch virtualmachineinstances": 1}
@@ -202,7 +195,7 @@ async def test_unreported_end_of_deleted_vmi_takes_no_extra_call(world: World) -
     await world.quiet()
     world.writes()
     world.nodes.tells_deletions = False
-    await world.api.delete("virtualmachineinstances", "web")
+    world.api.delete("virtualmachineinstances", "web")
     await until(lambda: not world.api.of("virtualmachineinstances"))
     await world.quiet()
     assert world.writes() == {"delete pods": 1, "patch virtualmachineinstances": 1}
@@ -213,19 +206,19 @@ async def test_vm_takes_eight_calls_to_start_nine_with_new_template_and_six_to_s
     await world.start()
     await until(lambda: world.shown() == "Stopped")
     world.writes()
-    await world.api.patch("virtualmachines", "web", {"spec": {"runStrategy": "Always"}})
+    world.api.patch("virtualmachines", "web", {"spec": {"runStrategy": "Always"}})
     await until(lambda: world.shown() == "Running")
     await world.quiet()
     started = world.writes()
     assert sum(started.values()) == 9, started
     assert started["patch virtualmachines/status"] == 2 and started["create events"] == 1
     assert started["create controllerrevisions"] == 1
-    await world.api.patch("virtualmachines", "web", {"spec": {"runStrategy": "Halted"}})
+    world.api.patch("virtualmachines", "web", {"spec": {"runStrategy": "Halted"}})
     await until(lambda: world.shown() == "Stopped")
     await world.quiet()
     stopped = world.writes()
     assert sum(stopped.values()) == 6, stopped
-    await world.api.patch("virtualmachines", "web", {"spec": {"runStrategy": "Always"}})
+    world.api.patch("virtualmachines", "web", {"spec": {"runStrategy": "Always"}})
     await until(lambda: world.shown() == "Running")
     await world.quiet()
     again = world.writes()
@@ -256,24 +249,22 @@ async def test_crash_after_any_write_loses_and_duplicates_nothing(world: World, 
     """The API server has executed the write; the controller crashes before or after it reads the response."""
     left = [writes]
     dead = asyncio.Event()
-    create, patch = world.api._create, world.api._patch
 
-    async def counted(write: Any, *args: Any) -> Json:
-        result: Json = await write(*args)
+    async def counted(write: Write) -> None:
+        if write.verb == "delete":
+            return
         left[0] -= 1
         if left[0] == 0:
             dead.set()
             if not answered:
                 await asyncio.sleep(600)
-        return result
 
-    world.api._create = lambda *args: counted(create, *args)  # type: ignore[method-assign]
-    world.api._patch = lambda *args: counted(patch, *args)  # type: ignore[method-assign]
+    world.api.on_write = counted
     await world.vm()
     await world.start()
     await dead.wait()
     await world.kill()
-    world.api._create, world.api._patch = create, patch  # type: ignore[method-assign]
+    world.api.on_write = None
     await world.start()
     await until(lambda: world.shown() == "Running")
     await world.quiet()
@@ -326,7 +317,7 @@ async def test_vm_starts_when_missing_claim_is_created(world: World) -> None:
     await world.start()
     await until(lambda: world.shown() == "ErrorPvcNotFound")
     assert not world.api.of("pods")
-    await world.api.put(
+    world.api.put(
         "persistentvolumeclaims",
         {
             "metadata": {"name": "data", "namespace": "default"},
@@ -351,7 +342,7 @@ ANNOTATION = "k8s.v1.cni.cncf.io/networks"
 async def define(api: FakeApi, name: str) -> None:
     """Creates a NetworkAttachmentDefinition."""
     annotations = {"k8s.v1.cni.cncf.io/resourceName": f"bridge.network.kubevirt.io/{name}"}
-    await api.put(
+    api.put(
         "network-attachment-definitions",
         {
             "apiVersion": "k8s.cni.cncf.io/v1",
@@ -421,7 +412,7 @@ async def test_nics_are_plugged_and_unplugged_in_running_vm(world: World) -> Non
 
     async def report(*names: str) -> None:
         shown = [{"name": name, "infoSource": "domain"} for name in names]
-        await world.api.patch("virtualmachineinstances", "web", {"status": {"interfaces": shown}})
+        world.api.patch("virtualmachineinstances", "web", {"status": {"interfaces": shown}})
 
     await define(world.api, "br1")
     await world.vm(spec=BRIDGED)
@@ -430,14 +421,14 @@ async def test_nics_are_plugged_and_unplugged_in_running_vm(world: World) -> Non
     await report("red")
     await world.quiet()
     world.writes()
-    await world.api.patch("virtualmachines", "web", {"spec": {"template": {"spec": two}}})
+    world.api.patch("virtualmachines", "web", {"spec": {"template": {"spec": two}}})
     await until(lambda: networks() == ["br1", "br2"])
     await world.quiet()
     assert cards() == [("red", None), ("blue", None)]
     assert world.writes() == {"patch virtualmachineinstances": 1, "patch pods/status": 1}
     await report("red", "blue")
     two["domain"]["devices"]["interfaces"][1]["state"] = "absent"
-    await world.api.patch("virtualmachines", "web", {"spec": {"template": {"spec": two}}})
+    world.api.patch("virtualmachines", "web", {"spec": {"template": {"spec": two}}})
     await until(lambda: cards() == [("red", None), ("blue", "absent")])
     await world.quiet()
     assert networks() == ["br1", "br2"]
@@ -454,7 +445,7 @@ async def test_nics_are_plugged_and_unplugged_in_running_vm(world: World) -> Non
 
 async def test_vm_starts_when_kubevirt_cr_permits_it(world: World) -> None:
     network = {"permitBridgeInterfaceOnPodNetwork": False}
-    await world.api.put(
+    world.api.put(
         "kubevirts",
         {
             "apiVersion": "kubevirt.io/v1",
@@ -474,9 +465,7 @@ async def test_vm_starts_when_kubevirt_cr_permits_it(world: World) -> None:
     )
     assert not world.api.of("virtualmachineinstances")
     network["permitBridgeInterfaceOnPodNetwork"] = True
-    await world.api.patch(
-        "kubevirts", "kubevirt", {"spec": {"configuration": {"network": network}}}, namespace="hyperlet"
-    )
+    world.api.patch("kubevirts", "kubevirt", {"spec": {"configuration": {"network": network}}}, namespace="hyperlet")
     await until(lambda: world.shown() == "Running")
 
 
@@ -512,8 +501,8 @@ async def test_unresponsive_node_prevents_start_on_another_node(world: World) ->
     await until(lambda: world.shown() == "Running")
     world.nodes.silent = True
     (pod,) = world.api.of("pods")
-    await world.api.delete("pods", pod["metadata"]["name"])
-    await world.api.delete("virtualmachineinstances", "web")
+    world.api.delete("pods", pod["metadata"]["name"])
+    world.api.delete("virtualmachineinstances", "web")
     await world.quiet()
     assert [each["metadata"]["uid"] for each in world.api.of("pods")] == [pod["metadata"]["uid"]]
     assert world.shown() == "Stopping"
@@ -525,7 +514,7 @@ async def test_unresponsive_node_prevents_start_on_another_node(world: World) ->
 async def test_vm_on_unresponsive_node_is_unknown_until_recovery(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.vmi.plan.LOST_SECONDS", 0.3)
     node: Json = {"kind": "Node", "apiVersion": "v1", "metadata": {"name": "node1"}}
-    await world.api.put("nodes", {**node, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+    world.api.put("nodes", {**node, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
     await world.vm()
     await world.start()
     await until(lambda: world.shown() == "Running")
@@ -533,7 +522,7 @@ async def test_vm_on_unresponsive_node_is_unknown_until_recovery(world: World, m
     await world.quiet()
     world.writes()
     silent = {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
-    await world.api.patch("nodes", "node1", silent, namespace="")
+    world.api.patch("nodes", "node1", silent, namespace="")
     await until(lambda: world.shown() == "Unknown")
     await world.quiet()
     spent = {what: count for what, count in world.writes().items() if "events" not in what}
@@ -543,12 +532,12 @@ async def test_vm_on_unresponsive_node_is_unknown_until_recovery(world: World, m
     monkeypatch.setattr("controller.vmi.plan.END_SECONDS", 0.05)
     (pod,) = world.api.of("pods")
     world.nodes.silent = False
-    await world.api.remove("pods", pod["metadata"]["name"])
+    world.api.remove("pods", pod["metadata"]["name"])
     await world.quiet()
     assert not world.api.of("pods") and world.status("virtualmachineinstances")["phase"] == "Running"
     # ... but fencing by an administrator is.
     taint = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
-    await world.api.patch("nodes", "node1", {"spec": {"taints": [taint]}}, namespace="")
+    world.api.patch("nodes", "node1", {"spec": {"taints": [taint]}}, namespace="")
     old = pod["metadata"]["uid"]
     await until(lambda: [each for each in world.api.of("pods") if each["metadata"]["uid"] != old])
 
@@ -562,7 +551,7 @@ async def test_force_deleted_pod_is_replaced_only_with_evidence_from_its_node(
     await until(lambda: world.shown() == "Running")
     world.nodes.silent = True
     (pod,) = world.api.of("pods")
-    await world.api.remove("pods", pod["metadata"]["name"])
+    world.api.remove("pods", pod["metadata"]["name"])
     await until(lambda: world.shown() == "Unknown")
     # A restarted controller still waits.
     await world.kill()
@@ -571,12 +560,12 @@ async def test_force_deleted_pod_is_replaced_only_with_evidence_from_its_node(
     assert not world.api.of("pods")
     assert world.status("virtualmachineinstances")["activePods"] == {pod["metadata"]["uid"]: "node1"}
     # A deletion waits as well.
-    await world.api.delete("virtualmachineinstances", "web")
+    world.api.delete("virtualmachineinstances", "web")
     await world.quiet()
     assert world.api.of("virtualmachineinstances") and not world.api.of("pods")
     world.nodes.silent = False
     gone = {"status": {"activePods": {pod["metadata"]["uid"]: None}}}
-    await world.api.patch("virtualmachineinstances", "web", gone)
+    world.api.patch("virtualmachineinstances", "web", gone)
     await until(lambda: world.shown() == "Running")
 
 
@@ -591,7 +580,7 @@ async def test_phase_failed_without_terminated_containers_is_no_evidence(
     (pod,) = world.api.of("pods")
     name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
     early = {**pod["status"], "phase": "Failed", "reason": "Preempting", "containerStatuses": None}
-    await world.api.put("pods", {**pod, "status": {key: value for key, value in early.items() if value is not None}})
+    world.api.put("pods", {**pod, "status": {key: value for key, value in early.items() if value is not None}})
     await until(lambda: world.shown() == "Unknown")
     await world.quiet()
     assert [each["metadata"]["uid"] for each in world.api.of("pods")] == [uid]
@@ -607,18 +596,18 @@ async def test_new_vmi_waits_for_pod_of_removed_vmi_of_same_name(world: World) -
     await world.quiet()
     world.nodes.silent = True
     (pod,) = world.api.of("pods")
-    await world.api.patch("pods", pod["metadata"]["name"], {"metadata": {"ownerReferences": [], "labels": None}})
-    await world.api.remove("virtualmachineinstances", "web")
+    world.api.patch("pods", pod["metadata"]["name"], {"metadata": {"ownerReferences": [], "labels": None}})
+    world.api.remove("virtualmachineinstances", "web")
     await until(lambda: "earlier VirtualMachineInstance" in complaint(world))
     await world.quiet()
     (still,) = world.api.of("pods")
     assert still["metadata"]["uid"] == pod["metadata"]["uid"] and still["metadata"]["deletionTimestamp"]
     # The Pod is force-deleted without evidence from its node.
-    await world.api.remove("pods", pod["metadata"]["name"])
+    world.api.remove("pods", pod["metadata"]["name"])
     await world.quiet()
     assert not world.api.of("pods")
     gone = {"status": {"activePods": {pod["metadata"]["uid"]: None}}}
-    await world.api.patch("virtualmachineinstances", "web", gone)
+    world.api.patch("virtualmachineinstances", "web", gone)
     world.nodes.silent = False
     await until(lambda: world.shown() == "Running")
 
@@ -629,7 +618,7 @@ async def test_pod_without_label_does_not_count_as_deleted(world: World, monkeyp
     await world.start()
     await until(lambda: world.shown() == "Running")
     (pod,) = world.api.of("pods")
-    await world.api.patch("pods", pod["metadata"]["name"], {"metadata": {"labels": {names.LABEL_APP: None}}})
+    world.api.patch("pods", pod["metadata"]["name"], {"metadata": {"labels": {names.LABEL_APP: None}}})
     await asyncio.sleep(0.3)
     await world.quiet()
     assert [each["metadata"]["uid"] for each in world.api.of("pods")] == [pod["metadata"]["uid"]]
@@ -658,8 +647,8 @@ async def test_controller_catches_up_after_api_server_outage(world: World) -> No
     await until(lambda: world.shown() == "Running")
     # The pod's last status may be missed between two watches; then only its node can provide evidence.
     world.nodes.attests = True
-    await world.api.leave()
-    await until(lambda: world.cluster and not any(store.connected for store in world.cluster.all_stores()))
+    world.api.leave()
+    await until(lambda: world.cluster and not any(store.connected for store in world.cluster.stores.values()))
     world.api.objects["virtualmachines", "default", "web"]["spec"]["runStrategy"] = "Halted"
     world.api.version += 1
     world.api.objects["virtualmachines", "default", "web"]["metadata"]["resourceVersion"] = str(world.api.version)
@@ -670,7 +659,7 @@ async def test_controller_catches_up_after_api_server_outage(world: World) -> No
 
 async def test_undecodable_object_gets_condition_and_event(world: World) -> None:
     await world.start()
-    await world.api.put(
+    world.api.put(
         "virtualmachines",
         {
             "apiVersion": "kubevirt.io/v1",
@@ -689,7 +678,7 @@ async def test_undecodable_object_gets_condition_and_event(world: World) -> None
 
 
 async def test_kubevirt_status_deployed_is_written_once(world: World) -> None:
-    await world.api.put(
+    world.api.put(
         "kubevirts",
         {
             "apiVersion": "kubevirt.io/v1",

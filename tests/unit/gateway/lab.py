@@ -32,7 +32,8 @@ from kit.kube import Kube
 from kit.tls import Names, TlsIdentity
 from protos import launcher_pb2 as pb
 from protos import node_pb2, node_pb2_grpc
-from tests.unit.kit.fakeapi import FakeApi, Json
+from tests.fakes.apiserver import FakeApi, Json
+from tests.waiting import until
 
 NODE = "node-1"
 ROOT = "/apis/subresources.kubevirt.io/v1/namespaces/default"
@@ -47,10 +48,9 @@ class ReviewingApi(FakeApi):
         super().__init__()
         self.may: Callable[[str, str, str], bool] = lambda user, verb, resource: True
         self.reviews: list[Json] = []
+        self.answers["subjectaccessreviews"] = self._review
 
-    async def _create(self, plural: str, namespace: str, body: Json, dry_run: bool) -> Json:
-        if plural != "subjectaccessreviews":
-            return await super()._create(plural, namespace, body, dry_run)
+    def _review(self, body: Json) -> Json:
         spec = body["spec"]
         self.reviews.append(spec)
         wanted = spec["resourceAttributes"]
@@ -339,8 +339,8 @@ async def world(folder: Path, pki: Pki | None = None) -> AsyncIterator[World]:
     """A running gateway with a reachable node."""
     pki = pki or Pki()
     async with ReviewingApi() as api, Kube.connect("test", api.kubeconfig(folder)) as kube:
-        await api.put("configmaps", pki.config_map())
-        await api.put("pods", handler_pod())
+        api.put("configmaps", pki.config_map())
+        api.put("pods", handler_pod())
         node = Node()
         server, node_port = await serve_node(node, pki.node(NODE))
         certificates = pki.certificates()
@@ -360,10 +360,3 @@ async def world(folder: Path, pki: Pki | None = None) -> AsyncIterator[World]:
             await found.close()
             await runner.cleanup()
             await server.stop(None)
-
-
-async def until(true: Callable[[], object]) -> None:
-    """Waits for a condition."""
-    async with asyncio.timeout(10):
-        while not true():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)

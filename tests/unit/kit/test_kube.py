@@ -1,8 +1,7 @@
 """Client and cache with a fake API server on loopback."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,8 @@ from api import errors
 from api.k8s.objects import ConfigMap, Pod
 from kit.cache import Store
 from kit.kube import Kube, Undecodable, selector_text
-from tests.unit.kit.fakeapi import FakeApi, Refusal
+from tests.fakes.apiserver import FakeApi, Refusal
+from tests.waiting import until
 
 Json = dict[str, object]
 
@@ -26,12 +26,6 @@ async def api() -> AsyncIterator[FakeApi]:
 async def kube(api: FakeApi, tmp_path: Path) -> AsyncIterator[Kube]:
     async with Kube.connect("test", api.kubeconfig(tmp_path)) as client:
         yield client
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not true():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def config_map(name: str, **data: str) -> Json:
@@ -51,7 +45,7 @@ async def test_object_is_created_read_patched_and_deleted(api: FakeApi, kube: Ku
 
 
 async def test_delayed_deletion_returns_object(api: FakeApi, kube: Kube) -> None:
-    await api.put("pods", {"kind": "Pod", "metadata": {"name": "p", "namespace": "default"}, "spec": {"nodeName": "n"}})
+    api.put("pods", {"kind": "Pod", "metadata": {"name": "p", "namespace": "default"}, "spec": {"nodeName": "n"}})
     going = await kube.delete(Pod, "default", "p")
     assert going is not None and going.metadata.deletionTimestamp
 
@@ -89,7 +83,7 @@ async def test_invalid_object_error_has_field_paths(api: FakeApi, kube: Kube) ->
 
 
 async def test_transport_error_names_request(api: FakeApi, kube: Kube) -> None:
-    await api.leave()
+    api.leave()
     with pytest.raises(errors.ApiUnavailable, match="GET /api/v1/namespaces/default/configmaps/a"):
         await kube.get(ConfigMap, "default", "a")
 
@@ -122,15 +116,15 @@ async def test_rotated_token_is_read_again_after_401(api: FakeApi, tmp_path: Pat
 async def test_long_list_is_fetched_in_chunks(api: FakeApi, kube: Kube, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kit.kube.CHUNK", 2)
     for number in range(5):
-        await api.put("configmaps", config_map(f"c{number}"))
+        api.put("configmaps", config_map(f"c{number}"))
     items, version = await kube.list(ConfigMap)
     assert [item.metadata.name for item in items] == ["c0", "c1", "c2", "c3", "c4"]
     assert version == str(api.version) and api.calls["list", "configmaps"] == 3
 
 
 async def test_undecodable_object_does_not_hide_others(api: FakeApi, kube: Kube) -> None:
-    await api.put("configmaps", {**config_map("odd"), "data": "no map"})
-    await api.put("configmaps", config_map("even"))
+    api.put("configmaps", {**config_map("odd"), "data": "no map"})
+    api.put("configmaps", config_map("even"))
     bad: list[Undecodable] = []
     items, _ = await kube.list(ConfigMap, bad=bad.append)
     assert [item.metadata.name for item in items] == ["even"]
@@ -183,14 +177,14 @@ def names(store: Store[ConfigMap]) -> list[str | None]:
 
 
 async def test_store_follows_watch(api: FakeApi, store: Store[ConfigMap]) -> None:
-    await api.put("configmaps", config_map("a"))
+    api.put("configmaps", config_map("a"))
     changes: list[tuple[bool, bool]] = []
     store.on_change(lambda old, new: changes.append((old is not None, new is not None)))
     store.start()
     await store.synced()
-    await api.put("configmaps", config_map("b"))
-    await api.patch("configmaps", "a", {"data": {"x": "1"}})
-    await api.remove("configmaps", "b")
+    api.put("configmaps", config_map("b"))
+    api.patch("configmaps", "a", {"data": {"x": "1"}})
+    api.remove("configmaps", "b")
     await until(lambda: len(changes) == 4)
     assert changes == [(False, True), (False, True), (True, True), (True, False)]
     found = store.get("default", "a")
@@ -209,7 +203,7 @@ async def test_learned_object_is_visible_at_once_and_its_watch_event_is_ignored(
     made = await kube.create(ConfigMap, config_map("mine"))
     store.learn(made)
     assert names(store) == ["mine"]
-    await api.put("configmaps", config_map("later"))
+    api.put("configmaps", config_map("later"))
     await until(lambda: "later" in names(store))
     assert len(changes) == 2, "the watch event of an own write was reported again"
 
@@ -222,8 +216,8 @@ async def test_learn_after_deletion_does_not_restore_object(
     store.start()
     await store.synced()
     made = await kube.create(ConfigMap, config_map("brief"))
-    await api.remove("configmaps", "brief")
-    await api.put("configmaps", config_map("marker"))
+    api.remove("configmaps", "brief")
+    api.put("configmaps", config_map("marker"))
     await until(lambda: "marker" in names(store))
     store.learn(made)
     assert names(store) == ["marker"]
@@ -234,13 +228,13 @@ async def test_expired_watch_relists_and_reports_only_differences(
     store: Store[ConfigMap],
 ) -> None:
     for name in ("a", "b"):
-        await api.put("configmaps", config_map(name))
+        api.put("configmaps", config_map(name))
     store.start()
     await store.synced()
     await until(lambda: store.connected)
     changes: list[tuple[str | None, bool]] = []
     store.on_change(lambda old, new: changes.append(((new or old).metadata.name, new is not None)))  # type: ignore[union-attr]
-    await api.leave()
+    api.leave()
     await until(lambda: not store.connected)
     del api.objects["configmaps", "default", "a"]
     api.objects["configmaps", "default", "c"] = {
@@ -257,9 +251,9 @@ async def test_broken_watch_resumes_at_last_version(api: FakeApi, store: Store[C
     store.start()
     await store.synced()
     await until(lambda: store.connected)
-    await api.leave()
+    api.leave()
     await until(lambda: not store.connected)
-    await api.put("configmaps", config_map("meanwhile"))
+    api.put("configmaps", config_map("meanwhile"))
     api.away = False
     await until(lambda: names(store) == ["meanwhile"])
     assert api.calls["list", "configmaps"] == 1
@@ -269,10 +263,10 @@ async def test_index_follows_objects(api: FakeApi, store: Store[ConfigMap]) -> N
     store.index("colour", lambda item: [item.data["colour"]] if item.data and "colour" in item.data else [])
     store.start()
     await store.synced()
-    await api.put("configmaps", config_map("a", colour="red"))
-    await api.put("configmaps", config_map("b", colour="red"))
+    api.put("configmaps", config_map("a", colour="red"))
+    api.put("configmaps", config_map("b", colour="red"))
     await until(lambda: len(store.by("colour", "red")) == 2)
-    await api.patch("configmaps", "a", {"data": {"colour": "blue"}})
+    api.patch("configmaps", "a", {"data": {"colour": "blue"}})
     await until(lambda: len(store.by("colour", "blue")) == 1)
     assert [item.metadata.name for item in store.by("colour", "red")] == ["b"]
     assert store.by("colour", "green") == []
@@ -283,8 +277,8 @@ async def test_store_filters_with_keep(api: FakeApi, kube: Kube) -> None:
     for name in ("a", "b"):
         obj = config_map(name)
         obj["metadata"] = {"name": name, "namespace": "default", "labels": {"mine": "yes"}}
-        await api.put("configmaps", obj)
-    await api.put("configmaps", config_map("c"))
+        api.put("configmaps", obj)
+    api.put("configmaps", config_map("c"))
     some.start()
     await some.synced()
     assert names(some) == ["a"]

@@ -1,7 +1,7 @@
 """Work queue, reconciler and leader election."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,8 @@ from kit import leader as leading
 from kit.kube import Kube
 from kit.leader import Leader, LeadershipLost
 from kit.reconcile import Queue, Reconciler, RequeueAfter
-from tests.unit.kit.fakeapi import FakeApi
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not true():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
+from tests.fakes.apiserver import FakeApi
+from tests.waiting import until
 
 
 async def test_key_is_queued_once() -> None:
@@ -177,7 +172,7 @@ async def test_leader_that_cannot_renew_cancels_work(tmp_path: Path, quick: None
         cancelled = asyncio.Event()
 
         async def work() -> None:
-            await api.leave()
+            api.leave()
             try:
                 await asyncio.sleep(600)
             finally:
@@ -192,7 +187,7 @@ async def test_leader_whose_lease_was_taken_cancels_work(tmp_path: Path, quick: 
     async with FakeApi() as api, Kube.connect("test", api.kubeconfig(tmp_path)) as kube:
 
         async def work() -> None:
-            await api.patch("leases", "lease", {"spec": {"holderIdentity": "thief"}})
+            api.patch("leases", "lease", {"spec": {"holderIdentity": "thief"}})
             await asyncio.sleep(600)
 
         with pytest.raises(LeadershipLost):

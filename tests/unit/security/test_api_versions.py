@@ -1,6 +1,7 @@
 """Only stable APIs are asked for, and only those that the oldest supported server serves (tests/discovery.py)."""
 
 import ast
+import importlib
 import itertools
 import re
 from collections.abc import Iterator
@@ -11,11 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from api.k8s.meta import ObjectMeta
+from api.k8s.resource import Resource, resource_of
 from cluster import binaries
-from controller.installation import admission_policies, image_volumes
-from gateway.http import authorization
-from gateway.pki import ca_injection, signing
-from kit import kinds
 from tests.discovery import OLDEST, Served, recorded
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -40,8 +39,6 @@ FORMATS = {
 _GROUP_VERSION = re.compile(
     r"\b((?:[a-z0-9-]+\.)*k8s\.io|apps|autoscaling|batch|policy)/(v[0-9]+(?:(?:alpha|beta)[0-9]+)?)\b"
 )
-_KINDS_WITH_STRUCTS = (image_volumes, admission_policies, authorization, ca_injection, signing)
-"""Modules that register kinds: imported, so that `kit.kinds` has them."""
 
 
 @cache
@@ -102,26 +99,49 @@ def test_every_path_in_the_code_is_served() -> None:
     pattern = re.compile(r"/(?:apis/([a-z0-9.-]+)|api)/(v[0-9][a-z0-9]*)/(?:namespaces/[^/\"']+/)?([a-z]+)")
     for path, text in sources():
         for group, version, plural in pattern.findall(text):
-            # A kind that is only known at run time comes from kit.kinds, or is no part of the product.
+            # A kind that is only known at run time comes from a RESOURCE, or is no part of the product.
             if group not in OURS and plural != "namespaces":
                 place = f"{group}/{version}" if group else version
                 assert plural in oldest().get(place, {}), f"{path}: {place} {plural}"
 
 
+@cache
+def declared() -> dict[type, Resource]:
+    """Every Struct of the product with its resource."""
+    found: dict[type, Resource] = {}
+    for folder in CODE:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            tree = ast.parse(path.read_text())
+            names = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and _declares(node)]
+            module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts)) if names else None
+            for struct in (getattr(module, name) for name in names):
+                found[struct] = resource_of(struct)
+    return found
+
+
+def _declares(node: ast.ClassDef) -> bool:
+    targets = [target for each in node.body if isinstance(each, ast.Assign) for target in each.targets]
+    return any(isinstance(target, ast.Name) and target.id == "RESOURCE" for target in targets)
+
+
 def test_every_kind_that_is_read_or_written_is_served() -> None:
-    for name, place in kinds._KINDS.items():
+    assert len(declared()) > 20
+    for struct, place in declared().items():
         if place.group not in OURS:
-            assert place.plural in oldest()[place.api_version], f"{name}: {place}"
-    registered = {
-        node.args[0].id
-        for folder in CODE
-        for path in (ROOT / folder).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call)
-        and ast.unparse(node.func) == "kinds.register"
-        and isinstance(node.args[0], ast.Name)
-    } - {"_struct"}
-    assert registered <= set(kinds._KINDS), "a module that registers kinds is not imported here"
+            assert place.plural in oldest()[place.api_version], f"{struct.__name__}: {place}"
+
+
+def test_the_structs_of_one_kind_agree_and_have_names_of_their_own() -> None:
+    """A component may declare a smaller Struct of a kind, under another name."""
+    names = [struct.__name__ for struct in declared()]
+    assert len(set(names)) == len(names)
+    resources = set(declared().values())
+    assert len({(place.group, place.kind) for place in resources}) == len(resources)
+
+
+def test_a_struct_without_a_resource_is_no_kind() -> None:
+    with pytest.raises(TypeError, match="declares no RESOURCE"):
+        resource_of(ObjectMeta)
 
 
 @pytest.mark.parametrize("kind", ["Role", "ClusterRole"])

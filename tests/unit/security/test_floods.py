@@ -22,6 +22,7 @@ from handler.storage import containerd, images
 from handler.storage.images import ImageMounts
 from kit import log, proc, rpc
 from protos import launcher_pb2 as pb
+from tests.waiting import until
 
 # ---- conversations
 
@@ -76,12 +77,6 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Any:
     structlog.contextvars.clear_contextvars()
 
 
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)
-
-
 def test_hanging_up_at_once_makes_the_next_conversation_wait() -> None:
     pauses = [launcher_connection.retry_delay(short, 0.0) for short in range(20)]
     assert pauses == sorted(pauses) and pauses[0] <= 0.05 and pauses[1] <= 0.1 and pauses[-1] == 5.0
@@ -106,7 +101,7 @@ async def test_a_launcher_that_answers_and_hangs_up_is_met_less_and_less_often(
     monkeypatch.setattr(launcher_connection.asyncio, "sleep", quick)
     async with Liar(tmp_path, once) as liar:
         launcher = Known("uid", lambda: None, StartLimiter(), tmp_path)
-        await until(lambda: slept[-1:] == [5.0])
+        await until(lambda: slept[-1:] == [5.0], pause=0)
         await launcher.close()
     assert slept[-1] == 5.0 and slept == sorted(slept)
     assert len(lines()) <= liar.calls
@@ -131,13 +126,13 @@ async def test_a_launcher_that_never_comes_up_holds_the_next_one_up_for_a_moment
     limiter = StartLimiter(1, seconds=0.2)
     fifos = [asleep(tmp_path, uid) for uid in ("a", "b")]
     both = [LauncherConnection(uid, lambda: None, limiter, tmp_path) for uid in ("a", "b")]
-    await until(lambda: is_woken(fifos[0]))
+    await until(lambda: is_woken(fifos[0]), pause=0)
     assert not is_woken(fifos[1]) and both[1].silent_seconds == 0, "who waits for its turn is not blamed for silence"
-    await until(lambda: is_woken(fifos[1]))
+    await until(lambda: is_woken(fifos[1]), pause=0)
     assert both[0].silent_seconds > 0 and both[0].trouble
     # The first one cannot have another turn by waiting anew: it is woken without one.
     slot = await limiter.slot()
-    await until(lambda: is_woken(fifos[0]))
+    await until(lambda: is_woken(fifos[0]), pause=0)
     slot.end()
     await asyncio.gather(*(each.close() for each in both))
     for fifo in fifos:
@@ -154,7 +149,7 @@ async def test_a_launcher_that_answers_lets_the_next_one_start(tmp_path: Path) -
     async with Liar(tmp_path, steady):
         both = [Known("a", lambda: None, limiter, tmp_path), LauncherConnection("b", lambda: None, limiter, tmp_path)]
         for fifo in fifos:
-            await until(lambda fifo=fifo: is_woken(fifo))
+            await until(lambda fifo=fifo: is_woken(fifo), pause=0)
         assert both[0].state is not None
         await asyncio.gather(*(each.close() for each in both))
     assert await asyncio.wait_for(limiter.slot(), 5), "who is closed has no turn any more"
@@ -175,7 +170,7 @@ async def test_what_only_looks_like_a_sleeping_launcher_is_not_written_to(tmp_pa
     else:
         path.mkdir()
     launcher = LauncherConnection("uid", lambda: None, StartLimiter(), tmp_path)
-    await until(lambda: "wake.fifo" in launcher.trouble)
+    await until(lambda: "wake.fifo" in launcher.trouble, pause=0)
     await launcher.close()
     assert not is_woken(reader)
     if trap == "file":
@@ -189,8 +184,8 @@ async def test_an_answer_that_is_no_report_is_told_without_a_traceback(tmp_path:
 
     async with Liar(tmp_path, garbage) as liar:
         launcher = Known("uid", lambda: None, StartLimiter(), tmp_path)
-        await until(lambda: liar.calls >= 3)
-        await until(lambda: "cannot be decoded" in launcher.trouble)
+        await until(lambda: liar.calls >= 3, pause=0)
+        await until(lambda: "cannot be decoded" in launcher.trouble, pause=0)
         assert launcher._short >= 2
         await launcher.close()
     assert launcher.state is None and not [line for line in lines() if "exception" in line]
@@ -203,7 +198,7 @@ async def test_words_of_a_refusal_are_bounded_and_clean(tmp_path: Path) -> None:
 
     async with Liar(tmp_path, refuse):
         launcher = Known("uid", lambda: None, StartLimiter(), tmp_path)
-        await until(lambda: "xxx" in launcher.trouble)
+        await until(lambda: "xxx" in launcher.trouble, pause=0)
         await launcher.close()
     assert len(launcher.trouble) < 400 and launcher.trouble.isprintable()
 
@@ -214,7 +209,7 @@ async def test_reports_beyond_the_size_limit_are_not_read(tmp_path: Path) -> Non
 
     async with Liar(tmp_path, huge):
         launcher = Known("uid", lambda: None, StartLimiter(), tmp_path)
-        await until(lambda: "larger than max" in launcher.trouble)
+        await until(lambda: "larger than max" in launcher.trouble, pause=0)
         await launcher.close()
     assert launcher.state is None
 
@@ -226,7 +221,7 @@ async def test_a_launcher_that_says_nothing_is_given_up_in_time(tmp_path: Path) 
 
     async with Liar(tmp_path, silent):
         launcher = Known("uid", lambda: None, StartLimiter(), tmp_path, answer_seconds=0.1)
-        await until(lambda: "hangs" in launcher.trouble)
+        await until(lambda: "hangs" in launcher.trouble, pause=0)
         await launcher.close()
     assert launcher.state is None
 
@@ -263,7 +258,7 @@ async def test_a_guest_that_solicits_without_end_is_heard_twice_a_second() -> No
         loop = asyncio.get_running_loop()
         await until(lambda: raw.sent == 1)  # unasked
         guest.send(b"solicitation")
-        await until(lambda: it._listening is not None)
+        await until(lambda: it._listening is not None, pause=0)
         # Answered, and deaf for a while: not one wake-up, however many come.
         assert raw.sent >= 2 and loop.remove_reader(raw) is False
         for _ in range(100):

@@ -16,6 +16,7 @@ from handler.launchers.frame_budget import BYTES_AT_ONCE, Budget
 from handler.launchers.relay import HELD, relay
 from handler.launchers.start_limiter import StartLimiter
 from kit import proc, rpc
+from tests.waiting import until
 
 # A socket's buffers hold some hundred KiB in either direction: that is sent, too, and read by nobody.
 BUFFERS = 1 << 20
@@ -27,12 +28,6 @@ class Known(LauncherConnection):
     def _find(self) -> tuple[int, proc.Process]:
         with proc.closing(os.open(self._pods, os.O_PATH)) as base:
             return rpc.open_socket(base, "s"), proc.Process(os.getpid())
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["reads", "reads-nothing"])

@@ -11,10 +11,11 @@ from handler.launchers.reports import LauncherState, ReportedDisk, guest_interfa
 from handler.pod_network.setup import PodNetworkState
 from handler.vmi import status as vmi_status
 from protos import launcher_pb2 as pb
-from tests.node import fakekube
+from tests.fakes import handler_objects
+from tests.fakes.patches import merge
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
-POD = fakekube.pod("pod-uid")
+POD = handler_objects.pod("pod-uid")
 
 
 def told(document: dict, state: LauncherState) -> dict:
@@ -23,7 +24,7 @@ def told(document: dict, state: LauncherState) -> dict:
     patch = vmi_status.running(
         vmi, vmi_status.StatusFacts(state, msgspec.convert(POD, Pod), PodNetworkState(), ""), NOW
     )
-    return document if patch is None else fakekube.merge(document, {"status": patch.body["status"]})
+    return document if patch is None else merge(document, {"status": patch.body["status"]})
 
 
 def largest(round: int) -> LauncherState:
@@ -43,7 +44,7 @@ def largest(round: int) -> LauncherState:
 
 
 def test_the_object_does_not_grow_however_often_a_launcher_lies() -> None:
-    document = fakekube.vmi(phase="Running")
+    document = handler_objects.vmi(phase="Running")
     document["metadata"]["resourceVersion"] = "1"
     sizes = []
     for round in range(10, 30):
@@ -54,7 +55,7 @@ def test_the_object_does_not_grow_however_often_a_launcher_lies() -> None:
 
 
 def test_disks_that_the_machine_does_not_have_are_not_written_down() -> None:
-    document = fakekube.vmi(phase="Running", volumes=[{"name": "root", "containerDisk": {"image": "i"}}])
+    document = handler_objects.vmi(phase="Running", volumes=[{"name": "root", "containerDisk": {"image": "i"}}])
     document["metadata"]["resourceVersion"] = "1"
     state = LauncherState(
         state=pb.DOMAIN_STATE_RUNNING, disks=(ReportedDisk("root", "vda", 1), ReportedDisk("made-up", "vdb", 2))
@@ -64,7 +65,7 @@ def test_disks_that_the_machine_does_not_have_are_not_written_down() -> None:
 
 def test_a_launcher_cannot_name_the_object_that_is_written() -> None:
     """Whatever a report says, a patch holds status and the version it was made from, nothing else."""
-    document = fakekube.vmi(phase="Scheduled")
+    document = handler_objects.vmi(phase="Scheduled")
     document["metadata"]["resourceVersion"] = "7"
     vmi = msgspec.convert(document, VirtualMachineInstance)
     lying = LauncherState(

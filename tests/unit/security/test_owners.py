@@ -19,7 +19,7 @@ class _NoKube:
 
 
 def cluster(*objects: Any) -> ClusterCache:
-    made = ClusterCache.of(_NoKube())  # type: ignore[arg-type]
+    made = ClusterCache(_NoKube())  # type: ignore[arg-type]
     for obj in objects:
         (made.pods if isinstance(obj, Pod) else made.warnings).learn(obj)
     return made

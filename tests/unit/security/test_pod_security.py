@@ -18,9 +18,9 @@ from gateway.admission.pod_security import PodSecurity
 from gateway.admission.review import AdmissionRequest
 from kit.kube import Kube
 from tests import podstandard
+from tests.fakes.apiserver import FakeApi, Refusal
 from tests.unit.api.vm_manifests import machine
 from tests.unit.controller.launcher_pod.test_pod import CASES, pod_of
-from tests.unit.kit.fakeapi import FakeApi, Refusal
 
 Json = dict[str, Any]
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "pod"
@@ -134,7 +134,7 @@ async def checked(api: FakeApi, tmp_path: Path) -> AsyncIterator[PodSecurity]:
 
 async def enforce(api: FakeApi, level: str | None) -> None:
     labels = {pod_security.LABEL_ENFORCE: level} if level else {}
-    await api.put("namespaces", {"metadata": {"name": "team", "labels": labels}})
+    api.put("namespaces", {"metadata": {"name": "team", "labels": labels}})
 
 
 def asked(spec: Json, old: Json | None = None, kind: str = "VirtualMachine") -> AdmissionRequest:

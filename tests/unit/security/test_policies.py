@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from api import names, network_attachments
+from api.kinds.catalog import CATALOG
 from api.kubevirt.vmi import VirtualMachineInstance
 from gateway.admission import ownership
 from handler.devices import kvm_probe
@@ -92,7 +93,8 @@ def test_handler_policies_cover_every_kind_that_a_handler_writes() -> None:
 
 
 def test_finalizer_policy_covers_every_kind_with_a_finalizer_of_ours() -> None:
-    wanted = {names.PLURAL_VM, names.PLURAL_VMI, names.PLURAL_MIGRATION}
+    wanted = {kind.plural for kind in CATALOG if kind.finalizer}
+    assert wanted >= {names.PLURAL_VM, names.PLURAL_VMI}
     seen = {resource.partition("/")[0] for _, resource, _ in matched("hyperlet-finalizers")}
     assert seen == wanted
     # The status subresource takes metadata too: it must not be the way around.

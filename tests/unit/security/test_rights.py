@@ -1,4 +1,5 @@
-"""What each account may do, all of it. A right that is added has to be added here, with a reason in the manifest."""
+"""What each account may do, all of it. A right that is added has to be added here, with a reason in the manifest; a
+right to a kind of hyperlet's CRDs in the kind's declaration (`api.kinds`)."""
 
 import itertools
 import re
@@ -9,45 +10,42 @@ from typing import Any
 import pytest
 import yaml
 
+from api.kinds.catalog import CATALOG
+
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MANIFESTS = Path(__file__).resolve().parents[3] / "manifests"
+
+
+def of_declared_kinds(role: str) -> dict[tuple[str, str], set[str]]:
+    """The rights that a role has to kinds of hyperlet's CRDs."""
+    return {(kind.group, place): set(verbs) for kind in CATALOG for place, verbs in kind.verbs(role).items()}
+
+
 RIGHTS = {
     "controller": {
-        ("kubevirt.io", "virtualmachines"): {"list", "watch", "patch"},
-        ("kubevirt.io", "virtualmachines/status"): {"patch"},
-        ("kubevirt.io", "virtualmachines/finalizers"): {"update"},
-        ("kubevirt.io", "virtualmachineinstances"): {"list", "watch", "create", "patch", "delete"},
-        ("kubevirt.io", "virtualmachineinstances/finalizers"): {"update"},
-        ("kubevirt.io", "kubevirts"): {"list", "watch"},
-        ("kubevirt.io", "kubevirts/status"): {"patch"},
+        **of_declared_kinds("hyperlet-controller"),
         ("", "pods"): {"list", "watch", "get", "create", "delete"},
         ("policy", "poddisruptionbudgets"): {"create"},
         ("", "pods/status"): {"patch"},
         ("", "pods/resize"): {"patch"},
         ("apps", "controllerrevisions"): {"list", "watch", "create", "delete"},
         ("", "persistentvolumeclaims"): {"list", "watch"},
-        ("k8s.cni.cncf.io", "network-attachment-definitions"): {"list", "watch"},
         ("", "nodes"): {"list", "watch"},
         ("admissionregistration.k8s.io", "validatingadmissionpolicies"): {"list"},
         ("admissionregistration.k8s.io", "validatingadmissionpolicybindings"): {"list"},
         ("", "events"): {"list", "watch", "create", "patch"},
     },
     "handler": {
-        ("kubevirt.io", "virtualmachineinstances"): {"list", "watch", "patch"},
-        ("kubevirt.io", "kubevirts"): {"list", "watch"},
+        **of_declared_kinds("hyperlet-handler"),
         ("", "pods"): {"list", "watch"},
         ("", "pods/status"): {"patch"},
-        ("k8s.cni.cncf.io", "network-attachment-definitions"): {"get"},
         ("", "nodes"): {"patch"},
         ("", "events"): {"create", "patch"},
     },
     "gateway": {
+        **of_declared_kinds("hyperlet-gateway"),
         ("authentication.k8s.io", "tokenreviews"): {"create"},
         ("authorization.k8s.io", "subjectaccessreviews"): {"create"},
-        ("kubevirt.io", "virtualmachines"): {"get", "patch"},
-        ("kubevirt.io", "virtualmachines/status"): {"patch"},
-        ("kubevirt.io", "virtualmachineinstances"): {"get", "patch"},
-        ("kubevirt.io", "kubevirts"): {"list", "watch"},
         ("", "namespaces"): {"get"},
         ("", "pods"): {"get", "list"},
         ("admissionregistration.k8s.io", "mutatingwebhookconfigurations=hyperlet-gateway"): {"list", "watch", "patch"},
@@ -232,7 +230,8 @@ def test_nothing_that_hyperlet_itself_writes_waits_for_the_gateway() -> None:
     assert mutating["failurePolicy"] == "Ignore"
     hooks = {hook["name"].split(".")[0]: hook for hook in configurations["ValidatingWebhookConfiguration"]["webhooks"]}
     strict = [(rule["operations"], rule["resources"]) for rule in hooks["create"]["rules"]]
-    assert strict == [(["CREATE"], ["virtualmachines", "virtualmachineinstancemigrations"])]
+    assert strict == [(["CREATE"], [kind.plural for kind in CATALOG.admitted() if not kind.created_unchecked])]
+    assert {kind.plural for kind in CATALOG if kind.created_unchecked} >= {"virtualmachineinstances", "kubevirts"}
     assert hooks["create"]["failurePolicy"] == "Fail" and hooks["write"]["failurePolicy"] == "Ignore"
     evict = hooks.pop("evict")
     # Asked of no pod but launchers, and not missed where it is away: a PodDisruptionBudget stands behind it.

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import yaml
 
+from api.kinds.catalog import CATALOG
+from api.kinds.kind import Kind
+from api.kinds.kubevirt import VIRTUAL_MACHINE_INSTANCE
 from api.schema import crd
 from tests.unit.api.documents import full
 
 ROOT = Path(__file__).parents[4]
-KINDS = pytest.mark.parametrize("kind", crd.KINDS, ids=lambda kind: kind.plural)
-KUBEVIRTS = [kind for kind in crd.KINDS if kind.group == "kubevirt.io"]
+KINDS = pytest.mark.parametrize("kind", list(CATALOG), ids=lambda kind: kind.plural)
+KUBEVIRTS = [kind for kind in CATALOG if kind.group == "kubevirt.io"]
 OF_KUBEVIRT = pytest.mark.parametrize("kind", KUBEVIRTS, ids=lambda kind: kind.plural)
 # Keywords of a structural schema in apiextensions v1 that are used.
 ALLOWED = {
@@ -39,7 +42,7 @@ ALLOWED = {
 LAST_APPLIED = 230_000
 
 
-def schemas(kind: crd.CrdKind) -> list[dict[str, Any]]:
+def schemas(kind: Kind) -> list[dict[str, Any]]:
     return [version["schema"]["openAPIV3Schema"] for version in crd.definition(kind)["spec"]["versions"]]
 
 
@@ -53,18 +56,18 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
 
 
 @KINDS
-def test_crd_manifests_are_up_to_date(kind: crd.CrdKind) -> None:
+def test_crd_manifests_are_up_to_date(kind: Kind) -> None:
     path = ROOT / "manifests" / "crds" / f"{kind.plural}.yaml"
     assert path.read_text() == crd.manifest(kind), "run: make manifests"
 
 
 @KINDS
-def test_yaml_decodes_to_the_definition(kind: crd.CrdKind) -> None:
+def test_yaml_decodes_to_the_definition(kind: Kind) -> None:
     assert yaml.safe_load(crd.manifest(kind)) == crd.definition(kind)
 
 
 @KINDS
-def test_the_schema_is_structural(kind: crd.CrdKind) -> None:
+def test_the_schema_is_structural(kind: Kind) -> None:
     for schema in schemas(kind):
         for path, node in nodes(schema):
             assert set(node) <= ALLOWED, path
@@ -81,12 +84,12 @@ def test_the_schema_is_structural(kind: crd.CrdKind) -> None:
 
 
 @KINDS
-def test_crd_fits_into_last_applied_annotation(kind: crd.CrdKind) -> None:
+def test_crd_fits_into_last_applied_annotation(kind: Kind) -> None:
     assert len(json.dumps(crd.definition(kind), separators=(",", ":"))) < LAST_APPLIED
 
 
 @OF_KUBEVIRT
-def test_both_versions_have_the_same_schema(kind: crd.CrdKind) -> None:
+def test_both_versions_have_the_same_schema(kind: Kind) -> None:
     def bare(schema: Any) -> Any:
         if isinstance(schema, dict):
             return {
@@ -104,7 +107,7 @@ def test_both_versions_have_the_same_schema(kind: crd.CrdKind) -> None:
 
 
 @KINDS
-def test_every_field_has_a_description(kind: crd.CrdKind) -> None:
+def test_every_field_has_a_description(kind: Kind) -> None:
     new = schemas(kind)[0]
     for part in {"spec", "status"} & set(new["properties"]):
         for path, node in nodes(new["properties"][part], part):
@@ -113,8 +116,8 @@ def test_every_field_has_a_description(kind: crd.CrdKind) -> None:
 
 
 @OF_KUBEVIRT
-def test_schema_accepts_document_with_every_field(kind: crd.CrdKind) -> None:
-    document = full(kind.cls.__name__)
+def test_schema_accepts_document_with_every_field(kind: Kind) -> None:
+    document = full(kind.name)
     for schema in schemas(kind):
         for part in ("spec", "status"):
             assert list(misfits(schema["properties"][part], document[part], part)) == []
@@ -135,7 +138,7 @@ def misfits(schema: dict[str, Any], value: Any, path: str) -> Iterator[str]:
 
 
 def test_short_names_and_columns() -> None:
-    names = {kind.plural: crd.definition(kind)["spec"]["names"] for kind in crd.KINDS}
+    names = {kind.plural: crd.definition(kind)["spec"]["names"] for kind in CATALOG}
     assert {plural: entry["shortNames"] for plural, entry in names.items()} == {
         "virtualmachines": ["vm", "vms"],
         "virtualmachineinstances": ["vmi", "vmis"],
@@ -144,7 +147,7 @@ def test_short_names_and_columns() -> None:
         "network-attachment-definitions": ["net-attach-def", "net-attach-defs"],
     }
     assert all(names[kind.plural]["categories"] == ["all"] for kind in KUBEVIRTS)
-    columns = {kind.plural: [column[0] for column in kind.columns if not column[3]] for kind in crd.KINDS}
+    columns = {kind.plural: [column.name for column in kind.columns if not column.priority] for kind in CATALOG}
     assert columns["virtualmachines"] == ["Age", "Status", "Ready"]
     assert columns["virtualmachineinstances"] == ["Age", "Phase", "IP", "NodeName", "Ready"]
     assert columns["virtualmachineinstancemigrations"] == ["Phase", "VMI"]
@@ -161,7 +164,7 @@ def test_only_the_vmi_has_no_status_subresource() -> None:
 
 
 def test_named_lists_are_list_maps() -> None:
-    spec = crd.root_schema(crd.VirtualMachineInstance)["properties"]["spec"]["properties"]
+    spec = crd.root_schema(VIRTUAL_MACHINE_INSTANCE)["properties"]["spec"]["properties"]
     devices = spec["domain"]["properties"]["devices"]["properties"]
     for field in (spec["volumes"], spec["networks"], devices["disks"], devices["interfaces"]):
         assert field["x-kubernetes-list-map-keys"] == ["name"]
@@ -169,7 +172,7 @@ def test_named_lists_are_list_maps() -> None:
 
 def test_network_definition_crd_equals_multus_crd() -> None:
     """Names, versions and schema, so that one CRD can be applied over the other without affecting objects."""
-    (kind,) = [kind for kind in crd.KINDS if kind.group != "kubevirt.io"]
+    (kind,) = [kind for kind in CATALOG if kind.group != "kubevirt.io"]
     made = crd.definition(kind)
     assert made["metadata"]["name"] == "network-attachment-definitions.k8s.cni.cncf.io"
     assert made["spec"]["group"] == "k8s.cni.cncf.io" and made["spec"]["scope"] == "Namespaced"
@@ -203,7 +206,7 @@ def test_network_definition_crd_equals_multus_crd() -> None:
     ],
 )
 def test_descriptions_mark_unsupported_fields(kind: str, path: str, refused: bool) -> None:
-    (found,) = [each for each in crd.KINDS if each.plural == kind]
+    (found,) = [each for each in CATALOG if each.plural == kind]
     node = schemas(found)[0]
     for step in path.split("."):
         node = node["items"] if step == "items" else node["properties"][step]

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from api import names
+from api.kubevirt.vm import VirtualMachine
 from api.schema.shape import Shape, struct_shape
-from api.validation import validate
-from api.validation.validate import KINDS, validate_document
+from api.validation import document as document_validation
+from api.validation.document import validate_document
 from tests.unit.api.documents import full
 from tests.unit.api.vm_manifests import machine
 
@@ -57,7 +58,7 @@ def changed(document: dict[str, Any], keys: tuple[Any, ...], value: Any) -> dict
 
 
 DOCUMENT = full("VirtualMachine")
-ALL = list(numbers(struct_shape(KINDS["VirtualMachine"]), DOCUMENT))
+ALL = list(numbers(struct_shape(VirtualMachine), DOCUMENT))
 
 
 def test_document_contains_all_numbers() -> None:
@@ -72,7 +73,7 @@ def test_out_of_range_number_is_refused_with_its_path(
     path: str, keys: tuple[Any, ...], values: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The document has many unsupported fields: the expected fault may be beyond the first hundred.
-    monkeypatch.setattr(validate, "MAX_FAULTS", 10_000)
+    monkeypatch.setattr(document_validation, "MAX_FAULTS", 10_000)
     for value in values:
         document = changed(DOCUMENT, keys, value)
         faults = validate_document(document)

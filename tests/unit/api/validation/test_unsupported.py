@@ -10,8 +10,8 @@ from api.kubevirt.vm import VirtualMachineSpec
 from api.kubevirt.vmi import VirtualMachineInstanceSpec
 from api.schema.shape import Shape, struct_shape
 from api.validation import unsupported
-from api.validation.unsupported import HINTS, unsupported_kubevirt, unsupported_vm, unsupported_vmi
-from api.validation.validate import validate_document
+from api.validation.document import validate_document
+from api.validation.unsupported import HINTS, KUBEVIRT, VM, VMI
 from tests.unit.api.documents import full
 from tests.unit.api.vm_manifests import SPEC, machine
 
@@ -70,7 +70,7 @@ def leaves(value: Any, plain: str = "") -> Iterator[str]:
 
 def test_every_unsupported_field_is_refused_with_its_path() -> None:
     spec = full("VirtualMachineInstance")["spec"]
-    refused = {fault.path.replace("[0]", "").removeprefix("spec.") for fault in unsupported_vmi(spec)}
+    refused = {fault.path.replace("[0]", "").removeprefix("spec.") for fault in VMI.faults(spec)}
     supported = [path.partition("=")[0] for path in unsupported.SUPPORTED_SPEC]
     for leaf in leaves(spec):
         covered = [path for path in (*refused, *supported) if leaf == path or leaf.startswith(f"{path}.")]
@@ -137,7 +137,7 @@ def test_unsupported_vmi_field_is_refused_with_hint(changes: dict[str, Any], pat
     ],
 )
 def test_unsupported_vm_field_is_refused(spec: dict[str, Any], path: str) -> None:
-    assert [fault.path for fault in unsupported_vm(spec)] == [path]
+    assert [fault.path for fault in VM.faults(spec)] == [path]
 
 
 def test_unsupported_kubevirt_settings_are_refused() -> None:
@@ -149,7 +149,7 @@ def test_unsupported_kubevirt_settings_are_refused() -> None:
             "ovmfPath": "/x",
         },
     }
-    assert [fault.path for fault in unsupported_kubevirt(spec)] == [
+    assert [fault.path for fault in KUBEVIRT.faults(spec)] == [
         "spec.workloadUpdateStrategy",
         "spec.configuration.ovmfPath",
     ]

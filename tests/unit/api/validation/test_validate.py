@@ -12,6 +12,7 @@ from api import names
 from api.defaults import default_vmi
 from api.errors import InvalidObject
 from api.k8s.meta import ObjectMeta
+from api.kinds.catalog import CATALOG
 from api.kubevirt.configuration import (
     ArchConfiguration,
     ArchSpecificConfiguration,
@@ -21,7 +22,8 @@ from api.kubevirt.configuration import (
 from api.kubevirt.vm import VirtualMachine
 from api.kubevirt.vmi import VirtualMachineInstance
 from api.schema.codec import decode, to_dict
-from api.validation.validate import KINDS, validate_document, validate_vm, validate_vmi_spec, vmi_warnings, warnings
+from api.validation.document import validate_document
+from api.validation.validate import validate_vm, validate_vmi_spec, vmi_warnings, warnings
 from tests.unit.api.documents import ROOTS, documents
 from tests.unit.api.vm_manifests import DELETE, SPEC, decoded, machine
 
@@ -576,7 +578,8 @@ def test_junk_values_are_reported_as_faults(document: dict[str, Any], junk: Any,
         node[key] = junk
         break
     faults = validate_document(document)
-    cls = KINDS.get(document["kind"]) if isinstance(document.get("kind"), str) else None
+    kind = CATALOG.get("kubevirt.io", str(document.get("kind")))
+    cls = kind.struct if kind is not None else None
     if cls is not None:
         try:
             decode(cls, document)

@@ -12,16 +12,16 @@ from controller.actions import Patch
 from controller.installation import status as installation_status
 from controller.installation.admission_policies import NOT_SERVED, POLICIES, PolicyCheck, PolicyWatcher
 from kit.kube import Kube
-from tests.unit.kit.fakeapi import FakeApi
+from tests.fakes.apiserver import FakeApi
 
 MANIFESTS = Path(__file__).resolve().parents[4] / "manifests"
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 
 
 async def put(api: FakeApi, name: str, actions: list[str]) -> None:
-    await api.put("validatingadmissionpolicies", {"metadata": {"name": name}})
+    api.put("validatingadmissionpolicies", {"metadata": {"name": name}})
     binding = {"metadata": {"name": name}, "spec": {"policyName": name, "validationActions": actions}}
-    await api.put("validatingadmissionpolicybindings", binding)
+    api.put("validatingadmissionpolicybindings", binding)
 
 
 def test_policies_match_manifests() -> None:
@@ -48,7 +48,7 @@ async def test_audit_only_binding_is_reported_missing(tmp_path: Path) -> None:
     async with FakeApi() as api, Kube.connect("controller", api.kubeconfig(tmp_path)) as kube:
         for name in POLICIES:
             await put(api, name, ["Audit"] if name == "hyperlet-handler-nodes" else ["Deny"])
-        await api.remove("validatingadmissionpolicies", "hyperlet-instances", "")
+        api.remove("validatingadmissionpolicies", "hyperlet-instances", "")
         policies = PolicyWatcher(kube)
         await policies.refresh()
         assert policies.verdict is not None and policies.verdict[:2] == (False, "PoliciesMissing")

@@ -15,8 +15,8 @@ from controller.launcher_pod.metadata_propagation import READ_AT_START
 from controller.launcher_pod.pod import launcher_pod
 from controller.vm.plan import ObservedVm, plan
 from controller.vmi import plan as vmi_plan
+from tests.fakes.patches import merge
 from tests.unit.controller.objects import NOW, pod, vm, vmi
-from tests.unit.kit.fakeapi import merge
 
 Json = dict[str, Any]
 BEFORE: Json = {"labels": {"app": "web", "tier": "front"}, "annotations": {"team": "blue", "note": "x"}}

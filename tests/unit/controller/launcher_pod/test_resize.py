@@ -15,7 +15,7 @@ from api.k8s.objects import Pod
 from controller.launcher_pod import resize
 from controller.launcher_pod.resize import Amounts, ResizeState, ResizeStatus
 from kit.kube import Kube
-from tests.unit.kit.fakeapi import FakeApi, Refusal
+from tests.fakes.apiserver import FakeApi, Refusal
 from tests.unit.kit.test_reconcile import until
 
 Json = dict[str, Any]
@@ -161,8 +161,8 @@ def test_resize_status_is_derived_from_pod(seen: Pod, said: ResizeStatus) -> Non
 @pytest.fixture
 async def api() -> AsyncIterator[FakeApi]:
     async with FakeApi() as made:
-        await made.put("pods", document(given=BEFORE, generation=1))
-        await made.put("pods", {**document(), "metadata": {"name": "another", "namespace": "default", "uid": "x"}})
+        made.put("pods", document(given=BEFORE, generation=1))
+        made.put("pods", {**document(), "metadata": {"name": "another", "namespace": "default", "uid": "x"}})
         yield made
 
 
@@ -180,8 +180,8 @@ async def answered(
 
     async def kubelet() -> None:
         await until(lambda: api.calls["patch", "pods/resize"])
-        await api.patch("pods", "another", {"status": {"phase": "Failed"}})
-        await api.patch("pods", "virt-launcher-web", {"status": status})
+        api.patch("pods", "another", {"status": {"phase": "Failed"}})
+        api.patch("pods", "virt-launcher-web", {"status": status})
 
     told = asyncio.create_task(kubelet())
     try:
@@ -215,14 +215,14 @@ async def test_pod_deletion_ends_the_wait(api: FakeApi, kube: Kube) -> None:
     before = await kube.get(Pod, "default", "virt-launcher-web")
     asking = asyncio.create_task(resize.resize(kube, before, WANTED, 20))
     await until(lambda: api.calls["watch", "pods"])
-    await api.remove("pods", "virt-launcher-web")
+    api.remove("pods", "virt-launcher-web")
     assert await asking == ResizeStatus(ResizeState.ENDED)
 
 
 async def test_pod_of_same_name_with_other_uid_is_ignored(api: FakeApi, kube: Kube) -> None:
     before = await kube.get(Pod, "default", "virt-launcher-web")
-    await api.remove("pods", "virt-launcher-web")
-    await api.put("pods", {**document(), "metadata": {**document()["metadata"], "uid": "another"}})
+    api.remove("pods", "virt-launcher-web")
+    api.put("pods", {**document(), "metadata": {**document()["metadata"], "uid": "another"}})
     with pytest.raises(InvalidObject):
         await resize.resize(kube, before, WANTED, 20)
 
@@ -231,11 +231,11 @@ async def test_wait_survives_expired_watch(api: FakeApi, kube: Kube) -> None:
     before = await kube.get(Pod, "default", "virt-launcher-web")
     asking = asyncio.create_task(resize.resize(kube, before, WANTED, 30))
     await until(lambda: api.calls["watch", "pods"])
-    await api.leave()
+    api.leave()
     await asyncio.sleep(0.1)
     api.away = False
     done = {"observedGeneration": 2, "containerStatuses": [{"name": "compute", "resources": AFTER}]}
-    await api.patch("pods", "virt-launcher-web", {"status": done})
+    api.patch("pods", "virt-launcher-web", {"status": done})
     assert await asking == ResizeStatus(ResizeState.ACTUATED)
 
 
@@ -254,7 +254,7 @@ async def test_refusal_by_api_server_is_raised(api: FakeApi, kube: Kube) -> None
     api.refuse = lambda verb, what, body: Refusal(403, "Forbidden", "exceeded quota") if what == "pods/resize" else None
     with pytest.raises(Forbidden, match="exceeded quota"):
         await resize.resize(kube, before, WANTED)
-    await api.remove("pods", "virt-launcher-web")
+    api.remove("pods", "virt-launcher-web")
     api.refuse = lambda verb, what, body: None
     with pytest.raises(NotFound):
         await resize.resize(kube, before, WANTED)

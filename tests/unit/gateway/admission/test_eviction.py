@@ -21,7 +21,7 @@ from gateway.context import Gateway
 from gateway.http.server import application
 from gateway.pki.certificates import Certificates
 from kit.kube import Kube
-from tests.unit.kit.fakeapi import FakeApi
+from tests.fakes.apiserver import FakeApi
 
 Json = dict[str, Any]
 MIGRATABLE = [{"type": "LiveMigratable", "status": "True"}]
@@ -129,8 +129,8 @@ async def asked(tmp_path: Path) -> AsyncIterator[Any]:
 
 async def test_eviction_returns_429_and_marks_vmi(asked: Any) -> None:
     api, evict = asked
-    await api.put("pods", pod())
-    await api.put("virtualmachineinstances", vmi("External"))
+    api.put("pods", pod())
+    api.put("virtualmachineinstances", vmi("External"))
     dry = await evict(dryRun=True)
     assert (dry["allowed"], dry["status"]["code"]) == (False, 429)
     assert "evacuationNodeName" not in api.find("virtualmachineinstances", "web")["status"]
@@ -144,8 +144,8 @@ async def test_eviction_of_other_pods_is_allowed(asked: Any) -> None:
     api, evict = asked
     assert (await evict("nginx"))["allowed"]
     assert (await evict())["allowed"], "it is gone"
-    await api.put("pods", pod(uid="another"))
+    api.put("pods", pod(uid="another"))
     assert (await evict())["allowed"], "a launcher without a VMI"
-    await api.put("virtualmachineinstances", vmi("External"))
+    api.put("virtualmachineinstances", vmi("External"))
     assert (await evict())["allowed"], "the launcher of an earlier VMI of that name"
     assert (await evict(subResource="binding"))["allowed"]

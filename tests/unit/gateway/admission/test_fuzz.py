@@ -13,14 +13,16 @@ from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from api.kinds.catalog import CATALOG
 from api.kubevirt.configuration import KubeVirtConfiguration
 from gateway.admission import kinds, review, webhooks
 from gateway.context import Gateway
 from gateway.http.server import BODY_LIMIT, application
 from gateway.pki.certificates import Certificates
 from kit.kube import Kube
+from tests.fakes.apiserver import FakeApi
+from tests.fakes.patches import json_patched
 from tests.unit.api.vm_manifests import machine
-from tests.unit.kit.fakeapi import FakeApi, json_patched
 
 Json = dict[str, Any]
 PATHS = (webhooks.MUTATE, webhooks.VALIDATE)
@@ -194,7 +196,7 @@ async def test_deeply_nested_objects_get_a_response(ask: Ask, depth: int) -> Non
     deep: Any = 1
     for _ in range(depth):
         deep = {"a": [deep]} if depth % 2 else {"a": deep}
-    for kind in kinds.RULES:
+    for kind in (each.name for each in CATALOG.admitted()):
         new = {"apiVersion": "kubevirt.io/v1", "kind": kind, "metadata": {"name": "x"}, "spec": deep}
         for old in (None, {**new, "spec": {"a": deep}}):
             for path in PATHS:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from api import names
 from api.k8s.meta import MAX_NUMBER
 from api.schema.shape import HINTS
-from api.validation.validate import MAX_ANNOTATION_BYTES, validate_document
+from api.validation.document import validate_document
+from api.validation.validate import MAX_ANNOTATION_BYTES
 from bench import admission as bench
 from bench import worst_reviews
 from gateway.admission import kinds, review, size_limits

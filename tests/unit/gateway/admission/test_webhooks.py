@@ -15,14 +15,14 @@ import yaml
 
 from api import names
 from api.errors import Fault
+from api.kinds.catalog import CATALOG
 from api.kubevirt.configuration import KubeVirtConfiguration
-from api.validation.validate import KINDS, validate_document
+from api.validation.document import validate_document
 from gateway.admission import json_patch, kinds, ownership, review
 from gateway.admission.review import AdmissionDecision, AdmissionRequest, UserInfo
 from gateway.admission.webhooks import MUTATE, VALIDATE
-from kit.kinds import resource_of
+from tests.fakes.patches import json_patched
 from tests.unit.api.vm_manifests import machine
-from tests.unit.kit.fakeapi import json_patched
 
 MANIFESTS = Path(__file__).resolve().parents[4] / "manifests"
 Json = dict[str, Any]
@@ -250,7 +250,7 @@ def test_all_faults_are_reported_with_paths() -> None:
     }
 
 
-@pytest.mark.parametrize("kind", kinds.RULES)
+@pytest.mark.parametrize("kind", [kind.name for kind in CATALOG.admitted()])
 def test_every_kind_is_validated(kind: str) -> None:
     document = {"apiVersion": "kubevirt.io/v1", "kind": kind, "metadata": {"name": "x"}, "spec": {"nonsense": 1}}
     assert refused(asked(document)) == {fault.path: fault.message for fault in validate_document(document)} != {}
@@ -510,13 +510,13 @@ def test_webhook_manifests_cover_every_kind_with_rules() -> None:
             for rule in hook["rules"]:
                 pairs = {(operation, resource) for operation in rule["operations"] for resource in rule["resources"]}
                 asked_about.setdefault(path, set()).update(pairs)
-    plurals = {resource_of(kind).plural for kind in KINDS.values()}
-    assert set(KINDS) == set(kinds.RULES)
-    assert asked_about[VALIDATE] == {(operation, plural) for operation in kinds.OPERATIONS for plural in plurals}
-    completed = {kind for kind, rules in kinds.RULES.items() if rules.mutate is not kinds._no_defaults}
-    assert asked_about[MUTATE] == {
-        (operation, resource_of(KINDS[kind]).plural) for operation in kinds.OPERATIONS for kind in completed
+    validated_kinds = CATALOG.admitted()
+    assert {kind.name for kind in validated_kinds} >= {"VirtualMachine", "VirtualMachineInstance", "KubeVirt"}
+    assert asked_about[VALIDATE] == {
+        (operation, kind.plural) for operation in kinds.OPERATIONS for kind in validated_kinds
     }
+    completed = [kind for kind in validated_kinds if kind.defaults is not None]
+    assert asked_about[MUTATE] == {(operation, kind.plural) for operation in kinds.OPERATIONS for kind in completed}
 
 
 def test_invalid_bridge_patterns_are_refused() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from gateway.http.authentication import LIMIT, settings_of
 from kit import tls
-from tests.unit.gateway.lab import ROOT, Pki, World, until, vm, vmi, world
+from tests.unit.gateway.lab import ROOT, Pki, World, vm, vmi, world
+from tests.waiting import until
 
 PUBLIC = [
     "/",
@@ -37,8 +38,8 @@ ADMIN = {"X-Remote-User": "system:admin", "X-Remote-Group": "system:masters"}
 @pytest.fixture
 async def gate(tmp_path: Path) -> AsyncIterator[World]:
     async with world(tmp_path) as made:
-        await made.api.put("virtualmachines", vm())
-        await made.api.put("virtualmachineinstances", vmi())
+        made.api.put("virtualmachines", vm())
+        made.api.put("virtualmachineinstances", vmi())
         yield made
 
 
@@ -121,7 +122,7 @@ async def test_too_many_groups_are_refused(gate: World) -> None:
 
 async def test_replaced_front_proxy_ca_takes_effect(gate: World) -> None:
     new = tls.authority("front-proxy-ca-2", time.time() - 60, 3600)
-    await gate.api.put("configmaps", gate.pki.config_map(**{"requestheader-client-ca-file": new.certificate.decode()}))
+    gate.api.put("configmaps", gate.pki.config_map(**{"requestheader-client-ca-file": new.certificate.decode()}))
     await until(lambda: gate.services.front_proxy.settings.authorities == new.certificate.decode())
     async with gate.session(gate.pki.client("front-proxy-client", by=new)).get(
         f"{ROOT}/virtualmachines/web/expand-spec", headers=ADMIN
@@ -132,7 +133,7 @@ async def test_replaced_front_proxy_ca_takes_effect(gate: World) -> None:
 
 
 async def test_missing_config_map_returns_503_with_reason(gate: World) -> None:
-    await gate.api.remove("configmaps", "extension-apiserver-authentication", "kube-system")
+    gate.api.remove("configmaps", "extension-apiserver-authentication", "kube-system")
     await until(lambda: gate.services.front_proxy.trouble())
     code, body = await gate.ask("GET", "virtualmachines/web/expand-spec")
     assert code == 503

@@ -10,15 +10,15 @@ from yarl import URL
 from api import names
 from gateway.http import authorization
 from gateway.subresources.endpoints import ENDPOINTS, Endpoint
+from tests.fakes.apiserver import Refusal
 from tests.unit.gateway.lab import World, vm, vmi, world
-from tests.unit.kit.fakeapi import Refusal
 
 
 @pytest.fixture
 async def gate(tmp_path: Path) -> AsyncIterator[World]:
     async with world(tmp_path) as made:
-        await made.api.put("virtualmachines", vm())
-        await made.api.put("virtualmachineinstances", vmi())
+        made.api.put("virtualmachines", vm())
+        made.api.put("virtualmachineinstances", vmi())
         yield made
 
 

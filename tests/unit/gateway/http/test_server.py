@@ -14,8 +14,9 @@ from gateway.context import Gateway
 from gateway.http.server import HttpsServer, application
 from gateway.pki.authorities import Lifetimes
 from kit.kube import Kube
-from tests.unit.gateway.lab import Pki, until
-from tests.unit.kit.fakeapi import FakeApi
+from tests.fakes.apiserver import FakeApi
+from tests.unit.gateway.lab import Pki
+from tests.waiting import until
 
 
 async def test_requests_during_shutdown_are_served_and_connection_closed(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from gateway.pki.authorities import INTERNAL, SERVING, Lifetimes
 from gateway.pki.certificate_rotator import CertificateRotator
 from gateway.pki.certificates import Certificates
 from kit.kube import Kube
-from tests.unit.kit.fakeapi import FakeApi, Json, Refusal
+from tests.fakes.apiserver import FakeApi, Json, Refusal
+from tests.waiting import until
 
 LIVES = Lifetimes(80_000.0, 1_000.0)
 
@@ -30,12 +31,12 @@ def configuration(*names: str) -> Json:
 async def furnish(api: FakeApi) -> None:
     """Creates the objects of the manifests."""
     meta = {"name": "hyperlet-ca", "namespace": "hyperlet"}
-    await api.put("secrets", {"metadata": dict(meta), "type": "Opaque"})
-    await api.put("configmaps", {"metadata": dict(meta)})
-    await api.put("mutatingwebhookconfigurations", configuration("one"))
-    await api.put("validatingwebhookconfigurations", configuration("one", "two"))
+    api.put("secrets", {"metadata": dict(meta), "type": "Opaque"})
+    api.put("configmaps", {"metadata": dict(meta)})
+    api.put("mutatingwebhookconfigurations", configuration("one"))
+    api.put("validatingwebhookconfigurations", configuration("one", "two"))
     for name in ca_injection.API_SERVICES:
-        await api.put("apiservices", {"metadata": {"name": name}, "spec": {"service": {"name": "hyperlet-gateway"}}})
+        api.put("apiservices", {"metadata": {"name": name}, "spec": {"service": {"name": "hyperlet-gateway"}}})
 
 
 @pytest.fixture
@@ -68,11 +69,12 @@ class Replica:
         await self.kube.close()
 
     async def until(self, true: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
-            while not true():
-                if self.task.done():
-                    self.task.result()
-                await asyncio.sleep(0.005)
+        def holds() -> object:
+            if self.task.done():
+                self.task.result()
+            return true()
+
+        await until(holds)
 
 
 def bundles(api: FakeApi) -> list[bytes | None]:
@@ -116,10 +118,10 @@ async def test_removed_ca_bundle_is_injected_again(api: FakeApi, tmp_path: Path)
     await furnish(api)
     async with Replica(api, tmp_path) as replica:
         await replica.until(lambda: None not in bundles(api))
-        await api.put("validatingwebhookconfigurations", configuration("two", "one", "three"))
+        api.put("validatingwebhookconfigurations", configuration("two", "one", "three"))
         assert None in bundles(api)
         await replica.until(lambda: None not in bundles(api))
-        await api.put("configmaps", {"metadata": {"name": "hyperlet-ca", "namespace": "hyperlet"}})
+        api.put("configmaps", {"metadata": {"name": "hyperlet-ca", "namespace": "hyperlet"}})
         await replica.until(lambda: api.objects["configmaps", "hyperlet", "hyperlet-ca"].get("data"))
 
 
@@ -155,7 +157,7 @@ async def test_corrupt_ca_is_replaced(api: FakeApi, tmp_path: Path) -> None:
     data = {key: text for key, text in authorities.change({}, SERVING, [made]).items() if text}
     data[f"serving.{made.created}.key"] = "bm9uc2Vuc2U="
     meta = {"name": "hyperlet-ca", "namespace": "hyperlet"}
-    await api.put("secrets", {"metadata": meta, "data": {**data, "note": "eA=="}})
+    api.put("secrets", {"metadata": meta, "data": {**data, "note": "eA=="}})
     async with Replica(api, tmp_path) as replica:
         await replica.until(lambda: replica.rotator.is_healthy)
         found = api.objects["secrets", "hyperlet", "hyperlet-ca"]["data"]
@@ -176,11 +178,11 @@ async def test_missing_webhook_configuration_is_reported_and_replica_stays_healt
     api: FakeApi, tmp_path: Path
 ) -> None:
     await furnish(api)
-    await api.remove("mutatingwebhookconfigurations", ca_injection.NAME, namespace="")
+    api.remove("mutatingwebhookconfigurations", ca_injection.NAME, namespace="")
     async with Replica(api, tmp_path) as replica:
         await replica.until(lambda: replica.rotator.is_healthy)
         await replica.until(lambda: "MutatingWebhookConfiguration" in (replica.rotator.trouble or ""))
-        await api.put("mutatingwebhookconfigurations", configuration("one"))
+        api.put("mutatingwebhookconfigurations", configuration("one"))
         await replica.until(lambda: replica.rotator.trouble is None)
         assert None not in bundles(api)
 

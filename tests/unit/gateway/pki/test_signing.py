@@ -26,8 +26,9 @@ from kit import tls
 from kit.kube import Kube
 from kit.tls import TlsIdentity
 from protos import node_pb2, node_pb2_grpc
-from tests.unit.gateway.lab import Node, Pki, ReviewingApi, until
-from tests.unit.kit.fakeapi import Json
+from tests.fakes.apiserver import Json
+from tests.unit.gateway.lab import Node, Pki, ReviewingApi
+from tests.waiting import until
 
 ACCOUNT = "system:serviceaccount:hyperlet:hyperlet-handler"
 
@@ -38,10 +39,9 @@ class TokenApi(ReviewingApi):
     def __init__(self) -> None:
         super().__init__()
         self.known: dict[str, Json] = {}
+        self.answers["tokenreviews"] = self._token_review
 
-    async def _create(self, plural: str, namespace: str, body: Json, dry_run: bool) -> Json:
-        if plural != "tokenreviews":
-            return await super()._create(plural, namespace, body, dry_run)
+    def _token_review(self, body: Json) -> Json:
         status = self.known.get(body["spec"]["token"], {"authenticated": False, "error": "token expired"})
         asked = set(body["spec"]["audiences"])
         if status["authenticated"] and not asked & set(status.get("audiences", asked)):
@@ -92,10 +92,10 @@ async def signer(tmp_path: Path) -> AsyncIterator[Signer]:
         await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=found.certificates.server).start()
         found.port = runner.addresses[0][1]
         bundle = {"serving.crt": found.certificates.bundle(SERVING).decode()}
-        await api.put("configmaps", {"metadata": {"name": "hyperlet-ca", "namespace": "hyperlet"}, "data": bundle})
+        api.put("configmaps", {"metadata": {"name": "hyperlet-ca", "namespace": "hyperlet"}, "data": bundle})
         service = {"name": "hyperlet-gateway", "namespace": "hyperlet"}
-        await api.put("services", {"metadata": service, "spec": {"clusterIP": "127.0.0.1"}})
-        await api.put("pods", pod("handler-1", "node-1"))
+        api.put("services", {"metadata": service, "spec": {"clusterIP": "127.0.0.1"}})
+        api.put("pods", pod("handler-1", "node-1"))
         api.known["right"] = token()
         yield found
         await runner.cleanup()
@@ -146,8 +146,8 @@ REFUSED: dict[str, tuple[Json | None, str]] = {
 
 @pytest.mark.parametrize("which", REFUSED)
 async def test_other_tokens_are_refused(signer: Signer, which: str) -> None:
-    await signer.api.put("pods", pod("intruder", "node-1", account="default", uid="uid-3"))
-    await signer.api.put("pods", pod("waiting", "", uid="uid-4"))
+    signer.api.put("pods", pod("intruder", "node-1", account="default", uid="uid-3"))
+    signer.api.put("pods", pod("waiting", "", uid="uid-4"))
     status, words = REFUSED[which]
     if status is not None:
         signer.api.known[which] = status

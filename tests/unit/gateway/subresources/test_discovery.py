@@ -15,8 +15,8 @@ from yarl import URL
 from api.version import API_LEVEL, VERSION
 from gateway.subresources import discovery, openapi
 from gateway.subresources.endpoints import ENDPOINTS
+from tests.fakes.apiserver import Json
 from tests.unit.gateway.lab import World, vm, vmi, world
-from tests.unit.kit.fakeapi import Json
 
 GROUP = "/apis/subresources.kubevirt.io"
 # As listed in KubeVirt's test of virt-api.
@@ -43,8 +43,8 @@ OURS = ["virtualmachineinstances/fence"]
 @pytest.fixture
 async def gate(tmp_path: Path) -> AsyncIterator[World]:
     async with world(tmp_path) as made:
-        await made.api.put("virtualmachines", vm("Manual"))
-        await made.api.put("virtualmachineinstances", vmi(conditions=("AgentConnected",)))
+        made.api.put("virtualmachines", vm("Manual"))
+        made.api.put("virtualmachineinstances", vmi(conditions=("AgentConnected",)))
         yield made
 
 

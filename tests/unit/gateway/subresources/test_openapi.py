@@ -84,10 +84,10 @@ class Bench:
         """Resets the VM to running or stopped before a request."""
 
         async def put() -> None:
-            await self.world.api.put("virtualmachines", vm("Manual"))
-            await self.world.api.put("virtualmachineinstances", vmi(conditions=("AgentConnected",)))
+            self.world.api.put("virtualmachines", vm("Manual"))
+            self.world.api.put("virtualmachineinstances", vmi(conditions=("AgentConnected",)))
             if not runs:
-                await self.world.api.remove("virtualmachineinstances", "web")
+                self.world.api.remove("virtualmachineinstances", "web")
 
         asyncio.run_coroutine_threadsafe(put(), self.loop).result(30)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from handler.launchers.discovery import LauncherDiscovery
+from tests.waiting import until
 
 PLACE = "volumes/hyperlet/wake.fifo"
 
@@ -27,12 +28,6 @@ def show(pods: Path, uid: str) -> None:
     path.touch()
 
 
-async def until(found: list[str], wanted: list[str]) -> None:
-    async with asyncio.timeout(10):
-        while found != wanted:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
 async def test_expected_launcher_is_reported_once_when_its_fifo_appears(met, tmp_path: Path) -> None:
     discovery, found = met
     for uid in ("a", "b"):
@@ -40,14 +35,14 @@ async def test_expected_launcher_is_reported_once_when_its_fifo_appears(met, tmp
     await asyncio.sleep(0.05)
     assert found == []
     show(tmp_path, "b")
-    await until(found, ["b"])
+    await until(lambda: found == ["b"])
     show(tmp_path, "a")
-    await until(found, ["b", "a"])
+    await until(lambda: found == ["b", "a"])
     # Later, others.
     await asyncio.sleep(0.05)
     show(tmp_path, "c")
     discovery.expect("c")
-    await until(found, ["b", "a", "c"])
+    await until(lambda: found == ["b", "a", "c"])
 
 
 async def test_forgotten_launcher_is_not_reported(met, tmp_path: Path) -> None:
@@ -58,7 +53,7 @@ async def test_forgotten_launcher_is_not_reported(met, tmp_path: Path) -> None:
     show(tmp_path, "a")
     discovery.expect("b")
     show(tmp_path, "b")
-    await until(found, ["b"])
+    await until(lambda: found == ["b"])
 
 
 async def test_symbolic_link_counts_as_present_and_is_not_followed(met, tmp_path: Path) -> None:
@@ -68,4 +63,4 @@ async def test_symbolic_link_counts_as_present_and_is_not_followed(met, tmp_path
     path.parent.mkdir(parents=True)
     path.symlink_to("/nonexistent")
     discovery.expect("a")
-    await until(found, ["a"])
+    await until(lambda: found == ["a"])

@@ -21,7 +21,7 @@ from handler.pod_network.vm_interface import Dhcpv4Lease, VmInterface
 from handler.vmi import node_setup
 from protos import launcher_pb2 as pb
 from protos import limits
-from tests.node import fakekube
+from tests.fakes import handler_objects
 
 MAC, BLUE_MAC, VF_MAC = "52:54:00:00:00:01", "0a:00:00:00:00:05", "0a:00:00:00:00:06"
 BLUE_IF, VF_IF = pod_interface("blue"), pod_interface("vf")
@@ -165,7 +165,7 @@ def test_nics_of_a_report_are_bounded_and_checked():
 
 
 def test_host_device_mac_comes_from_network_status():
-    pod = fakekube.pod("uid")
+    pod = handler_objects.pod("uid")
     pod["metadata"]["annotations"] = {
         "k8s.v1.cni.cncf.io/network-status": json.dumps([{"interface": VF_IF, "mac": VF_MAC.upper()}])
     }

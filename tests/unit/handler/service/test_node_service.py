@@ -19,8 +19,8 @@ from kit import rpc, tls
 from kit.duplex import TAKEN
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc, node_pb2, node_pb2_grpc
-from tests.unit.handler import nodelab
-from tests.unit.handler.nodelab import VMI, Authority, Direct, leaf
+from tests.fakes import nodelab
+from tests.fakes.nodelab import VMI, Authority, Direct, leaf
 
 PNG = b"\x89PNG\r\n\x1a\nrest"
 

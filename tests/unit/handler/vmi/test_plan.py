@@ -33,7 +33,8 @@ from handler.vmi.plan import (
 from handler.vmi.status import Problem
 from kit.reconcile import RequeueAfter
 from protos import launcher_pb2 as pb
-from tests.node import fakekube
+from tests.fakes import handler_objects
+from tests.fakes.patches import merge
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 MAC = "52:54:00:00:00:01"
@@ -50,14 +51,14 @@ MADE = PodNetworkState((ATTACHMENT,))
 
 
 def vmi(phase="Scheduled", **status):
-    document = fakekube.vmi(phase=phase)
+    document = handler_objects.vmi(phase=phase)
     document["metadata"]["resourceVersion"] = "7"
     document["status"] |= status
     return msgspec.convert(document, VirtualMachineInstance)
 
 
 def pod(**changes):
-    document = fakekube.pod("pod-uid")
+    document = handler_objects.pod("pod-uid")
     document["metadata"] |= changes.get("metadata", {})
     document["status"] |= changes.get("status", {})
     return msgspec.convert(document, Pod)
@@ -83,7 +84,7 @@ def written(actions):
 def running_vmi():
     """The VMI after its Running patch."""
     [write] = written(plan(seen()))
-    document = fakekube.merge(msgspec.to_builtins(vmi()), {"status": write.patch.body["status"]})
+    document = merge(msgspec.to_builtins(vmi()), {"status": write.patch.body["status"]})
     return msgspec.convert(document, VirtualMachineInstance)
 
 
@@ -164,7 +165,7 @@ def test_deleted_vmi_is_not_written_before_its_end():
 
 
 def changed(instance, patch):
-    return msgspec.convert(fakekube.merge(msgspec.to_builtins(instance), patch), VirtualMachineInstance)
+    return msgspec.convert(merge(msgspec.to_builtins(instance), patch), VirtualMachineInstance)
 
 
 def target(reason, message="m"):
@@ -230,9 +231,7 @@ def test_end_waits_for_the_kubelets_cause():
 
 
 def test_end_of_deleted_vmi_is_an_event_only():
-    going = fakekube.merge(
-        msgspec.to_builtins(running_vmi()), {"metadata": {"deletionTimestamp": "2026-03-01T12:00:00Z"}}
-    )
+    going = merge(msgspec.to_builtins(running_vmi()), {"metadata": {"deletionTimestamp": "2026-03-01T12:00:00Z"}})
     going = msgspec.convert(going, VirtualMachineInstance)
     [tell] = plan(seen(LauncherState(state=pb.DOMAIN_STATE_SHUTOFF), vmi=going))
     assert tell == RecordEventOnce(("Stopped", "The virtual machine ended: the guest shut down", "Normal"))
@@ -290,9 +289,7 @@ def test_transient_error_is_reported_once_and_retried():
     actions = plan(observed)
     assert isinstance(actions[0], RequeueAfter) and len(written(actions)) == 1
     body = written(actions)[0].patch.body
-    told = msgspec.convert(
-        fakekube.merge(msgspec.to_builtins(observed.vmi), {"status": body["status"]}), VirtualMachineInstance
-    )
+    told = msgspec.convert(merge(msgspec.to_builtins(observed.vmi), {"status": body["status"]}), VirtualMachineInstance)
     assert written(plan(replace(observed, vmi=told))) == []
     assert plan(replace(observed, vmi=told, clock=1011.0)) == [SetUp(sync=True)]
     # Whatever may have changed it is not waited for.
@@ -373,7 +370,7 @@ def test_software_emulation_condition_is_set_once_with_reason():
     assert patch is not None
     emulated = next(item for item in patch.body["status"]["conditions"] if item["type"] == "SoftwareEmulation")
     assert "/dev/kvm is missing" in emulated["message"]
-    document = fakekube.merge(msgspec.to_builtins(vmi()), {"status": patch.body["status"]})
+    document = merge(msgspec.to_builtins(vmi()), {"status": patch.body["status"]})
     told = msgspec.convert(document, VirtualMachineInstance)
     assert vmi_status.running(told, replace(facts, kvm="not checked yet"), NOW) is None
 
@@ -424,7 +421,7 @@ def test_failed_pod_with_running_launcher_is_still_observed() -> None:
     ],
 )
 def test_vm_starts_only_in_a_recorded_active_pod(active: dict[str, str] | None, node: str, known: bool) -> None:
-    document = fakekube.pod("pod-uid", node=node)
+    document = handler_objects.pod("pod-uid", node=node)
     assert is_active(vmi(activePods=active), msgspec.convert(document, Pod)) is known
 
 
@@ -510,7 +507,7 @@ def test_other_changes_are_applied_while_a_nic_is_pending():
 def test_resolved_pending_nic_is_synced():
     observed = seen(vmi=running_vmi(), trouble=Problem("NetworkError", MISSING))
     [write] = written(plan(replace(observed, resources=WAITING, tried=setup_key(vmi(), pod()), retry_at=2000.0)))
-    document = fakekube.merge(msgspec.to_builtins(running_vmi()), {"status": write.patch.body["status"]})
+    document = merge(msgspec.to_builtins(running_vmi()), {"status": write.patch.body["status"]})
     told = msgspec.convert(document, VirtualMachineInstance)
     [healed] = written(plan(seen(vmi=told)))
     assert {item["type"]: item["status"] for item in healed.patch.body["status"]["conditions"]}[

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import pathlib
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -12,6 +12,7 @@ from launcher.console import serial_hub
 from launcher.console.serial_hub import LAG, SerialClient, SerialHub
 from launcher.console.serial_tail import LINES, SerialTail
 from launcher.vm.errors import OperationRefused
+from tests.waiting import until
 
 SECONDS = 20
 
@@ -105,14 +106,6 @@ async def hub(qemu: Qemu) -> AsyncIterator[SerialHub]:
     yield made
     for viewer in list(made._viewers):
         made.leave(viewer)
-
-
-async def until(test: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SECONDS):
-        while True:
-            if test():
-                return
-            await asyncio.sleep(0.001)
 
 
 async def come(hub: SerialHub, qemu: Qemu, who: str, watch: bool = False, takeover: bool = False) -> Person:

@@ -18,8 +18,9 @@ from gateway.subresources.streams import consoles, portforward
 from gateway.subresources.streams.portforward import belongs
 from kit.duplex import TAKEN
 from protos import launcher_pb2 as pb
-from tests.unit.gateway.lab import NODE, POD_UID, ROOT, VM_UID, VMI_UID, World, serve_node, until, vm, vmi, world
-from tests.unit.kit.fakeapi import Json
+from tests.fakes.apiserver import Json
+from tests.unit.gateway.lab import NODE, POD_UID, ROOT, VM_UID, VMI_UID, World, serve_node, vm, vmi, world
+from tests.waiting import until
 
 CONSOLE = "virtualmachineinstances/web/console"
 VNC = "virtualmachineinstances/web/vnc"
@@ -29,8 +30,8 @@ STREAMS = [CONSOLE, VNC, "virtualmachineinstances/web/portforward/80", "virtualm
 @pytest.fixture
 async def gate(tmp_path: Path) -> AsyncIterator[World]:
     async with world(tmp_path) as made:
-        await made.api.put("virtualmachines", vm())
-        await made.api.put("virtualmachineinstances", vmi())
+        made.api.put("virtualmachines", vm())
+        made.api.put("virtualmachineinstances", vmi())
         yield made
 
 
@@ -208,7 +209,7 @@ async def test_stream_without_upgrade_returns_400(gate: World, path: str) -> Non
     ],
 )
 async def test_unavailable_streams_return_status(gate: World, path: str, change: Any, code: int, said: str) -> None:
-    await gate.api.put("virtualmachineinstances", vmi(**change))
+    gate.api.put("virtualmachineinstances", vmi(**change))
     found, body = await refusal(gate, path)
     assert (found, said in body["message"]) == (code, True), body
 
@@ -306,7 +307,7 @@ def launcher_pod(**change: Any) -> Json:
 async def guest_port(gate: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pod's address in the test is loopback, which is otherwise refused."""
     monkeypatch.setattr(portforward, "_is_foreign", lambda address: True)
-    await gate.api.put("pods", launcher_pod())
+    gate.api.put("pods", launcher_pod())
 
 
 @pytest.mark.parametrize("kind", ["virtualmachineinstances", "virtualmachines"])
@@ -370,7 +371,7 @@ async def test_udp_datagram_boundaries_are_preserved(gate: World, monkeypatch: p
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0", "169.254.169.254", "224.0.0.1", "nonsense", ""])
 async def test_non_pod_address_is_not_dialled(gate: World, address: str) -> None:
-    await gate.api.put("pods", launcher_pod(podIP=address))
+    gate.api.put("pods", launcher_pod(podIP=address))
     code, _ = await refusal(gate, "virtualmachineinstances/web/portforward/80")
     assert code == 409
 
@@ -394,13 +395,13 @@ async def test_non_pod_address_is_not_dialled(gate: World, address: str) -> None
     ],
 )
 async def test_pod_with_labels_only_is_not_dialled(gate: World, change: Any) -> None:
-    await gate.api.put("pods", launcher_pod(**change))
+    gate.api.put("pods", launcher_pod(**change))
     code, body = await refusal(gate, "virtualmachineinstances/web/portforward/80")
     assert (code, body["message"].endswith("VMI is not running")) == (409, True)
 
 
 async def test_port_forward_to_stopped_vm_returns_409(gate: World) -> None:
-    await gate.api.remove("virtualmachineinstances", "web")
+    gate.api.remove("virtualmachineinstances", "web")
     code, body = await refusal(gate, "virtualmachines/web/portforward/80")
     assert (code, body["message"].endswith("VMI is not started")) == (409, True)
 

@@ -12,8 +12,8 @@ import pytest
 from api import names
 from api.kubevirt.vmi import VirtualMachineInstance
 from gateway.subresources.verbs.fence import refusal
+from tests.fakes.apiserver import Json
 from tests.unit.gateway.lab import NODE, POD_UID, World, vmi, world
-from tests.unit.kit.fakeapi import Json
 
 FENCE = "virtualmachineinstances/web/fence"
 
@@ -31,7 +31,7 @@ def waiting(kind: str = "Ready", reason: str = names.REASON_LAUNCHER_NOT_ENDED, 
 
 
 async def test_fence_is_written_to_vmi_for_given_pods(gate: World) -> None:
-    await gate.api.put("virtualmachineinstances", waiting())
+    gate.api.put("virtualmachineinstances", waiting())
     assert await gate.ask("PUT", FENCE, body={"pods": [POD_UID]}) == (200, b"")
     stored = gate.api.find("virtualmachineinstances", "web") or {}
     assert stored["metadata"]["annotations"] == {names.ANNOTATION_FENCED: POD_UID}
@@ -39,14 +39,14 @@ async def test_fence_is_written_to_vmi_for_given_pods(gate: World) -> None:
 
 
 async def test_a_dry_run_writes_nothing(gate: World) -> None:
-    await gate.api.put("virtualmachineinstances", waiting())
+    gate.api.put("virtualmachineinstances", waiting())
     code, _ = await gate.ask("PUT", FENCE, body={"pods": [POD_UID], "dryRun": ["All"]})
     stored = gate.api.find("virtualmachineinstances", "web") or {}
     assert code == 200 and not stored["metadata"].get("annotations")
 
 
 async def test_refusal_lists_expected_pods(gate: World) -> None:
-    await gate.api.put("virtualmachineinstances", waiting())
+    gate.api.put("virtualmachineinstances", waiting())
     code, body = await gate.ask("PUT", FENCE)
     assert code == 409 and f"{POD_UID} on node {NODE}" in body["message"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.apiserver import Json, Refusal
 from tests.unit.gateway.lab import VMI_UID, World, vm, vmi, world
-from tests.unit.kit.fakeapi import Json, Refusal
 
 START = {"action": "Start"}
 STOP = {"action": "Stop", "uid": VMI_UID}
@@ -20,9 +20,9 @@ async def gate(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def given(gate: World, machine: Json, instance: Json | None = None) -> None:
-    await gate.api.put("virtualmachines", machine)
+    gate.api.put("virtualmachines", machine)
     if instance is not None:
-        await gate.api.put("virtualmachineinstances", instance)
+        gate.api.put("virtualmachineinstances", instance)
 
 
 def now(gate: World, plural: str = "virtualmachines") -> Json:

@@ -10,8 +10,9 @@ import pytest
 from gateway.http.status import MESSAGE_LIMIT, StatusError
 from gateway.subresources.options import FreezeUnfreezeTimeout
 from gateway.subresources.verbs.vmi import freeze_seconds
-from tests.unit.gateway.lab import NODE, World, handler_pod, serve_node, until, vm, vmi, world
-from tests.unit.kit.fakeapi import Json
+from tests.fakes.apiserver import Json
+from tests.unit.gateway.lab import NODE, World, handler_pod, serve_node, vm, vmi, world
+from tests.waiting import until
 
 INSTANCE = "virtualmachineinstances/web"
 VERBS = ["pause", "unpause", "freeze", "unfreeze", "reset", "softreboot"]
@@ -26,7 +27,7 @@ async def gate(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def given(gate: World, *conditions: str, phase: str = "Running", spec: Json | None = None, **more: Any) -> None:
-    await gate.api.put("virtualmachineinstances", vmi(phase, conditions=conditions, spec=spec, **more))
+    gate.api.put("virtualmachineinstances", vmi(phase, conditions=conditions, spec=spec, **more))
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -89,7 +90,7 @@ async def test_dry_run_does_not_call_node(gate: World, verb: str) -> None:
 
 async def test_unpause_during_snapshot_returns_409(gate: World) -> None:
     await given(gate, "Paused")
-    await gate.api.put("virtualmachines", vm("Manual", snapshotInProgress="one"))
+    gate.api.put("virtualmachines", vm("Manual", snapshotInProgress="one"))
     code, body = await gate.ask("PUT", f"{INSTANCE}/unpause")
     assert (code, body["message"].endswith("VM snapshot is in progress")) == (409, True)
 
@@ -221,7 +222,7 @@ async def test_vmi_without_node_returns_409(gate: World) -> None:
 
 async def test_handler_of_another_node_is_rejected(gate: World) -> None:
     """The handler must present its node's certificate: node-1's handler is rejected for node-2."""
-    await gate.api.put("pods", handler_pod("node-2", name="virt-handler-2"))
+    gate.api.put("pods", handler_pod("node-2", name="virt-handler-2"))
     await until(lambda: gate.services.nodes._pods.by("node", "node-2"))
     await given(gate, nodeName="node-2")
     code, _ = await gate.ask("PUT", f"{INSTANCE}/reset")
@@ -253,12 +254,12 @@ async def test_a_renewed_certificate_is_used_for_the_next_call(gate: World) -> N
 async def test_restarted_handler_is_found(gate: World) -> None:
     await given(gate)
     assert (await gate.ask("PUT", f"{INSTANCE}/reset"))[0] == 200
-    await gate.api.remove("pods", "virt-handler-1", "hyperlet")
+    gate.api.remove("pods", "virt-handler-1", "hyperlet")
     await until(lambda: not gate.services.nodes._pods.by("node", NODE))
     assert (await gate.ask("PUT", f"{INSTANCE}/reset"))[0] == 503
     server, port = await serve_node(gate.node, gate.pki.node(NODE))
     gate.services.nodes._port = port
-    await gate.api.put("pods", handler_pod(name="virt-handler-new"))
+    gate.api.put("pods", handler_pod(name="virt-handler-new"))
     await until(lambda: gate.services.nodes._pods.by("node", NODE))
     assert (await gate.ask("PUT", f"{INSTANCE}/reset"))[0] == 200
     assert gate.node.called["Reset"] == 2

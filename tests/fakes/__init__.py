@@ -1,0 +1,1 @@
+"""Fakes of what hyperlet talks to, for unit and node tests."""
