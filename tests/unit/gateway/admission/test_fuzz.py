@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from api.kinds.catalog import CATALOG
 from api.kubevirt.configuration import KubeVirtConfiguration
-from gateway.admission import kinds, review, webhooks
+from gateway.admission import kinds, review, validation, webhooks
 from gateway.context import Gateway
 from gateway.http.server import BODY_LIMIT, application
 from gateway.pki.certificates import Certificates
@@ -216,7 +216,7 @@ async def test_unhandled_exception_returns_generic_500(ask: Ask, monkeypatch: py
     def broken(*_: object) -> None:
         raise KeyError("secret insides")
 
-    monkeypatch.setattr(kinds, "validate", broken)
+    monkeypatch.setattr(validation, "faults", broken)
     code, words = await ask(webhooks.VALIDATE, reviewed("VirtualMachine", machine(), None))
     assert code == 500 and json.loads(words)["kind"] == "Status" and "insides" not in words
 

@@ -149,11 +149,11 @@ def test_second_unplug_request_is_marked_until_the_nic_is_wanted_again() -> None
     world = World(live("a"))
 
     async def follow() -> None:
-        await world.follow(request("a", a="absent"))
-        await world.follow(request("a", a="absent"))
+        await world.follow(request())
+        await world.follow(request())
         assert world.cards.unplugging == {"a"}
         await world.follow(request("a", a=True))
-        await world.follow(request("a", a="absent"))
+        await world.follow(request())
 
     asyncio.run(follow())
     assert [each for each in world.done if "detach" in each] == ["detach a", "detach again a", "detach a"]
@@ -162,7 +162,7 @@ def test_second_unplug_request_is_marked_until_the_nic_is_wanted_again() -> None
 def test_rejected_unplug_request_is_not_counted() -> None:
     world = World(live("a"), fails={"a": HypervisorError("no")})
     with pytest.raises(BuildError, match="interface a: it cannot be unplugged: no"):
-        asyncio.run(world.follow(request("a", a="absent")))
+        asyncio.run(world.follow(request()))
     assert world.cards.unplugging == set()
 
 
