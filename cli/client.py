@@ -197,7 +197,8 @@ async def _refuse(answer: aiohttp.ClientResponse) -> None:
         return
     body = b""
     with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-        body = await asyncio.wait_for(answer.read(), ANSWER_SECONDS)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            body = await answer.read()
     raise RequestRefused(faults.parse(answer.status, body))
 
 

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 from aiohttp import web
 from prometheus_client import Counter as Metric
 
+from kit import log
+from kit.tasks import BackgroundTasks
+
 HEAD_SECONDS = 10.0
 """Timeout for the TLS handshake and for a request's head."""
 BACKLOG = 128
@@ -54,7 +57,7 @@ class GuardedSite(web.BaseSite):
         self._each: Counter[str] = Counter()
         self._fresh: Counter[str] = Counter()
         self._open: dict[str, OrderedDict[_Connection, None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks(log.task_failed)
 
     @property
     def name(self) -> str:
@@ -65,6 +68,11 @@ class GuardedSite(web.BaseSite):
         """Starts listening."""
         await super().start()
         self._server = _Listening(_listen(self._host, self._port), self._accepted)  # type: ignore[assignment]
+
+    async def stop(self) -> None:
+        """Stops listening and aborts TLS handshakes; aiohttp's runner closes the established connections."""
+        await super().stop()
+        await self._tasks.close()
 
     # ---- connections -------------------------------------------------------------------------------------------------
 
@@ -80,9 +88,7 @@ class GuardedSite(web.BaseSite):
         self._all += 1
         self._each[address] += 1
         self._fresh[address] += 1
-        task = asyncio.get_running_loop().create_task(self._serve(connection, address))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start("connection", self._serve(connection, address), address=address)
         return None
 
     def _refuse(self, connection: socket.socket, reason: str) -> None:

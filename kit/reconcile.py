@@ -221,4 +221,4 @@ class Reconciler(Generic[K, O]):
             try:
                 await self.report(key, error, failures)
             except Exception as report_error:
-                self.log.warning("Cannot report a failure", why=str(report_error), **self.describe(key))
+                self.log.warning("Cannot report a failure", why=repr(report_error), **self.describe(key))

@@ -74,6 +74,11 @@ class LauncherService(launcher_pb2_grpc.LauncherServicer):
         if self._machine.recall("thaw_at"):
             self._verbs.resume()
 
+    async def close(self) -> None:
+        """Close the consoles."""
+        if self._streams_made is not None:
+            await self._streams_made.hub.close()
+
     async def Sync(self, request: pb.SyncRequest, context: Any) -> pb.Report:
         """See the .proto."""
         return await answered(context, self._machine.sync(request))
@@ -140,11 +145,11 @@ async def answered(context: Any, work: Coroutine[Any, Any, T]) -> T:
     try:
         return await work
     except Exception as error:
-        await refuse(context, error)
+        await refuse(context, error, getattr(work, "__qualname__", repr(work)))
 
 
-async def refuse(context: Any, error: Exception) -> NoReturn:
-    """End a call with the status that matches `error`."""
+async def refuse(context: Any, error: Exception, work: str) -> NoReturn:
+    """End a call with the status that matches `error`, raised by the coroutine function `work`."""
     if isinstance(error, OperationRefused | BuildError):
         code = grpc.StatusCode[error.code]
     elif isinstance(error, Unavailable):
@@ -152,7 +157,7 @@ async def refuse(context: Any, error: Exception) -> NoReturn:
     elif isinstance(error, HypervisorError | DhcpError):
         code = grpc.StatusCode.INTERNAL
     else:
-        log("error", "unhandled exception in RPC", error=repr(error))
+        log("error", "unhandled exception in RPC", work=work, error=repr(error))
         code = grpc.StatusCode.INTERNAL
     await context.abort(code, str(error).encode()[:_DETAILS_BYTES].decode(errors="ignore"))
     raise AssertionError("abort() raises")

@@ -8,7 +8,6 @@ from aiohttp import web
 from api import names
 from gateway.context import Gateway
 from gateway.handler_connections import HandlerConnections
-from gateway.http import status
 from gateway.http.authentication import FrontProxy
 from gateway.http.authorization import Attributes, Authorizer
 from gateway.http.status import StatusError
@@ -17,13 +16,10 @@ from gateway.subresources import discovery, openapi
 from gateway.subresources.endpoints import ENDPOINTS, VERSIONS, Endpoint
 from gateway.subresources.request import Services, SubresourceRequest, check_names
 from gateway.subresources.version import ApiServerHealth, version_info
-from kit import log
 
 ROOT = f"/apis/{names.SUBRESOURCE_GROUP}"
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SERVICES = web.AppKey("subresources", Services)
-
-_log = log.logger(component="subresources")
 
 
 def routes(app: web.Application, gateway: Gateway) -> None:
@@ -146,17 +142,12 @@ def _other_method(services: Services) -> Answer:
 
 
 def _guarded(answer: Answer) -> Answer:
-    """Wraps a handler: errors become a Status; unhandled exceptions are logged and become a generic 500."""
+    """Wraps a handler: errors become a Status."""
 
     async def guarded(request: web.Request) -> web.StreamResponse:
         try:
             return await answer(request)
         except StatusError as refusal:
             return refusal.response()
-        except (web.HTTPException, ConnectionError):
-            raise
-        except Exception:
-            _log.exception("unhandled exception in subresource request", method=request.method, path=request.path)
-            return status.internal("see the log of the gateway").response()
 
     return guarded

@@ -20,7 +20,8 @@ from handler.launchers.reports import MAX_MESSAGE, text
 from handler.service import guest_answers as answers
 from handler.service.limits import Busy, CallLimits
 from kit import log, rpc
-from kit.duplex import TAKEN, until_one_ends
+from kit.duplex import TAKEN
+from kit.tasks import until_one_ends
 from protos import launcher_pb2 as pb
 from protos import node_pb2, node_pb2_grpc
 

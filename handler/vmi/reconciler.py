@@ -43,6 +43,7 @@ from kit import log
 from kit.cache import Store
 from kit.kube import Kube
 from kit.reconcile import Reconciler
+from kit.tasks import BackgroundTasks
 
 Key = tuple[str, str]
 API_SECONDS = 2.0
@@ -99,6 +100,9 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         self._launcher = launcher
         self._start_limiter = StartLimiter()
         self._tracked: dict[str, TrackedVm] = {}
+        self._closing: set[LauncherConnection] = set()
+        """Connections of retired VMs that are being closed."""
+        self._tasks = BackgroundTasks(log.task_failed)
         self._discovery = LauncherDiscovery(self._on_discovered, pods, WAKE)
         self._any_alive = any_alive
         self._empty: dict[Key, dict[str, float]] = {}
@@ -177,7 +181,8 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
             machine.task.cancel()
         if machine.resources is not None:
             machine.resources.close()
-        background(self._drop(pod_uid, machine))
+        self._closing.add(machine.launcher)
+        self._tasks.start("release", self._drop(pod_uid, machine), pod_uid=pod_uid)
 
     def _forget(self, pod_uid: str) -> None:
         self._retire(pod_uid)
@@ -185,6 +190,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
 
     async def _drop(self, pod_uid: str, machine: TrackedVm) -> None:
         await machine.launcher.close()
+        self._closing.discard(machine.launcher)
         await self._node_setup.forget(pod_uid)
 
     # ---- observing -------------------------------------------------------------------------------------------------
@@ -279,7 +285,8 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         elif machine is not None and isinstance(action, DeferWrite):
             machine.minor_since = action.since
         elif machine is not None and isinstance(action, SetUp) and not machine.busy:
-            machine.task = asyncio.create_task(self._set_up(observed, machine, action.sync))
+            work = self._set_up(observed, machine, action.sync)
+            machine.task = self._tasks.start("set-up", work, **log.about(observed.vmi))
 
     async def _write(self, observed: ObservedLauncher, action: PatchVmi, machine: TrackedVm | None) -> None:
         meta = observed.vmi.metadata
@@ -312,7 +319,8 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
 
     def _events(self, vmi: VirtualMachineInstance, events: Sequence[tuple[str, str, str]]) -> None:
         for reason, message, type in events:
-            background(self._kube.event(vmi, reason, message, "Warning" if type == "Warning" else "Normal"))
+            work = self._kube.event(vmi, reason, message, "Warning" if type == "Warning" else "Normal")
+            self._tasks.start("event", work, **log.about(vmi))
 
     async def _set_up(self, observed: ObservedLauncher, machine: TrackedVm, sync: bool) -> None:
         began = time.monotonic()
@@ -388,20 +396,12 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
 
     async def close(self) -> None:
         """Close every connection. The VMs keep running."""
+        await self._tasks.close()
         for machine in self._tracked.values():
-            if machine.task is not None:
-                machine.task.cancel()
             if machine.resources is not None:
                 machine.resources.close()
-        await asyncio.gather(*(machine.launcher.close() for machine in self._tracked.values()), return_exceptions=True)
+        for launcher in {*self._closing, *(machine.launcher for machine in self._tracked.values())}:
+            self._tasks.start("disconnect", launcher.close(), pod_uid=launcher.pod_uid)
+        self._closing.clear()
         self._tracked.clear()
-
-
-_tasks: set[asyncio.Task[Any]] = set()
-
-
-def background(work: Any) -> None:
-    """Run a coroutine in the background."""
-    task = asyncio.get_running_loop().create_task(work)
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
+        await self._tasks.finish()

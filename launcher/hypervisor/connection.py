@@ -96,7 +96,8 @@ class Hypervisor:
             socket = self._find_socket()
             try:
                 if socket:
-                    await asyncio.wait_for(self._run(self._open, socket), _OPEN_SECONDS)
+                    async with asyncio.timeout(_OPEN_SECONDS):
+                        await self._run(self._open, socket)
                     failures, pause, told = 0, _RETRY_SECONDS, ""
                     await self._while_connected()
                     continue

@@ -17,6 +17,7 @@ from gateway.handler_connections import HandlerConnections, refused
 from gateway.http import status
 from gateway.http.websockets import CHUNK
 from kit.duplex import TAKEN
+from kit.tasks import cancel_and_wait
 from protos import launcher_pb2, node_pb2
 
 ATTACH_SECONDS = 10.0
@@ -32,14 +33,14 @@ class HandlerStream(Generic[Answer]):
         self._call = call
         self._node = node
         self._name = name
-        self._next: asyncio.Future[Any] | None = None
+        self._next: asyncio.Task[Any] | None = None
 
     async def open(self, first: Any) -> None:
         """Sends the first message, and returns when the node has accepted the stream. Raises StatusError."""
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # On failure the response has the reason.
             await self._call.write(first)
-        self._next = asyncio.ensure_future(self._call.read())
+        self._next = asyncio.get_running_loop().create_task(self._call.read())
         try:
             async with asyncio.timeout(ATTACH_SECONDS):
                 if TAKEN[0] in tuple(await self._call.initial_metadata()):
@@ -56,7 +57,7 @@ class HandlerStream(Generic[Answer]):
     async def answer(self) -> Answer | None:
         """The node's next message. Raises StatusError."""
         if self._next is None:
-            self._next = asyncio.ensure_future(self._call.read())
+            self._next = asyncio.get_running_loop().create_task(self._call.read())
         try:
             # Shielded: cancellation of the caller must not lose the message.
             message = await asyncio.shield(self._next)
@@ -73,18 +74,11 @@ class HandlerStream(Generic[Answer]):
             # The call has ended. The reader gets the error and cancels this coroutine: read no more from the client.
             await asyncio.get_running_loop().create_future()
 
-    def cancel(self) -> None:
-        """Cancels the stream."""
-        if self._next is not None:
-            self._next.add_done_callback(_forget)
-            self._next.cancel()
+    async def close(self) -> None:
+        """Cancels the stream, and waits for the end of a pending read."""
         self._call.cancel()
-
-
-def _forget(answer: asyncio.Future[Any]) -> None:
-    """Retrieves the exception of an abandoned read, so that asyncio does not log it."""
-    if not answer.cancelled():
-        answer.exception()
+        if self._next is not None:
+            await cancel_and_wait(self._next)
 
 
 @contextlib.asynccontextmanager
@@ -98,7 +92,7 @@ async def handler_stream(
             await talk.open(first)
             yield talk
         finally:
-            talk.cancel()
+            await talk.close()
 
 
 class ConsoleStream:
