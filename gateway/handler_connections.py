@@ -8,7 +8,7 @@ rejected.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 import grpc.aio
@@ -30,7 +30,7 @@ CALL_SECONDS = 50.0
 """Timeout of a call: a freeze waits for the guest to flush. The handler's own timeout is 45 s."""
 
 T = TypeVar("T")
-Stub = Any  # the generated NodeStub is untyped
+Stub = services.NodeStub
 _log = log.logger(component="nodes")
 
 

@@ -10,7 +10,6 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable
 from typing import NoReturn
 
 import grpc
@@ -32,9 +31,8 @@ async def serve(paths: Paths, builder: DomainBuilder) -> None:
     machine = VmController(paths, record, builder)
     machine.restore()
     server = grpc.aio.server(options=OPTIONS)
-    add: Callable[[object, grpc.aio.Server], None] = launcher_pb2_grpc.add_LauncherServicer_to_server
     service = LauncherService(machine, paths)
-    add(service, server)
+    launcher_pb2_grpc.add_LauncherServicer_to_server(service, server)
     await _listen(server, paths)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, machine.stop)
     if os.environ.get("HYPERLET_STOPPING"):

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
@@ -70,7 +71,7 @@ class NodeCertificate:
         """
         given: list[TlsIdentity] = []
 
-        def fetch() -> grpc.ServerCertificateConfiguration | None:
+        def fetch() -> Any:  # the stub lacks None, which gRPC's documentation allows
             newest = self.identity
             if newest is None or (given and given[0] is newest):
                 return None  # unchanged
