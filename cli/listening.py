@@ -65,7 +65,7 @@ async def tcp(client: ApiClient, path: str, address: str, port: int, what: str) 
             async with client.socket(path) as remote:
                 await both_ways(pieces(reader), remote, write)
         except (CliError, StreamClosed) as error:
-            report_error(f"{what}: {error or 'connection lost'}")
+            report_error(f"{what}: {str(error) or 'connection lost'}")
         except ConnectionError:
             pass  # the local client disconnected
         finally:
@@ -118,7 +118,7 @@ class _Datagrams(asyncio.DatagramProtocol):
             async with self._client.socket(self._path) as remote:
                 await both_ways(_waiting(queue), remote, write)
         except (CliError, StreamClosed) as error:
-            report_error(f"{self._what}: {error or 'connection lost'}")
+            report_error(f"{self._what}: {str(error) or 'connection lost'}")
         finally:
             self._queues.pop(sender, None)
 

@@ -29,7 +29,7 @@ from controller.vmi.evidence import Evidence
 from controller.vmi.status import phase_of
 from kit.cache import Key, key_of
 from kit.kube import Kube
-from kit.reconcile import Reconciler
+from kit.reconcile import Reconciler, RequeueAfter
 
 Faults = tuple[Fault, ...]
 
@@ -73,7 +73,7 @@ def _on_other_settings(cluster: ClusterCache, callback: Callable[[], None]) -> N
     cluster.kubevirts.on_change(changed)
 
 
-class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi]):
+class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi, Action]):
     """Reconciles VMIs: creates and deletes launcher pods, and writes the controller's part of the VMI status."""
 
     name = "vmi"
@@ -146,7 +146,7 @@ class LauncherPodReconciler(Reconciler[Key, vmi_plan.ObservedVmi]):
             vanished={uid: _since(self._vanished, uid, uid not in there) for uid in listed},
         )
 
-    def plan(self, observed: vmi_plan.ObservedVmi) -> Sequence[Any]:
+    def plan(self, observed: vmi_plan.ObservedVmi) -> Sequence[Action | RequeueAfter]:
         """See controller.vmi.plan."""
         return vmi_plan.plan(observed)
 
@@ -238,7 +238,7 @@ def _since(clocks: dict[str, float], uid: str, holds: bool) -> float:
     return time.monotonic() - clocks.setdefault(uid, time.monotonic())
 
 
-class VmReconciler(Reconciler[Key, vm_plan.ObservedVm]):
+class VmReconciler(Reconciler[Key, vm_plan.ObservedVm, Action]):
     """Reconciles VMs: creates and deletes VMIs, and writes the VM status."""
 
     name = "vm"
@@ -280,7 +280,7 @@ class VmReconciler(Reconciler[Key, vm_plan.ObservedVm]):
             configuration=self._cluster.settings.configuration,
         )
 
-    def plan(self, observed: vm_plan.ObservedVm) -> Sequence[Any]:
+    def plan(self, observed: vm_plan.ObservedVm) -> Sequence[Action | RequeueAfter]:
         """See controller.vm.plan."""
         return vm_plan.plan(observed)
 
@@ -306,7 +306,7 @@ class VmReconciler(Reconciler[Key, vm_plan.ObservedVm]):
             await self._kube.event(obj, names.REASON_SYNC_FAILED, message, "Warning")
 
 
-class InstallationReconciler(Reconciler[Key, KubeVirt]):
+class InstallationReconciler(Reconciler[Key, KubeVirt, Action]):
     """Reconciles the KubeVirt CR's status."""
 
     name = "kubevirt"
@@ -327,7 +327,7 @@ class InstallationReconciler(Reconciler[Key, KubeVirt]):
         """The KubeVirt CR; None if it does not exist."""
         return self._cluster.kubevirts.get(*key)
 
-    def plan(self, observed: KubeVirt) -> Sequence[Any]:
+    def plan(self, observed: KubeVirt) -> Sequence[Action | RequeueAfter]:
         """See controller.installation.status."""
         faults = validate.validate_kubevirt(observed)
         return installation_status.plan(observed, self._version, faults, self._policies.verdict, now())

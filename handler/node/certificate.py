@@ -146,7 +146,7 @@ class NodeCertificate:
                     raise ApiUnavailable(f"the gateway responded {response.status}: {said}")
                 return msgspec.json.decode(body, type=_Signed)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, msgspec.DecodeError) as error:
-            raise ApiUnavailable(f"the gateway at {url}: {error or type(error).__name__}") from error
+            raise ApiUnavailable(f"the gateway at {url}: {str(error) or type(error).__name__}") from error
 
 
 def _configuration(identity: TlsIdentity) -> grpc.ServerCertificateConfiguration:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import assert_never
 
 from prometheus_client import Counter, Histogram
 
@@ -26,7 +26,9 @@ from handler.storage.containerd import PullRefused
 from handler.vmi.node_setup import NodeSetup
 from handler.vmi.plan import (
     CONFIRM_SECONDS,
+    Action,
     DeferWrite,
+    EventText,
     ObservedLauncher,
     PatchVmi,
     RecordEventOnce,
@@ -42,7 +44,7 @@ from handler.vmi.tracked_vm import TrackedVm
 from kit import log
 from kit.cache import Store
 from kit.kube import Kube
-from kit.reconcile import Reconciler
+from kit.reconcile import Reconciler, RequeueAfter
 from kit.tasks import BackgroundTasks
 
 Key = tuple[str, str]
@@ -76,7 +78,7 @@ class NicsPending(NetworkError):
         super().__init__("; ".join(f"interface {name} is not plugged in: {words}" for name, words in missing.items()))
 
 
-class VmiReconciler(Reconciler[Key, ObservedLauncher]):
+class VmiReconciler(Reconciler[Key, ObservedLauncher, Action]):
     """Manages every VMI of this node."""
 
     name = "vmi"
@@ -267,26 +269,31 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         self._empty[key] = since
         return frozenset(uid for uid, at in since.items() if now - at >= CONFIRM_SECONDS)
 
-    def plan(self, observed: ObservedLauncher) -> Sequence[Any]:
+    def plan(self, observed: ObservedLauncher) -> Sequence[Action | RequeueAfter]:
         """See `plan`."""
         return plan(observed)
 
     # ---- applying --------------------------------------------------------------------------------------------------
 
-    async def apply(self, observed: ObservedLauncher, action: Any) -> None:
+    async def apply(self, observed: ObservedLauncher, action: Action) -> None:
         """Apply one action."""
         machine = self._tracked.get((observed.pod.metadata.uid if observed.pod else "") or "")
-        if isinstance(action, PatchVmi):
-            await self._write(observed, action, machine)
-        elif machine is not None and isinstance(action, RecordEventOnce):
-            if not machine.told:
-                machine.told = True
-                self._events(observed.vmi, (action.event,))
-        elif machine is not None and isinstance(action, DeferWrite):
-            machine.minor_since = action.since
-        elif machine is not None and isinstance(action, SetUp) and not machine.busy:
-            work = self._set_up(observed, machine, action.sync)
-            machine.task = self._tasks.start("set-up", work, **log.about(observed.vmi))
+        match action:
+            case PatchVmi():
+                await self._write(observed, action, machine)
+            case RecordEventOnce(event):
+                if machine is not None and not machine.told:
+                    machine.told = True
+                    self._events(observed.vmi, (event,))
+            case DeferWrite(since):
+                if machine is not None:
+                    machine.minor_since = since
+            case SetUp(sync):
+                if machine is not None and not machine.busy:
+                    work = self._set_up(observed, machine, sync)
+                    machine.task = self._tasks.start("set-up", work, **log.about(observed.vmi))
+            case _:
+                assert_never(action)
 
     async def _write(self, observed: ObservedLauncher, action: PatchVmi, machine: TrackedVm | None) -> None:
         meta = observed.vmi.metadata
@@ -317,10 +324,9 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
             self.log.info("VMI phase changed", phase=phase, **log.about(observed.vmi))
         self._events(observed.vmi, action.events)
 
-    def _events(self, vmi: VirtualMachineInstance, events: Sequence[tuple[str, str, str]]) -> None:
+    def _events(self, vmi: VirtualMachineInstance, events: Sequence[EventText]) -> None:
         for reason, message, type in events:
-            work = self._kube.event(vmi, reason, message, "Warning" if type == "Warning" else "Normal")
-            self._tasks.start("event", work, **log.about(vmi))
+            self._tasks.start("event", self._kube.event(vmi, reason, message, type), **log.about(vmi))
 
     async def _set_up(self, observed: ObservedLauncher, machine: TrackedVm, sync: bool) -> None:
         began = time.monotonic()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 
+from launcher.domain_builder.answers import GrownDisks
 from launcher.domain_builder.process import BuildError, DomainBuilder
 from launcher.domain_builder.sync_request import question_of
 from launcher.hypervisor.connection import Hypervisor, HypervisorError, Unavailable
@@ -43,7 +44,9 @@ async def follow(
     changed = [disk for disk in disks if capacities.get(disk.volume, "") != disk.capacity]
     if not changed:
         return
-    answer = await builder.build(question_of(request) | {"grow": {disk.volume: disk.size for disk in changed}})
+    answer: GrownDisks = await builder.build(
+        question_of(request) | {"grow": {disk.volume: disk.size for disk in changed}}
+    )
     failures = []
     for disk in changed:
         size = answer["sizes"].get(disk.volume, disk.size)

@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from launcher.hotplug.live_nics import LiveNic, live_nics
 from launcher.hypervisor import daemon
@@ -50,9 +50,9 @@ class Unavailable(HypervisorError):
 
 @dataclass(frozen=True, slots=True)
 class DomainEvent:
-    """An event of the domain. `kind` is lifecycle, agent, reboot or device; numbers are libvirt's."""
+    """An event of the domain; numbers are libvirt's."""
 
-    kind: str
+    kind: Literal["lifecycle", "agent", "reboot", "device"]
     event: int = 0
     detail: int = 0
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from kit.tasks import BackgroundTasks
+from launcher.domain_builder.answers import BuiltDomain
 from launcher.domain_builder.process import BuildError, DomainBuilder
 from launcher.domain_builder.sync_request import question_of, uid_of
 from launcher.guest.agent import GuestAgent
@@ -140,7 +141,7 @@ class VmController:
     async def _start(self, request: pb.SyncRequest) -> None:
         self._reports.set_state(pb.DOMAIN_STATE_STARTING, "Starting", "")
         try:
-            plan = await self._builder.build(question_of(request))
+            plan: BuiltDomain = await self._builder.build(question_of(request))
             self._domain = plan["domain"]
             self._saved = {"disks": plan["disks"], "dhcp_options": plan["dhcp_options"]}
             del self._report.disks[:]
@@ -165,7 +166,7 @@ class VmController:
         if self._power.stopping:
             self._request_shutdown()
 
-    async def _create(self, plan: dict[str, Any], vmi: bytes) -> None:
+    async def _create(self, plan: BuiltDomain, vmi: bytes) -> None:
         """Start the domain. Raises HypervisorError, which names volume and claim of a disk that is in use."""
         try:
             await self.hypervisor.create(plan["xml"], plan["paused"])

@@ -93,3 +93,16 @@ async def test_unhandled_exception_of_a_connection_is_reported_with_the_target(
     assert text == "error: port 22 of vm: LookupError: odd\n"
     await settle()
     assert not others()
+
+
+async def test_lost_connection_without_a_reason_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    def lose(_path: str) -> Any:
+        raise streams.StreamClosed(1006, "")
+
+    async with listening.tcp(SimpleNamespace(socket=lose), "/path", "127.0.0.1", 0, "port 22 of vm") as port:  # type: ignore[arg-type]
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.close()
+        async with asyncio.timeout(10):
+            while not (text := capsys.readouterr().err):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+    assert text == "error: port 22 of vm: connection lost\n"

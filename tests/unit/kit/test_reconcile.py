@@ -65,7 +65,7 @@ async def test_consecutive_failures_back_off_until_forgotten() -> None:
     assert queue.fail("a")[0] == 1
 
 
-class Loop(Reconciler[str, str]):
+class Loop(Reconciler[str, str, Any]):
     """A reconciler that records the applied actions."""
 
     def __init__(self, actions: Sequence[Any], refuse: int = 0) -> None:
