@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -49,8 +50,10 @@ def flood(name: str, reads: bool, seconds: float) -> dict[str, float | str]:
     return {**found, "sent": peer.sent, "connections": peer.connections}
 
 
-class _Console(services.LauncherServicer):  # type: ignore[misc]
-    async def Console(self, requests: object, context: grpc.aio.ServicerContext) -> None:
+class _Console(services.LauncherServicer):
+    async def Console(  # type: ignore[override]  # gRPC's reader/writer API, which the stub lacks
+        self, requests: object, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
         """Sends messages as fast as they are received."""
         for _ in range(MESSAGES):
             await context.write(pb.ConsoleOutput(data=b"x" * CHUNK))

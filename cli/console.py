@@ -106,6 +106,7 @@ async def _starting(client: ApiClient, name: str, refusal: RequestRefused) -> bo
 async def attach(socket: aiohttp.ClientWebSocketResponse, terminal: Terminal, name: str) -> None:
     """Connects the terminal to the console until the user exits or the server closes. Raises CliError on an error."""
     from cli.streams import StreamClosed, incoming, outgoing
+    from kit.tasks import running
 
     loop = asyncio.get_running_loop()
     left: asyncio.Future[int] = loop.create_future()
@@ -118,15 +119,12 @@ async def attach(socket: aiohttp.ClientWebSocketResponse, terminal: Terminal, na
 
     terminal.say(f"Successfully connected to {name} console. Press Ctrl+] or Ctrl+5 to exit console.")
     with raw(terminal, leave):
-        typing = asyncio.create_task(outgoing(until_escape(typed(terminal.stdin)), socket))
-        showing = asyncio.create_task(incoming(socket, show))
-        await asyncio.wait((typing, showing, left), return_when=asyncio.FIRST_COMPLETED)
-        if typing.done() and not typing.exception() and not typing.result():
-            await asyncio.wait((showing, left), return_when=asyncio.FIRST_COMPLETED)
-        ended = showing.done()
-        for task in (typing, showing):
-            task.cancel()
-        await asyncio.gather(typing, showing, return_exceptions=True)
+        async with running(outgoing(until_escape(typed(terminal.stdin)), socket), incoming(socket, show)) as tasks:
+            typing, showing = tasks
+            await asyncio.wait((typing, showing, left), return_when=asyncio.FIRST_COMPLETED)
+            if typing.done() and not typing.exception() and not typing.result():
+                await asyncio.wait((showing, left), return_when=asyncio.FIRST_COMPLETED)
+            ended = showing.done()
     if left.done():
         raise CliError(f"console of {name} closed by signal {left.result()}", 128 + left.result())
     if not ended:

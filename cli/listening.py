@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 from cli.problem import CliError
+from kit.tasks import BackgroundTasks
 
 if TYPE_CHECKING:
     from cli.client import ApiClient
@@ -23,6 +24,10 @@ QUEUE = 64
 def report_error(words: str) -> None:
     """Reports a failed connection; the others continue."""
     print(f"error: {words}", file=sys.stderr, flush=True)
+
+
+def _task_failed(what: str, error: BaseException, _about: Mapping[str, object]) -> None:
+    report_error(f"{what}: {type(error).__name__}: {error}")
 
 
 def bound(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
@@ -49,7 +54,7 @@ async def tcp(client: ApiClient, path: str, address: str, port: int, what: str) 
     """Listens for TCP until exit; yields the port. `what` names the target in error messages."""
     from cli.streams import StreamClosed, both_ways, pieces
 
-    tasks: set[asyncio.Task[None]] = set()
+    tasks = BackgroundTasks(_task_failed)
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async def write(data: bytes) -> None:
@@ -60,16 +65,14 @@ async def tcp(client: ApiClient, path: str, address: str, port: int, what: str) 
             async with client.socket(path) as remote:
                 await both_ways(pieces(reader), remote, write)
         except (CliError, StreamClosed) as error:
-            report_error(f"{what}: {error or 'connection lost'}")
+            report_error(f"{what}: {str(error) or 'connection lost'}")
         except ConnectionError:
             pass  # the local client disconnected
         finally:
             writer.close()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(carry(reader, writer))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        tasks.start(what, carry(reader, writer))
 
     listener = bound(address, port, socket.SOCK_STREAM)
     server = await asyncio.start_server(accept, sock=listener)
@@ -77,9 +80,7 @@ async def tcp(client: ApiClient, path: str, address: str, port: int, what: str) 
         yield listener.getsockname()[1]
     finally:
         server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await tasks.close()
 
 
 class _Datagrams(asyncio.DatagramProtocol):
@@ -91,7 +92,7 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._what = what
         self._transport: asyncio.DatagramTransport | None = None
         self._queues: dict[tuple[str, int], asyncio.Queue[bytes]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks(_task_failed)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(
@@ -102,9 +103,7 @@ class _Datagrams(asyncio.DatagramProtocol):
         queue = self._queues.get(addr)
         if queue is None:
             queue = self._queues[addr] = asyncio.Queue(QUEUE)
-            task = asyncio.get_running_loop().create_task(self._carry(addr, queue))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.start(self._what, self._carry(addr, queue))
         with contextlib.suppress(asyncio.QueueFull):
             queue.put_nowait(data)
 
@@ -119,24 +118,24 @@ class _Datagrams(asyncio.DatagramProtocol):
             async with self._client.socket(self._path) as remote:
                 await both_ways(_waiting(queue), remote, write)
         except (CliError, StreamClosed) as error:
-            report_error(f"{self._what}: {error or 'connection lost'}")
+            report_error(f"{self._what}: {str(error) or 'connection lost'}")
         finally:
             self._queues.pop(sender, None)
 
     async def close(self) -> None:
         """Closes the connections of all senders."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
 
 
 async def _waiting(queue: asyncio.Queue[bytes]) -> AsyncIterator[bytes]:
     """Yields datagrams until none arrived for IDLE_SECONDS."""
     while True:
         try:
-            yield await asyncio.wait_for(queue.get(), IDLE_SECONDS)
+            async with asyncio.timeout(IDLE_SECONDS):
+                data = await queue.get()
         except TimeoutError:
             return
+        yield data
 
 
 @contextlib.asynccontextmanager

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 
 import aiohttp
 
+from kit.tasks import running
+
 CHUNK = 64 << 10
 NO_CODE = 1005
 """The close code of a close frame without a code."""
@@ -54,7 +56,10 @@ async def incoming(socket: aiohttp.ClientWebSocketResponse, write: Write) -> str
 
 
 async def both_ways(source: AsyncIterable[bytes], socket: aiohttp.ClientWebSocketResponse, write: Write) -> str:
-    """Copies both directions until the server closes, or is silent after the source's end. Returns its reason."""
+    """Copies both directions until the server closes, or is silent after the source's end. Returns its reason.
+
+    Raises StreamClosed, and the exceptions of `source` and `write`.
+    """
     last = asyncio.get_running_loop().time()
 
     async def noted(data: bytes) -> None:
@@ -62,21 +67,17 @@ async def both_ways(source: AsyncIterable[bytes], socket: aiohttp.ClientWebSocke
         await write(data)
         last = asyncio.get_running_loop().time()
 
-    sending = asyncio.create_task(outgoing(source, socket))
-    receiving = asyncio.create_task(incoming(socket, noted))
-    try:
+    async with running(outgoing(source, socket), incoming(socket, noted)) as (sending, receiving):
         await asyncio.wait((sending, receiving), return_when=asyncio.FIRST_COMPLETED)
         last = asyncio.get_running_loop().time()
         while not receiving.done():
+            sending.result()
             left = last + GRACE_SECONDS - asyncio.get_running_loop().time()
             if left <= 0:
                 return ""
             await asyncio.wait((receiving,), timeout=left)
-        return await receiving
-    finally:
-        for task in (sending, receiving):
-            task.cancel()
-        await asyncio.gather(sending, receiving, return_exceptions=True)
+        reason: str = receiving.result()
+        return reason
 
 
 async def pieces(reader: asyncio.StreamReader) -> AsyncIterable[bytes]:

@@ -5,6 +5,7 @@ HYPERLET_IMAGE_VOLUMES (auto, always, never), HYPERLET_USER_NAMESPACES (auto, ne
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ from controller.reconcilers import RECONCILERS
 from kit import health, log, memory
 from kit.kube import Kube
 from kit.leader import Leader, LeadershipLost
+from kit.tasks import until_one_ends
 
 WORKERS = 16
 SETTLED_SECONDS = 5.0
@@ -43,25 +45,28 @@ async def serve(kube: Kube) -> None:
     loops = [reconciler(kube, cluster) for reconciler in RECONCILERS]
     leader = Leader(kube, namespace, names.CONTROLLER_LEASE, identity)
     endpoints = _endpoints(kube, cluster, leader)
-    await endpoints.serve(int(os.environ.get("HYPERLET_PORT") or ports.HEALTH))
-    for store in cluster.stores.values():
-        store.start()
-    await asyncio.gather(*(store.synced() for store in cluster.stores.values()))
-    cluster.image_volumes = await image_volumes.supported(kube, namespace)
-    await cluster.policies.refresh()
-    _log.info(
-        "Caches are synced",
-        vms=len(cluster.vms),
-        vmis=len(cluster.vmis),
-        pods=len(cluster.pods),
-        image_volumes=cluster.image_volumes,
-        kvm=cluster.settings.kvm_offered,
-    )
-    asyncio.get_running_loop().call_later(SETTLED_SECONDS, memory.settle)
-    async with asyncio.TaskGroup() as group:
-        if not cluster.image_volumes:
-            group.create_task(_await_image_volumes(kube, namespace, cluster))
-        group.create_task(_lead(leader, loops, cluster.policies))
+    async with contextlib.AsyncExitStack() as stack:
+        await endpoints.serve(int(os.environ.get("HYPERLET_PORT") or ports.HEALTH))
+        stack.push_async_callback(endpoints.close)
+        for store in cluster.stores.values():
+            store.start()
+            stack.push_async_callback(store.stop)
+        await asyncio.gather(*(store.synced() for store in cluster.stores.values()))
+        cluster.image_volumes = await image_volumes.supported(kube, namespace)
+        await cluster.policies.refresh()
+        _log.info(
+            "Caches are synced",
+            vms=len(cluster.vms),
+            vmis=len(cluster.vmis),
+            pods=len(cluster.pods),
+            image_volumes=cluster.image_volumes,
+            kvm=cluster.settings.kvm_offered,
+        )
+        asyncio.get_running_loop().call_later(SETTLED_SECONDS, memory.settle)
+        async with asyncio.TaskGroup() as group:
+            if not cluster.image_volumes:
+                group.create_task(_await_image_volumes(kube, namespace, cluster))
+            group.create_task(_lead(leader, loops, cluster.policies))
 
 
 async def _lead(leader: Leader, loops: Loops, policies: PolicyWatcher) -> None:
@@ -101,14 +106,16 @@ async def main() -> int:
     """Runs until SIGTERM or SIGINT. Returns the exit code."""
     log.setup("controller")
     async with Kube.connect("controller") as kube:
-        task = asyncio.create_task(serve(kube))
+        stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        try:
-            await task
-        except asyncio.CancelledError:
-            _log.info("Received a termination signal: stopping")
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await until_one_ends(serve(kube), _stopped(stop))
     return 0
+
+
+async def _stopped(stop: asyncio.Event) -> None:
+    await stop.wait()
+    _log.info("Received a termination signal: stopping")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from api.errors import InvalidObject, NotFound
 from api.k8s.meta import Json
@@ -92,6 +92,8 @@ class ActionExecutor:
                 for outcome in done:
                     if isinstance(outcome, BaseException):
                         raise outcome
+            case _:
+                assert_never(action)
 
     async def _patch(self, action: Patch) -> None:
         try:

@@ -26,7 +26,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-class KindReconciler(Reconciler[Key, O], Generic[T, O]):
+class KindReconciler(Reconciler[Key, O, Action], Generic[T, O]):
     """Reconciles the objects of one kind. Keys are theirs, and every change of one queues its key."""
 
     kind: ClassVar[Kind]

@@ -26,6 +26,7 @@ from gateway.subresources import dispatch, routes
 from kit import health, log, memory
 from kit.cache import Store
 from kit.kube import Kube
+from kit.tasks import BackgroundTasks
 
 PATIENCE_SECONDS = 15.0
 """After start, how long readiness waits for the aggregated API."""
@@ -72,16 +73,16 @@ async def serve(stop: asyncio.Event, kube: Kube, lives: Lifetimes) -> None:
         stack.push_async_callback(endpoints.close)
         kubevirts.start()
         stack.push_async_callback(kubevirts.stop)
-        keeping = asyncio.create_task(rotator.run(), name="keeper")
-        stack.push_async_callback(_end, keeping)
+        tasks = BackgroundTasks(log.task_failed)
+        stack.push_async_callback(tasks.close)
+        rotating = tasks.start("certificate-rotator", rotator.run(), namespace=namespace)
         await server.start(int(os.environ.get("HYPERLET_PORT") or ports.GATEWAY))
         stack.push_async_callback(server.stop)
         asyncio.get_running_loop().call_later(SETTLED_SECONDS, memory.settle)
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({stopping, keeping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if keeping.done():
-            keeping.result()  # the rotator only ends with an error: exit, and let the kubelet restart the container
+        stopping = tasks.start("stop", stop.wait())
+        await asyncio.wait({stopping, rotating}, return_when=asyncio.FIRST_COMPLETED)
+        if rotating.done():
+            rotating.result()  # the rotator only ends with an error: exit, and let the kubelet restart the container
         _log.info("shutting down: draining connections")
 
 
@@ -109,11 +110,6 @@ def _endpoints(
     endpoints.ready("gateway", ready)
     READY.set_function(lambda: float(ready() is None))
     return endpoints
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def main() -> int:

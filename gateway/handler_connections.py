@@ -8,7 +8,7 @@ rejected.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 import grpc.aio
@@ -21,6 +21,7 @@ from gateway.pki.certificates import Certificates
 from kit import log
 from kit.cache import Store
 from kit.kube import Kube
+from kit.tasks import BackgroundTasks
 from kit.tls import TlsIdentity
 from protos import limits
 from protos import node_pb2_grpc as services
@@ -29,7 +30,7 @@ CALL_SECONDS = 50.0
 """Timeout of a call: a freeze waits for the guest to flush. The handler's own timeout is 45 s."""
 
 T = TypeVar("T")
-Stub = Any  # the generated NodeStub is untyped
+Stub = services.NodeStub
 _log = log.logger(component="nodes")
 
 
@@ -75,7 +76,7 @@ class HandlerConnections:
         self._certificates = certificates
         self._port = port
         self._links: dict[str, _HandlerConnection] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing = BackgroundTasks(log.task_failed)
 
     def start(self) -> None:
         """Starts watching the handler pods."""
@@ -88,10 +89,10 @@ class HandlerConnections:
     async def close(self) -> None:
         """Closes all connections."""
         await self._pods.stop()
-        for link in self._links.values():
-            await link.channel.close()
+        for node, link in self._links.items():
+            self._closing.start("close-channel", link.channel.close(), node=node)
         self._links.clear()
-        await asyncio.gather(*self._closing)
+        await self._closing.finish()
 
     @contextlib.asynccontextmanager
     async def stub(self, node: str) -> AsyncIterator[Stub]:
@@ -102,13 +103,14 @@ class HandlerConnections:
             yield services.NodeStub(link.channel)
         finally:
             link.users -= 1
-            self._sweep(link)
+            self._sweep(node, link)
 
     async def call(self, node: str, kind: str, name: str, ask: Callable[[Stub], Awaitable[T]]) -> T:
         """Calls a node about the object `kind` `name` and returns the response. Raises StatusError."""
         async with self.stub(node) as stub:
             try:
-                return await asyncio.wait_for(ask(stub), CALL_SECONDS)
+                async with asyncio.timeout(CALL_SECONDS):
+                    return await ask(stub)
             except grpc.aio.AioRpcError as error:
                 raise refused(error, node, kind, name) from error
             except TimeoutError:
@@ -122,7 +124,7 @@ class HandlerConnections:
         if link is None or link.made_for != (address, identity):
             if link is not None:
                 link.retired = True
-                self._sweep(link)
+                self._sweep(node, link)
             link = self._links[node] = _HandlerConnection((address, identity), _channel(node, address, identity))
         return link
 
@@ -135,11 +137,9 @@ class HandlerConnections:
         address = found[0].status.podIP
         return f"[{address}]:{self._port}" if address and ":" in address else f"{address}:{self._port}"
 
-    def _sweep(self, link: _HandlerConnection) -> None:
+    def _sweep(self, node: str, link: _HandlerConnection) -> None:
         if link.retired and not link.users:
-            task = asyncio.create_task(link.channel.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing.start("close-channel", link.channel.close(), node=node)
 
 
 def _is_ready(pod: Pod) -> bool:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from api import ports
@@ -33,6 +33,7 @@ from handler.vmi.reconciler import VmiReconciler
 from kit import health, log, memory
 from kit.cache import Store
 from kit.kube import Kube
+from kit.tasks import BackgroundTasks
 
 SETTLED_SECONDS = 5.0
 """Seconds after which memory that only the start needed is released."""
@@ -74,42 +75,48 @@ async def serve(node: str) -> None:
         stack.push_async_callback(reconciler.pods.stop)
         stack.push_async_callback(reconciler.vmis.stop)
         stack.push_async_callback(kubevirts.stop)
-        works = [
-            asyncio.create_task(work)
-            for work in (
-                reconciler.run(),
-                networks.run(),
-                heartbeat.run(),
-                BridgePlugins(
-                    pod_network=PodNetworkBridges(CniHost.configured()).bridges,
-                    choice=lambda: bridge_policy_of(kubevirts.all()) if kubevirts.is_synced else None,
-                ).run(),
-                _sweep(reconciler, images, node_setup),
-                *(plugin.run() for plugin in plugins),
-                *_gateway_tasks(kube, node, reconciler),
-            )
-        ]
+        bridges = BridgePlugins(
+            pod_network=PodNetworkBridges(CniHost.configured()).bridges,
+            choice=lambda: bridge_policy_of(kubevirts.all()) if kubevirts.is_synced else None,
+        )
         asyncio.get_running_loop().call_later(SETTLED_SECONDS, memory.settle)
-        ending = asyncio.create_task(_ends(stop))
-        done, _ = await asyncio.wait({*works, ending}, return_when=asyncio.FIRST_COMPLETED)
-        for task in works:
-            task.cancel()
-        await asyncio.gather(*works, return_exceptions=True)
-        if ending not in done:
-            ending.cancel()
-            for task in done:
-                task.result()  # a task that ended on its own: the error ends the process, and kubelet restarts it
+        works = {
+            "vmi-reconciler": reconciler.run(),
+            "pod-network-reconciler": networks.run(),
+            "heartbeat": heartbeat.run(),
+            "bridge-plugins": bridges.run(),
+            "sweep": _sweep(reconciler, images, node_setup),
+            **{f"device-plugin-{plugin.resource}": plugin.run() for plugin in plugins},
+            **_gateway_works(kube, node, reconciler),
+        }
+        await run_until(stop, works)
 
 
-def _gateway_tasks(kube: Kube, node: str, reconciler: VmiReconciler) -> list[Coroutine[Any, Any, None]]:
-    """The tasks that serve the gateway: certificate and gRPC server."""
+async def run_until(stop: asyncio.Event, works: Mapping[str, Coroutine[Any, Any, None]]) -> None:
+    """Run the coroutines, by name, until `stop` is set; then cancel and await them.
+
+    Raises the exception of one that ends on its own: it ends the process, and kubelet restarts it.
+    """
+    tasks = BackgroundTasks(log.task_failed)
+    try:
+        stopping = tasks.start("stop", _ends(stop))
+        running = [tasks.start(name, work) for name, work in works.items()]
+        done, _ = await asyncio.wait({*running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        await tasks.close()
+
+
+def _gateway_works(kube: Kube, node: str, reconciler: VmiReconciler) -> dict[str, Coroutine[Any, Any, None]]:
+    """The coroutines that serve the gateway: certificate and gRPC server."""
     host = os.environ.get("POD_IP", "")
     if not host:
         log.logger(component="node-service").warning("POD_IP is not set: the node service is not started")
-        return []
+        return {}
     certificate = NodeCertificate(kube, node)
     address = f"[{host}]:{ports.HANDLER}" if ":" in host else f"{host}:{ports.HANDLER}"
-    return [certificate.run(), _serve_gateway(certificate, reconciler, address)]
+    return {"node-certificate": certificate.run(), "node-service": _serve_gateway(certificate, reconciler, address)}
 
 
 async def _serve_gateway(certificate: NodeCertificate, reconciler: VmiReconciler, address: str) -> None:

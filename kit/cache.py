@@ -8,13 +8,13 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from api.errors import ApiUnavailable, Expired, HyperletError
 from api.k8s.resource import resource_of
 from kit import log
 from kit.kube import Kube, Selector, Undecodable
+from kit.tasks import BackgroundTasks
 
 T = TypeVar("T")
 Key = tuple[str, str]
@@ -68,7 +68,7 @@ class Store(Generic[T]):
         self._bad_callbacks: list[Callable[[Undecodable], None]] = []
         self._indexes: dict[str, tuple[Callable[[T], Iterable[str]], dict[str, set[Key]]]] = {}
         self._synced = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = BackgroundTasks(log.task_failed)
         self.connected = False
         """Whether the watch is established; while it is not, objects may be stale."""
 
@@ -164,20 +164,20 @@ class Store(Generic[T]):
             try:
                 callback(old, new)
             except Exception:
-                _log.exception("Unhandled exception in a change callback", resource=self.plural)
+                namespace, name = key_of(new or old)
+                _log.exception(
+                    "Unhandled exception in a change callback", resource=self.plural, namespace=namespace, name=name
+                )
 
     # ---- list and watch ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Runs `run()` in a background task until `stop()`."""
-        self._task = asyncio.create_task(self.run(), name=f"cache-{self.plural}")
+        self._tasks.start("cache", self.run(), resource=self.plural)
 
     async def stop(self) -> None:
         """Cancels the background task."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await self._tasks.close()
 
     async def run(self) -> None:
         """Lists and watches. Never returns."""

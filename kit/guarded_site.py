@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 from aiohttp import web
 from prometheus_client import Counter as Metric
 
+from kit import log
+from kit.tasks import BackgroundTasks
+
 HEAD_SECONDS = 10.0
 """Timeout for the TLS handshake and for a request's head."""
 TLS_RECORD = 16 << 10
@@ -62,7 +65,7 @@ class GuardedSite(web.BaseSite):
         self._fresh: Counter[str] = Counter()
         self._open: dict[str, OrderedDict[_Connection, None]] = {}
         self._by_protocol: dict[asyncio.BaseProtocol, _Connection] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks(log.task_failed)
 
     @property
     def name(self) -> str:
@@ -84,10 +87,11 @@ class GuardedSite(web.BaseSite):
         self._listening = _Listening(_listen(self._host, self._port), self._accepted)
 
     async def stop(self) -> None:
-        """Stops listening; existing connections stay open."""
+        """Stops listening and aborts TLS handshakes; aiohttp's runner closes the established connections."""
         if self._listening is not None:
             self._listening.close()
         await super().stop()
+        await self._tasks.close()
 
     def _reporting_begin(self, factory: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
         def begun(message: Any, payload: Any, protocol: Any, *others: Any) -> web.BaseRequest:
@@ -123,9 +127,7 @@ class GuardedSite(web.BaseSite):
         self._all += 1
         self._each[address] += 1
         self._fresh[address] += 1
-        task = asyncio.get_running_loop().create_task(self._serve(connection, address))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start("connection", self._serve(connection, address), address=address)
         return None
 
     def _refuse(self, connection: socket.socket, reason: str) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from api.errors import AlreadyExists, Conflict, HyperletError, NotFound
 from api.k8s.objects import Lease
 from kit import log
 from kit.kube import Kube
+from kit.tasks import running
 
 LEASE_SECONDS = 15
 RENEW_DEADLINE = 10.0
@@ -42,33 +43,31 @@ class Leader:
         self.leading = False
         self._failures = 0
 
-    async def lead(self, work: Awaitable[Any]) -> None:
+    async def lead(self, work: Coroutine[Any, Any, Any]) -> None:
         """Waits for the Lease, then runs `work` while renewing it. Cancels `work` and raises LeadershipLost if it is
         lost."""
         try:
             while not await self._try():  # noqa: ASYNC110
                 await asyncio.sleep(2 * random.uniform(0.8, 1.2))
         except BaseException:
-            if asyncio.iscoroutine(work):
-                work.close()
+            work.close()
             raise
         self.leading = True
         _log.info("Leading", lease="/".join(self._where), identity=self._identity)
-        task = asyncio.ensure_future(work)
-        renewing = asyncio.create_task(self._renew())
+        lost = False
         try:
-            await asyncio.wait({task, renewing}, return_when=asyncio.FIRST_COMPLETED)
+            async with running(work, self._renew()) as (task, renewing):
+                try:
+                    await asyncio.wait({task, renewing}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    self.leading, lost = False, renewing.done()
         finally:
-            self.leading = False
-            lost = renewing.done()
-            for each in (task, renewing):
-                each.cancel()
-            await asyncio.gather(task, renewing, return_exceptions=True)
             if not lost:
                 await self._release()
         if not task.cancelled():
             task.result()
         if lost:
+            renewing.result()
             raise LeadershipLost(f"The lease {'/'.join(self._where)} could not be renewed for {RENEW_DEADLINE:.0f} s")
 
     async def _renew(self) -> None:

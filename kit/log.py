@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -64,6 +64,11 @@ def setup(role: str, level: str | None = None) -> None:
 def logger(**context: Any) -> structlog.typing.FilteringBoundLogger:
     """A logger that adds `context` to every line."""
     return cast(structlog.typing.FilteringBoundLogger, structlog.get_logger(**context))
+
+
+def task_failed(name: str, error: BaseException, about: Mapping[str, object]) -> None:
+    """Logs the exception of a background task: the report of `kit.tasks.BackgroundTasks`."""
+    logger(component="tasks").error("Unhandled exception in a background task", task=name, exc_info=error, **about)
 
 
 def about(obj: Any) -> dict[str, str]:

@@ -19,6 +19,7 @@ from kit import backoff, log
 
 K = TypeVar("K", bound=Hashable)
 O = TypeVar("O")  # noqa: E741
+A = TypeVar("A")
 
 FIRST_SECONDS = 0.2
 LONGEST_SECONDS = 60.0
@@ -138,8 +139,10 @@ class RequeueAfter:
     seconds: float
 
 
-class Reconciler(Generic[K, O]):
-    """Control loop for one kind. Subclasses implement observe, plan, apply and report.
+class Reconciler(Generic[K, O, A]):
+    """Control loop for one kind, with the types of key, observation and action (a closed union).
+
+    Subclasses implement observe, plan, apply and report.
 
     `observe` collects the input of `plan` (from caches); None means that there is nothing to do. `plan` is pure. Its
     actions are applied in order; the first failure ends the round, and the next round starts with `observe`.
@@ -155,11 +158,11 @@ class Reconciler(Generic[K, O]):
         """The input of `plan` for the object; None if there is nothing to do."""
         raise NotImplementedError
 
-    def plan(self, observed: O) -> Sequence[Any]:
+    def plan(self, observed: O) -> Sequence[A | RequeueAfter]:
         """The actions for the object. Pure."""
         raise NotImplementedError
 
-    async def apply(self, observed: O, action: Any) -> None:
+    async def apply(self, observed: O, action: A) -> None:
         """Executes one action. Raises `api.errors`."""
         raise NotImplementedError
 
@@ -223,4 +226,4 @@ class Reconciler(Generic[K, O]):
             try:
                 await self.report(key, error, failures)
             except Exception as report_error:
-                self.log.warning("Cannot report a failure", why=str(report_error), **self.describe(key))
+                self.log.warning("Cannot report a failure", why=repr(report_error), **self.describe(key))

@@ -8,10 +8,16 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _threshold = _LEVELS.get(os.environ.get("HYPERLET_LOG", "warning"), 30)
 _vmi = {"namespace": os.environ.get("HYPERLET_NAMESPACE", ""), "vmi": os.environ.get("HYPERLET_NAME", "")}
+
+
+def task_failed(name: str, error: BaseException, about: Mapping[str, object]) -> None:
+    """Log the exception of a background task: the report of `kit.tasks.BackgroundTasks`."""
+    log("error", "unhandled exception in a background task", task=name, error=repr(error), **about)
 
 
 def log(level: str, event: str, **context: object) -> None:

@@ -10,11 +10,11 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable
 from typing import NoReturn
 
 import grpc
 
+from kit.tasks import until_one_ends
 from launcher.domain_builder.process import DomainBuilder
 from launcher.paths import Paths
 from launcher.service import OPTIONS, LauncherService
@@ -31,21 +31,20 @@ async def serve(paths: Paths, builder: DomainBuilder) -> None:
     machine = VmController(paths, record, builder)
     machine.restore()
     server = grpc.aio.server(options=OPTIONS)
-    add: Callable[[object, grpc.aio.Server], None] = launcher_pb2_grpc.add_LauncherServicer_to_server
     service = LauncherService(machine, paths)
-    add(service, server)
+    launcher_pb2_grpc.add_LauncherServicer_to_server(service, server)
     await _listen(server, paths)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, machine.stop)
     if os.environ.get("HYPERLET_STOPPING"):
         machine.stop()
-    running = asyncio.create_task(machine.run())
     service.restore()
     gc.freeze()
-    ended = asyncio.create_task(machine.delivered.wait())
-    await asyncio.wait([running, ended], return_when=asyncio.FIRST_COMPLETED)
-    if running.done():
-        running.result()
-    await server.stop(_CLOSE_SECONDS)
+    try:
+        await until_one_ends(machine.run(), machine.delivered.wait())
+        await server.stop(_CLOSE_SECONDS)
+    finally:
+        await service.close()
+        await machine.close()
 
 
 async def _listen(server: grpc.aio.Server, paths: Paths) -> None:

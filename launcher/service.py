@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from launcher.console.streams import ConsoleStreams
     from launcher.guest.operations import GuestOperations
 
+    Context = grpc.aio.ServicerContext[Any, Any]
+
 T = TypeVar("T")
 
 _DETAILS_BYTES = 2048
@@ -72,77 +74,86 @@ class LauncherService(launcher_pb2_grpc.LauncherServicer):
         if self._machine.recall("thaw_at"):
             self._verbs.resume()
 
-    async def Sync(self, request: pb.SyncRequest, context: Any) -> pb.Report:
+    async def close(self) -> None:
+        """Close the consoles."""
+        if self._streams_made is not None:
+            await self._streams_made.hub.close()
+
+    async def Sync(self, request: pb.SyncRequest, context: Context) -> pb.Report:
         """See the .proto."""
         return await answered(context, self._machine.sync(request))
 
-    async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.Report]:
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Report]:
         """See the .proto."""
         async for report in self._machine.watch():
             yield report
 
-    async def Shutdown(self, request: pb.ShutdownRequest, context: Any) -> pb.ShutdownReply:
+    async def Shutdown(self, request: pb.ShutdownRequest, context: Context) -> pb.ShutdownReply:
         """See the .proto."""
         await self._machine.shutdown(float(request.grace_seconds))
         return pb.ShutdownReply()
 
-    async def Pause(self, request: pb.PauseRequest, context: Any) -> pb.Report:
+    async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.Report:
         """See the .proto."""
         return await answered(context, self._machine.pause(True))
 
-    async def Unpause(self, request: pb.UnpauseRequest, context: Any) -> pb.Report:
+    async def Unpause(self, request: pb.UnpauseRequest, context: Context) -> pb.Report:
         """See the .proto."""
         return await answered(context, self._machine.pause(False))
 
-    async def Reset(self, request: pb.ResetRequest, context: Any) -> pb.Report:
+    async def Reset(self, request: pb.ResetRequest, context: Context) -> pb.Report:
         """See the .proto."""
         return await answered(context, self._verbs.reset())
 
-    async def SoftReboot(self, request: pb.SoftRebootRequest, context: Any) -> pb.Report:
+    async def SoftReboot(self, request: pb.SoftRebootRequest, context: Context) -> pb.Report:
         """See the .proto."""
         return await answered(context, self._verbs.soft_reboot())
 
-    async def Freeze(self, request: pb.FreezeRequest, context: Any) -> pb.FreezeReply:
+    async def Freeze(self, request: pb.FreezeRequest, context: Context) -> pb.FreezeReply:
         """See the .proto."""
         await answered(context, self._verbs.freeze(request.unfreeze_seconds))
         return pb.FreezeReply()
 
-    async def Unfreeze(self, request: pb.UnfreezeRequest, context: Any) -> pb.FreezeReply:
+    async def Unfreeze(self, request: pb.UnfreezeRequest, context: Context) -> pb.FreezeReply:
         """See the .proto."""
         await answered(context, self._verbs.unfreeze())
         return pb.FreezeReply()
 
-    async def Users(self, request: pb.UsersRequest, context: Any) -> pb.UsersReply:
+    async def Users(self, request: pb.UsersRequest, context: Context) -> pb.UsersReply:
         """See the .proto."""
         return await answered(context, self._verbs.users())
 
-    async def Filesystems(self, request: pb.FilesystemsRequest, context: Any) -> pb.FilesystemsReply:
+    async def Filesystems(self, request: pb.FilesystemsRequest, context: Context) -> pb.FilesystemsReply:
         """See the .proto."""
         return await answered(context, self._verbs.filesystems())
 
-    async def Screenshot(self, request: pb.ScreenshotRequest, context: Any) -> pb.ScreenshotReply:
+    async def Screenshot(self, request: pb.ScreenshotRequest, context: Context) -> pb.ScreenshotReply:
         """See the .proto."""
         return pb.ScreenshotReply(png=await answered(context, self._screen.png()))
 
-    async def Console(self, requests: AsyncIterator[pb.ConsoleInput], context: Any) -> None:
+    async def Console(  # type: ignore[override]  # gRPC's reader/writer API, which the stub lacks
+        self, requests: AsyncIterator[pb.ConsoleInput], context: Context
+    ) -> None:
         """See the .proto."""
         await answered(context, self._streams.console(requests, context))
 
-    async def Vnc(self, requests: AsyncIterator[pb.Chunk], context: Any) -> None:
+    async def Vnc(  # type: ignore[override]
+        self, requests: AsyncIterator[pb.Chunk], context: Context
+    ) -> None:
         """See the .proto."""
         await answered(context, self._streams.vnc(requests, context))
 
 
-async def answered(context: Any, work: Coroutine[Any, Any, T]) -> T:
+async def answered(context: Context, work: Coroutine[Any, Any, T]) -> T:
     """The coroutine's result. An exception ends the call with the matching status."""
     try:
         return await work
     except Exception as error:
-        await refuse(context, error)
+        await refuse(context, error, getattr(work, "__qualname__", repr(work)))
 
 
-async def refuse(context: Any, error: Exception) -> NoReturn:
-    """End a call with the status that matches `error`."""
+async def refuse(context: Context, error: Exception, work: str) -> NoReturn:
+    """End a call with the status that matches `error`, raised by the coroutine function `work`."""
     if isinstance(error, OperationRefused | BuildError):
         code = grpc.StatusCode[error.code]
     elif isinstance(error, Unavailable):
@@ -150,7 +161,7 @@ async def refuse(context: Any, error: Exception) -> NoReturn:
     elif isinstance(error, HypervisorError | DhcpError):
         code = grpc.StatusCode.INTERNAL
     else:
-        log("error", "unhandled exception in RPC", error=repr(error))
+        log("error", "unhandled exception in RPC", work=work, error=repr(error))
         code = grpc.StatusCode.INTERNAL
     await context.abort(code, str(error).encode()[:_DETAILS_BYTES].decode(errors="ignore"))
     raise AssertionError("abort() raises")

@@ -1,7 +1,6 @@
 """The reconciler for VMs: observes VM, VMI and revisions in the caches, plans, creates and deletes VMIs."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from api import names
 from api.errors import AlreadyExists, Forbidden, InvalidObject
@@ -16,6 +15,7 @@ from controller.undecodable import UndecodableObjects
 from controller.vm import plan as vm_plan
 from kit.cache import Key, key_of
 from kit.kube import Kube
+from kit.reconcile import RequeueAfter
 
 
 class VmReconciler(KindReconciler[VirtualMachine, vm_plan.ObservedVm]):
@@ -54,7 +54,7 @@ class VmReconciler(KindReconciler[VirtualMachine, vm_plan.ObservedVm]):
             configuration=self._cluster.settings.configuration,
         )
 
-    def plan(self, observed: vm_plan.ObservedVm) -> Sequence[Any]:
+    def plan(self, observed: vm_plan.ObservedVm) -> Sequence[Action | RequeueAfter]:
         """See controller.vm.plan."""
         return vm_plan.plan(observed)
 

@@ -4,7 +4,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from api import names
 from api.errors import AlreadyExists, Conflict, Forbidden, InvalidObject, NotFound
@@ -22,6 +21,7 @@ from controller.vmi import plan as vmi_plan
 from controller.vmi.evidence import Evidence
 from kit.cache import Key
 from kit.kube import Kube
+from kit.reconcile import RequeueAfter
 
 HOST_USERS_KEPT = 4096
 """Maximum number of remembered VMIs whose pods need host users. An evicted one fails and is detected again."""
@@ -95,7 +95,7 @@ class LauncherPodReconciler(KindReconciler[VirtualMachineInstance, vmi_plan.Obse
             vanished={uid: _since(self._vanished, uid, uid not in there) for uid in listed},
         )
 
-    def plan(self, observed: vmi_plan.ObservedVmi) -> Sequence[Any]:
+    def plan(self, observed: vmi_plan.ObservedVmi) -> Sequence[Action | RequeueAfter]:
         """See controller.vmi.plan."""
         return vmi_plan.plan(observed)
 

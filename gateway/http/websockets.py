@@ -17,6 +17,7 @@ from prometheus_client import Gauge
 from gateway.http import status
 from kit import log
 from kit.guarded_site import TLS_RECORD
+from kit.tasks import running
 
 PROTOCOL = "plain.kubevirt.io"
 MESSAGE_LIMIT = 1 << 20
@@ -133,7 +134,8 @@ class WebSocketStreams:
             if not end.done():
                 end.set_result(StreamEnd(WSCloseCode.GOING_AWAY, "the gateway is shutting down: connect again"))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
 
     @contextlib.contextmanager
     def _gauged(self, gauge: Gauge, namespace: str, name: str) -> Iterator[None]:
@@ -154,16 +156,9 @@ class WebSocketStreams:
 
 async def _pump(socket: web.WebSocketResponse, guest: Duplex, end: asyncio.Future[StreamEnd]) -> StreamEnd:
     """Copies both directions; returns how the stream ended."""
-    pumps = {asyncio.create_task(_to_guest(socket, guest)), asyncio.create_task(_to_client(socket, guest))}
-    try:
+    async with running(_to_guest(socket, guest), _to_client(socket, guest)) as pumps:
         done, _ = await asyncio.wait({*pumps, end}, return_when=asyncio.FIRST_COMPLETED)
-        if end in done:
-            return end.result()
-        return next(iter(done)).result()
-    finally:
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        return end.result() if end in done else next(iter(done)).result()
 
 
 async def _to_guest(socket: web.WebSocketResponse, guest: Duplex) -> StreamEnd:

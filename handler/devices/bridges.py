@@ -21,6 +21,7 @@ from handler.devices import kvm_probe
 from handler.devices.device_plugin import DIRECTORY, DevicePluginServer
 from handler.secondary_networks.cni_exec import CniHost
 from kit import log
+from kit.tasks import BackgroundTasks
 
 PREFIX = "bridge.network.kubevirt.io"
 DEVICES = pathlib.Path("/proc/1/root/sys/class/net")
@@ -125,6 +126,7 @@ class BridgePlugins:
         self._directory = directory
         self._poll = poll_seconds
         self._plugins: dict[str, asyncio.Task[None]] = {}
+        self._tasks = BackgroundTasks(log.task_failed)
         self._refused: dict[str, str] = {}
 
     @property
@@ -161,15 +163,18 @@ class BridgePlugins:
         return set(possible[:MOST])
 
     async def _follow(self, wanted: set[str]) -> None:
+        # One that has ended, with an unhandled exception, is started again.
+        self._plugins = {name: task for name, task in self._plugins.items() if not task.done()}
         for name in sorted(wanted - set(self._plugins)):
             _log.info("Advertising bridge", bridge=name)
-            self._plugins[name] = asyncio.create_task(self._serve(name), name=f"bridge-{name}")
+            self._plugins[name] = self._tasks.start("bridge-plugin", self._serve(name), bridge=name)
         gone = [(name, self._plugins.pop(name)) for name in sorted(set(self._plugins) - wanted)]
         for name, task in gone:
             why = self._refused.get(name, "the bridge was removed, or the handler is stopping")
             _log.info("Withdrawing bridge", bridge=name, why=why)
             task.cancel()
-        await asyncio.gather(*(task for _, task in gone), return_exceptions=True)
+        if gone:
+            await asyncio.wait([task for _, task in gone])
 
     async def _serve(self, name: str) -> None:
         plugin = DevicePluginServer(

@@ -99,13 +99,15 @@ async def probe(device: str = DEVICE, deadline: float = DEADLINE_SECONDS) -> Kvm
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
-        output, _ = await asyncio.wait_for(child.communicate(), deadline)
+        async with asyncio.timeout(deadline):
+            output, _ = await child.communicate()
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
             child.kill()
         # A process stuck in the kernel may ignore SIGKILL: leave it to the reaper.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(child.wait(), 1)
+            async with asyncio.timeout(1):
+                await child.wait()
         return KvmProbe(False, f"{device} hangs: the probe's guest did not halt within {deadline:g} s")
     try:
         answer = json.loads(output)

@@ -24,6 +24,7 @@ from handler.launchers.reports import LauncherState
 from handler.launchers.start_limiter import StartLimiter, StartSlot
 from handler.node import pod_processes
 from kit import backoff, log, proc, rpc
+from kit.tasks import BackgroundTasks, until_one_ends
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc as services
 from protos import limits
@@ -109,7 +110,8 @@ class LauncherConnection:
         self._process: proc.Process | None = None
         self._stub: services.LauncherStub | None = None
         self._log = log.logger(component="launcher", pod_uid=pod_uid)
-        self._task = asyncio.create_task(self._keep(), name=f"launcher-{pod_uid}")
+        self._tasks = BackgroundTasks(log.task_failed)
+        self._tasks.start("launcher-connection", self._keep(), pod_uid=pod_uid)
 
     @property
     def silent_seconds(self) -> float:
@@ -139,11 +141,11 @@ class LauncherConnection:
 
     async def close(self) -> None:
         """Disconnect and stop reconnecting."""
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
-        if self._slot is not None:
-            self._slot.end()
+        try:
+            await self._tasks.close()
+        finally:
+            if self._slot is not None:
+                self._slot.end()
 
     async def sync(self, request: pb.SyncRequest) -> LauncherState:
         """Call Sync: the launcher applies the VMI. Raises SyncRefused, LauncherUnavailable."""
@@ -218,7 +220,7 @@ class LauncherConnection:
             fd, process = await asyncio.to_thread(self._find)
             stack.callback(os.close, fd)
             stack.callback(process.close)
-            async with relay(fd, self._budget) as way:
+            async with relay(fd, self._budget, pod_uid=self.pod_uid) as way:
                 try:
                     async with rpc.channel(way.fd) as channel:
                         await self._talk(services.LauncherStub(channel), process)
@@ -271,16 +273,7 @@ class LauncherConnection:
 
     async def _follow(self, stub: services.LauncherStub) -> None:
         """Process reports until the stream ends. Periodic requests detect a launcher that hangs."""
-        heartbeat = asyncio.create_task(self._ask_now_and_then(stub))
-        stream = asyncio.create_task(self._read(stub))
-        try:
-            done, _ = await asyncio.wait({heartbeat, stream}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in (heartbeat, stream):
-                task.cancel()
-            await asyncio.gather(heartbeat, stream, return_exceptions=True)
+        await until_one_ends(self._ask_now_and_then(stub), self._read(stub))
 
     async def _read(self, stub: services.LauncherStub) -> None:
         async for report in stub.Watch(pb.WatchRequest()):

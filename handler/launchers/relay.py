@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator
 from prometheus_client import Counter
 
 from handler.launchers.frame_budget import Budget, FrameMeter, OverBudget
+from kit import log
+from kit.tasks import BackgroundTasks
 
 CUT_OFF = Counter(
     "hyperlet_handler_launchers_cut_off_total",
@@ -27,16 +29,17 @@ _BACKLOG = 4
 
 
 class Relay:
-    """The relay of one launcher. `fd` is what gRPC connects to."""
+    """The relay of one launcher. `fd` is what gRPC connects to. `about`: the launcher, for the log."""
 
-    def __init__(self, target: int, budget: Budget) -> None:
+    def __init__(self, target: int, budget: Budget, **about: str) -> None:
         self.fd = -1
         self.cut_off: OverBudget | None = None
         """Why the relay was closed, if the launcher exceeded its budget."""
         self._target = target
         self._budget = budget
         self._ends: set[_End] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._about = about
+        self._tasks = BackgroundTasks(log.task_failed)
 
     def accept(self) -> asyncio.BufferedProtocol:
         """gRPC's end of a new connection."""
@@ -45,9 +48,7 @@ class Relay:
     def joined(self, end: "_End") -> None:
         """gRPC has connected: connect to the launcher. Nothing is read before that."""
         self._ends.add(end)
-        task = asyncio.get_running_loop().create_task(self._connect(end))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start("relay", self._connect(end), **self._about)
 
     def left(self, end: "_End") -> None:
         """A connection has ended."""
@@ -58,12 +59,14 @@ class Relay:
         if self.cut_off is None:
             self.cut_off = error
             CUT_OFF.labels(error.frame).inc()
-        self.close()
+        self._abort()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close every connection; buffered data is dropped."""
-        for task in self._tasks:
-            task.cancel()
+        self._abort()
+        await self._tasks.close()
+
+    def _abort(self) -> None:
         for end in tuple(self._ends):
             end.abort()
 
@@ -173,9 +176,9 @@ class _End(asyncio.BufferedProtocol):
 
 
 @contextlib.asynccontextmanager
-async def relay(target: int, budget: Budget) -> AsyncIterator[Relay]:
+async def relay(target: int, budget: Budget, **about: str) -> AsyncIterator[Relay]:
     """A relay to the socket with the descriptor `target`, which must stay open until the end of the block."""
-    made = Relay(target, budget)
+    made = Relay(target, budget, **about)
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
         with tempfile.TemporaryDirectory(prefix="relay-") as folder:
@@ -187,4 +190,4 @@ async def relay(target: int, budget: Budget) -> AsyncIterator[Relay]:
             yield made
         finally:
             server.close()
-            made.close()
+            await made.close()

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
@@ -73,7 +74,7 @@ class NodeCertificate:
         """
         given: list[TlsIdentity] = []
 
-        def fetch() -> grpc.ServerCertificateConfiguration | None:
+        def fetch() -> Any:  # the stub lacks None, which gRPC's documentation allows
             newest = self.identity
             if newest is None or (given and given[0] is newest):
                 return None  # unchanged
@@ -102,7 +103,7 @@ class NodeCertificate:
             self._there.set()
             left = tls.expiry(self.identity.certificate) - self._clock()
             _log.info("The gateway signed this node's certificate", node=self._node, seconds=round(left))
-            await asyncio.sleep(max(left * 2 / 3, pause))
+            await asyncio.sleep(max(left * 2 / 3, RETRY_SECONDS[0]))
 
     async def obtain(self) -> TlsIdentity:
         """A new key and its signed certificate. Raises HyperletError."""
@@ -149,7 +150,7 @@ class NodeCertificate:
                     raise ApiUnavailable(f"the gateway responded {response.status}: {said}")
                 return msgspec.json.decode(body, type=_Signed)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, msgspec.DecodeError) as error:
-            raise ApiUnavailable(f"the gateway at {url}: {error or type(error).__name__}") from error
+            raise ApiUnavailable(f"the gateway at {url}: {str(error) or type(error).__name__}") from error
 
 
 def _configuration(identity: TlsIdentity) -> grpc.ServerCertificateConfiguration:

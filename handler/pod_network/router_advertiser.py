@@ -86,8 +86,9 @@ class Advertiser:
         self._message = message
         self._loop = asyncio.get_running_loop()
         self._listening: asyncio.TimerHandle | None = None
+        self._pauses = iter(_FIRST_SECONDS)
         self._listen()
-        self._task = self._loop.create_task(self._repeat(), name="advertiser")
+        self._repeating: asyncio.Handle = self._loop.call_soon(self._repeat)
 
     @classmethod
     async def start(cls, process: proc.Process, bridge: str, router: Ipv6Router, mac: str, mtu: int) -> "Advertiser":
@@ -97,19 +98,15 @@ class Advertiser:
 
     def close(self) -> None:
         """Stop. The guest keeps its configuration."""
-        self._task.cancel()
+        self._repeating.cancel()
         if self._listening is not None:
             self._listening.cancel()
         self._loop.remove_reader(self._socket)
         self._socket.close()
 
-    async def _repeat(self) -> None:
-        for pause in _FIRST_SECONDS:
-            self._send()
-            await asyncio.sleep(pause)
-        while True:
-            self._send()
-            await asyncio.sleep(_STEADY_SECONDS)
+    def _repeat(self) -> None:
+        self._send()
+        self._repeating = self._loop.call_later(next(self._pauses, _STEADY_SECONDS), self._repeat)
 
     def _listen(self) -> None:
         self._listening = None

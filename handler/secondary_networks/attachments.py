@@ -25,6 +25,7 @@ from handler.secondary_networks.cni_exec import CniHost, NodeCniConfig
 from kit import log, proc
 from kit.kube import Kube
 from kit.netlink.route import Link, RtnetlinkSocket
+from kit.tasks import BackgroundTasks
 
 T = TypeVar("T")
 MULTUS, OURS = "multus", "hyperlet"
@@ -57,7 +58,7 @@ class Attachments:
         self._host = host or CniHost.configured()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._node: tuple[float, NodeCniConfig] | None = None
-        self._works: set[asyncio.Task[Any]] = set()
+        self._tasks = BackgroundTasks(log.task_failed)
         self.again: Callable[[str], None] = lambda pod_uid: None
 
     @property
@@ -124,14 +125,11 @@ class Attachments:
             async with lock:
                 return await work()
 
-        task = asyncio.create_task(body())
-        self._works.add(task)
-        task.add_done_callback(self._works.discard)
-        return await asyncio.shield(task)
+        return await self._tasks.complete("attachments", body(), pod_uid=uid)
 
     async def close(self) -> None:
         """Wait for running operations."""
-        await asyncio.gather(*self._works, return_exceptions=True)
+        await self._tasks.finish()
 
     async def _ensure(self, pod: Pod, wanted: list[Selection], namespace: int) -> dict[str, str]:
         with proc.closing(namespace):

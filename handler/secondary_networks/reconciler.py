@@ -8,7 +8,7 @@ while the handler or the node was down.
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 from api import network_attachments
 from api.errors import NetworkError
@@ -18,6 +18,7 @@ from handler.node import pod_processes
 from handler.secondary_networks import network_status
 from handler.secondary_networks.attachment_records import AttachmentRecord
 from handler.secondary_networks.attachments import Attachments
+from kit import proc
 from kit.cache import Store
 from kit.kube import Kube
 from kit.reconcile import Reconciler, RequeueAfter
@@ -81,7 +82,7 @@ def _runs(pod: Pod) -> bool:
     return any(each.state is not None and each.state.running is not None for each in containers)
 
 
-class PodNetworkReconciler(Reconciler[str, ObservedPod]):
+class PodNetworkReconciler(Reconciler[str, ObservedPod, Join | Leave]):
     """Runs `Attachments` for the pods of this node, by UID."""
 
     name = "podnetworks"
@@ -127,16 +128,19 @@ class PodNetworkReconciler(Reconciler[str, ObservedPod]):
         multus = pod is not None and record is None and await self._attachments.uses_multus()
         return ObservedPod(key, pod, record, alive, multus)
 
-    def plan(self, observed: ObservedPod) -> Sequence[Any]:
+    def plan(self, observed: ObservedPod) -> Sequence[Join | Leave | RequeueAfter]:
         """See `plan`."""
         return plan(observed)
 
-    async def apply(self, observed: ObservedPod, action: Any) -> None:
+    async def apply(self, observed: ObservedPod, action: Join | Leave) -> None:
         """Apply one action. Raises NetworkError."""
-        if isinstance(action, Leave):
-            await self._attachments.leave(observed.uid)
-        elif isinstance(action, Join):
-            await self._join(action.pod, observed.record)
+        match action:
+            case Leave():
+                await self._attachments.leave(observed.uid)
+            case Join(pod):
+                await self._join(pod, observed.record)
+            case _:
+                assert_never(action)
 
     async def _join(self, pod: Pod, before: AttachmentRecord | None) -> None:
         uid = pod.metadata.uid or ""
@@ -163,7 +167,7 @@ class PodNetworkReconciler(Reconciler[str, ObservedPod]):
                 words = f"Add {joined.selection.interface} [{' '.join(ips)}] from {joined.selection.network}"
                 await self._kube.event(pod, REASON_JOINED, words)
 
-    async def _process(self, uid: str, keep: bool = True) -> Any:
+    async def _process(self, uid: str, keep: bool = True) -> proc.Process | None:
         process = await asyncio.to_thread(pod_processes.sandbox, uid, self._attachments.host.network)
         if process is not None and not keep:
             process.close()

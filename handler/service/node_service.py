@@ -20,8 +20,10 @@ from handler.launchers.reports import text
 from handler.service import guest_answers as answers
 from handler.service.limits import Busy, CallLimits
 from kit import log
-from kit.duplex import TAKEN, until_one_ends
+from kit.duplex import TAKEN
+from kit.tasks import until_one_ends
 from protos import launcher_pb2 as pb
+from protos import launcher_pb2_grpc as services
 from protos import limits, node_pb2, node_pb2_grpc
 
 VERB_SECONDS = 45.0
@@ -59,6 +61,10 @@ OPTIONS: list[tuple[str, Any]] = [
 ]
 
 A = TypeVar("A")
+R = TypeVar("R")
+I = TypeVar("I")  # noqa: E741
+O = TypeVar("O")  # noqa: E741
+Context = grpc.aio.ServicerContext[Any, Any]
 Find = Callable[[str, str, str], LauncherConnection]
 """The launcher of the VMI with this namespace, name and UID. Raises NotFound."""
 _log = log.logger(component="node-service")
@@ -90,34 +96,34 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     # ---- verbs -----------------------------------------------------------------------------------------------------
 
-    async def Pause(self, request: node_pb2.Vmi, context: Any) -> node_pb2.Done:
+    async def Pause(self, request: node_pb2.Vmi, context: Context) -> node_pb2.Done:
         """See the .proto."""
         return await self._done(context, request, lambda stub: stub.Pause(pb.PauseRequest(), timeout=VERB_SECONDS))
 
-    async def Unpause(self, request: node_pb2.Vmi, context: Any) -> node_pb2.Done:
+    async def Unpause(self, request: node_pb2.Vmi, context: Context) -> node_pb2.Done:
         """See the .proto."""
         return await self._done(context, request, lambda stub: stub.Unpause(pb.UnpauseRequest(), timeout=VERB_SECONDS))
 
-    async def Reset(self, request: node_pb2.Vmi, context: Any) -> node_pb2.Done:
+    async def Reset(self, request: node_pb2.Vmi, context: Context) -> node_pb2.Done:
         """See the .proto."""
         return await self._done(context, request, lambda stub: stub.Reset(pb.ResetRequest(), timeout=VERB_SECONDS))
 
-    async def SoftReboot(self, request: node_pb2.Vmi, context: Any) -> node_pb2.Done:
+    async def SoftReboot(self, request: node_pb2.Vmi, context: Context) -> node_pb2.Done:
         """See the .proto."""
         asked = pb.SoftRebootRequest()
         return await self._done(context, request, lambda stub: stub.SoftReboot(asked, timeout=VERB_SECONDS))
 
-    async def Freeze(self, request: node_pb2.FreezeVmi, context: Any) -> node_pb2.Done:
+    async def Freeze(self, request: node_pb2.FreezeVmi, context: Context) -> node_pb2.Done:
         """See the .proto."""
         asked = pb.FreezeRequest(unfreeze_seconds=request.unfreeze_seconds)
         return await self._done(context, request.vmi, lambda stub: stub.Freeze(asked, timeout=VERB_SECONDS))
 
-    async def Unfreeze(self, request: node_pb2.Vmi, context: Any) -> node_pb2.Done:
+    async def Unfreeze(self, request: node_pb2.Vmi, context: Context) -> node_pb2.Done:
         """See the .proto."""
         asked = pb.UnfreezeRequest()
         return await self._done(context, request, lambda stub: stub.Unfreeze(asked, timeout=VERB_SECONDS))
 
-    async def GuestInfo(self, request: node_pb2.Vmi, context: Any) -> pb.GuestInfo:
+    async def GuestInfo(self, request: node_pb2.Vmi, context: Context) -> pb.GuestInfo:
         """See the .proto."""
         async with self._answering(context):
             launcher = self._launcher(context, request)
@@ -130,30 +136,36 @@ class NodeService(node_pb2_grpc.NodeServicer):
                 )
             return answers.guest_info(report.guest)
 
-    async def Users(self, request: node_pb2.Vmi, context: Any) -> pb.UsersReply:
+    async def Users(self, request: node_pb2.Vmi, context: Context) -> pb.UsersReply:
         """See the .proto."""
         asked = pb.UsersRequest()
         return await self._ask(context, request, lambda stub: stub.Users(asked, timeout=VERB_SECONDS), answers.users)
 
-    async def Filesystems(self, request: node_pb2.Vmi, context: Any) -> pb.FilesystemsReply:
+    async def Filesystems(self, request: node_pb2.Vmi, context: Context) -> pb.FilesystemsReply:
         """See the .proto."""
         asked = pb.FilesystemsRequest()
         return await self._ask(
             context, request, lambda stub: stub.Filesystems(asked, timeout=VERB_SECONDS), answers.filesystems
         )
 
-    async def Screenshot(self, request: node_pb2.Vmi, context: Any) -> pb.ScreenshotReply:
+    async def Screenshot(self, request: node_pb2.Vmi, context: Context) -> pb.ScreenshotReply:
         """See the .proto."""
         asked = pb.ScreenshotRequest()
         return await self._ask(
             context, request, lambda stub: stub.Screenshot(asked, timeout=VERB_SECONDS), answers.screenshot
         )
 
-    async def _done(self, context: Any, vmi: node_pb2.Vmi, ask: Callable[[Any], Awaitable[Any]]) -> node_pb2.Done:
+    async def _done(
+        self, context: Context, vmi: node_pb2.Vmi, ask: Callable[[services.LauncherStub], Awaitable[object]]
+    ) -> node_pb2.Done:
         return await self._ask(context, vmi, ask, lambda _: node_pb2.Done())
 
     async def _ask(
-        self, context: Any, vmi: node_pb2.Vmi, ask: Callable[[Any], Awaitable[Any]], check: Callable[[Any], A]
+        self,
+        context: Context,
+        vmi: node_pb2.Vmi,
+        ask: Callable[[services.LauncherStub], Awaitable[R | None]],
+        check: Callable[[R], A],
     ) -> A:
         async with self._answering(context):
             launcher = self._launcher(context, vmi)
@@ -165,7 +177,9 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     # ---- streams ---------------------------------------------------------------------------------------------------
 
-    async def Console(self, requests: AsyncIterator[node_pb2.ConsoleInput], context: Any) -> None:
+    async def Console(  # type: ignore[override]  # gRPC's reader/writer API, which the stub lacks
+        self, requests: AsyncIterator[node_pb2.ConsoleInput], context: Context
+    ) -> None:
         """See the .proto."""
         async with self._answering(context):
             first = await self._first(context, requests)
@@ -174,7 +188,9 @@ class NodeService(node_pb2_grpc.NodeServicer):
                 call = launcher.stub.Console()
                 await self._relay(call, context, first.input, _inputs(requests), answers.console_output)
 
-    async def Vnc(self, requests: AsyncIterator[node_pb2.VncInput], context: Any) -> None:
+    async def Vnc(  # type: ignore[override]
+        self, requests: AsyncIterator[node_pb2.VncInput], context: Context
+    ) -> None:
         """See the .proto."""
         async with self._answering(context):
             first = await self._first(context, requests)
@@ -183,7 +199,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
                 call = launcher.stub.Vnc()
                 await self._relay(call, context, first.chunk, _chunks(requests), answers.chunk)
 
-    async def _first(self, context: Any, requests: AsyncIterator[Any]) -> Any:
+    async def _first(self, context: Context, requests: AsyncIterator[R]) -> R:
         check_peer(context)
         try:
             async with asyncio.timeout(FIRST_SECONDS):
@@ -192,7 +208,12 @@ class NodeService(node_pb2_grpc.NodeServicer):
             raise BadRequest("the first message, which names the VMI, was not received") from None
 
     async def _relay(
-        self, call: Any, context: Any, first: Any, inputs: AsyncIterator[Any], check: Callable[[Any], Any]
+        self,
+        call: grpc.aio.StreamStreamCall[I, O],
+        context: Context,
+        first: I,
+        inputs: AsyncIterator[I],
+        check: Callable[[O], O],
     ) -> None:
         """Forward messages in both directions until either side, or this process, ends the stream."""
 
@@ -227,14 +248,14 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     # ---- caller and target -----------------------------------------------------------------------------------------
 
-    def _launcher(self, context: Any, vmi: node_pb2.Vmi) -> LauncherConnection:
+    def _launcher(self, context: Context, vmi: node_pb2.Vmi) -> LauncherConnection:
         check_peer(context)
         if not (vmi.namespace and vmi.name and vmi.uid):
             raise BadRequest("the VMI's namespace, name and UID are required")
         return self._find(vmi.namespace, vmi.name, vmi.uid)
 
     @contextlib.asynccontextmanager
-    async def _answering(self, context: Any) -> AsyncIterator[None]:
+    async def _answering(self, context: Context) -> AsyncIterator[None]:
         """Translate exceptions into statuses."""
         try:
             yield
@@ -248,7 +269,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the launcher did not answer in time")
 
 
-def check_peer(context: Any) -> None:
+def check_peer(context: Context) -> None:
     """Raises Denied unless the client's verified certificate is the gateway's, with no other URI."""
     uris = context.auth_context().get("peer_uri") or ()
     if list(uris) != [names.URI_GATEWAY.encode()]:
@@ -271,7 +292,7 @@ def _code(error: HyperletError) -> grpc.StatusCode:
     return grpc.StatusCode.INTERNAL
 
 
-async def _abort(context: Any, code: grpc.StatusCode, details: str | None) -> NoReturn:
+async def _abort(context: Context, code: grpc.StatusCode, details: str | None) -> NoReturn:
     """End a call with the launcher's status and its sanitized message."""
     if code is grpc.StatusCode.CANCELLED:
         code = grpc.StatusCode.UNAVAILABLE
@@ -300,8 +321,7 @@ def _bounded(data: bytes) -> bytes:
 async def serving(service: NodeService, credentials: grpc.ServerCredentials, address: str) -> AsyncIterator[int]:
     """Serve on `address` (host:port) inside the block; yields the port."""
     server = grpc.aio.server(options=OPTIONS)
-    add: Callable[[object, grpc.aio.Server], None] = node_pb2_grpc.add_NodeServicer_to_server
-    add(service, server)
+    node_pb2_grpc.add_NodeServicer_to_server(service, server)
     port = server.add_secure_port(address, credentials)
     await server.start()
     try:

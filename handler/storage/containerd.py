@@ -106,7 +106,7 @@ class Containerd:
     async def _call(
         self, method: str, request: Any, answer: type[Any], lease: str | None = None, seconds: float = _SECONDS
     ) -> Any:
-        call = self._channel.unary_unary(
+        call: grpc.aio.UnaryUnaryMultiCallable[Any, Any] = self._channel.unary_unary(
             method,
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=answer.FromString,
@@ -158,6 +158,7 @@ class Containerd:
         raise ValueError(f"no manifest for architecture {architecture}")
 
     async def _document(self, digest: str) -> dict[str, Any]:
+        call: grpc.aio.UnaryStreamMultiCallable[pb.ReadContentRequest, pb.ReadContentResponse]
         call = self._channel.unary_stream(
             "/containerd.services.content.v1.Content/Read",
             request_serializer=lambda message: message.SerializeToString(),

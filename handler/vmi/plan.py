@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from api import disruption, names, network_attachments
 from api.errors import LauncherUnavailable
@@ -75,6 +76,10 @@ class ObservedLauncher:
         return phase_of(self.vmi)
 
 
+EventText = tuple[str, str, Literal["Normal", "Warning"]]
+"""Reason, message and type of an Event."""
+
+
 @dataclass(frozen=True)
 class SetUp:
     """Set up the node for the VM; with `sync`, call the launcher's Sync."""
@@ -87,14 +92,14 @@ class PatchVmi:
     """Patch the VMI, then record Events."""
 
     patch: StatusPatch
-    events: tuple[tuple[str, str, str], ...] = ()
+    events: tuple[EventText, ...] = ()
 
 
 @dataclass(frozen=True)
 class RecordEventOnce:
     """Record an Event once per pod."""
 
-    event: tuple[str, str, str]
+    event: EventText
 
 
 @dataclass(frozen=True)
@@ -104,15 +109,15 @@ class DeferWrite:
     since: float
 
 
-Action = SetUp | PatchVmi | RecordEventOnce | DeferWrite | RequeueAfter
+Action = SetUp | PatchVmi | RecordEventOnce | DeferWrite
 
 
-def plan(seen: ObservedLauncher) -> list[Action]:
+def plan(seen: ObservedLauncher) -> list[Action | RequeueAfter]:
     """What to do next for one VMI."""
     return list(_plan(seen))
 
 
-def _plan(seen: ObservedLauncher) -> Iterator[Action]:
+def _plan(seen: ObservedLauncher) -> Iterator[Action | RequeueAfter]:
     if seen.unreported:
         yield from _confirm(seen)
     state = seen.state
@@ -133,7 +138,7 @@ def _plan(seen: ObservedLauncher) -> Iterator[Action]:
         yield from _drive(seen, state)
 
 
-def _confirm(seen: ObservedLauncher) -> Iterator[Action]:
+def _confirm(seen: ObservedLauncher) -> Iterator[Action | RequeueAfter]:
     """Report to the controller that a pod has no processes left: only then may the VM be restarted."""
     if ended := sorted(seen.unreported & seen.empty):
         body = {"metadata": {"uid": seen.vmi.metadata.uid}, "status": {"activePods": dict.fromkeys(ended)}}
@@ -142,7 +147,7 @@ def _confirm(seen: ObservedLauncher) -> Iterator[Action]:
         yield RequeueAfter(CONFIRM_SECONDS)
 
 
-def _disrupted(seen: ObservedLauncher, pod: Pod) -> Iterator[Action]:
+def _disrupted(seen: ObservedLauncher, pod: Pod) -> Iterator[Action | RequeueAfter]:
     """The pod is being terminated without the VMI's consent: report why, once, while the guest shuts down."""
     cause = disruption.cause(pod)
     patch = vmi_status.disrupted(seen.vmi, cause, seen.now) if cause is not None else None
@@ -150,7 +155,7 @@ def _disrupted(seen: ObservedLauncher, pod: Pod) -> Iterator[Action]:
         yield PatchVmi(patch, ((cause.reason, f"{cause.message}; the guest is being shut down", "Warning"),))
 
 
-def _end(seen: ObservedLauncher, state: LauncherState) -> Iterator[Action]:
+def _end(seen: ObservedLauncher, state: LauncherState) -> Iterator[Action | RequeueAfter]:
     cause = None
     if (
         seen.pod is not None
@@ -169,7 +174,7 @@ def _end(seen: ObservedLauncher, state: LauncherState) -> Iterator[Action]:
     if patch is None:
         return
     if cause is not None:
-        event = (cause.reason, f"The virtual machine ended: {cause.message}", "Warning")
+        event: EventText = (cause.reason, f"The virtual machine ended: {cause.message}", "Warning")
     elif state.state == pb.DOMAIN_STATE_CRASHED:
         event = (
             names.REASON_CRASHED,
@@ -185,7 +190,7 @@ def _end(seen: ObservedLauncher, state: LauncherState) -> Iterator[Action]:
         yield PatchVmi(patch, (event,))
 
 
-def _silent(seen: ObservedLauncher) -> Iterator[Action]:
+def _silent(seen: ObservedLauncher) -> Iterator[Action | RequeueAfter]:
     if seen.cut_off:
         yield from _with_event(seen, Problem(names.REASON_LAUNCHER_CUT_OFF, seen.cut_off))
     elif seen.silent_seconds < SILENCE_SECONDS:
@@ -195,7 +200,7 @@ def _silent(seen: ObservedLauncher) -> Iterator[Action]:
         yield from _with_event(seen, trouble)
 
 
-def _drive(seen: ObservedLauncher, state: LauncherState) -> Iterator[Action]:
+def _drive(seen: ObservedLauncher, state: LauncherState) -> Iterator[Action | RequeueAfter]:
     if seen.trouble is not None and seen.trouble.permanent:
         yield from _with_event(seen, seen.trouble)
         return
@@ -258,7 +263,7 @@ def _is_unplugged(resources: NodeResources, state: LauncherState) -> bool:
 
 def _run(
     seen: ObservedLauncher, state: LauncherState, pod: Pod | None, resources: NodeResources, trouble: Problem | None
-) -> Iterator[Action]:
+) -> Iterator[Action | RequeueAfter]:
     assert pod is not None
     if any(item.state and item.state.terminated for item in pod.status.containerStatuses or ()):
         return  # its final report is pending
@@ -277,9 +282,7 @@ def _run(
         yield RequeueAfter(since + COALESCE_SECONDS - seen.clock + 0.05)
 
 
-def _pending_changes(
-    seen: ObservedLauncher, state: LauncherState, trouble: Problem | None
-) -> Iterator[tuple[str, str, str]]:
+def _pending_changes(seen: ObservedLauncher, state: LauncherState, trouble: Problem | None) -> Iterator[EventText]:
     if trouble is not None and not _has(seen.vmi, names.CONDITION_SYNCHRONIZED, trouble.reason):
         yield (trouble.reason, trouble.message, "Warning")
     if seen.phase == names.PHASE_SCHEDULED:
@@ -294,7 +297,7 @@ def _pending_changes(
         )
 
 
-def _with_event(seen: ObservedLauncher, trouble: Problem) -> Iterator[Action]:
+def _with_event(seen: ObservedLauncher, trouble: Problem) -> Iterator[Action | RequeueAfter]:
     patch = vmi_status.failing(seen.vmi, trouble, seen.now)
     if patch is None:
         return

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import assert_never
 
 from prometheus_client import Counter, Histogram
 
@@ -26,7 +26,9 @@ from handler.vmi import sync_request
 from handler.vmi.node_setup import NodeSetup
 from handler.vmi.plan import (
     CONFIRM_SECONDS,
+    Action,
     DeferWrite,
+    EventText,
     ObservedLauncher,
     PatchVmi,
     RecordEventOnce,
@@ -42,7 +44,8 @@ from handler.vmi.tracked_vm import TrackedVm
 from kit import backoff, log
 from kit.cache import Store
 from kit.kube import Kube
-from kit.reconcile import Reconciler
+from kit.reconcile import Reconciler, RequeueAfter
+from kit.tasks import BackgroundTasks
 
 Key = tuple[str, str]
 API_SECONDS = 2.0
@@ -75,7 +78,7 @@ class NicsPending(NetworkError):
         super().__init__("; ".join(f"interface {name} is not plugged in: {words}" for name, words in missing.items()))
 
 
-class VmiReconciler(Reconciler[Key, ObservedLauncher]):
+class VmiReconciler(Reconciler[Key, ObservedLauncher, Action]):
     """Manages every VMI of this node."""
 
     name = "vmi"
@@ -99,6 +102,9 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         self._launcher = launcher
         self._start_limiter = StartLimiter()
         self._tracked: dict[str, TrackedVm] = {}
+        self._closing: set[LauncherConnection] = set()
+        """Connections of retired VMs that are being closed."""
+        self._tasks = BackgroundTasks(log.task_failed)
         self._discovery = LauncherDiscovery(self._on_discovered, pods, WAKE)
         self._any_alive = any_alive
         self._empty: dict[Key, dict[str, float]] = {}
@@ -177,7 +183,8 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
             machine.task.cancel()
         if machine.resources is not None:
             machine.resources.close()
-        background(self._drop(pod_uid, machine))
+        self._closing.add(machine.launcher)
+        self._tasks.start("release", self._drop(pod_uid, machine), pod_uid=pod_uid)
 
     def _forget(self, pod_uid: str) -> None:
         self._retire(pod_uid)
@@ -185,6 +192,7 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
 
     async def _drop(self, pod_uid: str, machine: TrackedVm) -> None:
         await machine.launcher.close()
+        self._closing.discard(machine.launcher)
         await self._node_setup.forget(pod_uid)
 
     # ---- observing -------------------------------------------------------------------------------------------------
@@ -261,25 +269,31 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
         self._empty[key] = since
         return frozenset(uid for uid, at in since.items() if now - at >= CONFIRM_SECONDS)
 
-    def plan(self, observed: ObservedLauncher) -> Sequence[Any]:
+    def plan(self, observed: ObservedLauncher) -> Sequence[Action | RequeueAfter]:
         """See `plan`."""
         return plan(observed)
 
     # ---- applying --------------------------------------------------------------------------------------------------
 
-    async def apply(self, observed: ObservedLauncher, action: Any) -> None:
+    async def apply(self, observed: ObservedLauncher, action: Action) -> None:
         """Apply one action."""
         machine = self._tracked.get((observed.pod.metadata.uid if observed.pod else "") or "")
-        if isinstance(action, PatchVmi):
-            await self._write(observed, action, machine)
-        elif machine is not None and isinstance(action, RecordEventOnce):
-            if not machine.told:
-                machine.told = True
-                self._events(observed.vmi, (action.event,))
-        elif machine is not None and isinstance(action, DeferWrite):
-            machine.minor_since = action.since
-        elif machine is not None and isinstance(action, SetUp) and not machine.busy:
-            machine.task = asyncio.create_task(self._set_up(observed, machine, action.sync))
+        match action:
+            case PatchVmi():
+                await self._write(observed, action, machine)
+            case RecordEventOnce(event):
+                if machine is not None and not machine.told:
+                    machine.told = True
+                    self._events(observed.vmi, (event,))
+            case DeferWrite(since):
+                if machine is not None:
+                    machine.minor_since = since
+            case SetUp(sync):
+                if machine is not None and not machine.busy:
+                    work = self._set_up(observed, machine, sync)
+                    machine.task = self._tasks.start("set-up", work, **log.about(observed.vmi))
+            case _:
+                assert_never(action)
 
     async def _write(self, observed: ObservedLauncher, action: PatchVmi, machine: TrackedVm | None) -> None:
         meta = observed.vmi.metadata
@@ -310,9 +324,9 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
             self.log.info("VMI phase changed", phase=phase, **log.about(observed.vmi))
         self._events(observed.vmi, action.events)
 
-    def _events(self, vmi: VirtualMachineInstance, events: Sequence[tuple[str, str, str]]) -> None:
+    def _events(self, vmi: VirtualMachineInstance, events: Sequence[EventText]) -> None:
         for reason, message, type in events:
-            background(self._kube.event(vmi, reason, message, "Warning" if type == "Warning" else "Normal"))
+            self._tasks.start("event", self._kube.event(vmi, reason, message, type), **log.about(vmi))
 
     async def _set_up(self, observed: ObservedLauncher, machine: TrackedVm, sync: bool) -> None:
         began = time.monotonic()
@@ -388,20 +402,12 @@ class VmiReconciler(Reconciler[Key, ObservedLauncher]):
 
     async def close(self) -> None:
         """Close every connection. The VMs keep running."""
+        await self._tasks.close()
         for machine in self._tracked.values():
-            if machine.task is not None:
-                machine.task.cancel()
             if machine.resources is not None:
                 machine.resources.close()
-        await asyncio.gather(*(machine.launcher.close() for machine in self._tracked.values()), return_exceptions=True)
+        for launcher in {*self._closing, *(machine.launcher for machine in self._tracked.values())}:
+            self._tasks.start("disconnect", launcher.close(), pod_uid=launcher.pod_uid)
+        self._closing.clear()
         self._tracked.clear()
-
-
-_tasks: set[asyncio.Task[Any]] = set()
-
-
-def background(work: Any) -> None:
-    """Run a coroutine in the background."""
-    task = asyncio.get_running_loop().create_task(work)
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
+        await self._tasks.finish()

@@ -15,9 +15,10 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator
 
+from kit.tasks import BackgroundTasks
 from launcher.console import serial_tail
 from launcher.guest.agent import text
-from launcher.log import log
+from launcher.log import log, task_failed
 from launcher.vm.errors import OperationRefused
 from protos import launcher_pb2 as pb
 
@@ -119,6 +120,7 @@ class SerialHub:
         self._opening = asyncio.Lock()
         self._serial: socket.socket | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._tasks = BackgroundTasks(task_failed)
         self._recent = bytearray()
 
     @property
@@ -151,6 +153,13 @@ class SerialHub:
             viewer.notify(f"your session is read-only: {before.who} has write access")
         return viewer
 
+    async def close(self) -> None:
+        """End the output of every client, and close the socket."""
+        for viewer in self._viewers:
+            viewer.end()
+        self._close()
+        await self._tasks.close()
+
     def leave(self, viewer: SerialClient) -> None:
         """Detach a client. The last one closes the socket."""
         before = self.typist
@@ -181,7 +190,7 @@ class SerialHub:
             self._recent += serial_tail.before(last, fresh, now - total)
         self._remember(fresh)
         self._serial = serial
-        self._reading = asyncio.get_running_loop().create_task(self._read(serial))
+        self._reading = self._tasks.start("serial-console", self._read(serial), socket=self._path)
 
     def _close(self) -> None:
         if self._reading:

@@ -7,7 +7,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from kit.duplex import TAKEN, until_one_ends
+from kit.duplex import TAKEN
+from kit.tasks import until_one_ends
 from launcher.console.serial_hub import SerialHub
 from launcher.guest.agent import text
 from launcher.paths import Paths

@@ -18,6 +18,16 @@ from launcher.domain.build import build
 from launcher.domain.facts import DiskFacts, InvalidVmi, NicFacts, PodFacts
 from launcher.domain.nics import pluggable
 from launcher.domain.types import Disk
+from launcher.domain_builder.answers import (
+    Answer,
+    BuiltDisk,
+    BuiltDomain,
+    BuiltNics,
+    ClaimedDisk,
+    DhcpOptions,
+    FailedBuild,
+    GrownDisks,
+)
 from launcher.log import log
 from launcher.network import dhcp_options
 from launcher.paths import Paths, from_environment
@@ -28,7 +38,7 @@ KVM = "/dev/kvm"
 VHOST = "/dev/vhost-net"
 
 
-def prepare(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
+def prepare(request: dict[str, Any], paths: Paths, kvm: bool) -> BuiltDomain:
     """Build the domain: its XML, and what the server must remember. Raises InvalidVmi, Missing, ..."""
     vmi = codec.decode(VirtualMachineInstance, request["vmi"])
     kernel, initrd = kernel_boot(vmi, paths)
@@ -54,7 +64,7 @@ def prepare(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
     }
 
 
-def plug(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
+def plug(request: dict[str, Any], paths: Paths, kvm: bool) -> BuiltNics:
     """The XML of each interface in `plug`, or its error: a failing one does not block the others."""
     vmi = codec.decode(VirtualMachineInstance, request["vmi"])
     nics = [NicFacts(**nic) for nic in request["nics"]]
@@ -68,7 +78,7 @@ def plug(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
     return {"devices": devices, "errors": errors, "dhcp_options": _all_dhcp_options(vmi)}
 
 
-def grow(request: dict[str, Any], paths: Paths) -> dict[str, Any]:
+def grow(request: dict[str, Any], paths: Paths) -> GrownDisks:
     """The sizes that disks can be grown to. Raises Missing, OSError."""
     vmi = codec.decode(VirtualMachineInstance, request["vmi"])
     return {"sizes": grown(vmi, request["grow"], paths)}
@@ -78,7 +88,7 @@ def _can_use(device: str) -> bool:
     return os.access(device, os.R_OK | os.W_OK)
 
 
-def _all_dhcp_options(vmi: VirtualMachineInstance) -> dict[str, list[list[Any]]]:
+def _all_dhcp_options(vmi: VirtualMachineInstance) -> DhcpOptions:
     return {
         interface.name: _dhcp_options(interface.dhcpOptions)
         for interface in vmi.spec.domain.devices.interfaces or []
@@ -86,12 +96,12 @@ def _all_dhcp_options(vmi: VirtualMachineInstance) -> dict[str, list[list[Any]]]
     }
 
 
-def _shown(disk: DiskFacts, device: Disk) -> dict[str, Any]:
+def _shown(disk: DiskFacts, device: Disk) -> BuiltDisk:
     return {"volume": disk.volume, "target": device.target, "size": disk.size}
 
 
-def _claims(vmi: VirtualMachineInstance, disks: dict[str, DiskFacts], devices: dict[str, Disk]) -> list[dict[str, Any]]:
-    """The disks on claims: volume, claim, path, whether QEMU writes, and whether it lets others write."""
+def _claims(vmi: VirtualMachineInstance, disks: dict[str, DiskFacts], devices: dict[str, Disk]) -> list[ClaimedDisk]:
+    """The disks on claims."""
     sources = {volume.name: volume.persistentVolumeClaim for volume in vmi.spec.volumes or []}
     return [
         {
@@ -106,7 +116,7 @@ def _claims(vmi: VirtualMachineInstance, disks: dict[str, DiskFacts], devices: d
     ]
 
 
-def _dhcp_options(options: DHCPOptions) -> list[list[Any]]:
+def _dhcp_options(options: DHCPOptions) -> list[list[int | str]]:
     pairs = dhcp_options.custom(
         options.tftpServerName or "",
         options.bootFileName or "",
@@ -116,12 +126,14 @@ def _dhcp_options(options: DHCPOptions) -> list[list[Any]]:
     return [[code, value.hex()] for code, value in pairs]
 
 
-def answer(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
+def answer(request: dict[str, Any], paths: Paths, kvm: bool) -> Answer:
     """The response of `prepare`, `plug` or `grow`; exceptions become error responses."""
     try:
         if "grow" in request:
             return grow(request, paths)
-        return (plug if "plug" in request else prepare)(request, paths, kvm)
+        if "plug" in request:
+            return plug(request, paths, kvm)
+        return prepare(request, paths, kvm)
     except (InvalidVmi, InvalidObject, ValueError) as error:
         return _error("INVALID_ARGUMENT", str(error))
     except Missing as error:
@@ -130,7 +142,7 @@ def answer(request: dict[str, Any], paths: Paths, kvm: bool) -> dict[str, Any]:
         return _error("INTERNAL", f"preparing the disks failed: {error}")
 
 
-def _error(code: str, message: str) -> dict[str, Any]:
+def _error(code: str, message: str) -> FailedBuild:
     return {"error": {"code": code, "message": message}}
 
 

@@ -137,8 +137,11 @@ class DomainBuilder:
             [sys.executable, "-s", "-m", "launcher.domain_builder.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    async def build(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The response of `launcher.domain_builder.child` to `request`. Raises BuildError."""
+    async def build(self, request: dict[str, Any]) -> Any:
+        """The response of `launcher.domain_builder.child` to `request`, which decides on its type. Raises BuildError.
+
+        Types: `launcher.domain_builder.answers`.
+        """
         child, self._waiting = self._waiting or self._start(), None
         answer = await asyncio.get_running_loop().run_in_executor(None, self._ask, child, json.dumps(request).encode())
         if error := answer.get("error"):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from api.text import printable
+from kit.tasks import BackgroundTasks
 from launcher.hypervisor.connection import Hypervisor, HypervisorError
 from launcher.log import log
 from protos import launcher_pb2 as pb
@@ -87,9 +88,10 @@ def timezone(answer: object) -> str:
 class GuestAgent:
     """Polls the agent while it is connected: often at first, then every 30 seconds. Calls `publish` on changes."""
 
-    def __init__(self, hypervisor: Hypervisor, publish: Callable[[pb.GuestInfo], None]) -> None:
+    def __init__(self, hypervisor: Hypervisor, publish: Callable[[pb.GuestInfo], None], tasks: BackgroundTasks) -> None:
         self._hypervisor = hypervisor
         self._publish = publish
+        self._tasks = tasks
         self._task: asyncio.Task[None] | None = None
         self._last = pb.GuestInfo()
         self.hushed = False
@@ -102,7 +104,7 @@ class GuestAgent:
             self._task = None
             self._last = pb.GuestInfo()
         elif is_connected and not self._task:
-            self._task = asyncio.get_running_loop().create_task(self._ask_on(domain))
+            self._task = self._tasks.start("guest-agent", self._ask_on(domain), domain=domain)
 
     async def _ask_on(self, domain: str) -> None:
         version = ""

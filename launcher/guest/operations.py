@@ -121,7 +121,7 @@ class GuestOperations:
         if self._thawing:
             self._thawing.cancel()
         self._machine.remember(_THAW_AT, moment)
-        self._thawing = asyncio.get_running_loop().create_task(self._thaw_later(moment))
+        self._thawing = self._machine.tasks.start("thaw", self._thaw_later(moment))
 
     async def _thaw_later(self, moment: float) -> None:
         await asyncio.sleep(max(0.0, moment - time.monotonic()))

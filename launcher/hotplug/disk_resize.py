@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from launcher.domain_builder.answers import GrownDisks
 from launcher.domain_builder.process import BuildError, DomainBuilder, question_of
 from launcher.hypervisor.connection import Hypervisor, HypervisorError, Unavailable
 from launcher.log import log
@@ -31,7 +32,9 @@ async def follow(
     changed = [disk for disk in disks if capacities.get(disk.volume, "") != disk.capacity]
     if not changed:
         return
-    answer = await builder.build(question_of(request) | {"grow": {disk.volume: disk.size for disk in changed}})
+    answer: GrownDisks = await builder.build(
+        question_of(request) | {"grow": {disk.volume: disk.size for disk in changed}}
+    )
     failures = []
     for disk in changed:
         size = answer["sizes"].get(disk.volume, disk.size)

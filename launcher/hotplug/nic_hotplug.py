@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.domain_builder.answers import BuiltNics
 from launcher.domain_builder.process import BuildError, DomainBuilder, question_of
 from launcher.hotplug.live_nics import ALIAS, LiveNic, with_link
 from launcher.hypervisor.connection import Hypervisor, HypervisorError, Unavailable
@@ -119,12 +120,12 @@ class NicHotplug:
         """libvirt's XML of new NICs, by interface."""
         question = question_of(request) | {"plug": plug}
         try:
-            answer = await self._builder.build(question)
+            answer: BuiltNics = await self._builder.build(question)
         except BuildError as error:
             failures.append(error)
             return {}
         failures += [BuildError("INVALID_ARGUMENT", message) for message in answer["errors"].values()]
-        devices: dict[str, str] = answer["devices"]
+        devices = answer["devices"]
         for name in plug:
             options.pop(name, None)
         options |= {name: found for name, found in answer["dhcp_options"].items() if name in devices}

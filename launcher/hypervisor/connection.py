@@ -1,7 +1,7 @@
 """The connection to libvirt; the only module that uses its Python binding.
 
 Calls run in threads with deadlines; libvirt's event loop has its own thread. A lost connection is reestablished, and
-`connected` is called.
+`connected` is called. A daemon with too many stuck calls is killed: the supervisor restarts it, and QEMU survives.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ import pathlib
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from launcher.hypervisor import daemon
+from launcher.hypervisor.call_pool import CallPool
 from launcher.hypervisor.domain_xml import DomainDescription, describe
 from launcher.hypervisor.xml_events import InvalidXml
 from launcher.log import log
@@ -26,6 +26,11 @@ T = TypeVar("T")
 
 CALL_SECONDS = 10.0
 START_SECONDS = 120.0
+THREADS, STUCK_CALLS = 4, 3
+"""Threads for calls, and how many of them may be stuck past the deadline of their call before the daemon is killed. One
+thread is left for calls that still work; the daemon itself has 4 workers, and another for calls like `destroy`."""
+GUEST_STUCK_SECONDS = 150.0
+"""Deadline of calls that a guest can delay: libvirt waits 30 s for its lock and 60 s for the agent, and calls queue."""
 LARGEST_AGENT_ANSWER = 1 << 20
 _OPEN_SECONDS = 5.0
 # Constants of libvirt's ABI; the module may not be imported yet when they are needed.
@@ -46,9 +51,9 @@ class Unavailable(HypervisorError):
 
 @dataclass(frozen=True, slots=True)
 class DomainEvent:
-    """An event of the domain. `kind` is lifecycle, agent, reboot or device; numbers are libvirt's."""
+    """An event of the domain; numbers are libvirt's."""
 
-    kind: str
+    kind: Literal["lifecycle", "agent", "reboot", "device"]
     event: int = 0
     detail: int = 0
 
@@ -76,11 +81,10 @@ class Hypervisor:
         self._paths = paths
         self._connected, self._disconnected, self._happened = connected, disconnected, happened
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="libvirt")
-        self._slow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guest")
+        self._threads = CallPool("libvirt", THREADS, STUCK_CALLS, self._end_daemon)
+        self._slow = CallPool("guest", 1, 1, self._end_daemon)
         """For calls that a guest can delay, so that they do not use up the other threads."""
         self._connection: Any = None
-        self._closed = asyncio.Event()
         self._ready = asyncio.Event()
         self._libvirt: Any = None
 
@@ -88,24 +92,21 @@ class Hypervisor:
 
     async def keep_connected(self) -> None:
         """Connect, and reconnect whenever the connection is lost. Never returns."""
-        await self._run(self._load)
-        failures, pause, told = 0, _RETRY_SECONDS, ""
+        await self._threads.run(self._load, seconds=START_SECONDS)
+        pause, told = _RETRY_SECONDS, ""
         while True:
             socket = self._find_socket()
             try:
                 if socket:
-                    await asyncio.wait_for(self._run(self._open, socket), _OPEN_SECONDS)
-                    failures, pause, told = 0, _RETRY_SECONDS, ""
-                    await self._while_connected()
+                    closed = asyncio.Event()
+                    self._connection = await self._connect(socket, closed)
+                    pause, told = _RETRY_SECONDS, ""
+                    await self._while_connected(closed)
                     continue
             except (self._libvirt.libvirtError, TimeoutError) as error:
-                failures += isinstance(error, TimeoutError)
                 if str(error) != told:
                     told = str(error)
                     log("warning", "cannot connect to the libvirt daemon, retrying", error=told)
-                if failures >= 2:
-                    self._end_daemon()
-                    failures = 0
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _LONGEST_RETRY_SECONDS)
 
@@ -114,10 +115,19 @@ class Hypervisor:
         """Whether the daemon is connected, as far as known."""
         return self._ready.is_set()
 
-    async def _while_connected(self) -> None:
+    async def _connect(self, socket: str, closed: asyncio.Event) -> Any:
+        """A connection, which sets `closed` when it is lost. Raises libvirtError, TimeoutError."""
+        abandoned = threading.Event()
+        try:
+            async with asyncio.timeout(_OPEN_SECONDS):
+                return await self._threads.run(self._open, socket, closed, abandoned, seconds=_OPEN_SECONDS)
+        finally:
+            abandoned.set()
+
+    async def _while_connected(self, closed: asyncio.Event) -> None:
         self._ready.set()
         self._connected()
-        await self._closed.wait()
+        await closed.wait()
         log("info", "lost the connection to the libvirt daemon")
         self._ready.clear()
         self._connection = None
@@ -143,11 +153,13 @@ class Hypervisor:
                 return path
         return None
 
-    def _open(self, socket: str) -> None:
+    def _open(self, socket: str, closed: asyncio.Event, abandoned: threading.Event) -> Any:
         libvirt = self._libvirt
         connection = libvirt.open(f"qemu+unix:///session?socket={socket}")
-        self._closed.clear()
-        connection.registerCloseCallback(lambda *_: self._post(self._closed.set), None)
+        if abandoned.is_set():
+            connection.close()
+            return None
+        connection.registerCloseCallback(lambda *_: self._post(closed.set), None)
         connection.setKeepAlive(2, 3)
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None)
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, self._on_agent, None)
@@ -156,14 +168,14 @@ class Hypervisor:
             connection.domainEventRegisterAny(
                 None, getattr(libvirt, f"VIR_DOMAIN_EVENT_ID_{change}"), self._on_device, None
             )
-        self._connection = connection
+        return connection
 
-    def _end_daemon(self) -> None:
-        """Kill a daemon that accepts connections without responding; the supervisor restarts it."""
+    def _end_daemon(self, calls: int) -> None:
+        """Kill a daemon in which `calls` calls are stuck; the supervisor restarts it."""
         for name in daemon.DAEMONS:
             with contextlib.suppress(OSError, ValueError):
                 pid = int(pathlib.Path(f"{self._paths.libvirt_runtime}/{name}.pid").read_text(encoding="ascii"))
-                log("warning", "the libvirt daemon does not respond, killing it", pid=pid)
+                log("warning", "calls to the libvirt daemon are stuck, killing it", pid=pid, calls=calls)
                 os.kill(pid, signal.SIGKILL)
 
     # -- events, called in libvirt's thread
@@ -186,23 +198,21 @@ class Hypervisor:
 
     # -- calls
 
-    async def _run(self, function: Callable[..., T], *arguments: object, slow: bool = False) -> T:
-        return await self._loop.run_in_executor(self._slow if slow else self._threads, function, *arguments)
-
     async def _call(self, function: Callable[[Any], T], seconds: float = CALL_SECONDS, slow: bool = False) -> T:
         """Run `function(connection)` in a thread. Raises HypervisorError, Unavailable."""
         try:
             async with asyncio.timeout(seconds):
                 await self._ready.wait()
-                return await self._run(function, self._connection, slow=slow)
+                try:
+                    if slow:
+                        return await self._slow.run(function, self._connection, seconds=GUEST_STUCK_SECONDS)
+                    return await self._threads.run(function, self._connection, seconds=seconds)
+                except self._libvirt.libvirtError as error:
+                    words = error.get_error_message() or str(error)
+                    lost = error.get_error_domain() in (self._libvirt.VIR_FROM_RPC, self._libvirt.VIR_FROM_REMOTE)
+                    raise (Unavailable if lost else HypervisorError)(words) from None
         except TimeoutError:
             raise Unavailable(f"the libvirt daemon did not answer within {seconds:g} s") from None
-        except Exception as error:
-            if self._libvirt is not None and isinstance(error, self._libvirt.libvirtError):
-                words = error.get_error_message() or str(error)
-                lost = error.get_error_domain() in (self._libvirt.VIR_FROM_RPC, self._libvirt.VIR_FROM_REMOTE)
-                raise (Unavailable if lost else HypervisorError)(words) from None
-            raise
 
     async def create(self, xml: str, paused: bool) -> None:
         """Start a transient domain. Raises HypervisorError."""

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
+from kit.tasks import BackgroundTasks
 from launcher.hypervisor.connection import DomainFacts, Hypervisor, HypervisorError
 
 COALESCE_SECONDS = 0.05
@@ -12,15 +12,12 @@ COALESCE_SECONDS = 0.05
 
 
 class DomainPoller:
-    """`on_facts` gets the result of each poll: None without a domain. `spawn` runs a coroutine in the background."""
+    """`on_facts` gets the result of each poll: None without a domain."""
 
     def __init__(
-        self,
-        hypervisor: Hypervisor,
-        on_facts: Callable[[DomainFacts | None], None],
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        self, hypervisor: Hypervisor, on_facts: Callable[[DomainFacts | None], None], tasks: BackgroundTasks
     ) -> None:
-        self._hypervisor, self._on_facts, self._spawn = hypervisor, on_facts, spawn
+        self._hypervisor, self._on_facts, self._tasks = hypervisor, on_facts, tasks
         self._turn = asyncio.Lock()
         self._wanted = False
         self._begun = self._latest = 0
@@ -40,7 +37,7 @@ class DomainPoller:
         """One poll for any number of events: a guest can cause them at any rate."""
         if not self._wanted:
             self._wanted = True
-            self._spawn(self._poll_coalesced(domain))
+            self._tasks.start("poll", self._poll_coalesced(domain), domain=domain)
 
     async def _poll_coalesced(self, domain: str) -> None:
         async with self._turn:

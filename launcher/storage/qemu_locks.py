@@ -8,14 +8,15 @@ the latter, and a QEMU that does not share it for the former. Source: block/file
 import fcntl
 import os
 import struct
-from typing import Any
+
+from launcher.domain_builder.answers import ClaimedDisk
 
 _WRITES, _SHARES_NO_WRITER = 101, 201
 """BLK_PERM_WRITE is bit 1."""
 _LOCK = struct.Struct("hhqqi4x")  # struct flock of a 64-bit system: type, whence, start, length, process
 
 
-def locked(claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def locked(claims: list[ClaimedDisk]) -> list[ClaimedDisk]:
     """Those of the builder's `claims` that another QEMU has locked. Blocks on network file systems."""
     return [claim for claim in claims if _is_locked(claim["path"], claim["writes"], claim["shares"])]
 
@@ -40,7 +41,7 @@ def _has_lock(file: int, byte: int) -> bool:
     return bool(kind != fcntl.F_UNLCK)
 
 
-def in_use(claims: list[dict[str, Any]]) -> str:
+def in_use(claims: list[ClaimedDisk]) -> str:
     """The message for disks that are in use."""
     shown = " or ".join(f"volume {claim['volume']}: claim {claim['claim']}" for claim in claims)
     return (

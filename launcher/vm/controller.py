@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from kit.tasks import BackgroundTasks
+from launcher.domain_builder.answers import BuiltDomain
 from launcher.domain_builder.process import BuildError, DomainBuilder, question_of
 from launcher.guest.agent import GuestAgent
 from launcher.hotplug import disk_resize
@@ -13,7 +15,7 @@ from launcher.hypervisor.connection import DomainEvent, DomainFacts, Hypervisor,
 from launcher.hypervisor.domain_poller import DomainPoller
 from launcher.hypervisor.domain_states import FinalState, end_of, is_panic, state_of
 from launcher.hypervisor.qemu_watcher import QemuWatcher
-from launcher.log import log
+from launcher.log import log, task_failed
 from launcher.network.dhcp_service import DhcpError, DhcpService
 from launcher.paths import Paths
 from launcher.storage import qemu_locks
@@ -39,18 +41,18 @@ class VmController:
 
     def __init__(self, paths: Paths, record: StateFiles, builder: DomainBuilder, connect: Connect = Hypervisor) -> None:
         self._record, self._builder = record, builder
+        self.tasks = BackgroundTasks(task_failed)
         self.hypervisor = connect(paths, self._on_connected, lambda: None, self._on_event)
         """The connection to libvirt."""
-        self._reports = ReportPublisher(self._spawn)
-        self.agent = GuestAgent(self.hypervisor, self._reports.publish)
+        self._reports = ReportPublisher(self.tasks)
+        self.agent = GuestAgent(self.hypervisor, self._reports.publish, self.tasks)
         """The guest agent's poller."""
         self._dhcp = DhcpService()
         self._nic_hotplug = NicHotplug(self.hypervisor, builder, self._dhcp)
-        self._poller = DomainPoller(self.hypervisor, self._on_domain_facts, self._spawn)
+        self._poller = DomainPoller(self.hypervisor, self._on_domain_facts, self.tasks)
         self._qemu = QemuWatcher(self._on_qemu_gone)
         self._power = ShutdownControl(self.hypervisor, lambda: self._report, lambda: self.final is not None)
         self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._saved: dict[str, Any] = {}
         self._domain = ""
         self._started = False
@@ -70,6 +72,10 @@ class VmController:
     async def run(self) -> None:
         """Keep the connection to libvirt. Never returns."""
         await self.hypervisor.keep_connected()
+
+    async def close(self) -> None:
+        """Cancel the background tasks and wait for their end. The VM keeps running."""
+        await self.tasks.close()
 
     def restore(self) -> None:
         """Restore the state saved by the last server, if any."""
@@ -111,11 +117,6 @@ class VmController:
     def _report(self) -> pb.Report:
         return self._reports.current
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     # -- requests of the handler
 
     async def sync(self, request: pb.SyncRequest) -> pb.Report:
@@ -123,8 +124,7 @@ class VmController:
 
         A cancelled call continues in the background: the next call waits for it.
         """
-        work = asyncio.get_running_loop().create_task(self._sync(request))
-        return await asyncio.shield(work)
+        return await self.tasks.complete("sync", self._sync(request))
 
     async def _sync(self, request: pb.SyncRequest) -> pb.Report:
         uid = request.vmi_uid
@@ -147,7 +147,7 @@ class VmController:
     async def _start(self, request: pb.SyncRequest) -> None:
         self._reports.set_state(pb.DOMAIN_STATE_STARTING, "Starting", "")
         try:
-            plan = await self._builder.build(question_of(request))
+            plan: BuiltDomain = await self._builder.build(question_of(request))
             self._domain = plan["domain"]
             self._saved = {"disks": plan["disks"], "dhcp_options": plan["dhcp_options"]}
             del self._report.disks[:]
@@ -170,9 +170,9 @@ class VmController:
         with contextlib.suppress(HypervisorError):
             await self._refresh()
         if self._power.stopping:
-            self._spawn(self._power.request_shutdown(self._domain))
+            self._request_shutdown()
 
-    async def _create(self, plan: dict[str, Any]) -> None:
+    async def _create(self, plan: BuiltDomain) -> None:
         """Start the domain. Raises HypervisorError, which names volume and claim of a disk that is in use."""
         try:
             await self.hypervisor.create(plan["xml"], plan["paused"])
@@ -228,7 +228,7 @@ class VmController:
     async def shutdown(self, grace: float) -> None:
         """Ask the guest to shut down, and kill it after `grace` seconds."""
         if self._started and self.final is None:
-            self._spawn(self._power.force_off(self._domain, grace))
+            self.tasks.start("force-off", self._power.force_off(self._domain, grace), domain=self._domain)
             self.stop()
 
     def stop(self) -> None:
@@ -237,7 +237,10 @@ class VmController:
             self._power.stopping = True
             self._builder.discard()
             if self._started:
-                self._spawn(self._power.request_shutdown(self._domain))
+                self._request_shutdown()
+
+    def _request_shutdown(self) -> None:
+        self.tasks.start("shutdown", self._power.request_shutdown(self._domain), domain=self._domain)
 
     async def pause(self, paused: bool) -> pb.Report:
         """Pause or resume the vCPUs. Raises OperationRefused, HypervisorError."""
@@ -273,7 +276,7 @@ class VmController:
     def _on_connected(self) -> None:
         self._refresh_soon()
         if self._unfinished is not None:
-            self._spawn(self._finish())
+            self.tasks.start("finish-sync", self._finish(), domain=self._domain)
 
     def _refresh_soon(self) -> None:
         if self._domain:

@@ -1,9 +1,9 @@
 """Publishes the VM's report to its watchers."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncGenerator
 
+from kit.tasks import BackgroundTasks
 from protos import launcher_pb2 as pb
 from protos import limits
 
@@ -12,10 +12,10 @@ COALESCE_SECONDS = 0.05
 
 
 class ReportPublisher:
-    """The current report and its changes. `spawn` runs a coroutine in the background."""
+    """The current report and its changes."""
 
-    def __init__(self, spawn: Callable[[Coroutine[Any, Any, None]], None]) -> None:
-        self._spawn = spawn
+    def __init__(self, tasks: BackgroundTasks) -> None:
+        self._tasks = tasks
         self._changed = asyncio.Condition()
         self._published = pb.Report()
         self.current = pb.Report()
@@ -41,7 +41,7 @@ class ReportPublisher:
         self.current = report
         self._published = pb.Report()
         self._published.CopyFrom(report)
-        self._spawn(self._notify())
+        self._tasks.start("notify", self._notify(), sequence=report.sequence)
 
     async def _notify(self) -> None:
         async with self._changed:

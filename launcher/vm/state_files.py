@@ -5,6 +5,8 @@ import os
 import pathlib
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from launcher.paths import Paths
 from protos import launcher_pb2 as pb
 
@@ -32,7 +34,7 @@ class StateFiles:
         """The last saved Sync request; None without a readable file."""
         try:
             return pb.SyncRequest.FromString(self._request.read_bytes())
-        except Exception:  # protobuf's DecodeError has no public name; ignore a damaged file
+        except (OSError, DecodeError):
             return None
 
     def save_request(self, request: pb.SyncRequest) -> None:

@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -16,6 +17,8 @@ from tests.waiting import wait_for
 
 pytestmark = pytest.mark.node
 SERVER, LIBVIRT = "-m\0launcher", "libvirt/config"
+CALLS = 8
+"""Concurrent calls: twice the launcher's threads for libvirt."""
 
 
 @pytest.fixture
@@ -134,6 +137,44 @@ def test_a_hanging_libvirt_is_replaced(pod: Pod) -> None:
     os.kill(victim, signal.SIGSTOP)
     wait_for(lambda: pod.child(LIBVIRT) not in (0, victim), "another libvirt", seconds=60)
     wait_for(lambda: responsive(pod), "libvirt to come back")
+    assert pod.report().qemu_pid == before.qemu_pid
+
+
+def reset(pod: Pod) -> grpc.StatusCode | None:
+    """The status of a Reset that failed."""
+    with pod.client() as client:
+        try:
+            client.Reset(pb.ResetRequest(), timeout=20)
+        except grpc.RpcError as error:
+            return error.code()
+    return None
+
+
+def test_calls_to_a_hanging_libvirt_do_not_use_up_the_threads(pod: Pod) -> None:
+    before = pod.sync(disk_vmi())
+    victim = pod.child(LIBVIRT)
+    os.kill(victim, signal.SIGSTOP)
+    with ThreadPoolExecutor(CALLS) as threads:
+        failed = list(threads.map(lambda _: reset(pod), range(CALLS)))
+    assert set(failed) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL}, failed
+    wait_for(lambda: pod.child(LIBVIRT) not in (0, victim), "another libvirt", seconds=60)
+    wait_for(lambda: responsive(pod), "libvirt to come back")
+    assert pod.report().qemu_pid == before.qemu_pid
+
+
+def test_calls_stuck_in_a_hanging_qemu_do_not_use_up_the_threads(pod: Pod) -> None:
+    """libvirt answers keepalives meanwhile, so that only the calls' deadlines show that they hang."""
+    before = pod.sync(disk_vmi())
+    victim = pod.child(LIBVIRT)
+    os.kill(before.qemu_pid, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(CALLS) as threads:
+            failed = list(threads.map(lambda _: reset(pod), range(CALLS)))
+            assert None not in failed, failed
+            wait_for(lambda: pod.child(LIBVIRT) not in (0, victim), "another libvirt", seconds=60)
+    finally:
+        os.kill(before.qemu_pid, signal.SIGCONT)
+    wait_for(lambda: responsive(pod), "libvirt to come back", seconds=60)
     assert pod.report().qemu_pid == before.qemu_pid
 
 

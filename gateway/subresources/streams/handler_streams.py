@@ -13,33 +13,35 @@ import grpc
 import grpc.aio
 
 from api import names
-from gateway.handler_connections import HandlerConnections, refused
+from gateway.handler_connections import HandlerConnections, Stub, refused
 from gateway.http import status
 from kit.duplex import TAKEN
+from kit.tasks import cancel_and_wait
 from protos import launcher_pb2, node_pb2
 from protos.limits import CHUNK_BYTES
 
 ATTACH_SECONDS = 10.0
 """Timeout for opening a stream."""
 
+Input = TypeVar("Input", node_pb2.ConsoleInput, node_pb2.VncInput)
 Answer = TypeVar("Answer", launcher_pb2.ConsoleOutput, launcher_pb2.Chunk)
 
 
-class HandlerStream(Generic[Answer]):
+class HandlerStream(Generic[Input, Answer]):
     """A stream to a node. Errors become StatusError; `None` is the end."""
 
-    def __init__(self, call: Any, node: str, name: str) -> None:
-        self._call = call
+    def __init__(self, call: grpc.aio.StreamStreamCall[Input, Answer], node: str, name: str) -> None:
+        self._call: grpc.aio.StreamStreamCall[Input, Answer] = call
         self._node = node
         self._name = name
-        self._next: asyncio.Future[Any] | None = None
+        self._next: asyncio.Task[Any] | None = None
 
-    async def open(self, first: Any) -> None:
+    async def open(self, first: Input) -> None:
         """Sends the first message, and returns when the node has accepted the stream. Raises StatusError."""
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # On failure the response has the reason.
             await self._call.write(first)
-        self._next = asyncio.ensure_future(self._call.read())
+        self._next = asyncio.get_running_loop().create_task(self._call.read())
         try:
             async with asyncio.timeout(ATTACH_SECONDS):
                 if TAKEN[0] in tuple(await self._call.initial_metadata()):
@@ -56,7 +58,7 @@ class HandlerStream(Generic[Answer]):
     async def answer(self) -> Answer | None:
         """The node's next message. Raises StatusError."""
         if self._next is None:
-            self._next = asyncio.ensure_future(self._call.read())
+            self._next = asyncio.get_running_loop().create_task(self._call.read())
         try:
             # Shielded: cancellation of the caller must not lose the message.
             message = await asyncio.shield(self._next)
@@ -65,7 +67,7 @@ class HandlerStream(Generic[Answer]):
         self._next = None
         return None if message is grpc.aio.EOF else message
 
-    async def send(self, message: Any) -> None:
+    async def send(self, message: Input) -> None:
         """Sends a message, with backpressure."""
         try:
             await self._call.write(message)
@@ -73,32 +75,29 @@ class HandlerStream(Generic[Answer]):
             # The call has ended. The reader gets the error and cancels this coroutine: read no more from the client.
             await asyncio.get_running_loop().create_future()
 
-    def cancel(self) -> None:
-        """Cancels the stream."""
-        if self._next is not None:
-            self._next.add_done_callback(_forget)
-            self._next.cancel()
+    async def close(self) -> None:
+        """Cancels the stream, and waits for the end of a pending read."""
         self._call.cancel()
-
-
-def _forget(answer: asyncio.Future[Any]) -> None:
-    """Retrieves the exception of an abandoned read, so that asyncio does not log it."""
-    if not answer.cancelled():
-        answer.exception()
+        if self._next is not None:
+            await cancel_and_wait(self._next)
 
 
 @contextlib.asynccontextmanager
 async def handler_stream(
-    nodes: HandlerConnections, node: str, name: str, method: Callable[[Any], Any], first: Any
-) -> AsyncIterator[HandlerStream[Any]]:
+    nodes: HandlerConnections,
+    node: str,
+    name: str,
+    method: "Callable[[Stub], grpc.aio.StreamStreamMultiCallable[Input, Answer]]",
+    first: Input,
+) -> AsyncIterator[HandlerStream[Input, Answer]]:
     """Opens a stream to a node, cancelled on exit. Raises StatusError."""
     async with nodes.stub(node) as stub:
-        talk: HandlerStream[Any] = HandlerStream(method(stub)(), node, name)
+        talk = HandlerStream(method(stub)(), node, name)
         try:
             await talk.open(first)
             yield talk
         finally:
-            talk.cancel()
+            await talk.close()
 
 
 class ConsoleStream:
@@ -106,7 +105,7 @@ class ConsoleStream:
 
     whole = False
 
-    def __init__(self, talk: HandlerStream[launcher_pb2.ConsoleOutput]) -> None:
+    def __init__(self, talk: HandlerStream[node_pb2.ConsoleInput, launcher_pb2.ConsoleOutput]) -> None:
         self._talk = talk
 
     async def read(self) -> bytes | None:
@@ -129,7 +128,7 @@ class VncStream:
 
     whole = False
 
-    def __init__(self, talk: HandlerStream[launcher_pb2.Chunk]) -> None:
+    def __init__(self, talk: HandlerStream[node_pb2.VncInput, launcher_pb2.Chunk]) -> None:
         self._talk = talk
 
     async def read(self) -> bytes | None:

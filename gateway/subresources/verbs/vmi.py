@@ -3,13 +3,14 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TypeVar
 
 from aiohttp import web
 
 from api import names
 from api.k8s import meta
 from api.kubevirt.vmi import VirtualMachineInstance, phase_of
+from gateway.handler_connections import Stub
 from gateway.http import status
 from gateway.http.status import StatusError
 from gateway.subresources import options
@@ -25,7 +26,8 @@ THAW_SECONDS = 300
 LONGEST_FREEZE_SECONDS = 3600
 """Upper limit of a freeze."""
 
-Ask = Callable[[Any, pb.Vmi], Awaitable[Any]]
+T = TypeVar("T")
+Ask = Callable[[Stub, pb.Vmi], Awaitable[T]]
 _log = log.logger(component="instances")
 
 
@@ -178,13 +180,13 @@ async def _with_agent(call: SubresourceRequest) -> VirtualMachineInstance:
     return vmi
 
 
-async def _asked(call: SubresourceRequest, vmi: VirtualMachineInstance, ask: Ask) -> Any:
+async def _asked(call: SubresourceRequest, vmi: VirtualMachineInstance, ask: Ask[T]) -> T:
     return await call.services.nodes.call(
         node_of(vmi), names.KIND_VMI, call.name, lambda stub: ask(stub, requested_by(vmi))
     )
 
 
-async def _if_reported(call: SubresourceRequest, vmi: VirtualMachineInstance, ask: Ask) -> Any:
+async def _if_reported(call: SubresourceRequest, vmi: VirtualMachineInstance, ask: Ask[T]) -> T | None:
     """The response, or None when the guest agent does not support the command."""
     try:
         return await _asked(call, vmi, ask)
@@ -193,7 +195,7 @@ async def _if_reported(call: SubresourceRequest, vmi: VirtualMachineInstance, as
 
 
 async def _verb(
-    call: SubresourceRequest, vmi: VirtualMachineInstance, verb: str, ask: Ask, dry_run: bool = False
+    call: SubresourceRequest, vmi: VirtualMachineInstance, verb: str, ask: Ask[pb.Done], dry_run: bool = False
 ) -> web.Response:
     node_of(vmi)
     if not dry_run:

@@ -301,7 +301,7 @@ async def test_retry_after_is_waited_for(api: FakeApi, kube: Kube, code: int, ve
         await kube.create(ConfigMap, config_map("a"))
     else:
         watch = kube.watch(ConfigMap, "0")
-        await api.put("configmaps", config_map("a"))
+        api.put("configmaps", config_map("a"))
         assert "ADDED" in [(await anext(watch))[0], (await anext(watch))[0]]
         await watch.aclose()
     assert time.monotonic() - refused[0] >= 1

@@ -29,7 +29,7 @@ class Context:
 async def ended(error: Exception) -> Any:
     context = Context()
     with pytest.raises(Aborted):
-        await refuse(context, error)
+        await refuse(context, error, "VmController.pause")
     return context.status
 
 
@@ -52,7 +52,8 @@ async def test_known_exceptions_map_to_status_without_log(
 
 async def test_unhandled_exception_is_logged(capfd: pytest.CaptureFixture[str]) -> None:
     assert await ended(LookupError("odd")) == (grpc.StatusCode.INTERNAL, "odd")
-    assert "LookupError('odd')" in "".join(capfd.readouterr())
+    logged = "".join(capfd.readouterr())
+    assert "LookupError('odd')" in logged and "VmController.pause" in logged
 
 
 async def test_details_are_truncated_to_grpc_limit() -> None:

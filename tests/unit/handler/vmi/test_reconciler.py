@@ -1,14 +1,19 @@
-"""launcher_of: selects the launcher by VMI UID, node and activePods."""
+"""launcher_of: selects the launcher by VMI UID, node and activePods. close: leaves no task."""
 
+import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from api.errors import NotFound
 from api.k8s.objects import Pod
 from api.kubevirt.vmi import VirtualMachineInstance
+from handler.vmi.plan import ObservedLauncher, SetUp
 from handler.vmi.reconciler import VmiReconciler
+from tests.unit.tasklab import others
 
 
 class Conversation:
@@ -83,3 +88,52 @@ async def test_launcher_of_finds_the_vmi_of_this_node() -> None:
 async def test_launcher_of_rejects_other_vmis(found: VirtualMachineInstance | None, pods: list[Pod]) -> None:
     with pytest.raises(NotFound, match="ns/vm"):
         machines(found, *pods).launcher_of("ns", "vm", "uid-1")
+
+
+class SlowConversation(Conversation):
+    """A launcher connection that takes time to close."""
+
+    closed = 0
+
+    async def close(self) -> None:
+        await asyncio.sleep(0.01)
+        SlowConversation.closed += 1
+
+
+class NoSetup:
+    """Node setup that never ends."""
+
+    async def set_up(self, *_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async def forget(self, _pod_uid: str) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_close_leaves_no_task_and_no_connection() -> None:
+    made = VmiReconciler(None, "node1", NoSetup(), lambda: "", SlowConversation)  # type: ignore[arg-type]
+    made.vmis.learn(vmi(active=("pod-1",)))
+    for each in (pod(), pod("pod-2")):
+        made.pods.learn(each)
+        made._pod_changed(None, each)
+    seen = ObservedLauncher(vmi(), pod(), datetime.now(UTC), 0.0)
+    await made.apply(seen, SetUp(sync=True))
+    made._pod_changed(pod("pod-2"), None)  # deleted: its connection is being closed
+    await made.close()
+    assert not others() and SlowConversation.closed == 2
+
+
+async def test_failure_to_release_a_pod_is_logged_with_its_uid() -> None:
+    class Broken(NoSetup):
+        async def forget(self, _pod_uid: str) -> None:
+            raise LookupError("odd")
+
+    made = VmiReconciler(None, "node1", Broken(), lambda: "", SlowConversation)  # type: ignore[arg-type]
+    made._pod_changed(None, pod())
+    with capture_logs() as lines:
+        made._pod_changed(pod(), None)
+        async with asyncio.timeout(10):
+            while not lines:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+    (line,) = lines
+    assert (line["task"], line["pod_uid"], repr(line["exc_info"])) == ("release", "pod-1", "LookupError('odd')")

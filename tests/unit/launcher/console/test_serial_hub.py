@@ -12,6 +12,7 @@ from launcher.console import serial_hub
 from launcher.console.serial_hub import LAG, SerialClient, SerialHub
 from launcher.console.serial_tail import LINES, SerialTail
 from launcher.vm.errors import OperationRefused
+from tests.unit.tasklab import others, settle
 from tests.waiting import until
 
 SECONDS = 20
@@ -106,6 +107,30 @@ async def hub(qemu: Qemu) -> AsyncIterator[SerialHub]:
     yield made
     for viewer in list(made._viewers):
         made.leave(viewer)
+
+
+async def test_close_ends_clients_and_leaves_no_task(qemu: Qemu) -> None:
+    made = SerialHub(qemu.path, qemu.last)
+    person = await come(made, qemu, "alice")
+    before = others()
+    await made.close()
+    await person.end()
+    assert not [task for task in before if task.get_name() == "serial-console" and not task.done()]
+
+
+async def test_unhandled_exception_while_reading_is_logged_with_the_socket(
+    qemu: Qemu, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with hub(qemu) as made:
+
+        async def fail(_serial: object) -> None:
+            raise LookupError("odd")
+
+        monkeypatch.setattr(made, "_read", fail)
+        await come(made, qemu, "alice")
+        await settle()
+    logged = capfd.readouterr().err
+    assert "LookupError('odd')" in logged and qemu.path in logged
 
 
 async def come(hub: SerialHub, qemu: Qemu, who: str, watch: bool = False, takeover: bool = False) -> Person:

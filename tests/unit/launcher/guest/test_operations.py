@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.tasks import BackgroundTasks
 from launcher.guest import operations
 from launcher.guest.operations import GuestOperations, filesystems, users
 from launcher.hypervisor.connection import HypervisorError
+from launcher.log import task_failed
 from launcher.vm.errors import OperationRefused
 from protos import launcher_pb2 as pb
 from protos import limits
@@ -80,6 +82,7 @@ class FakeMachine:
         self.failed = asyncio.Event()
         self.report = pb.Report(agent_connected=True, state=pb.DOMAIN_STATE_RUNNING)
         self.rebooted: list[bool] = []
+        self.tasks = BackgroundTasks(task_failed)
 
     def running(self) -> str:
         return "domain"

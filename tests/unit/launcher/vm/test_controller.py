@@ -2,10 +2,12 @@
 
 import asyncio
 import fcntl
+import json
 import os
 import pathlib
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from launcher.vm.controller import VmController
 from launcher.vm.errors import OperationRefused
 from launcher.vm.state_files import StateFiles
 from protos import launcher_pb2 as pb
+from tests.unit.tasklab import assert_cancels_caller, others, settle
 
 DOMAIN = DomainDescription("tcg", "pc-q35-7.2", False, (), 4, True)
 STARTING = DomainFacts(3, 11, DOMAIN, 0)
@@ -41,6 +44,12 @@ class Libvirt:
 
     async def resize_disk(self, domain: str, target: str, size: int) -> None:
         self.resized.append((domain, target, size))
+
+    async def power_button(self, domain: str, agent: bool) -> None:
+        """The guest ignores it."""
+
+    async def agent_command(self, domain: str, command: str, seconds: int) -> None:
+        await asyncio.Event().wait()
 
     async def create(self, xml: str, paused: bool) -> None:
         for event in self.while_creating:
@@ -171,6 +180,37 @@ async def test_sync_is_refused_while_stopping(world: tuple[VmController, Libvirt
     with pytest.raises(OperationRefused, match="the pod is being terminated"):
         await machine.sync(request())
     assert not libvirt.looks
+
+
+async def test_failure_of_a_sync_whose_caller_left_is_logged(
+    world: tuple[VmController, Libvirt], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    machine, _ = world
+    built = asyncio.Event()
+
+    async def fail(_question: object) -> None:
+        await built.wait()
+        raise LookupError("odd")
+
+    monkeypatch.setattr(machine._builder, "build", fail)
+    await assert_cancels_caller(machine.sync(request()), built.set, steps=10)
+    await machine.tasks.finish()
+    line = json.loads(capfd.readouterr().err.splitlines()[-1])
+    assert (line["task"], line["error"], line["level"]) == ("sync", "LookupError('odd')", "error")
+
+
+async def test_close_leaves_no_task(world: tuple[VmController, Libvirt]) -> None:
+    machine, libvirt = world
+    sync = asyncio.create_task(machine.sync(request()))
+    await libvirt.asked(1)
+    libvirt.looks[0].set_result(replace(RUNNING, agent_connected=True))
+    await asyncio.wait_for(sync, 10)
+    machine.stop()
+    libvirt.happened(LIFECYCLE_STARTED)
+    await settle()
+    assert {task.get_name() for task in others()} >= {"shutdown", "poll", "guest-agent"}
+    await machine.close()
+    assert not others()
 
 
 async def test_resized_disk_is_restored_by_the_next_server(
