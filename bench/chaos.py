@@ -353,10 +353,10 @@ class Chaos:
 
 
 def _each_handler(signal: str) -> str:
-    """A shell script that sends a signal to a node's handler, found by its command line."""
+    """A shell script that sends a signal to a node's handler, found by its command line (the script's own differs)."""
     return (
         "for each in /proc/[0-9]*; do "
-        'case "$(tr "\\0" " " <"$each/cmdline" 2>/dev/null)" in *"-m handler "*) kill -'
+        'case "$(tr "\\0" " " <"$each/cmdline" 2>/dev/null)" in *"-m handle"[r]" "*) kill -'
         + signal
         + ' "${each#/proc/}";; esac; done'
     )

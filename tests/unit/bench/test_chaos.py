@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.chaos import ACTIONS, Chaos, Watcher, chosen, qemus, table
+from bench.chaos import ACTIONS, Chaos, Watcher, _each_handler, chosen, qemus, table
 
 
 def test_same_seed_yields_same_actions() -> None:
@@ -26,6 +26,10 @@ def test_number_of_actions_is_exact_and_includes_each_action(count: int) -> None
 def test_every_action_is_a_method_with_title() -> None:
     for name in ACTIONS:
         assert getattr(Chaos, name).__doc__
+
+
+def test_script_that_stops_handlers_does_not_stop_itself() -> None:
+    assert "-m handler " not in _each_handler("STOP")
 
 
 def process(proc: Path, pid: int, comm: str, *words: str) -> None:
