@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from cli import client, console, listening, streams
+from cli import console, listening, streams
 from tests.unit.tasklab import assert_cancels_caller, others, settle
 
 
@@ -65,17 +65,6 @@ async def test_cancelling_an_attached_console_leaves_no_task(monkeypatch: pytest
 async def test_cancelling_the_reader_of_datagrams_cancels_it() -> None:
     queue: asyncio.Queue[bytes] = asyncio.Queue()
     await assert_cancels_caller(anext(aiter(listening._waiting(queue))), lambda: queue.put_nowait(b"data"))  # type: ignore[arg-type]
-
-
-async def test_cancelling_the_reader_of_a_refusal_cancels_it() -> None:
-    ends = asyncio.Event()
-
-    async def read() -> bytes:
-        await ends.wait()
-        return b""
-
-    answer: Any = SimpleNamespace(status=500, read=read)
-    await assert_cancels_caller(client._refuse(answer), ends.set)
 
 
 async def test_unhandled_exception_of_a_connection_is_reported_with_the_target(

@@ -203,7 +203,7 @@ async def test_close_leaves_no_task(world: tuple[VmController, Libvirt]) -> None
     machine, libvirt = world
     sync = asyncio.create_task(machine.sync(request()))
     await libvirt.asked(1)
-    libvirt.looks[0].set_result(replace(RUNNING, agent_connected=True))
+    libvirt.looks[0].set_result(replace(RUNNING, description=replace(DOMAIN, agent_connected=True)))
     await asyncio.wait_for(sync, 10)
     machine.stop()
     libvirt.happened(LIFECYCLE_STARTED)
