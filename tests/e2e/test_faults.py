@@ -237,13 +237,15 @@ def test_kubelets_that_start_again_make_nobody_believe_in_kvm(space: Space) -> N
     for node in nodes:
         kill_daemon(node, "kubelet")
     deadline = time.monotonic() + 20
-    while not offered() and time.monotonic() < deadline:
+    while not (premise := offered() > 0) and time.monotonic() < deadline:
         time.sleep(0.05)
     newcomer = space.machine(idle("in-between"))
     pod = wait_for(newcomer.pods, "its pod is there", explain=newcomer.story)[0]
     assert "devices.kubevirt.io/kvm" not in pod["spec"]["containers"][0]["resources"]["limits"]
     newcomer.until_status("Running").discard()
     wait_for(lambda: all(ready(space.kubectl, node) for node in nodes), "the nodes are Ready", seconds=60)
+    if not premise:
+        pytest.skip("the VM got no KVM device, but no kubelet reported any after its start")
 
 
 # ---- the API server

@@ -17,6 +17,7 @@ import pytest
 from api import names
 from controller.cache.cluster import ClusterCache
 from controller.installation import image_volumes
+from controller.kind_reconciler import KindReconciler
 from controller.reconcilers import RECONCILERS
 from kit.kube import Kube
 from tests.fakes.apiserver import FakeApi, Json, Refusal, Write
@@ -24,6 +25,7 @@ from tests.unit.controller.objects import SPEC, claim
 from tests.waiting import until
 
 READS = {"list", "watch"}
+QUIET_LOOKS = 4
 
 
 class Nodes:
@@ -88,6 +90,7 @@ class World:
         self._node_task = asyncio.create_task(self.nodes.run())
         self._running: asyncio.Task[None] | None = None
         self.cluster: ClusterCache | None = None
+        self._loops: list[KindReconciler[Any, Any]] = []
 
     async def start(self) -> None:
         ready = asyncio.Event()
@@ -97,7 +100,7 @@ class World:
     async def _controller(self, ready: asyncio.Event) -> None:
         async with Kube.connect("controller", self.config) as kube:
             cluster = self.cluster = ClusterCache(kube)
-            loops = [reconciler(kube, cluster) for reconciler in RECONCILERS]
+            loops = self._loops = [reconciler(kube, cluster) for reconciler in RECONCILERS]
             async with asyncio.TaskGroup() as group:
                 for store in cluster.stores.values():
                     group.create_task(store.run())
@@ -158,11 +161,15 @@ class World:
         return {f"{verb} {resource}": count for (verb, resource), count in calls.items() if count and verb not in READS}
 
     async def quiet(self) -> None:
-        """Waits until no write has happened for a while."""
-        version = -1
-        while version != self.api.version:
-            version = self.api.version
-            await asyncio.sleep(0.15)
+        """Waits until the controller's queues are empty and nothing has been written, several times in a row.
+
+        A key that is being processed, however slowly, counts: its write is not missed.
+        """
+        version, calm = -1, 0
+        while calm < QUIET_LOOKS:
+            is_calm = version == self.api.version and all(loop.queue.idle() for loop in self._loops)
+            version, calm = self.api.version, calm + 1 if is_calm else 0
+            await asyncio.sleep(0.05)
 
 
 @pytest.fixture
