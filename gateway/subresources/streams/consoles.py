@@ -39,7 +39,7 @@ async def console(call: SubresourceRequest) -> web.StreamResponse:
     first = node_pb2.ConsoleInput(
         vmi=requested_by(vmi),
         input=launcher_pb2.ConsoleInput(
-            watch=watch, takeover=takeover and not watch, who=screenshot_response(call.user.name)
+            watch=watch, takeover=takeover and not watch, who=terminal_name(call.user.name)
         ),
     )
     nodes, node = call.services.nodes, node_of(vmi)
@@ -121,6 +121,6 @@ def flag(request: web.Request, name: str, default: bool) -> bool:
     raise status.bad_request(f"{name}: {text[:40]!r} is not true or false")
 
 
-def screenshot_response(user: str) -> str:
+def terminal_name(user: str) -> str:
     """A user name for other users' terminals, without control characters."""
     return status.readable(user).encode()[:WHO_LIMIT].decode("utf-8", "ignore")

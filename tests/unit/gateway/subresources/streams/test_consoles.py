@@ -79,7 +79,7 @@ async def test_user_name_has_no_control_characters(gate: World) -> None:
     async with gate.stream(CONSOLE, user="eve%1b[2J" + "x" * 400):
         (first,) = gate.node.firsts
         assert len(first.input.who.encode()) <= consoles.WHO_LIMIT
-    assert consoles.screenshot_response("eve\x1b[2J\r\n\u202eyou") == "eve [2J   you"
+    assert consoles.terminal_name("eve\x1b[2J\r\n\u202eyou") == "eve [2J   you"
 
 
 async def test_takeover_notice_is_a_separate_line(gate: World) -> None:
