@@ -99,7 +99,7 @@ def _mac(device: str) -> str:
         return link.mac
 
 
-def test_access_ports_of_one_vlan_hear_each_other_and_nobody_else(node: Node) -> None:
+def test_access_port_receives_frames_of_own_vlan_only(node: Node) -> None:
     first, _, port = node.add(vlan=93, preserveDefaultVlan=False)
     second, _, _ = node.add(vlan=93, preserveDefaultVlan=False)
     other, _, _ = node.add(vlan=94, preserveDefaultVlan=False)
@@ -110,7 +110,7 @@ def test_access_ports_of_one_vlan_hear_each_other_and_nobody_else(node: Node) ->
     assert not passes(first, plain) and not passes(plain, first)
 
 
-def test_the_default_vlan_stays_unless_told_otherwise(node: Node) -> None:
+def test_default_vlan_is_kept_unless_configured(node: Node) -> None:
     _, _, port = node.add(vlan=93)
     assert set(node.vlans(port)) == {1, 93} and node.vlans(port)[93] == PORT
     _, _, port = node.add(vlan=93, preserveDefaultVlan=True)
@@ -119,7 +119,7 @@ def test_the_default_vlan_stays_unless_told_otherwise(node: Node) -> None:
     assert node.vlans(port) == {1: PORT}
 
 
-def test_a_bridges_own_default_vlan_goes_too(node: Node) -> None:
+def test_custom_default_vlan_of_bridge_is_removed(node: Node) -> None:
     node.add(vlan=5)
     settings = Path("/sys/class/net/br1/bridge")
     for name, value in (("vlan_filtering", "0"), ("default_pvid", "77"), ("vlan_filtering", "1")):
@@ -128,7 +128,7 @@ def test_a_bridges_own_default_vlan_goes_too(node: Node) -> None:
     assert node.vlans(port) == {93: PORT}
 
 
-def test_a_trunk_carries_its_ids_and_ranges(node: Node) -> None:
+def test_trunk_carries_configured_ids_and_ranges(node: Node) -> None:
     ids = [{"minID": 10, "maxID": 12}, {"id": 20}, {"id": 30, "minID": 40, "maxID": 40}]
     trunk, _, port = node.add(vlanTrunk=ids, preserveDefaultVlan=False)
     assert node.vlans(port) == dict.fromkeys((10, 11, 12, 20, 30, 40), 0)
@@ -138,7 +138,7 @@ def test_a_trunk_carries_its_ids_and_ranges(node: Node) -> None:
     assert not passes(trunk, foreign, tag=13) and not passes(trunk, access, tag=12) and not passes(trunk, access)
 
 
-def test_a_trunk_may_have_a_native_vlan(node: Node) -> None:
+def test_trunk_with_native_vlan_is_accepted(node: Node) -> None:
     trunk, _, port = node.add(vlan=93, vlanTrunk=[{"minID": 93, "maxID": 95}], preserveDefaultVlan=False)
     assert node.vlans(port) == {93: PORT, 94: 0, 95: 0}
     access, _, _ = node.add(vlan=93, preserveDefaultVlan=False)
@@ -146,14 +146,14 @@ def test_a_trunk_may_have_a_native_vlan(node: Node) -> None:
     assert passes(trunk, access) and passes(trunk, tagged, tag=95) and not passes(trunk, tagged)
 
 
-def test_the_whole_range_of_vlans(node: Node) -> None:
+def test_full_vlan_range_is_accepted(node: Node) -> None:
     _, result, port = node.add(vlanTrunk=[{"minID": 1, "maxID": 4094}], cniVersion="1.0.0")
     assert len(node.vlans(port)) == 4094
     _, conf, container = node.spaces[-1]
     assert node.call("CHECK", conf | {"prevResult": result}, node.spaces[-1][0], container)[0] == 0
 
 
-def test_a_bridge_that_does_not_filter_is_refused(node: Node) -> None:
+def test_bridge_without_vlan_filtering_is_refused(node: Node) -> None:
     with contextlib.closing(route.RtnetlinkSocket()) as one:
         one.do(route.new_bridge("br1", "02:00:00:00:00:01", 0, False))
     space = Space()
@@ -163,7 +163,7 @@ def test_a_bridge_that_does_not_filter_is_refused(node: Node) -> None:
     assert node.call("DEL", conf, space, "c0") == (0, None)
 
 
-def test_macspoofchk_holds_in_a_vlan_with_the_seed_manifests_words(node: Node) -> None:
+def test_macspoofchk_works_in_vlan_with_seed_manifest_config(node: Node) -> None:
     conf = json.loads(NAD)
     first, result, port = node.add(**conf)
     second, _, _ = node.add(**conf)
@@ -178,7 +178,7 @@ def test_macspoofchk_holds_in_a_vlan_with_the_seed_manifests_words(node: Node) -
         assert heard(into, b"mine") == [b"mine"]
 
 
-def test_a_gateway_in_a_vlan_is_reached_from_that_vlan_only(node: Node) -> None:
+def test_vlan_gateway_is_reachable_from_own_vlan_only(node: Node) -> None:
     def static(address: str) -> dict[str, Any]:
         return {"type": "static", "addresses": [{"address": address, "gateway": "10.9.0.1"}]}
 
@@ -193,7 +193,7 @@ def test_a_gateway_in_a_vlan_is_reached_from_that_vlan_only(node: Node) -> None:
     assert inside.reaches("10.9.0.1") and not outside.reaches("10.9.0.1")
 
 
-def test_check_tells_when_a_port_left_its_vlan(node: Node) -> None:
+def test_check_reports_port_missing_from_vlan(node: Node) -> None:
     space, result, port = node.add(vlan=93, vlanTrunk=[{"id": 5}], preserveDefaultVlan=False)
     _, conf, container = node.spaces[-1]
     given = conf | {"prevResult": result}

@@ -16,7 +16,7 @@ OUTSIDE = host_name("net", "c1", "eth0")
 __all__ = ["client", "lab"]  # fixtures
 
 
-def test_a_container_joins_a_bridge_that_is_made_for_it(lab: Lab) -> None:
+def test_add_creates_bridge_and_connects_container(lab: Lab) -> None:
     where = lab.container()
     result = lab.call("cnv-bridge", "ADD", bridge_conf(), where)
     bridge, port, inside = result["interfaces"]
@@ -33,14 +33,14 @@ def test_a_container_joins_a_bridge_that_is_made_for_it(lab: Lab) -> None:
     assert set(where.links()) == {"lo"}
 
 
-def test_without_a_name_the_bridge_is_cni0(lab: Lab) -> None:
+def test_bridge_without_name_is_cni0(lab: Lab) -> None:
     conf = bridge_conf()
     del conf["bridge"]
     assert lab.call("cnv-bridge", "ADD", conf, lab.container())["interfaces"][0]["name"] == "cni0"
 
 
 @pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0", "1.1.0"])
-def test_each_version_has_its_own_form_of_result(lab: Lab, version: str) -> None:
+def test_result_has_format_of_cni_version(lab: Lab, version: str) -> None:
     where = lab.container()
     conf = bridge_conf(cniVersion=version, ipam=host_local(lab, "10.9.0.0/24"))
     result = lab.call("cnv-bridge", "ADD", conf, where)
@@ -55,7 +55,7 @@ def test_each_version_has_its_own_form_of_result(lab: Lab, version: str) -> None
     assert not cnilab.reserved(lab)
 
 
-def test_mtu_is_the_fields_or_the_bridges(lab: Lab) -> None:
+def test_mtu_is_from_config_or_bridge(lab: Lab) -> None:
     lab.node.run("ip link add br1 mtu 1400 type bridge; ip link set br1 up")
     where = lab.container()
     lab.call("cnv-bridge", "ADD", bridge_conf(), where)
@@ -68,7 +68,7 @@ def test_mtu_is_the_fields_or_the_bridges(lab: Lab) -> None:
     assert lab.node.links()["br2"].mtu == 1350
 
 
-def test_the_last_source_of_a_mac_wins(lab: Lab) -> None:
+def test_last_mac_source_takes_precedence(lab: Lab) -> None:
     steps: list[tuple[str | None, dict[str, Any]]] = [
         ("MAC=02:00:00:00:00:01;IgnoreUnknown=1", {}),
         ("MAC=02:00:00:00:00:01", {"args": {"cni": {"mac": "02:00:00:00:00:02"}}}),
@@ -84,7 +84,7 @@ def test_the_last_source_of_a_mac_wins(lab: Lab) -> None:
         assert result["interfaces"][2]["mac"] == where.links()["eth0"].mac == f"02:00:00:00:00:0{number}"
 
 
-def test_macspoofchk_lets_only_the_interfaces_own_mac_through(lab: Lab) -> None:
+def test_macspoofchk_passes_only_mac_of_interface(lab: Lab) -> None:
     first, second = lab.container(), lab.container()
     lab.call("cnv-bridge", "ADD", bridge_conf(macspoofchk=True), first)
     lab.call("cnv-bridge", "ADD", bridge_conf(), second, CNI_CONTAINERID="c2")
@@ -96,7 +96,7 @@ def test_macspoofchk_lets_only_the_interfaces_own_mac_through(lab: Lab) -> None:
     assert OUTSIDE not in lab.ruleset()
 
 
-def test_macspoofchk_follows_the_mac_that_cnv_tuning_sets(lab: Lab) -> None:
+def test_macspoofchk_uses_mac_set_by_cnv_tuning(lab: Lab) -> None:
     first, second = lab.container(), lab.container()
     lab.call("cnv-bridge", "ADD", bridge_conf(macspoofchk=True), first)
     lab.call("cnv-bridge", "ADD", bridge_conf(), second, CNI_CONTAINERID="c2")
@@ -108,7 +108,7 @@ def test_macspoofchk_follows_the_mac_that_cnv_tuning_sets(lab: Lab) -> None:
     assert speaks(first, "eth0", [new, old], second, "eth0") == {old}
 
 
-def test_isolated_ports_hear_only_others(lab: Lab) -> None:
+def test_isolated_ports_receive_only_from_other_ports(lab: Lab) -> None:
     spaces = [lab.container() for _ in range(3)]
     for number, each in enumerate(spaces):
         conf = bridge_conf(portIsolation=number < 2)
@@ -122,7 +122,7 @@ def test_isolated_ports_hear_only_others(lab: Lab) -> None:
             isolated.recv(2048)
 
 
-def test_hairpin_returns_frames_to_their_port(lab: Lab) -> None:
+def test_hairpin_returns_frames_to_source_port(lab: Lab) -> None:
     for number, hairpin in enumerate((True, False)):
         where = lab.container()
         lab.call("cnv-bridge", "ADD", bridge_conf(hairpinMode=hairpin), where, CNI_CONTAINERID=f"c{number}")
@@ -130,13 +130,13 @@ def test_hairpin_returns_frames_to_their_port(lab: Lab) -> None:
         assert port.hairpin is hairpin
 
 
-def test_promisc_mode_is_the_bridges(lab: Lab) -> None:
+def test_promisc_mode_is_set_on_bridge(lab: Lab) -> None:
     where = lab.container()
     lab.call("cnv-bridge", "ADD", bridge_conf(promiscMode=True), where)
     assert "PROMISC" in lab.node.run("ip link show br1")
 
 
-def test_a_gateway_has_the_subnets_first_address_and_forwards(lab: Lab) -> None:
+def test_gateway_has_first_address_of_subnet_and_forwards(lab: Lab) -> None:
     lab.node.run("echo 0 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv6/conf/all/forwarding")
     where = lab.container()
     conf = bridge_conf(isGateway=True, ipam=host_local(lab, "10.9.0.0/24", "fd99::/64"))
@@ -148,7 +148,7 @@ def test_a_gateway_has_the_subnets_first_address_and_forwards(lab: Lab) -> None:
     assert where.reaches("10.9.0.1") and where.reaches("fd99::1")
 
 
-def test_a_default_gateway_is_also_the_way_out(lab: Lab) -> None:
+def test_default_gateway_adds_default_route(lab: Lab) -> None:
     where = lab.container()
     conf = bridge_conf(isDefaultGateway=True, ipam=host_local(lab, "10.9.0.0/24", "fd99::/64"))
     result = lab.call("cnv-bridge", "ADD", conf, where)
@@ -156,7 +156,7 @@ def test_a_default_gateway_is_also_the_way_out(lab: Lab) -> None:
     assert "default via 10.9.0.1" in where.run("ip route") and "default via fd99::1" in where.run("ip -6 route")
 
 
-def test_another_address_of_the_gateway_stays_unless_forced(lab: Lab) -> None:
+def test_other_gateway_address_is_kept_unless_forced(lab: Lab) -> None:
     lab.node.run("ip link add br1 type bridge; ip link set br1 up; ip addr add 10.9.0.77/24 dev br1")
     where = lab.container()
     conf = bridge_conf(isGateway=True, ipam=host_local(lab, "10.9.0.0/24"))
@@ -170,7 +170,7 @@ def test_another_address_of_the_gateway_stays_unless_forced(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("backend", [None, "nftables", "iptables"])
-def test_masqueraded_traffic_leaves_with_the_nodes_address(lab: Lab, backend: str | None) -> None:
+def test_masqueraded_traffic_has_node_address(lab: Lab, backend: str | None) -> None:
     where, outside = lab.container(), lab.container()
     with contextlib.closing(lab.node.routes()) as one:
         one.do(route.new_veth(route.Veth("up0", "fe:00:00:00:00:01", "up1", "02:00:00:00:00:01", outside.fd, 1500)))
@@ -184,7 +184,7 @@ def test_masqueraded_traffic_leaves_with_the_nodes_address(lab: Lab, backend: st
     assert "masquerade" not in lab.ruleset()
 
 
-def test_duplicate_address_detection_only_where_wanted(lab: Lab) -> None:
+def test_duplicate_address_detection_runs_only_if_enabled(lab: Lab) -> None:
     where = lab.container()
     lab.call("cnv-bridge", "ADD", bridge_conf(ipam=host_local(lab, "fd99::/64")), where)
     assert "nodad" in where.run("ip -6 addr show eth0 scope global")
@@ -200,13 +200,13 @@ def test_duplicate_address_detection_only_where_wanted(lab: Lab) -> None:
     assert "already in use" in error["msg"] and set(taken.links()) == {"lo"}
 
 
-def test_a_container_interface_can_stay_down(lab: Lab) -> None:
+def test_container_interface_stays_down_if_configured(lab: Lab) -> None:
     where = lab.container()
     lab.call("cnv-bridge", "ADD", bridge_conf(disableContainerInterface=True), where)
     assert not where.links()["eth0"].up
 
 
-def test_static_addresses_routes_and_dns(lab: Lab) -> None:
+def test_static_ipam_sets_addresses_routes_and_dns(lab: Lab) -> None:
     where = lab.container()
     ipam = {
         "type": "static",
@@ -225,14 +225,14 @@ def test_static_addresses_routes_and_dns(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("ipam", [{}, None, {"type": ""}])
-def test_no_ipam_means_no_addresses(lab: Lab, ipam: Any) -> None:
+def test_add_without_ipam_sets_no_addresses(lab: Lab, ipam: Any) -> None:
     where = lab.container()
     assert "ips" not in lab.call("cnv-bridge", "ADD", bridge_conf(ipam=ipam), where)
     assert "inet " not in where.run("ip addr show eth0")
     lab.call("cnv-bridge", "DEL", bridge_conf(ipam=ipam), where)
 
 
-def test_dhcp_is_delegated_and_its_own_error_comes_back(lab: Lab) -> None:
+def test_dhcp_is_delegated_and_error_is_returned(lab: Lab) -> None:
     # Without the dhcp plugin's daemon it has nobody to ask.
     where = lab.container()
     ipam = {"type": "dhcp", "daemonSocketPath": str(lab.folder / "nobody.sock")}
@@ -242,7 +242,7 @@ def test_dhcp_is_delegated_and_its_own_error_comes_back(lab: Lab) -> None:
     lab.clean()
 
 
-def test_an_earlier_plugins_result_is_passed_on(lab: Lab) -> None:
+def test_previous_result_is_passed_on(lab: Lab) -> None:
     where = lab.container()
     earlier = {
         "interfaces": [{"name": "net1", "sandbox": where.path, "socketPath": "/kept"}],
@@ -272,7 +272,7 @@ def test_an_earlier_plugins_result_is_passed_on(lab: Lab) -> None:
         ("node ip link del {0}", "does not exist"),
     ],
 )
-def test_check_tells_what_differs(lab: Lab, damage: str, words: str) -> None:
+def test_check_reports_differences(lab: Lab, damage: str, words: str) -> None:
     where = lab.container()
     conf = bridge_conf(macspoofchk=True, hairpinMode=True, isDefaultGateway=True, ipam=host_local(lab, "10.9.0.0/24"))
     result = lab.call("cnv-bridge", "ADD", conf, where)
@@ -283,7 +283,7 @@ def test_check_tells_what_differs(lab: Lab, damage: str, words: str) -> None:
     assert error["code"] == 101 and words in error["msg"]
 
 
-def test_gc_removes_what_the_runtime_does_not_list(lab: Lab) -> None:
+def test_gc_removes_attachments_missing_in_list(lab: Lab) -> None:
     conf = bridge_conf(cniVersion="1.1.0", macspoofchk=True)
     for number in range(3):
         lab.call("cnv-bridge", "ADD", conf, lab.container(), CNI_CONTAINERID=f"c{number}")
@@ -296,7 +296,7 @@ def test_gc_removes_what_the_runtime_does_not_list(lab: Lab) -> None:
     assert all(name in rules for name in left) and host_name("net", "c0", "eth0") not in rules
 
 
-def test_status_and_version(lab: Lab) -> None:
+def test_status_and_version_succeed(lab: Lab) -> None:
     conf = bridge_conf(cniVersion="1.1.0", macspoofchk=True)
     for plugin in ("cnv-bridge", "cnv-tuning"):
         assert lab.call(plugin, "STATUS", conf | {"dataDir": str(lab.data)}, None) is None
@@ -304,12 +304,12 @@ def test_status_and_version(lab: Lab) -> None:
         assert answer == {"cniVersion": "0.4.0", "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]}
 
 
-def test_without_a_command_the_plugin_says_what_it_is(lab: Lab) -> None:
+def test_plugin_without_command_prints_description(lab: Lab) -> None:
     done = lab.raw("cnv-bridge", "", b"", None, CNI_COMMAND=None)
     assert done.returncode == 0 and not done.stdout and b"CNI protocol versions supported: 0.3.1" in done.stderr
 
 
-def test_the_seed_manifests_configuration_works(lab: Lab) -> None:
+def test_seed_manifest_config_works(lab: Lab) -> None:
     chain = json.loads(
         '{"cniVersion": "0.3.1", "name": "br1-public", '
         '"plugins": [{"type": "cnv-bridge", "bridge": "br1"},{"type": "cnv-tuning"}]}'

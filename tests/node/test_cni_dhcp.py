@@ -111,7 +111,7 @@ def network(lab: Lab) -> Iterator[Network]:
         yield found
 
 
-def test_a_lease_is_the_containers_address_until_del_gives_it_back(lab: Lab, network: Network) -> None:
+def test_dhcp_address_is_leased_until_del(lab: Lab, network: Network) -> None:
     where, conf = lab.container(), network.conf(macspoofchk=True)
     result = lab.call("cnv-bridge", "ADD", conf, where, CNI_ARGS="IgnoreUnknown=1;K8S_POD_NAME=one")
     (ip,) = result["ips"]
@@ -139,7 +139,7 @@ def test_a_lease_is_the_containers_address_until_del_gives_it_back(lab: Lab, net
     assert set(where.links()) == {"lo"}
 
 
-def test_a_plugin_older_than_the_configuration_serves_it_all_the_same(lab: Lab, network: Network) -> None:
+def test_dhcp_plugin_older_than_config_version_works(lab: Lab, network: Network) -> None:
     where, conf = lab.container(), network.conf(cniVersion="1.1.0")
     result = lab.call("cnv-bridge", "ADD", conf, where)
     assert result["cniVersion"] == "1.1.0" and result["ips"][0]["address"].removesuffix("/24") in POOL
@@ -149,7 +149,7 @@ def test_a_plugin_older_than_the_configuration_serves_it_all_the_same(lab: Lab, 
     lab.clean(but=UPLINK)
 
 
-def test_an_add_that_fails_after_its_lease_gives_it_back(lab: Lab, network: Network) -> None:
+def test_add_failing_after_lease_releases_lease(lab: Lab, network: Network) -> None:
     lab.node.run("ip addr add 10.9.8.1/24 dev br1")
     where = lab.container()
     error = lab.refusal("cnv-bridge", "ADD", network.conf(isGateway=True), where)
@@ -160,7 +160,7 @@ def test_an_add_that_fails_after_its_lease_gives_it_back(lab: Lab, network: Netw
     assert set(where.links()) == {"lo"}
 
 
-def test_a_namespace_that_the_runtime_took_away_first_costs_no_lease(lab: Lab, network: Network) -> None:
+def test_del_after_namespace_removal_releases_lease(lab: Lab, network: Network) -> None:
     # The plugin's daemon is in the namespace for as long as it keeps the lease, and so the interface is there.
     where = Space()
     lab.call("cnv-bridge", "ADD", network.conf(), where)
@@ -171,7 +171,7 @@ def test_a_namespace_that_the_runtime_took_away_first_costs_no_lease(lab: Lab, n
     lab.clean(but=UPLINK)
 
 
-def test_while_the_plugins_daemon_is_away_calls_fail_in_words_and_leave_nothing(lab: Lab, network: Network) -> None:
+def test_calls_without_dhcp_daemon_fail_and_leave_nothing(lab: Lab, network: Network) -> None:
     there, where, conf = lab.container(), lab.container(), network.conf()
     lab.call("cnv-bridge", "ADD", conf, there)
     network.end("daemon")

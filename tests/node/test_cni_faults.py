@@ -63,7 +63,7 @@ OUTSIDE = host_name("net", "c1", "eth0")
         ({"prevResult": {"ips": [{"address": "nonsense"}]}}, 7, "$.prevResult"),
     ],
 )
-def test_a_bad_configuration_has_its_code_and_leaves_nothing(lab: Lab, stdin: Any, code: int, words: str) -> None:
+def test_invalid_config_returns_code_and_leaves_nothing(lab: Lab, stdin: Any, code: int, words: str) -> None:
     where = lab.container()
     conf = stdin if isinstance(stdin, bytes) else json.dumps(bridge_conf(**stdin)).encode()
     error = lab.refusal("cnv-bridge", "ADD", conf, where)
@@ -98,7 +98,7 @@ def test_a_bad_configuration_has_its_code_and_leaves_nothing(lab: Lab, stdin: An
         ({"CNI_NETNS": "/proc/self/ns/net"}, 8, "the host's own"),
     ],
 )
-def test_a_bad_environment_has_its_code_and_leaves_nothing(
+def test_invalid_environment_returns_code_and_leaves_nothing(
     lab: Lab, changes: dict[str, str | None], code: int, words: str
 ) -> None:
     where = lab.container()
@@ -108,7 +108,7 @@ def test_a_bad_environment_has_its_code_and_leaves_nothing(
     assert set(where.links()) == {"lo"}
 
 
-def test_verbs_need_the_version_they_came_with(lab: Lab) -> None:
+def test_verbs_newer_than_cni_version_are_refused(lab: Lab) -> None:
     where = lab.container()
     old = bridge_conf(cniVersion="0.3.1")
     assert lab.refusal("cnv-bridge", "CHECK", old, where)["code"] == 1
@@ -117,7 +117,7 @@ def test_verbs_need_the_version_they_came_with(lab: Lab) -> None:
     assert lab.refusal("cnv-bridge", "CHECK", bridge_conf(), where)["code"] == 7  # no prevResult
 
 
-def test_del_is_success_whatever_is_gone(lab: Lab) -> None:
+def test_del_succeeds_if_resources_are_missing(lab: Lab) -> None:
     bridge, ipam = bridge_conf(macspoofchk=True), host_local(lab, "10.9.0.0/24")
     never = lab.container()
     lab.call("cnv-bridge", "DEL", bridge, never)
@@ -166,7 +166,7 @@ class Saboteur:
 
 
 @pytest.mark.parametrize("plugin", ["cnv-bridge", "cnv-tuning"])
-def test_an_add_that_fails_at_any_step_undoes_itself(lab: Lab, monkeypatch: pytest.MonkeyPatch, plugin: str) -> None:
+def test_add_failing_at_any_step_is_rolled_back(lab: Lab, monkeypatch: pytest.MonkeyPatch, plugin: str) -> None:
     where = lab.container()
     fields = {"macspoofchk": True, "hairpinMode": True, "portIsolation": True, "isDefaultGateway": True, "ipMasq": True}
     conf = bridge_conf(**fields, ipam=host_local(lab, "10.9.0.0/24", "fd99::/64"))
@@ -239,7 +239,7 @@ def begin(lab: Lab, command: str, conf: dict[str, Any], where: Space, **changes:
         return subprocess.Popen(program, stdin=stdin, stdout=subprocess.PIPE, env=environment)
 
 
-def test_an_add_killed_in_the_middle_and_then_deleted_leaves_nothing(lab: Lab) -> None:
+def test_killed_add_followed_by_del_leaves_nothing(lab: Lab) -> None:
     where, program = lab.container(), slow_ipam(lab.folder)
     conf = bridge_conf(macspoofchk=True, ipam={"type": "slow"})
     adding = begin(lab, "ADD", conf, where)
@@ -254,7 +254,7 @@ def test_an_add_killed_in_the_middle_and_then_deleted_leaves_nothing(lab: Lab) -
     assert set(where.links()) == {"lo"} and "DEL" in (lab.folder / "slow.log").read_text()
 
 
-def test_a_daemon_killed_in_the_middle_of_an_add_leaves_nothing_after_del(lab: Lab) -> None:
+def test_daemon_killed_during_add_leaves_nothing_after_del(lab: Lab) -> None:
     where = lab.container()
     slow_ipam(lab.folder)
     conf = bridge_conf(macspoofchk=True, ipam={"type": "slow"})
@@ -273,7 +273,7 @@ def test_a_daemon_killed_in_the_middle_of_an_add_leaves_nothing_after_del(lab: L
     lab.clean(but={"br1"})
 
 
-def test_stuck_calls_do_not_hold_up_others(lab: Lab) -> None:
+def test_stuck_calls_do_not_block_others(lab: Lab) -> None:
     slow_ipam(lab.folder)
     conf = bridge_conf(ipam={"type": "slow"})
     stuck = [begin(lab, "ADD", conf, lab.container(), CNI_CONTAINERID=f"s{n}") for n in range(8)]
@@ -296,7 +296,7 @@ def test_stuck_calls_do_not_hold_up_others(lab: Lab) -> None:
         ('echo \'{"code":42,"msg":"my own words"}\'; exit 1', "my own words"),
     ],
 )
-def test_a_bad_ipam_plugin_is_named_and_the_add_undone(lab: Lab, script: str, words: str) -> None:
+def test_faulty_ipam_plugin_is_named_and_add_rolled_back(lab: Lab, script: str, words: str) -> None:
     program = lab.folder / "bad"
     program.write_text(
         f'#!/bin/sh\n[ $CNI_COMMAND = DEL ] && exit 0\n[ -z "$HYPERLET_CNI_SOCKET" ] || exit 9\n{script}\n'
@@ -312,7 +312,7 @@ def test_a_bad_ipam_plugin_is_named_and_the_add_undone(lab: Lab, script: str, wo
 
 @pytest.mark.parametrize("versions", ['["1.0.0","1.1.0"]', "nonsense"])
 @pytest.mark.parametrize("verb", ["GC", "STATUS"])
-def test_the_words_of_an_ipam_plugin_that_knows_the_verb_are_heard(lab: Lab, verb: str, versions: str) -> None:
+def test_ipam_plugin_error_is_returned_if_verb_is_supported(lab: Lab, verb: str, versions: str) -> None:
     program = lab.folder / "sick"
     said = f'{{"cniVersion":"1.1.0","supportedVersions":{versions}}}'
     program.write_text(
@@ -325,7 +325,7 @@ def test_the_words_of_an_ipam_plugin_that_knows_the_verb_are_heard(lab: Lab, ver
     assert (error["code"], error["msg"]) == (50, "IPAM plugin sick: no addresses left")
 
 
-def test_without_a_daemon_the_answer_is_try_again_later(lab: Lab) -> None:
+def test_call_without_daemon_returns_try_again_later(lab: Lab) -> None:
     where = lab.container()
     lab.call("cnv-bridge", "ADD", bridge_conf(macspoofchk=True), where)
     lab.stop()
@@ -337,7 +337,7 @@ def test_without_a_daemon_the_answer_is_try_again_later(lab: Lab) -> None:
     lab.clean(but={"br1"})
 
 
-def test_only_root_of_the_host_may_call(lab: Lab) -> None:
+def test_calls_are_accepted_from_host_root_only(lab: Lab) -> None:
     assert Path(lab.socket).parent.stat().st_mode & 0o777 == 0o700
     client = lab.folder / "cnv-bridge"
     environment = lab.environment("STATUS", None) | {"PATH": "/usr/bin:/bin"}
@@ -370,7 +370,7 @@ def test_only_root_of_the_host_may_call(lab: Lab) -> None:
         wire.REQUEST.pack(wire.MAGIC, 6, 0) + b"x\0PATH",
     ],
 )
-def test_nonsense_on_the_socket_is_cut_off(lab: Lab, data: bytes) -> None:
+def test_invalid_socket_data_closes_connection(lab: Lab, data: bytes) -> None:
     # By a program: the caller's namespaces are those of its main thread.
     script = (
         "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.settimeout(20);"
@@ -382,12 +382,12 @@ def test_nonsense_on_the_socket_is_cut_off(lab: Lab, data: bytes) -> None:
     lab.call("cnv-bridge", "ADD", bridge_conf(), lab.container())
 
 
-def test_a_configuration_over_a_mebibyte_is_refused(lab: Lab) -> None:
+def test_config_over_1_mib_is_refused(lab: Lab) -> None:
     error = lab.refusal("cnv-bridge", "ADD", b" " * ((1 << 20) + 1), lab.container())
     assert error["code"] == 5 and "1048576" in error["msg"]
 
 
-def test_files_are_those_of_the_callers_mounts(lab: Lab) -> None:
+def test_files_are_resolved_in_mount_namespace_of_caller(lab: Lab) -> None:
     """The daemon lives in a container: CNI_PATH, the plugins' own files and dataDir are the host's, not its own."""
     place = lab.folder / "there"
     place.mkdir()

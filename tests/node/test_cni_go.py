@@ -49,7 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
 @pytest.mark.parametrize("name", CASES)
-def test_bridge_gives_the_same_result_and_network(lab: Lab, name: str, version: str) -> None:
+def test_bridge_matches_go_plugin_result_and_network(lab: Lab, name: str, version: str) -> None:
     fields = dict(CASES[name])
     subnets = fields.pop("ipam", None)
     outcomes = []
@@ -80,7 +80,7 @@ def test_bridge_gives_the_same_result_and_network(lab: Lab, name: str, version: 
         {"sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", "net/ipv4/conf/IFNAME/proxy_arp": "1"}},
     ],
 )
-def test_tuning_gives_the_same_result_and_network(lab: Lab, fields: dict[str, Any]) -> None:
+def test_tuning_matches_go_plugin_result_and_network(lab: Lab, fields: dict[str, Any]) -> None:
     outcomes = []
     sysctls = "cat /proc/sys/net/ipv4/conf/eth0/arp_filter /proc/sys/net/ipv4/conf/eth0/proxy_arp"
     for plugin in ("cnv-tuning", f"{PLUGINS}/tuning"):
@@ -97,7 +97,7 @@ def test_tuning_gives_the_same_result_and_network(lab: Lab, fields: dict[str, An
 
 
 @pytest.mark.parametrize("plugin", ["cnv-bridge", f"{PLUGINS}/bridge"])
-def test_both_refuse_hairpin_with_promisc(lab: Lab, plugin: str) -> None:
+def test_hairpin_with_promisc_is_refused_by_both(lab: Lab, plugin: str) -> None:
     assert lab.raw(
         plugin, "ADD", json.dumps(bridge_conf(hairpinMode=True, promiscMode=True)).encode(), lab.container()
     ).returncode

@@ -34,7 +34,7 @@ def state(space: Space) -> dict[str, Any]:
     }
 
 
-def test_every_field_changes_what_it_names_and_del_gives_it_back(lab: Lab, where: Space) -> None:
+def test_every_field_is_applied_and_restored_by_del(lab: Lab, where: Space) -> None:
     before = state(where)
     sysctls = {"net.ipv4.conf.IFNAME.arp_filter": "1", "net/core/somaxconn": "77"}
     fields = {"mac": "02:00:00:00:00:99", "mtu": 1400, "promisc": True, "allmulti": True, "txQLen": 55}
@@ -51,7 +51,7 @@ def test_every_field_changes_what_it_names_and_del_gives_it_back(lab: Lab, where
 
 
 @pytest.mark.parametrize("field", ["mac", "mtu", "promisc", "allmulti", "txQLen", "sysctl"])
-def test_each_field_alone_leaves_the_others(lab: Lab, where: Space, field: str) -> None:
+def test_single_field_leaves_others_unchanged(lab: Lab, where: Space, field: str) -> None:
     before = state(where)
     values = {"mac": "02:00:00:00:00:99", "mtu": 1400, "promisc": True, "allmulti": True, "txQLen": 55}
     value: Any = values.get(field, {"net.ipv4.conf.IFNAME.arp_filter": "1"})
@@ -60,7 +60,7 @@ def test_each_field_alone_leaves_the_others(lab: Lab, where: Space, field: str) 
     assert after == before | {field: ["1", before["sysctl"][1]] if field == "sysctl" else value}
 
 
-def test_the_last_source_of_a_mac_wins(lab: Lab, where: Space) -> None:
+def test_last_mac_source_takes_precedence(lab: Lab, where: Space) -> None:
     conf: dict[str, Any] = {"mac": "02:00:00:00:00:01"}
     steps: list[tuple[dict[str, Any], str | None]] = [
         ({}, None),
@@ -74,7 +74,7 @@ def test_the_last_source_of_a_mac_wins(lab: Lab, where: Space) -> None:
         assert result["interfaces"][1]["mac"] == where.links()["eth0"].mac == f"02:00:00:00:00:0{number}"
 
 
-def test_args_override_every_other_field(lab: Lab, where: Space) -> None:
+def test_args_override_all_fields(lab: Lab, where: Space) -> None:
     over = {
         "mtu": 1300,
         "promisc": True,
@@ -92,7 +92,7 @@ def test_args_override_every_other_field(lab: Lab, where: Space) -> None:
     }  # fmt: skip
 
 
-def test_a_pod_sets_what_the_network_allows_and_nothing_else(lab: Lab, where: Space) -> None:
+def test_pod_args_are_limited_to_those_allowed_by_network(lab: Lab, where: Space) -> None:
     """What a pod's `cni-args` say comes in `args.cni`, from Multus unread."""
     before = state(where)
     for over in ({"sysctl": {"net.ipv4.ip_forward": "1"}}, {"promisc": True}, {"allmulti": True}, {"mtu": 1300}):
@@ -107,7 +107,7 @@ def test_a_pod_sets_what_the_network_allows_and_nothing_else(lab: Lab, where: Sp
     assert state(where) == before | {"txQLen": 9}
 
 
-def test_an_add_after_one_that_was_cut_short_keeps_what_was_there_first(lab: Lab, where: Space) -> None:
+def test_add_after_interrupted_add_keeps_original_state(lab: Lab, where: Space) -> None:
     first = state(where)
     lab.call("cnv-tuning", "ADD", tuning_conf(lab, where, mtu=1400, mac="02:00:00:00:00:99"), where)
     lab.call("cnv-tuning", "ADD", tuning_conf(lab, where, mtu=1300, mac="02:00:00:00:00:98"), where)
@@ -128,13 +128,13 @@ def test_an_add_after_one_that_was_cut_short_keeps_what_was_there_first(lab: Lab
         ("net.ipv4.conf", "cannot be read"),
     ],
 )
-def test_sysctls_outside_of_the_containers_network_are_refused(lab: Lab, where: Space, sysctl: str, words: str) -> None:
+def test_sysctls_outside_container_network_are_refused(lab: Lab, where: Space, sysctl: str, words: str) -> None:
     error = lab.refusal("cnv-tuning", "ADD", tuning_conf(lab, where, mtu=1400, sysctl={sysctl: "1"}), where)
     assert error["code"] == 7 and words in error["msg"]
     assert where.links()["eth0"].mtu == 1500 and not list(lab.data.glob("tuning/*"))
 
 
-def test_a_value_the_kernel_refuses_undoes_the_add(lab: Lab, where: Space) -> None:
+def test_value_refused_by_kernel_rolls_back_add(lab: Lab, where: Space) -> None:
     before = state(where)
     sysctls = {"net.core.somaxconn": "99", "net.ipv4.conf.IFNAME.arp_filter": "nonsense"}
     error = lab.refusal("cnv-tuning", "ADD", tuning_conf(lab, where, mtu=1400, sysctl=sysctls), where)
@@ -142,14 +142,14 @@ def test_a_value_the_kernel_refuses_undoes_the_add(lab: Lab, where: Space) -> No
 
 
 @pytest.mark.parametrize("place", ["/etc", "relative", "{}/../..", "{}x", "/"])
-def test_a_data_dir_outside_of_its_places_is_refused(lab: Lab, where: Space, place: str) -> None:
+def test_data_dir_outside_allowed_paths_is_refused(lab: Lab, where: Space, place: str) -> None:
     conf = tuning_conf(lab, where, mtu=1400, dataDir=place.format(lab.data))
     error = lab.refusal("cnv-tuning", "ADD", conf, where)
     assert error["code"] == 7 and "dataDir" in error["msg"] and where.links()["eth0"].mtu == 1500
     lab.call("cnv-tuning", "DEL", conf, where)
 
 
-def test_no_link_is_followed_to_the_data_dir(lab: Lab, where: Space, tmp_path: Path) -> None:
+def test_symlink_to_data_dir_is_not_followed(lab: Lab, where: Space, tmp_path: Path) -> None:
     (lab.data / "link").symlink_to(tmp_path)
     error = lab.refusal("cnv-tuning", "ADD", tuning_conf(lab, where, mtu=1400, dataDir=str(lab.data / "link")), where)
     assert error["code"] == 5 and not list(tmp_path.iterdir())
@@ -163,7 +163,7 @@ def test_no_link_is_followed_to_the_data_dir(lab: Lab, where: Space, tmp_path: P
     assert victim.read_text() == "mine" and not (lab.data / "tuning" / "c1_eth0.json").is_symlink()
 
 
-def test_without_a_plugin_before_it_there_is_nothing_to_tune(lab: Lab, where: Space) -> None:
+def test_tuning_without_previous_plugin_is_refused(lab: Lab, where: Space) -> None:
     conf = tuning_conf(lab, where, mtu=1400)
     del conf["prevResult"]
     assert lab.refusal("cnv-tuning", "ADD", conf, where)["code"] == 7
@@ -182,7 +182,7 @@ def test_without_a_plugin_before_it_there_is_nothing_to_tune(lab: Lab, where: Sp
         (f"echo 0 > {ARP}", "arp_filter"),
     ],
 )
-def test_check_tells_what_differs(lab: Lab, where: Space, damage: str, words: str) -> None:
+def test_check_reports_differences(lab: Lab, where: Space, damage: str, words: str) -> None:
     fields = {"mac": "02:00:00:00:00:99", "mtu": 1400, "promisc": True, "allmulti": True, "txQLen": 55}
     conf = tuning_conf(lab, where, sysctl={"net.ipv4.conf.IFNAME.arp_filter": "1"}, **fields)
     lab.call("cnv-tuning", "ADD", conf, where)
@@ -191,7 +191,7 @@ def test_check_tells_what_differs(lab: Lab, where: Space, damage: str, words: st
     assert error["code"] == 101 and words in error["msg"]
 
 
-def test_gc_forgets_the_states_of_its_network_only(lab: Lab) -> None:
+def test_gc_removes_saved_state_of_own_network_only(lab: Lab) -> None:
     for network, container in (("net", "c1"), ("net", "c2"), ("other", "c3")):
         space = lab.container()
         lab.call("cnv-bridge", "ADD", bridge_conf(name=network), space, CNI_CONTAINERID=container)

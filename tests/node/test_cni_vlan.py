@@ -119,6 +119,6 @@ def outcome() -> tuple[dict[str, str], str]:
 
 
 @pytest.mark.parametrize("name", cnivlan_guest.TESTS)
-def test_in_the_guest(name: str) -> None:
+def test_vlan_case_passes_in_guest(name: str) -> None:
     results, text = outcome()
     assert results.get(name) == "ok", text[-6000:]

@@ -67,11 +67,11 @@ def running(guest: tiny.Guest, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield started
 
 
-def test_it_says_when_it_is_ready(running: Machine) -> None:
+def test_guest_prints_ready_marker(running: Machine) -> None:
     assert "hyperlet guest ready: named-by-cloud-init 10.0.2.15" in running.log()
 
 
-def test_the_report_tells_the_network(running: Machine) -> None:
+def test_report_describes_network(running: Machine) -> None:
     report = running.report()
     (card,) = report["interfaces"]
     assert card["name"] == "eth0"
@@ -81,7 +81,7 @@ def test_the_report_tells_the_network(running: Machine) -> None:
     assert len(report["bootId"]) == 36
 
 
-def test_an_ipv6_address_comes_from_router_advertisements(running: Machine) -> None:
+def test_ipv6_address_is_configured_by_router_advertisements(running: Machine) -> None:
     def routable() -> list[str]:
         addresses = running.report()["interfaces"][0]["addresses"]
         return [a for a in addresses if ":" in a and not a.startswith("fe80:")]
@@ -89,12 +89,12 @@ def test_an_ipv6_address_comes_from_router_advertisements(running: Machine) -> N
     assert wait_for(routable, "an IPv6 address")
 
 
-def test_the_counter_grows(running: Machine) -> None:
+def test_counter_increases(running: Machine) -> None:
     first = running.report()["counter"]
     wait_for(lambda: running.report()["counter"] > first, "the counter grows")
 
 
-def test_cloud_init_data_arrives_byte_by_byte(running: Machine) -> None:
+def test_cloud_init_data_is_unchanged(running: Machine) -> None:
     seed = running.report()["cloudInit"]
     assert seed["user-data"] == USER_DATA
     assert seed["meta-data"] == "instance-id: i\nlocal-hostname: meta\n"
@@ -102,21 +102,21 @@ def test_cloud_init_data_arrives_byte_by_byte(running: Machine) -> None:
     assert "network-config" not in seed
 
 
-def test_cloud_config_is_obeyed(running: Machine) -> None:
+def test_cloud_config_is_applied(running: Machine) -> None:
     report = running.report()
     assert report["hostname"] == "named-by-cloud-init"
     assert report["cloudInit"]["applied"]["sshAuthorizedKeys"] == ["ssh-ed25519 AAAA someone@somewhere"]
     assert [each["exit"] for each in report["cloudInit"]["applied"]["commands"]] == [0, 0, 3]
 
 
-def test_login_on_the_serial_port_with_the_password_of_cloud_init(running: Machine) -> None:
+def test_serial_login_accepts_cloud_init_password(running: Machine) -> None:
     said = running.type(
         ("login: ", "tiny"), ("assword: ", "s3cret"), ("$ ", "echo I am $(id -un); echo '#' done"),
     )  # fmt: skip
     assert "I am tiny" in said
 
 
-def test_a_marker_on_the_data_disk_by_name_and_by_serial(running: Machine) -> None:
+def test_data_disk_is_read_and_written_by_name_and_serial(running: Machine) -> None:
     assert running.request("GET", "/disk/vdb")[0] == 404
     assert running.request("PUT", "/disk/data-disk", 'a "marker" ü') == (200, "written\n")
     assert running.request("GET", "/disk/vdb") == (200, 'a "marker" ü')
@@ -128,7 +128,7 @@ def test_a_marker_on_the_data_disk_by_name_and_by_serial(running: Machine) -> No
 @pytest.mark.parametrize(
     ("path", "status"), [("/disk/vda", 409), ("/disk/nowhere", 404), ("/disk/..%2Fetc", 400), ("/disk/", 400)]
 )
-def test_no_other_disk_is_written(running: Machine, path: str, status: int) -> None:
+def test_other_disks_are_not_written(running: Machine, path: str, status: int) -> None:
     assert running.request("PUT", path, "x")[0] == status
 
 
@@ -139,13 +139,13 @@ def test_unknown_paths_and_oversized_requests_are_refused(running: Machine) -> N
     assert running.report()["hostname"] == "named-by-cloud-init"
 
 
-def test_the_guest_agent_answers(running: Machine) -> None:
+def test_guest_agent_responds(running: Machine) -> None:
     ping, name = running.ask("agent", "guest-ping", "guest-get-host-name")
     assert ping == {"return": {}}
     assert name == {"return": {"host-name": "named-by-cloud-init"}}
 
 
-def test_the_power_button_shuts_down_gracefully(guest: tiny.Guest, tmp_path: Path) -> None:
+def test_power_button_shuts_guest_down(guest: tiny.Guest, tmp_path: Path) -> None:
     with machine(tmp_path, *kernel_boot(guest)) as started:
         started.wait_ready()
         assert "ready: from-dhcp 10.0.2.15" in started.log()
@@ -155,7 +155,7 @@ def test_the_power_button_shuts_down_gracefully(guest: tiny.Guest, tmp_path: Pat
         assert "guest: powered off" in started.log()
 
 
-def test_the_guest_agent_shuts_down(guest: tiny.Guest, tmp_path: Path) -> None:
+def test_guest_agent_shuts_guest_down(guest: tiny.Guest, tmp_path: Path) -> None:
     with machine(tmp_path, *kernel_boot(guest)) as started:
         started.wait_ready()
         started.ask("agent", "guest-ping")
@@ -165,7 +165,7 @@ def test_the_guest_agent_shuts_down(guest: tiny.Guest, tmp_path: Path) -> None:
         assert "guest: shutting down (poweroff)" in started.log()
 
 
-def test_a_deaf_guest_ignores_the_power_button(guest: tiny.Guest, tmp_path: Path) -> None:
+def test_guest_configured_to_ignore_power_button_keeps_running(guest: tiny.Guest, tmp_path: Path) -> None:
     with machine(tmp_path, *kernel_boot(guest, f"{KERNEL_ARGS} guest.ignore-power-button")) as started:
         started.wait_ready()
         started.ask("qmp", "system_powerdown")
@@ -175,13 +175,13 @@ def test_a_deaf_guest_ignores_the_power_button(guest: tiny.Guest, tmp_path: Path
         assert started.ended() == 0
 
 
-def test_the_disk_boots_by_itself(guest: tiny.Guest, tmp_path: Path) -> None:
+def test_disk_image_boots_without_kernel_argument(guest: tiny.Guest, tmp_path: Path) -> None:
     with machine(tmp_path, *drive("boot", guest.raw, "boot", readonly=True)) as started:
         started.wait_ready()
         assert started.report()["disks"][0]["serial"] == "boot"
 
 
-def test_the_large_screen_has_its_pixels(tmp_path: Path) -> None:
+def test_large_screen_has_configured_size(tmp_path: Path) -> None:
     disk = tmp_path / "screen.img"
     disk.write_bytes(screen_disk())
     with machine(tmp_path, *drive("boot", disk, "boot", readonly=True), "-vga", "std", "-vnc", f"unix:{tmp_path}/vnc"):
@@ -205,7 +205,7 @@ def test_the_large_screen_has_its_pixels(tmp_path: Path) -> None:
     "user_data",
     ["#cloud-config\nruncmd: [\n - - -\n\t: |\n", "#cloud-config\n" + "x" * 70000, "#!/bin/sh\nexit 7\n", "\x00\x01"],
 )
-def test_bad_user_data_does_no_harm(guest: tiny.Guest, tmp_path: Path, user_data: str) -> None:
+def test_invalid_user_data_does_not_prevent_boot(guest: tiny.Guest, tmp_path: Path, user_data: str) -> None:
     seed = seed_disk(tmp_path / "seed.iso", user_data=user_data, meta_data="instance-id: i\n")
     with machine(tmp_path, *kernel_boot(guest), *drive("seed", seed, "seed", readonly=True)) as started:
         started.wait_ready()

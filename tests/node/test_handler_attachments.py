@@ -42,7 +42,7 @@ async def refusal(node: Node, name: str, here: PodHere, attachments=None) -> str
     return caught.value.message
 
 
-async def test_a_pod_joins_with_mac_and_address_and_is_told(node: Node) -> None:
+async def test_pod_is_attached_with_mac_and_address_and_status_is_written(node: Node) -> None:
     await node.network("dmz", bridge(node.lab))
     asked = [{"name": "dmz", "interface": "pod01234567890", "mac": "02:AA:00:00:00:01"}]
     here = await node.pod("vm", json.dumps(asked), owner="vm")
@@ -68,7 +68,7 @@ async def test_a_pod_joins_with_mac_and_address_and_is_told(node: Node) -> None:
     )
 
 
-async def test_joining_again_changes_nothing(node: Node) -> None:
+async def test_repeated_attach_changes_nothing(node: Node) -> None:
     await node.network("dmz", bridge(node.lab))
     here = await node.pod("vm", "dmz", owner="vm")
     attachments = node.attachments()
@@ -79,7 +79,7 @@ async def test_joining_again_changes_nothing(node: Node) -> None:
     assert here.space.links() == before and dict(node.api.calls) == calls
 
 
-async def test_forgetting_leaves_nothing_and_is_idempotent(node: Node) -> None:
+async def test_detach_leaves_nothing_and_is_idempotent(node: Node) -> None:
     await node.network("dmz", bridge(node.lab))
     here = await node.pod("vm", "dmz,dmz@second", owner="vm")
     attachments = node.attachments()
@@ -92,7 +92,7 @@ async def test_forgetting_leaves_nothing_and_is_idempotent(node: Node) -> None:
     await attachments.forget("never-was")
 
 
-async def test_a_chain_as_in_the_seed_manifests(node: Node) -> None:
+async def test_seed_manifest_plugin_chain_is_attached(node: Node) -> None:
     """cnv-bridge, then cnv-tuning, 0.3.1, without IPAM."""
     plugins = [{"type": "cnv-bridge", "bridge": "br1"}, {"type": "cnv-tuning", "dataDir": "/run/cni/hl-test-tuning"}]
     await node.network("br1-public", {"cniVersion": "0.3.1", "name": "br1-public", "plugins": plugins}, "default")
@@ -105,7 +105,7 @@ async def test_a_chain_as_in_the_seed_manifests(node: Node) -> None:
     assert not node.ports() and not node.records()
 
 
-async def test_the_go_plugins_serve_as_well(node: Node) -> None:
+async def test_go_plugins_are_supported(node: Node) -> None:
     await node.network("go", bridge(node.lab, type="bridge", capabilities={"ips": True}))
     await node.network("vlan", {"type": "macvlan", "master": "br1", "cniVersion": "0.4.0"})
     here = await node.pod("vm", '[{"name":"go"},{"name":"vlan","mac":"02:aa:00:00:00:05"}]', owner="vm")
@@ -117,7 +117,7 @@ async def test_the_go_plugins_serve_as_well(node: Node) -> None:
     assert set(here.space.links()) == {"lo", "eth0"} and not node.leases("lan")
 
 
-async def test_an_unplugged_network_is_left_and_a_new_one_joined(node: Node) -> None:
+async def test_removed_network_is_detached_and_new_network_attached(node: Node) -> None:
     await node.network("one", bridge(node.lab, "one"))
     await node.network("two", bridge(node.lab, "two"))
     here = await node.pod("vm", "one@a", owner="vm")
@@ -129,7 +129,7 @@ async def test_an_unplugged_network_is_left_and_a_new_one_joined(node: Node) -> 
     assert [entry["interface"] for entry in node.told("vm")] == ["b"]
 
 
-async def test_a_failed_add_is_undone_and_told_with_the_plugins_words(node: Node) -> None:
+async def test_failed_add_is_rolled_back_and_reported_with_plugin_error(node: Node) -> None:
     plugins = [bridge(node.lab), {"type": "cnv-tuning", "sysctl": {"net.ipv4.no_such": "1"}}]
     await node.network("bad", {"cniVersion": "1.0.0", "name": "bad", "plugins": plugins})
     here = await node.pod("vm", "bad", owner="vm")
@@ -139,7 +139,7 @@ async def test_a_failed_add_is_undone_and_told_with_the_plugins_words(node: Node
     assert set(here.space.links()) == {"lo", "eth0"}
 
 
-async def test_one_that_fails_does_not_take_another_away(node: Node) -> None:
+async def test_failed_network_keeps_attached_networks(node: Node) -> None:
     await node.network("dmz", bridge(node.lab))
     here = await node.pod("vm", "dmz,missing", owner="vm")
     words = await refusal(node, "vm", here)
@@ -160,7 +160,7 @@ async def test_one_that_fails_does_not_take_another_away(node: Node) -> None:
         ({"type": "cnv-bridge", "bridge": "br1", "ipam": {"type": "dhcp"}}, "ipam type dhcp"),
     ],
 )
-async def test_what_is_wrong_with_a_definition_is_told_in_words(node: Node, config, words: str) -> None:
+async def test_invalid_definition_is_reported(node: Node, config, words: str) -> None:
     node.lab.node.run("ip link add br1 type bridge; ip link set br1 up")
     await node.network("bad", config)
     here = await node.pod("vm", "bad", owner="vm")
@@ -169,7 +169,7 @@ async def test_what_is_wrong_with_a_definition_is_told_in_words(node: Node, conf
     assert not node.ports() and not node.records()
 
 
-async def test_a_plugin_that_hangs_or_floods_is_stopped(node: Node) -> None:
+async def test_plugin_that_hangs_or_floods_is_killed(node: Node) -> None:
     node.plugin("flood", "exec yes '{'")
     node.plugin("hang", f"sleep 600 & echo $! > {node.folder}/child; sleep 600")
     with pytest.raises(OSError, match="Exec format"):
@@ -184,7 +184,7 @@ async def test_a_plugin_that_hangs_or_floods_is_stopped(node: Node) -> None:
     await until(lambda: not _alive(child))
 
 
-async def test_a_plugin_sees_its_own_environment_only(node: Node) -> None:
+async def test_plugin_environment_excludes_handler_variables(node: Node) -> None:
     node.plugin("spy", "env; cat; readlink /proc/self/ns/net; echo oops >&2; exit 3")
     seen = await node.host.run("spy", {"CNI_COMMAND": "ADD"}, b'{"a": 1}')
     text = seen.stdout.decode()
@@ -194,7 +194,7 @@ async def test_a_plugin_sees_its_own_environment_only(node: Node) -> None:
     assert "KUBERNETES" not in text and "PYTHON" not in text and "HOME=" not in text
 
 
-async def test_a_pod_in_the_nodes_own_network_is_refused(node: Node) -> None:
+async def test_pod_in_host_network_is_refused(node: Node) -> None:
     await node.network("dmz", bridge(node.lab))
     here = await node.pod("vm", "dmz", owner="vm")
     with proc.Process(os.getpid()) as process, pytest.raises(NetworkError, match="node's network namespace"):
@@ -202,7 +202,7 @@ async def test_a_pod_in_the_nodes_own_network_is_refused(node: Node) -> None:
     assert not node.ports() and not node.records() and here.uid
 
 
-async def test_multus_interfaces_are_only_waited_for(node: Node) -> None:
+async def test_multus_interfaces_are_awaited_but_not_created(node: Node) -> None:
     node.configure("00-multus.conf", {"name": "multus-cni-network", "type": "multus-shim"})
     await node.network("dmz", bridge(node.lab))
     here = await node.pod("vm", "dmz", owner="vm")
@@ -221,7 +221,7 @@ async def test_multus_interfaces_are_only_waited_for(node: Node) -> None:
     assert not node.records()
 
 
-async def test_one_that_cannot_be_joined_holds_up_no_other(node: Node) -> None:
+async def test_missing_definition_does_not_block_other_networks(node: Node) -> None:
     await node.network("good", bridge(node.lab))
     here = await node.pod("vm", "absent@a,good@b", owner="vm")
     with pytest.raises(AttachmentFailed, match="no such NetworkAttachmentDefinition") as refused:
@@ -230,7 +230,7 @@ async def test_one_that_cannot_be_joined_holds_up_no_other(node: Node) -> None:
     assert "b" in here.space.links() and [entry["interface"] for entry in node.told("vm")] == ["b"]
 
 
-async def test_a_status_that_somebody_made_up_convinces_nobody(node: Node) -> None:
+async def test_forged_network_status_is_ignored(node: Node) -> None:
     await node.network("dmz", bridge(node.lab))
     here = await node.pod("vm", "dmz", owner="vm")
     status = json.dumps([{"interface": "eth0", "default": True}, {"interface": "net1"}])
@@ -240,7 +240,7 @@ async def test_a_status_that_somebody_made_up_convinces_nobody(node: Node) -> No
     assert await ensure(node, "vm", here) == {"net1": OURS}
 
 
-async def test_an_add_cut_short_by_a_crash_is_done_again_from_the_start(node: Node) -> None:
+async def test_add_interrupted_by_crash_is_restarted(node: Node) -> None:
     await node.network("dmz", bridge(node.lab))
     here = await node.pod("vm", "dmz", owner="vm")
     await ensure(node, "vm", here)
@@ -252,7 +252,7 @@ async def test_an_add_cut_short_by_a_crash_is_done_again_from_the_start(node: No
     assert len(node.ports()) == 1 and len(node.leases("lan")) == 1
 
 
-async def test_a_cancelled_caller_leaves_nothing_half_done(node: Node) -> None:
+async def test_cancelled_attach_leaves_no_partial_state(node: Node) -> None:
     node.plugin("slow", f"cat > {node.folder}/in; until [ -e {node.folder}/go ]; do sleep 0.02; done; echo '{{}}'")
     await node.network("slow", {"type": "slow"})
     here = await node.pod("vm", "slow", owner="vm")
@@ -270,7 +270,7 @@ async def test_a_cancelled_caller_leaves_nothing_half_done(node: Node) -> None:
 # ---- the whole of it, following the pods ---------------------------------------------------------------------------
 
 
-async def test_an_ordinary_pod_joins_by_itself_and_leaves_when_it_is_deleted(node: Node) -> None:
+async def test_ordinary_pod_is_attached_and_detached_on_deletion(node: Node) -> None:
     await node.network("bond1-br1", bridge(node.lab))
     await node.handler()
     here = await node.pod("application-pod", "bond1-br1")
@@ -284,7 +284,7 @@ async def test_an_ordinary_pod_joins_by_itself_and_leaves_when_it_is_deleted(nod
     assert not node.ports() and not node.leases("lan")
 
 
-async def test_what_a_pod_cannot_have_is_told_to_it_in_an_event(node: Node) -> None:
+async def test_failed_attach_of_pod_is_reported_by_event(node: Node) -> None:
     await node.handler()
     here = await node.pod("app", "absent")
     await until(node.events)
@@ -295,7 +295,7 @@ async def test_what_a_pod_cannot_have_is_told_to_it_in_an_event(node: Node) -> N
     assert here.space.links()["net1"].up
 
 
-async def test_a_machines_pod_is_told_later_when_the_api_server_refuses_now(node: Node) -> None:
+async def test_launcher_pod_status_is_retried_after_api_error(node: Node) -> None:
     """The interface is there: the VM starts, whoever is away."""
     await node.network("dmz", bridge(node.lab))
     attachments = await node.handler()
@@ -308,7 +308,7 @@ async def test_a_machines_pod_is_told_later_when_the_api_server_refuses_now(node
     await until(lambda: node.told("vm"))
 
 
-async def test_an_unplugged_network_of_a_machine_is_left_without_being_asked(node: Node) -> None:
+async def test_removed_network_of_launcher_pod_is_detached_without_request(node: Node) -> None:
     await node.network("dmz", bridge(node.lab))
     attachments = await node.handler()
     here = await node.pod("vm", "dmz,dmz@second", owner="vm")
@@ -318,7 +318,7 @@ async def test_an_unplugged_network_of_a_machine_is_left_without_being_asked(nod
     assert set(here.space.links()) == {"lo", "eth0", "net1"} and len(node.leases("lan")) == 1
 
 
-async def test_a_new_sandbox_of_the_same_pod_joins_again(node: Node) -> None:
+async def test_new_sandbox_of_same_pod_is_attached(node: Node) -> None:
     await node.network("dmz", bridge(node.lab))
     await node.handler()
     here = await node.pod("app", "dmz")
@@ -330,7 +330,7 @@ async def test_a_new_sandbox_of_the_same_pod_joins_again(node: Node) -> None:
     await until(lambda: len(node.leases("lan")) == 1 and len(node.ports()) == 1)
 
 
-async def test_pods_that_went_while_the_handler_was_away(node: Node) -> None:
+async def test_pods_removed_during_handler_downtime_are_detached(node: Node) -> None:
     await node.network("dmz", bridge(node.lab))
     await node.handler()
     gone, stays = await node.pod("gone", "dmz"), await node.pod("stays", "dmz")
@@ -345,7 +345,7 @@ async def test_pods_that_went_while_the_handler_was_away(node: Node) -> None:
     assert len(node.ports()) == 1 and len(node.leases("lan")) == 1 and "net1" in stays.space.links()
 
 
-async def test_a_del_that_fails_is_tried_until_it_works_and_told(node: Node) -> None:
+async def test_failed_del_is_retried_and_reported(node: Node) -> None:
     switch = node.folder / "broken"
     node.plugin(
         "flaky",
@@ -367,7 +367,7 @@ async def test_a_del_that_fails_is_tried_until_it_works_and_told(node: Node) -> 
     await until(lambda: not node.records(), seconds=30)
 
 
-async def test_a_pod_gone_from_the_api_but_alive_on_the_node_keeps_its_networks(node: Node) -> None:
+async def test_pod_missing_in_api_but_running_keeps_networks(node: Node) -> None:
     await node.network("dmz", bridge(node.lab))
     await node.handler()
     here = await node.pod("app", "dmz")
@@ -387,7 +387,7 @@ async def test_a_pod_gone_from_the_api_but_alive_on_the_node_keeps_its_networks(
     await until(lambda: not node.records())
 
 
-def test_the_sandbox_is_the_oldest_process_outside_of_the_nodes_network() -> None:
+def test_sandbox_is_oldest_process_outside_host_network() -> None:
     here = PodHere("8b4a9c1e-0000-4000-8000-00000000abcd")
     try:
         first = here.processes[0].pid

@@ -37,7 +37,7 @@ def offering(
     )
 
 
-async def test_a_bridge_comes_and_goes_and_comes_again(kubelet: Kubelet) -> None:
+async def test_bridge_is_advertised_and_withdrawn_repeatedly(kubelet: Kubelet) -> None:
     there: set[str] = set()
     made = offering(kubelet, there)
     async with running(made):
@@ -52,7 +52,7 @@ async def test_a_bridge_comes_and_goes_and_comes_again(kubelet: Kubelet) -> None
     assert not list(kubelet.directory.glob("hyperlet-*"))
 
 
-async def test_who_asks_gets_nothing(kubelet: Kubelet) -> None:
+async def test_allocate_of_bridge_adds_no_devices(kubelet: Kubelet) -> None:
     async with running(offering(kubelet, {"br1"})):
         await until(lambda: kubelet.registered, "registered")
         async with kubelet.plugin(kubelet.registered[0].endpoint) as stub:
@@ -61,13 +61,13 @@ async def test_who_asks_gets_nothing(kubelet: Kubelet) -> None:
     assert [list(each.devices) for each in answer.container_responses] == [[], []]
 
 
-async def test_a_bridge_called_like_a_device_takes_nobodys_place(kubelet: Kubelet) -> None:
+async def test_bridge_named_like_device_has_separate_endpoint(kubelet: Kubelet) -> None:
     async with running(offering(kubelet, {"kvm"})):
         await until(lambda: kubelet.registered, "registered")
         assert kubelet.registered[0].endpoint == "hyperlet-bridge-kvm.sock"
 
 
-async def test_names_that_are_no_resources_are_skipped_and_told_once(
+async def test_invalid_resource_names_are_skipped_and_logged_once(
     kubelet: Kubelet, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = {"br-ok.7", "_br", "br_", "brücke", "br:1", "br\n1"}
@@ -80,7 +80,7 @@ async def test_names_that_are_no_resources_are_skipped_and_told_once(
     assert capsys.readouterr().out.count("Bridge is not advertised") == 5
 
 
-async def test_there_is_a_limit_and_who_was_first_keeps_its_place(kubelet: Kubelet) -> None:
+async def test_advertised_bridges_are_limited_and_existing_kept(kubelet: Kubelet) -> None:
     there = {"z"}
     made = offering(kubelet, there)
     async with running(made):
@@ -90,7 +90,7 @@ async def test_there_is_a_limit_and_who_was_first_keeps_its_place(kubelet: Kubel
         assert "z" in made.offered
 
 
-async def test_kubelet_that_starts_again_is_told_again(kubelet: Kubelet) -> None:
+async def test_restarted_kubelet_gets_new_registration(kubelet: Kubelet) -> None:
     async with running(offering(kubelet, {"br1"})):
         await until(lambda: kubelet.registered, "registered")
         await kubelet.stop()
@@ -101,7 +101,7 @@ async def test_kubelet_that_starts_again_is_told_again(kubelet: Kubelet) -> None
         await again.stop()
 
 
-async def test_the_pod_networks_bridge_is_never_offered(kubelet: Kubelet, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_pod_network_bridge_is_never_advertised(kubelet: Kubelet, capsys: pytest.CaptureFixture[str]) -> None:
     """Not even where the administrator allows it by name."""
     made = offering(kubelet, {"cni0", "br1"}, pods={"cni0"}, choice=lambda: BridgePolicy(allowed=("cni0", "br1")))
     async with running(made):
@@ -111,7 +111,7 @@ async def test_the_pod_networks_bridge_is_never_offered(kubelet: Kubelet, capsys
     assert capsys.readouterr().out.count("it belongs to the pod network") == 1
 
 
-async def test_a_bridge_that_pods_come_to_use_is_withdrawn(kubelet: Kubelet) -> None:
+async def test_bridge_that_becomes_pod_network_is_withdrawn(kubelet: Kubelet) -> None:
     pods: set[str] = set()
     made = offering(kubelet, {"br1", "br2"}, pods=pods)
     async with running(made):
@@ -120,7 +120,7 @@ async def test_a_bridge_that_pods_come_to_use_is_withdrawn(kubelet: Kubelet) -> 
         await until(lambda: made.offered == {"br2"}, "withdrawn")
 
 
-async def test_the_administrator_chooses(kubelet: Kubelet) -> None:
+async def test_bridge_policy_selects_advertised_bridges(kubelet: Kubelet) -> None:
     chosen: list[BridgePolicy | None] = [None]
     there = {"br1", "br2", "mgmt", "house"}
     made = offering(kubelet, there, choice=lambda: chosen[0])
@@ -138,7 +138,7 @@ async def test_the_administrator_chooses(kubelet: Kubelet) -> None:
             await until(lambda expected=expected: made.offered == expected, f"{choice}")
 
 
-async def test_a_node_whose_configuration_cannot_be_read_offers_nothing_new(kubelet: Kubelet) -> None:
+async def test_unreadable_node_config_advertises_no_new_bridges(kubelet: Kubelet) -> None:
     fails = True
 
     async def pod_network() -> frozenset[str]:
@@ -154,7 +154,7 @@ async def test_a_node_whose_configuration_cannot_be_read_offers_nothing_new(kube
         await until(lambda: made.offered == {"br1"}, "offered")
 
 
-def test_the_pods_own_interfaces_tell_the_pod_network() -> None:
+def test_pod_network_is_detected_from_pod_interfaces() -> None:
     """As the kernel shows it: a pod on one of two bridges, by a veth pair, with another card that has no bridge."""
     script = f"""
         mount -t tmpfs run /run; mount -t sysfs sysfs /sys; mkdir /run/pod
@@ -192,9 +192,7 @@ END
         ([{"type": "bridge", "bridge": 7}, "junk", None], set()),
     ],
 )
-async def test_the_nodes_configuration_tells_the_pod_network(
-    tmp_path: Path, plugins: list[Any], expected: set[str]
-) -> None:
+async def test_pod_network_is_detected_from_cni_config(tmp_path: Path, plugins: list[Any], expected: set[str]) -> None:
     """The first file is the pod network's; others are networks that pods may join as well."""
     (tmp_path / "10-pods.conflist").write_text(json.dumps({"name": "pods", "plugins": plugins}))
     (tmp_path / "20-house.conf").write_text(json.dumps({"name": "house", "type": "bridge", "bridge": "br1"}))
@@ -202,7 +200,7 @@ async def test_the_nodes_configuration_tells_the_pod_network(
     assert await PodNetworkBridges(host).bridges() == expected
 
 
-def test_what_is_a_bridge() -> None:
+def test_only_bridge_devices_are_bridges() -> None:
     """As the kernel shows it: in a namespace with two bridges and a device that is none."""
     script = (
         "mount -t sysfs sysfs /sys; ip link add br1 type bridge; ip link add br-2 type bridge; "
@@ -216,10 +214,10 @@ def test_what_is_a_bridge() -> None:
     assert done.stdout.strip() == "['br-2', 'br1']", done.stderr
 
 
-def test_devices_that_cannot_be_looked_at_are_no_bridges(tmp_path: Path) -> None:
+def test_unreadable_devices_are_not_bridges(tmp_path: Path) -> None:
     assert node_bridges(tmp_path / "none") == set()
 
 
-async def test_it_ends_at_once(kubelet: Kubelet) -> None:
+async def test_cancel_stops_advertiser_immediately(kubelet: Kubelet) -> None:
     async with asyncio.timeout(5), running(offering(kubelet, {"br1", "br2"})):
         await until(lambda: len(kubelet.registered) == 2, "registered")

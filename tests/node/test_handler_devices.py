@@ -90,7 +90,7 @@ def make_device(path: pathlib.Path) -> None:
     os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
 
 
-async def test_device_comes_and_goes(kubelet, tmp_path):
+async def test_device_is_added_and_removed(kubelet, tmp_path):
     device = tmp_path / "dev"
     async with running(plugin_of(device, kubelet.directory)):
         await until(lambda: kubelet.total.get("devices.kubevirt.io/tun") == 1000, "a thousand devices are offered")
@@ -101,7 +101,7 @@ async def test_device_comes_and_goes(kubelet, tmp_path):
         await until(lambda: kubelet.healthy["devices.kubevirt.io/tun"] == 0, "unhealthy once it is gone")
 
 
-async def test_one_failed_check_of_a_busy_node_takes_no_device_away(kubelet, tmp_path):
+async def test_single_failed_check_keeps_device_healthy(kubelet, tmp_path):
     asked, third = 0, asyncio.Event()
 
     async def check(_device: str) -> kvm_probe.KvmProbe:
@@ -122,7 +122,7 @@ async def test_one_failed_check_of_a_busy_node_takes_no_device_away(kubelet, tmp
         await until(lambda: asked >= 5 and kubelet.healthy.get(resource) == 0, "two in a row count")
 
 
-async def test_a_file_in_the_devices_place_is_unhealthy(kubelet, tmp_path):
+async def test_regular_file_instead_of_device_is_unhealthy(kubelet, tmp_path):
     device = tmp_path / "dev"
     device.write_text("")
     async with running(plugin_of(device, kubelet.directory)):
@@ -130,7 +130,7 @@ async def test_a_file_in_the_devices_place_is_unhealthy(kubelet, tmp_path):
         assert kubelet.healthy["devices.kubevirt.io/tun"] == 0
 
 
-async def test_allocate_gives_the_device_without_mknod(kubelet, tmp_path):
+async def test_allocate_returns_device_without_mknod(kubelet, tmp_path):
     device = tmp_path / "dev"
     make_device(device)
     async with running(plugin_of(device, kubelet.directory)):
@@ -144,7 +144,7 @@ async def test_allocate_gives_the_device_without_mknod(kubelet, tmp_path):
     ] == [[(str(device), str(device), "rw")]] * 2
 
 
-async def test_registers_again_when_kubelet_restarts(kubelet, tmp_path):
+async def test_plugin_registers_after_kubelet_restart(kubelet, tmp_path):
     device = tmp_path / "dev"
     make_device(device)
     async with running(plugin_of(device, kubelet.directory)):
@@ -157,7 +157,7 @@ async def test_registers_again_when_kubelet_restarts(kubelet, tmp_path):
         await again.stop()
 
 
-async def test_waits_for_a_kubelet_that_is_not_there_yet(tmp_path):
+async def test_plugin_waits_for_missing_kubelet(tmp_path):
     device = tmp_path / "dev"
     make_device(device)
     directory = tmp_path / "plugins"
@@ -170,7 +170,7 @@ async def test_waits_for_a_kubelet_that_is_not_there_yet(tmp_path):
         await kubelet.stop()
 
 
-async def test_probe_of_this_machine_agrees_with_a_guest():
+async def test_kvm_probe_matches_guest_result():
     """Whatever this machine has: the probe ends, and says in words what it found."""
     verdict = await kvm_probe.probe()
     if not pathlib.Path(kvm_probe.DEVICE).exists():
@@ -181,17 +181,17 @@ async def test_probe_of_this_machine_agrees_with_a_guest():
         assert "/dev/kvm" in verdict.sentence
 
 
-async def test_probe_of_things_that_are_not_kvm(tmp_path):
+async def test_kvm_probe_fails_for_other_files(tmp_path):
     assert (await kvm_probe.probe(str(tmp_path / "none"))).works is False
     assert "does not work" in (await kvm_probe.probe("/dev/null")).sentence
 
 
-async def test_probe_of_a_fifo_ends(tmp_path):
+async def test_kvm_probe_of_fifo_returns(tmp_path):
     fifo = tmp_path / "kvm"
     os.mkfifo(fifo)
     assert (await kvm_probe.probe(str(fifo), deadline=3)).works is False
 
 
-async def test_probe_is_killed_at_its_deadline():
+async def test_kvm_probe_is_killed_at_deadline():
     verdict = await kvm_probe.probe(kvm_probe.DEVICE, deadline=0.001)
     assert verdict == kvm_probe.KvmProbe(False, "/dev/kvm hangs: the probe's guest did not halt within 0.001 s")

@@ -94,12 +94,12 @@ def wanted(image: str, volume: str = "disk0", policy: str | None = None, secret:
     return WantedImage(volume, image, policy, secret)
 
 
-async def test_single_layer_image_is_shown(provider, container):
+async def test_single_layer_image_is_mounted(provider, container):
     assert await provider.provide(container.process, POD, [wanted("registry.test/one:1")]) == ["disk0"]
     assert container.run("cat /images/disk0/disk/one.img").stdout == "first"
 
 
-async def test_many_layers_and_two_images_at_once(provider, container):
+async def test_two_multi_layer_images_are_mounted_together(provider, container):
     both = [wanted("registry.test/many:2"), wanted("registry.test/one:1", images.KERNEL_BOOT)]
     assert await provider.provide(container.process, POD, both) == ["disk0", "kernel-boot"]
     assert container.run("cat /images/disk0/disk/many.img; ls /images/disk0").stdout == "newdisk\nother\n"
@@ -107,7 +107,7 @@ async def test_many_layers_and_two_images_at_once(provider, container):
 
 
 @pytest.mark.parametrize("image", ["registry.test/one:1", "registry.test/many:2"])
-async def test_mount_is_locked_down_and_the_host_never_sees_it(provider, container, image):
+async def test_mount_is_restricted_and_invisible_to_host(provider, container, image):
     before = pathlib.Path("/proc/self/mountinfo").read_text()
     await provider.provide(container.process, POD, [wanted(image)])
     assert pathlib.Path("/proc/self/mountinfo").read_text() == before
@@ -116,7 +116,7 @@ async def test_mount_is_locked_down_and_the_host_never_sees_it(provider, contain
     assert "Read-only" in container.run("touch /images/disk0/x").stderr
 
 
-async def test_again_does_nothing(provider, container, client):
+async def test_repeated_provide_changes_nothing(provider, container, client):
     await provider.provide(container.process, POD, [wanted("registry.test/one:1")])
     assert await provider.provide(container.process, POD, [wanted("registry.test/one:1")]) == []
     assert container.process.read("mountinfo").decode().count(" /images/disk0 ") == 1
@@ -126,7 +126,7 @@ async def test_again_does_nothing(provider, container, client):
     assert await fresh.provide(container.process, POD, [wanted("registry.test/one:1")]) == ["disk0"]
 
 
-async def test_layers_by_mount_on_older_kernels(client, container):
+async def test_layers_are_mounted_by_mount_on_older_kernels(client, container):
     chain = await client.top_snapshot("registry.test/many:2")
     view = await client.view(images.key_of(POD, "old"), chain, POD)
     layers = (
@@ -148,7 +148,7 @@ async def test_layers_by_mount_on_older_kernels(client, container):
     assert pathlib.Path("/proc/self/mountinfo").read_text() == before
 
 
-async def test_image_survives_its_removal_and_garbage_collection(provider, container, daemon, tmp_path):
+async def test_mounted_image_survives_removal_and_garbage_collection(provider, container, daemon, tmp_path):
     daemon.ctr(
         "images", "import", str(Image({"disk/gone": b"still here"}).archive(tmp_path / "a.tar", "registry.test/gone:1"))
     )
@@ -158,7 +158,7 @@ async def test_image_survives_its_removal_and_garbage_collection(provider, conta
     assert container.run("cat /images/disk0/disk/gone").stdout == "still here"
 
 
-async def test_views_go_with_their_pod(provider, container, client, daemon):
+async def test_views_are_removed_with_pod(provider, container, client, daemon):
     await provider.provide(container.process, POD, [wanted("registry.test/one:1")])
     await client.view(images.key_of(OTHER, "left-by-a-crash"), await client.top_snapshot("registry.test/one:1"), OTHER)
     assert await provider.sweep({POD}) == [images.key_of(OTHER, "left-by-a-crash")]
@@ -171,7 +171,7 @@ async def test_views_go_with_their_pod(provider, container, client, daemon):
 @pytest.mark.parametrize(
     "trap", ["ln -s /usr /images/disk0", "rmdir /images; ln -s /usr /images", "touch /images/disk0"]
 )
-async def test_links_and_files_in_the_way_are_not_followed(provider, container, trap):
+async def test_links_and_files_at_mount_point_are_refused(provider, container, trap):
     assert container.run(trap).returncode == 0
     with pytest.raises(ImagePullFailed):
         await provider.provide(container.process, POD, [wanted("registry.test/one:1")])
@@ -180,13 +180,13 @@ async def test_links_and_files_in_the_way_are_not_followed(provider, container, 
     ]
 
 
-async def test_directory_that_is_not_roots_is_refused(provider, container):
+async def test_directory_not_owned_by_root_is_refused(provider, container):
     container.run("chown 107 /images")
     with pytest.raises(ImagePullFailed, match="not owned by root"):
         await provider.provide(container.process, POD, [wanted("registry.test/one:1")])
 
 
-async def test_our_own_mount_namespace_is_refused(provider):
+async def test_handler_mount_namespace_is_refused(provider):
     ours = await asyncio.create_subprocess_exec("sleep", "60")
     try:
         with proc.Process(ours.pid) as process, pytest.raises(ImagePullFailed):
@@ -197,7 +197,7 @@ async def test_our_own_mount_namespace_is_refused(provider):
         await ours.wait()
 
 
-async def test_missing_image_with_never_and_with_secret(provider, container):
+async def test_missing_image_with_never_or_secret_is_refused(provider, container):
     with pytest.raises(containerd.ImageMissing, match=r"registry.test/none:1 is not on the node"):
         await provider.provide(container.process, POD, [wanted("registry.test/none:1", policy="Never")])
     with pytest.raises(ImagePullFailed, match="imagePullSecret mine"):
@@ -214,7 +214,7 @@ async def registry():
         await served.close()
 
 
-async def test_pull_by_policy(provider, container):
+async def test_pull_follows_policy(provider, container):
     async with registry() as served:
         served.images["pulled"] = Image({"disk/p": b"pulled"})
         image = f"{served.host}/pulled:1"
@@ -228,7 +228,7 @@ async def test_pull_by_policy(provider, container):
         assert container.run("cat /images/always/disk/p").stdout == "newer"
 
 
-async def test_failed_pull_backs_off_in_words(provider, container):
+async def test_failed_pull_backs_off_with_message(provider, container):
     async with registry() as served:
         image = f"{served.host}/none:1"
         with pytest.raises(containerd.PullRefused, match="not found") as first:
@@ -240,7 +240,7 @@ async def test_failed_pull_backs_off_in_words(provider, container):
         assert 0 < second.value.again_in <= first.value.again_in <= 5
 
 
-async def test_without_a_socket_the_component_that_brings_it_is_named(container, provider):
+async def test_provider_without_socket_names_component(container, provider):
     without = images.ImageMounts(None, host_mounts="/proc/self/ns/mnt")
     with pytest.raises(
         ImagePullFailed, match=r"volume disk0: image registry.test/one:1 .*components/containerd-socket"
@@ -253,7 +253,7 @@ async def test_without_a_socket_the_component_that_brings_it_is_named(container,
     assert await without.sweep([]) == []
 
 
-async def test_no_containerd_is_said(container):
+async def test_unreachable_containerd_is_reported(container):
     client = containerd.Containerd("/nonexistent/containerd.sock")
     provider = images.ImageMounts(client, host_mounts="/proc/self/ns/mnt")
     began = time.monotonic()

@@ -64,7 +64,7 @@ def held() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_all_of_the_launchers_processes_and_nobody_elses(pod):
+def test_limit_is_raised_for_launcher_processes_only(pod):
     ours = {pod.start(), pod.start()}
     theirs, outside = pod.start(user=107), pod.start(inside=False)
     before, open_before = soft(theirs), held()
@@ -76,7 +76,7 @@ def test_all_of_the_launchers_processes_and_nobody_elses(pod):
     assert held() == open_before
 
 
-def test_a_process_that_is_born_meanwhile_gets_it_too(pod):
+def test_process_started_meanwhile_gets_limit(pod):
     pod.start()
     born = []
 
@@ -89,7 +89,7 @@ def test_a_process_that_is_born_meanwhile_gets_it_too(pod):
     assert soft(born[0]) == ENOUGH
 
 
-def test_a_process_that_dies_meanwhile_is_no_trouble(pod):
+def test_process_ending_meanwhile_is_ignored(pod):
     doomed, other = pod.start(), pod.start()
 
     def set_limits(pid, limits):
@@ -101,13 +101,13 @@ def test_a_process_that_dies_meanwhile_is_no_trouble(pod):
     assert memlock.allow(UID, "fast", ENOUGH, ROOT, set_limits) == [other]
 
 
-def test_whoever_always_has_new_processes_is_refused(pod):
+def test_pod_with_endless_new_processes_is_refused(pod):
     pod.start()
     with pytest.raises(NetworkError, match="interface fast: the launcher forks faster"):
         memlock.allow(UID, "fast", ENOUGH, ROOT, lambda pid, limits: None)
 
 
-def test_a_dead_launcher_needs_nothing():
+def test_dead_launcher_is_ignored():
     assert memlock.allow(UID, "fast", ENOUGH) == []
 
 
@@ -122,7 +122,7 @@ except NetworkError as error:
 """
 
 
-def test_without_the_right_to_raise_limits_the_words_say_so(pod):
+def test_missing_right_to_raise_limits_is_reported(pod):
     """In a process that has not got it, whether this machine's tests have or not."""
     pid = pod.start(user=107)
     resources = "-sys_resource"
@@ -136,7 +136,7 @@ def test_without_the_right_to_raise_limits_the_words_say_so(pod):
     )
 
 
-def test_other_failures_are_told_as_they_are(pod):
+def test_other_failures_are_reported_unchanged(pod):
     pid = pod.start()
 
     def set_limits(pid, limits):
@@ -146,7 +146,7 @@ def test_other_failures_are_told_as_they_are(pod):
         memlock.allow(UID, "fast", ENOUGH, ROOT, set_limits)
 
 
-def test_members_are_those_of_this_pod_only(pod):
+def test_members_exclude_processes_of_other_pods(pod):
     inside = {pod.start(), pod.start(user=107)}
     pod.start(inside=False)
     found = list(pod_processes.members(UID.upper()))

@@ -107,7 +107,7 @@ def shown(kube: HandlerKube) -> list[str]:
     return [entry.get("name", "") for entry in kube.status().get("interfaces", [])]
 
 
-async def test_nic_is_plugged_into_a_running_vm_and_out_again(kube, pods):
+async def test_nic_is_hotplugged_and_unplugged(kube, pods):
     with lab(pods) as (made, namespace, attacher):
         launcher = made.launcher()
         given(kube, made, DEFAULT_NIC)
@@ -144,7 +144,7 @@ async def test_nic_is_plugged_into_a_running_vm_and_out_again(kube, pods):
         assert [reason for _, reason, _ in kube.events] == ["Started"]
 
 
-async def test_handler_that_dies_while_plugging_goes_on_where_it_was(kube, pods):
+async def test_handler_restarted_during_hotplug_resumes(kube, pods):
     with lab(pods) as (made, namespace, attacher):
         launcher = made.launcher()
         given(kube, made, DEFAULT_NIC)
@@ -171,7 +171,7 @@ async def test_handler_that_dies_while_plugging_goes_on_where_it_was(kube, pods)
             await until(lambda: shown(kube) == ["default"] and f"tap{SHORT}" not in namespace.run("ip link"))
 
 
-async def test_bridge_on_the_pods_own_network_through_a_restart(kube, pods):
+async def test_pod_network_bridge_survives_handler_restart(kube, pods):
     with lab(pods) as (made, _, attacher):
         launcher = made.launcher()
         given(kube, made, {"name": "default", "bridge": {}})
@@ -191,7 +191,7 @@ async def test_bridge_on_the_pods_own_network_through_a_restart(kube, pods):
         assert list((pods / "nics").iterdir()) == []
 
 
-async def test_network_that_cannot_be_joined_is_said_and_harms_no_running_vm(kube, pods):
+async def test_failed_network_is_reported_and_running_vm_unaffected(kube, pods):
     with lab(pods) as (made, namespace, attacher):
         launcher = made.launcher()
         given(kube, made, DEFAULT_NIC)
@@ -208,7 +208,7 @@ async def test_network_that_cannot_be_joined_is_said_and_harms_no_running_vm(kub
             await until(lambda: kube.condition("Synchronized")["status"] == "True")
 
 
-async def test_launcher_that_lies_about_its_nics_keeps_no_name_and_frees_nobodys_tap(kube, pods):
+async def test_false_nic_reports_add_no_nic_and_remove_no_tap(kube, pods):
     with lab(pods) as (made, namespace, attacher):
         launcher = made.launcher()
         given(kube, made, DEFAULT_NIC, BLUE_NIC, networks=ASKED)

@@ -45,7 +45,7 @@ def verify(pod: podlab.Pod, uid: int = 107) -> int:
         return process.pid
 
 
-async def test_true_launcher_is_found_and_answers(pod):
+async def test_valid_launcher_is_found_and_responds(pod):
     launcher = pod.launcher()
     assert verify(pod) == launcher.pid
     with proc.closing(open_pod(pod)) as fd:
@@ -54,7 +54,7 @@ async def test_true_launcher_is_found_and_answers(pod):
     assert report.vmi_uid == "u"
 
 
-async def test_channel_stays_with_its_inode(pod, pods):
+async def test_channel_is_bound_to_inode(pod, pods):
     """A descriptor's number is used again; a channel made for it must not lead to the next socket."""
     pod.launcher()
     with podlab.pod(pods) as other:
@@ -68,7 +68,7 @@ async def test_channel_stays_with_its_inode(pod, pods):
                             break
 
 
-def test_socket_that_is_a_link_to_the_hosts(pod, pods):
+def test_socket_replaced_by_link_to_host_socket_is_refused(pod, pods):
     with socket.socket(socket.AF_UNIX) as host:
         host.bind(str(pods / "host.sock"))
         host.listen()
@@ -77,7 +77,7 @@ def test_socket_that_is_a_link_to_the_hosts(pod, pods):
             open_pod(pod)
 
 
-def test_directory_swapped_for_a_link(pod, pods):
+def test_directory_replaced_by_link_is_refused(pod, pods):
     with podlab.pod(pods) as other:
         other.launcher()
         pod.socket.parent.rmdir()
@@ -86,7 +86,7 @@ def test_directory_swapped_for_a_link(pod, pods):
             open_pod(pod)
 
 
-def test_hard_link_to_another_pods_socket(pod, pods):
+def test_hard_link_to_socket_of_other_pod_is_refused(pod, pods):
     with podlab.pod(pods) as other:
         other.launcher()
         os.link(other.socket, pod.socket)
@@ -94,7 +94,7 @@ def test_hard_link_to_another_pods_socket(pod, pods):
             verify(pod)
 
 
-def test_hard_link_to_the_hosts_socket(pod, pods):
+def test_hard_link_to_host_socket_is_refused(pod, pods):
     with socket.socket(socket.AF_UNIX) as host:
         host.bind(str(pods / "host.sock"))
         host.listen()
@@ -103,26 +103,26 @@ def test_hard_link_to_the_hosts_socket(pod, pods):
             verify(pod)
 
 
-def test_listener_outside_the_pods_cgroup(pod):
+def test_listener_outside_pod_cgroup_is_refused(pod):
     pod.launcher(in_cgroup=False)
     with pytest.raises(LauncherUnavailable, match="not in the pod's cgroup"):
         verify(pod)
 
 
-def test_listener_of_another_user(pod):
+def test_listener_of_other_user_is_refused(pod):
     pod.launcher(uid=0)
     with pytest.raises(LauncherUnavailable, match="runs as user 0, not 107"):
         verify(pod)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, pathlib.Path.touch, os.mkdir])
-def test_what_is_no_socket(pod, make):
+def test_file_that_is_not_socket_is_refused(pod, make):
     make(pod.socket)
     with pytest.raises(LauncherUnavailable, match="is not a socket"):
         open_pod(pod)
 
 
-def test_swap_after_opening_changes_nothing(pod, pods):
+def test_socket_replaced_after_open_has_no_effect(pod, pods):
     launcher = pod.launcher()
     with proc.closing(open_pod(pod)) as fd, socket.socket(socket.AF_UNIX) as host:
         host.bind(str(pods / "host.sock"))
@@ -133,7 +133,7 @@ def test_swap_after_opening_changes_nothing(pod, pods):
             assert process.pid == launcher.pid
 
 
-def test_descriptor_of_a_link_is_never_connected_to(pod, pods):
+def test_descriptor_of_link_is_refused(pod, pods):
     """O_PATH | O_NOFOLLOW gives a descriptor of the link itself, which /proc/self/fd would follow after all."""
     with socket.socket(socket.AF_UNIX) as host:
         host.bind(str(pods / "host.sock"))
@@ -146,7 +146,7 @@ def test_descriptor_of_a_link_is_never_connected_to(pod, pods):
             host.accept()
 
 
-def test_nobody_listens(pod):
+def test_socket_without_listener_is_refused(pod):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(pod.pods / "dead.sock"))
         (pod.pods / "dead.sock").rename(pod.socket)
@@ -212,7 +212,7 @@ def walled(pods):
         yield made
 
 
-async def test_launcher_in_its_pods_user_namespace_is_found_and_answers(walled):
+async def test_launcher_in_pod_user_namespace_is_found_and_responds(walled):
     launcher = walled.launcher()
     assert verify(walled) == launcher.pid
     with proc.closing(open_pod(walled)) as fd:
@@ -222,37 +222,37 @@ async def test_launcher_in_its_pods_user_namespace_is_found_and_answers(walled):
     assert report.vmi_uid == "u"
 
 
-def test_launcher_of_another_user_of_its_pod_is_refused(walled):
+def test_launcher_of_other_user_in_pod_is_refused(walled):
     walled.launcher(uid=108)
     with pytest.raises(LauncherUnavailable, match=rf"runs as user {podlab.BASE + 108}, not {podlab.BASE + 107} \(107"):
         verify(walled)
 
 
-def test_listener_in_a_user_namespace_of_its_own(pod):
+def test_listener_in_own_user_namespace_is_refused(pod):
     with listening(pod, "107", "unshare"), pytest.raises(LauncherUnavailable, match="another user name"):
         verify(pod)
 
 
-def test_listener_in_a_user_namespace_made_inside_its_pods(walled):
+def test_listener_in_nested_user_namespace_is_refused(walled):
     steps = f"/proc/{walled.sandbox.pid}/ns/user", "107", "unshare"
     with listening(walled, *steps), pytest.raises(LauncherUnavailable, match="another user na"):
         verify(walled)
 
 
-def test_listener_in_the_nodes_user_namespace_though_its_pod_has_one(walled):
+def test_listener_in_host_user_namespace_of_pod_with_own_is_refused(walled):
     os.chown(walled.socket.parent, 107, 107)
     with listening(walled, "107"), pytest.raises(LauncherUnavailable, match="another user namespace"):
         verify(walled)
 
 
-def test_listener_in_the_user_namespace_of_another_pod(walled, pods):
+def test_listener_in_user_namespace_of_other_pod_is_refused(walled, pods):
     with podlab.pod(pods, users=True) as other:
         steps = f"/proc/{other.sandbox.pid}/ns/user", "107"
         with listening(walled, *steps), pytest.raises(LauncherUnavailable, match="another user namespace"):
             verify(walled)
 
 
-def test_listener_that_is_its_pods_first_process_in_a_namespace_of_its_own_making(pod):
+def test_first_process_in_self_made_user_namespace_is_refused(pod):
     """A runtime without sandbox processes: the namespace is the first process's, but not one that a runtime made."""
     pod.sandbox.close()
     pod.sandbox = podlab.Sandbox(False)  # not in the pod's cgroup
@@ -262,13 +262,13 @@ def test_listener_that_is_its_pods_first_process_in_a_namespace_of_its_own_makin
         assert process.poll() is None
 
 
-def test_pod_without_a_process_in_a_network_of_its_own(pod):
+def test_pod_without_process_in_own_network_is_refused(pod):
     pod.launcher()
     with proc.closing(open_pod(pod)) as fd, pytest.raises(LauncherUnavailable, match="in its own network namespace"):
         rpc.verified_process(fd, pod.uid, 107, lambda uid: None)
 
 
-async def test_answer_larger_than_the_limit_is_refused(pod):
+async def test_response_over_size_limit_is_refused(pod):
     launcher = pod.launcher()
     launcher.tell(report={"message": "x" * (2 << 20), "state": "DOMAIN_STATE_RUNNING"})
     with proc.closing(open_pod(pod)) as fd:
@@ -278,7 +278,7 @@ async def test_answer_larger_than_the_limit_is_refused(pod):
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_ended_process_is_not_mistaken_for_its_successor(pod):
+def test_reused_pid_is_not_mistaken_for_ended_process(pod):
     launcher = pod.launcher()
     with proc.closing(open_pod(pod)) as fd, rpc.verified_process(fd, pod.uid, 107, podlab.sandbox) as process:
         assert process.alive

@@ -115,7 +115,7 @@ def given(kube: HandlerKube, lab: podlab.Pod, **spec) -> None:
     kube.put(VirtualMachineInstance, vmi(pod=lab.uid, **spec))
 
 
-async def test_handed_over_vmi_runs_with_one_patch_and_one_event(kube, lab, pods):
+async def test_scheduled_vmi_runs_with_one_patch_and_one_event(kube, lab, pods):
     launcher = lab.launcher()
     given(kube, lab)
     async with handler(kube, pods):
@@ -131,7 +131,7 @@ async def test_handed_over_vmi_runs_with_one_patch_and_one_event(kube, lab, pods
     assert len(launcher.syncs()) == 1
 
 
-async def test_network_reaches_launcher_and_status(kube, pods):
+async def test_network_is_sent_to_launcher_and_status(kube, pods):
     with netlab.node_and_pod() as (_, namespace), podlab.pod(pods, namespace) as lab:
         launcher = lab.launcher()
         given(kube, lab, **NIC)
@@ -154,7 +154,7 @@ async def test_network_reaches_launcher_and_status(kube, pods):
     assert (sync["vmi_uid"], sync["links"]) == ("vmi-uid", [{"name": "default", "up": True}])
 
 
-async def test_restart_of_the_handler_writes_nothing(kube, pods):
+async def test_handler_restart_writes_nothing(kube, pods):
     with netlab.node_and_pod() as (_, namespace), podlab.pod(pods, namespace) as lab:
         launcher = lab.launcher()
         given(kube, lab, **NIC)
@@ -168,7 +168,7 @@ async def test_restart_of_the_handler_writes_nothing(kube, pods):
         assert len(kube.patches) == len(kube.events) == len(launcher.syncs()) == 1
 
 
-async def test_restart_of_the_launchers_server_is_survived(kube, lab, pods):
+async def test_launcher_server_restart_is_survived(kube, lab, pods):
     first = lab.launcher()
     given(kube, lab)
     async with handler(kube, pods) as machines:
@@ -185,7 +185,7 @@ async def test_restart_of_the_launchers_server_is_survived(kube, lab, pods):
     assert kube.condition("Synchronized")["status"] == "True"
 
 
-async def test_vmi_that_cannot_be_built_fails_in_words(kube, lab, pods):
+async def test_vmi_refused_by_launcher_fails_with_message(kube, lab, pods):
     launcher = lab.launcher()
     launcher.tell(refuse=["INVALID_ARGUMENT", "spec.domain.cpu.model: no such model"])
     given(kube, lab)
@@ -199,7 +199,7 @@ async def test_vmi_that_cannot_be_built_fails_in_words(kube, lab, pods):
     assert len(launcher.syncs()) == 1 and len(kube.patches) == 1
 
 
-async def test_missing_disk_fails_and_names_it(kube, lab, pods):
+async def test_missing_disk_fails_vmi_and_is_named(kube, lab, pods):
     lab.launcher().tell(refuse=["NOT_FOUND", "volume data: disk.img is not there"])
     given(kube, lab)
     async with handler(kube, pods):
@@ -207,7 +207,7 @@ async def test_missing_disk_fails_and_names_it(kube, lab, pods):
     assert "volume data" in kube.condition("Synchronized")["message"]
 
 
-async def test_trouble_of_libvirt_is_said_and_tried_again(kube, lab, pods):
+async def test_libvirt_error_is_reported_and_retried(kube, lab, pods):
     launcher = lab.launcher()
     launcher.tell(refuse=["INTERNAL", "internal error: process exited while connecting to monitor"])
     given(kube, lab)
@@ -227,7 +227,7 @@ async def test_trouble_of_libvirt_is_said_and_tried_again(kube, lab, pods):
         ("DOMAIN_STATE_CRASHED", "Failed", "Warning", "Crashed"),
     ],
 )
-async def test_end_is_reported_once(kube, lab, pods, state, phase, type, event):
+async def test_end_of_vm_is_reported_once(kube, lab, pods, state, phase, type, event):
     launcher = lab.launcher()
     given(kube, lab)
     async with handler(kube, pods):
@@ -240,7 +240,7 @@ async def test_end_is_reported_once(kube, lab, pods, state, phase, type, event):
     assert kube.condition("Ready")["status"] == "False"
 
 
-async def test_deleted_vmi_costs_one_event_and_its_last_patch_is_the_controllers(kube, lab, pods):
+async def test_deleted_vmi_gets_one_event_and_no_patch(kube, lab, pods):
     launcher = lab.launcher()
     given(kube, lab)
     async with handler(kube, pods):
@@ -256,7 +256,7 @@ async def test_deleted_vmi_costs_one_event_and_its_last_patch_is_the_controllers
     assert len(kube.patches) == 1
 
 
-async def test_deleted_pod_costs_one_patch_for_its_cause_and_one_for_the_end(kube, lab, pods):
+async def test_deleted_pod_costs_one_patch_for_cause_and_one_for_end(kube, lab, pods):
     launcher = lab.launcher()
     launcher.tell(report={"agent_connected": True})
     given(kube, lab)
@@ -273,7 +273,7 @@ async def test_deleted_pod_costs_one_patch_for_its_cause_and_one_for_the_end(kub
     assert len(kube.patches) == 3
 
 
-async def test_pause_and_io_error(kube, lab, pods):
+async def test_pause_and_io_error_are_reported(kube, lab, pods):
     launcher = lab.launcher()
     given(kube, lab)
     async with handler(kube, pods):
@@ -290,7 +290,7 @@ async def test_pause_and_io_error(kube, lab, pods):
     assert kube.events[-1] == ("Warning", "PausedIOError", "The virtual machine is paused: disk data: no space left")
 
 
-async def test_news_of_the_agent_are_written_together(kube, lab, pods):
+async def test_agent_changes_are_written_in_one_patch(kube, lab, pods):
     launcher = lab.launcher()
     given(kube, lab)
     async with handler(kube, pods):
@@ -305,7 +305,7 @@ async def test_news_of_the_agent_are_written_together(kube, lab, pods):
     assert len(kube.patches) == 2
 
 
-async def test_pod_that_only_looks_like_the_vmis_is_not_touched(kube, lab, pods):
+async def test_pod_with_forged_label_is_ignored(kube, lab, pods):
     launcher = lab.launcher()
     forged = pod(lab.uid, owner="somebody-else")
     forged["metadata"]["labels"]["kubevirt.io/created-by"] = "vmi-uid"
@@ -316,7 +316,7 @@ async def test_pod_that_only_looks_like_the_vmis_is_not_touched(kube, lab, pods)
     assert launcher.syncs() == [] and kube.patches == []
 
 
-async def test_pod_whose_owner_was_taken_away_is_driven_on(kube, lab, pods):
+async def test_pod_with_removed_owner_is_still_managed(kube, lab, pods):
     """Owners can be edited while the guest runs; what the pod was made for cannot."""
     launcher = lab.launcher()
     given(kube, lab)
@@ -328,7 +328,7 @@ async def test_pod_whose_owner_was_taken_away_is_driven_on(kube, lab, pods):
         await until(lambda: kube.status()["phase"] == "Succeeded")
 
 
-async def test_evidence_of_a_vanished_pods_end_is_given_when_no_process_is_left(kube, lab, pods):
+async def test_end_of_vanished_pod_is_confirmed_when_no_process_is_left(kube, lab, pods):
     """The pod's object is deleted by force while its kubelet does not answer: only the handler knows that QEMU runs."""
     launcher = lab.launcher()
     given(kube, lab)
@@ -344,7 +344,7 @@ async def test_evidence_of_a_vanished_pods_end_is_given_when_no_process_is_left(
     assert kube.patches[-1]["status"] == {"activePods": {lab.uid: None}}
 
 
-async def test_evidence_for_a_failed_pod_needs_every_process_to_have_ended(kube, lab, pods):
+async def test_end_of_failed_pod_is_confirmed_when_all_processes_have_ended(kube, lab, pods):
     launcher = lab.launcher()
     given(kube, lab)
     async with handler(kube, pods):
@@ -358,7 +358,7 @@ async def test_evidence_for_a_failed_pod_needs_every_process_to_have_ended(kube,
         await until(lambda: not kube.status()["activePods"])
 
 
-async def test_vmi_of_another_node_is_not_touched(kube, lab, pods):
+async def test_vmi_of_other_node_is_ignored(kube, lab, pods):
     launcher = lab.launcher()
     kube.put(Pod, pod(lab.uid))
     kube.put(VirtualMachineInstance, vmi() | {"status": {"phase": "Scheduled", "nodeName": "node2"}})
@@ -367,7 +367,7 @@ async def test_vmi_of_another_node_is_not_touched(kube, lab, pods):
     assert launcher.syncs() == [] and kube.patches == []
 
 
-async def test_what_a_launcher_says_of_its_identity_is_ignored(kube, lab, pods):
+async def test_identity_reported_by_launcher_is_ignored(kube, lab, pods):
     launcher = lab.launcher()
     given(kube, lab)
     kube.put(VirtualMachineInstance, vmi("victim", "victim-uid"))
@@ -378,7 +378,7 @@ async def test_what_a_launcher_says_of_its_identity_is_ignored(kube, lab, pods):
     assert kube.status("victim")["phase"] == "Scheduled"
 
 
-async def test_flood_from_a_guest_is_bounded(kube, lab, pods):
+async def test_flood_of_guest_reports_is_limited(kube, lab, pods):
     launcher = lab.launcher()
     given(kube, lab)
     async with handler(kube, pods):
@@ -395,7 +395,7 @@ async def test_flood_from_a_guest_is_bounded(kube, lab, pods):
     assert len(kube.status()["guestOSInfo"]["name"]) <= 256 and "\x1b" not in kube.status()["guestOSInfo"]["name"]
 
 
-async def test_pod_that_the_controller_does_not_know_is_not_touched(kube, lab, pods):
+async def test_pod_unknown_to_controller_is_ignored(kube, lab, pods):
     launcher = lab.launcher()
     kube.put(Pod, pod(lab.uid))
     document = vmi()
@@ -406,7 +406,7 @@ async def test_pod_that_the_controller_does_not_know_is_not_touched(kube, lab, p
     assert launcher.syncs() == [] and kube.patches == []
 
 
-async def test_flapping_launcher_does_not_flood_the_api(kube, lab, pods):
+async def test_flapping_launcher_does_not_flood_api_server(kube, lab, pods):
     launcher = lab.launcher()
     given(kube, lab)
     async with handler(kube, pods):
@@ -421,7 +421,7 @@ async def test_flapping_launcher_does_not_flood_the_api(kube, lab, pods):
         await until(lambda: kube.status()["phase"] == "Succeeded")
 
 
-async def test_launcher_that_says_yes_and_starts_nothing_is_asked_less_and_less_often(kube, lab, pods):
+async def test_sync_without_effect_is_retried_with_increasing_delay(kube, lab, pods):
     launcher = lab.launcher()
     launcher.tell(starts=False)
     given(kube, lab)
@@ -437,7 +437,7 @@ async def test_launcher_that_says_yes_and_starts_nothing_is_asked_less_and_less_
     assert [reason for _, reason, _ in kube.events] == ["NoProgress", "Started"]
 
 
-async def test_api_server_away_for_a_while(kube, lab, pods):
+async def test_api_server_outage_is_survived(kube, lab, pods):
     launcher = lab.launcher()
     given(kube, lab)
     async with handler(kube, pods):
@@ -450,7 +450,7 @@ async def test_api_server_away_for_a_while(kube, lab, pods):
         await until(lambda: kube.status()["phase"] == "Succeeded")
 
 
-async def test_hanging_launcher_is_noticed_and_taken_back(kube, lab, pods):
+async def test_hanging_launcher_is_detected_and_recovers(kube, lab, pods):
     launcher = lab.launcher()
     given(kube, lab)
     async with handler(kube, pods) as machines:
@@ -464,7 +464,7 @@ async def test_hanging_launcher_is_noticed_and_taken_back(kube, lab, pods):
     assert len(launcher.syncs()) == 1
 
 
-async def test_launcher_that_comes_late(kube, lab, pods):
+async def test_late_launcher_is_found(kube, lab, pods):
     given(kube, lab)
     async with handler(kube, pods):
         await asyncio.sleep(0.3)
@@ -473,7 +473,7 @@ async def test_launcher_that_comes_late(kube, lab, pods):
     assert len(kube.patches) == 1
 
 
-async def test_image_that_cannot_be_had_is_said(kube, lab, pods):
+async def test_unavailable_image_is_reported(kube, lab, pods):
     lab.launcher()
     given(kube, lab, volumes=[{"name": "root", "containerDisk": {"image": "registry.test/none:1"}}])
     async with handler(kube, pods):
@@ -485,7 +485,7 @@ async def test_image_that_cannot_be_had_is_said(kube, lab, pods):
     assert kube.events[0][0] == "Warning"
 
 
-async def test_everything_is_let_go_with_the_pod(kube, pods):
+async def test_resources_are_released_with_pod(kube, pods):
     with netlab.node_and_pod() as (_, namespace), podlab.pod(pods, namespace) as lab:
         lab.launcher()
         given(kube, lab, **NIC)
@@ -496,7 +496,7 @@ async def test_everything_is_let_go_with_the_pod(kube, pods):
             await until(lambda: len(machines) == 0 and not held(lab))
 
 
-async def test_pod_that_ended_but_stays_keeps_nothing_alive(kube, pods):
+async def test_ended_pod_object_holds_no_resources(kube, pods):
     with netlab.node_and_pod() as (_, namespace), podlab.pod(pods, namespace) as lab:
         launcher = lab.launcher()
         given(kube, lab, **NIC)
@@ -514,7 +514,7 @@ async def test_pod_that_ended_but_stays_keeps_nothing_alive(kube, pods):
     assert len(kube.patches) == 2
 
 
-async def test_a_pod_that_vanished_unseen_is_reported_though_the_pods_are_listed_late(kube, lab, pods, monkeypatch):
+async def test_pod_vanished_during_downtime_is_reported_after_late_list(kube, lab, pods, monkeypatch):
     launcher = lab.launcher()
     given(kube, lab)
     async with handler(kube, pods):

@@ -38,7 +38,7 @@ def prepare(process, *names):
     return proc.isolated_now(lambda: volumes.prepare(process, names))
 
 
-def test_roots_disk_is_handed_over_once(root):
+def test_disk_of_root_is_chowned_once(root):
     path, process = root
     disk = path / "volumes/data/disk.img"
     disk.write_bytes(b"content")
@@ -48,7 +48,7 @@ def test_roots_disk_is_handed_over_once(root):
     assert prepare(process, "data") == []
 
 
-def test_roots_directory_without_a_disk_is_shared(root):
+def test_directory_of_root_without_disk_is_shared(root):
     path, process = root
     assert prepare(process, "data") == ["data"]
     directory = (path / "volumes/data").stat()
@@ -57,21 +57,21 @@ def test_roots_directory_without_a_disk_is_shared(root):
     assert prepare(process, "data") == []
 
 
-def test_somebody_elses_directory_is_refused(root):
+def test_directory_of_other_user_is_refused(root):
     path, process = root
     os.chown(path / "volumes/data", 1000, 1000)
     with pytest.raises(VolumeError, match="is owned by user 1000"):
         prepare(process, "data")
 
 
-def test_directory_that_the_launcher_can_write_is_left_alone(root):
+def test_directory_writable_by_launcher_is_unchanged(root):
     path, process = root
     (path / "volumes/data").chmod(0o777)
     assert prepare(process, "data") == []
     assert list((path / "volumes/data").iterdir()) == []
 
 
-def test_disk_that_group_107_can_write_is_left_alone(root):
+def test_disk_writable_by_group_107_is_unchanged(root):
     path, process = root
     disk = path / "volumes/data/disk.img"
     disk.write_bytes(b"")
@@ -91,7 +91,7 @@ def test_link_to_a_host_file_is_refused(root, tmp_path_factory):
     assert secret.stat().st_uid == 0
 
 
-def test_volume_directory_that_is_a_link_is_refused(root):
+def test_volume_directory_replaced_by_link_is_refused(root):
     path, process = root
     (path / "etc").mkdir()
     (path / "etc/disk.img").write_text("root's")
@@ -115,7 +115,7 @@ def test_hard_link_is_refused(root):
 @pytest.mark.parametrize(
     "make", [os.mkfifo, os.mkdir, lambda path: os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))]
 )
-def test_what_is_no_file_is_refused(root, make):
+def test_disk_that_is_not_file_is_refused(root, make):
     path, process = root
     make(path / "volumes/data/disk.img")
     (path / "volumes/data/disk.img").chmod(0o600)
@@ -133,7 +133,7 @@ def test_set_user_id_file_is_refused(root):
         prepare(process, "data")
 
 
-def test_block_volume_without_directory_is_fine(root):
+def test_block_volume_without_directory_is_accepted(root):
     _, process = root
     assert prepare(process, "raw") == []
 
@@ -152,7 +152,7 @@ def prepare_devices(process, *names):
     return proc.isolated_now(lambda: volumes.prepare(process, [], names))
 
 
-def test_a_claims_block_device_is_handed_over_once(root, disk):
+def test_block_device_of_claim_is_chowned_once(root, disk):
     _, process = root
     assert prepare_devices(process, "raw", "on-a-file-system") == ["raw"]
     assert (disk.stat().st_uid, disk.stat().st_gid, stat.S_IMODE(disk.stat().st_mode)) == (107, 107, 0o660)
@@ -160,7 +160,7 @@ def test_a_claims_block_device_is_handed_over_once(root, disk):
 
 
 @pytest.mark.parametrize("mode", [stat.S_IFCHR, stat.S_IFREG, stat.S_IFIFO])
-def test_what_is_no_block_device_is_left_alone(root, disk, mode):
+def test_file_that_is_not_block_device_is_unchanged(root, disk, mode):
     _, process = root
     disk.unlink()
     os.mknod(disk, mode | 0o600, os.makedev(1, 1))
@@ -168,7 +168,7 @@ def test_what_is_no_block_device_is_left_alone(root, disk, mode):
     assert disk.stat().st_uid == 0
 
 
-def test_link_to_a_block_device_is_left_alone(root, disk):
+def test_link_to_block_device_is_unchanged(root, disk):
     path, process = root
     disk.rename(path / "target")
     disk.symlink_to(path / "target")
@@ -176,7 +176,7 @@ def test_link_to_a_block_device_is_left_alone(root, disk):
     assert (path / "target").stat().st_uid == 0
 
 
-def test_a_way_to_a_block_device_by_a_link_is_refused(root, disk):
+def test_block_device_path_with_link_is_refused(root, disk):
     path, process = root
     (path / "dev/volumes").rename(path / "elsewhere")
     (path / "dev/volumes").symlink_to(path / "elsewhere")
@@ -185,7 +185,7 @@ def test_a_way_to_a_block_device_by_a_link_is_refused(root, disk):
     assert (path / "elsewhere/raw").stat().st_uid == 0
 
 
-def test_the_hosts_own_device_node_is_left_alone(root, disk):
+def test_host_device_node_is_unchanged(root, disk):
     path, process = root
     disk.unlink()
     disk.touch()
@@ -203,7 +203,7 @@ def test_the_hosts_own_device_node_is_left_alone(root, disk):
         subprocess.run(["umount", "--lazy", own], check=True)
 
 
-def test_a_volumes_name_is_never_a_path():
+def test_block_volume_with_path_in_name_is_skipped():
     vmi = msgspec.convert(
         {
             "apiVersion": "kubevirt.io/v1",
@@ -225,7 +225,7 @@ def test_a_volumes_name_is_never_a_path():
     assert volumes.devices_of(vmi) == ["raw"]
 
 
-def test_device_node_of_the_container_is_handed_over(root):
+def test_device_node_of_container_is_chowned(root):
     path, process = root
     real = pathlib.Path("/dev/net/tun").stat().st_rdev
     os.mknod(path / "dev/net/tun", stat.S_IFCHR | 0o600, real)
@@ -234,14 +234,14 @@ def test_device_node_of_the_container_is_handed_over(root):
     assert prepare(process) == []
 
 
-def test_other_device_under_that_name_is_left_alone(root):
+def test_other_device_with_same_name_is_unchanged(root):
     path, process = root
     os.mknod(path / "dev/net/tun", stat.S_IFCHR | 0o600, os.makedev(1, 1))  # the node's memory
     assert prepare(process) == []
     assert (path / "dev/net/tun").stat().st_uid == 0
 
 
-def test_link_to_a_device_is_left_alone(root):
+def test_link_to_device_is_unchanged(root):
     path, process = root
     (path / "dev/net/tun").symlink_to("/dev/net/tun")
     assert prepare(process) == []

@@ -39,7 +39,7 @@ def refusal(pod: Pod, document: dict[str, Any]) -> tuple[grpc.StatusCode, str]:
     return raised.value.code(), raised.value.details() or ""
 
 
-def test_a_vm_runs_and_its_console_is_the_pods_log(pod: Pod) -> None:
+def test_vm_runs_and_console_is_in_pod_log(pod: Pod) -> None:
     report = run(pod, bootsector.deaf())
     assert (report.vmi_uid, report.state) == ("uid-1", pb.DOMAIN_STATE_RUNNING)
     assert report.accelerator == "tcg" and report.machine.startswith("pc-q35-")
@@ -54,7 +54,7 @@ def test_a_vm_runs_and_its_console_is_the_pods_log(pod: Pod) -> None:
     assert code == grpc.StatusCode.FAILED_PRECONDITION and "belongs to the VMI with UID uid-1" in words
 
 
-def test_sigterm_shuts_the_guest_down(pod: Pod) -> None:
+def test_sigterm_shuts_guest_down(pod: Pod) -> None:
     run(pod, bootsector.obedient())
     reports = follow(pod)
     pod.wait_state(pb.DOMAIN_STATE_RUNNING)
@@ -66,7 +66,7 @@ def test_sigterm_shuts_the_guest_down(pod: Pod) -> None:
     assert (last.state, last.reason) == (pb.DOMAIN_STATE_SHUTOFF, "Terminated")
 
 
-def test_a_deaf_guest_is_ended_after_the_grace_period(pod: Pod) -> None:
+def test_guest_ignoring_shutdown_is_killed_after_grace_period(pod: Pod) -> None:
     pod.grace = 1
     report = run(pod, bootsector.deaf())
     pod.terminate()
@@ -75,14 +75,14 @@ def test_a_deaf_guest_is_ended_after_the_grace_period(pod: Pod) -> None:
     assert not pathlib.Path(f"/proc/{report.qemu_pid}").exists()
 
 
-def test_a_paused_guest_is_shut_down_too(pod: Pod) -> None:
+def test_paused_guest_is_shut_down(pod: Pod) -> None:
     assert run(pod, bootsector.obedient(), startStrategy="Paused").state == pb.DOMAIN_STATE_PAUSED
     pod.terminate()
     wait_for(lambda: b"hello" in pod.output.read_bytes(), "the guest to go on")
     assert pod.wait() == 0
 
 
-def test_pause_and_unpause(pod: Pod) -> None:
+def test_pause_and_unpause_change_state(pod: Pod) -> None:
     assert run(pod, bootsector.deaf(), startStrategy="Paused").state == pb.DOMAIN_STATE_PAUSED
     with pod.client() as client:
         assert client.Unpause(pb.UnpauseRequest()).state == pb.DOMAIN_STATE_RUNNING
@@ -90,7 +90,7 @@ def test_pause_and_unpause(pod: Pod) -> None:
     assert pod.report().state == pb.DOMAIN_STATE_PAUSED
 
 
-def test_a_guest_that_powers_off_has_succeeded(pod: Pod) -> None:
+def test_guest_powering_off_succeeds(pod: Pod) -> None:
     pod.image("root", bootsector.powering_off())
     pod.start()
     reports = follow(pod)
@@ -101,7 +101,7 @@ def test_a_guest_that_powers_off_has_succeeded(pod: Pod) -> None:
     assert all_of(reports)[-1].state == pb.DOMAIN_STATE_SHUTOFF
 
 
-def test_a_guest_that_panics_has_failed(pod: Pod) -> None:
+def test_guest_panicking_fails(pod: Pod) -> None:
     pod.image("root", bootsector.panicking())
     pod.start()
     reports = follow(pod)
@@ -113,7 +113,7 @@ def test_a_guest_that_panics_has_failed(pod: Pod) -> None:
     assert (last.state, last.reason) == (pb.DOMAIN_STATE_CRASHED, "Panicked")
 
 
-def test_the_handler_can_ask_for_the_shutdown(pod: Pod) -> None:
+def test_shutdown_by_handler_ends_guest(pod: Pod) -> None:
     run(pod, bootsector.deaf())
     reports = follow(pod)
     with pod.client() as client:
@@ -122,7 +122,7 @@ def test_the_handler_can_ask_for_the_shutdown(pod: Pod) -> None:
     assert pod.termination()["reason"] == all_of(reports)[-1].reason == "ForceOff"
 
 
-def test_sigterm_before_any_sync_ends_at_once(pod: Pod) -> None:
+def test_sigterm_before_first_sync_ends_launcher_immediately(pod: Pod) -> None:
     pod.start()
     assert pod.report().state == pb.DOMAIN_STATE_NONE
     pod.terminate()
@@ -130,7 +130,7 @@ def test_sigterm_before_any_sync_ends_at_once(pod: Pod) -> None:
     assert pod.termination()["reason"] == "NeverStarted"
 
 
-def test_nothing_starts_before_the_handler_says_so(pod: Pod) -> None:
+def test_launcher_waits_for_wake_by_handler(pod: Pod) -> None:
     pod.start(wake=False)
     wait_for((pod.run / "wake.fifo").exists, "the supervisor")
     time.sleep(1)
@@ -140,13 +140,13 @@ def test_nothing_starts_before_the_handler_says_so(pod: Pod) -> None:
     assert not (pod.run / "wake.fifo").exists()
 
 
-def test_without_anybodys_word_it_starts_in_the_end(pod: Pod) -> None:
+def test_launcher_without_wake_starts_after_timeout(pod: Pod) -> None:
     """A handler of before an update does not know that it is waited for."""
     pod.start(wake=False, HYPERLET_WAKE_SECONDS="1")
     assert pod.report().state == pb.DOMAIN_STATE_NONE
 
 
-def test_sigterm_while_it_waits_to_be_woken(pod: Pod) -> None:
+def test_sigterm_while_waiting_for_wake_ends_launcher(pod: Pod) -> None:
     pod.start(wake=False)
     wait_for((pod.run / "wake.fifo").exists, "the supervisor")
     # The FIFO is made before signals are caught.
@@ -156,7 +156,7 @@ def test_sigterm_while_it_waits_to_be_woken(pod: Pod) -> None:
     assert pod.termination()["reason"] == "NeverStarted"
 
 
-def test_sigterm_while_the_server_starts(pod: Pod) -> None:
+def test_sigterm_during_server_start_ends_launcher(pod: Pod) -> None:
     pod.start()
     wait_for((pod.run / "serial.fifo").exists, "the supervisor")
     wait_for(lambda: pod.child("launcher"), "the server")
@@ -164,7 +164,7 @@ def test_sigterm_while_the_server_starts(pod: Pod) -> None:
     assert pod.wait() == 0
 
 
-def test_errors_name_what_is_wrong_and_can_be_mended(pod: Pod) -> None:
+def test_sync_errors_name_cause_and_can_be_corrected(pod: Pod) -> None:
     pod.start()
     assert refusal(pod, {"metadata": {}}) == (
         grpc.StatusCode.FAILED_PRECONDITION,
@@ -187,7 +187,7 @@ def test_errors_name_what_is_wrong_and_can_be_mended(pod: Pod) -> None:
     assert pod.sync(disk_vmi()).state == pb.DOMAIN_STATE_RUNNING
 
 
-def test_an_image_with_a_broken_disk(pod: Pod) -> None:
+def test_image_with_invalid_disk_is_refused(pod: Pod) -> None:
     pod.image("root", b"no disk at all")
     pod.start()
     code, words = refusal(pod, disk_vmi())
@@ -195,7 +195,7 @@ def test_an_image_with_a_broken_disk(pod: Pod) -> None:
     assert words.startswith("volume root: the image guest: /disk/guest.img is not a disk")
 
 
-def test_names_with_every_character_that_xml_and_shells_know(pod: Pod) -> None:
+def test_names_with_xml_and_shell_characters_are_accepted(pod: Pod) -> None:
     pod.image("root", bootsector.deaf())
     pod.start()
     evil = "$(touch /tmp/x)'\"<&>]]>"
@@ -210,7 +210,7 @@ def test_names_with_every_character_that_xml_and_shells_know(pod: Pod) -> None:
     assert evil.encode() in pathlib.Path(f"/proc/{report.qemu_pid}/cmdline").read_bytes().replace(b",,", b",")
 
 
-def test_a_guest_that_floods_its_console(pod: Pod) -> None:
+def test_guest_flooding_console_keeps_running(pod: Pod) -> None:
     report = run(pod, bootsector.flooding())
     wait_for(lambda: pod.output.stat().st_size > 100_000, "output")
     assert pod.report().qemu_pid == report.qemu_pid
@@ -220,7 +220,7 @@ def test_a_guest_that_floods_its_console(pod: Pod) -> None:
     assert pod.wait() == 0
 
 
-def test_all_goldens_are_domains_to_libvirt(pod: Pod) -> None:
+def test_golden_domains_are_accepted_by_libvirt(pod: Pod) -> None:
     pod.start()
     pod.report()
     socket = wait_for(
@@ -256,7 +256,7 @@ def free_ports(xml: str) -> int:
     return sum(int(port.get("index", "0")) not in taken for port in ports)
 
 
-def test_a_virtual_function_that_is_not_there_is_told(pod: Pod) -> None:
+def test_missing_virtual_function_is_reported(pod: Pod) -> None:
     function = {"PCIDEVICE_EXAMPLE_COM_FAST": "0000:fe:1f.7"}
     pod.start(KUBEVIRT_RESOURCE_NAME_fast="example.com/fast", **function)
     document = launcherlab.vmi(networks=[{"name": name, "multus": {"networkName": "a"}} for name in ("fast", "slow")])
@@ -270,7 +270,7 @@ def test_a_virtual_function_that_is_not_there_is_told(pod: Pod) -> None:
     assert words.startswith("spec.domain.devices.interfaces[1].sriov: network 'slow' has no device: KUBEVIRT_RESOURCE_")
 
 
-def test_a_launcher_that_hears_nothing_stays(pod: Pod) -> None:
+def test_launcher_without_requests_keeps_running(pod: Pod) -> None:
     pod.start()
     assert pod.report().state == pb.DOMAIN_STATE_NONE
     assert pod.process is not None and pod.process.poll() is None

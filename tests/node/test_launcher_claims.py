@@ -40,7 +40,7 @@ def refusal(pod: Pod, name: str, uid: str) -> str:
     return str(refused.value.details())
 
 
-def test_a_second_virtual_machine_on_one_claim_is_told_which(pods: tuple[Pod, Pod]) -> None:
+def test_second_vm_on_claim_is_refused_and_claim_named(pods: tuple[Pod, Pod]) -> None:
     first, second = pods
     disk = disk_of(first)
     disk.write_bytes(bytes(1 << 20))
@@ -53,7 +53,7 @@ def test_a_second_virtual_machine_on_one_claim_is_told_which(pods: tuple[Pod, Po
     assert words.startswith("volume data: claim shared is in use by another virtual machine or pod"), words
 
 
-def test_a_qcow2_image_on_a_claim_is_told_and_not_opened(pods: tuple[Pod, Pod]) -> None:
+def test_qcow2_image_on_claim_is_refused_and_not_opened(pods: tuple[Pod, Pod]) -> None:
     pod, _ = pods
     disk = disk_of(pod)
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "8M"], check=True)
@@ -65,7 +65,7 @@ def test_a_qcow2_image_on_a_claim_is_told_and_not_opened(pods: tuple[Pod, Pod]) 
 
 
 @pytest.mark.parametrize("bus", ["sata", "virtio", "scsi", "usb"])
-def test_a_seed_is_a_disk_on_any_bus(pods: tuple[Pod, Pod], bus: str) -> None:
+def test_seed_is_disk_on_any_bus(pods: tuple[Pod, Pod], bus: str) -> None:
     """libvirt has no read-only disks on SATA, which is where a disk is that names no bus."""
     devices = {"autoattachPodInterface": False, "disks": [{"name": "seed", "disk": {"bus": bus}}]}
     document = vmi(

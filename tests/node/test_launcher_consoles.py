@@ -91,11 +91,11 @@ def log_in(person: Person) -> None:
 # -- the serial console
 
 
-def test_nobody_holds_the_serial_socket_while_nobody_looks(pod: Pod) -> None:
+def test_serial_socket_is_closed_without_clients(pod: Pod) -> None:
     assert not serial_connections()
 
 
-def test_the_last_screenful_is_shown_first_and_one_can_log_in(attach: Any) -> None:
+def test_console_replays_last_screen_and_accepts_login(attach: Any) -> None:
     alice = attach("alice")
     log_in(alice)  # the prompt was printed before anybody was there
     alice.type("echo $((6*7))hello\n")
@@ -103,7 +103,7 @@ def test_the_last_screenful_is_shown_first_and_one_can_log_in(attach: Any) -> No
     assert not alice.notices
 
 
-def test_many_watch_one_types(attach: Any) -> None:
+def test_watchers_see_output_but_cannot_write(attach: Any) -> None:
     alice = attach("alice")
     watchers = [attach(f"watcher-{number}", watch=True) for number in range(3)]
     for watcher in watchers:
@@ -115,7 +115,7 @@ def test_many_watch_one_types(attach: Any) -> None:
         assert b"should-never-2" not in person.seen
 
 
-def test_a_second_person_has_to_say_takeover(attach: Any) -> None:
+def test_second_console_client_needs_takeover(attach: Any) -> None:
     alice = attach("alice")
     alice.type("\n")
     alice.see("# ")
@@ -125,7 +125,7 @@ def test_a_second_person_has_to_say_takeover(attach: Any) -> None:
     assert "alice" in mallory.stream.error.details()
 
 
-def test_takeover_and_back(attach: Any) -> None:
+def test_takeover_moves_write_access_and_returns_it_on_close(attach: Any) -> None:
     alice = attach("alice")
     alice.type("echo alice-$((1+1))\n")
     alice.see("alice-2")
@@ -143,7 +143,7 @@ def test_takeover_and_back(attach: Any) -> None:
     alice.see("again-4")
 
 
-def test_nothing_is_lost_or_doubled_between_two_visits(attach: Any, stub: Stub) -> None:
+def test_output_between_sessions_is_not_lost_or_duplicated(attach: Any, stub: Stub) -> None:
     """Output of the time when nobody was there, which goes on while the next person comes."""
     alice = attach("alice")
     alice.type("for i in $(seq 1 400); do echo n$i.; done\n")
@@ -156,7 +156,7 @@ def test_nothing_is_lost_or_doubled_between_two_visits(attach: Any, stub: Stub) 
     assert numbers == list(range(first, 401))
 
 
-def test_who_hangs_up_has_left(attach: Any) -> None:
+def test_half_closed_client_frees_console(attach: Any) -> None:
     alice = attach("alice")
     alice.see("# ")
     alice.stream.hang_up()
@@ -167,7 +167,7 @@ def test_who_hangs_up_has_left(attach: Any) -> None:
     bob.see("free-2")
 
 
-def test_a_full_terminal_of_output_arrives_whole(attach: Any) -> None:
+def test_full_terminal_of_output_is_complete(attach: Any) -> None:
     alice = attach("alice")
     alice.type("stty -onlcr; seq 1 20000 | md5sum; seq 1 20000; echo fin''ished\n")
     alice.see("finished")
@@ -180,7 +180,7 @@ def test_a_full_terminal_of_output_arrives_whole(attach: Any) -> None:
 # -- the screen
 
 
-def test_two_viewers_see_the_screen_at_once(stub: Stub) -> None:
+def test_two_viewers_share_screen(stub: Stub) -> None:
     one, two = Viewer(stub.Vnc), Viewer(stub.Vnc)
     try:
         one.handshake(shared=True)
@@ -193,7 +193,7 @@ def test_two_viewers_see_the_screen_at_once(stub: Stub) -> None:
         two.close()
 
 
-def test_the_screenshot_shows_what_the_screen_shows(stub: Stub) -> None:
+def test_screenshot_matches_screen(stub: Stub) -> None:
     png = stub.Screenshot(pb.ScreenshotRequest(), timeout=30).png
     width, height, rows = decode(png)
     viewer = Viewer(stub.Vnc)
@@ -227,7 +227,7 @@ async def connected(pod: Pod) -> AsyncIterator[tuple[Any, Paths]]:
         connecting.cancel()
 
 
-async def test_a_picture_that_would_be_too_large_is_taken_smaller(pod: Pod) -> None:
+async def test_oversized_screenshot_is_scaled_down(pod: Pod) -> None:
     async with connected(pod) as (machine, paths):
         whole = await Screenshotter(machine, paths).png()
         small = await Screenshotter(machine, paths, limit=len(whole) // 2).png()
@@ -269,7 +269,7 @@ def boot_id(person: Person) -> bytes:
     return person.seen.split(b"done")[0].split()[-1]
 
 
-def test_users_and_file_systems(stub: Stub, attach: Any) -> None:
+def test_users_and_file_systems_are_listed(stub: Stub, attach: Any) -> None:
     alice = attach("alice")
     alice.type("\n")
     alice.see("# ")
@@ -283,7 +283,7 @@ def frozen_until(pod: Pod) -> float:
     return float(json.loads((pod.run / "state.json").read_text()).get("thaw_at") or 0)
 
 
-def test_freeze_and_unfreeze(pod: Pod, stub: Stub) -> None:
+def test_freeze_and_unfreeze_change_state(pod: Pod, stub: Stub) -> None:
     stub.Freeze(pb.FreezeRequest(unfreeze_seconds=600), timeout=60)
     assert frozen_until(pod)
     stub.Freeze(pb.FreezeRequest(), timeout=60)  # again: only the time is new
@@ -292,14 +292,14 @@ def test_freeze_and_unfreeze(pod: Pod, stub: Stub) -> None:
     assert pod.report().guest.os.kernel_release
 
 
-def test_it_thaws_by_itself_even_after_the_server_died(pod: Pod, stub: Stub) -> None:
+def test_frozen_guest_thaws_after_timeout_despite_server_restart(pod: Pod, stub: Stub) -> None:
     stub.Freeze(pb.FreezeRequest(unfreeze_seconds=1), timeout=60)
     os.kill(pod.child("-m\0launcher"), signal.SIGKILL)
     wait_for(lambda: not frozen_until(pod), "the thaw", 60)
     wait_for(lambda: pod.report().agent_connected, "the agent")
 
 
-def test_soft_reboot_and_reset(stub: Stub, attach: Any) -> None:
+def test_soft_reboot_and_reset_restart_guest(stub: Stub, attach: Any) -> None:
     alice = attach("alice")
     before = boot_id(alice)
     alice.forget()
@@ -314,7 +314,7 @@ def test_soft_reboot_and_reset(stub: Stub, attach: Any) -> None:
     assert boot_id(alice) not in (before, between)
 
 
-async def test_a_guest_without_an_agent_reboots_by_acpi(pod: Pod, stub: Stub, attach: Any) -> None:
+async def test_guest_without_agent_reboots_by_acpi(pod: Pod, stub: Stub, attach: Any) -> None:
     alice = attach("alice")
     before = await asyncio.to_thread(boot_id, alice)
     alice.forget()
@@ -329,7 +329,7 @@ async def test_a_guest_without_an_agent_reboots_by_acpi(pod: Pod, stub: Stub, at
 # -- the end
 
 
-def test_all_streams_end_with_the_vm(pod: Pod, attach: Any, stub: Stub) -> None:
+def test_streams_end_with_vm(pod: Pod, attach: Any, stub: Stub) -> None:
     """The last one: it ends the guest."""
     alice = attach("alice")
     viewer = Viewer(stub.Vnc)
@@ -344,7 +344,7 @@ def test_all_streams_end_with_the_vm(pod: Pod, attach: Any, stub: Stub) -> None:
     assert pod.wait(60) == 0
 
 
-def test_what_is_not_there_is_refused_in_words() -> None:
+def test_calls_for_missing_features_are_refused() -> None:
     built = tiny.build()
     with Pod() as pod:
         for name in ("kernel", "initrd"):

@@ -56,7 +56,7 @@ def sizes(report: pb.Report) -> dict[str, int]:
     return {disk.volume: disk.size // MIB for disk in report.disks if disk.capacity}
 
 
-def test_disks_grow_under_a_running_guest(pod: Pod, device: str) -> None:
+def test_disks_of_running_guest_are_enlarged(pod: Pod, device: str) -> None:
     pod.start()
     first = pod.sync(document("32Mi"))
     assert sizes(first) == {"file": 32, "raw": 32}
@@ -71,7 +71,7 @@ def test_disks_grow_under_a_running_guest(pod: Pod, device: str) -> None:
     assert sizes(again) == {"file": 64, "raw": 64}
 
 
-def test_a_claim_that_says_more_than_its_device_has_changes_nothing(pod: Pod, device: str) -> None:
+def test_claim_capacity_beyond_device_size_changes_nothing(pod: Pod, device: str) -> None:
     pod.start()
     pod.sync(document("32Mi"))
     report = pod.sync(document("64Mi"))

@@ -48,7 +48,7 @@ def responsive(pod: Pod) -> bool:
             return False
 
 
-def test_sigkill_of_qemu_fails_the_vm(pod: Pod) -> None:
+def test_sigkill_of_qemu_fails_vm(pod: Pod) -> None:
     report = pod.sync(disk_vmi())
     reports = follow(pod)
     pod.wait_state(pb.DOMAIN_STATE_RUNNING)
@@ -58,7 +58,7 @@ def test_sigkill_of_qemu_fails_the_vm(pod: Pod) -> None:
     assert all_of(reports)[-1].state == pb.DOMAIN_STATE_CRASHED
 
 
-def test_sigkill_of_the_server(pod: Pod) -> None:
+def test_killed_server_is_restarted_and_vm_survives(pod: Pod) -> None:
     before = pod.sync(disk_vmi())
     killed(pod, SERVER)
     after = pod.wait_state(pb.DOMAIN_STATE_RUNNING)
@@ -71,7 +71,7 @@ def test_sigkill_of_the_server(pod: Pod) -> None:
     assert pod.termination()["reason"] == "Terminated"
 
 
-def test_sigkill_of_libvirt(pod: Pod) -> None:
+def test_killed_libvirt_is_restarted_and_vm_survives(pod: Pod) -> None:
     before = pod.sync(disk_vmi())
     reports = follow(pod)
     killed(pod, LIBVIRT)
@@ -87,7 +87,7 @@ def test_sigkill_of_libvirt(pod: Pod) -> None:
     assert last.state == pb.DOMAIN_STATE_SHUTOFF
 
 
-def test_sigkill_of_everything_but_qemu(pod: Pod) -> None:
+def test_killed_server_and_libvirt_are_restarted_and_vm_survives(pod: Pod) -> None:
     before = pod.sync(disk_vmi())
     for word in (SERVER, LIBVIRT):
         os.kill(pod.child(word), signal.SIGKILL)
@@ -95,7 +95,7 @@ def test_sigkill_of_everything_but_qemu(pod: Pod) -> None:
     assert responsive(pod)
 
 
-def test_sigkill_before_the_first_sync(pod: Pod) -> None:
+def test_processes_killed_before_first_sync_are_restarted(pod: Pod) -> None:
     pod.report()
     killed(pod, LIBVIRT)
     killed(pod, SERVER)
@@ -104,7 +104,7 @@ def test_sigkill_before_the_first_sync(pod: Pod) -> None:
     assert pod.sync(disk_vmi()).state == pb.DOMAIN_STATE_RUNNING
 
 
-def test_the_guest_ends_while_the_server_is_away(pod: Pod) -> None:
+def test_guest_end_during_server_downtime_is_reported(pod: Pod) -> None:
     pod.sync(disk_vmi())
     report = pod.report()
     os.kill(pod.child(SERVER), signal.SIGKILL)
@@ -113,7 +113,7 @@ def test_the_guest_ends_while_the_server_is_away(pod: Pod) -> None:
     assert pod.termination()["phase"] == "Failed"
 
 
-def test_qemu_is_killed_while_libvirt_hangs(pod: Pod) -> None:
+def test_qemu_killed_while_libvirt_hangs_is_reported(pod: Pod) -> None:
     report = pod.sync(disk_vmi())
     os.kill(pod.child(LIBVIRT), signal.SIGSTOP)
     os.kill(report.qemu_pid, signal.SIGKILL)
@@ -122,7 +122,7 @@ def test_qemu_is_killed_while_libvirt_hangs(pod: Pod) -> None:
 
 
 @pytest.mark.parametrize("word", [SERVER, LIBVIRT])
-def test_a_hanging_helper_does_not_outlive_the_grace_period(pod: Pod, word: str) -> None:
+def test_hanging_helper_is_killed_at_end_of_grace_period(pod: Pod, word: str) -> None:
     report = pod.sync(disk_vmi())
     os.kill(pod.child(word), signal.SIGSTOP)
     pod.terminate()
@@ -131,7 +131,7 @@ def test_a_hanging_helper_does_not_outlive_the_grace_period(pod: Pod, word: str)
     assert not pathlib.Path(f"/proc/{report.qemu_pid}").exists()
 
 
-def test_a_hanging_libvirt_is_replaced(pod: Pod) -> None:
+def test_hanging_libvirt_is_replaced(pod: Pod) -> None:
     before = pod.sync(disk_vmi())
     victim = pod.child(LIBVIRT)
     os.kill(victim, signal.SIGSTOP)
@@ -150,7 +150,7 @@ def reset(pod: Pod) -> grpc.StatusCode | None:
     return None
 
 
-def test_calls_to_a_hanging_libvirt_do_not_use_up_the_threads(pod: Pod) -> None:
+def test_calls_to_hanging_libvirt_do_not_exhaust_threads(pod: Pod) -> None:
     before = pod.sync(disk_vmi())
     victim = pod.child(LIBVIRT)
     os.kill(victim, signal.SIGSTOP)
@@ -162,7 +162,7 @@ def test_calls_to_a_hanging_libvirt_do_not_use_up_the_threads(pod: Pod) -> None:
     assert pod.report().qemu_pid == before.qemu_pid
 
 
-def test_calls_stuck_in_a_hanging_qemu_do_not_use_up_the_threads(pod: Pod) -> None:
+def test_calls_to_hanging_qemu_do_not_exhaust_threads(pod: Pod) -> None:
     """libvirt answers keepalives meanwhile, so that only the calls' deadlines show that they hang."""
     before = pod.sync(disk_vmi())
     victim = pod.child(LIBVIRT)
@@ -178,7 +178,7 @@ def test_calls_stuck_in_a_hanging_qemu_do_not_use_up_the_threads(pod: Pod) -> No
     assert pod.report().qemu_pid == before.qemu_pid
 
 
-def test_sigterm_is_remembered_by_a_server_that_starts_again(pod: Pod) -> None:
+def test_sigterm_is_kept_across_server_restart(pod: Pod) -> None:
     pod.sync(disk_vmi())
     os.kill(pod.child(SERVER), signal.SIGSTOP)
     pod.terminate()
@@ -187,7 +187,7 @@ def test_sigterm_is_remembered_by_a_server_that_starts_again(pod: Pod) -> None:
     assert pod.termination()["reason"] == "Terminated"
 
 
-def test_nothing_is_left_running(pod: Pod) -> None:
+def test_no_process_is_left_running(pod: Pod) -> None:
     pod.sync(disk_vmi())
     pod.terminate()
     assert pod.wait() == 0

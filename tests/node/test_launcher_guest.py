@@ -25,7 +25,7 @@ def guest() -> Iterator[tuple[Pod, netlab.Namespace, pb.Report]]:
 Guest = tuple[Pod, netlab.Namespace, pb.Report]
 
 
-def test_the_guest_got_its_addresses(guest: Guest) -> None:
+def test_guest_has_dhcp_addresses(guest: Guest) -> None:
     _, network, _ = guest
     told = ask(network)
     (card,) = told["interfaces"]
@@ -34,7 +34,7 @@ def test_the_guest_got_its_addresses(guest: Guest) -> None:
     assert told["search"] == ["default.svc.cluster.local", "svc.cluster.local"]
 
 
-def test_the_guest_read_its_cloud_init_data(guest: Guest) -> None:
+def test_guest_reads_cloud_init_data(guest: Guest) -> None:
     _, network, _ = guest
     told = ask(network)
     assert told["hostname"] == "from-cloud-init"
@@ -42,7 +42,7 @@ def test_the_guest_read_its_cloud_init_data(guest: Guest) -> None:
     assert {disk["bytes"] for disk in told["disks"]} >= {1 << 20}
 
 
-def test_the_agent_tells_about_the_guest(guest: Guest) -> None:
+def test_agent_reports_guest_info(guest: Guest) -> None:
     pod, _, _ = guest
 
     def known() -> pb.Report | None:
@@ -57,7 +57,7 @@ def test_the_agent_tells_about_the_guest(guest: Guest) -> None:
     assert MAC in {nic.mac for nic in report.guest.interfaces}
 
 
-def test_dhcp_and_the_agent_survive_the_server(guest: Guest) -> None:
+def test_dhcp_and_agent_survive_server_restart(guest: Guest) -> None:
     pod, network, report = guest
     boot = ask(network)["bootId"]
     os.kill(pod.child("-m\0launcher"), signal.SIGKILL)
@@ -83,7 +83,7 @@ print(sock.recv(2000).hex())
 """
 
 
-def test_dhcpv6_is_answered_on_the_bridge(guest: Guest) -> None:
+def test_dhcpv6_is_answered_on_bridge(guest: Guest) -> None:
     _, network, _ = guest
     other = netlab.Namespace()
     try:
@@ -97,7 +97,7 @@ def test_dhcpv6_is_answered_on_the_bridge(guest: Guest) -> None:
     assert socket.inet_pton(socket.AF_INET6, "fd10:0:2::2") in reply
 
 
-def test_the_guest_obeys_acpi(guest: Guest) -> None:
+def test_guest_shuts_down_by_acpi(guest: Guest) -> None:
     """The last one: it ends the guest."""
     pod, _, _ = guest
     pod.terminate()

@@ -81,7 +81,7 @@ def guest() -> Iterator[Guest]:
 
 
 @pytest.mark.parametrize("number", range(len(MODELS)), ids=MODELS)
-def test_a_card_of_every_model_gets_its_address_and_carries_packets(guest: Guest, number: int) -> None:
+def test_nic_of_every_model_gets_address_and_carries_packets(guest: Guest, number: int) -> None:
     _, network, report = guest
     told = wait_for(lambda: ask(network, f"10.1.{number}.2"), f"an answer over {MODELS[number]}", 60)
     (card,) = [card for card in told["interfaces"] if card["mac"] == mac(number)]

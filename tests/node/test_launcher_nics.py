@@ -93,12 +93,12 @@ def taken_out(guest: Guest) -> None:
     assert not card(network)
 
 
-def test_the_report_tells_what_the_domain_has(guest: Guest) -> None:
+def test_report_lists_nics_of_domain(guest: Guest) -> None:
     (nic,) = guest[2].nics
     assert (nic.name, nic.mac, nic.link_up, nic.queues, nic.model) == ("default", MAC, True, 1, "virtio")
 
 
-def test_a_card_comes_and_goes(guest: Guest) -> None:
+def test_nic_is_plugged_and_unplugged(guest: Guest) -> None:
     pod, network, first = guest
     boot = ask(network)["bootId"]
     plugged_in(guest)
@@ -119,7 +119,7 @@ def test_a_card_comes_and_goes(guest: Guest) -> None:
     assert pod.report().qemu_pid == first.qemu_pid and ask(network)["bootId"] == boot
 
 
-def test_cables_are_pulled_and_put_in(guest: Guest) -> None:
+def test_link_state_is_changed(guest: Guest) -> None:
     pod, network, _ = guest
     plugged_in(guest)
     assert [nic.link_up for nic in pod.sync(with_blue("down"), [NIC, BLUE]).nics] == [True, False]
@@ -134,7 +134,7 @@ def test_cables_are_pulled_and_put_in(guest: Guest) -> None:
     taken_out(guest)
 
 
-def test_a_server_killed_in_the_middle_is_followed_by_one_that_goes_on(guest: Guest) -> None:
+def test_server_killed_during_hotplug_is_restarted_and_resumes(guest: Guest) -> None:
     pod, network, _ = guest
     with pod.client() as client:
         request = launcherlab.sync_request(with_blue(), [NIC, BLUE])
@@ -150,7 +150,7 @@ def test_a_server_killed_in_the_middle_is_followed_by_one_that_goes_on(guest: Gu
     wait_for(lambda: there(pod) == ["default"], "the guest to let go of the card", 60)
 
 
-def test_one_card_that_fails_harms_nobody(guest: Guest) -> None:
+def test_failing_nic_does_not_affect_others(guest: Guest) -> None:
     pod, network, first = guest
     vmi = with_blue()
     vmi["spec"]["domain"]["devices"]["interfaces"] += [
@@ -178,7 +178,7 @@ def test_one_card_that_fails_harms_nobody(guest: Guest) -> None:
     taken_out(guest)
 
 
-def test_an_address_of_its_own_and_a_router_beyond_it(guest: Guest) -> None:
+def test_host_route_address_with_router_outside_subnet_works(guest: Guest) -> None:
     """What the bridge binding takes over from a CNI plugin that gives /32 addresses."""
     pod, network, _ = guest
     nic = copy.deepcopy(BLUE)
@@ -193,7 +193,7 @@ def test_an_address_of_its_own_and_a_router_beyond_it(guest: Guest) -> None:
     taken_out(guest)
 
 
-def test_more_cards_than_ports(guest: Guest) -> None:
+def test_nics_beyond_free_ports_are_refused(guest: Guest) -> None:
     pod, network, first = guest
     numbers = range(2, pci.SPARE_PORTS + 3)
     vmi, nics = copy.deepcopy(document()), [NIC]
@@ -214,7 +214,7 @@ def test_more_cards_than_ports(guest: Guest) -> None:
     assert pod.report().qemu_pid == first.qemu_pid
 
 
-def test_a_guest_that_does_not_let_go_keeps_its_card(guest: Guest) -> None:
+def test_nic_not_released_by_guest_is_kept(guest: Guest) -> None:
     pod, _, _ = guest
     plugged_in(guest)
     with pod.client() as client:

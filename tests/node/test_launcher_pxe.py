@@ -78,13 +78,13 @@ def boots(network: netlab.Namespace, nic: pb.Nic, document: dict[str, Any]) -> N
         assert told["interfaces"][0]["mac"] == MAC
 
 
-def test_dhcp_options_of_the_vmi_name_server_and_file(network: netlab.Namespace, tmp_path: pathlib.Path) -> None:
+def test_dhcp_options_of_vmi_set_boot_server_and_file(network: netlab.Namespace, tmp_path: pathlib.Path) -> None:
     with boot_server(tmp_path, network):
         options = {"bootFileName": "boot.ipxe", "tftpServerName": "10.0.2.1"}
         boots(network, CABLE, document(dhcpOptions=options))
 
 
-def test_a_networks_own_dhcp_server_boots_what_has_no_address_of_ours(
+def test_external_dhcp_server_boots_guest_without_ipam_address(
     network: netlab.Namespace, tmp_path: pathlib.Path
 ) -> None:
     nic = copy.deepcopy(CABLE)

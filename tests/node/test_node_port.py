@@ -107,7 +107,7 @@ def viewer(node: Any) -> Viewer:
     return Viewer(node.Vnc, node_pb2.VncInput(vmi=VMI), lambda data: node_pb2.VncInput(chunk=pb.Chunk(data=data)))
 
 
-def test_log_in_and_be_taken_over(node: Any) -> None:
+def test_console_login_and_takeover_work_through_node_port(node: Any) -> None:
     alice = person(node, "alice")
     log_in(alice)
     bob = person(node, "bob", takeover=True)
@@ -118,7 +118,7 @@ def test_log_in_and_be_taken_over(node: Any) -> None:
         each.close()
 
 
-def test_who_is_let_in_knows_it_at_once(node: Any) -> None:
+def test_accepted_console_is_confirmed_immediately(node: Any) -> None:
     """Also where the guest has nothing to say: the gateway answers its client then, and not before."""
     alice = person(node, "alice")
     assert TAKEN[0] in tuple(alice.stream.call.initial_metadata())
@@ -131,7 +131,7 @@ def test_who_is_let_in_knows_it_at_once(node: Any) -> None:
         each.close()
 
 
-def test_two_screens(node: Any) -> None:
+def test_two_vnc_clients_share_screen_through_node_port(node: Any) -> None:
     viewers = [viewer(node), viewer(node)]
     for each in viewers:
         each.handshake(shared=False)
@@ -140,7 +140,7 @@ def test_two_screens(node: Any) -> None:
         each.close()
 
 
-def test_verbs(node: Any, pod: Pod) -> None:
+def test_vmi_subresource_calls_work_through_node_port(node: Any, pod: Pod) -> None:
     assert node.Screenshot(VMI, timeout=30).png.startswith(b"\x89PNG")
     wait_for(lambda: node.GuestInfo(VMI, timeout=30).os.kernel_release, "what the agent tells")
     node.Users(VMI, timeout=30)
@@ -157,7 +157,7 @@ def test_verbs(node: Any, pod: Pod) -> None:
     node.Reset(VMI, timeout=30)
 
 
-def test_a_launcher_whose_server_dies_is_told_as_unavailable(node: Any, pod: Pod) -> None:
+def test_killed_launcher_server_is_reported_as_unavailable(node: Any, pod: Pod) -> None:
     alice = person(node, "alice", takeover=True)
     alice.see("guest")
     os.kill(pod.child("-m\0launcher"), signal.SIGKILL)
@@ -167,13 +167,13 @@ def test_a_launcher_whose_server_dies_is_told_as_unavailable(node: Any, pod: Pod
     pod.wait_state(pb.DOMAIN_STATE_RUNNING)
 
 
-def test_after_the_servers_restart_the_screenful_is_still_there(node: Any) -> None:
+def test_console_history_survives_server_restart(node: Any) -> None:
     alice = person(node, "alice")
     alice.see("login: ")
     alice.close()
 
 
-def test_when_the_handler_ends_the_vm_goes_on(pod: Pod, authority: Authority) -> None:
+def test_vm_survives_end_of_handler(pod: Pod, authority: Authority) -> None:
     with contextlib.ExitStack() as handler:
         port = handler.enter_context(served(pod, authority))
         with gateway(port, authority) as stub:

@@ -86,7 +86,7 @@ def ask(where: Namespace, address: str, port: int) -> str:
     return client.communicate(timeout=20)[0].strip()
 
 
-def test_guest_and_world_reach_each_other():
+def test_guest_and_node_network_reach_each_other():
     with netlab.node_and_pod() as (node, pod):
         attachment = attach(pod, request())
         assert tuple(map(str, attachment.addresses)) == (POD4, POD6)
@@ -100,7 +100,7 @@ def test_guest_and_world_reach_each_other():
                 assert ask(guest, NODE4, 9090) == f"seen {POD4}"
 
 
-def test_ipv6_with_router_by_hand():
+def test_ipv6_with_static_router_works():
     with netlab.node_and_pod() as (node, pod):
         attach(pod, request())
         with netlab.guest_of(pod) as guest:
@@ -112,7 +112,7 @@ def test_ipv6_with_router_by_hand():
                 assert ask(guest, NODE6, 9090) == f"seen {POD6}"
 
 
-def test_listed_ports_only():
+def test_only_listed_ports_are_forwarded():
     with netlab.node_and_pod() as (node, pod):
         attach(pod, request((nftables.ForwardedPorts("tcp", 8080, 8080), nftables.ForwardedPorts("udp", 53, 53))))
         with netlab.guest_of(pod) as guest:
@@ -123,7 +123,7 @@ def test_listed_ports_only():
                 assert ask(guest, NODE4, 9090) == f"seen {POD4}"
 
 
-def test_again_changes_nothing_and_cuts_nothing():
+def test_repeated_setup_changes_nothing_and_keeps_connections():
     with netlab.node_and_pod() as (node, pod):
         assert made(pod, request()).changed
         with netlab.guest_of(pod) as guest, serving(guest, "0.0.0.0", 8080):
@@ -136,7 +136,7 @@ def test_again_changes_nothing_and_cuts_nothing():
             assert ask(node, POD4, 8080) == f"seen {NODE4}"
 
 
-def test_repairs_what_is_missing():
+def test_missing_parts_are_restored():
     with netlab.node_and_pod() as (_, pod):
         attach(pod, request())
         pod.run(
@@ -160,7 +160,7 @@ def named(entry, number: int) -> str:
         return str(number)
 
 
-def test_tap_belongs_to_the_launcher_and_mtu_is_the_pods():
+def test_tap_is_owned_by_launcher_and_has_pod_mtu():
     with netlab.node_and_pod(mtu=1400) as (_, pod):
         assert attach(pod, request(queues=4)).mtu == 1400
         details = pod.run("ip -d link show tap0; ip -d link show k6t-eth0")
@@ -172,7 +172,7 @@ def test_tap_belongs_to_the_launcher_and_mtu_is_the_pods():
             pass
 
 
-def test_tap_of_a_user_above_2_31():
+def test_tap_owner_above_2_31_is_kept():
     """The users of a pod's user namespace are anywhere below 2^32."""
     user, name = 2_193_817_707, "high-user"
     tap.add_tap(name, user, user, multi_queue=False)
@@ -185,7 +185,7 @@ def test_tap_of_a_user_above_2_31():
             links.do(route.del_link(name))
 
 
-def test_pod_without_ipv6():
+def test_pod_without_ipv6_is_supported():
     with netlab.node_and_pod(ipv6=False) as (_, pod):
         attachment = attach(pod, request())
         assert (tuple(map(str, attachment.addresses)), attachment.lease6) == ((POD4,), None)
@@ -193,7 +193,7 @@ def test_pod_without_ipv6():
         assert made(pod, request()).changed == ()
 
 
-def test_guest_cannot_come_in_by_the_pods_loopback():
+def test_guest_cannot_reach_pod_loopback():
     with netlab.node_and_pod(ipv6=False) as (_, pod):
         attach(pod, request())
         with netlab.guest_of(pod) as guest, serving(pod, "127.0.0.1", 7070):
@@ -206,7 +206,7 @@ def test_guest_cannot_come_in_by_the_pods_loopback():
             assert ask(guest, "127.0.0.1", 7070).startswith("failed")
 
 
-def test_the_nodes_own_namespace_is_refused():
+def test_host_network_namespace_is_refused():
     # A namespace that plays the node: were it not refused, the rules would be in there, not on this machine.
     with netlab.node_and_pod() as (_, pod), proc.Process(pod.pid) as process:
         with pytest.raises(NetworkError, match="node's network namespace"):
@@ -214,13 +214,13 @@ def test_the_nodes_own_namespace_is_refused():
         assert "k6t-" not in pod.run("ip link")
 
 
-def test_overlapping_subnet_is_refused_in_words():
+def test_overlapping_subnet_is_refused():
     wanted = request(subnet="192.168.77.0/24")
     with netlab.node_and_pod() as (_, pod), pytest.raises(NetworkError, match="vmNetworkCIDR"):
         attach(pod, wanted)
 
 
-def test_a_process_that_has_ended_is_refused():
+def test_ended_process_is_refused():
     with netlab.node_and_pod() as (_, pod):
         process = proc.Process(pod.pid)
         pod.close()
@@ -229,7 +229,7 @@ def test_a_process_that_has_ended_is_refused():
             proc.isolated_now(lambda: attaching(process, HOST))
 
 
-async def test_guest_learns_its_ipv6_router():
+async def test_guest_gets_ipv6_router_by_advertisement():
     with netlab.node_and_pod() as (node, pod):
         attachment = attach(pod, request())
         with proc.Process(pod.pid) as process:
@@ -250,7 +250,7 @@ async def test_guest_learns_its_ipv6_router():
             advertiser.close()
 
 
-async def test_advertiser_answers_a_solicitation():
+async def test_router_solicitation_is_answered():
     with netlab.node_and_pod() as (_, pod):
         attachment = attach(pod, request())
         with proc.Process(pod.pid) as process, netlab.guest_of(pod) as guest:
@@ -266,7 +266,7 @@ async def test_advertiser_answers_a_solicitation():
                 advertiser.close()
 
 
-def test_pod_with_the_hosts_network_is_refused():
+def test_pod_with_host_network_is_refused():
     with netlab.node_and_pod() as (node, _):
         with proc.Process(node.pid) as process, pytest.raises(NetworkError, match="node's network namespace"):
             proc.isolated_now(lambda: attaching(process, f"/proc/{node.pid}/ns/net"))

@@ -98,7 +98,7 @@ def state(pod: Namespace) -> str:
 # ---- the pod's own network -------------------------------------------------------------------------------------------
 
 
-def test_the_guest_takes_over_the_pods_address(records):
+def test_guest_takes_over_pod_address(records):
     with netlab.node_and_pod(ipv6=False, mtu=1400) as (node, pod):
         given = mac_of(pod, "eth0")
         pod.run("ip route add 10.66.0.0/16 via 192.168.77.7; ip route add 192.0.2.1 dev eth0")
@@ -122,7 +122,7 @@ def test_the_guest_takes_over_the_pods_address(records):
             assert given in node.run(f"ip neigh show {POD4}")
 
 
-def test_the_pods_own_kernel_says_nothing_on_the_guests_network(records):
+def test_pod_kernel_sends_nothing_on_guest_network(records):
     with netlab.node_and_pod() as (node, pod):
         given = mac_of(pod, "eth0")
         [attachment] = attach(pod, records, OWN).attachments
@@ -147,7 +147,7 @@ def outside_frame(target: str) -> bytes:
     return wire.udp("06:aa:aa:aa:aa:aa", NODE4, target, 1000, 67, b"x")
 
 
-def test_ipv6_of_the_pod_moves_too(records):
+def test_ipv6_address_of_pod_moves_to_guest(records):
     with netlab.node_and_pod() as (_, pod):
         [attachment] = attach(pod, records, OWN).attachments
         assert list(map(str, attachment.addresses)) == [POD4, POD6] and str(attachment.lease6) == POD6
@@ -156,7 +156,7 @@ def test_ipv6_of_the_pod_moves_too(records):
         assert attach(pod, records, OWN).changed == ()
 
 
-async def test_guest_gets_its_ipv6_address_and_no_false_router(records):
+async def test_guest_gets_ipv6_address_and_no_false_router(records):
     with netlab.node_and_pod() as (node, pod):
         given = mac_of(pod, "eth0")
         made = attach(pod, records, OWN)
@@ -218,7 +218,7 @@ async def until_async(condition) -> None:
 # ---- DHCP ------------------------------------------------------------------------------------------------------------
 
 
-def test_dhcp_is_served_to_the_guest_and_never_crosses(records):
+def test_dhcp_is_served_to_guest_and_not_forwarded(records):
     with netlab.node_and_pod(ipv6=False) as (node, pod):
         plug(node, pod, BLUE, f"{BLUE_POD}/24")
         pod.run(f"ip route add 172.16.0.0/16 via {BLUE_NODE}")
@@ -244,7 +244,7 @@ def test_dhcp_is_served_to_the_guest_and_never_crosses(records):
             assert wire.dhcp(outside.before(inside.mark())) == []
 
 
-def test_dhcp_passes_where_we_serve_none(records):
+def test_dhcp_is_forwarded_if_launcher_serves_none(records):
     with netlab.node_and_pod(ipv6=False) as (node, pod):
         plug(node, pod, BLUE)
         made = attach(pod, records, MASQUERADE, InterfaceRequest("blue", BLUE))
@@ -260,7 +260,7 @@ def test_dhcp_passes_where_we_serve_none(records):
             inside.until(lambda frame: bool(wire.dhcp([frame])))
 
 
-def test_the_guest_reaches_nothing_of_the_pods_own(records):
+def test_guest_cannot_reach_pod_services(records):
     with netlab.node_and_pod(ipv6=False) as (node, pod):
         plug(node, pod, BLUE, f"{BLUE_POD}/24")
         made = attach(pod, records, MASQUERADE, InterfaceRequest("blue", BLUE))
@@ -279,7 +279,7 @@ def test_the_guest_reaches_nothing_of_the_pods_own(records):
 # ---- several at once -------------------------------------------------------------------------------------------------
 
 
-def test_several_interfaces_of_several_kinds(records):
+def test_interfaces_of_different_bindings_work_together(records):
     with netlab.node_and_pod(mtu=1450) as (node, pod):
         plug(node, pod, BLUE, f"{BLUE_POD}/24", mtu=1400)
         plug(node, pod, RED, mtu=1300)
@@ -321,7 +321,7 @@ def test_several_interfaces_of_several_kinds(records):
         )
 
 
-def test_interface_of_the_wrong_kind_and_mac_are_refused_in_words(records):
+def test_interface_of_wrong_type_and_invalid_mac_are_refused(records):
     with netlab.node_and_pod() as (node, pod):
         pod.run(f"ip link add link eth0 name {BLUE} type macvlan mode bridge")
         with pytest.raises(NetworkError, match="is a macvlan device"):
@@ -361,7 +361,7 @@ def everything():
         yield pod
 
 
-def test_killed_at_any_step_and_started_again_it_comes_to_the_same(records, tmp_path):
+def test_setup_killed_at_any_step_and_restarted_reaches_same_state(records, tmp_path):
     requests = (OWN, InterfaceRequest("blue", BLUE))
     with everything() as pod:
         clean = attach(pod, tmp_path / "clean", *requests)
@@ -378,7 +378,7 @@ def test_killed_at_any_step_and_started_again_it_comes_to_the_same(records, tmp_
             assert attach(pod, mine, *requests).changed == ()
 
 
-def test_without_its_record_nothing_is_guessed(records):
+def test_setup_without_record_is_refused(records):
     with everything() as pod:
         attach(pod, records, OWN)
         InterfaceRecord(UID, records).remove()
@@ -388,7 +388,7 @@ def test_without_its_record_nothing_is_guessed(records):
         assert state(pod) == before
 
 
-def test_what_is_missing_is_made_again(records):
+def test_missing_devices_are_recreated(records):
     with everything() as pod:
         clean = attach(pod, records, OWN, InterfaceRequest("blue", BLUE))
         expected = state(pod)
@@ -402,7 +402,7 @@ def test_what_is_missing_is_made_again(records):
 # ---- plugging --------------------------------------------------------------------------------------------------------
 
 
-def test_plugged_in_and_out_and_in_again(records):
+def test_interface_is_plugged_unplugged_and_replugged(records):
     with netlab.node_and_pod() as (node, pod):
         attach(pod, records, MASQUERADE)
         rules = pod.run("nft list table inet hyperlet")
@@ -435,7 +435,7 @@ def test_plugged_in_and_out_and_in_again(records):
         assert pod.run("nft list table inet hyperlet") == rules
 
 
-def test_the_nodes_own_namespace_is_refused(records):
+def test_host_network_namespace_is_refused(records):
     with netlab.node_and_pod() as (_, pod), proc.Process(pod.pid) as process:
         host = f"/proc/{pod.pid}/ns/net"
         with pytest.raises(NetworkError, match="node's network namespace"):

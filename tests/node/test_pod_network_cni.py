@@ -35,7 +35,7 @@ async def joined(node: Node, name: str) -> tuple[Joined, PodHere]:
     return Joined(here.processes[0].pid), here
 
 
-async def test_a_guest_speaks_with_its_own_mac_only_and_nothing_stays_when_it_leaves(node: Node, tmp_path: Path):
+async def test_guest_sends_with_own_mac_only_and_detach_leaves_nothing(node: Node, tmp_path: Path):
     await node.network("dmz", bridge(node.lab, macspoofchk=True))
     pod, here = await joined(node, "vm")
     peer, _ = await joined(node, "peer")

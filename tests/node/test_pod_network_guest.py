@@ -70,7 +70,7 @@ def plug(node: Namespace, pod: Namespace) -> None:
     pod.run(f"ip link set {BLUE} up; ip addr add {BLUE_POD}/24 dev {BLUE}")
 
 
-def test_guest_has_the_pods_address_and_gets_another_card_while_it_runs(tmp_path):
+def test_guest_has_pod_address_and_gets_hotplugged_nic(tmp_path):
     with running(tmp_path / "nics") as (node, vm):
         given = json.loads(vm.namespace.run("ip -j link show eth0"))[0]["address"]
         vm.sync(OWN_NIC)

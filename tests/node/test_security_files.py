@@ -39,7 +39,7 @@ def container(tmp_path):
 
 @pytest.mark.parametrize("mode", [0o666, 0o600])
 @pytest.mark.parametrize("kind", [stat.S_IFCHR, stat.S_IFBLK])
-def test_a_disk_that_is_a_device_is_not_even_opened(container, kind, mode):
+def test_disk_that_is_device_node_is_not_opened(container, kind, mode):
     root, process = container
     disk = root / "volumes/data/disk.img"
     os.mknod(disk, kind | mode, DEAD)
@@ -52,14 +52,14 @@ def test_a_disk_that_is_a_device_is_not_even_opened(container, kind, mode):
 @pytest.mark.parametrize(
     "make", [os.mkfifo, lambda path: os.mknod(path, stat.S_IFCHR | 0o666, DEAD), lambda path: path.mkdir()]
 )
-def test_name_servers_are_read_from_a_regular_file_only(container, make):
+def test_name_servers_are_read_from_regular_file_only(container, make):
     root, process = container
     make(root / "etc/resolv.conf")
     with pytest.raises(OSError, match="is not a regular file"):
         resolv_conf.read(process)
 
 
-def test_name_servers_are_not_read_through_a_link(container, tmp_path_factory):
+def test_name_servers_are_not_read_through_link(container, tmp_path_factory):
     root, process = container
     outside = tmp_path_factory.mktemp("host") / "resolv.conf"
     outside.write_text("nameserver 192.0.2.1\n")
@@ -68,7 +68,7 @@ def test_name_servers_are_not_read_through_a_link(container, tmp_path_factory):
         resolv_conf.read(process)
 
 
-def test_name_servers_are_read_to_a_limit(container):
+def test_name_servers_are_read_up_to_limit(container):
     root, process = container
     path = root / "etc/resolv.conf"
     path.write_text("nameserver 192.0.2.1\n" + "#" * (64 << 10) + "\nnameserver 192.0.2.2\n")

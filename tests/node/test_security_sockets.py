@@ -28,7 +28,7 @@ sys.stdin.readline()
 """
 
 
-def test_process_that_is_still_roots_is_not_entered(tmp_path):
+def test_process_with_root_ids_is_refused(tmp_path):
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
     with podlab.pod(tmp_path) as pod:
@@ -68,7 +68,7 @@ sys.stdin.readline()
 """
 
 
-def test_listener_with_a_uid_above_2_31_is_told_as_it_is(tmp_path):
+def test_listener_uid_above_2_31_is_reported_unsigned(tmp_path):
     """The kubelet gives a pod any range of 65,536 users, and half of them lie there."""
     user = 2_193_817_707
     folder = tmp_path / "socket"

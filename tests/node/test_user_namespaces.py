@@ -47,7 +47,7 @@ def within(sandbox: Sandbox, user: int, *command: str) -> subprocess.CompletedPr
 # ---- identity
 
 
-def test_users_are_mapped_as_the_kernel_maps_them(sandbox):
+def test_users_are_mapped_as_by_kernel(sandbox):
     with proc.Process(sandbox.pid) as process:
         assert (process.host_user(0), process.host_user(107), process.host_group(65535)) == (
             BASE,
@@ -60,7 +60,7 @@ def test_users_are_mapped_as_the_kernel_maps_them(sandbox):
         assert process.host_user(107) == 107
 
 
-def test_a_namespace_that_root_made_is_told_from_others(sandbox):
+def test_user_namespace_created_by_host_root_is_recognized(sandbox):
     with proc.Process(sandbox.pid) as process:
         assert proc.owned_by_host_root(process)
     with proc.Process(os.getpid()) as process:
@@ -79,7 +79,7 @@ def devices():
     return closed
 
 
-def test_devices_are_the_launchers_and_stay_the_nodes(sandbox, devices):
+def test_devices_belong_to_launcher_and_host_nodes_are_unchanged(sandbox, devices):
     before = [pathlib.Path(path).stat() for path in devices]
     python = "/usr/bin/python3"
     assert within(sandbox, 107, python, "-c", OPEN, *devices).returncode != 0
@@ -118,7 +118,7 @@ def disk(tmp_path):
         node.parent.rmdir()
 
 
-def test_a_claims_block_device_is_the_launchers_and_stays_the_nodes(disk, sandbox):
+def test_block_device_of_claim_belongs_to_launcher_and_host_node_is_unchanged(disk, sandbox):
     python, before = "/usr/bin/python3", disk.stat()
     assert within(sandbox, 107, python, "-c", OPEN, str(disk)).returncode != 0
     with proc.Process(sandbox.pid) as process:
@@ -131,13 +131,13 @@ def test_a_claims_block_device_is_the_launchers_and_stays_the_nodes(disk, sandbo
     assert (disk.stat().st_uid, disk.stat().st_ino, disk.stat().st_mode) == (0, before.st_ino, before.st_mode)
 
 
-def test_another_device_under_the_name_is_not_covered(sandbox, devices):
+def test_other_device_with_same_name_is_not_covered(sandbox, devices):
     """The container may have put what it likes there, since the handler looked."""
     with proc.Process(sandbox.pid) as process, pytest.raises(OSError, match="was replaced"):
         proc.isolated_now(lambda: mounts.cover_device(process, "dev/null", os.makedev(10, 232), BASE, BASE))
 
 
-def test_a_mount_namespace_of_the_nodes_is_not_entered(devices):
+def test_host_mount_namespace_is_refused(devices):
     process = subprocess.Popen(
         [sys.executable, "-c", podlab.Sandbox.SCRIPT, str(0x10000000), ""],
         stdin=subprocess.PIPE,
@@ -157,7 +157,7 @@ def test_a_mount_namespace_of_the_nodes_is_not_entered(devices):
 # ---- taps
 
 
-def test_a_tap_is_the_launchers(sandbox):
+def test_tap_belongs_to_launcher_in_user_namespace(sandbox):
     def inside(command: str) -> str:
         words = ["nsenter", f"--net=/proc/{sandbox.pid}/ns/net", "sh", "-ec", command]
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=30).stdout
@@ -178,7 +178,7 @@ def test_a_tap_is_the_launchers(sandbox):
 # ---- images
 
 
-def test_an_image_that_the_kubelet_mounted_is_found():
+def test_image_mounted_by_kubelet_is_found():
     """In a directory of the container's root, who is not the node's."""
     with tempfile.TemporaryDirectory(prefix="hl-") as path:
         folder = pathlib.Path(path)
@@ -253,7 +253,7 @@ def prepare(process: proc.Process) -> list[str]:
     return [each for each in proc.isolated_now(lambda: volumes.prepare(process, ["data"])) if each == "data"]
 
 
-def test_a_disk_that_is_roots_becomes_the_launchers(sandbox):
+def test_disk_of_root_is_chowned_to_launcher(sandbox):
     with volume(0, 0o755) as (folder, process):
         disk = folder / "disk.img"
         disk.write_bytes(b"content")
@@ -263,14 +263,14 @@ def test_a_disk_that_is_roots_becomes_the_launchers(sandbox):
         assert prepare(process) == []
 
 
-def test_a_folder_that_is_roots_is_shared_with_the_launcher():
+def test_folder_of_root_is_shared_with_launcher():
     with volume(0, 0o755) as (folder, process):
         assert prepare(process) == ["data"]
         assert (folder.stat().st_uid, folder.stat().st_gid, stat.S_IMODE(folder.stat().st_mode)) == (0, 107, 0o2775)
         assert prepare(process) == []
 
 
-def test_a_disk_that_the_launcher_can_write_is_left_alone():
+def test_disk_writable_by_launcher_is_unchanged():
     with volume(107, 0o755) as (folder, process):
         (folder / "disk.img").write_bytes(b"")
         os.chown(folder / "disk.img", 107, 107)
@@ -278,6 +278,6 @@ def test_a_disk_that_the_launcher_can_write_is_left_alone():
         assert prepare(process) == []
 
 
-def test_somebody_elses_folder_is_refused():
+def test_folder_of_other_user_is_refused():
     with volume(1000, 0o755) as (_, process), pytest.raises(VolumeError, match="is owned by user"):
         prepare(process)
