@@ -337,10 +337,12 @@ class FakeApi:
                 position = self.version
                 for obj in present:
                     await response.write(_line("ADDED", obj))
-            await self._tell(request, response, target, position)
+            await self._stream_history(request, response, target, position)
         return response
 
-    async def _tell(self, request: web.Request, response: web.StreamResponse, target: Target, position: int) -> None:
+    async def _stream_history(
+        self, request: web.Request, response: web.StreamResponse, target: Target, position: int
+    ) -> None:
         """Writes the history after `position`, then new events, until `timeoutSeconds` are over."""
         end = asyncio.get_running_loop().time() + float(request.query.get("timeoutSeconds") or 3600)
         if request.query.get("allowWatchBookmarks") == "true":

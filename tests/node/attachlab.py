@@ -30,7 +30,7 @@ NADS = "network-attachment-definitions"
 NAMESPACE = "web"
 
 
-class PodHere:
+class LabPod:
     """A pod of this node: a process in a network namespace and a cgroup of its own, as a sandbox is."""
 
     def __init__(self, uid: str) -> None:
@@ -87,7 +87,7 @@ class Node:
             configurations=(str(self.conf),),
         )
         self.configure("10-pods.conflist", {"name": "pods", "plugins": [{"type": "bridge"}]})
-        self.pods: list[PodHere] = []
+        self.pods: list[LabPod] = []
         self.kubes: list[Kube] = []
         self.made: list[Attachments] = []
         self.tasks: list[asyncio.Task[None]] = []
@@ -136,7 +136,7 @@ class Node:
         text = config if isinstance(config, str) else json.dumps(config)
         self.api.put(NADS, {"metadata": {"name": name, "namespace": namespace}, "spec": {"config": text}})
 
-    async def pod(self, name: str, networks: str, owner: str = "") -> PodHere:
+    async def pod(self, name: str, networks: str, owner: str = "") -> LabPod:
         """Makes a pod that runs."""
         metadata: Json = {
             "name": name,
@@ -153,16 +153,16 @@ class Node:
             "containerStatuses": [{"name": "app", "state": {"running": {}}}],
         }
         made = self.api.put("pods", {"metadata": metadata, "spec": {"containers": containers}, "status": status})
-        self.pods.append(PodHere(made["metadata"]["uid"]))
+        self.pods.append(LabPod(made["metadata"]["uid"]))
         return self.pods[-1]
 
-    def seen(self, name: str) -> Pod:
+    def stored_pod(self, name: str) -> Pod:
         """A pod as the API server has it."""
         return msgspec.convert(self.api.find("pods", name, NAMESPACE), Pod)
 
-    def told(self, name: str) -> list[Json]:
+    def status_entries(self, name: str) -> list[Json]:
         """The entries of a pod's status annotation, but for the pod's own network."""
-        text = (self.seen(name).metadata.annotations or {}).get(network_attachments.ANNOTATION_STATUS)
+        text = (self.stored_pod(name).metadata.annotations or {}).get(network_attachments.ANNOTATION_STATUS)
         return json.loads(text)[1:] if text else []
 
     def events(self) -> list[tuple[str, str]]:
@@ -211,4 +211,4 @@ def bridge(lab: Lab, name: str = "lan", **fields: Any) -> Json:
     return {"cniVersion": "1.0.0", "name": name, "type": "cnv-bridge", "bridge": "br1", "ipam": ipam, **fields}
 
 
-__all__ = ["NAMESPACE", "Node", "PodHere", "bridge", "node", "until"]
+__all__ = ["NAMESPACE", "LabPod", "Node", "bridge", "node", "until"]

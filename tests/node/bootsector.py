@@ -30,12 +30,12 @@ def _assemble(text: str, then: bytes) -> bytes:
 _HALT = bytes([0xF4, 0xEB, 0xFD])  # hlt; jmp $-1
 
 
-def deaf() -> bytes:
+def ignoring_power_button() -> bytes:
     """Halts for ever, and does not hear the power button."""
     return _assemble("hello\r\n", _HALT)
 
 
-def obedient() -> bytes:
+def obeying_power_button() -> bytes:
     """Powers off when the power button is pressed."""
     then = bytes([0xBA, 0x02, 0x06, 0xB8, 0x00, 0x01, 0xEF])  # mov dx, 0x602; mov ax, 0x100; out dx, ax
     then += bytes([0xFB, 0xF4])  # again: sti; hlt (the timer wakes it)

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from cni import build
-from tests.node.cnispace import Space, speaks
+from tests.node.cnispace import Space, passing_macs
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = "/usr/lib/cni"
-__all__ = ["Lab", "Space", "bridge_conf", "client", "host_local", "lab", "reserved", "speaks", "tuning_conf"]
+__all__ = ["Lab", "Space", "bridge_conf", "client", "host_local", "lab", "passing_macs", "reserved", "tuning_conf"]
 
 
 class Lab:

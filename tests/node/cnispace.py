@@ -98,7 +98,7 @@ def frame(source: str, payload: bytes, tag: int = 0) -> bytes:
     return BROADCAST + route.mac_bytes(source) + vlan + ETHERTYPE.to_bytes(2, "big") + payload.ljust(46, b"\0")
 
 
-def heard(receiver: socket.socket, last: bytes) -> list[bytes]:
+def received_payloads(receiver: socket.socket, last: bytes) -> list[bytes]:
     """The payloads that came, up to and including `last`. Raises TimeoutError if that does not come."""
     found = []
     while not found or found[-1] != last:
@@ -106,9 +106,9 @@ def heard(receiver: socket.socket, last: bytes) -> list[bytes]:
     return found
 
 
-def speaks(sender: Space, device: str, macs: list[str], receiver: Space, other: str) -> set[str]:
+def passing_macs(sender: Space, device: str, macs: list[str], receiver: Space, other: str) -> set[str]:
     """Which of the source MACs come through; the last one has to."""
     with contextlib.closing(sender.packets(device)) as out, contextlib.closing(receiver.packets(other)) as into:
         for mac in macs:
             out.send(frame(mac, mac.encode()))
-        return {payload.decode() for payload in heard(into, macs[-1].encode())}
+        return {payload.decode() for payload in received_payloads(into, macs[-1].encode())}

@@ -13,7 +13,7 @@ from typing import Any
 from cni import plugins, wire
 from cni.host import HostResources, host_name
 from kit.netlink import route
-from tests.node.cnispace import Space, frame, heard
+from tests.node.cnispace import Space, frame, received_payloads
 
 assert concurrent.futures.thread  # imported when first used: the guest has only what is imported at once
 PORT = route.VLAN_PVID | route.VLAN_UNTAGGED
@@ -75,7 +75,7 @@ class Node:
                     one.do(route.del_link(index=link.index))
 
 
-def passes(sender: Space, receiver: Space, tag: int = 0) -> bool:
+def frame_passes(sender: Space, receiver: Space, tag: int = 0) -> bool:
     """Whether a frame comes through. An interface in the receiver's own VLAN speaks last, so there is no waiting."""
     mac = sender.inside(lambda: _mac("eth0"))
     with (
@@ -105,9 +105,9 @@ def test_access_port_receives_frames_of_own_vlan_only(node: Node) -> None:
     other, _, _ = node.add(vlan=94, preserveDefaultVlan=False)
     plain, _, _ = node.add()
     assert node.vlans(port) == {93: PORT}
-    assert passes(first, second) and passes(second, first)
-    assert not passes(first, other) and not passes(other, first)
-    assert not passes(first, plain) and not passes(plain, first)
+    assert frame_passes(first, second) and frame_passes(second, first)
+    assert not frame_passes(first, other) and not frame_passes(other, first)
+    assert not frame_passes(first, plain) and not frame_passes(plain, first)
 
 
 def test_default_vlan_is_kept_unless_configured(node: Node) -> None:
@@ -134,8 +134,12 @@ def test_trunk_carries_configured_ids_and_ranges(node: Node) -> None:
     assert node.vlans(port) == dict.fromkeys((10, 11, 12, 20, 30, 40), 0)
     access, _, _ = node.add(vlan=11, preserveDefaultVlan=False)
     foreign, _, _ = node.add(vlan=13, preserveDefaultVlan=False)
-    assert passes(trunk, access, tag=11) and passes(access, trunk)
-    assert not passes(trunk, foreign, tag=13) and not passes(trunk, access, tag=12) and not passes(trunk, access)
+    assert frame_passes(trunk, access, tag=11) and frame_passes(access, trunk)
+    assert (
+        not frame_passes(trunk, foreign, tag=13)
+        and not frame_passes(trunk, access, tag=12)
+        and not frame_passes(trunk, access)
+    )
 
 
 def test_trunk_with_native_vlan_is_accepted(node: Node) -> None:
@@ -143,7 +147,7 @@ def test_trunk_with_native_vlan_is_accepted(node: Node) -> None:
     assert node.vlans(port) == {93: PORT, 94: 0, 95: 0}
     access, _, _ = node.add(vlan=93, preserveDefaultVlan=False)
     tagged, _, _ = node.add(vlan=95, preserveDefaultVlan=False)
-    assert passes(trunk, access) and passes(trunk, tagged, tag=95) and not passes(trunk, tagged)
+    assert frame_passes(trunk, access) and frame_passes(trunk, tagged, tag=95) and not frame_passes(trunk, tagged)
 
 
 def test_full_vlan_range_is_accepted(node: Node) -> None:
@@ -175,7 +179,7 @@ def test_macspoofchk_works_in_vlan_with_seed_manifest_config(node: Node) -> None
     ):
         out.send(frame("02:66:66:66:66:66", b"forged"))
         out.send(frame(mac, b"mine"))
-        assert heard(into, b"mine") == [b"mine"]
+        assert received_payloads(into, b"mine") == [b"mine"]
 
 
 def test_vlan_gateway_is_reachable_from_own_vlan_only(node: Node) -> None:

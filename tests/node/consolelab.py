@@ -50,7 +50,7 @@ class Stream:
         self._out.put(None)
 
 
-class Person:
+class ConsoleClient:
     """Somebody at the serial console. `wrap` makes the first and the later messages of the method's kind."""
 
     def __init__(
@@ -62,39 +62,39 @@ class Person:
     ) -> None:
         self._wrap = wrap
         self.stream = Stream(method, wrap(pb.ConsoleInput(who=who, **first)))
-        self.seen = b""
+        self.output = b""
         self.notices: list[str] = []
         self.ended = False
 
     def type(self, text: str) -> None:
         self.stream.send(self._wrap(pb.ConsoleInput(data=text.encode())))
 
-    def see(self, wanted: str, times: int = 1) -> None:
+    def wait_output(self, wanted: str, times: int = 1) -> None:
         """Waits until the text has been printed."""
-        self._until(lambda: self.seen.count(wanted.encode()) >= times, wanted)
+        self._until(lambda: self.output.count(wanted.encode()) >= times, wanted)
 
-    def hear(self, wanted: str) -> None:
+    def wait_notice(self, wanted: str) -> None:
         """Waits for a notice."""
         self._until(lambda: any(wanted in notice for notice in self.notices), wanted)
 
-    def forget(self) -> None:
-        self.seen = b""
+    def clear_output(self) -> None:
+        self.output = b""
 
-    def see_end(self) -> None:
+    def wait_end(self) -> None:
         self._until(lambda: self.ended, "the end")
 
     def _until(self, test: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PATIENCE
         while not test():
-            assert not self.ended, f"the stream ended before {what!r}: {self.stream.error}, {self.seen!r}"
+            assert not self.ended, f"the stream ended before {what!r}: {self.stream.error}, {self.output!r}"
             try:
                 message = self.stream.received.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                raise AssertionError(f"never saw {what!r}, but {self.seen[-2000:]!r} and {self.notices}") from None
+                raise AssertionError(f"never saw {what!r}, but {self.output[-2000:]!r} and {self.notices}") from None
             if message is None:
                 self.ended = True
             else:
-                self.seen += message.data
+                self.output += message.data
                 self.notices += [message.notice] if message.notice else []
 
     def close(self) -> None:

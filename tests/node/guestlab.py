@@ -32,7 +32,7 @@ def seed_disk(path: Path, **files: str) -> Path:
     return path
 
 
-class Machine:
+class RunningGuest:
     """A running guest. Sockets and logs lie in `folder`."""
 
     def __init__(self, folder: Path, process: subprocess.Popen[bytes], port: int) -> None:
@@ -113,7 +113,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def machine(folder: Path, *boot: str) -> Iterator[Machine]:
+def boot_guest(folder: Path, *boot: str) -> Iterator[RunningGuest]:
     """QEMU under emulation; `boot` is what differs: disks, or kernel and initrd. It ends when the context is left."""
     port = free_port()
     network = "user,id=n,restrict=on,hostname=from-dhcp,dnssearch=one.example,dnssearch=two.example"
@@ -127,7 +127,7 @@ def machine(folder: Path, *boot: str) -> Iterator[Machine]:
     process = subprocess.Popen([*command, *boot], stdin=subprocess.DEVNULL)
     try:
         wait_for((folder / "serial.log").exists, "QEMU has opened its log")
-        yield Machine(folder, process, port)
+        yield RunningGuest(folder, process, port)
     finally:
         process.kill()
         process.wait()

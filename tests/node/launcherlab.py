@@ -263,6 +263,6 @@ def follow(pod: Pod) -> "queue.Queue[pb.Report | None]":
     return reports
 
 
-def all_of(reports: "queue.Queue[pb.Report | None]") -> list[pb.Report]:
+def drain(reports: "queue.Queue[pb.Report | None]") -> list[pb.Report]:
     """What `follow` got, once the launcher has ended it."""
     return list(iter(lambda: reports.get(timeout=30), None))

@@ -111,13 +111,13 @@ class Pod:
         self.sandbox = Sandbox(users, namespace)
         self.cgroup.add(self.sandbox.pid)
         self.users = users
-        self._launchers: list[Fake] = []
+        self._launchers: list[FakeLauncher] = []
 
-    def launcher(self, uid: int = 107, in_cgroup: bool = True, path: pathlib.Path | None = None) -> "Fake":
+    def launcher(self, uid: int = 107, in_cgroup: bool = True, path: pathlib.Path | None = None) -> "FakeLauncher":
         """Starts a launcher that listens on the pod's socket."""
         enter = ["nsenter", f"--net=/proc/{self.sandbox.pid}/ns/net", "unshare", "--mount"]
         joined = self.sandbox.pid if self.users else 0
-        started = Fake(enter, path or self.socket, uid, self.cgroup if in_cgroup else None, joined)
+        started = FakeLauncher(enter, path or self.socket, uid, self.cgroup if in_cgroup else None, joined)
         self._launchers.append(started)
         return started
 
@@ -128,7 +128,7 @@ class Pod:
         self.cgroup.close()
 
 
-class Fake:
+class FakeLauncher:
     """A launcher in another process. `tell` gives it orders, `heard` are the Sync requests so far."""
 
     def __init__(
@@ -140,14 +140,14 @@ class Fake:
         )  # fmt: skip
         if cgroup is not None:
             cgroup.add(self.process.pid)
-        self.tell(start=True)
+        self.set_behaviour(start=True)
         self._expect("up")
 
     @property
     def pid(self) -> int:
         return self.process.pid
 
-    def tell(self, **order: Any) -> None:
+    def set_behaviour(self, **order: Any) -> None:
         """`report={...}` publishes a report, `refuse=[CODE, words]` refuses the next Syncs, `refuse=None` no more,
         `plugs=False` leaves the NICs of the domain as they are, `starts=False` answers Sync and starts nothing."""
         assert self.process.stdin

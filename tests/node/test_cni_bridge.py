@@ -9,7 +9,7 @@ import pytest
 from cni.host import host_name
 from kit.netlink import route
 from tests.node import cnilab
-from tests.node.cnilab import Lab, bridge_conf, client, host_local, lab, speaks
+from tests.node.cnilab import Lab, bridge_conf, client, host_local, lab, passing_macs
 
 pytestmark = pytest.mark.node
 OUTSIDE = host_name("net", "c1", "eth0")
@@ -89,8 +89,8 @@ def test_macspoofchk_passes_only_mac_of_interface(lab: Lab) -> None:
     lab.call("cnv-bridge", "ADD", bridge_conf(macspoofchk=True), first)
     lab.call("cnv-bridge", "ADD", bridge_conf(), second, CNI_CONTAINERID="c2")
     mine, theirs = first.links()["eth0"].mac, second.links()["eth0"].mac
-    assert speaks(first, "eth0", ["02:66:66:66:66:66", theirs, mine], second, "eth0") == {mine}
-    assert speaks(second, "eth0", ["02:66:66:66:66:66", theirs], first, "eth0") == {"02:66:66:66:66:66", theirs}
+    assert passing_macs(first, "eth0", ["02:66:66:66:66:66", theirs, mine], second, "eth0") == {mine}
+    assert passing_macs(second, "eth0", ["02:66:66:66:66:66", theirs], first, "eth0") == {"02:66:66:66:66:66", theirs}
     assert OUTSIDE in lab.ruleset()
     lab.call("cnv-bridge", "DEL", bridge_conf(macspoofchk=True), first)
     assert OUTSIDE not in lab.ruleset()
@@ -103,9 +103,9 @@ def test_macspoofchk_uses_mac_set_by_cnv_tuning(lab: Lab) -> None:
     old, new = first.links()["eth0"].mac, "02:00:00:00:00:99"
     tuning = cnilab.tuning_conf(lab, first, mac=new)
     lab.call("cnv-tuning", "ADD", tuning, first)
-    assert speaks(first, "eth0", [old, "02:66:66:66:66:66", new], second, "eth0") == {new}
+    assert passing_macs(first, "eth0", [old, "02:66:66:66:66:66", new], second, "eth0") == {new}
     lab.call("cnv-tuning", "DEL", tuning, first)
-    assert speaks(first, "eth0", [new, old], second, "eth0") == {old}
+    assert passing_macs(first, "eth0", [new, old], second, "eth0") == {old}
 
 
 def test_isolated_ports_receive_only_from_other_ports(lab: Lab) -> None:
@@ -116,7 +116,7 @@ def test_isolated_ports_receive_only_from_other_ports(lab: Lab) -> None:
     first, second, third = spaces
     mac = first.links()["eth0"].mac
     with contextlib.closing(second.packets("eth0")) as isolated:
-        assert speaks(first, "eth0", [mac], third, "eth0") == {mac}
+        assert passing_macs(first, "eth0", [mac], third, "eth0") == {mac}
         isolated.setblocking(False)
         with pytest.raises(BlockingIOError):
             isolated.recv(2048)

@@ -144,7 +144,7 @@ def test_del_succeeds_if_resources_are_missing(lab: Lab) -> None:
             where.close()
 
 
-class Saboteur:
+class FaultInjector:
     """Lets the n-th message to the kernel fail, and none after it."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
@@ -180,17 +180,17 @@ def test_add_failing_at_any_step_is_rolled_back(lab: Lab, monkeypatch: pytest.Mo
     def body() -> int:
         resources = HostResources((str(lab.data),))
         try:
-            return _until_it_works(lab, resources, Saboteur(monkeypatch), plugin, conf, where, (before, rules))
+            return _fail_at_each_step(lab, resources, FaultInjector(monkeypatch), plugin, conf, where, (before, rules))
         finally:
             resources.close()
 
     assert lab.node.inside(body) >= (12 if plugin == "cnv-bridge" else 3)
 
 
-def _until_it_works(
+def _fail_at_each_step(
     lab: Lab,
     resources: HostResources,
-    saboteur: Saboteur,
+    injector: FaultInjector,
     plugin: str,
     conf: Any,
     where: Space,
@@ -198,9 +198,9 @@ def _until_it_works(
 ) -> int:
     for step in range(1, 100):
         request = wire.WireRequest(plugin, lab.environment("ADD", where), json.dumps(conf).encode(), where.fd)
-        saboteur.count, saboteur.fatal = 0, step
+        injector.count, injector.fatal = 0, step
         answer = plugins.serve(request, os.getpid(), resources, lambda: True)
-        saboteur.fatal = 0
+        injector.fatal = 0
         if not answer.code:
             return step - 1
         assert b"sabotage" in answer.stdout, answer.stdout

@@ -23,7 +23,7 @@ LOW, ENOUGH = 64 << 10, 1 << 20
 ROOT = os.getuid()
 
 
-class PodOfSleepers:
+class PodProcesses:
     """Processes in a pod's cgroup, or out of it."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class PodOfSleepers:
 
 @pytest.fixture
 def pod():
-    made = PodOfSleepers()
+    made = PodProcesses()
     yield made
     made.close()
 
@@ -60,20 +60,20 @@ def soft(pid: int) -> int:
         return memlock.limits_of(process)[0]
 
 
-def held() -> int:
+def locked_memory_limit() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_limit_is_raised_for_launcher_processes_only(pod):
     ours = {pod.start(), pod.start()}
     theirs, outside = pod.start(user=107), pod.start(inside=False)
-    before, open_before = soft(theirs), held()
+    before, open_before = soft(theirs), locked_memory_limit()
     assert set(memlock.allow(UID, "fast", ENOUGH, user=ROOT)) == ours
     assert {soft(pid) for pid in ours} == {ENOUGH}
     assert (soft(theirs), soft(outside)) == (before, LOW)
     assert memlock.allow(UID, "fast", ENOUGH, user=ROOT) == []
     assert memlock.allow(UID, "fast", ENOUGH // 2, user=ROOT) == [], "a limit was lowered"
-    assert held() == open_before
+    assert locked_memory_limit() == open_before
 
 
 def test_process_started_meanwhile_gets_limit(pod):

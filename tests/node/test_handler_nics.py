@@ -16,7 +16,7 @@ from kit import proc
 from tests.fakes.handler_objects import pod, vmi
 from tests.node import netlab, podlab
 from tests.node.handlerkube import HandlerKube
-from tests.node.test_handler_vmi import handler, held
+from tests.node.test_handler_vmi import handler, open_files
 from tests.waiting import until
 
 pytestmark = pytest.mark.node
@@ -29,7 +29,7 @@ NETWORKS = [{"name": "default", "pod": {}}, {"name": "blue", "multus": {"network
 ANNOTATION = "k8s.v1.cni.cncf.io/networks"
 
 
-class Joining:
+class FakeAttachments:
     """Secondary networks as `handler.secondary_networks.attachments` joins them: the interfaces that the pod's
     annotation names."""
 
@@ -74,7 +74,7 @@ async def kube(tmp_path):
 @contextlib.contextmanager
 def lab(pods: Path):
     with netlab.node_and_pod() as (node, namespace), podlab.pod(pods, namespace) as made:
-        yield made, namespace, Joining(node, namespace)
+        yield made, namespace, FakeAttachments(node, namespace)
 
 
 def spec(*nics: dict) -> dict:
@@ -97,7 +97,7 @@ def annotate(kube: HandlerKube, text: str) -> None:
 ASKED = msgspec.json.encode([{"name": "blue", "namespace": "test", "interface": BLUE}]).decode()
 
 
-def given(kube: HandlerKube, made: podlab.Pod, *nics: dict, networks: str = "[]") -> None:
+def store_vmi(kube: HandlerKube, made: podlab.Pod, *nics: dict, networks: str = "[]") -> None:
     kube.put(Pod, pod(made.uid))
     annotate(kube, networks)
     kube.put(VirtualMachineInstance, vmi(pod=made.uid, **spec(*nics)))
@@ -110,7 +110,7 @@ def shown(kube: HandlerKube) -> list[str]:
 async def test_nic_is_hotplugged_and_unplugged(kube, pods):
     with lab(pods) as (made, namespace, attacher):
         launcher = made.launcher()
-        given(kube, made, DEFAULT_NIC)
+        store_vmi(kube, made, DEFAULT_NIC)
         async with handler(kube, pods, attacher):
             await until(lambda: kube.status()["phase"] == "Running")
             # The VMI asks for it before the pod does, as two writes come one after the other.
@@ -128,13 +128,13 @@ async def test_nic_is_hotplugged_and_unplugged(kube, pods):
             change(kube, DEFAULT_NIC, BLUE_NIC | {"state": "down"})
             await until(lambda: kube.status()["interfaces"][1]["linkState"] == "down")
             # The guest keeps the card: its tap stays, and so does its entry.
-            launcher.tell(plugs=False)
+            launcher.set_behaviour(plugs=False)
             count = len(launcher.syncs())
             change(kube, DEFAULT_NIC, BLUE_NIC | {"state": "absent"})
             await until(lambda: len(launcher.syncs()) > count)
             assert f"tap{SHORT}" in namespace.run("ip link") and shown(kube) == ["default", "blue"]
             # It gives it back.
-            launcher.tell(report={"nics": [{"name": "default", "mac": MAC, "link_up": True}]})
+            launcher.set_behaviour(report={"nics": [{"name": "default", "mac": MAC, "link_up": True}]})
             await until(lambda: shown(kube) == ["default"])
             await until(lambda: f"tap{SHORT}" not in namespace.run("ip link"))
             change(kube, DEFAULT_NIC)
@@ -147,7 +147,7 @@ async def test_nic_is_hotplugged_and_unplugged(kube, pods):
 async def test_handler_restarted_during_hotplug_resumes(kube, pods):
     with lab(pods) as (made, namespace, attacher):
         launcher = made.launcher()
-        given(kube, made, DEFAULT_NIC)
+        store_vmi(kube, made, DEFAULT_NIC)
         async with handler(kube, pods, attacher):
             await until(lambda: kube.status()["phase"] == "Running")
         # While there is no handler, a card is asked for.
@@ -165,7 +165,7 @@ async def test_handler_restarted_during_hotplug_resumes(kube, pods):
         assert (len(launcher.syncs()), len(kube.patches)) == (2, patches)
         assert kube.status()["interfaces"][1]["mac"] == mac
         # While there is none, the card is given up, and the guest gives it back.
-        launcher.tell(report={"nics": [{"name": "default", "mac": MAC, "link_up": True}]})
+        launcher.set_behaviour(report={"nics": [{"name": "default", "mac": MAC, "link_up": True}]})
         change(kube, DEFAULT_NIC, BLUE_NIC | {"state": "absent"})
         async with handler(kube, pods, attacher):
             await until(lambda: shown(kube) == ["default"] and f"tap{SHORT}" not in namespace.run("ip link"))
@@ -174,7 +174,7 @@ async def test_handler_restarted_during_hotplug_resumes(kube, pods):
 async def test_pod_network_bridge_survives_handler_restart(kube, pods):
     with lab(pods) as (made, _, attacher):
         launcher = made.launcher()
-        given(kube, made, {"name": "default", "bridge": {}})
+        store_vmi(kube, made, {"name": "default", "bridge": {}})
         async with handler(kube, pods, attacher):
             await until(lambda: kube.status()["phase"] == "Running")
         [entry] = kube.status()["interfaces"]
@@ -186,7 +186,7 @@ async def test_pod_network_bridge_survives_handler_restart(kube, pods):
         async with handler(kube, pods, attacher) as machines:
             await until(lambda: any(machine.synced for machine in machines._tracked.values()))
             kube.remove(Pod, "test", "virt-launcher-vm-abcde")
-            await until(lambda: attacher.forgotten == [made.uid] and not held(made))
+            await until(lambda: attacher.forgotten == [made.uid] and not open_files(made))
         assert kube.status()["interfaces"] == [entry] and len(launcher.syncs()) == 1
         assert list((pods / "nics").iterdir()) == []
 
@@ -194,7 +194,7 @@ async def test_pod_network_bridge_survives_handler_restart(kube, pods):
 async def test_failed_network_is_reported_and_running_vm_unaffected(kube, pods):
     with lab(pods) as (made, namespace, attacher):
         launcher = made.launcher()
-        given(kube, made, DEFAULT_NIC)
+        store_vmi(kube, made, DEFAULT_NIC)
         async with handler(kube, pods, attacher):
             await until(lambda: kube.status()["phase"] == "Running")
             attacher.fails = True
@@ -211,14 +211,14 @@ async def test_failed_network_is_reported_and_running_vm_unaffected(kube, pods):
 async def test_false_nic_reports_add_no_nic_and_remove_no_tap(kube, pods):
     with lab(pods) as (made, namespace, attacher):
         launcher = made.launcher()
-        given(kube, made, DEFAULT_NIC, BLUE_NIC, networks=ASKED)
+        store_vmi(kube, made, DEFAULT_NIC, BLUE_NIC, networks=ASKED)
         async with handler(kube, pods, attacher):
             await until(lambda: shown(kube) == ["default", "blue"])
             made_up = [{"name": f"n{number}", "mac": MAC, "link_up": True} for number in range(2000)]
-            launcher.tell(report={"nics": made_up, "agent_connected": True})
+            launcher.set_behaviour(report={"nics": made_up, "agent_connected": True})
             await until(lambda: kube.condition("AgentConnected"))
             assert shown(kube) == ["default", "blue"]
             assert f"tap{SHORT}" in namespace.run("ip link") and "tap0" in namespace.run("ip link")
-            launcher.tell(report={"nics": [], "machine": "pc-q35-9.0"})
+            launcher.set_behaviour(report={"nics": [], "machine": "pc-q35-9.0"})
             await until(lambda: kube.status()["machine"]["type"] == "pc-q35-9.0")
             assert f"tap{SHORT}" in namespace.run("ip link") and shown(kube) == ["default", "blue"]

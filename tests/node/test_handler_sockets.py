@@ -58,7 +58,7 @@ async def test_channel_is_bound_to_inode(pod, pods):
     """A descriptor's number is used again; a channel made for it must not lead to the next socket."""
     pod.launcher()
     with podlab.pod(pods) as other:
-        other.launcher().tell(report={"reason": "Other"})
+        other.launcher().set_behaviour(report={"reason": "Other"})
         for _ in range(3):
             for each, reason in ((pod, ""), (other, "Other")):
                 with proc.closing(open_pod(each)) as fd:
@@ -206,26 +206,26 @@ def listening(pod, *steps: str):
 
 
 @pytest.fixture
-def walled(pods):
+def user_namespace_pod(pods):
     """A pod with a user namespace."""
     with podlab.pod(pods, users=True) as made:
         yield made
 
 
-async def test_launcher_in_pod_user_namespace_is_found_and_responds(walled):
-    launcher = walled.launcher()
-    assert verify(walled) == launcher.pid
-    with proc.closing(open_pod(walled)) as fd:
+async def test_launcher_in_pod_user_namespace_is_found_and_responds(user_namespace_pod):
+    launcher = user_namespace_pod.launcher()
+    assert verify(user_namespace_pod) == launcher.pid
+    with proc.closing(open_pod(user_namespace_pod)) as fd:
         assert rpc.listener(fd).uid == podlab.BASE + 107
         async with rpc.channel(fd) as channel:
             report = await services.LauncherStub(channel).Sync(pb.SyncRequest(vmi_uid="u"), timeout=5)
     assert report.vmi_uid == "u"
 
 
-def test_launcher_of_other_user_in_pod_is_refused(walled):
-    walled.launcher(uid=108)
+def test_launcher_of_other_user_in_pod_is_refused(user_namespace_pod):
+    user_namespace_pod.launcher(uid=108)
     with pytest.raises(LauncherUnavailable, match=rf"runs as user {podlab.BASE + 108}, not {podlab.BASE + 107} \(107"):
-        verify(walled)
+        verify(user_namespace_pod)
 
 
 def test_listener_in_own_user_namespace_is_refused(pod):
@@ -233,23 +233,23 @@ def test_listener_in_own_user_namespace_is_refused(pod):
         verify(pod)
 
 
-def test_listener_in_nested_user_namespace_is_refused(walled):
-    steps = f"/proc/{walled.sandbox.pid}/ns/user", "107", "unshare"
-    with listening(walled, *steps), pytest.raises(LauncherUnavailable, match="another user na"):
-        verify(walled)
+def test_listener_in_nested_user_namespace_is_refused(user_namespace_pod):
+    steps = f"/proc/{user_namespace_pod.sandbox.pid}/ns/user", "107", "unshare"
+    with listening(user_namespace_pod, *steps), pytest.raises(LauncherUnavailable, match="another user na"):
+        verify(user_namespace_pod)
 
 
-def test_listener_in_host_user_namespace_of_pod_with_own_is_refused(walled):
-    os.chown(walled.socket.parent, 107, 107)
-    with listening(walled, "107"), pytest.raises(LauncherUnavailable, match="another user namespace"):
-        verify(walled)
+def test_listener_in_host_user_namespace_of_pod_with_own_is_refused(user_namespace_pod):
+    os.chown(user_namespace_pod.socket.parent, 107, 107)
+    with listening(user_namespace_pod, "107"), pytest.raises(LauncherUnavailable, match="another user namespace"):
+        verify(user_namespace_pod)
 
 
-def test_listener_in_user_namespace_of_other_pod_is_refused(walled, pods):
+def test_listener_in_user_namespace_of_other_pod_is_refused(user_namespace_pod, pods):
     with podlab.pod(pods, users=True) as other:
         steps = f"/proc/{other.sandbox.pid}/ns/user", "107"
-        with listening(walled, *steps), pytest.raises(LauncherUnavailable, match="another user namespace"):
-            verify(walled)
+        with listening(user_namespace_pod, *steps), pytest.raises(LauncherUnavailable, match="another user namespace"):
+            verify(user_namespace_pod)
 
 
 def test_first_process_in_self_made_user_namespace_is_refused(pod):
@@ -270,7 +270,7 @@ def test_pod_without_process_in_own_network_is_refused(pod):
 
 async def test_response_over_size_limit_is_refused(pod):
     launcher = pod.launcher()
-    launcher.tell(report={"message": "x" * (2 << 20), "state": "DOMAIN_STATE_RUNNING"})
+    launcher.set_behaviour(report={"message": "x" * (2 << 20), "state": "DOMAIN_STATE_RUNNING"})
     with proc.closing(open_pod(pod)) as fd:
         async with rpc.channel(fd) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -90,7 +90,7 @@ async def handler(kube: HandlerKube, pods: Path, attacher=None):
         await client.close()
 
 
-def held(lab: podlab.Pod) -> set[str]:
+def open_files(lab: podlab.Pod) -> set[str]:
     """What this process has open that belongs to the pod: its socket, its process, a raw socket in its namespace."""
     found = set()
     for fd in Path("/proc/self/fd").iterdir():
@@ -110,14 +110,14 @@ def _is_raw(fd: int) -> bool:
         return copy.type == socket.SOCK_RAW and copy.family == socket.AF_INET6
 
 
-def given(kube: HandlerKube, lab: podlab.Pod, **spec) -> None:
+def store_vmi(kube: HandlerKube, lab: podlab.Pod, **spec) -> None:
     kube.put(Pod, pod(lab.uid))
     kube.put(VirtualMachineInstance, vmi(pod=lab.uid, **spec))
 
 
 async def test_scheduled_vmi_runs_with_one_patch_and_one_event(kube, lab, pods):
     launcher = lab.launcher()
-    given(kube, lab)
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Running")
         await asyncio.sleep(0.5)
@@ -134,7 +134,7 @@ async def test_scheduled_vmi_runs_with_one_patch_and_one_event(kube, lab, pods):
 async def test_network_is_sent_to_launcher_and_status(kube, pods):
     with netlab.node_and_pod() as (_, namespace), podlab.pod(pods, namespace) as lab:
         launcher = lab.launcher()
-        given(kube, lab, **NIC)
+        store_vmi(kube, lab, **NIC)
         async with handler(kube, pods):
             await until(lambda: kube.status()["phase"] == "Running")
         sync = launcher.syncs()[0]
@@ -157,7 +157,7 @@ async def test_network_is_sent_to_launcher_and_status(kube, pods):
 async def test_handler_restart_writes_nothing(kube, pods):
     with netlab.node_and_pod() as (_, namespace), podlab.pod(pods, namespace) as lab:
         launcher = lab.launcher()
-        given(kube, lab, **NIC)
+        store_vmi(kube, lab, **NIC)
         async with handler(kube, pods):
             await until(lambda: kube.status()["phase"] == "Running")
         before = namespace.run("nft -a list ruleset; ip -o link | cut -d: -f1,2")
@@ -170,15 +170,15 @@ async def test_handler_restart_writes_nothing(kube, pods):
 
 async def test_launcher_server_restart_is_survived(kube, lab, pods):
     first = lab.launcher()
-    given(kube, lab)
+    store_vmi(kube, lab)
     async with handler(kube, pods) as machines:
         await until(lambda: kube.status()["phase"] == "Running")
         first.kill()
         await until(lambda: machines._tracked[lab.uid].launcher.trouble)
         second = lab.launcher()
-        second.tell(report={"state": "DOMAIN_STATE_RUNNING", "machine": "pc-q35-7.2", "accelerator": "tcg"})
+        second.set_behaviour(report={"state": "DOMAIN_STATE_RUNNING", "machine": "pc-q35-7.2", "accelerator": "tcg"})
         await until(lambda: not machines._tracked[lab.uid].launcher.trouble)
-        second.tell(report={"state": "DOMAIN_STATE_PAUSED"})
+        second.set_behaviour(report={"state": "DOMAIN_STATE_PAUSED"})
         await until(lambda: kube.condition("Paused"))
     assert second.syncs() == []
     # Running, Paused and perhaps the moment between the new server's start and its first report.
@@ -187,8 +187,8 @@ async def test_launcher_server_restart_is_survived(kube, lab, pods):
 
 async def test_vmi_refused_by_launcher_fails_with_message(kube, lab, pods):
     launcher = lab.launcher()
-    launcher.tell(refuse=["INVALID_ARGUMENT", "spec.domain.cpu.model: no such model"])
-    given(kube, lab)
+    launcher.set_behaviour(refuse=["INVALID_ARGUMENT", "spec.domain.cpu.model: no such model"])
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Failed")
         await asyncio.sleep(0.5)
@@ -200,8 +200,8 @@ async def test_vmi_refused_by_launcher_fails_with_message(kube, lab, pods):
 
 
 async def test_missing_disk_fails_vmi_and_is_named(kube, lab, pods):
-    lab.launcher().tell(refuse=["NOT_FOUND", "volume data: disk.img is not there"])
-    given(kube, lab)
+    lab.launcher().set_behaviour(refuse=["NOT_FOUND", "volume data: disk.img is not there"])
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Failed")
     assert "volume data" in kube.condition("Synchronized")["message"]
@@ -209,12 +209,12 @@ async def test_missing_disk_fails_vmi_and_is_named(kube, lab, pods):
 
 async def test_libvirt_error_is_reported_and_retried(kube, lab, pods):
     launcher = lab.launcher()
-    launcher.tell(refuse=["INTERNAL", "internal error: process exited while connecting to monitor"])
-    given(kube, lab)
+    launcher.set_behaviour(refuse=["INTERNAL", "internal error: process exited while connecting to monitor"])
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: "process exited" in kube.condition("Synchronized").get("message", ""))
         assert kube.status()["phase"] == "Scheduled"
-        launcher.tell(refuse=None)
+        launcher.set_behaviour(refuse=None)
         await until(lambda: kube.status()["phase"] == "Running")
     assert kube.condition("Synchronized")["status"] == "True"
     assert [reason for _, reason, _ in kube.events] == ["SyncFailed", "Started"]
@@ -229,10 +229,10 @@ async def test_libvirt_error_is_reported_and_retried(kube, lab, pods):
 )
 async def test_end_of_vm_is_reported_once(kube, lab, pods, state, phase, type, event):
     launcher = lab.launcher()
-    given(kube, lab)
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Running")
-        launcher.tell(report={"state": state, "reason": "Because", "message": "it is over"})
+        launcher.set_behaviour(report={"state": state, "reason": "Because", "message": "it is over"})
         await until(lambda: kube.status()["phase"] == phase)
         await asyncio.sleep(0.3)
     assert len(kube.patches) == 2
@@ -242,15 +242,17 @@ async def test_end_of_vm_is_reported_once(kube, lab, pods, state, phase, type, e
 
 async def test_deleted_vmi_gets_one_event_and_no_patch(kube, lab, pods):
     launcher = lab.launcher()
-    given(kube, lab)
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Running")
         going = kube.document(VirtualMachineInstance, "test", "vm")
         metadata = {**going["metadata"], "deletionTimestamp": "2026-01-01T00:01:00Z"}
         kube.put(VirtualMachineInstance, {**going, "metadata": metadata})
-        launcher.tell(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down"})
+        launcher.set_behaviour(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down"})
         await until(lambda: len(kube.events) == 2)
-        launcher.tell(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down", "reason": "Shutdown"})
+        launcher.set_behaviour(
+            report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down", "reason": "Shutdown"}
+        )
         await asyncio.sleep(0.3)
     assert kube.events[1:] == [("Normal", "Stopped", "The virtual machine ended: the guest shut down")]
     assert len(kube.patches) == 1
@@ -258,16 +260,16 @@ async def test_deleted_vmi_gets_one_event_and_no_patch(kube, lab, pods):
 
 async def test_deleted_pod_costs_one_patch_for_cause_and_one_for_end(kube, lab, pods):
     launcher = lab.launcher()
-    launcher.tell(report={"agent_connected": True})
-    given(kube, lab)
+    launcher.set_behaviour(report={"agent_connected": True})
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Running")
         going = kube.document(Pod, "test", "virt-launcher-vm-abcde")
         kube.put(Pod, {**going, "metadata": {**going["metadata"], "deletionTimestamp": "2026-01-01T00:01:00Z"}})
-        launcher.tell(report={"agent_connected": False})
-        launcher.tell(report={"state": "DOMAIN_STATE_SHUTDOWN"})
+        launcher.set_behaviour(report={"agent_connected": False})
+        launcher.set_behaviour(report={"state": "DOMAIN_STATE_SHUTDOWN"})
         await asyncio.sleep(2.5)
-        launcher.tell(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down"})
+        launcher.set_behaviour(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down"})
         await until(lambda: kube.status()["phase"] == "Succeeded")
     assert [reason for _, reason, _ in kube.events] == ["Started", "PodDeleted", "Stopped"]
     assert len(kube.patches) == 3
@@ -275,16 +277,16 @@ async def test_deleted_pod_costs_one_patch_for_cause_and_one_for_end(kube, lab, 
 
 async def test_pause_and_io_error_are_reported(kube, lab, pods):
     launcher = lab.launcher()
-    given(kube, lab)
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Running")
-        launcher.tell(report={"state": "DOMAIN_STATE_PAUSED"})
+        launcher.set_behaviour(report={"state": "DOMAIN_STATE_PAUSED"})
         await until(lambda: kube.condition("Paused").get("reason") == "PausedByUser")
         assert kube.condition("Ready")["status"] == "False"
-        launcher.tell(report={"state": "DOMAIN_STATE_RUNNING"})
+        launcher.set_behaviour(report={"state": "DOMAIN_STATE_RUNNING"})
         await until(lambda: not kube.condition("Paused"))
         assert kube.condition("Ready")["status"] == "True"
-        launcher.tell(report={"state": "DOMAIN_STATE_IO_ERROR", "message": "disk data: no space left"})
+        launcher.set_behaviour(report={"state": "DOMAIN_STATE_IO_ERROR", "message": "disk data: no space left"})
         await until(lambda: kube.condition("Paused").get("reason") == "PausedIOError")
         await asyncio.sleep(0.1)
     assert kube.events[-1] == ("Warning", "PausedIOError", "The virtual machine is paused: disk data: no space left")
@@ -292,14 +294,14 @@ async def test_pause_and_io_error_are_reported(kube, lab, pods):
 
 async def test_agent_changes_are_written_in_one_patch(kube, lab, pods):
     launcher = lab.launcher()
-    given(kube, lab)
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Running")
-        launcher.tell(report={"agent_connected": True})
+        launcher.set_behaviour(report={"agent_connected": True})
         await asyncio.sleep(0.3)
-        launcher.tell(report={"guest": {"os": {"name": "Debian"}}})
+        launcher.set_behaviour(report={"guest": {"os": {"name": "Debian"}}})
         await asyncio.sleep(0.3)
-        launcher.tell(report={"guest": {"os": {"name": "Debian", "version_id": "13"}}})
+        launcher.set_behaviour(report={"guest": {"os": {"name": "Debian", "version_id": "13"}}})
         await until(lambda: kube.condition("AgentConnected"))
     assert kube.status()["guestOSInfo"] == {"name": "Debian", "versionId": "13"}
     assert len(kube.patches) == 2
@@ -319,19 +321,19 @@ async def test_pod_with_forged_label_is_ignored(kube, lab, pods):
 async def test_pod_with_removed_owner_is_still_managed(kube, lab, pods):
     """Owners can be edited while the guest runs; what the pod was made for cannot."""
     launcher = lab.launcher()
-    given(kube, lab)
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Running")
         document = kube.document(Pod, "test", "virt-launcher-vm-abcde")
         kube.put(Pod, {**document, "metadata": {**document["metadata"], "ownerReferences": []}})
-        launcher.tell(report={"state": "DOMAIN_STATE_SHUTOFF"})
+        launcher.set_behaviour(report={"state": "DOMAIN_STATE_SHUTOFF"})
         await until(lambda: kube.status()["phase"] == "Succeeded")
 
 
 async def test_end_of_vanished_pod_is_confirmed_when_no_process_is_left(kube, lab, pods):
     """The pod's object is deleted by force while its kubelet does not answer: only the handler knows that QEMU runs."""
     launcher = lab.launcher()
-    given(kube, lab)
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Running")
     kube.remove(Pod, "test", "virt-launcher-vm-abcde")
@@ -346,7 +348,7 @@ async def test_end_of_vanished_pod_is_confirmed_when_no_process_is_left(kube, la
 
 async def test_end_of_failed_pod_is_confirmed_when_all_processes_have_ended(kube, lab, pods):
     launcher = lab.launcher()
-    given(kube, lab)
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Running")
         document = kube.document(Pod, "test", "virt-launcher-vm-abcde")
@@ -369,9 +371,9 @@ async def test_vmi_of_other_node_is_ignored(kube, lab, pods):
 
 async def test_identity_reported_by_launcher_is_ignored(kube, lab, pods):
     launcher = lab.launcher()
-    given(kube, lab)
+    store_vmi(kube, lab)
     kube.put(VirtualMachineInstance, vmi("victim", "victim-uid"))
-    launcher.tell(report={"vmi_uid": "victim-uid", "state": "DOMAIN_STATE_SHUTOFF"})
+    launcher.set_behaviour(report={"vmi_uid": "victim-uid", "state": "DOMAIN_STATE_SHUTOFF"})
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Succeeded")
         await asyncio.sleep(0.2)
@@ -380,11 +382,11 @@ async def test_identity_reported_by_launcher_is_ignored(kube, lab, pods):
 
 async def test_flood_of_guest_reports_is_limited(kube, lab, pods):
     launcher = lab.launcher()
-    given(kube, lab)
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Running")
         interfaces = [{"name": f"eth{n}", "mac": "", "addresses": [f"10.0.{n % 256}.1/24"] * 20} for n in range(2000)]
-        launcher.tell(
+        launcher.set_behaviour(
             report={
                 "agent_connected": True,
                 "guest": {"interfaces": interfaces, "os": {"name": "a\x1b[31m" + "b" * 5000}},
@@ -408,30 +410,30 @@ async def test_pod_unknown_to_controller_is_ignored(kube, lab, pods):
 
 async def test_flapping_launcher_does_not_flood_api_server(kube, lab, pods):
     launcher = lab.launcher()
-    given(kube, lab)
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Running")
         for _ in range(60):
-            launcher.tell(report={"state": "DOMAIN_STATE_PAUSED"})
+            launcher.set_behaviour(report={"state": "DOMAIN_STATE_PAUSED"})
             await asyncio.sleep(0.03)
-            launcher.tell(report={"state": "DOMAIN_STATE_RUNNING"})
+            launcher.set_behaviour(report={"state": "DOMAIN_STATE_RUNNING"})
             await asyncio.sleep(0.03)
         assert len(kube.patches) == 20
-        launcher.tell(report={"state": "DOMAIN_STATE_SHUTOFF"})
+        launcher.set_behaviour(report={"state": "DOMAIN_STATE_SHUTOFF"})
         await until(lambda: kube.status()["phase"] == "Succeeded")
 
 
 async def test_sync_without_effect_is_retried_with_increasing_delay(kube, lab, pods):
     launcher = lab.launcher()
-    launcher.tell(starts=False)
-    given(kube, lab)
+    launcher.set_behaviour(starts=False)
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: "the VM is not running" in kube.condition("Synchronized").get("message", ""), seconds=60)
         # Told after the sixth round in vain; pauses of 0.2, 0.4, ... 6.4 s came before: no more rounds than that.
         assert 6 <= len(launcher.syncs()) <= 8
         assert kube.condition("Synchronized")["reason"] == "NoProgress"
-        launcher.tell(starts=True)
-        launcher.tell(report={"state": "DOMAIN_STATE_RUNNING"})
+        launcher.set_behaviour(starts=True)
+        launcher.set_behaviour(report={"state": "DOMAIN_STATE_RUNNING"})
         await until(lambda: kube.status()["phase"] == "Running")
     assert kube.condition("Synchronized")["status"] == "True"
     assert [reason for _, reason, _ in kube.events] == ["NoProgress", "Started"]
@@ -439,11 +441,11 @@ async def test_sync_without_effect_is_retried_with_increasing_delay(kube, lab, p
 
 async def test_api_server_outage_is_survived(kube, lab, pods):
     launcher = lab.launcher()
-    given(kube, lab)
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Running")
         kube.away = True
-        launcher.tell(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down"})
+        launcher.set_behaviour(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down"})
         await asyncio.sleep(3)
         launcher.kill()
         kube.away = False
@@ -452,20 +454,20 @@ async def test_api_server_outage_is_survived(kube, lab, pods):
 
 async def test_hanging_launcher_is_detected_and_recovers(kube, lab, pods):
     launcher = lab.launcher()
-    given(kube, lab)
+    store_vmi(kube, lab)
     async with handler(kube, pods) as machines:
         await until(lambda: kube.status()["phase"] == "Running")
         os.kill(launcher.pid, signal.SIGSTOP)
         await until(lambda: "hangs" in machines._tracked[lab.uid].launcher.trouble)
         os.kill(launcher.pid, signal.SIGCONT)
         await until(lambda: not machines._tracked[lab.uid].launcher.trouble)
-        launcher.tell(report={"state": "DOMAIN_STATE_PAUSED"})
+        launcher.set_behaviour(report={"state": "DOMAIN_STATE_PAUSED"})
         await until(lambda: kube.condition("Paused"))
     assert len(launcher.syncs()) == 1
 
 
 async def test_late_launcher_is_found(kube, lab, pods):
-    given(kube, lab)
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await asyncio.sleep(0.3)
         lab.launcher()
@@ -475,7 +477,7 @@ async def test_late_launcher_is_found(kube, lab, pods):
 
 async def test_unavailable_image_is_reported(kube, lab, pods):
     lab.launcher()
-    given(kube, lab, volumes=[{"name": "root", "containerDisk": {"image": "registry.test/none:1"}}])
+    store_vmi(kube, lab, volumes=[{"name": "root", "containerDisk": {"image": "registry.test/none:1"}}])
     async with handler(kube, pods):
         await until(
             lambda: "/nonexistent/containerd.sock" in kube.condition("Synchronized").get("message", ""), seconds=40
@@ -488,27 +490,27 @@ async def test_unavailable_image_is_reported(kube, lab, pods):
 async def test_resources_are_released_with_pod(kube, pods):
     with netlab.node_and_pod() as (_, namespace), podlab.pod(pods, namespace) as lab:
         lab.launcher()
-        given(kube, lab, **NIC)
+        store_vmi(kube, lab, **NIC)
         async with handler(kube, pods) as machines:
             await until(lambda: kube.status()["phase"] == "Running")
-            assert {"launcher.sock", "proc", "raw6"} <= held(lab)
+            assert {"launcher.sock", "proc", "raw6"} <= open_files(lab)
             kube.remove(Pod, "test", "virt-launcher-vm-abcde")
-            await until(lambda: len(machines) == 0 and not held(lab))
+            await until(lambda: len(machines) == 0 and not open_files(lab))
 
 
 async def test_ended_pod_object_holds_no_resources(kube, pods):
     with netlab.node_and_pod() as (_, namespace), podlab.pod(pods, namespace) as lab:
         launcher = lab.launcher()
-        given(kube, lab, **NIC)
+        store_vmi(kube, lab, **NIC)
         async with handler(kube, pods) as machines:
             await until(lambda: kube.status()["phase"] == "Running")
-            launcher.tell(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down"})
+            launcher.set_behaviour(report={"state": "DOMAIN_STATE_SHUTOFF", "message": "the guest shut down"})
             await until(lambda: kube.status()["phase"] == "Succeeded")
             stays = kube.document(Pod, "test", "virt-launcher-vm-abcde")
             ended = [{"name": "compute", "state": {"terminated": {"exitCode": 0}}}]
             kube.put(Pod, {**stays, "status": {"phase": "Succeeded", "containerStatuses": ended}})
             await until(lambda: machines._tracked[lab.uid].retired)
-            await until(lambda: not held(lab))
+            await until(lambda: not open_files(lab))
             kube.remove(Pod, "test", "virt-launcher-vm-abcde")
             await until(lambda: len(machines) == 0)
     assert len(kube.patches) == 2
@@ -516,7 +518,7 @@ async def test_ended_pod_object_holds_no_resources(kube, pods):
 
 async def test_pod_vanished_during_downtime_is_reported_after_late_list(kube, lab, pods, monkeypatch):
     launcher = lab.launcher()
-    given(kube, lab)
+    store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: kube.status()["phase"] == "Running")
     kube.remove(Pod, "test", "virt-launcher-vm-abcde")

@@ -14,7 +14,7 @@ import pytest
 from launcher.domain import pci
 from protos import launcher_pb2 as pb
 from tests.node import bootsector, launcherlab
-from tests.node.launcherlab import Pod, all_of, catches, children, disk_vmi, follow
+from tests.node.launcherlab import Pod, catches, children, disk_vmi, drain, follow
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.node
@@ -40,7 +40,7 @@ def refusal(pod: Pod, document: dict[str, Any]) -> tuple[grpc.StatusCode, str]:
 
 
 def test_vm_runs_and_console_is_in_pod_log(pod: Pod) -> None:
-    report = run(pod, bootsector.deaf())
+    report = run(pod, bootsector.ignoring_power_button())
     assert (report.vmi_uid, report.state) == ("uid-1", pb.DOMAIN_STATE_RUNNING)
     assert report.accelerator == "tcg" and report.machine.startswith("pc-q35-")
     assert [(disk.volume, disk.target, disk.size) for disk in report.disks] == [("root", "vda", bootsector.SIZE)]
@@ -55,20 +55,20 @@ def test_vm_runs_and_console_is_in_pod_log(pod: Pod) -> None:
 
 
 def test_sigterm_shuts_guest_down(pod: Pod) -> None:
-    run(pod, bootsector.obedient())
+    run(pod, bootsector.obeying_power_button())
     reports = follow(pod)
     pod.wait_state(pb.DOMAIN_STATE_RUNNING)
     pod.terminate()
     pod.terminate()  # a second one does no harm
     assert pod.wait() == 0
     assert pod.termination() == {"phase": "Succeeded", "reason": "Terminated", "message": "the guest shut down"}
-    last = all_of(reports)[-1]
+    last = drain(reports)[-1]
     assert (last.state, last.reason) == (pb.DOMAIN_STATE_SHUTOFF, "Terminated")
 
 
 def test_guest_ignoring_shutdown_is_killed_after_grace_period(pod: Pod) -> None:
     pod.grace = 1
-    report = run(pod, bootsector.deaf())
+    report = run(pod, bootsector.ignoring_power_button())
     pod.terminate()
     assert pod.wait() == 0
     assert pod.termination()["reason"] == "ForceOff"
@@ -76,14 +76,14 @@ def test_guest_ignoring_shutdown_is_killed_after_grace_period(pod: Pod) -> None:
 
 
 def test_paused_guest_is_shut_down(pod: Pod) -> None:
-    assert run(pod, bootsector.obedient(), startStrategy="Paused").state == pb.DOMAIN_STATE_PAUSED
+    assert run(pod, bootsector.obeying_power_button(), startStrategy="Paused").state == pb.DOMAIN_STATE_PAUSED
     pod.terminate()
     wait_for(lambda: b"hello" in pod.output.read_bytes(), "the guest to go on")
     assert pod.wait() == 0
 
 
 def test_pause_and_unpause_change_state(pod: Pod) -> None:
-    assert run(pod, bootsector.deaf(), startStrategy="Paused").state == pb.DOMAIN_STATE_PAUSED
+    assert run(pod, bootsector.ignoring_power_button(), startStrategy="Paused").state == pb.DOMAIN_STATE_PAUSED
     with pod.client() as client:
         assert client.Unpause(pb.UnpauseRequest()).state == pb.DOMAIN_STATE_RUNNING
         assert client.Pause(pb.PauseRequest()).state == pb.DOMAIN_STATE_PAUSED
@@ -98,7 +98,7 @@ def test_guest_powering_off_succeeds(pod: Pod) -> None:
     pod.sync(disk_vmi())
     assert pod.wait() == 0
     assert pod.termination()["phase"] == "Succeeded"
-    assert all_of(reports)[-1].state == pb.DOMAIN_STATE_SHUTOFF
+    assert drain(reports)[-1].state == pb.DOMAIN_STATE_SHUTOFF
 
 
 def test_guest_panicking_fails(pod: Pod) -> None:
@@ -109,17 +109,17 @@ def test_guest_panicking_fails(pod: Pod) -> None:
     pod.sync(disk_vmi())
     assert pod.wait() == 1
     assert (pod.termination()["phase"], pod.termination()["reason"]) == ("Failed", "Panicked")
-    last = all_of(reports)[-1]
+    last = drain(reports)[-1]
     assert (last.state, last.reason) == (pb.DOMAIN_STATE_CRASHED, "Panicked")
 
 
 def test_shutdown_by_handler_ends_guest(pod: Pod) -> None:
-    run(pod, bootsector.deaf())
+    run(pod, bootsector.ignoring_power_button())
     reports = follow(pod)
     with pod.client() as client:
         client.Shutdown(pb.ShutdownRequest(grace_seconds=1))
     assert pod.wait() == 0
-    assert pod.termination()["reason"] == all_of(reports)[-1].reason == "ForceOff"
+    assert pod.termination()["reason"] == drain(reports)[-1].reason == "ForceOff"
 
 
 def test_sigterm_before_first_sync_ends_launcher_immediately(pod: Pod) -> None:
@@ -180,7 +180,7 @@ def test_sync_errors_name_cause_and_can_be_corrected(pod: Pod) -> None:
     unknown_cpu = disk_vmi(
         domain={"cpu": {"model": "Nonesuch"}, "devices": {"autoattachPodInterface": False}, "memory": {"guest": "64Mi"}}
     )
-    pod.image("root", bootsector.deaf())
+    pod.image("root", bootsector.ignoring_power_button())
     code, words = refusal(pod, unknown_cpu)
     assert code == grpc.StatusCode.INTERNAL and "Nonesuch" in words
     assert pod.report().state == pb.DOMAIN_STATE_NONE
@@ -196,7 +196,7 @@ def test_image_with_invalid_disk_is_refused(pod: Pod) -> None:
 
 
 def test_names_with_xml_and_shell_characters_are_accepted(pod: Pod) -> None:
-    pod.image("root", bootsector.deaf())
+    pod.image("root", bootsector.ignoring_power_button())
     pod.start()
     evil = "$(touch /tmp/x)'\"<&>]]>"
     document = disk_vmi()

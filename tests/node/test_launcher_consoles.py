@@ -20,7 +20,7 @@ from launcher.hypervisor.connection import Hypervisor
 from launcher.paths import Paths
 from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc
-from tests.node.consolelab import Person, Viewer
+from tests.node.consolelab import ConsoleClient, Viewer
 from tests.node.launcherlab import Pod, vmi
 from tests.waiting import wait_for
 
@@ -62,16 +62,16 @@ def stub(pod: Pod) -> Iterator[Stub]:
 
 @pytest.fixture
 def attach(stub: Stub) -> Iterator[Any]:
-    people: list[Person] = []
+    people: list[ConsoleClient] = []
 
-    def come(who: str, **first: bool) -> Person:
-        people.append(Person(stub.Console, who, **first))
+    def attach_client(who: str, **first: bool) -> ConsoleClient:
+        people.append(ConsoleClient(stub.Console, who, **first))
         people[-1].stream.call.initial_metadata()  # in or refused, before the next one comes
         return people[-1]
 
-    yield come
-    for person in people:
-        person.close()
+    yield attach_client
+    for console_client in people:
+        console_client.close()
     wait_for(lambda: not serial_connections(), "the serial socket to be let go")
 
 
@@ -81,11 +81,11 @@ def serial_connections() -> list[str]:
         return [line for line in table if line.rstrip().endswith("serial.sock") and line.split()[5] == "03"]
 
 
-def log_in(person: Person) -> None:
-    person.see("login: ")
-    person.forget()
-    person.type("root\n")
-    person.see("root@tiny:~# ")
+def log_in(console_client: ConsoleClient) -> None:
+    console_client.wait_output("login: ")
+    console_client.clear_output()
+    console_client.type("root\n")
+    console_client.wait_output("root@tiny:~# ")
 
 
 # -- the serial console
@@ -99,7 +99,7 @@ def test_console_replays_last_screen_and_accepts_login(attach: Any) -> None:
     alice = attach("alice")
     log_in(alice)  # the prompt was printed before anybody was there
     alice.type("echo $((6*7))hello\n")
-    alice.see("42hello")
+    alice.wait_output("42hello")
     assert not alice.notices
 
 
@@ -107,18 +107,18 @@ def test_watchers_see_output_but_cannot_write(attach: Any) -> None:
     alice = attach("alice")
     watchers = [attach(f"watcher-{number}", watch=True) for number in range(3)]
     for watcher in watchers:
-        watcher.hear("alice has write access")
+        watcher.wait_notice("alice has write access")
     watchers[0].type("echo should-never-$((1+1))\n")
     alice.type("echo seen-by-all-$((1+2))\n")
-    for person in (alice, *watchers):
-        person.see("seen-by-all-3")
-        assert b"should-never-2" not in person.seen
+    for console_client in (alice, *watchers):
+        console_client.wait_output("seen-by-all-3")
+        assert b"should-never-2" not in console_client.output
 
 
 def test_second_console_client_needs_takeover(attach: Any) -> None:
     alice = attach("alice")
     alice.type("\n")
-    alice.see("# ")
+    alice.wait_output("# ")
     mallory = attach("mallory")
     assert mallory.stream.rest() == []
     assert mallory.stream.error is not None and mallory.stream.error.code() is grpc.StatusCode.ALREADY_EXISTS
@@ -128,50 +128,50 @@ def test_second_console_client_needs_takeover(attach: Any) -> None:
 def test_takeover_moves_write_access_and_returns_it_on_close(attach: Any) -> None:
     alice = attach("alice")
     alice.type("echo alice-$((1+1))\n")
-    alice.see("alice-2")
+    alice.wait_output("alice-2")
     bob = attach("bob\x1b[2J", takeover=True)
-    bob.see("alice-2")  # the screen as it is
-    alice.hear("bob?[2J has taken over the console")
+    bob.wait_output("alice-2")  # the screen as it is
+    alice.wait_notice("bob?[2J has taken over the console")
     alice.type("echo lost-$((1+1))\n")
     bob.type("echo bob-$((1+2))\n")
-    for person in (alice, bob):
-        person.see("bob-3")
-        assert b"lost-2" not in person.seen
+    for console_client in (alice, bob):
+        console_client.wait_output("bob-3")
+        assert b"lost-2" not in console_client.output
     bob.close()
-    alice.hear("you have write access")
+    alice.wait_notice("you have write access")
     alice.type("echo again-$((2+2))\n")
-    alice.see("again-4")
+    alice.wait_output("again-4")
 
 
 def test_output_between_sessions_is_not_lost_or_duplicated(attach: Any, stub: Stub) -> None:
     """Output of the time when nobody was there, which goes on while the next person comes."""
     alice = attach("alice")
     alice.type("for i in $(seq 1 400); do echo n$i.; done\n")
-    alice.see("n3.")
+    alice.wait_output("n3.")
     alice.close()
     bob = attach("bob", takeover=True)
-    bob.see("n400.")
-    numbers = [int(part[1:]) for part in bob.seen.replace(b"\r\n", b"").split(b".")[:-1] if part[1:].isdigit()]
+    bob.wait_output("n400.")
+    numbers = [int(part[1:]) for part in bob.output.replace(b"\r\n", b"").split(b".")[:-1] if part[1:].isdigit()]
     first = numbers[0]
     assert numbers == list(range(first, 401))
 
 
 def test_half_closed_client_frees_console(attach: Any) -> None:
     alice = attach("alice")
-    alice.see("# ")
+    alice.wait_output("# ")
     alice.stream.hang_up()
-    alice.see_end()
+    alice.wait_end()
     assert alice.stream.error is None
     bob = attach("bob")  # without takeover
     bob.type("echo free-$((1+1))\n")
-    bob.see("free-2")
+    bob.wait_output("free-2")
 
 
 def test_full_terminal_of_output_is_complete(attach: Any) -> None:
     alice = attach("alice")
     alice.type("stty -onlcr; seq 1 20000 | md5sum; seq 1 20000; echo fin''ished\n")
-    alice.see("finished")
-    text = alice.seen.replace(b"\r", b"")
+    alice.wait_output("finished")
+    text = alice.output.replace(b"\r", b"")
     start = text.index(b"\n1\n2\n3\n") + 1
     assert text[start:].startswith(b"".join(b"%d\n" % number for number in range(1, 20001)))
     alice.type("stty onlcr\n")
@@ -206,7 +206,7 @@ def test_screenshot_matches_screen(stub: Stub) -> None:
     assert any(any(row) for row in rows), "the screen is black"
 
 
-class Machine:
+class FakeVmController:
     """As much of launcher.vm.controller.VmController as taking pictures needs."""
 
     def __init__(self, hypervisor: Hypervisor, domain: str) -> None:
@@ -222,7 +222,7 @@ async def connected(pod: Pod) -> AsyncIterator[tuple[Any, Paths]]:
     hypervisor = Hypervisor(paths, lambda: None, lambda: None, lambda _: None)
     connecting = asyncio.create_task(hypervisor.keep_connected())
     try:
-        yield Machine(hypervisor, json.loads((pod.run / "state.json").read_text())["domain"]), paths
+        yield FakeVmController(hypervisor, json.loads((pod.run / "state.json").read_text())["domain"]), paths
     finally:
         connecting.cancel()
 
@@ -262,17 +262,17 @@ def decode(png: bytes) -> tuple[int, int, list[bytes]]:
 # -- verbs
 
 
-def boot_id(person: Person) -> bytes:
-    person.forget()
-    person.type("\ncat /proc/sys/kernel/random/boot_id; echo do''ne\n")
-    person.see("done")
-    return person.seen.split(b"done")[0].split()[-1]
+def boot_id(console_client: ConsoleClient) -> bytes:
+    console_client.clear_output()
+    console_client.type("\ncat /proc/sys/kernel/random/boot_id; echo do''ne\n")
+    console_client.wait_output("done")
+    return console_client.output.split(b"done")[0].split()[-1]
 
 
 def test_users_and_file_systems_are_listed(stub: Stub, attach: Any) -> None:
     alice = attach("alice")
     alice.type("\n")
-    alice.see("# ")
+    alice.wait_output("# ")
     reply = stub.Users(pb.UsersRequest(), timeout=30)
     assert all(user.name for user in reply.users)
     for filesystem in stub.Filesystems(pb.FilesystemsRequest(), timeout=30).filesystems:
@@ -302,12 +302,12 @@ def test_frozen_guest_thaws_after_timeout_despite_server_restart(pod: Pod, stub:
 def test_soft_reboot_and_reset_restart_guest(stub: Stub, attach: Any) -> None:
     alice = attach("alice")
     before = boot_id(alice)
-    alice.forget()
+    alice.clear_output()
     stub.SoftReboot(pb.SoftRebootRequest(), timeout=60)
     log_in(alice)  # the stream stays through it all
     between = boot_id(alice)
     assert between != before
-    alice.forget()
+    alice.clear_output()
     report = stub.Reset(pb.ResetRequest(), timeout=60)
     assert report.state == pb.DOMAIN_STATE_RUNNING
     log_in(alice)
@@ -317,10 +317,10 @@ def test_soft_reboot_and_reset_restart_guest(stub: Stub, attach: Any) -> None:
 async def test_guest_without_agent_reboots_by_acpi(pod: Pod, stub: Stub, attach: Any) -> None:
     alice = attach("alice")
     before = await asyncio.to_thread(boot_id, alice)
-    alice.forget()
+    alice.clear_output()
     async with connected(pod) as (machine, _):
         await machine.hypervisor.reboot(machine.running(), agent=False)
-    await asyncio.to_thread(alice.see, "guest: shutting down (power button)")
+    await asyncio.to_thread(alice.wait_output, "guest: shutting down (power button)")
     await asyncio.to_thread(log_in, alice)
     assert await asyncio.to_thread(boot_id, alice) != before
     assert pod.report().state == pb.DOMAIN_STATE_RUNNING
@@ -335,10 +335,10 @@ def test_streams_end_with_vm(pod: Pod, attach: Any, stub: Stub) -> None:
     viewer = Viewer(stub.Vnc)
     viewer.handshake(shared=True)
     alice.type("\n")
-    alice.see("# ")
+    alice.wait_output("# ")
     pod.terminate()
-    alice.see_end()
-    assert alice.stream.error is None and b"guest: shutting down" in alice.seen
+    alice.wait_end()
+    assert alice.stream.error is None and b"guest: shutting down" in alice.output
     viewer.stream.rest()
     assert viewer.stream.error is None
     assert pod.wait(60) == 0

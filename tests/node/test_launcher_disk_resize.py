@@ -20,7 +20,7 @@ MIB = 1 << 20
 @pytest.fixture
 def pod() -> Iterator[Pod]:
     with Pod() as made:
-        made.image("root", bootsector.deaf())
+        made.image("root", bootsector.ignoring_power_button())
         (made.root / "volumes/file").mkdir()
         os.chown(made.root / "volumes/file", 107, 107)
         yield made

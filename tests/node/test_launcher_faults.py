@@ -12,7 +12,7 @@ import pytest
 
 from protos import launcher_pb2 as pb
 from tests.node import bootsector
-from tests.node.launcherlab import Pod, all_of, disk_vmi, follow
+from tests.node.launcherlab import Pod, disk_vmi, drain, follow
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.node
@@ -24,7 +24,7 @@ CALLS = 8
 @pytest.fixture
 def pod() -> Iterator[Pod]:
     with Pod(grace=6) as pod:
-        pod.image("root", bootsector.obedient())
+        pod.image("root", bootsector.obeying_power_button())
         pod.start()
         yield pod
 
@@ -55,7 +55,7 @@ def test_sigkill_of_qemu_fails_vm(pod: Pod) -> None:
     os.kill(report.qemu_pid, signal.SIGKILL)
     assert pod.wait() == 1
     assert (pod.termination()["phase"], pod.termination()["reason"]) == ("Failed", "Crashed")
-    assert all_of(reports)[-1].state == pb.DOMAIN_STATE_CRASHED
+    assert drain(reports)[-1].state == pb.DOMAIN_STATE_CRASHED
 
 
 def test_killed_server_is_restarted_and_vm_survives(pod: Pod) -> None:
@@ -80,7 +80,7 @@ def test_killed_libvirt_is_restarted_and_vm_survives(pod: Pod) -> None:
     pod.terminate()
     assert pod.wait() == 0
     assert pod.termination()["reason"] == "Terminated"
-    *running, last = all_of(reports)
+    *running, last = drain(reports)
     assert {report.state for report in running} <= {
         pb.DOMAIN_STATE_RUNNING, pb.DOMAIN_STATE_PAUSED, pb.DOMAIN_STATE_SHUTDOWN
     }  # fmt: skip

@@ -60,7 +60,7 @@ def names(report: pb.Report) -> list[str]:
     return [nic.name for nic in report.nics]
 
 
-def there(pod: Pod) -> list[str]:
+def domain_nics(pod: Pod) -> list[str]:
     """The cards of the domain; none while there is no server."""
     try:
         return names(pod.report())
@@ -89,7 +89,7 @@ def plugged_in(guest: Guest) -> None:
 def taken_out(guest: Guest) -> None:
     pod, network, _ = guest
     pod.sync(with_blue("absent"), [NIC, BLUE])
-    wait_for(lambda: there(pod) == ["default"], "the guest to let go of the card", 60)
+    wait_for(lambda: domain_nics(pod) == ["default"], "the guest to let go of the card", 60)
     assert not card(network)
 
 
@@ -115,7 +115,7 @@ def test_nic_is_plugged_and_unplugged(guest: Guest) -> None:
     plugged_in(guest)
     # Vanished from the VMI is as good as absent.
     pod.sync(document(), [NIC])
-    wait_for(lambda: there(pod) == ["default"], "the guest to let go of the card", 60)
+    wait_for(lambda: domain_nics(pod) == ["default"], "the guest to let go of the card", 60)
     assert pod.report().qemu_pid == first.qemu_pid and ask(network)["bootId"] == boot
 
 
@@ -142,12 +142,12 @@ def test_server_killed_during_hotplug_is_restarted_and_resumes(guest: Guest) -> 
         wait_for(lambda: (pod.run / "sync.bin").read_bytes() == request.SerializeToString(), "the Sync to begin")
         kill_server(pod)
         call.cancel()
-    wait_for(lambda: there(pod) == ["default", "blue"], "the next server to plug it in", 60)
+    wait_for(lambda: domain_nics(pod) == ["default", "blue"], "the next server to plug it in", 60)
     wait_for(lambda: "10.0.3.7/24" in card(network).get("addresses", []), "the new card's address", 60)
     # Once more, while the guest has been asked to let go.
     pod.sync(with_blue("absent"), [NIC, BLUE])
     kill_server(pod)
-    wait_for(lambda: there(pod) == ["default"], "the guest to let go of the card", 60)
+    wait_for(lambda: domain_nics(pod) == ["default"], "the guest to let go of the card", 60)
 
 
 def test_failing_nic_does_not_affect_others(guest: Guest) -> None:
@@ -170,7 +170,7 @@ def test_failing_nic_does_not_affect_others(guest: Guest) -> None:
     assert dhcp_servers(network) == ["0.0.0.0%k6t-blue:67", "0.0.0.0%k6t-eth0:67"]
     assert "slow" not in words  # it has no tap yet, and waits for it
     wait_for(lambda: "10.0.3.7/24" in card(network).get("addresses", []), "the good card's address", 60)
-    assert there(pod) == ["default", "blue"]
+    assert domain_nics(pod) == ["default", "blue"]
     with pytest.raises(grpc.RpcError) as raised:
         pod.sync(vmi, [NIC, BLUE, pb.Nic(name="old", tap="tap8", mac="02:00:00:00:00:0c")])
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
@@ -208,9 +208,9 @@ def test_nics_beyond_free_ports_are_refused(guest: Guest) -> None:
     last = numbers[-1]
     words = "no free PCI slot; restart the VM, or unplug another device first"
     assert raised.value.details() == f"interface more{last}: it cannot be plugged into tap{last}: {words}"
-    assert there(pod) == ["default", *(f"more{number}" for number in numbers[:-1])]
+    assert domain_nics(pod) == ["default", *(f"more{number}" for number in numbers[:-1])]
     pod.sync(document(), [NIC])
-    wait_for(lambda: there(pod) == ["default"], "the guest to let go of the cards", 60)
+    wait_for(lambda: domain_nics(pod) == ["default"], "the guest to let go of the cards", 60)
     assert pod.report().qemu_pid == first.qemu_pid
 
 
@@ -223,4 +223,4 @@ def test_nic_not_released_by_guest_is_kept(guest: Guest) -> None:
             report = pod.sync(with_blue("absent"), [NIC, BLUE])
             assert names(report) == ["default", "blue"]
         client.Unpause(pb.UnpauseRequest())
-    wait_for(lambda: there(pod) == ["default"], "the guest to let go of the card", 60)
+    wait_for(lambda: domain_nics(pod) == ["default"], "the guest to let go of the card", 60)

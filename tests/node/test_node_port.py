@@ -20,7 +20,7 @@ from protos import launcher_pb2 as pb
 from protos import launcher_pb2_grpc, node_pb2, node_pb2_grpc
 from tests.fakes import nodelab
 from tests.fakes.nodelab import NODE, VMI, Authority, Direct
-from tests.node.consolelab import PATIENCE, Person, Viewer
+from tests.node.consolelab import PATIENCE, ConsoleClient, Viewer
 from tests.node.launcherlab import Pod
 from tests.node.test_launcher_consoles import document, log_in
 from tests.waiting import wait_for
@@ -92,13 +92,13 @@ def node(pod: Pod, authority: Authority) -> Iterator[Any]:
         yield stub
 
 
-def person(node: Any, who: str, **first: bool) -> Person:
+def console_client(node: Any, who: str, **first: bool) -> ConsoleClient:
     opened = iter([True])
 
     def wrap(message: pb.ConsoleInput) -> node_pb2.ConsoleInput:
         return node_pb2.ConsoleInput(vmi=VMI if next(opened, False) else None, input=message)
 
-    came = Person(node.Console, who, wrap, **first)
+    came = ConsoleClient(node.Console, who, wrap, **first)
     came.stream.call.initial_metadata()  # in or refused, before the next one comes
     return came
 
@@ -108,21 +108,21 @@ def viewer(node: Any) -> Viewer:
 
 
 def test_console_login_and_takeover_work_through_node_port(node: Any) -> None:
-    alice = person(node, "alice")
+    alice = console_client(node, "alice")
     log_in(alice)
-    bob = person(node, "bob", takeover=True)
-    alice.hear("bob has taken over the console")
+    bob = console_client(node, "bob", takeover=True)
+    alice.wait_notice("bob has taken over the console")
     bob.type("echo $((6*7))hello\n")
     for each in (alice, bob):
-        each.see("42hello")
+        each.wait_output("42hello")
         each.close()
 
 
 def test_accepted_console_is_confirmed_immediately(node: Any) -> None:
     """Also where the guest has nothing to say: the gateway answers its client then, and not before."""
-    alice = person(node, "alice")
+    alice = console_client(node, "alice")
     assert TAKEN[0] in tuple(alice.stream.call.initial_metadata())
-    mallory = person(node, "mallory")
+    mallory = console_client(node, "mallory")
     assert TAKEN[0] not in tuple(mallory.stream.call.initial_metadata())
     assert mallory.stream.rest() == []
     looker = viewer(node)
@@ -158,8 +158,8 @@ def test_vmi_subresource_calls_work_through_node_port(node: Any, pod: Pod) -> No
 
 
 def test_killed_launcher_server_is_reported_as_unavailable(node: Any, pod: Pod) -> None:
-    alice = person(node, "alice", takeover=True)
-    alice.see("guest")
+    alice = console_client(node, "alice", takeover=True)
+    alice.wait_output("guest")
     os.kill(pod.child("-m\0launcher"), signal.SIGKILL)
     alice.stream.rest()
     assert alice.stream.error is not None and alice.stream.error.code() is grpc.StatusCode.UNAVAILABLE
@@ -168,8 +168,8 @@ def test_killed_launcher_server_is_reported_as_unavailable(node: Any, pod: Pod) 
 
 
 def test_console_history_survives_server_restart(node: Any) -> None:
-    alice = person(node, "alice")
-    alice.see("login: ")
+    alice = console_client(node, "alice")
+    alice.wait_output("login: ")
     alice.close()
 
 
@@ -177,8 +177,8 @@ def test_vm_survives_end_of_handler(pod: Pod, authority: Authority) -> None:
     with contextlib.ExitStack() as handler:
         port = handler.enter_context(served(pod, authority))
         with gateway(port, authority) as stub:
-            alice = person(stub, "alice")
-            alice.see("login: ")
+            alice = console_client(stub, "alice")
+            alice.wait_output("login: ")
             handler.close()
             alice.stream.rest()
             assert alice.stream.error is not None

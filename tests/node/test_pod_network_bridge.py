@@ -339,7 +339,7 @@ class Killed(BaseException):
     """The handler is gone, in the middle."""
 
 
-def dying_after(steps: int):
+def killed_after(steps: int):
     left = [steps]
 
     def perform(route, desired, step) -> None:
@@ -352,7 +352,7 @@ def dying_after(steps: int):
 
 
 @contextlib.contextmanager
-def everything():
+def complete_setup():
     with netlab.node_and_pod() as (node, pod):
         pod.run("ip link set eth0 address 0a:00:00:00:01:01")
         pod.run(f"ip route add 10.66.0.0/16 via 192.168.77.7; ip -6 route add fd66::/64 via {NODE6}")
@@ -363,15 +363,15 @@ def everything():
 
 def test_setup_killed_at_any_step_and_restarted_reaches_same_state(records, tmp_path):
     requests = (OWN, InterfaceRequest("blue", BLUE))
-    with everything() as pod:
+    with complete_setup() as pod:
         clean = attach(pod, tmp_path / "clean", *requests)
         expected = state(pod)
     assert len(clean.changed) > 20
     for steps in range(len(clean.changed)):
-        with everything() as pod:
+        with complete_setup() as pod:
             mine = tmp_path / f"killed{steps}"
             with pytest.raises(Killed):
-                attach(pod, mine, *requests, perform=dying_after(steps))
+                attach(pod, mine, *requests, perform=killed_after(steps))
             again = attach(pod, mine, *requests)
             assert again.attachments == clean.attachments, clean.changed[steps]
             assert state(pod) == expected, clean.changed[steps]
@@ -379,7 +379,7 @@ def test_setup_killed_at_any_step_and_restarted_reaches_same_state(records, tmp_
 
 
 def test_setup_without_record_is_refused(records):
-    with everything() as pod:
+    with complete_setup() as pod:
         attach(pod, records, OWN)
         InterfaceRecord(UID, records).remove()
         before = state(pod)
@@ -389,7 +389,7 @@ def test_setup_without_record_is_refused(records):
 
 
 def test_missing_devices_are_recreated(records):
-    with everything() as pod:
+    with complete_setup() as pod:
         clean = attach(pod, records, OWN, InterfaceRequest("blue", BLUE))
         expected = state(pod)
         pod.run(f"nft delete table bridge hyperlet; ip link del tap{BLUE_SHORT}; ip link set eth0 nomaster; "

@@ -11,7 +11,7 @@ from handler.pod_network.interface_record import InterfaceRecord
 from handler.pod_network.interface_request import InterfaceRequest
 from kit import proc
 from tests.node import netlab, wire
-from tests.node.attachlab import Node, PodHere, bridge, node
+from tests.node.attachlab import LabPod, Node, bridge, node
 from tests.node.cnilab import client, lab
 
 pytestmark = pytest.mark.node
@@ -20,31 +20,31 @@ BLUE = pod_interface("blue")
 SPOOFED = "02:66:66:66:66:66"
 
 
-class Joined(netlab.Namespace):
+class AttachedPod(netlab.Namespace):
     """A pod's namespace, of which others take care."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
 
 
-async def joined(node: Node, name: str) -> tuple[Joined, PodHere]:
+async def attached_pod(node: Node, name: str) -> tuple[AttachedPod, LabPod]:
     """A pod that the handler has joined to the network."""
-    here = await node.pod(name, f"dmz@{BLUE}", owner=name)
-    with proc.Process(here.processes[0].pid) as process:
-        await node.attachments().ensure(node.seen(name), process)
-    return Joined(here.processes[0].pid), here
+    lab_pod = await node.pod(name, f"dmz@{BLUE}", owner=name)
+    with proc.Process(lab_pod.processes[0].pid) as process:
+        await node.attachments().ensure(node.stored_pod(name), process)
+    return AttachedPod(lab_pod.processes[0].pid), lab_pod
 
 
 async def test_guest_sends_with_own_mac_only_and_detach_leaves_nothing(node: Node, tmp_path: Path):
     await node.network("dmz", bridge(node.lab, macspoofchk=True))
-    pod, here = await joined(node, "vm")
-    peer, _ = await joined(node, "peer")
+    pod, lab_pod = await attached_pod(node, "vm")
+    peer, _ = await attached_pod(node, "peer")
     before = node.ports()
-    record = InterfaceRecord(here.uid, tmp_path / "nics")
+    record = InterfaceRecord(lab_pod.uid, tmp_path / "nics")
     with proc.Process(pod.pid) as process:
         made = proc.isolated_now(
             lambda: network_setup.attach(
-                process, [InterfaceRequest("blue", BLUE)], record, here.uid, host=node.lab.node.path
+                process, [InterfaceRequest("blue", BLUE)], record, lab_pod.uid, host=node.lab.node.path
             )
         )
     [blue] = made.attachments
@@ -61,8 +61,8 @@ async def test_guest_sends_with_own_mac_only_and_detach_leaves_nothing(node: Nod
         senders = {frame[6:12].hex(":") for frame in seen}
         assert blue.mac in senders and SPOOFED not in senders
     assert node.ports() == before
-    await node.attachments().forget(here.uid)
-    assert len(node.ports()) == 1 and node.records() and here.uid not in node.records()
+    await node.attachments().forget(lab_pod.uid)
+    assert len(node.ports()) == 1 and node.records() and lab_pod.uid not in node.records()
     assert BLUE not in pod.run("ip link")
 
 

@@ -84,7 +84,7 @@ class Wire:
         """The frames that came before a mark."""
         return self.until(lambda frame: frame[12:22] == mark[12:22])[:-1]
 
-    def meets(self, other: "Wire") -> None:
+    def wait_connected(self, other: "Wire") -> None:
         """Sends marks until one arrives: a bridge's port that has just come up lets nothing pass yet."""
         for _ in range(200):
             mark = self.mark()
@@ -104,7 +104,7 @@ def wires(one: tuple[netlab.Namespace, str], other: tuple[netlab.Namespace, str]
     made = [Wire(*end, *macs[place : place + 1]) for place, end in enumerate((one, other))]
     try:
         for here, there in (made, made[::-1]):
-            here.meets(there)
+            here.wait_connected(there)
         yield made
     finally:
         for wire in made:
