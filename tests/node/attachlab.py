@@ -31,7 +31,7 @@ NAMESPACE = "web"
 
 
 class LabPod:
-    """A pod of this node: a process in a network namespace and a cgroup of its own, as a sandbox is."""
+    """A pod: a process with its own network namespace and cgroup, like a sandbox."""
 
     def __init__(self, uid: str) -> None:
         self.uid = uid
@@ -40,7 +40,7 @@ class LabPod:
         self.sandbox()
 
     def sandbox(self) -> None:
-        """Makes the sandbox; again for another one, as kubelet does when the first has died."""
+        """Creates the sandbox; call it again to replace a dead one, as the kubelet does."""
         self.end()
         self.space = Space()
         self.space.run("ip link add eth0 type bridge; ip link set eth0 up address 02:00:00:00:00:e0")
@@ -110,12 +110,12 @@ class Node:
         return self.kubes[-1]
 
     def attachments(self) -> Attachments:
-        """A handler's, as it is when it starts."""
+        """The attachments of a handler that has just started."""
         self.made.append(Attachments(self.kube(), AttachmentRecords(self.folder / "attachments"), self.host))
         return self.made[-1]
 
     async def handler(self) -> Attachments:
-        """A whole handler, which follows the pods."""
+        """A complete handler that watches the pods."""
         made = self.attachments()
         kube = self.kube()
         store: Store[Pod] = Store(kube, Pod)
@@ -124,7 +124,7 @@ class Node:
         return made
 
     async def restart(self) -> Attachments:
-        """Ends what runs as a crash would, and starts it anew."""
+        """Stops the handler as a crash would, and starts a new one."""
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -178,7 +178,7 @@ class Node:
         return {each.stem for each in (self.folder / "attachments").glob("*.json")}
 
     def leases(self, network: str) -> set[str]:
-        """The addresses that host-local has given away."""
+        """The addresses that host-local has allocated."""
         folder = self.lab.data / "ipam" / network
         return {each.name for each in folder.iterdir() if each.name[0].isdigit()} if folder.exists() else set()
 

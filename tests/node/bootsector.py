@@ -31,7 +31,7 @@ _HALT = bytes([0xF4, 0xEB, 0xFD])  # hlt; jmp $-1
 
 
 def ignoring_power_button() -> bytes:
-    """Halts for ever, and does not hear the power button."""
+    """Halts forever and ignores the power button."""
     return _assemble("hello\r\n", _HALT)
 
 
@@ -56,7 +56,7 @@ def powering_off() -> bytes:
 
 
 def panicking() -> bytes:
-    """Tells pvpanic that its kernel panicked."""
+    """Reports a kernel panic to pvpanic."""
     # mov dx, 0x505; mov al, 1; out dx, al
     return _assemble("hello\r\n", bytes([0xBA, 0x05, 0x05, 0xB0, 0x01, 0xEE]) + _HALT)
 

@@ -36,7 +36,7 @@ class Lab:
         self.start()
 
     def start(self) -> None:
-        """Starts the daemon and waits until it takes calls."""
+        """Starts the daemon and waits until it accepts calls."""
         command = ["nsenter", f"--net={self.node.path}", sys.executable, "-m", "cni", "--socket", self.socket]
         with (self.folder / "log").open("ab") as journal:
             self.daemon = subprocess.Popen(
@@ -90,7 +90,7 @@ class Lab:
         )
 
     def call(self, plugin: str, command: str, conf: dict[str, Any], where: Space | None, **changes: str | None) -> Any:
-        """A call that has to work; its result."""
+        """Makes a call that must succeed; returns its result."""
         done = self.raw(plugin, command, json.dumps(conf).encode(), where, **changes)
         if done.returncode:
             raise AssertionError(f"{plugin} {command}: {done.stdout.decode()}{done.stderr.decode()}")
@@ -99,7 +99,7 @@ class Lab:
     def refusal(
         self, plugin: str, command: str, conf: Any, where: Space | None, **changes: str | None
     ) -> dict[str, Any]:
-        """A call that has to fail; its error."""
+        """Makes a call that must fail; returns its error."""
         stdin = conf if isinstance(conf, bytes) else json.dumps(conf).encode()
         done = self.raw(plugin, command, stdin, where, **changes)
         assert done.returncode == 1, done.stdout
@@ -161,6 +161,6 @@ def host_local(lab: Lab, *subnets: str, **fields: Any) -> dict[str, Any]:
 
 
 def reserved(lab: Lab) -> set[str]:
-    """The addresses that host-local has given away."""
+    """The addresses that host-local has allocated."""
     folder = lab.data / "ipam" / "net"
     return {each.name for each in folder.iterdir() if each.name[0].isdigit()} if folder.exists() else set()

@@ -40,7 +40,7 @@ class Space:
         return proc.isolated_now(body)
 
     def run(self, command: str) -> str:
-        """Runs a shell command inside; raises with its words if it fails."""
+        """Runs a shell command inside; raises with its output if it fails."""
         done = subprocess.run(
             ["nsenter", f"--net={self.path}", "sh", "-ec", command],
             capture_output=True,
@@ -73,7 +73,7 @@ class Space:
         return self.inside(body)
 
     def reaches(self, address: str) -> bool:
-        """Whether an answer comes from an address: the refusal of a port where nobody listens."""
+        """Whether an address responds: a closed port refuses the connection."""
 
         def body() -> bool:
             with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as one:
@@ -99,7 +99,7 @@ def frame(source: str, payload: bytes, tag: int = 0) -> bytes:
 
 
 def received_payloads(receiver: socket.socket, last: bytes) -> list[bytes]:
-    """The payloads that came, up to and including `last`. Raises TimeoutError if that does not come."""
+    """The payloads received up to and including `last`. Raises TimeoutError if it does not arrive."""
     found = []
     while not found or found[-1] != last:
         found.append(receiver.recv(2048)[14:].rstrip(b"\0"))
@@ -107,7 +107,7 @@ def received_payloads(receiver: socket.socket, last: bytes) -> list[bytes]:
 
 
 def passing_macs(sender: Space, device: str, macs: list[str], receiver: Space, other: str) -> set[str]:
-    """Which of the source MACs come through; the last one has to."""
+    """The source MACs whose frames arrive; that of the last must."""
     with contextlib.closing(sender.packets(device)) as out, contextlib.closing(receiver.packets(other)) as into:
         for mac in macs:
             out.send(frame(mac, mac.encode()))

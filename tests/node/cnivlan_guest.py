@@ -76,7 +76,7 @@ class Node:
 
 
 def frame_passes(sender: Space, receiver: Space, tag: int = 0) -> bool:
-    """Whether a frame comes through. An interface in the receiver's own VLAN speaks last, so there is no waiting."""
+    """Whether a frame arrives. A frame from the receiver's own VLAN is sent last, so no wait is needed."""
     mac = sender.inside(lambda: _mac("eth0"))
     with (
         contextlib.closing(sender.packets("eth0", 3)) as out,

@@ -1,4 +1,4 @@
-"""Clients for the streams of a launcher: a person at the serial console, and a viewer that speaks RFB (RFC 6143)."""
+"""Clients for the streams of a launcher: a serial console client, and a VNC viewer (RFB, RFC 6143)."""
 
 import queue
 import struct
@@ -38,11 +38,11 @@ class Stream:
         self._out.put(message)
 
     def hang_up(self) -> None:
-        """No more from here; the other side ends the call."""
+        """Closes the sending side; the server ends the call."""
         self._out.put(None)
 
     def rest(self) -> list[Any]:
-        """What comes until the end."""
+        """All messages until the stream ends."""
         return list(iter(lambda: self.received.get(timeout=PATIENCE), None))
 
     def close(self) -> None:
@@ -51,7 +51,7 @@ class Stream:
 
 
 class ConsoleClient:
-    """Somebody at the serial console. `wrap` makes the first and the later messages of the method's kind."""
+    """A serial console client. `wrap` converts a message to the request type of the method."""
 
     def __init__(
         self,

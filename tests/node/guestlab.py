@@ -91,7 +91,7 @@ class RunningGuest:
         with socket.socket(socket.AF_UNIX) as s:
             s.settimeout(PATIENCE)
             s.connect(str(self.folder / "serial"))
-            s.sendall(b"\n")  # the first prompt was printed before anybody listened
+            s.sendall(b"\n")  # the first prompt was printed before the socket was connected
             for wanted, line in lines:
                 while wanted.encode() not in seen:
                     seen += s.recv(4096)

@@ -61,7 +61,7 @@ def ask(network: netlab.Namespace, address: str = "10.0.2.2") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def running() -> Iterator[tuple[Pod, netlab.Namespace, pb.Report]]:
-    """A guest that answers, its network, and what the launcher said when it started it."""
+    """A guest that responds, its network, and the launcher's report of its start."""
     built = tiny.build()
     network = netlab.Namespace()
     try:

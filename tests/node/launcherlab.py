@@ -132,7 +132,7 @@ class Pod:
         return self
 
     def wake(self) -> None:
-        """Has it start, as the handler does when the launcher's turn has come."""
+        """Wakes the launcher, as the handler does when it grants a start slot."""
 
         def woken() -> bool:
             try:
@@ -264,5 +264,5 @@ def follow(pod: Pod) -> "queue.Queue[pb.Report | None]":
 
 
 def drain(reports: "queue.Queue[pb.Report | None]") -> list[pb.Report]:
-    """What `follow` got, once the launcher has ended it."""
+    """The reports of `follow`, after the launcher has ended the stream."""
     return list(iter(lambda: reports.get(timeout=30), None))

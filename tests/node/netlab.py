@@ -33,7 +33,7 @@ class Namespace:
         self.pid = self._process.pid
 
     def run(self, command: str) -> str:
-        """Runs a shell command inside; raises with its words if it fails."""
+        """Runs a shell command inside; raises with its output if it fails."""
         done = subprocess.run(
             ["nsenter", f"--net=/proc/{self.pid}/ns/net", "sh", "-ec", command],
             capture_output=True,

@@ -1,6 +1,6 @@
-"""Pods as the handler meets them: a directory below kubelet's, a cgroup, namespaces, and a launcher.
+"""Pods as the handler sees them: a directory below kubelet's, a cgroup, namespaces, and a launcher.
 
-The launcher speaks the real protocol but has no VM: it does what a test tells it.
+The launcher implements the real protocol without a VM; a test sets its behaviour.
 """
 
 import contextlib
@@ -129,7 +129,7 @@ class Pod:
 
 
 class FakeLauncher:
-    """A launcher in another process. `tell` gives it orders, `heard` are the Sync requests so far."""
+    """A launcher in another process. `set_behaviour` controls it, `syncs` returns its Sync requests."""
 
     def __init__(
         self, enter: list[str], socket: pathlib.Path, uid: int, cgroup: Cgroup | None, users_of: int = 0
@@ -148,15 +148,16 @@ class FakeLauncher:
         return self.process.pid
 
     def set_behaviour(self, **order: Any) -> None:
-        """`report={...}` publishes a report, `refuse=[CODE, words]` refuses the next Syncs, `refuse=None` no more,
-        `plugs=False` leaves the NICs of the domain as they are, `starts=False` answers Sync and starts nothing."""
+        """`report={...}` publishes a report, `refuse=[CODE, message]` refuses the next Syncs,
+        `refuse=None` accepts them, `plugs=False` keeps the NICs of the domain,
+        `starts=False` answers Sync and starts nothing."""
         assert self.process.stdin
         self.process.stdin.write(json.dumps(order) + "\n")
         if "start" not in order:
             self._expect("done")
 
     def syncs(self) -> list[dict[str, Any]]:
-        """The Sync requests that came."""
+        """The Sync requests received."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps({"syncs": True}) + "\n")
         found: list[dict[str, Any]] = json.loads(self.process.stdout.readline())
@@ -203,7 +204,7 @@ async def _serve(socket: str, uid: int) -> None:
             self.nics: list[dict[str, Any]] = []
 
         def plug(self, request: pb.SyncRequest) -> None:
-            """The NICs of the domain, as a guest has it that gives back at once what it is asked for."""
+            """The NICs of the domain of a guest that releases NICs immediately."""
             up = {link.name: link.up for link in request.links}
             self.nics = [{"name": nic.name, "mac": nic.mac, "link_up": up[nic.name]} for nic in request.nics]
 

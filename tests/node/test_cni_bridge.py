@@ -233,7 +233,7 @@ def test_add_without_ipam_sets_no_addresses(lab: Lab, ipam: Any) -> None:
 
 
 def test_dhcp_is_delegated_and_error_is_returned(lab: Lab) -> None:
-    # Without the dhcp plugin's daemon it has nobody to ask.
+    # The daemon of the dhcp plugin does not run.
     where = lab.container()
     ipam = {"type": "dhcp", "daemonSocketPath": str(lab.folder / "nobody.sock")}
     error = lab.refusal("cnv-bridge", "ADD", bridge_conf(ipam=ipam), where)

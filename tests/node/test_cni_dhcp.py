@@ -47,7 +47,7 @@ class Network:
 
     def serve(self) -> None:
         """Starts the DHCP server; it answers from the moment that its socket is there."""
-        # Without --no-ping every offer takes three seconds: it asks first whether somebody has the address.
+        # Without --no-ping every offer takes three seconds: the server first pings the address.
         self._start(
             "server", self._server_space,
             "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--port=0", "--user=root",
@@ -71,12 +71,12 @@ class Network:
         process.wait(15)
 
     def leases(self) -> list[Lease]:
-        """What the server has given away."""
+        """The leases of the server."""
         text = self._file.read_text() if self._file.exists() else ""
         return [Lease(*line.split()) for line in text.splitlines()]
 
     def log(self, name: str) -> bytes:
-        """What a program that was started has said."""
+        """The log of a started program."""
         return (self.lab.folder / f"{name}.log").read_bytes()
 
     def conf(self, **fields: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Everything that can go wrong with a CNI call: what comes back, and that nothing is left behind."""
+"""Faults of CNI calls: the error returned, and that nothing is left behind."""
 
 import itertools
 import json
@@ -145,7 +145,7 @@ def test_del_succeeds_if_resources_are_missing(lab: Lab) -> None:
 
 
 class FaultInjector:
-    """Lets the n-th message to the kernel fail, and none after it."""
+    """Makes the n-th netlink message fail, and no later one."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.count, self.fatal = 0, 0
@@ -343,13 +343,13 @@ def test_calls_are_accepted_from_host_root_only(lab: Lab) -> None:
     environment = lab.environment("STATUS", None) | {"PATH": "/usr/bin:/bin"}
     stdin = json.dumps(bridge_conf(cniVersion="1.1.0")).encode()
     inside = ["nsenter", f"--net={lab.node.path}"]
-    # Also with input far beyond what the socket holds: the answer comes through however slowly the caller writes.
+    # Also with input far beyond what the socket holds: the response arrives however slowly the caller writes.
     long = stdin[:-1] + b', "padding": "' + b"x" * 900_000 + b'"}'
     whose = (["unshare", "--pid", "--fork"], ["unshare", "--user", "--map-root-user"], ["unshare", "--net"])
     for who, data in itertools.product(whose, (stdin, long)):
         done = subprocess.run([*inside, *who, client], input=data, env=environment, capture_output=True, check=False)
         assert done.returncode == 1 and b"only root on the host" in done.stdout, (who, len(data), done.stdout)
-    # Even where the folder would let it, another user is nobody.
+    # Other users are refused even where the directory permits access.
     Path(lab.socket).parent.chmod(0o755)
     Path(lab.socket).chmod(0o777)
     lab.folder.chmod(0o755)

@@ -95,7 +95,7 @@ def _init(chosen: list[modules.Module], interpreter: Path, path: str) -> str:
 
 @functools.cache
 def outcome() -> tuple[dict[str, str], str]:
-    """What the guest said of each test, and all it printed."""
+    """The result of each test in the guest, and its whole output."""
     image, folder = kernel()
     with tempfile.TemporaryDirectory(prefix="hlcni-test-") as scratch:
         initrd = Path(scratch) / "initrd"

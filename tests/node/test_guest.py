@@ -1,4 +1,4 @@
-"""The tiny guest, booted for real: everything that other tests believe it does."""
+"""The tiny guest, booted for real: everything that other tests rely on."""
 
 from __future__ import annotations
 

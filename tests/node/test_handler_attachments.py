@@ -300,7 +300,7 @@ async def test_failed_attach_of_pod_is_reported_by_event(node: Node) -> None:
 
 
 async def test_launcher_pod_status_is_retried_after_api_error(node: Node) -> None:
-    """The interface is there: the VM starts, whoever is away."""
+    """The interface exists, so the VM starts although the status could not be written."""
     await node.network("dmz", bridge(node.lab))
     attachments = await node.handler()
     lab_pod = await node.pod("vm", "dmz", owner="vm")

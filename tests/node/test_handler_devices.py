@@ -19,7 +19,7 @@ pytestmark = pytest.mark.node
 
 
 class Kubelet(services.RegistrationServicer):
-    """Takes registrations, lists and watches every plugin, remembers what it was told."""
+    """Accepts registrations, watches every plugin and records its device lists."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
@@ -171,7 +171,7 @@ async def test_plugin_waits_for_missing_kubelet(tmp_path):
 
 
 async def test_kvm_probe_matches_guest_result():
-    """Whatever this machine has: the probe ends, and says in words what it found."""
+    """On any machine the probe ends and reports its result."""
     verdict = await kvm_probe.probe()
     if not pathlib.Path(kvm_probe.DEVICE).exists():
         assert verdict == kvm_probe.KvmProbe(False, "/dev/kvm is missing")

@@ -246,7 +246,7 @@ async def test_provider_without_socket_names_component(container, provider):
         ImagePullFailed, match=r"volume disk0: image registry.test/one:1 .*components/containerd-socket"
     ):
         await without.provide(container.process, POD, [wanted("registry.test/one:1")])
-    # What is there already, as from the kubelet, needs nobody's socket.
+    # An image that is already mounted, as by the kubelet, needs no socket.
     await provider.provide(container.process, POD, [wanted("registry.test/one:1")])
     assert await without.provide(container.process, POD, [wanted("registry.test/one:1")]) == []
     await without.forget(POD)

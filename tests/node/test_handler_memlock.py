@@ -123,7 +123,7 @@ except NetworkError as error:
 
 
 def test_missing_right_to_raise_limits_is_reported(pod):
-    """In a process that has not got it, whether this machine's tests have or not."""
+    """Runs in a process without the capability."""
     pid = pod.start(user=107)
     resources = "-sys_resource"
     told = subprocess.run(

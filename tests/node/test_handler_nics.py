@@ -113,7 +113,7 @@ async def test_nic_is_hotplugged_and_unplugged(kube, pods):
         store_vmi(kube, made, DEFAULT_NIC)
         async with handler(kube, pods, attacher):
             await until(lambda: kube.status()["phase"] == "Running")
-            # The VMI asks for it before the pod does, as two writes come one after the other.
+            # The VMI lists it before the pod does: these are two writes.
             change(kube, DEFAULT_NIC, BLUE_NIC)
             annotate(kube, ASKED)
             await until(lambda: shown(kube) == ["default", "blue"])

@@ -1,4 +1,4 @@
-"""Launchers' sockets with every trap that a pod could set, on real cgroups and real sockets."""
+"""Launcher sockets and attacks by a pod on them, on real cgroups and sockets."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""The handler's whole way with a VMI: real sockets, cgroups, namespaces, gRPC; the API and the VM are fakes."""
+"""A VMI in the handler from start to end: real sockets, cgroups, namespaces, gRPC; the API and the VM are fakes."""
 
 import asyncio
 import base64
@@ -91,7 +91,7 @@ async def handler(kube: HandlerKube, pods: Path, attacher=None):
 
 
 def open_files(lab: podlab.Pod) -> set[str]:
-    """What this process has open that belongs to the pod: its socket, its process, a raw socket in its namespace."""
+    """Open files of this process that belong to the pod: its socket, its process, a raw socket in its namespace."""
     found = set()
     for fd in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -429,7 +429,7 @@ async def test_sync_without_effect_is_retried_with_increasing_delay(kube, lab, p
     store_vmi(kube, lab)
     async with handler(kube, pods):
         await until(lambda: "the VM is not running" in kube.condition("Synchronized").get("message", ""), seconds=60)
-        # Told after the sixth round in vain; pauses of 0.2, 0.4, ... 6.4 s came before: no more rounds than that.
+        # Reported after the sixth round without effect; pauses of 0.2, 0.4, ... 6.4 s came before.
         assert 6 <= len(launcher.syncs()) <= 8
         assert kube.condition("Synchronized")["reason"] == "NoProgress"
         launcher.set_behaviour(starts=True)

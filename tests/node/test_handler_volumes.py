@@ -1,4 +1,4 @@
-"""Disks and devices handed to the launcher's user, on real directories, with every trap that a pod could set."""
+"""Disks and devices handed to the launcher's user, on real directories, and attacks by a pod on them."""
 
 import os
 import pathlib
@@ -140,7 +140,7 @@ def test_block_volume_without_directory_is_accepted(root):
 
 @pytest.fixture
 def disk(root):
-    """The node of a block device where kubelet has the runtime make it: root's, and nobody else's."""
+    """The node of a block device where kubelet has the runtime make it: only root may access it."""
     path, _ = root
     (path / "dev/volumes").mkdir()
     os.mknod(path / "dev/volumes/raw", stat.S_IFBLK | 0o660, os.makedev(7, 0))

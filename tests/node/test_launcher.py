@@ -141,7 +141,7 @@ def test_launcher_waits_for_wake_by_handler(pod: Pod) -> None:
 
 
 def test_launcher_without_wake_starts_after_timeout(pod: Pod) -> None:
-    """A handler of before an update does not know that it is waited for."""
+    """A handler of an older version does not wake launchers."""
     pod.start(wake=False, HYPERLET_WAKE_SECONDS="1")
     assert pod.report().state == pb.DOMAIN_STATE_NONE
 

@@ -1,4 +1,4 @@
-"""Disks by the real libvirt and QEMU: claims that cannot be used are told by volume and claim, seeds are on any bus."""
+"""Disks by the real libvirt and QEMU: errors name volume and claim, seeds are on any bus."""
 
 from __future__ import annotations
 

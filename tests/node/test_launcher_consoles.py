@@ -97,7 +97,7 @@ def test_serial_socket_is_closed_without_clients(pod: Pod) -> None:
 
 def test_console_replays_last_screen_and_accepts_login(attach: Any) -> None:
     alice = attach("alice")
-    log_in(alice)  # the prompt was printed before anybody was there
+    log_in(alice)  # the prompt was printed before a client connected
     alice.type("echo $((6*7))hello\n")
     alice.wait_output("42hello")
     assert not alice.notices
@@ -144,7 +144,7 @@ def test_takeover_moves_write_access_and_returns_it_on_close(attach: Any) -> Non
 
 
 def test_output_between_sessions_is_not_lost_or_duplicated(attach: Any, stub: Stub) -> None:
-    """Output of the time when nobody was there, which goes on while the next person comes."""
+    """The guest prints without a client, and continues while the next client connects."""
     alice = attach("alice")
     alice.type("for i in $(seq 1 400); do echo n$i.; done\n")
     alice.wait_output("n3.")
@@ -184,7 +184,7 @@ def test_two_viewers_share_screen(stub: Stub) -> None:
     one, two = Viewer(stub.Vnc), Viewer(stub.Vnc)
     try:
         one.handshake(shared=True)
-        two.handshake(shared=False)  # asks that all others be thrown out
+        two.handshake(shared=False)  # requests exclusive access
         for viewer in (two, one, two):
             assert viewer.width >= 640 and viewer.height >= 400
             assert any(viewer.screen()), "the screen is black"
@@ -207,7 +207,7 @@ def test_screenshot_matches_screen(stub: Stub) -> None:
 
 
 class FakeVmController:
-    """As much of launcher.vm.controller.VmController as taking pictures needs."""
+    """The part of launcher.vm.controller.VmController that screenshots need."""
 
     def __init__(self, hypervisor: Hypervisor, domain: str) -> None:
         self.hypervisor = hypervisor
@@ -371,6 +371,6 @@ def test_calls_for_missing_features_are_refused() -> None:
                 with pytest.raises(grpc.RpcError, match=name) as caught:
                     call()
                 assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION, caught.value
-            # Booting still: nobody answers in there yet.
+            # The guest still boots: no agent responds yet.
             with pytest.raises(grpc.RpcError, match="no guest agent is connected"):
                 stub.Freeze(pb.FreezeRequest(), timeout=30)

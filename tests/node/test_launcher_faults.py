@@ -1,4 +1,4 @@
-"""What dies, hangs or is killed in a launcher, and what becomes of the VM."""
+"""Processes of a launcher that die, hang or are killed, and the effect on the VM."""
 
 import os
 import pathlib
@@ -38,7 +38,7 @@ def killed(pod: Pod, word: str) -> None:
 
 
 def responsive(pod: Pod) -> bool:
-    """libvirt is asked, not the server's memory."""
+    """Whether libvirt responds: the request is not answered from the server's cache."""
     with pod.client() as client:
         try:
             paused = client.Pause(pb.PauseRequest(), timeout=20).state == pb.DOMAIN_STATE_PAUSED

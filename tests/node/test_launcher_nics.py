@@ -51,7 +51,7 @@ def with_blue(state: str = "up", default: str = "up", **more: Any) -> dict[str, 
 
 
 def card(network: netlab.Namespace, mac: str = BLUE_MAC, address: str = "10.0.2.2") -> dict[str, Any]:
-    """What the guest says of a card; empty if it has none of that MAC."""
+    """The guest's report of the NIC with this MAC; empty if there is none."""
     found = [card for card in ask(network, address).get("interfaces", []) if card["mac"] == mac]
     return found[0] if found else {}
 
@@ -61,7 +61,7 @@ def names(report: pb.Report) -> list[str]:
 
 
 def domain_nics(pod: Pod) -> list[str]:
-    """The cards of the domain; none while there is no server."""
+    """The NICs of the domain; empty while the server is down."""
     try:
         return names(pod.report())
     except grpc.RpcError:

@@ -119,7 +119,7 @@ def test_console_login_and_takeover_work_through_node_port(node: Any) -> None:
 
 
 def test_accepted_console_is_confirmed_immediately(node: Any) -> None:
-    """Also where the guest has nothing to say: the gateway answers its client then, and not before."""
+    """Also if the guest prints nothing: the gateway waits for this before it responds to its client."""
     alice = console_client(node, "alice")
     assert TAKEN[0] in tuple(alice.stream.call.initial_metadata())
     mallory = console_client(node, "mallory")
@@ -163,7 +163,7 @@ def test_killed_launcher_server_is_reported_as_unavailable(node: Any, pod: Pod) 
     os.kill(pod.child("-m\0launcher"), signal.SIGKILL)
     alice.stream.rest()
     assert alice.stream.error is not None and alice.stream.error.code() is grpc.StatusCode.UNAVAILABLE
-    # The VM has not noticed.
+    # The VM is unaffected.
     pod.wait_state(pb.DOMAIN_STATE_RUNNING)
 
 

@@ -46,7 +46,7 @@ def records(tmp_path: pathlib.Path) -> pathlib.Path:
 def attach(
     pod: Namespace, records: pathlib.Path, *requests: InterfaceRequest, **options
 ) -> network_setup.PodNetworkState:
-    """As a handler does that has just been started: it remembers nothing."""
+    """Attaches like a handler that has just started, without state in memory."""
     with proc.Process(pod.pid) as process:
         record = InterfaceRecord(UID, records)
         return proc.isolated_now(lambda: network_setup.attach(process, requests, record, UID, host=HOST, **options))
@@ -76,7 +76,7 @@ def mac_of(pod: Namespace, device: str) -> str:
 
 
 def state(pod: Namespace) -> str:
-    """Everything that matters in a namespace, in words that are the same for the same state."""
+    """The relevant state of a namespace as text; equal for equal states."""
     devices = []
     for link in json.loads(pod.run("ip -j -d addr show")):
         facts = {key: link.get(key) for key in ("ifname", "address", "mtu", "master", "link_type")}
@@ -131,7 +131,7 @@ def test_pod_kernel_sends_nothing_on_guest_network(records):
             netlab.guest_of(pod, mac=given, masqueraded=False) as guest,
             wire.wires((node, "hlveth"), (guest, "eth0")) as (outside, inside),
         ):
-            # Nobody answers for the guest's address, for ours, or for the masquerade's gateway.
+            # The addresses of the guest, of the pod's bridge and of the masquerade gateway do not respond.
             for address in (POD4, "169.254.75.10", "10.0.2.1"):
                 outside.send(wire.arp("06:aa:aa:aa:aa:aa", NODE4, address))
             # A frame to the bridge itself gets nowhere.
@@ -336,7 +336,7 @@ def test_interface_of_wrong_type_and_invalid_mac_are_refused(records):
 
 
 class Killed(BaseException):
-    """The handler is gone, in the middle."""
+    """Simulates a handler that is killed in the middle of the setup."""
 
 
 def killed_after(steps: int):
@@ -425,13 +425,13 @@ def test_interface_is_plugged_unplugged_and_replugged(records):
         # Before the network itself is left it comes back: what it had is not forgotten.
         again = attach(pod, records, MASQUERADE, InterfaceRequest("blue", BLUE)).attachments[1]
         assert (again.mac, str(again.addresses[0])) == (given, BLUE_POD)
-        # The network is left and joined anew: another interface of the same name.
+        # The network is detached and attached again: another interface of the same name.
         attach(pod, records, MASQUERADE, used=("default",))
         pod.run(f"ip link del {BLUE}")
         plug(node, pod, BLUE, "172.31.5.10/24")
         anew = attach(pod, records, MASQUERADE, InterfaceRequest("blue", BLUE)).attachments[1]
         assert str(anew.addresses[0]) == "172.31.5.10" and anew.mac != given
-        # Of all this the first interface has noticed nothing.
+        # The first interface is unaffected.
         assert pod.run("nft list table inet hyperlet") == rules
 
 

@@ -21,7 +21,7 @@ SPOOFED = "02:66:66:66:66:66"
 
 
 class AttachedPod(netlab.Namespace):
-    """A pod's namespace, of which others take care."""
+    """The namespace of a pod that is closed elsewhere."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -51,7 +51,7 @@ async def test_guest_sends_with_own_mac_only_and_detach_leaves_nothing(node: Nod
     assert blue.lease4 is not None and str(blue.lease4.address) == "192.0.2.2/24"
     with (
         netlab.guest_of(pod, tap=blue.tap, mac=blue.mac, masqueraded=False) as guest,
-        # The marks by which the two ends meet have a MAC that nobody owns: here they are sent with the guest's.
+        # Marks use a MAC of no interface by default; these use the guest's.
         wire.wires((guest, "eth0"), (peer, BLUE), blue.mac, mac_of(peer)) as (inside, outside),
     ):
         inside.send(wire.arp(SPOOFED, "192.0.2.2", "192.0.2.3"))

@@ -14,14 +14,14 @@ from kit import proc
 
 pytestmark = pytest.mark.node
 
-# Character device 240:0 is for local experiments: nobody drives it, so whoever opens it is told ENXIO. A real one would
+# Character device 240:0 is for local experiments: no driver uses it, so open() fails with ENXIO. A real one would
 # do something: 10:130 is the watchdog, which, once opened and closed again, lets the node reboot.
 DEAD = os.makedev(240, 0)
 
 
 @pytest.fixture
 def container(tmp_path):
-    """A process whose root is a directory of ours: its path, and the process."""
+    """A process whose root is a test directory: the path and the process."""
     for name in ("volumes/data", "etc"):
         (tmp_path / name).mkdir(parents=True)
     tmp_path.chmod(0o755)

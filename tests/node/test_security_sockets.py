@@ -1,4 +1,4 @@
-"""Who stands behind a launcher's socket, beyond tests/node/test_handler_sockets.py."""
+"""The process behind a launcher's socket, beyond tests/node/test_handler_sockets.py."""
 
 import os
 import subprocess

@@ -132,7 +132,7 @@ def test_block_device_of_claim_belongs_to_launcher_and_host_node_is_unchanged(di
 
 
 def test_other_device_with_same_name_is_not_covered(sandbox, devices):
-    """The container may have put what it likes there, since the handler looked."""
+    """The container may have replaced the file since the handler checked it."""
     with proc.Process(sandbox.pid) as process, pytest.raises(OSError, match="was replaced"):
         proc.isolated_now(lambda: mounts.cover_device(process, "dev/null", os.makedev(10, 232), BASE, BASE))
 
@@ -179,7 +179,7 @@ def test_tap_belongs_to_launcher_in_user_namespace(sandbox):
 
 
 def test_image_mounted_by_kubelet_is_found():
-    """In a directory of the container's root, who is not the node's."""
+    """In a directory owned by the container's root, which is not the node's root."""
     with tempfile.TemporaryDirectory(prefix="hl-") as path:
         folder = pathlib.Path(path)
         folder.chmod(0o755)
@@ -195,7 +195,7 @@ def test_image_mounted_by_kubelet_is_found():
             os.chroot(folder)
             return mounts.mounted("images", "there", owner), mounts.mounted("images", "missing", owner)
 
-        # The thread's root is its own only in a process of its own: chroot would be everybody's.
+        # The thread's root is its own only in a process of its own: chroot would affect all threads.
         pid = os.fork()
         if pid == 0:
             try:
@@ -214,7 +214,7 @@ def test_image_mounted_by_kubelet_is_found():
 
 @contextlib.contextmanager
 def volume(owner: int, mode: int):
-    """A container's root with an id-mapped mount of somebody's folder at volumes/data; that folder, and a process."""
+    """A container's root with an id-mapped mount of a folder at volumes/data; that folder and a process."""
     with tempfile.TemporaryDirectory(prefix="hl-") as path:
         root, folder = pathlib.Path(path, "root"), pathlib.Path(path, "volume")
         (root / "volumes/data").mkdir(parents=True)

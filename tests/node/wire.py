@@ -1,7 +1,7 @@
 """Ethernet frames in network namespaces, DHCP among them; and the launcher's DHCP servers in a process of their own.
 
-Whether something does not arrive is told without waiting: a mark is sent after it, and everything before the mark is
-looked at.
+A missing frame is detected without waiting: a mark is sent after it, and all frames before the mark are
+checked.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class Wire:
         self._socket.send(frame)
 
     def mark(self) -> bytes:
-        """Sends a frame that says: what came before this is all."""
+        """Sends a frame that marks the end of the frames sent so far."""
         self._marks += 1
         frame = _bytes(BROADCAST) + self._mac + struct.pack("!HQ", _MARK, self._marks) + bytes(40)
         self.send(frame)
@@ -85,7 +85,7 @@ class Wire:
         return self.until(lambda frame: frame[12:22] == mark[12:22])[:-1]
 
     def wait_connected(self, other: "Wire") -> None:
-        """Sends marks until one arrives: a bridge's port that has just come up lets nothing pass yet."""
+        """Sends marks until one arrives: a new bridge port does not forward at first."""
         for _ in range(200):
             mark = self.mark()
             while select.select([other._socket], [], [], 0.05)[0]:
@@ -143,7 +143,7 @@ def udp(mac: str, source: str, target: str, port: int, to_port: int, payload: by
 
 
 def discover(mac: str, transaction: int) -> bytes:
-    """A client's first word, with option 80: an answer that is a lease at once is welcome."""
+    """A DHCPDISCOVER with option 80 (Rapid Commit)."""
     return udp(mac, "0.0.0.0", "255.255.255.255", 68, 67, _bootp(1, mac, transaction, b"\x35\x01\x01\x50\x00\xff"))
 
 
@@ -158,7 +158,7 @@ def _bootp(operation: int, mac: str, transaction: int, options: bytes) -> bytes:
 
 
 def transaction_of(payload: bytes) -> int:
-    """The number of a DHCPv4 conversation."""
+    """The transaction ID of a DHCPv4 message."""
     return int(struct.unpack_from("!I", payload, 4)[0])
 
 
@@ -173,7 +173,7 @@ def lease(payload: bytes) -> tuple[str, dict[int, bytes]]:
 
 
 def arp(mac: str, source: str, target: str) -> bytes:
-    """Who has the target?"""
+    """An ARP request for the target."""
     body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + _bytes(mac) + ipaddress.ip_address(source).packed
     return _bytes(BROADCAST) + _bytes(mac) + b"\x08\x06" + body + bytes(6) + ipaddress.ip_address(target).packed
 
