@@ -1,4 +1,4 @@
-"""A real cluster with hyperlet on it (`make up`), and a namespace for every module."""
+"""Fixtures: a real cluster with hyperlet deployed (`make up`), and one namespace per module."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import KUBECONFIG, Kubectl, Space, new_space
+from tests.e2e.support import KUBECONFIG, E2eNamespace, Kubectl, create_namespace
 
-# The stories in the order one would tell them; what shakes the whole cluster comes last.
+# Execution order of the modules; those that disturb the whole cluster come last.
 ORDER = [
     "cluster",
     "vm",
@@ -45,7 +45,7 @@ UNPROVEN = frozenset(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything here, and put it in order."""
+    """Mark all e2e tests, and sort them by ORDER."""
     mine = [item for item in items if "tests/e2e" in item.path.as_posix()]
     for item in mine:
         item.add_marker(pytest.mark.cluster)
@@ -69,8 +69,8 @@ def kubectl() -> Kubectl:
 
 
 @pytest.fixture(scope="module")
-def space(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[Space]:
+def space(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[E2eNamespace]:
     """A namespace for the tests of one module, emptied at the end."""
-    made = new_space(kubectl, request.path.stem.removeprefix("test_").replace("_", "-"))
+    made = create_namespace(kubectl, request.path.stem.removeprefix("test_").replace("_", "-"))
     yield made
     made.clear()

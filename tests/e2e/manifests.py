@@ -1,4 +1,4 @@
-"""Manifests of virtual machines, as short as the stories need them."""
+"""Manifests of virtual machines and related objects for the e2e tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def drive(name: str, source: Json, **disk: object) -> Drive:
 
 
 def tiny(**source: object) -> Drive:
-    """The guest that boots in seconds and tells about itself over HTTP."""
+    """The guest that boots in seconds and reports its state over HTTP."""
     return drive("root", {"containerDisk": {"image": image("guest-tiny"), **source}})
 
 
@@ -91,12 +91,12 @@ def virtual_machine(
 
 
 def booting(name: str, *more: Drive, **spec: object) -> Json:
-    """A VirtualMachine with the guest that boots, answers and obeys."""
+    """A VirtualMachine with the guest that boots, serves HTTP and reacts to the power button."""
     return virtual_machine(name, tiny(), *more, **spec)  # type: ignore[arg-type]
 
 
 def idle(name: str, *more: Drive, **spec: object) -> Json:
-    """A VirtualMachine that only has to exist: no operating system, no network, no CPU; ended after a second."""
+    """A VirtualMachine without operating system, network or CPU load; its grace period is one second."""
     return virtual_machine(name, halting(), *more, **{"memory": "64Mi", "network": False, "grace": 1, **spec})  # type: ignore[arg-type]
 
 
@@ -128,7 +128,7 @@ def persistent_claim(name: str, size: str, storage_class: str, mode: str = "File
 
 
 def service(name: str, app: str) -> Json:
-    """A Service in front of port 80 of the machines labelled app."""
+    """A Service for port 80 of the VMs with the label `app`."""
     ports = [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": 80}]
     spec = {"selector": {"app": app}, "ports": ports}
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}

@@ -42,22 +42,22 @@ class Process:
         return not self.is_supervisor and "python" in self.command.split("\0")[0]
 
     def outside(self, identity: int, table: str = "uid_map") -> int:
-        """The machine's name for a user (or group: `gid_map`) of the process's user namespace."""
+        """The host's id for a user (or group: `gid_map`) of the process's user namespace."""
         for line in (Path("/proc") / str(self.pid) / table).read_text().splitlines():
             first, there, count = map(int, line.split())
             if first <= identity < first + count:
                 return there + identity - first
         raise AssertionError(f"{self.name}: {identity} is not in its {table}")
 
-    def lives(self) -> bool:
-        """Whether this very process still runs."""
+    def is_alive(self) -> bool:
+        """Whether this process (not another with its pid) still runs."""
         return _read(self.pid) == self
 
     def kill(self) -> None:
-        """SIGKILL to this very process, never to one that got its pid meanwhile."""
+        """Send SIGKILL to this process, never to another that reused its pid."""
         handle = os.pidfd_open(self.pid)
         try:
-            assert self.lives(), f"{self.name} ended before it could be killed"
+            assert self.is_alive(), f"{self.name} ended before it could be killed"
             signal.pidfd_send_signal(handle, signal.SIGKILL)
         finally:
             os.close(handle)
@@ -69,7 +69,7 @@ def _read(pid: int) -> Process | None:
         pairs = (line.partition(":") for line in (folder / "status").read_text().splitlines())
         status = {key: value.strip() for key, _, value in pairs}
         inner = int(status["NSpid"].split()[-1])
-        # What changes all the time is no part of who a process is.
+        # Only fields that do not change, so that two reads of one process are equal.
         kept = ("Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
         return Process(
             pid, inner, status["Name"], (folder / "cmdline").read_text(), {key: status.get(key, "") for key in kept}
@@ -100,8 +100,8 @@ def processes(pod: Json, container: str = "") -> list[Process]:
     return sorted(found, key=lambda process: process.inner)
 
 
-def the(pod: Json, which: Callable[[Process], bool]) -> Process:
-    """The one process of a pod that is meant; waits until it is there."""
+def wait_for_process(pod: Json, which: Callable[[Process], bool]) -> Process:
+    """The first process of a pod that matches; waits until there is one."""
 
     def one() -> Process | None:
         matching = [process for process in processes(pod) if which(process)]
@@ -112,8 +112,8 @@ def the(pod: Json, which: Callable[[Process], bool]) -> Process:
     )
 
 
-def replaced(pod: Json, old: Process, which: Callable[[Process], bool]) -> Process:
-    """Wait until another process stands where one was killed."""
+def wait_for_replacement(pod: Json, old: Process, which: Callable[[Process], bool]) -> Process:
+    """Wait until another matching process has replaced a killed one."""
 
     def other() -> Process | None:
         return next((p for p in processes(pod) if which(p) and p.pid != old.pid), None)

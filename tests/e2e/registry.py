@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from images.archive import ArchiveEntry, write_archive
-from tests.e2e.support import ROOT, Json, Space, project
+from tests.e2e.support import ROOT, E2eNamespace, Json, project
 from tests.waiting import wait_for
 
 PROGRAM = Path("/usr/bin/docker-registry")
@@ -62,12 +62,12 @@ class Registry:
         return f"{self.name}/{path}"
 
     def environment(self) -> dict[str, str]:
-        """What podman and skopeo of a person find in their environment: whom to trust, and where they are logged in."""
+        """Environment of podman and skopeo: the trusted authority, and the credentials file."""
         trusted = self.folder / "authority.crt"
         trusted.write_bytes(self.authority)
         return {**os.environ, "SSL_CERT_FILE": str(trusted), "REGISTRY_AUTH_FILE": str(self.login())}
 
-    def typed(self, *words: str, **environment: str) -> str:
+    def run_on_host(self, *words: str, **environment: str) -> str:
         """Output of a command on this machine, where the name leads to the registry. Raises AssertionError."""
         hosts = self.folder / "hosts"
         hosts.write_text(f"{Path('/etc/hosts').read_text()}\n{self.host_line}\n")
@@ -101,7 +101,7 @@ class Registry:
         reference = self.reference(path)
         own = self.folder / "own-image.tar"
         relabelled(archive, own, {"registry": self.name})
-        self.typed("skopeo", "copy", "--quiet", f"docker-archive:{own}", f"docker://{reference}")
+        self.run_on_host("skopeo", "copy", "--quiet", f"docker-archive:{own}", f"docker://{reference}")
         return reference
 
     def pull_secret(self, name: str, password: str = PASSWORD) -> Json:
@@ -115,7 +115,7 @@ class Registry:
             "stringData": {".dockerconfigjson": config},
         }
 
-    def trust(self) -> None:
+    def add_to_nodes(self) -> None:
         """Tell the containerd of every node what lies behind the name, as an administrator does."""
         place = f"/etc/containerd/certs.d/{self.name}"
         hosts = f'server = "https://{self.name}"\nca = "{place}/ca.crt"\n'
@@ -124,8 +124,8 @@ class Registry:
             write(node, f"{place}/ca.crt", self.authority)
             inside(node, f"echo '{self.host_line}' >> /etc/hosts")
 
-    def forget(self) -> None:
-        """Leave the nodes as they were: without its name and its images."""
+    def remove_from_nodes(self) -> None:
+        """Remove the registry's name and images from the nodes."""
         for node in NODES:
             listed = inside(node, "ctr -n k8s.io images list -q").split()
             found = [each for each in listed if each.startswith(f"{self.name}/")]
@@ -133,10 +133,10 @@ class Registry:
                 inside(node, f"ctr -n k8s.io images rm {' '.join(found)}")
             inside(node, f"rm -rf /etc/containerd/certs.d/{self.name}; sed -i '/ {self.name}$/d' /etc/hosts")
 
-    def forget_pulls(self) -> None:
-        """Have kubelets forget that they pulled from it what nodes were also given under another name.
+    def clear_pull_records(self) -> None:
+        """Remove the kubelets' pull records of images that are also on the nodes under another name.
 
-        They would pull that from now on. A kubelet keeps its notes in memory too, so it starts again.
+        With the records, kubelets would pull those images again. A kubelet caches them in memory, so it is restarted.
         """
         for node in NODES:
             noted = f"grep -lF {self.name} {PULL_RECORDS}/* 2>/dev/null"
@@ -148,7 +148,7 @@ def relabelled(archive: Path, target: Path, labels: dict[str, str]) -> None:
     """Write the image of a Docker archive with more labels, which makes it another image.
 
     A kubelet that has pulled an image asks for credentials when the same content is used by another name (1.35 on), so
-    a pulled copy of an image that nodes were given would take the given one from other tests.
+    a pulled copy of a preloaded image would make the preloaded one unusable for other tests.
     """
     with tarfile.open(archive) as source, tarfile.open(target, "w") as made:
         listing = json.load(source.extractfile("manifest.json") or io.BytesIO())
@@ -182,7 +182,7 @@ def write(node: str, path: str, content: bytes) -> None:
     inside(node, f"mkdir -p $(dirname {path}) && echo {text} | base64 -d > {path}")
 
 
-def program_image(folder: Path) -> str:
+def load_registry_image(folder: Path) -> str:
     """Load an image of the registry's program and its libraries onto the nodes; the reference."""
     listed = subprocess.run(["ldd", str(PROGRAM)], capture_output=True, text=True, check=True).stdout
     files = [PROGRAM, *(Path(path) for path in re.findall(r"(?:=>\s+)?(/\S+)\s+\(0x", listed))]
@@ -194,7 +194,7 @@ def program_image(folder: Path) -> str:
     return reference
 
 
-def certificate(host: str) -> tuple[bytes, bytes, bytes]:
+def create_certificates(host: str) -> tuple[bytes, bytes, bytes]:
     """An authority's certificate, and a server's certificate and key for its name, as PEM."""
     now = datetime.datetime.now(datetime.UTC)
 
@@ -217,7 +217,7 @@ def certificate(host: str) -> tuple[bytes, bytes, bytes]:
 
 
 @contextlib.contextmanager
-def serving(space: Space, title: str, folder: Path, *, locked: bool = False) -> Iterator[Registry]:
+def run_registry(space: E2eNamespace, title: str, folder: Path, *, locked: bool = False) -> Iterator[Registry]:
     """A registry in a namespace, known to the nodes; open, or asking for USER and PASSWORD."""
     assert PROGRAM.is_file(), "docker-registry is not installed: run 'python -m cluster deps --tests'"
     folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +227,7 @@ def serving(space: Space, title: str, folder: Path, *, locked: bool = False) -> 
     space.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": title}, "spec": service})
     address = space.kubectl("get", "service", title, "-o", "jsonpath={.spec.clusterIP}")
     name = f"{title}-{secrets.token_hex(3)}.example"
-    authority, served, key = certificate(name)
+    authority, served, key = create_certificates(name)
     made = Registry(name, address, folder, authority, locked)
     files = {"config.yml": CONFIG, "htpasswd": HTPASSWD, "tls.crt": served.decode(), "tls.key": key.decode()}
     settings = {
@@ -243,7 +243,7 @@ def serving(space: Space, title: str, folder: Path, *, locked: bool = False) -> 
         }
     container = {
         "name": "registry",
-        "image": program_image(folder),
+        "image": load_registry_image(folder),
         "command": [str(PROGRAM), "serve", "/etc/registry/config.yml"],
         "env": [{"name": name, "value": value} for name, value in settings.items()],
         "volumeMounts": [
@@ -263,15 +263,15 @@ def serving(space: Space, title: str, folder: Path, *, locked: bool = False) -> 
     )
     try:
         space.kubectl("wait", "--for=condition=Ready", "--timeout=60s", f"pod/{title}")
-        made.trust()
+        made.add_to_nodes()
         wait_for(lambda: reachable(made), f"the registry {title} answers at {made.address}")
         yield made
     finally:
-        made.forget()
+        made.remove_from_nodes()
 
 
 def reachable(registry: Registry) -> bool:
-    """Whether it answers on this machine, over the Service."""
+    """Whether the registry answers on this host, over the Service."""
     command = ["curl", "-sk", "-m", "3", "-o", "/dev/null", "-w", "%{http_code}", f"https://{registry.address}/v2/"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout == ("401" if registry.locked else "200")

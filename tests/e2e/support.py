@@ -1,4 +1,4 @@
-"""How the stories are told: kubectl, a namespace of one's own, waiting, and one virtual machine as a person sees it."""
+"""Helpers of the e2e tests: kubectl, a namespace per module, waiting, and a handle on one virtual machine."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 EXISTING = os.environ.get("HYPERLET_CLUSTER") == "existing"
-"""The cluster is somebody else's: its nodes, their processes and their disks are out of reach."""
-# Only then does KUBECONFIG count: these tests pull plugs, and must not find a cluster that somebody merely has at hand.
+"""An existing cluster is used: its nodes, their processes and their disks are not accessible."""
+# KUBECONFIG is used only then: these tests power off nodes, and must not run on any configured cluster.
 RUN = Path(os.environ.get("HYPERLET_RUN") or ROOT / ".run")
 KUBECONFIG = Path(os.environ["KUBECONFIG"]) if EXISTING else RUN / "kubeconfig"
 SYSTEM = "hyperlet"
 """The namespace of controller and handler."""
 
 BOOT = 90.0
-"""Seconds of patience with a guest that boots in software emulation on a busy machine; a boot takes a few."""
+"""Timeout in seconds for a guest that boots in software emulation on a busy host; a boot takes a few."""
 
 
 class KubectlError(NotYet):
-    """kubectl failed; the message is what it said."""
+    """kubectl failed; the message is its output."""
 
 
 class Kubectl:
@@ -49,7 +49,7 @@ class Kubectl:
         self.namespace = namespace
 
     def __call__(self, *args: str, stdin: str | None = None, check: bool = True) -> str:
-        """Standard output. Raises KubectlError with its words (with `check=False` they are returned instead)."""
+        """Standard output. Raises KubectlError with the error output (with `check=False` it is returned instead)."""
         done = subprocess.run(
             self.command(*args), input=stdin, text=True, capture_output=True, check=False, errors="replace", timeout=300
         )
@@ -61,7 +61,7 @@ class Kubectl:
         return words
 
     def command(self, *args: str) -> list[str]:
-        """The words of a command line, for those who run it themselves."""
+        """The argument list, for callers that start the process themselves."""
         return ["kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}", *args]
 
     def get(self, kind: str, name: str) -> Json | None:
@@ -74,13 +74,13 @@ class Kubectl:
         listing: list[Json] = json.loads(self("get", kind, "-o", "json", *args))["items"]
         return listing
 
-    def within(self, namespace: str) -> Kubectl:
+    def in_namespace(self, namespace: str) -> Kubectl:
         """The same cluster, another namespace."""
         return Kubectl(self.kubeconfig, namespace)
 
 
 def project(*args: str) -> str:
-    """Output of `python -m ...`, a command of the project's own. Raises AssertionError with its words when it fails."""
+    """Output of `python -m ...`, a command of this project. Raises AssertionError with its output when it fails."""
     if EXISTING and args[0] == "cluster":
         pytest.skip("needs nodes of its own")
     done = subprocess.run([sys.executable, "-m", *args], cwd=ROOT, text=True, capture_output=True, check=False)
@@ -96,29 +96,29 @@ def image(name: str) -> str:
     return built[name]["ref"]
 
 
-def deployed(kubectl: Kubectl, role: str) -> str:
+def deployed_image(kubectl: Kubectl, role: str) -> str:
     """The reference of the image that a role runs from in this cluster: launcher or cluster."""
-    for workload in kubectl.within(SYSTEM).items("deployments"):
+    for workload in kubectl.in_namespace(SYSTEM).items("deployments"):
         for container in workload["spec"]["template"]["spec"]["containers"]:
             if role == "cluster":
                 return str(container["image"])
             for variable in container.get("env", []):
                 if variable["name"] == "HYPERLET_LAUNCHER_IMAGE":
                     return str(variable["value"])
-    raise AssertionError(f"nothing in the namespace {SYSTEM} tells the image of {role}")
+    raise AssertionError(f"no workload in the namespace {SYSTEM} names the image of {role}")
 
 
 def container_statuses(pod: Json) -> list[Json]:
-    """Those of a pod's containers, sidecars (and what ran before them) included."""
+    """Statuses of all containers of a pod, init containers and sidecars included."""
     status = pod["status"]
     return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
 
 
-def stays(holds: Callable[[], bool], what: str, *, seconds: float = 4) -> None:
-    """Assert that something remains true for a while: that a thing which must not happen does not."""
+def assert_stays_true(holds: Callable[[], bool], what: str, *, seconds: float = 4) -> None:
+    """Assert that a condition remains true for `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        assert holds(), f"did not stay so: {what}"
+        assert holds(), f"did not stay true: {what}"
         time.sleep(0.5)
 
 
@@ -128,7 +128,7 @@ def conditions(thing: Json | None) -> dict[str, Json]:
 
 
 def http(url: str, *, method: str = "GET", body: bytes | None = None) -> str:
-    """The body of an answer. Raises OSError (also for a refusal), ValueError for one that is no HTTP."""
+    """The response body. Raises OSError (also for an error status), ValueError for a response that is not HTTP."""
     request = urllib.request.Request(url, data=body, method=method)
     try:
         with urllib.request.urlopen(request, timeout=4) as answer:
@@ -139,7 +139,7 @@ def http(url: str, *, method: str = "GET", body: bytes | None = None) -> str:
 
 
 class Guest:
-    """The web server inside a guest, which tells about the guest."""
+    """The web server inside a guest, which reports the guest's state."""
 
     def __init__(self, address: str) -> None:
         self.url = f"http://{address}"
@@ -150,15 +150,15 @@ class Guest:
         return told
 
     def power_off(self) -> None:
-        """The guest shuts itself down, as its user would."""
+        """Power off from inside the guest."""
         http(f"{self.url}/poweroff", method="POST")
 
     def write(self, disk: str, text: str) -> None:
-        """Put a text at the start of an empty disk (named by device or serial), and have it on the disk."""
+        """Write a text to the start of an empty disk (named by device or serial), and flush it."""
         http(f"{self.url}/disk/{disk}", method="PUT", body=text.encode())
 
     def read(self, disk: str) -> str | None:
-        """That text, or None where nobody has written one."""
+        """The text that `write` stored, or None if there is none."""
         try:
             return http(f"{self.url}/disk/{disk}")
         except OSError as refusal:
@@ -168,11 +168,11 @@ class Guest:
 
 
 @dataclass
-class Space:
-    """A namespace, and what was made in it."""
+class E2eNamespace:
+    """A namespace, and the VMs created in it."""
 
     kubectl: Kubectl
-    machines: list[Machine] = field(default_factory=list)
+    machines: list[VmUnderTest] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -183,19 +183,19 @@ class Space:
         listing = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
         return self.kubectl("apply", "-f", "-", stdin=json.dumps(listing))
 
-    def machine(self, manifest: Json) -> Machine:
+    def apply_vm(self, manifest: Json) -> VmUnderTest:
         """Apply a VirtualMachine (or an instance) and return the handle on it."""
         self.apply(manifest)
-        return self.known(manifest["metadata"]["name"])
+        return self.existing_vm(manifest["metadata"]["name"])
 
-    def known(self, name: str) -> Machine:
-        """The handle on a machine that is there already."""
-        machine = Machine(self, name)
+    def existing_vm(self, name: str) -> VmUnderTest:
+        """The handle on an existing VM or VMI."""
+        machine = VmUnderTest(self, name)
         self.machines.append(machine)
         return machine
 
     def events(self, name: str) -> list[str]:
-        """`Reason: message` of every Event about objects of that name, and about launcher pods of that machine."""
+        """`Reason: message` of every Event about objects of that name, and about launcher pods of that VM."""
         pod = f"virt-launcher-{name}-"
         return [
             f"{event['reason']}: {event.get('message', '')}"
@@ -203,14 +203,14 @@ class Space:
             if event["involvedObject"]["name"] == name or event["involvedObject"]["name"].startswith(pod)
         ]
 
-    def helper(self, name: str, node: str | None = None) -> str:
-        """A pod with Python that does nothing, on that node; its name once it runs."""
+    def python_pod(self, name: str, node: str | None = None) -> str:
+        """Create an idle pod with Python (on `node`, if given), wait until it is Ready, and return its name."""
         spec: Json = {
             "terminationGracePeriodSeconds": 0,
             "containers": [
                 {
                     "name": "main",
-                    "image": deployed(self.kubectl, "cluster"),
+                    "image": deployed_image(self.kubectl, "cluster"),
                     "command": ["python3", "-c", "import time; time.sleep(3600)"],
                 }
             ],
@@ -222,23 +222,23 @@ class Space:
         return name
 
     def fetch_from(self, pod: str, url: str) -> Json:
-        """What a web server answers to a pod, as JSON."""
+        """The JSON that a web server returns to a request from a pod."""
         script = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=4).read().decode())"
         told: Json = json.loads(self.kubectl("exec", pod, "--", "python3", "-c", script, url))
         return told
 
     def clear(self) -> None:
-        """Delete all machines, patiently, then the namespace without waiting for it."""
+        """Delete all VMs and VMIs and wait for it, then the namespace without waiting."""
         with contextlib.suppress(KubectlError):
             self.kubectl("delete", "vm,vmi", "--all", "--timeout=90s", "--wait=true")
         self.kubectl("delete", "namespace", self.name, "--wait=false", "--ignore-not-found")
 
 
 @dataclass
-class Machine:
-    """One VirtualMachine, or a VirtualMachineInstance of its own, as a person with kubectl sees it."""
+class VmUnderTest:
+    """Handle on one VirtualMachine, or on a standalone VirtualMachineInstance, through kubectl."""
 
-    space: Space
+    space: E2eNamespace
     name: str
 
     @property
@@ -255,14 +255,14 @@ class Machine:
         """Its launcher pods, the ended ones too."""
         return self.kubectl.items("pods", f"--selector=vm.kubevirt.io/name={self.name}")
 
-    def living(self) -> list[Json]:
+    def active_pods(self) -> list[Json]:
         """Its launcher pods that have not ended."""
         return [pod for pod in self.pods() if pod["status"].get("phase") not in ("Succeeded", "Failed")]
 
     def pod(self) -> Json:
         """Its one launcher pod that has not ended. Raises AssertionError when there are none or several."""
-        living = self.living()
-        assert len(living) == 1, f"{self.name} has {len(living)} living launcher pods\n{self.story()}"
+        living = self.active_pods()
+        assert len(living) == 1, f"{self.name} has {len(living)} living launcher pods\n{self.diagnostics()}"
         return living[0]
 
     def status(self) -> str:
@@ -281,20 +281,20 @@ class Machine:
         """Where it runs."""
         return str(((self.vmi() or {}).get("status") or {}).get("nodeName", ""))
 
-    def until_status(self, *wanted: str, seconds: float = BOOT) -> Machine:
+    def until_status(self, *wanted: str, seconds: float = BOOT) -> VmUnderTest:
         """Wait for one of these printableStatus."""
         wait_for(
             lambda: self.status() in wanted,
             f"{self.name} is {' or '.join(wanted)}",
             seconds=seconds,
-            explain=self.story,
+            explain=self.diagnostics,
         )
         return self
 
-    def until_phase(self, *wanted: str, seconds: float = BOOT) -> Machine:
+    def until_phase(self, *wanted: str, seconds: float = BOOT) -> VmUnderTest:
         """Wait for one of these phases of the VMI."""
         what = f"the instance of {self.name} is {' or '.join(wanted)}"
-        wait_for(lambda: self.phase() in wanted, what, seconds=seconds, explain=self.story)
+        wait_for(lambda: self.phase() in wanted, what, seconds=seconds, explain=self.diagnostics)
         return self
 
     def until_replaced(self, old: str, seconds: float = BOOT) -> None:
@@ -303,7 +303,7 @@ class Machine:
             lambda: self.uid() not in ("", old) and self.phase() == "Running",
             f"a new instance of {self.name} runs",
             seconds=seconds,
-            explain=self.story,
+            explain=self.diagnostics,
         )
 
     def until_gone(self, seconds: float = 60) -> None:
@@ -312,16 +312,16 @@ class Machine:
             lambda: not self.vm() and not self.vmi() and not self.pods(),
             f"nothing is left of {self.name}",
             seconds=seconds,
-            explain=self.story,
+            explain=self.diagnostics,
         )
 
     def until_stopped(self, seconds: float = 60) -> None:
         """Wait until the VM is Stopped and no pod of it is left alive."""
         self.until_status("Stopped", seconds=seconds)
         wait_for(
-            lambda: not self.living(),
+            lambda: not self.active_pods(),
             f"no launcher pod of {self.name} lives",
-            explain=self.story,
+            explain=self.diagnostics,
         )
 
     def guest(self) -> Guest:
@@ -336,7 +336,7 @@ class Machine:
             told = self.guest().report()
             return told if told["bootId"] != other_than else None
 
-        return wait_for(asked, f"{self.name}'s guest answers", seconds=seconds, explain=self.story)
+        return wait_for(asked, f"{self.name}'s guest answers", seconds=seconds, explain=self.diagnostics)
 
     def patch(self, change: Json, *, subresource: str = "") -> None:
         """Merge a change into the VM (`subresource`: into its status)."""
@@ -359,8 +359,8 @@ class Machine:
         return self.kubectl("logs", f"--selector=vm.kubevirt.io/name={self.name}", "--tail=-1", check=False)
 
     @contextlib.contextmanager
-    def followed(self) -> Iterator[Callable[[], str]]:
-        """`kubectl logs -f` of the launcher pod, to read what a guest says until its very end."""
+    def follow_log(self) -> Iterator[Callable[[], str]]:
+        """`kubectl logs -f` of the launcher pod; yields a function that returns all of it at the pod's end."""
         command = self.kubectl.command("logs", "-f", self.pod()["metadata"]["name"])
         with subprocess.Popen(
             command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace"
@@ -377,8 +377,8 @@ class Machine:
     def events(self) -> list[str]:
         return self.space.events(self.name)
 
-    def words(self) -> list[str]:
-        """Everything a user is told about this machine: status, conditions with reason and message, Events."""
+    def user_messages(self) -> list[str]:
+        """All messages for the user: status, conditions with reason and message, Events."""
         said = [f"status {self.status()}"]
         for thing in (self.vm(), self.vmi()):
             said += [
@@ -387,43 +387,48 @@ class Machine:
             ]
         return said + self.events()
 
-    def until_condition_tells(self, *words: str, seconds: float = 60) -> str:
-        """Wait until a condition of the VM itself holds all these words, and return its message."""
+    def until_condition_message(self, *words: str, seconds: float = 60) -> str:
+        """Wait until the message of a condition of the VM contains all these words, and return it."""
 
         def told() -> str | None:
             said = [str(c.get("message", "")) for c in conditions(self.vm()).values()]
             return next((each for each in said if all(word.lower() in each.lower() for word in words)), None)
 
-        what = f"a condition of the VM {self.name} tells: {', '.join(words)}"
-        return wait_for(told, what, seconds=seconds, explain=self.story)
+        what = f"a condition of the VM {self.name} contains: {', '.join(words)}"
+        return wait_for(told, what, seconds=seconds, explain=self.diagnostics)
 
-    def until_told(self, *words: str, seconds: float = 60) -> str:
-        """Wait until one sentence the user can read holds all these words, and return it."""
+    def until_message(self, *words: str, seconds: float = 60) -> str:
+        """Wait until one of `user_messages` contains all these words, and return it."""
 
         def told() -> str | None:
-            return next((said for said in self.words() if all(word.lower() in said.lower() for word in words)), None)
+            return next(
+                (said for said in self.user_messages() if all(word.lower() in said.lower() for word in words)), None
+            )
 
         return wait_for(
-            told, f"the user is told about {self.name}: {', '.join(words)}", seconds=seconds, explain=self.story
+            told,
+            f"a message for the user about {self.name} contains: {', '.join(words)}",
+            seconds=seconds,
+            explain=self.diagnostics,
         )
 
     def delete(self, seconds: float = 60) -> None:
         """Delete the VM and wait until its end; the kubelet may take a few seconds more to remove the ended pod."""
         self.kubectl("delete", "vm", self.name, "--wait=false", "--ignore-not-found")
         wait_for(
-            lambda: not self.vm() and not self.vmi() and not self.living(),
+            lambda: not self.vm() and not self.vmi() and not self.active_pods(),
             f"{self.name} has gone",
             seconds=seconds,
-            explain=self.story,
+            explain=self.diagnostics,
         )
 
     def discard(self) -> None:
-        """Delete the VM without waiting: that it goes is another test's business, and the module waits at its end."""
+        """Delete the VM without waiting; the module's namespace fixture waits at the end."""
         self.kubectl("delete", "vm", self.name, "--wait=false", "--ignore-not-found")
 
-    def story(self) -> str:
-        """All there is to know when something went wrong."""
-        parts = [f"---- {self.name} in {self.space.name}", *self.words()]
+    def diagnostics(self) -> str:
+        """State, Events and logs for a failure message."""
+        parts = [f"---- {self.name} in {self.space.name}", *self.user_messages()]
         for kind in ("vm", "vmi"):
             with contextlib.suppress(KubectlError):
                 thing = self.kubectl.get(kind, self.name)
@@ -432,12 +437,12 @@ class Machine:
             for pod in self.pods():
                 parts.append(f"---- pod {pod['metadata']['name']}: {json.dumps(pod['status'])}")
         parts.append(f"---- launcher log (end)\n{self.log()[-3000:]}")
-        parts.append(system_logs(self.kubectl.within(SYSTEM), self.name))
+        parts.append(system_logs(self.kubectl.in_namespace(SYSTEM), self.name))
         return "\n".join(parts)
 
 
 def system_logs(kubectl: Kubectl, word: str) -> str:
-    """The last log lines of controller and handlers about something."""
+    """The last log lines of controller and handlers that contain a word."""
     lines = []
     with contextlib.suppress(KubectlError):
         for pod in kubectl.items("pods"):
@@ -447,11 +452,11 @@ def system_logs(kubectl: Kubectl, word: str) -> str:
     return "\n".join(["---- controller and handlers", *lines])
 
 
-def new_space(kubectl: Kubectl, title: str) -> Space:
-    """A namespace nobody else uses, ready for pods."""
+def create_namespace(kubectl: Kubectl, title: str) -> E2eNamespace:
+    """Create a namespace with a unique name, ready for pods."""
     name = f"e2e-{title}-{secrets.token_hex(3)}"
     kubectl("create", "namespace", name)
-    inside = kubectl.within(name)
+    inside = kubectl.in_namespace(name)
     # Pods are refused until the namespace's service account is there.
     wait_for(lambda: inside.get("serviceaccount", "default"), f"namespace {name} has its service account")
-    return Space(inside)
+    return E2eNamespace(inside)

@@ -1,4 +1,4 @@
-"""The gateway's part in what is stored: refusals, defaults, rights, and that nobody notices when it is renewed."""
+"""Admission by the gateway: refusals, defaults, permissions, outages and certificate rotation."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.manifests import halting, idle, instance
-from tests.e2e.support import SYSTEM, Json, Kubectl, KubectlError, Space
+from tests.e2e.support import SYSTEM, E2eNamespace, Json, Kubectl, KubectlError
 from tests.waiting import wait_for
 
 DEPLOYMENT = "deployment/hyperlet-gateway"
 PREFIX = "spec.template.spec"
 
 
-def spoiled(name: str) -> Json:
-    """A manifest with faults of every kind: types, values, contradictions, unknown fields, what is not there yet."""
+def manifest_with_errors(name: str) -> Json:
+    """A manifest with errors of every kind: types, values, contradictions, unknown and unsupported fields."""
     bad = idle(name)
     bad["spec"]["runStrategy"] = "Sometimes"
     domain = bad["spec"]["template"]["spec"]["domain"]
@@ -31,13 +31,13 @@ def spoiled(name: str) -> Json:
     return bad
 
 
-def applied(space: Space, manifest: Json, *flags: str) -> str:
-    """What kubectl says, refusal or not. Without kubectl's own check, which other clients have not."""
+def apply_output(space: E2eNamespace, manifest: Json, *flags: str) -> str:
+    """Output of `kubectl apply`, also on refusal. Without client-side validation, which other clients do not have."""
     return space.kubectl(*flags, "apply", "--validate=false", "-f", "-", stdin=json.dumps(manifest), check=False)
 
 
-def test_every_fault_is_told_in_one_answer(space: Space) -> None:
-    words = applied(space, spoiled("manifold"))
+def test_vm_with_several_errors_is_refused_with_all_of_them(space: E2eNamespace) -> None:
+    words = apply_output(space, manifest_with_errors("manifold"))
     for path in (
         "spec.runStrategy",
         f"{PREFIX}.domain.memory.guest",
@@ -50,7 +50,7 @@ def test_every_fault_is_told_in_one_answer(space: Space) -> None:
     assert space.kubectl.get("vm", "manifold") is None
 
 
-def test_defaults_stand_in_the_stored_object(space: Space) -> None:
+def test_stored_vm_contains_defaults(space: E2eNamespace) -> None:
     bare = idle("bare")
     del bare["spec"]["runStrategy"]
     spec = bare["spec"]["template"]["spec"]
@@ -64,12 +64,12 @@ def test_defaults_stand_in_the_stored_object(space: Space) -> None:
     assert stored["spec"]["runStrategy"] == "Halted" and seen["architecture"] == "amd64"
     assert seen["domain"]["machine"]["type"] == "q35" and seen["networks"] == [{"name": "default", "pod": {}}]
     assert space.kubectl("diff", "-f", "-", stdin=json.dumps(bare)) == "", "a tool that compares would see a difference"
-    space.known("bare").discard()
+    space.existing_vm("bare").discard()
 
 
-def test_an_instance_is_stored_with_a_stable_address(space: Space) -> None:
+def test_recreated_vmi_gets_same_mac_address(space: E2eNamespace) -> None:
     # A kubelet takes all of the grace period over a pod that is deleted before its container is there.
-    space.machine(instance("alone", halting(), memory="64Mi", grace=1)).until_phase("Running")
+    space.apply_vm(instance("alone", halting(), memory="64Mi", grace=1)).until_phase("Running")
     first = mac_of(space, "alone")
     space.kubectl("delete", "vmi", "alone")
     space.apply(instance("alone", halting(), memory="64Mi", grace=1))
@@ -77,25 +77,25 @@ def test_an_instance_is_stored_with_a_stable_address(space: Space) -> None:
     space.kubectl("delete", "vmi", "alone", "--wait=false")
 
 
-def mac_of(space: Space, name: str) -> str:
+def mac_of(space: E2eNamespace, name: str) -> str:
     vmi = space.kubectl.get("vmi", name)
     assert vmi
     interfaces = vmi["spec"]["domain"]["devices"]["interfaces"]
     return str(interfaces[0]["macAddress"])
 
 
-# ---- who may do what
+# ---- permissions
 
 
 @pytest.fixture(scope="module")
-def people(space: Space) -> None:
+def users_with_roles(space: E2eNamespace) -> None:
     """vera may view, ed may edit, ada administers the namespace: bound to Kubernetes' own roles."""
     for name, role in (("vera", "view"), ("ed", "edit"), ("ada", "admin")):
         space.kubectl("create", "rolebinding", name, f"--clusterrole={role}", f"--user={name}")
-    wait_for(lambda: may(space, "ada", "create", "virtualmachines"), "the roles are aggregated")
+    wait_for(lambda: is_allowed(space, "ada", "create", "virtualmachines"), "the roles are aggregated")
 
 
-def may(space: Space, user: str, verb: str, what: str) -> bool:
+def is_allowed(space: E2eNamespace, user: str, verb: str, what: str) -> bool:
     """What the API server answers to a SubjectAccessReview on the full subresource."""
     group = "kubevirt.io" if "/" not in what else "subresources.kubevirt.io"
     resource, _, subresource = what.partition("/")
@@ -115,7 +115,7 @@ def may(space: Space, user: str, verb: str, what: str) -> bool:
     return bool(answer["status"]["allowed"])
 
 
-@pytest.mark.usefixtures("people")
+@pytest.mark.usefixtures("users_with_roles")
 @pytest.mark.parametrize(
     "verb, what, allowed",
     [
@@ -134,15 +134,17 @@ def may(space: Space, user: str, verb: str, what: str) -> bool:
         ("list", "virtualmachineinstancemigrations", {"vera", "ed", "ada"}),
     ],
 )
-def test_roles_of_a_namespace_reach_virtual_machines(space: Space, verb: str, what: str, allowed: set[str]) -> None:
-    assert {user for user in ("vera", "ed", "ada", "mallory") if may(space, user, verb, what)} == allowed
+def test_namespace_roles_grant_expected_vm_permissions(
+    space: E2eNamespace, verb: str, what: str, allowed: set[str]
+) -> None:
+    assert {user for user in ("vera", "ed", "ada", "mallory") if is_allowed(space, user, verb, what)} == allowed
 
 
-@pytest.mark.usefixtures("people")
-def test_who_may_edit_instances_still_cannot_pose_as_hyperlet(space: Space) -> None:
+@pytest.mark.usefixtures("users_with_roles")
+def test_editor_cannot_write_vmi_status_or_component_labels(space: E2eNamespace) -> None:
     """A VMI has no status subresource: a user with edit reaches status and labels, and is refused by admission."""
     space.kubectl("--as=ed", "create", "-f", "-", stdin=json.dumps(idle("guarded")))
-    machine = space.known("guarded").until_phase("Scheduled", "Running")
+    machine = space.existing_vm("guarded").until_phase("Scheduled", "Running")
     for path, change in {
         "status": {"status": {"nodeName": "elsewhere"}},
         "status: ": {"status": {"phase": "Succeeded"}},
@@ -159,18 +161,18 @@ def test_who_may_edit_instances_still_cannot_pose_as_hyperlet(space: Space) -> N
     assert "forbidden" in words
     posing = idle("posing")
     posing["spec"]["template"]["metadata"].setdefault("labels", {})["kubevirt.io/nodeName"] = "node1"
-    assert "spec.template.metadata.labels.kubevirt.io/nodeName" in applied(space, posing, "--as=ed")
+    assert "spec.template.metadata.labels.kubevirt.io/nodeName" in apply_output(space, posing, "--as=ed")
     space.kubectl("--as=ed", "delete", "vm", "guarded", "--wait=false")
     machine.discard()
 
 
-# ---- while the gateway is away, and while it is renewed
+# ---- gateway outage, restart and certificate rotation
 
 
 @contextlib.contextmanager
-def away(kubectl: Kubectl) -> Iterator[None]:
-    """No gateway at all."""
-    system = kubectl.within(SYSTEM)
+def without_gateway(kubectl: Kubectl) -> Iterator[None]:
+    """Scale the gateway to 0 replicas."""
+    system = kubectl.in_namespace(SYSTEM)
     system("scale", DEPLOYMENT, "--replicas=0")
     wait_for(lambda: not system.items("pods", "-l", "kubevirt.io=virt-api"), "the gateway is away")
     try:
@@ -181,12 +183,12 @@ def away(kubectl: Kubectl) -> Iterator[None]:
 
 
 @pytest.mark.alone
-def test_what_runs_does_not_need_the_gateway(space: Space) -> None:
-    """New VMs wait for it; those that are there start, run, tell how they are, and stop."""
-    machine = space.machine(idle("steady", run="Halted"))
+def test_existing_vm_starts_and_stops_without_gateway(space: E2eNamespace) -> None:
+    """New VMs are refused; existing ones start, run, report their status, and stop."""
+    machine = space.apply_vm(idle("steady", run="Halted"))
     machine.until_status("Stopped")
-    with away(space.kubectl):
-        refusal = applied(space, idle("fresh"))
+    with without_gateway(space.kubectl):
+        refusal = apply_output(space, idle("fresh"))
         assert "create.hyperlet.kubevirt.io" in refusal and "failed calling webhook" in refusal, refusal
         machine.run("Always")
         machine.until_status("Running")
@@ -194,22 +196,22 @@ def test_what_runs_does_not_need_the_gateway(space: Space) -> None:
         assert vmi and vmi["spec"]["domain"]["machine"]["type"], "the controller fills in the defaults"
         machine.run("Halted")
         machine.until_stopped()
-    wait_for(lambda: "created" in applied(space, idle("fresh", run="Halted")), "VMs are taken again")
-    space.known("fresh").discard()
+    wait_for(lambda: "created" in apply_output(space, idle("fresh", run="Halted")), "VMs are taken again")
+    space.existing_vm("fresh").discard()
     machine.discard()
 
 
-class Caller:
-    """Has manifests judged without a pause, in a thread, and keeps what went wrong."""
+class AdmissionRequests:
+    """Sends dry-run requests continuously in a thread, and records failures."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: E2eNamespace) -> None:
         self._space = space
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.calls = 0
         self.failures: list[str] = []
 
-    def __enter__(self) -> Caller:
+    def __enter__(self) -> AdmissionRequests:
         self._thread.start()
         return self
 
@@ -228,9 +230,9 @@ class Caller:
 
 
 @pytest.mark.alone
-def test_a_rolling_restart_refuses_nobody(space: Space) -> None:
-    system = space.kubectl.within(SYSTEM)
-    with Caller(space) as caller:
+def test_gateway_rolling_restart_fails_no_request(space: E2eNamespace) -> None:
+    system = space.kubectl.in_namespace(SYSTEM)
+    with AdmissionRequests(space) as caller:
         system("rollout", "restart", DEPLOYMENT)
         system("rollout", "status", DEPLOYMENT, "--timeout=180s")
         wait_for(lambda: len(system.items("pods", "-l", "kubevirt.io=virt-api")) == 2, "the old ones are gone")
@@ -238,14 +240,14 @@ def test_a_rolling_restart_refuses_nobody(space: Space) -> None:
 
 
 @pytest.mark.alone
-def test_certificates_and_their_authority_change_and_no_call_fails(space: Space) -> None:
-    """Leaves that live for ten seconds, and an authority that is made to look old: its successor takes over."""
-    system = space.kubectl.within(SYSTEM)
+def test_certificate_and_authority_rotation_fails_no_request(space: E2eNamespace) -> None:
+    """Leaf certificates live for ten seconds, and the authority is made 300 days old, so that it is replaced."""
+    system = space.kubectl.in_namespace(SYSTEM)
     try:
         system("set", "env", DEPLOYMENT, "HYPERLET_LEAF_SECONDS=10")
         system("rollout", "status", DEPLOYMENT, "--timeout=180s")
-        with Caller(space) as caller:
-            old = grown_old(system)
+        with AdmissionRequests(space) as caller:
+            old = age_authority(system)
             wait_for(lambda: old not in authorities(system), "the old authority is gone", seconds=120)
             judged = caller.calls
             wait_for(lambda: caller.calls > judged + 20, "calls after that")
@@ -262,8 +264,8 @@ def authorities(system: Kubectl) -> set[str]:
     return {key for key in secret["data"] if key.startswith("serving.") and key.endswith(".crt")}
 
 
-def grown_old(system: Kubectl) -> str:
-    """Has the authority be 300 days old; its name."""
+def age_authority(system: Kubectl) -> str:
+    """Make the authority 300 days old; returns its name."""
     secret = system.get("secret", "hyperlet-ca")
     assert secret
     (name,) = authorities(system)

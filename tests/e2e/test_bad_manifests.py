@@ -1,7 +1,7 @@
-"""What people get wrong: they are told where they look, the message names the thing, and nothing is lost.
+"""Invalid manifests: the error is visible to the user and names the field or object.
 
-A manifest is either refused by kubectl or the API server, or accepted; then a condition of the VM and an Event tell.
-Whichever it is, the corrected manifest, applied on top, runs.
+A manifest is refused by kubectl or the API server, or accepted; then a condition of the VM and an Event report it.
+In both cases the corrected manifest, applied on top, runs.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tests.e2e.manifests import (
     secret,
     service,
 )
-from tests.e2e.processes import the
-from tests.e2e.support import ROOT, Json, KubectlError, Machine, Space, image, project
+from tests.e2e.processes import wait_for_process
+from tests.e2e.support import ROOT, E2eNamespace, Json, KubectlError, VmUnderTest, image, project
 from tests.waiting import wait_for
 
 SEEDS = ROOT / "tests" / "golden" / "seed-manifests"
@@ -36,26 +36,28 @@ def domain_of(manifest: Json) -> Json:
     return domain
 
 
-def apply_and_read(space: Space, manifest: Json, *words: str, seconds: float = 60) -> Machine | None:
+def apply_and_expect_message(
+    space: E2eNamespace, manifest: Json, *words: str, seconds: float = 60
+) -> VmUnderTest | None:
     """Apply; assert that the refusal, or else a condition of the VM and an Event, hold the words. None: refused."""
     name = manifest["metadata"]["name"]
     try:
-        machine = space.machine(manifest)
+        machine = space.apply_vm(manifest)
     except KubectlError as refusal:
         said = str(refusal)
         assert all(word.lower() in said.lower() for word in words), f"{words} are not in: {said}"
-        assert space.kubectl.get("vm", name) is None, "refused and yet there"
+        assert space.kubectl.get("vm", name) is None, "the refused VM exists"
         return None
-    machine.until_condition_tells(*words, seconds=seconds)
+    machine.until_condition_message(*words, seconds=seconds)
     wait_for(
         lambda: [event for event in machine.events() if all(word.lower() in event.lower() for word in words)],
-        f"an Event tells of {name}: {', '.join(words)}",
-        explain=machine.story,
+        f"an Event of {name} contains: {', '.join(words)}",
+        explain=machine.diagnostics,
     )
     return machine
 
 
-# ---- faults that can be seen in the manifest alone
+# ---- errors that are visible in the manifest
 
 
 def disk_without_volume(bad: Json) -> None:
@@ -133,8 +135,8 @@ def title(spoil: Callable[[Json], None]) -> str:
     return spoil.__name__.replace("_", "-")
 
 
-def spoiled(spoil: Callable[[Json], None]) -> Json:
-    """A manifest that would run, but for one fault."""
+def manifest_with_error(spoil: Callable[[Json], None]) -> Json:
+    """A manifest that would run, except for one error."""
     bad = idle(title(spoil))
     spoil(bad)
     return bad
@@ -162,104 +164,106 @@ FAULTS: list[tuple[Callable[[Json], None], tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize("spoil, words", FAULTS, ids=[spoil.__name__ for spoil, _ in FAULTS])
-def test_a_fault_is_named(space: Space, spoil: Callable[[Json], None], words: tuple[str, ...]) -> None:
-    machine = apply_and_read(space, spoiled(spoil), *words)
+def test_invalid_manifest_is_refused_with_field(
+    space: E2eNamespace, spoil: Callable[[Json], None], words: tuple[str, ...]
+) -> None:
+    machine = apply_and_expect_message(space, manifest_with_error(spoil), *words)
     assert not Path("/tmp/e2e-was-here").exists()
     if machine is not None and spoil is not unknown_machine:  # which machines there are, only QEMU knows
-        assert not machine.pods(), "a pod was made of a faulty manifest"
-        assert machine.status() == "Stopped", machine.story()
+        assert not machine.pods(), "a pod was created from an invalid manifest"
+        assert machine.status() == "Stopped", machine.diagnostics()
 
 
-def test_a_refused_manifest_leaves_nothing_and_is_taken_once_corrected(space: Space) -> None:
-    """What stands above is all refused; what was applied in vain must not stand in the way of its correction."""
+def test_refused_manifest_stores_no_vm_and_corrected_one_is_accepted(space: E2eNamespace) -> None:
+    """All manifests above are refused; a refused manifest must not block its corrected version."""
     corrected = []
     for spoil, _ in FAULTS:
         with pytest.raises(KubectlError):
-            space.apply(spoiled(spoil))
-        assert space.known(title(spoil)).vm() is None
+            space.apply(manifest_with_error(spoil))
+        assert space.existing_vm(title(spoil)).vm() is None
         corrected.append(idle(title(spoil), run="Halted"))
     space.apply(*corrected)
-    last = space.known(title(FAULTS[-1][0]))
+    last = space.existing_vm(title(FAULTS[-1][0]))
     last.run("Always")
     last.until_status("Running", seconds=120)
     for spoil, _ in FAULTS:
-        space.known(title(spoil)).discard()
+        space.existing_vm(title(spoil)).discard()
 
 
-def test_every_fault_is_told_at_once(space: Space) -> None:
+def test_manifest_with_three_errors_is_refused_with_all_three(space: E2eNamespace) -> None:
     bad = idle("thrice")
     disk_without_volume(bad)
     interface_without_network(bad)
     dots_in_a_disks_path(bad)
-    machine = apply_and_read(space, bad, "orphan", "loose", "containerDisk.path")
+    machine = apply_and_expect_message(space, bad, "orphan", "loose", "containerDisk.path")
     if machine is not None:
         machine.discard()
 
 
-def test_an_empty_manifest_is_refused(space: Space) -> None:
-    apply_and_read(
+def test_empty_manifest_is_refused(space: E2eNamespace) -> None:
+    apply_and_expect_message(
         space, {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": {"name": "void"}}, "spec"
     )
 
 
-# ---- things that are named but not there
+# ---- references to missing objects
 
 
 def missing_image() -> str:
     return image("guest-halt").rpartition("/")[0] + "/no-such-guest:1"
 
 
-def test_a_missing_image_is_named(space: Space) -> None:
-    machine = space.machine(idle("unpictured", drive("second", {"containerDisk": {"image": missing_image()}})))
+def test_missing_image_is_named_in_condition_and_event(space: E2eNamespace) -> None:
+    machine = space.apply_vm(idle("unpictured", drive("second", {"containerDisk": {"image": missing_image()}})))
     machine.until_status("ErrImagePull", "ImagePullBackOff")
-    machine.until_condition_tells("no-such-guest:1")
-    assert any("no-such-guest:1" in event for event in machine.events()), machine.story()
+    machine.until_condition_message("no-such-guest:1")
+    assert any("no-such-guest:1" in event for event in machine.events()), machine.diagnostics()
     machine.discard()
 
 
-def test_an_image_without_a_disk_is_named(space: Space) -> None:
+def test_image_without_disk_is_named_in_condition(space: E2eNamespace) -> None:
     volume = drive("hollow", {"containerDisk": {"image": image("guest-no-disk")}})
-    machine = apply_and_read(space, idle("diskless", volume), "hollow", "/disk")
+    machine = apply_and_expect_message(space, idle("diskless", volume), "hollow", "/disk")
     assert machine
     machine.discard()
 
 
-def test_a_disk_that_is_no_image_is_named(space: Space) -> None:
+def test_disk_of_unknown_format_is_named_in_condition(space: E2eNamespace) -> None:
     volume = drive("garbage", {"containerDisk": {"image": image("guest-not-a-disk")}})
-    machine = apply_and_read(space, idle("imageless", volume), "garbage")
+    machine = apply_and_expect_message(space, idle("imageless", volume), "garbage")
     assert machine
     machine.discard()
 
 
-def test_a_path_that_the_image_does_not_have_is_named(space: Space) -> None:
+def test_missing_path_in_image_is_named_in_condition(space: E2eNamespace) -> None:
     volume = drive("elsewhere", {"containerDisk": {"image": image("guest-halt"), "path": "/disk/none.img"}})
-    machine = apply_and_read(space, idle("pathless", volume), "elsewhere", "/disk/none.img")
+    machine = apply_and_expect_message(space, idle("pathless", volume), "elsewhere", "/disk/none.img")
     assert machine
     machine.discard()
 
 
-def named_claim(space: Space) -> tuple[Drive, list[Json]]:
+def named_claim(space: E2eNamespace) -> tuple[Drive, list[Json]]:
     storage_class = f"late-{space.name}"
     project("cluster", "pv", f"{space.name}-absent", "node1", "64Mi", "--storage-class", storage_class)
     return claim("data", "absent"), [persistent_claim("absent", "64Mi", storage_class)]
 
 
-def named_secret(space: Space) -> tuple[Drive, list[Json]]:
+def named_secret(space: E2eNamespace) -> tuple[Drive, list[Json]]:
     return cloud_init(secretRef={"name": "absent"}), [secret("absent", userdata="#cloud-config\n")]
 
 
-def named_secret_volume(space: Space) -> tuple[Drive, list[Json]]:
+def named_secret_volume(space: E2eNamespace) -> tuple[Drive, list[Json]]:
     return drive("files", {"secret": {"secretName": "absent-files"}}), [secret("absent-files", key="value")]
 
 
 @pytest.mark.parametrize(
     "naming, word", [(named_claim, "absent"), (named_secret, "absent"), (named_secret_volume, "absent-files")]
 )
-def test_what_is_missing_is_named_and_waited_for(
-    space: Space, naming: Callable[[Space], tuple[Drive, list[Json]]], word: str
+def test_missing_object_is_named_and_vm_starts_once_created(
+    space: E2eNamespace, naming: Callable[[E2eNamespace], tuple[Drive, list[Json]]], word: str
 ) -> None:
     volume, late = naming(space)
-    machine = apply_and_read(space, idle(naming.__name__.replace("_", "-"), volume), word)
+    machine = apply_and_expect_message(space, idle(naming.__name__.replace("_", "-"), volume), word)
     assert machine
     space.apply(*late)
     # The kubelet tries mounts again with pauses of up to two minutes.
@@ -270,13 +274,13 @@ def test_what_is_missing_is_named_and_waited_for(
     space.kubectl("delete", "pv", f"{space.name}-absent", "--ignore-not-found")
 
 
-# ---- strange characters that are allowed
+# ---- special characters that are allowed
 
 
-def test_strange_characters_arrive_unharmed(space: Space) -> None:
+def test_special_characters_reach_guest_and_pod_unchanged(space: E2eNamespace) -> None:
     strange = "</annotation>]]><!-- & \"'`$(touch /tmp/e2e-was-here)` \\ \u2603"
     user_data = f"#cloud-config\nhostname: strange\n# {strange}\n"
-    machine = space.machine(
+    machine = space.apply_vm(
         booting("strange", cloud_init(user_data), annotations={"e2e.test/words": strange}, hostname="strange")
     ).until_status("Running")
     told = machine.answer()
@@ -286,7 +290,7 @@ def test_strange_characters_arrive_unharmed(space: Space) -> None:
     machine.discard()
 
 
-# ---- the manifests of the users' own documents
+# ---- seed manifests from users' documents
 
 
 def seed(name: str) -> Json:
@@ -294,36 +298,36 @@ def seed(name: str) -> Json:
     return manifest
 
 
-def test_the_seed_with_cloud_init_runs_as_it_is(space: Space) -> None:
-    machine = space.machine(seed("vm-cloudinit.yaml")).until_status("Running")
+def test_seed_manifest_with_cloud_init_runs_unchanged(space: E2eNamespace) -> None:
+    machine = space.apply_vm(seed("vm-cloudinit.yaml")).until_status("Running")
     machine.discard()
-    # No operating system, so nobody obeys the power button: not worth waiting for the whole grace period.
-    the(machine.pod(), lambda process: process.is_qemu).kill()
+    # No operating system, so the power button has no effect: do not wait for the whole grace period.
+    wait_for_process(machine.pod(), lambda process: process.is_qemu).kill()
 
 
-def test_the_seed_with_masquerade_tells_of_its_image_and_runs_with_one_that_is_there(space: Space) -> None:
+def test_seed_manifest_with_masquerade_names_missing_image_and_runs_with_existing_one(space: E2eNamespace) -> None:
     manifest = seed("vm-masquerade-containerdisk.yaml")
     wanted = manifest["spec"]["template"]["spec"]["volumes"][0]["containerDisk"]["image"]
-    machine = space.machine(manifest)
+    machine = space.apply_vm(manifest)
     machine.until_status("ErrImagePull", "ImagePullBackOff")
-    machine.until_condition_tells(wanted)
+    machine.until_condition_message(wanted)
     machine.delete()
     manifest["spec"]["template"]["spec"]["volumes"][0]["containerDisk"]["image"] = image("guest-tiny")
     space.apply(service("dogood", "dogood"))
-    machine = space.machine(manifest).until_status("Running")
+    machine = space.apply_vm(manifest).until_status("Running")
     assert machine.answer()["hostname"] == "dogood-vm"
     machine.discard()
 
 
-def test_the_seed_without_volumes_is_told_what_is_missing_and_runs_with_it(space: Space) -> None:
+def test_seed_manifest_without_volumes_is_refused_and_runs_once_completed(space: E2eNamespace) -> None:
     manifest = seed("vm-running-false.yaml")
-    incomplete = apply_and_read(space, manifest, "rootfs", "default")
+    incomplete = apply_and_expect_message(space, manifest, "rootfs", "default")
     if incomplete is not None:
         assert not incomplete.vmi()
     spec = manifest["spec"]["template"]["spec"]
     spec["volumes"] = [{**halting().volume, "name": "rootfs"}]
     spec["networks"] = [{"name": "default", "pod": {}}]
-    machine = space.machine(manifest)
+    machine = space.apply_vm(manifest)
     machine.until_status("Stopped")
     machine.patch({"spec": {"running": True, "template": {"spec": {"terminationGracePeriodSeconds": 2}}}})
     machine.until_status("Running")
@@ -332,8 +336,10 @@ def test_the_seed_without_volumes_is_told_what_is_missing_and_runs_with_it(space
 
 
 @pytest.mark.parametrize("name, word", [("vm-datavolumetemplate.yaml", "template")])
-def test_a_seed_that_asks_for_more_is_told_what_is_not_there_yet(space: Space, name: str, word: str) -> None:
-    machine = apply_and_read(space, seed(name), word)
+def test_seed_manifest_with_unsupported_field_is_refused_with_its_name(
+    space: E2eNamespace, name: str, word: str
+) -> None:
+    machine = apply_and_expect_message(space, seed(name), word)
     if machine is not None:
         assert not machine.pods()
         machine.discard()

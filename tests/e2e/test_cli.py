@@ -1,4 +1,4 @@
-"""hyperctl as a person uses it: in a terminal (tmux), with a real VNC viewer, with curl behind a forwarded port."""
+"""hyperctl as users run it: in a terminal (tmux), with a real VNC viewer, with curl behind a forwarded port."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.manifests import cloud_init, idle, tiny, virtual_machine
-from tests.e2e.support import BOOT, ROOT, Json, Machine, Space, http
+from tests.e2e.support import BOOT, ROOT, E2eNamespace, Json, VmUnderTest, http
 from tests.waiting import wait_for
 
 PASSWORD = "s3cret"
 SSH_PORT = 2222
-# Something that greets like an SSH server, so that the way of ssh can be told from any other.
+# A server with an SSH banner, so that a connection through ssh can be recognised.
 SEED = f"""#cloud-config
 hostname: cli
 password: {PASSWORD}
@@ -46,24 +46,24 @@ runcmd:
 class Hyperctl:
     """hyperctl with the kubeconfig of the cluster, in the namespace of this module."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: E2eNamespace) -> None:
         where = (f"--kubeconfig={space.kubectl.kubeconfig}", f"--namespace={space.name}")
         self.words = [sys.executable, "-m", "cli", *where]
 
     def run(self, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Whatever comes of it."""
+        """Run hyperctl, whatever its exit status."""
         return subprocess.run(
             [*self.words, *words], cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=180, errors="replace"
         )
 
     def __call__(self, *words: str) -> str:
-        """Its output; it must succeed."""
+        """Standard output; asserts exit status 0."""
         done = self.run(*words)
         assert done.returncode == 0, f"hyperctl {shlex.join(words)}: {done.stderr}"
         return done.stdout
 
     def refused(self, *words: str) -> str:
-        """Its one sentence of complaint; it must fail."""
+        """The one-line error message; asserts exit status 1."""
         done = self.run(*words)
         assert done.returncode == 1, f"hyperctl {shlex.join(words)} ended with {done.returncode}: {done.stdout}"
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
@@ -124,13 +124,13 @@ class Tmux:
 
 
 @pytest.fixture(scope="module")
-def hyperctl(space: Space) -> Hyperctl:
+def hyperctl(space: E2eNamespace) -> Hyperctl:
     return Hyperctl(space)
 
 
 @pytest.fixture(scope="module")
-def machine(space: Space) -> Iterator[Machine]:
-    made = space.machine(virtual_machine("cli", tiny(), cloud_init(SEED)))
+def machine(space: E2eNamespace) -> Iterator[VmUnderTest]:
+    made = space.apply_vm(virtual_machine("cli", tiny(), cloud_init(SEED)))
     made.until_status("Running").answer()
     yield made
     made.delete()
@@ -145,7 +145,7 @@ def terminal(tmp_path: Path) -> Iterator[Tmux]:
         window.close()
 
 
-def picture(data: bytes) -> tuple[int, int, bytes]:
+def decode_png(data: bytes) -> tuple[int, int, bytes]:
     """Width, height and the bytes of a PNG's rows (https://www.w3.org/TR/png-3/)."""
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     at, packed, size = 8, b"", (0, 0)
@@ -162,7 +162,7 @@ def picture(data: bytes) -> tuple[int, int, bytes]:
 # ---- the console
 
 
-def test_a_person_logs_in_on_the_console_and_leaves(machine: Machine, hyperctl: Hyperctl, terminal: Tmux) -> None:
+def test_console_login_and_exit_restore_terminal(machine: VmUnderTest, hyperctl: Hyperctl, terminal: Tmux) -> None:
     terminal.until_prompt()
     terminal.type(shlex.join([*hyperctl.words, "console", "cli"]), "Enter")
     terminal.until("Press Ctrl+] or Ctrl+5 to exit console.")
@@ -185,7 +185,9 @@ def test_a_person_logs_in_on_the_console_and_leaves(machine: Machine, hyperctl: 
     assert machine.status() == "Running"
 
 
-def test_who_is_taken_over_is_told_and_watches(machine: Machine, hyperctl: Hyperctl, tmp_path: Path) -> None:
+def test_first_console_is_notified_of_takeover_and_still_shows_output(
+    machine: VmUnderTest, hyperctl: Hyperctl, tmp_path: Path
+) -> None:
     windows = []
     try:
         for name in ("first", "second"):
@@ -210,7 +212,7 @@ def test_who_is_taken_over_is_told_and_watches(machine: Machine, hyperctl: Hyper
             window.close()
 
 
-def test_a_console_of_nobody_is_refused(machine: Machine, hyperctl: Hyperctl) -> None:
+def test_console_of_missing_vm_or_without_permission_is_refused(machine: VmUnderTest, hyperctl: Hyperctl) -> None:
     assert "not found" in hyperctl.refused("console", "nobody")
     assert "cli" in hyperctl.refused("console", "cli", "--as=system:serviceaccount:default:nobody")
 
@@ -218,16 +220,18 @@ def test_a_console_of_nobody_is_refused(machine: Machine, hyperctl: Hyperctl) ->
 # ---- the screen
 
 
-def test_a_screenshot_shows_the_guests_screen(machine: Machine, hyperctl: Hyperctl, tmp_path: Path) -> None:
+def test_screenshot_is_png_of_guest_screen(machine: VmUnderTest, hyperctl: Hyperctl, tmp_path: Path) -> None:
     hyperctl("vnc", "screenshot", "cli", "--file", str(tmp_path / "screen.png"))
-    width, height, rows = picture((tmp_path / "screen.png").read_bytes())
+    width, height, rows = decode_png((tmp_path / "screen.png").read_bytes())
     assert width >= 640 and height >= 400
     assert len(set(rows)) > 4, "the screen is one colour"
     done = subprocess.run([*hyperctl.words, "vnc", "screenshot", "cli", "-f", "-"], cwd=ROOT, capture_output=True)
-    assert picture(done.stdout)[:2] == (width, height)
+    assert decode_png(done.stdout)[:2] == (width, height)
 
 
-def test_real_viewers_see_the_screen_together(machine: Machine, hyperctl: Hyperctl, tmp_path: Path) -> None:
+def test_two_vnc_viewers_receive_screen_simultaneously(
+    machine: VmUnderTest, hyperctl: Hyperctl, tmp_path: Path
+) -> None:
     assert shutil.which("vncsnapshot"), "vncsnapshot is missing: python -m cluster deps --tests"
     with hyperctl.running("vnc", "cli", "--proxy-only") as line:
         port = json.loads(line)["port"]
@@ -250,7 +254,7 @@ def test_real_viewers_see_the_screen_together(machine: Machine, hyperctl: Hyperc
 # ---- ports
 
 
-def test_a_forwarded_port_reaches_the_guests_web_server(machine: Machine, hyperctl: Hyperctl) -> None:
+def test_port_forward_reaches_guest_web_server(machine: VmUnderTest, hyperctl: Hyperctl) -> None:
     with hyperctl.running("port-forward", "vmi/cli", "0:80") as line:
         port = int(line.partition(" ->")[0].rpartition(":")[2])
         assert json.loads(http(f"http://127.0.0.1:{port}/"))["hostname"] == "cli"
@@ -258,14 +262,14 @@ def test_a_forwarded_port_reaches_the_guests_web_server(machine: Machine, hyperc
         assert json.loads(done.stdout)["hostname"] == "cli", done.stderr
 
 
-def test_a_port_of_a_vm_on_standard_output(machine: Machine, hyperctl: Hyperctl) -> None:
+def test_port_forward_stdio_reaches_guest_web_server(machine: VmUnderTest, hyperctl: Hyperctl) -> None:
     target = f"vm/cli/{machine.space.name}"
     done = hyperctl.run("port-forward", "--stdio=true", target, "80", stdin="GET / HTTP/1.0\r\n\r\n")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.partition("\n\n")[2])["hostname"] == "cli"
 
 
-def test_ssh_gets_to_the_guest(machine: Machine, hyperctl: Hyperctl) -> None:
+def test_ssh_reaches_guest(machine: VmUnderTest, hyperctl: Hyperctl) -> None:
     with subprocess.Popen(
         [*hyperctl.words, "ssh", "-p", str(SSH_PORT), "-t", "-v", "-t", "-oConnectTimeout=60", "tiny@vmi/cli"],
         cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
@@ -282,11 +286,11 @@ def test_ssh_gets_to_the_guest(machine: Machine, hyperctl: Hyperctl) -> None:
             process.terminate()
 
 
-def test_a_port_on_which_nobody_listens(machine: Machine, hyperctl: Hyperctl) -> None:
+def test_port_forward_to_closed_port_is_refused(machine: VmUnderTest, hyperctl: Hyperctl) -> None:
     assert "81" in hyperctl.refused("port-forward", "--stdio", "vmi/cli", "81")
 
 
-def test_expose_makes_a_service_that_answers(machine: Machine, hyperctl: Hyperctl) -> None:
+def test_expose_creates_service_that_reaches_guest(machine: VmUnderTest, hyperctl: Hyperctl) -> None:
     hyperctl("expose", "vm", "cli", "--name=cli-web", "--port=8000", "--target-port=80")
     address = (machine.kubectl.get("service", "cli-web") or {})["spec"]["clusterIP"]
     told = wait_for(lambda: json.loads(http(f"http://{address}:8000/")), "the Service answers")
@@ -296,7 +300,7 @@ def test_expose_makes_a_service_that_answers(machine: Machine, hyperctl: Hyperct
 # ---- the verbs
 
 
-def test_what_the_guest_agent_tells(machine: Machine, hyperctl: Hyperctl) -> None:
+def test_guest_agent_commands_return_os_users_and_file_systems(machine: VmUnderTest, hyperctl: Hyperctl) -> None:
     told: Json = wait_for(
         lambda: json.loads(hyperctl("guestosinfo", "cli")), "the guest agent tells its system", seconds=BOOT
     )
@@ -305,7 +309,7 @@ def test_what_the_guest_agent_tells(machine: Machine, hyperctl: Hyperctl) -> Non
     assert "items" in json.loads(hyperctl("fslist", "cli", "-o", "json"))
 
 
-def test_pause_and_unpause(machine: Machine, hyperctl: Hyperctl) -> None:
+def test_pause_and_unpause_change_vm_status(machine: VmUnderTest, hyperctl: Hyperctl) -> None:
     hyperctl("pause", "vm", "cli")
     machine.until_status("Paused")
     assert "paused" in hyperctl.refused("port-forward", "--stdio", "vmi/cli", "80").lower()
@@ -313,7 +317,7 @@ def test_pause_and_unpause(machine: Machine, hyperctl: Hyperctl) -> None:
     machine.until_status("Running").answer()
 
 
-def test_soft_reboot_and_reset(machine: Machine, hyperctl: Hyperctl) -> None:
+def test_soft_reboot_and_reset_change_boot_id(machine: VmUnderTest, hyperctl: Hyperctl) -> None:
     first = machine.answer()["bootId"]
     hyperctl("soft-reboot", "cli")
     second = machine.answer(other_than=first)["bootId"]
@@ -321,7 +325,7 @@ def test_soft_reboot_and_reset(machine: Machine, hyperctl: Hyperctl) -> None:
     machine.answer(other_than=second)
 
 
-def test_stop_start_and_restart(machine: Machine, hyperctl: Hyperctl) -> None:
+def test_stop_start_and_restart_change_vm_state(machine: VmUnderTest, hyperctl: Hyperctl) -> None:
     hyperctl("stop", "cli", "--wait")
     assert machine.status() == "Stopped"
     assert "not running" in hyperctl.refused("stop", "cli").lower()
@@ -333,16 +337,16 @@ def test_stop_start_and_restart(machine: Machine, hyperctl: Hyperctl) -> None:
     hyperctl("stop", "cli", "--force", "--grace-period=0", "--wait")
 
 
-def test_a_start_that_is_only_tried(space: Space, hyperctl: Hyperctl) -> None:
-    space.machine(idle("tried", run="Halted"))
+def test_start_dry_run_does_not_start_vm(space: E2eNamespace, hyperctl: Hyperctl) -> None:
+    space.apply_vm(idle("tried", run="Halted"))
     assert "Dry Run execution" in hyperctl("start", "tried", "--dry-run")
-    assert space.known("tried").status() in ("", "Stopped")
+    assert space.existing_vm("tried").status() in ("", "Stopped")
     hyperctl("start", "tried", "--paused", "--wait")
-    assert space.known("tried").status() == "Paused"
-    space.known("tried").delete()
+    assert space.existing_vm("tried").status() == "Paused"
+    space.existing_vm("tried").delete()
 
 
-def test_what_is_not_there_yet_is_told(machine: Machine, hyperctl: Hyperctl) -> None:
+def test_migration_and_volume_hotplug_are_refused(machine: VmUnderTest, hyperctl: Hyperctl) -> None:
     machine.run("Always")
     machine.until_status("Running")
     hyperctl.refused("migrate", "cli")
@@ -354,24 +358,24 @@ def test_what_is_not_there_yet_is_told(machine: Machine, hyperctl: Hyperctl) -> 
 # ---- the rest
 
 
-def test_a_made_manifest_is_taken(space: Space, hyperctl: Hyperctl) -> None:
+def test_created_manifest_is_accepted_by_api_server(space: E2eNamespace, hyperctl: Hyperctl) -> None:
     data = base64.b64encode(SEED.encode()).decode()
     made = hyperctl("create", "vm", "--name=made", "--volume-containerdisk=src:x.example/y:1", "--cpu=1",
                     f"--cloud-init-user-data={data}", "--run-strategy=Halted", "-o", "json")  # fmt: skip
     space.kubectl("apply", "-f", "-", stdin=made)
     expanded = json.loads(hyperctl("expand", "--vm", "made", "-o", "json"))
     assert expanded["spec"]["template"]["spec"]["domain"]["cpu"]["cores"] == 1
-    space.known("made").delete()
+    space.existing_vm("made").delete()
 
 
-def test_versions(hyperctl: Hyperctl) -> None:
+def test_version_prints_client_and_server_version(hyperctl: Hyperctl) -> None:
     told = json.loads(hyperctl("version", "-o", "json"))
     ours = told["clientVersion"]["gitVersion"].removeprefix("v")
     assert told["serverVersion"]["gitVersion"].endswith(f"+hyperlet.{ours}")
 
 
-def test_kubectl_finds_the_plugin(space: Space, tmp_path: Path) -> None:
-    """The installed entry point, by the name under which kubectl looks for it."""
+def test_kubectl_runs_virt_plugin(space: E2eNamespace, tmp_path: Path) -> None:
+    """The installed entry point, under the name that kubectl looks for."""
     plugin = tmp_path / "kubectl-virt"
     plugin.write_text(f"#!{sys.executable}\nimport sys\nfrom cli.__main__ import main\nsys.exit(main())\n")
     plugin.chmod(0o755)
@@ -380,7 +384,7 @@ def test_kubectl_finds_the_plugin(space: Space, tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout.startswith("Usage: kubectl virt"), done.stderr
 
 
-def test_a_port_that_is_taken_is_told(machine: Machine, hyperctl: Hyperctl) -> None:
+def test_vnc_proxy_on_used_port_is_refused(machine: VmUnderTest, hyperctl: Hyperctl) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert "cannot listen" in hyperctl.refused("vnc", "cli", "--proxy-only", f"--port={port}")

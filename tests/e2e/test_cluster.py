@@ -1,4 +1,4 @@
-"""The ground everything else stands on: the cluster of `python -m cluster up` behaves like one."""
+"""The cluster of `python -m cluster up`: pods, Services, volumes and nodes work."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from cluster import images, node
-from tests.e2e.support import Json, Kubectl, KubectlError, Space, conditions, http, project
+from tests.e2e.support import E2eNamespace, Json, Kubectl, KubectlError, conditions, http, project
 from tests.waiting import wait_for
 
 pytestmark = [
     pytest.mark.alone,
     pytest.mark.skipif(
         os.environ.get("HYPERLET_CLUSTER") == "existing",
-        reason="power and cables of somebody else's nodes are not ours",
+        reason="nodes of an existing cluster cannot be powered off or disconnected",
     ),
 ]
 
@@ -32,7 +32,7 @@ FETCH = "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | /busybox nc -w 5 {} {} | /busybox
 
 @pytest.fixture(scope="module")
 def busybox(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An image that is nothing but busybox, on both nodes."""
+    """An image with only busybox, loaded on both nodes."""
     path = tmp_path_factory.mktemp("images") / "busybox.tar"
     content = Path("/bin/busybox").read_bytes()
     path.write_bytes(images.single_file_archive(BUSYBOX, "busybox", content, user="0"))
@@ -41,7 +41,7 @@ def busybox(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def web(name: str, image: str, where: str, **container: object) -> Json:
-    """A pod that answers with its name."""
+    """A pod with a web server that returns the pod's name."""
     main = {
         "name": "main",
         "image": image,
@@ -57,20 +57,20 @@ def web(name: str, image: str, where: str, **container: object) -> Json:
 
 
 @pytest.fixture(scope="module")
-def pods(space: Space, busybox: str) -> Iterator[dict[str, str]]:
-    """One answering pod on each node; name → address."""
+def pods(space: E2eNamespace, busybox: str) -> Iterator[dict[str, str]]:
+    """One pod with a web server on each node; name → address."""
     space.apply(web("one", busybox, "node1"), web("two", busybox, "node2"))
     space.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "pod/one", "pod/two")
     yield {name: address(space, name) for name in ("one", "two")}
     space.kubectl("delete", "pod", "one", "two", "--ignore-not-found", "--wait=false")
 
 
-def address(space: Space, name: str) -> str:
+def address(space: E2eNamespace, name: str) -> str:
     return str((space.kubectl.get("pod", name) or {})["status"]["podIP"])
 
 
-def fetch(space: Space, pod: str, host: str, port: int) -> str:
-    """What a web server answers to a pod."""
+def fetch(space: E2eNamespace, pod: str, host: str, port: int) -> str:
+    """The last line that a web server returns to a request from a pod."""
     return space.kubectl("exec", pod, "--", "/busybox", "sh", "-c", FETCH.format(host, port)).strip()
 
 
@@ -79,7 +79,7 @@ def is_ready(kubectl: Kubectl, name: str) -> bool:
 
 
 @pytest.fixture
-def things(kubectl: Kubectl) -> Iterator[str]:
+def typed_resource(kubectl: Kubectl) -> Iterator[str]:
     """A custom resource with a field of every type."""
     group = f"t{secrets.token_hex(3)}.test.example"
     text = {"type": "string"}
@@ -116,15 +116,15 @@ def apply(kubectl: Kubectl, *manifests: Json) -> str:
     return kubectl("apply", "-f", "-", stdin=json.dumps(listing))
 
 
-def test_empty_values_can_be_written_to_typed_fields(space: Space, things: str) -> None:
+def test_empty_values_are_stored_in_typed_fields(space: E2eNamespace, typed_resource: str) -> None:
     spec = {"word": "", "size": 0, "on": False, "words": [""], "inner": {"word": ""}}
-    thing = {"apiVersion": f"{things}/v1", "kind": "Thing", "metadata": {"name": "a"}, "spec": spec}
+    thing = {"apiVersion": f"{typed_resource}/v1", "kind": "Thing", "metadata": {"name": "a"}, "spec": spec}
     wait_for(lambda: apply(space.kubectl, thing), "the new kind is served", seconds=20)
-    assert (space.kubectl.get(f"things.{things}", "a") or {})["spec"] == spec
+    assert (space.kubectl.get(f"things.{typed_resource}", "a") or {})["spec"] == spec
 
 
-def test_a_wrong_type_is_still_refused(space: Space, things: str) -> None:
-    thing = {"apiVersion": f"{things}/v1", "kind": "Thing", "metadata": {"name": "b"}, "spec": {"word": 1}}
+def test_value_of_wrong_type_is_refused(space: E2eNamespace, typed_resource: str) -> None:
+    thing = {"apiVersion": f"{typed_resource}/v1", "kind": "Thing", "metadata": {"name": "b"}, "spec": {"word": 1}}
 
     def refused() -> bool:
         with pytest.raises(KubectlError, match=r"spec\.word"):
@@ -134,17 +134,17 @@ def test_a_wrong_type_is_still_refused(space: Space, things: str) -> None:
     wait_for(refused, "the new kind is served", seconds=20)
 
 
-def test_pods_reach_each_other_across_nodes(space: Space, pods: dict[str, str]) -> None:
+def test_pods_on_different_nodes_reach_each_other(space: E2eNamespace, pods: dict[str, str]) -> None:
     assert fetch(space, "one", pods["two"], PORT) == "two"
     assert fetch(space, "two", pods["one"], PORT) == "one"
 
 
-def test_the_machine_reaches_pods_on_both_nodes(pods: dict[str, str]) -> None:
+def test_host_reaches_pods_on_both_nodes(pods: dict[str, str]) -> None:
     for name, where in pods.items():
         assert http(f"http://{where}:{PORT}/").strip() == name
 
 
-def test_a_service_is_reached_from_pods_and_from_the_machine(space: Space, pods: dict[str, str]) -> None:
+def test_service_is_reachable_from_pods_and_host(space: E2eNamespace, pods: dict[str, str]) -> None:
     ports = [{"port": 80, "targetPort": PORT, "protocol": "TCP"}]
     spec = {"type": "NodePort", "selector": {"app": "two"}, "ports": ports}
     space.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "two"}, "spec": spec})
@@ -161,8 +161,8 @@ def test_a_service_is_reached_from_pods_and_from_the_machine(space: Space, pods:
 
 
 @pytest.mark.parametrize("where", ["node1", "node2", "control-plane"])
-def test_nothing_can_leave(where: str) -> None:
-    """The kernel is asked for the way to an address outside; nothing is sent."""
+def test_default_route_of_node_ends_in_cluster(where: str) -> None:
+    """Only the routing table is read; nothing is sent."""
     routes = project("cluster", "exec", where, "--", "ip", "-4", "route", "show", "default").strip()
     api = project("cluster", "exec", "control-plane", "--", "sh", "-c", "ip -4 -o address show br0 | awk '{print $4}'")
     if where == "control-plane":
@@ -171,23 +171,23 @@ def test_nothing_can_leave(where: str) -> None:
         assert routes == f"default via {api.split('/')[0]} dev eth0"
 
 
-def test_a_second_link_joins_the_nodes() -> None:
+def test_nodes_have_second_link_up() -> None:
     for name in ("node1", "node2"):
         assert "LOWER_UP" in project("cluster", "exec", name, "--", "ip", "-o", "link", "show", "eth1")
 
 
-def test_a_privileged_pod_sees_only_harmless_devices(space: Space, busybox: str) -> None:
+def test_privileged_pod_has_no_block_devices_of_host(space: E2eNamespace, busybox: str) -> None:
     pod = web("privileged", busybox, "node1", securityContext={"privileged": True})
     space.apply(pod)
     space.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "pod/privileged")
     devices = space.kubectl("exec", "privileged", "--", "/busybox", "find", "/dev", "-type", "b").split()
-    # Volumes stand on loop devices; of the machine's disks there is none.
+    # Volumes are on loop devices; none of the host's disks is visible.
     assert not [device for device in devices if not device.startswith("/dev/loop")]
     assert "tun" in space.kubectl("exec", "privileged", "--", "/busybox", "ls", "/dev/net")
     space.kubectl("delete", "pod", "privileged", "--wait=false")
 
 
-def test_a_killed_kubelet_comes_back(kubectl: Kubectl) -> None:
+def test_killed_kubelet_is_restarted(kubectl: Kubectl) -> None:
     def kubelet() -> int | None:
         found = node.run("node2", ["pidof", "kubelet"]).stdout.split()
         return int(found[0]) if found else None
@@ -199,7 +199,9 @@ def test_a_killed_kubelet_comes_back(kubectl: Kubectl) -> None:
     wait_for(lambda: is_ready(kubectl, "node2"), "node2 is Ready")
 
 
-def test_a_pod_outlives_an_outage_of_the_api_server(kubectl: Kubectl, space: Space, pods: dict[str, str]) -> None:
+def test_pod_continues_running_during_api_server_outage(
+    kubectl: Kubectl, space: E2eNamespace, pods: dict[str, str]
+) -> None:
     before = (space.kubectl.get("pod", "one") or {})["status"]["containerStatuses"][0]["containerID"]
     project("cluster", "apiserver", "off")
     try:
@@ -212,7 +214,7 @@ def test_a_pod_outlives_an_outage_of_the_api_server(kubectl: Kubectl, space: Spa
     assert after["status"]["containerStatuses"][0]["containerID"] == before
 
 
-def test_a_node_comes_back_with_its_disk_after_a_power_cut(kubectl: Kubectl, space: Space, busybox: str) -> None:
+def test_node_keeps_volume_data_after_power_cycle(kubectl: Kubectl, space: E2eNamespace, busybox: str) -> None:
     volume = f"keep-{secrets.token_hex(3)}"
     project("cluster", "pv", volume, "node2", "1Gi", "--storage-class", volume)
     claim = {

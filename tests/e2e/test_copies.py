@@ -1,4 +1,4 @@
-"""Never two copies of a virtual machine, whatever the API says: counted on the machine that both nodes run on."""
+"""At most one copy of a VM runs, whatever the API reports: QEMU processes are counted on the host of both nodes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.e2e.processes import Process, processes
 from tests.e2e.support import (
     EXISTING,
     SYSTEM,
+    E2eNamespace,
     Json,
     Kubectl,
     KubectlError,
-    Machine,
-    Space,
+    VmUnderTest,
+    assert_stays_true,
     conditions,
     project,
-    stays,
 )
 from tests.waiting import wait_for
 
@@ -32,11 +32,11 @@ pytestmark = pytest.mark.alone
 
 HANDLER = "kubevirt.io=virt-handler"
 GRACE = 20
-"""Seconds that a guest which ignores its power button is left running after it was asked to end."""
+"""Grace period in seconds of a guest that ignores its power button."""
 
 
-def qemus(space: Space, name: str) -> list[int]:
-    """The QEMU processes of a virtual machine on this machine, whichever node they are on."""
+def qemu_pids(space: E2eNamespace, name: str) -> list[int]:
+    """Pids of the QEMU processes of a VM on this host, on any node."""
     if EXISTING:
         pytest.skip("needs nodes of its own")
     mark, found = f"guest={space.name}_{name},".encode(), []
@@ -50,13 +50,13 @@ def qemus(space: Space, name: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def counted(space: Space, name: str) -> Iterator[None]:
-    """Asserts at the end of the block that at no moment of it two QEMUs of the virtual machine ran."""
+def at_most_one_qemu(space: E2eNamespace, name: str) -> Iterator[None]:
+    """Assert at the end of the block that never more than one QEMU process of the VM ran in it."""
     most, stop = [0], threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.05):
-            most[0] = max(most[0], len(qemus(space, name)))
+            most[0] = max(most[0], len(qemu_pids(space, name)))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -66,29 +66,29 @@ def counted(space: Space, name: str) -> Iterator[None]:
         stop.set()
         watcher.join()
     assert most[0] <= 1, f"{most[0]} QEMUs of {name} ran at the same time"
-    assert most[0] == 1, "the watcher saw none: it proves nothing"
+    assert most[0] == 1, "the watcher saw no QEMU, so the test proves nothing"
 
 
 @pytest.fixture
-def stubborn(space: Space, request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """A running machine whose guest ignores its power button."""
+def vm_ignoring_acpi(space: E2eNamespace, request: pytest.FixtureRequest) -> Iterator[VmUnderTest]:
+    """A running VM whose guest ignores its power button."""
     name = "x" + str(abs(hash(request.node.name)) % 10**8)
-    machine = space.machine(idle(name, grace=GRACE)).until_status("Running")
-    wait_for(lambda: len(qemus(space, name)) == 1, "its QEMU is seen", explain=machine.story)
+    machine = space.apply_vm(idle(name, grace=GRACE)).until_status("Running")
+    wait_for(lambda: len(qemu_pids(space, name)) == 1, "its QEMU is seen", explain=machine.diagnostics)
     yield machine
-    # A minute of grace for each test would be an hour: the next one counts for itself.
+    # Without grace period, so that the tests do not add up to an hour; the next one uses another VM.
     machine.patch({"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 0}}}})
     machine.discard()
 
 
-def anew(machine: Machine, old: str, seconds: float = 120) -> None:
+def assert_replaced_once(machine: VmUnderTest, old: str, seconds: float = 120) -> None:
     machine.until_replaced(old, seconds=seconds)
-    assert len(qemus(machine.space, machine.name)) == 1
+    assert len(qemu_pids(machine.space, machine.name)) == 1
 
 
 @contextlib.contextmanager
 def stopped_kubelet(node: str) -> Iterator[None]:
-    """The node's kubelet does not answer; its handler and its guests run on."""
+    """SIGSTOP the node's kubelet; its handler and its guests continue to run."""
     project("cluster", "exec", node, "--", "sh", "-c", "kill -STOP $(pidof kubelet)")
     try:
         yield
@@ -100,7 +100,7 @@ def handlers(kubectl: Kubectl, node: str) -> list[Process]:
     """The processes of a node's handler."""
     found = [
         pod
-        for pod in kubectl.within(SYSTEM).items("pods", f"--selector={HANDLER}")
+        for pod in kubectl.in_namespace(SYSTEM).items("pods", f"--selector={HANDLER}")
         if pod["spec"]["nodeName"] == node and pod["status"].get("phase") == "Running"
     ]
     return [each for pod in found for each in processes(pod) if each.command.endswith("\0handler\0")]
@@ -122,8 +122,8 @@ def stopped_handler(kubectl: Kubectl, node: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_gateway(kubectl: Kubectl) -> Iterator[None]:
-    """The gateway's webhooks are open meanwhile: only the API server's own policies stand."""
-    system = kubectl.within(SYSTEM)
+    """Scale the gateway to 0 replicas: only the API server's admission policies apply."""
+    system = kubectl.in_namespace(SYSTEM)
     replicas = (system.get("deployment", "hyperlet-gateway") or {})["spec"]["replicas"]
     system("scale", "deployment/hyperlet-gateway", "--replicas=0")
     wait_for(lambda: not system.items("pods", "--selector=kubevirt.io=virt-api"), "the gateway is away")
@@ -134,8 +134,8 @@ def without_gateway(kubectl: Kubectl) -> Iterator[None]:
         system("rollout", "status", "deployment/hyperlet-gateway", "--timeout=120s")
 
 
-def told(machine: Machine) -> str:
-    """What the instance says it waits for; empty while it does not."""
+def wait_message(machine: VmUnderTest) -> str:
+    """Message of the LauncherNotEnded condition of the VMI; empty if there is none."""
     known = conditions(machine.vmi())
     for kind in ("Ready", "Synchronized"):
         if (condition := known.get(kind, {})).get("reason") == "LauncherNotEnded":
@@ -143,42 +143,63 @@ def told(machine: Machine) -> str:
     return ""
 
 
-# ---- the pod's object says less than what runs
+# ---- the pod object does not show what still runs
 
 
-def test_a_pod_deleted_by_force_while_its_kubelet_is_silent_is_not_replaced(space: Space, stubborn: Machine) -> None:
-    """Its handler sees that QEMU runs on: the VM waits, says for what, and starts when it has ended."""
-    old, node, pod = stubborn.uid(), stubborn.node(), stubborn.pod()["metadata"]["name"]
-    with counted(space, stubborn.name):
+def test_force_deleted_pod_is_not_replaced_while_kubelet_is_stopped(
+    space: E2eNamespace, vm_ignoring_acpi: VmUnderTest
+) -> None:
+    """The handler sees that QEMU still runs: the VM waits, reports why, and starts when QEMU has ended."""
+    old, node, pod = vm_ignoring_acpi.uid(), vm_ignoring_acpi.node(), vm_ignoring_acpi.pod()["metadata"]["name"]
+    with at_most_one_qemu(space, vm_ignoring_acpi.name):
         space.kubectl("cordon", node)
         try:
             with stopped_kubelet(node):
                 space.kubectl("delete", "pod", pod, "--force", "--grace-period=0", "--wait=false")
-                words = wait_for(lambda: told(stubborn), "what it waits for is told", explain=stubborn.story)
+                words = wait_for(
+                    lambda: wait_message(vm_ignoring_acpi),
+                    "the VMI reports what it waits for",
+                    explain=vm_ignoring_acpi.diagnostics,
+                )
                 assert node in words and "hyperctl fence" in words and "out-of-service" in words
-                assert stubborn.status() == "Unknown"
-                stays(lambda: stubborn.uid() == old and not stubborn.pods(), "it is not started elsewhere", seconds=15)
-                assert len(qemus(space, stubborn.name)) == 1
-            anew(stubborn, old)
-            assert stubborn.node() != node
+                assert vm_ignoring_acpi.status() == "Unknown"
+                assert_stays_true(
+                    lambda: vm_ignoring_acpi.uid() == old and not vm_ignoring_acpi.pods(),
+                    "it is not started elsewhere",
+                    seconds=15,
+                )
+                assert len(qemu_pids(space, vm_ignoring_acpi.name)) == 1
+            assert_replaced_once(vm_ignoring_acpi, old)
+            assert vm_ignoring_acpi.node() != node
         finally:
             space.kubectl("uncordon", node)
 
 
-def test_a_handler_that_finds_nothing_left_is_evidence_enough(space: Space, stubborn: Machine) -> None:
-    """The kubelet stays silent: the node's handler alone vouches for the end."""
-    old, node, pod = stubborn.uid(), stubborn.node(), stubborn.pod()
-    with stopped_kubelet(node), counted(space, stubborn.name):
+def test_vm_restarts_after_handler_finds_no_process_of_force_deleted_pod(
+    space: E2eNamespace, vm_ignoring_acpi: VmUnderTest
+) -> None:
+    """The kubelet stays stopped: only the node's handler reports the end."""
+    old, node, pod = vm_ignoring_acpi.uid(), vm_ignoring_acpi.node(), vm_ignoring_acpi.pod()
+    with stopped_kubelet(node), at_most_one_qemu(space, vm_ignoring_acpi.name):
         space.kubectl("delete", "pod", pod["metadata"]["name"], "--force", "--grace-period=0", "--wait=false")
-        wait_for(lambda: told(stubborn), "what it waits for is told", explain=stubborn.story)
+        wait_for(
+            lambda: wait_message(vm_ignoring_acpi),
+            "the VMI reports what it waits for",
+            explain=vm_ignoring_acpi.diagnostics,
+        )
         for process in processes(pod):
             with contextlib.suppress(AssertionError, ProcessLookupError):
                 process.kill()
         for victim in pod_processes(pod["metadata"]["uid"]):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
-        wait_for(lambda: stubborn.uid() != old, "its end is believed", seconds=30, explain=stubborn.story)
-    anew(stubborn, old)
+        wait_for(
+            lambda: vm_ignoring_acpi.uid() != old,
+            "the VMI is replaced",
+            seconds=30,
+            explain=vm_ignoring_acpi.diagnostics,
+        )
+    assert_replaced_once(vm_ignoring_acpi, old)
 
 
 def pod_processes(uid: str) -> list[int]:
@@ -194,7 +215,7 @@ def pod_processes(uid: str) -> list[int]:
 
 
 def end_pod_processes(uid: str) -> None:
-    """Kill a pod's processes until none is left: one may be born between the look and the kill."""
+    """Kill a pod's processes until none is left: one may start between listing and killing."""
 
     def none_left() -> bool:
         left = pod_processes(uid)
@@ -207,12 +228,12 @@ def end_pod_processes(uid: str) -> None:
 
 
 @pytest.mark.parametrize("reason", ["Preempting", "Evicted", "Terminated", "NodeShutdown"])
-def test_a_pod_called_failed_before_its_containers_have_ended_is_not_replaced(
-    space: Space, stubborn: Machine, reason: str
+def test_failed_pod_with_unreported_containers_is_not_replaced(
+    space: E2eNamespace, vm_ignoring_acpi: VmUnderTest, reason: str
 ) -> None:
-    """As a kubelet does that preempts, evicts or shuts down: without a word about the containers."""
-    old, node, pod = stubborn.uid(), stubborn.node(), stubborn.pod()["metadata"]["name"]
-    with counted(space, stubborn.name):
+    """As by a kubelet that preempts, evicts or shuts down: without container statuses."""
+    old, node, pod = vm_ignoring_acpi.uid(), vm_ignoring_acpi.node(), vm_ignoring_acpi.pod()["metadata"]["name"]
+    with at_most_one_qemu(space, vm_ignoring_acpi.name):
         with stopped_kubelet(node):
             early = {
                 "phase": "Failed",
@@ -223,145 +244,172 @@ def test_a_pod_called_failed_before_its_containers_have_ended_is_not_replaced(
             space.kubectl(
                 "patch", "pod", pod, "--subresource=status", "--type=merge", "-p", json.dumps({"status": early})
             )
-            words = wait_for(lambda: told(stubborn), "what it waits for is told", explain=stubborn.story)
+            words = wait_for(
+                lambda: wait_message(vm_ignoring_acpi),
+                "the VMI reports what it waits for",
+                explain=vm_ignoring_acpi.diagnostics,
+            )
             assert reason in words and node in words
-            assert conditions(stubborn.vmi())["Ready"]["status"] == "False"
-            stays(lambda: stubborn.uid() == old and len(stubborn.pods()) == 1, "no second pod is made", seconds=20)
+            assert conditions(vm_ignoring_acpi.vmi())["Ready"]["status"] == "False"
+            assert_stays_true(
+                lambda: vm_ignoring_acpi.uid() == old and len(vm_ignoring_acpi.pods()) == 1,
+                "no second pod is made",
+                seconds=20,
+            )
         space.kubectl("delete", "pod", pod, "--wait=false", "--ignore-not-found")
-        anew(stubborn, old)
+        assert_replaced_once(vm_ignoring_acpi, old)
 
 
-def test_a_failed_pod_with_a_stale_running_container_is_told_and_has_a_way_out(space: Space, stubborn: Machine) -> None:
-    old, node, pod = stubborn.uid(), stubborn.node(), stubborn.pod()
+def test_failed_pod_with_stale_running_container_is_replaced_after_handler_evidence(
+    space: E2eNamespace, vm_ignoring_acpi: VmUnderTest
+) -> None:
+    old, node, pod = vm_ignoring_acpi.uid(), vm_ignoring_acpi.node(), vm_ignoring_acpi.pod()
     with stopped_kubelet(node):
         end_pod_processes(pod["metadata"]["uid"])
         name = pod["metadata"]["name"]
         space.kubectl(
             "patch", "pod", name, "--subresource=status", "--type=merge", "-p", '{"status": {"phase": "Failed"}}'
         )
-        assert stubborn.pods()[0]["status"]["containerStatuses"][0]["state"].get("running")
+        assert vm_ignoring_acpi.pods()[0]["status"]["containerStatuses"][0]["state"].get("running")
         wait_for(
-            lambda: stubborn.uid() != old, "the handler's evidence is believed", seconds=40, explain=stubborn.story
+            lambda: vm_ignoring_acpi.uid() != old,
+            "the VMI is replaced after the handler's evidence",
+            seconds=40,
+            explain=vm_ignoring_acpi.diagnostics,
         )
-    anew(stubborn, old)
+    assert_replaced_once(vm_ignoring_acpi, old)
 
 
 # ---- owners, labels and finalizers
 
 
 @pytest.mark.parametrize("cascade", ["background", "foreground", "orphan"])
-def test_a_deleted_instance_runs_once_whatever_becomes_of_its_pod(
-    space: Space, stubborn: Machine, cascade: str
+def test_deleted_vmi_is_replaced_by_single_copy_with_any_cascade(
+    space: E2eNamespace, vm_ignoring_acpi: VmUnderTest, cascade: str
 ) -> None:
-    old = stubborn.uid()
-    with counted(space, stubborn.name):
-        space.kubectl("delete", "vmi", stubborn.name, f"--cascade={cascade}", "--wait=false")
+    old = vm_ignoring_acpi.uid()
+    with at_most_one_qemu(space, vm_ignoring_acpi.name):
+        space.kubectl("delete", "vmi", vm_ignoring_acpi.name, f"--cascade={cascade}", "--wait=false")
         if cascade == "orphan":
-            wait_for(lambda: "is terminating" in told(stubborn), "what is awaited is told", explain=stubborn.story)
-        anew(stubborn, old)
+            wait_for(
+                lambda: "is terminating" in wait_message(vm_ignoring_acpi),
+                "the VMI reports what it waits for",
+                explain=vm_ignoring_acpi.diagnostics,
+            )
+        assert_replaced_once(vm_ignoring_acpi, old)
 
 
 @pytest.mark.parametrize("cascade", ["background", "foreground"])
-def test_a_deleted_machine_takes_its_instance_along(space: Space, stubborn: Machine, cascade: str) -> None:
-    with counted(space, stubborn.name):
-        space.kubectl("delete", "vm", stubborn.name, f"--cascade={cascade}", "--wait=false")
-        stubborn.until_gone(seconds=90)
-    assert not qemus(space, stubborn.name)
-    space.machine(idle(stubborn.name)).until_status("Running")
+def test_deleted_vm_deletes_its_vmi(space: E2eNamespace, vm_ignoring_acpi: VmUnderTest, cascade: str) -> None:
+    with at_most_one_qemu(space, vm_ignoring_acpi.name):
+        space.kubectl("delete", "vm", vm_ignoring_acpi.name, f"--cascade={cascade}", "--wait=false")
+        vm_ignoring_acpi.until_gone(seconds=90)
+    assert not qemu_pids(space, vm_ignoring_acpi.name)
+    space.apply_vm(idle(vm_ignoring_acpi.name)).until_status("Running")
 
 
 @pytest.mark.parametrize("gateway", [True, False])
-def test_an_orphaned_instance_runs_on_and_is_taken_over_by_the_next_machine(
-    space: Space, stubborn: Machine, gateway: bool
+def test_orphaned_vmi_continues_running_and_is_adopted_by_next_vm(
+    space: E2eNamespace, vm_ignoring_acpi: VmUnderTest, gateway: bool
 ) -> None:
-    old, (qemu,) = stubborn.uid(), qemus(space, stubborn.name)
-    manifest = idle(stubborn.name, grace=GRACE)
+    old, (qemu,) = vm_ignoring_acpi.uid(), qemu_pids(space, vm_ignoring_acpi.name)
+    manifest = idle(vm_ignoring_acpi.name, grace=GRACE)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(counted(space, stubborn.name))
+        stack.enter_context(at_most_one_qemu(space, vm_ignoring_acpi.name))
         if not gateway:
             stack.enter_context(without_gateway(space.kubectl))
-        space.kubectl("delete", "vm", stubborn.name, "--cascade=orphan", "--timeout=60s")
-        wait_for(lambda: not (stubborn.vmi() or {})["metadata"].get("ownerReferences"), "it has no owner")
-        stays(lambda: stubborn.phase() == "Running" and qemus(space, stubborn.name) == [qemu], "it runs on", seconds=8)
+        space.kubectl("delete", "vm", vm_ignoring_acpi.name, "--cascade=orphan", "--timeout=60s")
+        wait_for(lambda: not (vm_ignoring_acpi.vmi() or {})["metadata"].get("ownerReferences"), "it has no owner")
+        assert_stays_true(
+            lambda: vm_ignoring_acpi.phase() == "Running" and qemu_pids(space, vm_ignoring_acpi.name) == [qemu],
+            "it runs on",
+            seconds=8,
+        )
         if not gateway:
             stack.close()
         space.apply(manifest)
-        stubborn.until_status("Running")
+        vm_ignoring_acpi.until_status("Running")
         wait_for(
             lambda: (
-                (stubborn.vmi() or {})["metadata"]["ownerReferences"][0]["uid"]
-                == (stubborn.vm() or {})["metadata"]["uid"]
+                (vm_ignoring_acpi.vmi() or {})["metadata"]["ownerReferences"][0]["uid"]
+                == (vm_ignoring_acpi.vm() or {})["metadata"]["uid"]
             ),
             "the new machine owns it",
-            explain=stubborn.story,
+            explain=vm_ignoring_acpi.diagnostics,
         )
-        assert stubborn.uid() == old and qemus(space, stubborn.name) == [qemu]
+        assert vm_ignoring_acpi.uid() == old and qemu_pids(space, vm_ignoring_acpi.name) == [qemu]
 
 
-def test_a_pod_without_owner_and_labels_is_still_the_instances(space: Space, stubborn: Machine) -> None:
-    old, pod = stubborn.uid(), stubborn.pod()["metadata"]["name"]
-    with counted(space, stubborn.name):
+def test_pod_without_owner_and_labels_is_still_counted_as_launcher(
+    space: E2eNamespace, vm_ignoring_acpi: VmUnderTest
+) -> None:
+    old, pod = vm_ignoring_acpi.uid(), vm_ignoring_acpi.pod()["metadata"]["name"]
+    with at_most_one_qemu(space, vm_ignoring_acpi.name):
         bare = {"metadata": {"ownerReferences": None, "labels": None}}
         space.kubectl("patch", "pod", pod, "--type=merge", "-p", json.dumps(bare))
-        stays(lambda: stubborn.uid() == old and stubborn.status() == "Running", "it runs on", seconds=6)
-        space.kubectl("delete", "vmi", stubborn.name, "--wait=false")
-        anew(stubborn, old)
+        assert_stays_true(
+            lambda: vm_ignoring_acpi.uid() == old and vm_ignoring_acpi.status() == "Running", "it runs on", seconds=6
+        )
+        space.kubectl("delete", "vmi", vm_ignoring_acpi.name, "--wait=false")
+        assert_replaced_once(vm_ignoring_acpi, old)
     wait_for(lambda: not space.kubectl.get("pod", pod), "the pod has gone", seconds=60)
 
 
 @pytest.mark.parametrize("gateway", [True, False])
-def test_an_editor_cannot_take_the_finalizer_off(space: Space, stubborn: Machine, gateway: bool) -> None:
-    """Gateway or not. And where it was taken off all the same, by an administrator, it is put back."""
+def test_editor_cannot_remove_vmi_finalizer(space: E2eNamespace, vm_ignoring_acpi: VmUnderTest, gateway: bool) -> None:
+    """With and without gateway. If an administrator removes the finalizer, it is restored."""
     user = f"system:serviceaccount:{space.name}:default"
     with contextlib.suppress(KubectlError):
         space.kubectl("create", "rolebinding", "edits", "--clusterrole=edit", f"--serviceaccount={space.name}:default")
-    old = stubborn.uid()
+    old = vm_ignoring_acpi.uid()
     bare = '{"metadata": {"finalizers": null}}'
     with contextlib.ExitStack() as stack:
-        stack.enter_context(counted(space, stubborn.name))
+        stack.enter_context(at_most_one_qemu(space, vm_ignoring_acpi.name))
         if not gateway:
             stack.enter_context(without_gateway(space.kubectl))
-        document = stubborn.vmi() or {}
+        document = vm_ignoring_acpi.vmi() or {}
         document["metadata"].pop("finalizers")
         with contextlib.suppress(KubectlError):
             space.kubectl("replace", "-f", "-", f"--as={user}", stdin=json.dumps(document))
-        assert (stubborn.vmi() or {})["metadata"].get("finalizers"), "a PUT without it took it off"
-        space.kubectl("delete", "vmi", stubborn.name, "--wait=false", f"--as={user}")
+        assert (vm_ignoring_acpi.vmi() or {})["metadata"].get("finalizers"), "a PUT without it took it off"
+        space.kubectl("delete", "vmi", vm_ignoring_acpi.name, "--wait=false", f"--as={user}")
         with pytest.raises(KubectlError, match="finalizer"):
-            space.kubectl("patch", "vmi", stubborn.name, "--type=merge", "-p", bare, f"--as={user}")
-        assert (stubborn.vmi() or {})["metadata"]["uid"] == old
-        anew(stubborn, old)
-        space.kubectl("patch", "vmi", stubborn.name, "--type=merge", "-p", bare)
-        wait_for(lambda: (stubborn.vmi() or {})["metadata"].get("finalizers"), "it is put back", seconds=20)
+            space.kubectl("patch", "vmi", vm_ignoring_acpi.name, "--type=merge", "-p", bare, f"--as={user}")
+        assert (vm_ignoring_acpi.vmi() or {})["metadata"]["uid"] == old
+        assert_replaced_once(vm_ignoring_acpi, old)
+        space.kubectl("patch", "vmi", vm_ignoring_acpi.name, "--type=merge", "-p", bare)
+        wait_for(lambda: (vm_ignoring_acpi.vmi() or {})["metadata"].get("finalizers"), "it is put back", seconds=20)
 
 
-def test_an_instance_torn_away_by_an_administrator_is_waited_for(space: Space, stubborn: Machine) -> None:
-    """Finalizer and owners gone, the instance with them: the next one of the name waits for the pod of the first."""
-    old, pod = stubborn.uid(), stubborn.pod()["metadata"]["name"]
-    with counted(space, stubborn.name):
+def test_next_vmi_waits_for_pod_of_vmi_removed_without_finalizer(
+    space: E2eNamespace, vm_ignoring_acpi: VmUnderTest
+) -> None:
+    """Finalizer, owners and VMI are removed: the next VMI of the name waits for the pod of the first."""
+    old, pod = vm_ignoring_acpi.uid(), vm_ignoring_acpi.pod()["metadata"]["name"]
+    with at_most_one_qemu(space, vm_ignoring_acpi.name):
         space.kubectl("patch", "pod", pod, "--type=merge", "-p", '{"metadata": {"ownerReferences": null}}')
-        space.kubectl("delete", "vmi", stubborn.name, "--wait=false")
-        space.kubectl("patch", "vmi", stubborn.name, "--type=merge", "-p", '{"metadata": {"finalizers": null}}')
+        space.kubectl("delete", "vmi", vm_ignoring_acpi.name, "--wait=false")
+        space.kubectl("patch", "vmi", vm_ignoring_acpi.name, "--type=merge", "-p", '{"metadata": {"finalizers": null}}')
         words = wait_for(
-            lambda: told(stubborn) if stubborn.uid() not in ("", old) else "",
-            "the next instance says what it waits for",
-            explain=stubborn.story,
+            lambda: wait_message(vm_ignoring_acpi) if vm_ignoring_acpi.uid() not in ("", old) else "",
+            "the next VMI reports what it waits for",
+            explain=vm_ignoring_acpi.diagnostics,
         )
         assert pod in words and "earlier VirtualMachineInstance" in words
-        anew(stubborn, old)
+        assert_replaced_once(vm_ignoring_acpi, old)
 
 
 # ---- nodes
 
 
-def test_a_kubelet_that_starts_again_ends_nothing_though_the_nodes_label_is_off(
-    space: Space, stubborn: Machine
+def test_restarted_kubelet_keeps_vm_running_after_node_label_removal(
+    space: E2eNamespace, vm_ignoring_acpi: VmUnderTest
 ) -> None:
-    """It admits its running pods anew, and ends those that require a label that is gone.
+    """A restarted kubelet admits its running pods again, and ends those that require a removed label.
 
     The handler, which would put the label back, is stopped.
     """
-    node, old, (qemu,) = stubborn.node(), stubborn.uid(), qemus(space, stubborn.name)
+    node, old, (qemu,) = vm_ignoring_acpi.node(), vm_ignoring_acpi.uid(), qemu_pids(space, vm_ignoring_acpi.name)
     labels = ("kubevirt.io/schedulable", "hyperlet/kvm")
     kubectl = space.kubectl
     try:
@@ -374,24 +422,28 @@ def test_a_kubelet_that_starts_again_ends_nothing_though_the_nodes_label_is_off(
             before = kubelet()
             project("cluster", "exec", node, "--", "kill", "-KILL", before)
             wait_for(lambda: kubelet() not in ("", before), "another kubelet runs", seconds=30)
-            stays(
-                lambda: stubborn.uid() == old and qemus(space, stubborn.name) == [qemu], "the guest runs on", seconds=20
+            assert_stays_true(
+                lambda: vm_ignoring_acpi.uid() == old and qemu_pids(space, vm_ignoring_acpi.name) == [qemu],
+                "the guest runs on",
+                seconds=20,
             )
-            assert stubborn.pod()["status"]["phase"] == "Running"
+            assert vm_ignoring_acpi.pod()["status"]["phase"] == "Running"
     finally:
         kubectl("label", "node", node, "--overwrite", f"{labels[0]}=true", f"{labels[1]}=false")
     wait_for(lambda: conditions(kubectl.get("node", node))["Ready"]["status"] == "True", f"{node} is Ready")
-    stubborn.until_status("Running")
+    vm_ignoring_acpi.until_status("Running")
 
 
-def test_a_node_without_its_handler_gets_no_new_machine(space: Space) -> None:
-    """What keeps them away is no label: kubelet drops the devices of a plugin that is gone."""
+def test_node_without_handler_gets_no_new_vm(space: E2eNamespace) -> None:
+    """No label is involved: the kubelet drops the devices of a device plugin that has gone."""
     kubectl, node = space.kubectl, "node2"
     (handler,) = [
-        pod for pod in kubectl.within(SYSTEM).items("pods", f"--selector={HANDLER}") if pod["spec"]["nodeName"] == node
+        pod
+        for pod in kubectl.in_namespace(SYSTEM).items("pods", f"--selector={HANDLER}")
+        if pod["spec"]["nodeName"] == node
     ]
     away: Json = {"spec": {"template": {"spec": {"nodeSelector": {"kubernetes.io/hostname": "node1"}}}}}
-    system = kubectl.within(SYSTEM)
+    system = kubectl.in_namespace(SYSTEM)
     name = handler["metadata"]["ownerReferences"][0]["name"]
     system("patch", "daemonset", name, "--type=merge", "-p", json.dumps(away))
     try:
@@ -403,7 +455,7 @@ def test_a_node_without_its_handler_gets_no_new_machine(space: Space) -> None:
             seconds=90,
         )
         assert (kubectl.get("node", node) or {})["metadata"]["labels"]["kubevirt.io/schedulable"] == "true"
-        waiting = space.machine(idle("unserved", nodeSelector={"kubernetes.io/hostname": node}))
+        waiting = space.apply_vm(idle("unserved", nodeSelector={"kubernetes.io/hostname": node}))
         waiting.until_status("ErrorUnschedulable")
     finally:
         system(
@@ -418,27 +470,35 @@ def test_a_node_without_its_handler_gets_no_new_machine(space: Space) -> None:
     waiting.until_status("Running").discard()
 
 
-def test_the_administrators_word_for_one_machine(space: Space, stubborn: Machine) -> None:
-    """Neither kubelet nor handler of the node tell anything; a person ends QEMU there, and says so."""
-    old, node, pod = stubborn.uid(), stubborn.node(), stubborn.pod()
+def test_fence_command_starts_vm_on_other_node(space: E2eNamespace, vm_ignoring_acpi: VmUnderTest) -> None:
+    """Kubelet and handler of the node are stopped; an administrator ends QEMU there and runs `hyperctl fence`."""
+    old, node, pod = vm_ignoring_acpi.uid(), vm_ignoring_acpi.node(), vm_ignoring_acpi.pod()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(counted(space, stubborn.name))
+        stack.enter_context(at_most_one_qemu(space, vm_ignoring_acpi.name))
         space.kubectl("cordon", node)
         stack.callback(space.kubectl, "uncordon", node)
         stack.enter_context(stopped_kubelet(node))
         stack.enter_context(stopped_handler(space.kubectl, node))
         space.kubectl("delete", "pod", pod["metadata"]["name"], "--force", "--grace-period=0", "--wait=false")
-        wait_for(lambda: told(stubborn), "what it waits for is told", explain=stubborn.story)
+        wait_for(
+            lambda: wait_message(vm_ignoring_acpi),
+            "the VMI reports what it waits for",
+            explain=vm_ignoring_acpi.diagnostics,
+        )
         end_pod_processes(pod["metadata"]["uid"])
-        stays(lambda: stubborn.uid() == old, "nobody knows that it has ended", seconds=6)
-        project("cli", f"--kubeconfig={space.kubectl.kubeconfig}", "fence", "-n", space.name, stubborn.name, "--yes")
-        anew(stubborn, old)
-        assert stubborn.node() != node
+        assert_stays_true(
+            lambda: vm_ignoring_acpi.uid() == old, "it is not replaced before the fence command", seconds=6
+        )
+        project(
+            "cli", f"--kubeconfig={space.kubectl.kubeconfig}", "fence", "-n", space.name, vm_ignoring_acpi.name, "--yes"
+        )
+        assert_replaced_once(vm_ignoring_acpi, old)
+        assert vm_ignoring_acpi.node() != node
 
 
-def test_an_instance_of_its_own_that_is_orphaned_ends_its_pod(space: Space) -> None:
-    """It has no owner; its pod loses it. A launcher without an instance is nothing: the guest is ended, once."""
-    alone = space.machine(instance("lone", halting(), memory="64Mi", network=False, grace=2)).until_phase("Running")
+def test_orphan_deletion_of_standalone_vmi_ends_its_pod(space: E2eNamespace) -> None:
+    """The VMI has no owner, and its pod loses its owner. A launcher without VMI is ended."""
+    alone = space.apply_vm(instance("lone", halting(), memory="64Mi", network=False, grace=2)).until_phase("Running")
     space.kubectl("delete", "vmi", "lone", "--cascade=orphan", "--timeout=90s")
     alone.until_gone(seconds=90)
-    assert not qemus(space, "lone")
+    assert not qemu_pids(space, "lone")

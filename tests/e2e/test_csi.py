@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.e2e.manifests import booting, claim, drive, idle, persistent_claim
-from tests.e2e.support import Json, Kubectl, Machine, Space, conditions, new_space, project
+from tests.e2e.support import E2eNamespace, Json, Kubectl, VmUnderTest, conditions, create_namespace, project
 from tests.waiting import wait_for
 
 MIB = 1 << 20
@@ -39,9 +39,9 @@ def storage() -> None:
 
 
 @pytest.fixture(scope="module")
-def space(kubectl: Kubectl) -> Iterator[Space]:
-    """A namespace of this module's, emptied with its claims: their volumes go by their class."""
-    made = new_space(kubectl, "csi")
+def space(kubectl: Kubectl) -> Iterator[E2eNamespace]:
+    """A namespace for this module; its claims are deleted at the end, and their volumes with them."""
+    made = create_namespace(kubectl, "csi")
     yield made
     made.kubectl("delete", "vm,vmi", "--all", "--timeout=120s")
     made.kubectl("delete", "volumesnapshots,pvc", "--all", "--timeout=120s")
@@ -59,7 +59,7 @@ def space(kubectl: Kubectl) -> Iterator[Space]:
 def claim_of(
     name: str, kind: Kind, size: int = SMALL, source: tuple[str, str] | None = None, many: bool = False
 ) -> Json:
-    """A claim; `source`: kind and name of what it is a copy of."""
+    """A claim; `source`: kind and name of its data source."""
     made = persistent_claim(name, f"{size // MIB}Mi", kind.storage_class, kind.mode)
     if many:
         made["spec"]["accessModes"] = ["ReadWriteMany"]
@@ -69,40 +69,40 @@ def claim_of(
     return made
 
 
-def disk_bytes(machine: Machine, serial: str) -> int:
+def disk_bytes(machine: VmUnderTest, serial: str) -> int:
     """The size of a disk as the guest sees it."""
     return next(int(disk["bytes"]) for disk in machine.guest().report()["disks"] if disk["serial"] == serial)
 
 
-def fits(kind: Kind, found: int, capacity: int) -> bool:
-    """Whether a guest's disk is one of a claim of that capacity."""
+def size_matches(kind: Kind, found: int, capacity: int) -> bool:
+    """Whether the size of a guest's disk matches a claim of that capacity."""
     return found == capacity if kind.is_exact else capacity * 7 // 10 < found <= capacity
 
 
 def on_node(name: str) -> Json:
-    """Where a machine has to run."""
+    """Node selector for a VM."""
     return {"nodeSelector": {"kubernetes.io/hostname": name}}
 
 
-# ---- a life of a disk
+# ---- resize, snapshot, clone
 
 
 @every_kind
-def test_a_disk_grows_under_its_guest_and_keeps_its_data(space: Space, kind: Kind) -> None:
+def test_disk_grows_in_running_guest_and_keeps_data(space: E2eNamespace, kind: Kind) -> None:
     name = f"grower-{kind.storage_class}-{kind.mode}".lower()
     space.apply(claim_of(name, kind))
-    machine = space.machine(booting(name, claim("data", name))).until_status("Running")
+    machine = space.apply_vm(booting(name, claim("data", name))).until_status("Running")
     first = machine.answer()
-    assert fits(kind, disk_bytes(machine, "data"), SMALL)
+    assert size_matches(kind, disk_bytes(machine, "data"), SMALL)
     machine.guest().write("data", f"written to {kind}")
     space.kubectl(
         "patch", "pvc", name, "-p", f'{{"spec":{{"resources":{{"requests":{{"storage":"{LARGE // MIB}Mi"}}}}}}}}'
     )
     wait_for(
-        lambda: fits(kind, disk_bytes(machine, "data"), LARGE),
+        lambda: size_matches(kind, disk_bytes(machine, "data"), LARGE),
         "the guest sees that its disk has grown",
         seconds=180,
-        explain=lambda: f"{space.kubectl('describe', 'pvc', name)}\n{machine.story()}",
+        explain=lambda: f"{space.kubectl('describe', 'pvc', name)}\n{machine.diagnostics()}",
     )
     told = machine.answer()
     assert told["bootId"] == first["bootId"], "without a restart"
@@ -111,23 +111,23 @@ def test_a_disk_grows_under_its_guest_and_keeps_its_data(space: Space, kind: Kin
     def size_in_status() -> bool:
         entry = next(each for each in (machine.vmi() or {})["status"]["volumeStatus"] if each["name"] == "data")
         capacity = entry["persistentVolumeClaimInfo"]["capacity"]["storage"]
-        return capacity == f"{LARGE // MIB // 1024}Gi" and fits(kind, entry["size"], LARGE)
+        return capacity == f"{LARGE // MIB // 1024}Gi" and size_matches(kind, entry["size"], LARGE)
 
-    wait_for(size_in_status, "the status says how large claim and disk are", explain=machine.story)
+    wait_for(size_in_status, "the status says how large claim and disk are", explain=machine.diagnostics)
     machine.run("Halted")
     machine.until_stopped()
     machine.run("Always")
     machine.answer(other_than=first["bootId"])
     assert machine.guest().read("data") == f"written to {kind}"
-    assert fits(kind, disk_bytes(machine, "data"), LARGE)
+    assert size_matches(kind, disk_bytes(machine, "data"), LARGE)
     machine.delete()
 
 
 @pytest.mark.parametrize("kind", KINDS[:2], ids=lambda kind: kind.mode.lower())
-def test_a_claim_that_grew_while_its_machine_was_off_is_a_larger_disk(space: Space, kind: Kind) -> None:
+def test_claim_expanded_while_vm_is_stopped_gives_larger_disk(space: E2eNamespace, kind: Kind) -> None:
     name = f"sleeper-{kind.storage_class}-{kind.mode}".lower()
     space.apply(claim_of(name, kind))
-    machine = space.machine(booting(name, claim("data", name))).until_status("Running")
+    machine = space.apply_vm(booting(name, claim("data", name))).until_status("Running")
     first = machine.answer()
     machine.guest().write("data", "before")
     machine.run("Halted")
@@ -139,17 +139,20 @@ def test_a_claim_that_grew_while_its_machine_was_off_is_a_larger_disk(space: Spa
     machine.answer(other_than=first["bootId"])
     # A file system can only be grown where it is mounted, so that may come a moment after the start.
     wait_for(
-        lambda: fits(kind, disk_bytes(machine, "data"), LARGE), "the disk is larger", explain=machine.story, seconds=180
+        lambda: size_matches(kind, disk_bytes(machine, "data"), LARGE),
+        "the disk is larger",
+        explain=machine.diagnostics,
+        seconds=180,
     )
     assert machine.guest().read("data") == "before"
     machine.delete()
 
 
 @every_kind
-def test_snapshots_and_clones_of_a_disk_in_use(space: Space, kind: Kind) -> None:
+def test_snapshot_and_clone_of_used_disk_contain_its_data(space: E2eNamespace, kind: Kind) -> None:
     name = f"source-{kind.storage_class}-{kind.mode}".lower()
     space.apply(claim_of(name, kind))
-    machine = space.machine(booting(name, claim("data", name))).until_status("Running")
+    machine = space.apply_vm(booting(name, claim("data", name))).until_status("Running")
     machine.answer()
     machine.guest().write("data", "first")
     snapshot = {
@@ -171,11 +174,13 @@ def test_snapshots_and_clones_of_a_disk_in_use(space: Space, kind: Kind) -> None
         claim_of(restored, kind, LARGE, ("VolumeSnapshot", name)),
         claim_of(cloned, kind, SMALL, ("PersistentVolumeClaim", name)),
     )
-    reader = space.machine(booting(f"{name}-reader", claim("restored", restored), claim("cloned", cloned)))
+    reader = space.apply_vm(booting(f"{name}-reader", claim("restored", restored), claim("cloned", cloned)))
     reader.until_status("Running").answer()
     assert reader.guest().read("restored") == "first"
     assert reader.guest().read("cloned") == "later"
-    assert fits(kind, disk_bytes(reader, "restored"), LARGE), "a restored volume may be larger than its snapshot"
+    assert size_matches(kind, disk_bytes(reader, "restored"), LARGE), (
+        "a restored volume may be larger than its snapshot"
+    )
     reader.guest().write("cloned", "the clone's own")
     assert machine.guest().read("data") == "later"
     reader.delete()
@@ -185,10 +190,10 @@ def test_snapshots_and_clones_of_a_disk_in_use(space: Space, kind: Kind) -> None
 # ---- where a volume is
 
 
-def test_a_local_volume_is_made_where_its_machine_goes(space: Space) -> None:
+def test_local_volume_is_provisioned_on_node_of_vm(space: E2eNamespace) -> None:
     space.apply(claim_of("placed", KINDS[0]))
     assert (space.kubectl.get("pvc", "placed") or {})["status"]["phase"] == "Pending"
-    machine = space.machine(idle("placed", claim("data", "placed"), **on_node("node2"))).until_status("Running")
+    machine = space.apply_vm(idle("placed", claim("data", "placed"), **on_node("node2"))).until_status("Running")
     assert machine.node() == "node2"
     bound = (space.kubectl.get("pvc", "placed") or {})["spec"]["volumeName"]
     affinity = (space.kubectl.get("pv", bound) or {})["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"]
@@ -196,22 +201,22 @@ def test_a_local_volume_is_made_where_its_machine_goes(space: Space) -> None:
     machine.delete()
 
 
-def test_a_claim_that_no_node_has_room_for_is_said(space: Space) -> None:
+def test_claim_larger_than_any_node_is_reported(space: E2eNamespace) -> None:
     space.apply(claim_of("huge", KINDS[1], 1024 * 1024 * MIB))
-    machine = space.machine(idle("huge", claim("data", "huge")))
-    machine.until_told("huge", "enough free storage")
-    assert machine.status() in ("WaitingForVolumeBinding", "ErrorUnschedulable", "Provisioning"), machine.story()
+    machine = space.apply_vm(idle("huge", claim("data", "huge")))
+    machine.until_message("huge", "enough free storage")
+    assert machine.status() in ("WaitingForVolumeBinding", "ErrorUnschedulable", "Provisioning"), machine.diagnostics()
     machine.delete()
 
 
-def test_machines_on_both_nodes_have_the_same_device(space: Space) -> None:
+def test_vms_on_both_nodes_share_block_volume(space: E2eNamespace) -> None:
     """One writes, the other may only read: `shareable`, for several writers, is not supported yet."""
     space.apply(claim_of("common", Kind("shared", "Block"), many=True))
-    writer = space.machine(booting("common-writer", claim("data", "common"), **on_node("node1")))
+    writer = space.apply_vm(booting("common-writer", claim("data", "common"), **on_node("node1")))
     writer.until_status("Running").answer()
     writer.guest().write("data", "from node1")
     source = {"persistentVolumeClaim": {"claimName": "common", "readOnly": True}}
-    reader = space.machine(booting("common-reader", drive("data", source, serial="data"), **on_node("node2")))
+    reader = space.apply_vm(booting("common-reader", drive("data", source, serial="data"), **on_node("node2")))
     reader.until_status("Running").answer()
     assert (writer.node(), reader.node()) == ("node1", "node2")
     assert reader.guest().read("data") == "from node1"
@@ -220,15 +225,15 @@ def test_machines_on_both_nodes_have_the_same_device(space: Space) -> None:
     writer.delete()
 
 
-def test_a_read_only_claim_is_read_and_never_written(space: Space) -> None:
+def test_read_only_claim_is_readable_and_not_writable(space: E2eNamespace) -> None:
     kind = Kind("local", "Block")
     space.apply(claim_of("original", kind))
-    writer = space.machine(booting("writer", claim("data", "original"))).until_status("Running")
+    writer = space.apply_vm(booting("writer", claim("data", "original"))).until_status("Running")
     writer.answer()
     writer.guest().write("data", "to be read")
     writer.delete()
     source = {"persistentVolumeClaim": {"claimName": "original", "readOnly": True}}
-    reader = space.machine(booting("reader", drive("data", source, serial="data"))).until_status("Running")
+    reader = space.apply_vm(booting("reader", drive("data", source, serial="data"))).until_status("Running")
     reader.answer()
     assert reader.guest().read("data") == "to be read"
     with pytest.raises(OSError):
@@ -236,12 +241,12 @@ def test_a_read_only_claim_is_read_and_never_written(space: Space) -> None:
     reader.delete()
 
 
-# ---- nodes that lose their power
+# ---- power failure of a node
 
 
 @pytest.fixture
-def node2_off_and_on(kubectl: Kubectl) -> Iterator[None]:
-    """Whatever happens, node2 is on again afterwards, and takes pods."""
+def node2_restored(kubectl: Kubectl) -> Iterator[None]:
+    """Power on node2 at the end, and wait until it accepts VMs."""
     yield
     project("cluster", "on", "node2")
     kubectl("taint", "node", "node2", "node.kubernetes.io/out-of-service-", check=False)
@@ -253,13 +258,13 @@ def node2_off_and_on(kubectl: Kubectl) -> Iterator[None]:
 
 
 @pytest.mark.alone
-def test_disks_outlive_a_power_cut_of_their_node(space: Space, node2_off_and_on: None) -> None:
+def test_disks_keep_data_after_power_cycle_of_node(space: E2eNamespace, node2_restored: None) -> None:
     drives = []
     for kind in KINDS:
         name = f"kept-{kind.storage_class}-{kind.mode}".lower()[:20]  # a virtio disk's serial has 20 characters
         space.apply(claim_of(name, kind))
         drives.append(claim(name, name))
-    machine = space.machine(booting("kept", *drives, **on_node("node2"))).until_status("Running")
+    machine = space.apply_vm(booting("kept", *drives, **on_node("node2"))).until_status("Running")
     first = machine.answer()
     serials = [each.volume["name"] for each in drives]
     for serial in serials:
@@ -273,8 +278,8 @@ def test_disks_outlive_a_power_cut_of_their_node(space: Space, node2_off_and_on:
 
 @pytest.mark.alone
 @pytest.mark.parametrize("mode", ["Filesystem", "Block"])
-def test_a_shared_disk_follows_its_machine_off_a_dead_node(
-    space: Space, kubectl: Kubectl, node2_off_and_on: None, mode: str
+def test_vm_with_shared_disk_starts_on_other_node_after_out_of_service_taint(
+    space: E2eNamespace, kubectl: Kubectl, node2_restored: None, mode: str
 ) -> None:
     name = f"mover-{mode}".lower()
     space.apply(claim_of(name, Kind("shared", mode)))
@@ -290,7 +295,7 @@ def test_a_shared_disk_follows_its_machine_off_a_dead_node(
         seconds=90,
     )
     affinity = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [preferred]}}
-    machine = space.machine(booting(name, claim("data", name), affinity=affinity)).until_status("Running")
+    machine = space.apply_vm(booting(name, claim("data", name), affinity=affinity)).until_status("Running")
     assert machine.node() == "node2"
     first = machine.answer()
     machine.guest().write("data", "carried over")

@@ -14,7 +14,7 @@ from cluster import binaries
 from cluster.csi.kinds import KINDS
 from tests.e2e.support import EXISTING, ROOT, project
 
-# It reads lists of all volumes and snapshots, which others must not change meanwhile.
+# It lists all volumes and snapshots, which other tests must not change meanwhile.
 pytestmark = pytest.mark.alone
 
 SKIPPED = {
@@ -30,7 +30,7 @@ SKIPPED = {
     "NodeGetStorageHealth not supported": "alpha in CSI 1.13, no kubelet asks",
     "pending": "csi-sanity itself has it switched off (a list that changes between two pages)",
 }
-"""What csi-sanity says where it skips a check, and why that is right."""
+"""Skip messages of csi-sanity, and why each is expected."""
 
 SKIPPED_OF_LOCAL = {
     "ControllerPublishVolume not supported": "a local volume is not attached (attachRequired is false)",
@@ -38,7 +38,7 @@ SKIPPED_OF_LOCAL = {
     "Controller Publish, UnpublishVolume not supported": "a local volume is not attached (attachRequired is false)",
 }
 CHECKS = {"local": 68, "shared": 78}
-"""How many checks run, at the least: fewer would mean that something is skipped that was not."""
+"""Minimum number of checks that run: fewer would mean that more is skipped."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,8 +50,8 @@ def storage() -> None:
 @pytest.mark.skipif(EXISTING, reason="needs nodes of its own")
 @pytest.mark.parametrize("access", ["mount", "block"])
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_csi_sanity(kind: str, access: str) -> None:
-    # What was built after the node had started may not be seen in the node: it is carried there.
+def test_csi_sanity_checks_pass(kind: str, access: str) -> None:
+    # A binary that was built after the node had started may not be visible there: copy it.
     folder = f"/run/csi-sanity-{secrets.token_hex(3)}"
     endpoint = f"/var/lib/kubelet/plugins/{KINDS[kind].driver}/csi.sock"
     command = [
@@ -70,15 +70,15 @@ def test_csi_sanity(kind: str, access: str) -> None:
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
     cases = list(ET.fromstring(report).iter("testcase"))
     reasons = SKIPPED | ({} if KINDS[kind].shared else SKIPPED_OF_LOCAL)
-    unexplained = [case.get("name") for case in cases if (why := skip_of(case)) and why not in reasons]
+    unexplained = [case.get("name") for case in cases if (why := skip_reason(case)) and why not in reasons]
     assert not unexplained, f"skipped without a reason in this file: {unexplained}"
     ran = [case for case in cases if case.get("status") == "passed"]
     assert len(ran) >= CHECKS[kind], f"{len(ran)} of {len(cases)} checks ran"
     assert left_behind(kind) == [], "volumes and snapshots that csi-sanity made are still there"
 
 
-def skip_of(case: ET.Element) -> str:
-    """What csi-sanity says of a check that it did not run; empty for one that ran."""
+def skip_reason(case: ET.Element) -> str:
+    """The skip message of a check; empty if it ran."""
     skipped = case.find("skipped")
     return "" if skipped is None else skipped.get("message", "").removeprefix("skipped - ")
 

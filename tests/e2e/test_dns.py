@@ -1,4 +1,4 @@
-"""Names: a guest resolves Services, and other VMs by their subdomain."""
+"""DNS: a guest resolves Services, and other VMs by their subdomain."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.e2e.manifests import booting, cloud_init
-from tests.e2e.support import EXISTING, Json, Machine, Space, project
+from tests.e2e.support import EXISTING, E2eNamespace, Json, VmUnderTest, project
 from tests.waiting import wait_for
 
 PEER_SERVICE: Json = {
@@ -24,8 +24,8 @@ WEB_SERVICE: Json = {
 }
 
 
-def asks(*names: str) -> str:
-    """Cloud-init of a guest that fetches a page from each name until it has it, and says so on its console."""
+def user_data_fetching(*names: str) -> str:
+    """Cloud-init user data that fetches a page from each name until it succeeds, and logs it on the console."""
     lines = [
         # Without -T: busybox's wget crashes with a timeout.
         f"(until wget -q -O - http://{name}/ | grep -q hostname...server; do sleep 1; done; "
@@ -42,12 +42,12 @@ def resolver() -> None:
 
 
 @pytest.fixture(scope="module")
-def server(space: Space) -> Machine:
+def server(space: E2eNamespace) -> VmUnderTest:
     space.apply(PEER_SERVICE, WEB_SERVICE)
-    return space.machine(booting("server", hostname="server", subdomain="peers"))
+    return space.apply_vm(booting("server", hostname="server", subdomain="peers"))
 
 
-def test_a_guest_reaches_services_and_other_vms_by_name(space: Space, server: Machine) -> None:
+def test_guest_reaches_services_and_vms_by_dns_name(space: E2eNamespace, server: VmUnderTest) -> None:
     names = [
         "web",
         f"web.{space.name}",
@@ -55,20 +55,22 @@ def test_a_guest_reaches_services_and_other_vms_by_name(space: Space, server: Ma
         f"server.peers.{space.name}.svc",
         f"server.peers.{space.name}.svc.cluster.local",
     ]
-    client = space.machine(booting("client", cloud_init(asks(*names)), subdomain="peers"))
+    client = space.apply_vm(booting("client", cloud_init(user_data_fetching(*names)), subdomain="peers"))
     server.answer()
     for name in names:
         wait_for(lambda name=name: f"reached {name}" in client.log(), f"the guest reaches {name}", seconds=120,
-                 explain=client.story)  # type: ignore[misc]  # fmt: skip
+                 explain=client.diagnostics)  # type: ignore[misc]  # fmt: skip
 
 
-def test_a_name_outside_is_refused_by_the_cluster_s_own_server(space: Space, server: Machine) -> None:
-    """Nothing leaves the machine: the answer is the cluster's, at once, and names inside go on being resolved."""
+def test_external_dns_name_is_refused_by_cluster_dns(space: E2eNamespace, server: VmUnderTest) -> None:
+    """No query leaves the host: the cluster's server answers at once, and internal names still resolve."""
     script = (
         "(nslookup example.invalid >/run/outside 2>&1; echo outside $? >/dev/ttyS0; "
         f"until nslookup web.{space.name}.svc.cluster.local >/run/inside 2>&1; do sleep 1; done; "
         "echo inside resolved >/dev/ttyS0) &"
     )
-    asker = space.machine(booting("asker", cloud_init(f"#cloud-config\nruncmd:\n  - {json.dumps(script)}\n")))
-    wait_for(lambda: "inside resolved" in asker.log(), "names inside are resolved", seconds=120, explain=asker.story)
+    asker = space.apply_vm(booting("asker", cloud_init(f"#cloud-config\nruncmd:\n  - {json.dumps(script)}\n")))
+    wait_for(
+        lambda: "inside resolved" in asker.log(), "names inside are resolved", seconds=120, explain=asker.diagnostics
+    )
     assert "outside 1" in asker.log()

@@ -1,4 +1,4 @@
-"""Everything dies once, except the guests."""
+"""Faults of every component, daemon and node: guests continue to run, or restart as specified."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from functools import partial
 import pytest
 
 from tests.e2e.manifests import booting, idle
-from tests.e2e.processes import Process, processes, replaced, the
+from tests.e2e.processes import Process, processes, wait_for_process, wait_for_replacement
 from tests.e2e.support import (
     SYSTEM,
+    E2eNamespace,
     Json,
     Kubectl,
-    Machine,
-    Space,
+    VmUnderTest,
+    assert_stays_true,
     conditions,
     container_statuses,
     project,
-    stays,
 )
 from tests.waiting import wait_for
 
@@ -33,9 +33,9 @@ CONTROLLER = "kubevirt.io=virt-controller"
 
 
 @pytest.fixture(scope="module")
-def survivor(space: Space) -> Iterator[Machine]:
-    """The machine that is to live through all of it, on the node that keeps its power."""
-    machine = space.machine(booting("survivor", nodeSelector={"kubernetes.io/hostname": "node1"}))
+def long_running_vm(space: E2eNamespace) -> Iterator[VmUnderTest]:
+    """The VM that runs through all tests, on the node that is not powered off."""
+    machine = space.apply_vm(booting("survivor", nodeSelector={"kubernetes.io/hostname": "node1"}))
     machine.until_status("Running")
     machine.answer()
     yield machine
@@ -43,16 +43,16 @@ def survivor(space: Space) -> Iterator[Machine]:
 
 
 @pytest.fixture(scope="module")
-def first_words(survivor: Machine) -> Json:
-    """What its guest told before anything happened."""
-    return survivor.answer()
+def initial_report(long_running_vm: VmUnderTest) -> Json:
+    """The report of its guest before the first fault."""
+    return long_running_vm.answer()
 
 
 def system_pod(kubectl: Kubectl, selector: str, node: str = "") -> Json:
     """The running pod of a component (on a node)."""
     found = [
         pod
-        for pod in kubectl.within(SYSTEM).items("pods", f"--selector={selector}")
+        for pod in kubectl.in_namespace(SYSTEM).items("pods", f"--selector={selector}")
         if pod["status"].get("phase") == "Running" and (not node or pod["spec"]["nodeName"] == node)
     ]
     assert found, f"no pod {selector} runs on {node or 'any node'}"
@@ -60,8 +60,8 @@ def system_pod(kubectl: Kubectl, selector: str, node: str = "") -> Json:
 
 
 def leader(kubectl: Kubectl) -> Json:
-    """The controller that acts, by its Lease."""
-    system = kubectl.within(SYSTEM)
+    """The pod of the leading controller, by its Lease."""
+    system = kubectl.in_namespace(SYSTEM)
     holders = [lease["spec"].get("holderIdentity") or "" for lease in system.items("leases")]
     pods = system.items("pods", f"--selector={CONTROLLER}")
     return next(pod for pod in pods if any(holder.startswith(pod["metadata"]["name"]) for holder in holders))
@@ -71,22 +71,24 @@ def restarts(pod: Json) -> int:
     return sum(container["restartCount"] for container in container_statuses(pod))
 
 
-def unharmed(machine: Machine, before: Json) -> None:
-    """The guest lives on: the same boot, the counter grows, and the status says so."""
+def assert_guest_unaffected(machine: VmUnderTest, before: Json) -> None:
+    """Assert that the guest continues to run: same boot id, growing counter, status Running and Ready."""
     boot, counter = before["bootId"], before["counter"]
-    wait_for(lambda: machine.guest().report()["counter"] > counter, "the guest's counter grows", explain=machine.story)
-    assert machine.guest().report()["bootId"] == boot, f"the guest was started anew\n{machine.story()}"
+    wait_for(
+        lambda: machine.guest().report()["counter"] > counter, "the guest's counter grows", explain=machine.diagnostics
+    )
+    assert machine.guest().report()["bootId"] == boot, f"the guest was restarted\n{machine.diagnostics()}"
     wait_for(
         lambda: machine.status() == "Running" and conditions(machine.vmi())["Ready"]["status"] == "True",
         f"{machine.name} is Running and Ready",
-        explain=machine.story,
+        explain=machine.diagnostics,
     )
 
 
-def still_obeys(space: Space) -> None:
-    """A new machine can be started and stopped: whoever was killed is at work again."""
+def assert_new_vm_starts_and_stops(space: E2eNamespace) -> None:
+    """Assert that a new VM can be started and stopped, so the killed component works again."""
     name = f"probe-{int(time.monotonic() * 1000) % 10**8}"
-    probe = space.machine(idle(name)).until_status("Running")
+    probe = space.apply_vm(idle(name)).until_status("Running")
     probe.delete()
 
 
@@ -94,47 +96,49 @@ def still_obeys(space: Space) -> None:
 
 
 @pytest.mark.parametrize("which", ["gRPC server", "libvirt"])
-def test_killing_a_helper_in_the_pod_harms_nothing(survivor: Machine, first_words: Json, which: str) -> None:
+def test_killed_pod_helper_is_restarted_and_guest_continues_running(
+    long_running_vm: VmUnderTest, initial_report: Json, which: str
+) -> None:
     chosen: Callable[[Process], bool] = {"gRPC server": lambda p: p.is_server, "libvirt": lambda p: p.is_libvirt}[which]
-    pod = survivor.pod()
-    qemu = the(pod, lambda process: process.is_qemu)
-    victim = the(pod, chosen)
+    pod = long_running_vm.pod()
+    qemu = wait_for_process(pod, lambda process: process.is_qemu)
+    victim = wait_for_process(pod, chosen)
     victim.kill()
-    replaced(pod, victim, chosen)
-    assert qemu.lives()
-    unharmed(survivor, first_words)
+    wait_for_replacement(pod, victim, chosen)
+    assert qemu.is_alive()
+    assert_guest_unaffected(long_running_vm, initial_report)
 
 
 @pytest.mark.parametrize("which", ["gRPC server", "libvirt"])
-def test_after_a_helper_was_killed_a_stop_is_still_graceful(space: Space, which: str) -> None:
+def test_stop_after_killed_pod_helper_powers_off_guest(space: E2eNamespace, which: str) -> None:
     chosen: Callable[[Process], bool] = {"gRPC server": lambda p: p.is_server, "libvirt": lambda p: p.is_libvirt}[which]
-    machine = space.machine(booting("obedient-" + which.split()[-1])).until_status("Running")
+    machine = space.apply_vm(booting("obedient-" + which.split()[-1])).until_status("Running")
     machine.answer()
-    victim = the(machine.pod(), chosen)
-    with machine.followed() as said:
+    victim = wait_for_process(machine.pod(), chosen)
+    with machine.follow_log() as said:
         victim.kill()
-        machine.run("Halted")  # at once: nobody has come back yet
+        machine.run("Halted")  # at once: the helper is not restarted yet
         machine.until_stopped()
         assert "guest: powered off" in said()
     machine.discard()
 
 
-def test_killing_qemu_fails_the_instance_and_always_brings_it_back(space: Space) -> None:
-    phoenix = space.machine(booting("phoenix")).until_status("Running")
+def test_killed_qemu_fails_vmi_and_always_vm_restarts(space: E2eNamespace) -> None:
+    phoenix = space.apply_vm(booting("phoenix")).until_status("Running")
     first = phoenix.answer()
     old = phoenix.uid()
-    the(phoenix.pod(), lambda process: process.is_qemu).kill()
-    phoenix.until_told("Crashed")
+    wait_for_process(phoenix.pod(), lambda process: process.is_qemu).kill()
+    phoenix.until_message("Crashed")
     assert phoenix.answer(other_than=first["bootId"])["bootId"] != first["bootId"]
     phoenix.until_status("Running")
     assert phoenix.uid() not in ("", old)
     phoenix.discard()
 
 
-def test_killing_the_supervisor_ends_the_pod_and_always_brings_it_back(space: Space) -> None:
-    orphan = space.machine(idle("orphan")).until_status("Running")
+def test_killed_supervisor_ends_pod_and_always_vm_restarts(space: E2eNamespace) -> None:
+    orphan = space.apply_vm(idle("orphan")).until_status("Running")
     old = orphan.uid()
-    the(orphan.pod(), lambda process: process.is_supervisor).kill()
+    wait_for_process(orphan.pod(), lambda process: process.is_supervisor).kill()
     orphan.until_replaced(old)
     orphan.discard()
 
@@ -143,10 +147,12 @@ def test_killing_the_supervisor_ends_the_pod_and_always_brings_it_back(space: Sp
 
 
 @pytest.mark.parametrize("component", ["handler", "controller"])
-def test_killing_a_component_harms_nothing(space: Space, survivor: Machine, component: str) -> None:
+def test_killed_component_is_restarted_and_guest_continues_running(
+    space: E2eNamespace, long_running_vm: VmUnderTest, component: str
+) -> None:
     kubectl = space.kubectl
-    pod = leader(kubectl) if component == "controller" else system_pod(kubectl, HANDLER, survivor.node())
-    before = survivor.answer()
+    pod = leader(kubectl) if component == "controller" else system_pod(kubectl, HANDLER, long_running_vm.node())
+    before = long_running_vm.answer()
     name, count = pod["metadata"]["name"], restarts(pod)
     for process in processes(pod):
         if process.command.split("\0")[-2:-1] == [component]:
@@ -156,49 +162,49 @@ def test_killing_a_component_harms_nothing(space: Space, survivor: Machine, comp
         raise AssertionError(f"no process of the {component}: {[p.command for p in processes(pod)]}")
     wait_for(
         lambda: (
-            restarts(kubectl.within(SYSTEM).get("pod", name) or {}) > count
-            and conditions(kubectl.within(SYSTEM).get("pod", name))["Ready"]["status"] == "True"
+            restarts(kubectl.in_namespace(SYSTEM).get("pod", name) or {}) > count
+            and conditions(kubectl.in_namespace(SYSTEM).get("pod", name))["Ready"]["status"] == "True"
         ),
         f"the {component} is started again and Ready",
         seconds=90,
     )
-    unharmed(survivor, before)
-    still_obeys(space)
+    assert_guest_unaffected(long_running_vm, before)
+    assert_new_vm_starts_and_stops(space)
 
 
-def test_a_guest_that_ends_while_its_handler_is_away_is_noticed(space: Space) -> None:
-    """The handler is killed at the very moment QEMU is: the state is right all the same."""
-    lonely = space.machine(idle("lonely", run="Once")).until_status("Running")
+def test_guest_end_during_handler_restart_fails_vmi(space: E2eNamespace) -> None:
+    """Handler and QEMU are killed at the same time: the VMI must still become Failed."""
+    lonely = space.apply_vm(idle("lonely", run="Once")).until_status("Running")
     handler = system_pod(space.kubectl, HANDLER, lonely.node())
-    qemu = the(lonely.pod(), lambda process: process.is_qemu)
-    the(handler, lambda process: process.command.endswith("\0handler\0")).kill()
+    qemu = wait_for_process(lonely.pod(), lambda process: process.is_qemu)
+    wait_for_process(handler, lambda process: process.command.endswith("\0handler\0")).kill()
     qemu.kill()
-    wait_for(lambda: lonely.phase() in ("Failed", ""), "the instance has Failed", explain=lonely.story)
+    wait_for(lambda: lonely.phase() in ("Failed", ""), "the instance has Failed", explain=lonely.diagnostics)
     lonely.discard()
 
 
-def test_a_rolled_out_handler_takes_its_machines_back(space: Space, survivor: Machine) -> None:
-    system = space.kubectl.within(SYSTEM)
-    before = survivor.answer()
+def test_handler_rollout_keeps_guest_running(space: E2eNamespace, long_running_vm: VmUnderTest) -> None:
+    system = space.kubectl.in_namespace(SYSTEM)
+    before = long_running_vm.answer()
     handlers = system.items("daemonsets", f"--selector={HANDLER}") or system.items("daemonsets")
     name = handlers[0]["metadata"]["name"]
     system("rollout", "restart", f"daemonset/{name}")
     system("rollout", "status", f"daemonset/{name}", "--timeout=120s")
-    unharmed(survivor, before)
-    still_obeys(space)
+    assert_guest_unaffected(long_running_vm, before)
+    assert_new_vm_starts_and_stops(space)
 
 
-def test_a_restart_of_everything_in_the_middle_of_starts_and_stops_loses_nothing(space: Space) -> None:
-    stopping = space.machine(idle("stopping")).until_status("Running")
-    starting = [space.machine(idle(f"starting-{number}")) for number in range(3)]
+def test_component_restart_during_starts_and_stops_completes_all(space: E2eNamespace) -> None:
+    stopping = space.apply_vm(idle("stopping")).until_status("Running")
+    starting = [space.apply_vm(idle(f"starting-{number}")) for number in range(3)]
     stopping.run("Halted")
-    system = space.kubectl.within(SYSTEM)
+    system = space.kubectl.in_namespace(SYSTEM)
     for selector in (CONTROLLER, HANDLER):
         system("delete", "pod", f"--selector={selector}", "--wait=false")
-    starting.append(space.machine(idle("starting-late")))
+    starting.append(space.apply_vm(idle("starting-late")))
     for machine in starting:
         machine.until_status("Running")
-        assert len(machine.pods()) == 1, f"{machine.name} was started more than once\n{machine.story()}"
+        assert len(machine.pods()) == 1, f"{machine.name} was started more than once\n{machine.diagnostics()}"
     stopping.until_stopped()
     for machine in (stopping, *starting):
         machine.discard()
@@ -208,9 +214,11 @@ def test_a_restart_of_everything_in_the_middle_of_starts_and_stops_loses_nothing
 
 
 @pytest.mark.parametrize("daemon", ["kubelet", "containerd"])
-def test_killing_a_daemon_of_the_node_harms_nothing(space: Space, survivor: Machine, daemon: str) -> None:
-    """Guests run on, and the node takes new ones: kubelet has forgotten which devices there are, and is told again."""
-    before, where = survivor.answer(), survivor.node()
+def test_killed_node_daemon_keeps_guest_running_and_node_accepts_vms(
+    space: E2eNamespace, long_running_vm: VmUnderTest, daemon: str
+) -> None:
+    """Guests continue to run, and the node accepts new ones: devices are registered again."""
+    before, where = long_running_vm.answer(), long_running_vm.node()
 
     def pid() -> str:
         return project("cluster", "exec", where, "--", "sh", "-c", f"pidof -s {daemon} || true").strip()
@@ -219,14 +227,14 @@ def test_killing_a_daemon_of_the_node_harms_nothing(space: Space, survivor: Mach
     project("cluster", "exec", where, "--", "kill", "-KILL", old)
     wait_for(lambda: pid() not in ("", old), f"{daemon} runs again on {where}", seconds=30)
     wait_for(lambda: ready(space.kubectl, where), f"{where} is Ready", seconds=60)
-    unharmed(survivor, before)
-    probe = space.machine(idle(f"after-{daemon}", nodeSelector={"kubernetes.io/hostname": where}))
+    assert_guest_unaffected(long_running_vm, before)
+    probe = space.apply_vm(idle(f"after-{daemon}", nodeSelector={"kubernetes.io/hostname": where}))
     assert probe.until_status("Running").node() == where
     probe.delete()
 
 
-def test_kubelets_that_start_again_make_nobody_believe_in_kvm(space: Space) -> None:
-    """For some seconds they report devices that do not work as allocatable, and a pod made then would wait for ever."""
+def test_restarted_kubelet_with_stale_kvm_device_gives_vm_no_kvm(space: E2eNamespace) -> None:
+    """A restarted kubelet reports unusable devices as allocatable for some seconds; a pod with one never starts."""
     nodes = {node["metadata"]["name"]: node["metadata"]["labels"] for node in space.kubectl.items("nodes")}
     assert {labels["hyperlet/kvm"] for labels in nodes.values()} == {"false"}
 
@@ -239,8 +247,8 @@ def test_kubelets_that_start_again_make_nobody_believe_in_kvm(space: Space) -> N
     deadline = time.monotonic() + 20
     while not (premise := offered() > 0) and time.monotonic() < deadline:
         time.sleep(0.05)
-    newcomer = space.machine(idle("in-between"))
-    pod = wait_for(newcomer.pods, "its pod is there", explain=newcomer.story)[0]
+    newcomer = space.apply_vm(idle("in-between"))
+    pod = wait_for(newcomer.pods, "its pod is there", explain=newcomer.diagnostics)[0]
     assert "devices.kubevirt.io/kvm" not in pod["spec"]["containers"][0]["resources"]["limits"]
     newcomer.until_status("Running").discard()
     wait_for(lambda: all(ready(space.kubectl, node) for node in nodes), "the nodes are Ready", seconds=60)
@@ -251,11 +259,11 @@ def test_kubelets_that_start_again_make_nobody_believe_in_kvm(space: Space) -> N
 # ---- the API server
 
 
-def test_a_minute_without_api_server_harms_nothing(space: Space, survivor: Machine) -> None:
-    """A guest goes on; one that ends meanwhile is dealt with afterwards."""
-    leaver = space.machine(booting("leaver")).until_status("Running")
-    before, first = survivor.answer(), leaver.answer()
-    guest, leaving = survivor.guest(), leaver.guest()
+def test_guest_continues_running_during_api_server_outage(space: E2eNamespace, long_running_vm: VmUnderTest) -> None:
+    """A guest continues to run; one that ends during the outage is restarted afterwards."""
+    leaver = space.apply_vm(booting("leaver")).until_status("Running")
+    before, first = long_running_vm.answer(), leaver.answer()
+    guest, leaving = long_running_vm.guest(), leaver.guest()
     project("cluster", "apiserver", "off")
     try:
         leaving.power_off()
@@ -264,11 +272,11 @@ def test_a_minute_without_api_server_harms_nothing(space: Space, survivor: Machi
             assert guest.report()["bootId"] == before["bootId"]
     finally:
         project("cluster", "apiserver", "on")
-    unharmed(survivor, before)
+    assert_guest_unaffected(long_running_vm, before)
     assert leaver.answer(other_than=first["bootId"])["bootId"] != first["bootId"]
     leaver.until_status("Running")
     leaver.discard()
-    still_obeys(space)
+    assert_new_vm_starts_and_stops(space)
 
 
 # ---- nodes
@@ -278,42 +286,44 @@ def ready(kubectl: Kubectl, node: str) -> bool:
     return bool(conditions(kubectl.get("node", node))["Ready"]["status"] == "True")
 
 
-def rather_on(node: str) -> Json:
-    """Affinity that gives way."""
+def prefer_node(node: str) -> Json:
+    """Preferred node affinity."""
     rule = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
     return {
         "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": {"matchExpressions": [rule]}}]
     }
 
 
-def test_a_node_without_power_never_makes_a_machine_run_twice(space: Space) -> None:
-    """Nobody can know whether a silent node still runs the guest: that is told, and nobody starts it elsewhere.
+def test_vm_on_unreachable_node_starts_on_other_node_only_after_out_of_service_taint(space: E2eNamespace) -> None:
+    """Whether an unreachable node still runs the guest is unknown: the VM is Unknown, and is not started elsewhere.
 
-    A pod that is removed by force proves nothing. An administrator who knows that the node is off says so by its taint.
+    A force-deleted pod is no evidence. The out-of-service taint by an administrator is.
     """
     taint = "node.kubernetes.io/out-of-service"
     kubectl = space.kubectl
-    unlucky = space.machine(booting("unlucky", nodeSelector={"kubernetes.io/hostname": "node2"}))
-    free = space.machine(idle("free")).until_status("Running")
-    mover = space.machine(booting("mover", affinity={"nodeAffinity": rather_on("node2")}))
+    unlucky = space.apply_vm(booting("unlucky", nodeSelector={"kubernetes.io/hostname": "node2"}))
+    free = space.apply_vm(idle("free")).until_status("Running")
+    mover = space.apply_vm(booting("mover", affinity={"nodeAffinity": prefer_node("node2")}))
     unlucky.until_status("Running")
     assert mover.until_status("Running").node() == "node2"
     first, pod = unlucky.answer(), unlucky.pod()
     moved = mover.answer()
     project("cluster", "off", "node2")
     try:
-        wait_for(lambda: not ready(kubectl, "node2"), "the node is noticed to be gone", seconds=90)
+        wait_for(lambda: not ready(kubectl, "node2"), "the node is NotReady", seconds=90)
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
-            assert [each["metadata"]["uid"] for each in unlucky.pods()] == [pod["metadata"]["uid"]], unlucky.story()
+            assert [each["metadata"]["uid"] for each in unlucky.pods()] == [pod["metadata"]["uid"]], (
+                unlucky.diagnostics()
+            )
             time.sleep(1)
         for machine in (unlucky, mover):
             machine.until_status("Unknown", seconds=120)
             told = conditions(machine.vmi())["Ready"]
             assert (told["status"], told["reason"]) == ("False", "NodeNotReady") and "node2" in told["message"]
-        assert unlucky.phase() == "Running" and len(unlucky.pods()) == 1, unlucky.story()
+        assert unlucky.phase() == "Running" and len(unlucky.pods()) == 1, unlucky.diagnostics()
         kubectl("delete", "pod", mover.pod()["metadata"]["name"], "--force", "--grace-period=0")
-        stays(lambda: not mover.pods(), "no other pod is made", seconds=10)
+        assert_stays_true(lambda: not mover.pods(), "no other pod is made", seconds=10)
         kubectl("taint", "node", "node2", f"{taint}=nodeshutdown:NoExecute")
         assert mover.answer(other_than=moved["bootId"], seconds=120)["bootId"] != moved["bootId"]
         assert mover.until_status("Running").node() == "node1"
@@ -324,36 +334,36 @@ def test_a_node_without_power_never_makes_a_machine_run_twice(space: Space) -> N
     assert unlucky.answer(other_than=first["bootId"], seconds=180)["bootId"] != first["bootId"]
     unlucky.until_status("Running")
     unlucky.discard()
-    assert mover.until_status("Running").node() == "node1" and len(mover.living()) == 1, mover.story()
+    assert mover.until_status("Running").node() == "node1" and len(mover.active_pods()) == 1, mover.diagnostics()
     mover.discard()
     free.until_status("Running", seconds=120).discard()
 
 
-def test_a_pulled_cable_harms_nothing(space: Space) -> None:
-    """The node cannot be reached for a while, and nobody knows of its guest, which has run on all the time."""
+def test_guest_continues_running_while_node_network_is_disconnected(space: E2eNamespace) -> None:
+    """The node is unreachable for a while and its VM Unknown; the guest runs all the time."""
     kubectl = space.kubectl
-    cut_off = space.machine(booting("cut-off", nodeSelector={"kubernetes.io/hostname": "node2"})).until_status(
+    cut_off = space.apply_vm(booting("cut-off", nodeSelector={"kubernetes.io/hostname": "node2"})).until_status(
         "Running"
     )
     before = cut_off.answer()
     project("cluster", "cut", "node2")
     try:
-        wait_for(lambda: not ready(kubectl, "node2"), "the node is noticed to be gone", seconds=90)
+        wait_for(lambda: not ready(kubectl, "node2"), "the node is NotReady", seconds=90)
         cut_off.until_status("Unknown", seconds=120)
     finally:
         project("cluster", "mend", "node2")
     wait_for(lambda: ready(kubectl, "node2"), "the node is back", seconds=60)
-    unharmed(cut_off, before)
+    assert_guest_unaffected(cut_off, before)
     cut_off.discard()
 
 
-def test_a_drain_shuts_guests_down_gracefully_and_they_start_elsewhere(space: Space) -> None:
+def test_drain_powers_off_guest_and_vm_starts_on_other_node(space: E2eNamespace) -> None:
     kubectl = space.kubectl
-    nomad = space.machine(booting("nomad")).until_status("Running")
+    nomad = space.apply_vm(booting("nomad")).until_status("Running")
     first, old = nomad.answer(), nomad.node()
     selector = f"--pod-selector=vm.kubevirt.io/name={nomad.name}"
     try:
-        with nomad.followed() as said:
+        with nomad.follow_log() as said:
             kubectl(
                 "drain", old, "--ignore-daemonsets", "--delete-emptydir-data", "--force", selector, "--timeout=120s"
             )
@@ -379,13 +389,13 @@ def kill_daemon(node: str, name: str) -> None:
     project("cluster", "exec", node, "--", "sh", "-c", f"kill -KILL $(pidof {name})")
 
 
-def victims(kubectl: Kubectl, guests: list[Machine]) -> dict[str, Callable[[], None]]:
-    """Everything whose death must harm nothing: who, and how to kill them."""
+def kill_functions(kubectl: Kubectl, guests: list[VmUnderTest]) -> dict[str, Callable[[], None]]:
+    """All processes that are killed: description → function that kills it."""
     found: dict[str, Callable[[], None]] = {}
     for guest in guests:
         found[f"gRPC server of {guest.name}"] = partial(kill_in, guest.pod(), lambda process: process.is_server)
         found[f"libvirt of {guest.name}"] = partial(kill_in, guest.pod(), lambda process: process.is_libvirt)
-    for pod in kubectl.within(SYSTEM).items("pods"):
+    for pod in kubectl.in_namespace(SYSTEM).items("pods"):
         found[pod["metadata"]["name"]] = partial(kill_in, pod, lambda process: process.command.startswith("python3\0"))
     for node, name in itertools.product(("node1", "node2"), ("kubelet", "containerd")):
         found[f"{name} of {node}"] = partial(kill_daemon, node, name)
@@ -393,52 +403,54 @@ def victims(kubectl: Kubectl, guests: list[Machine]) -> dict[str, Callable[[], N
 
 
 def all_ready(kubectl: Kubectl) -> bool:
-    """Whether all of hyperlet's own pods are."""
-    return all(conditions(pod)["Ready"]["status"] == "True" for pod in kubectl.within(SYSTEM).items("pods"))
+    """Whether all pods of hyperlet are Ready."""
+    return all(conditions(pod)["Ready"]["status"] == "True" for pod in kubectl.in_namespace(SYSTEM).items("pods"))
 
 
-def test_killed_in_any_order_nothing_is_lost(space: Space, survivor: Machine) -> None:
-    """Everything is killed once, in an order and with pauses of chance, while one machine starts and another stops."""
-    neighbour = space.machine(booting("neighbour", nodeSelector={"kubernetes.io/hostname": "node2"}))
-    leaver = space.machine(idle("called-off")).until_status("Running")
+def test_kills_in_random_order_keep_guests_running(space: E2eNamespace, long_running_vm: VmUnderTest) -> None:
+    """Each process is killed once, in random order with random pauses, while one VM starts and another stops."""
+    neighbour = space.apply_vm(booting("neighbour", nodeSelector={"kubernetes.io/hostname": "node2"}))
+    leaver = space.apply_vm(idle("called-off")).until_status("Running")
     neighbour.until_status("Running")
-    before = {machine.name: (machine, machine.answer()) for machine in (survivor, neighbour)}
-    wait_for(lambda: all_ready(space.kubectl), "everything is there to be killed", seconds=120)
+    before = {machine.name: (machine, machine.answer()) for machine in (long_running_vm, neighbour)}
+    wait_for(lambda: all_ready(space.kubectl), "all pods are Ready before the kills", seconds=120)
     seed = secrets.randbelow(1 << 32)
     dice = random.Random(seed)
-    chosen = list(victims(space.kubectl, [survivor, neighbour]).items())
+    chosen = list(kill_functions(space.kubectl, [long_running_vm, neighbour]).items())
     dice.shuffle(chosen)
     print(f"seed {seed}: {', '.join(name for name, _ in chosen)}")
     for number, (_, kill) in enumerate(chosen):
         if number == len(chosen) // 3:
-            newcomer = wait_for(lambda: space.machine(idle("called-in")), "a new machine is taken")
+            newcomer = wait_for(lambda: space.apply_vm(idle("called-in")), "a new machine is taken")
         if number == len(chosen) // 2:
             leaver.run("Halted")
         kill()
         time.sleep(dice.uniform(0, 3))
     for machine, told in before.values():
-        unharmed(machine, told)
+        assert_guest_unaffected(machine, told)
     newcomer.until_status("Running")
-    assert len(newcomer.pods()) == 1, newcomer.story()
+    assert len(newcomer.pods()) == 1, newcomer.diagnostics()
     leaver.until_stopped()
-    # The kubelet lets a container that has ended several times wait longer each time.
-    wait_for(lambda: all_ready(space.kubectl), "everything is back", seconds=180)
+    # The kubelet restarts a container with increasing back-off.
+    wait_for(lambda: all_ready(space.kubectl), "all pods are Ready again", seconds=180)
     for machine in (neighbour, newcomer, leaver):
         machine.discard()
 
 
-# ---- and at the end
+# ---- final checks
 
 
-def test_the_survivor_has_survived(survivor: Machine, first_words: Json) -> None:
-    unharmed(survivor, first_words)
-    with survivor.followed() as said:
-        survivor.run("Halted")
-        survivor.until_stopped()
+def test_guest_after_all_faults_has_same_boot_id_and_stops_gracefully(
+    long_running_vm: VmUnderTest, initial_report: Json
+) -> None:
+    assert_guest_unaffected(long_running_vm, initial_report)
+    with long_running_vm.follow_log() as said:
+        long_running_vm.run("Halted")
+        long_running_vm.until_stopped()
         assert "guest: powered off" in said()
 
 
-def test_nothing_was_killed_for_memory(kubectl: Kubectl) -> None:
+def test_no_container_was_oom_killed(kubectl: Kubectl) -> None:
     for pod in kubectl.items("pods", "--all-namespaces"):
         for container in container_statuses(pod):
             for state in (container.get("state", {}), container.get("lastState", {})):

@@ -1,4 +1,4 @@
-"""Every run strategy does what it says; a stop is graceful; a deletion leaves nothing."""
+"""Run strategies, graceful stop, deletion, grace periods."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.manifests import booting, cloud_init, halting, idle, instance
-from tests.e2e.processes import the
-from tests.e2e.support import Machine, Space, conditions, stays
+from tests.e2e.processes import wait_for_process
+from tests.e2e.support import E2eNamespace, VmUnderTest, assert_stays_true, conditions
 from tests.waiting import wait_for
 
 
-def kill_qemu(machine: Machine) -> None:
-    """SIGKILL to the machine's QEMU."""
-    the(machine.pod(), lambda process: process.is_qemu).kill()
+def kill_qemu(machine: VmUnderTest) -> None:
+    """Send SIGKILL to the VM's QEMU."""
+    wait_for_process(machine.pod(), lambda process: process.is_qemu).kill()
 
 
 # ---- Always, and what stopping means
 
 
 @pytest.fixture(scope="module")
-def always(space: Space) -> Iterator[Machine]:
-    machine = space.machine(booting("always", run="Always"))
+def always(space: E2eNamespace) -> Iterator[VmUnderTest]:
+    machine = space.apply_vm(booting("always", run="Always"))
     yield machine.until_status("Running")
     machine.discard()
 
 
-def test_always_comes_back_when_the_guest_powers_off(always: Machine) -> None:
+def test_always_vm_restarts_after_guest_power_off(always: VmUnderTest) -> None:
     first = always.answer()
     always.guest().power_off()
     assert always.answer(other_than=first["bootId"])["bootId"] != first["bootId"]
     always.until_status("Running")
 
 
-def test_a_patch_to_halted_stops_gracefully(always: Machine) -> None:
+def test_patch_to_halted_powers_off_guest(always: VmUnderTest) -> None:
     always.answer()
-    with always.followed() as said:
+    with always.follow_log() as said:
         always.run("Halted")
         always.until_stopped()
         log = said()
@@ -47,32 +47,32 @@ def test_a_patch_to_halted_stops_gracefully(always: Machine) -> None:
     assert conditions(vm)["Ready"]["status"] == "False"
 
 
-def test_a_patch_back_to_always_starts_again(always: Machine) -> None:
+def test_patch_to_always_starts_stopped_vm(always: VmUnderTest) -> None:
     always.run("Always")
     told = always.until_status("Running").answer()
     assert told["uptime"] < 120
 
 
-def test_a_deleted_instance_is_replaced(always: Machine) -> None:
+def test_deleted_vmi_is_powered_off_and_replaced(always: VmUnderTest) -> None:
     first = always.answer()
-    with always.followed() as said:
+    with always.follow_log() as said:
         always.kubectl("delete", "vmi", "always", "--wait=false")
         always.answer(other_than=first["bootId"])
         assert "guest: powered off" in said()
 
 
-def test_a_deleted_pod_is_a_graceful_shutdown_too(always: Machine) -> None:
+def test_deleted_pod_powers_off_guest_and_vm_restarts(always: VmUnderTest) -> None:
     first = always.answer()
-    with always.followed() as said:
+    with always.follow_log() as said:
         always.kubectl("delete", "pod", always.pod()["metadata"]["name"], "--wait=false")
         always.answer(other_than=first["bootId"])
         assert "guest: powered off" in said()
     always.until_status("Running")
 
 
-def test_deletion_is_graceful_and_leaves_nothing(space: Space, always: Machine) -> None:
+def test_vm_deletion_powers_off_guest_and_removes_all_objects(space: E2eNamespace, always: VmUnderTest) -> None:
     always.answer()
-    with always.followed() as said:
+    with always.follow_log() as said:
         space.kubectl("delete", "vm", "always", "--timeout=60s")
         always.until_gone()
         assert "guest: powered off" in said()
@@ -81,11 +81,11 @@ def test_deletion_is_graceful_and_leaves_nothing(space: Space, always: Machine) 
 # ---- the other strategies
 
 
-def test_halted_and_running_false_do_not_start(space: Space) -> None:
-    machines = [space.machine(idle("halted", run="Halted")), space.machine(idle("unlit", run=False))]
+def test_halted_and_running_false_vms_do_not_start(space: E2eNamespace) -> None:
+    machines = [space.apply_vm(idle("halted", run="Halted")), space.apply_vm(idle("unlit", run=False))]
     for machine in machines:
         machine.until_status("Stopped", seconds=30)
-    stays(lambda: not any(machine.vmi() or machine.pods() for machine in machines), "no instance is made")
+    assert_stays_true(lambda: not any(machine.vmi() or machine.pods() for machine in machines), "no instance is made")
     machines[0].run("Always")
     machines[1].patch({"spec": {"running": True}})
     for machine in machines:
@@ -97,16 +97,18 @@ def test_halted_and_running_false_do_not_start(space: Space) -> None:
         machine.discard()
 
 
-def test_manual_starts_and_stops_on_request_only(space: Space) -> None:
-    manual = space.machine(idle("manual", run="Manual"))
+def test_manual_vm_starts_and_stops_only_on_request(space: E2eNamespace) -> None:
+    manual = space.apply_vm(idle("manual", run="Manual"))
     manual.until_status("Stopped", seconds=30)
-    stays(lambda: not manual.vmi(), "it does not start by itself")
+    assert_stays_true(lambda: not manual.vmi(), "it does not start by itself")
     manual.ask("Start")
     manual.until_status("Running")
     first = manual.uid()
     kill_qemu(manual)
-    wait_for(lambda: manual.phase() == "Failed", "the instance has failed", explain=manual.story)
-    stays(lambda: (manual.uid(), manual.phase()) == (first, "Failed"), "it is kept, and not started again by itself")
+    wait_for(lambda: manual.phase() == "Failed", "the instance has failed", explain=manual.diagnostics)
+    assert_stays_true(
+        lambda: (manual.uid(), manual.phase()) == (first, "Failed"), "it is kept, and not started again by itself"
+    )
     manual.until_status("Stopped")
     manual.ask("Start")
     manual.until_replaced(first)
@@ -115,53 +117,55 @@ def test_manual_starts_and_stops_on_request_only(space: Space) -> None:
     manual.discard()
 
 
-def test_rerun_on_failure_tells_a_failure_from_a_shutdown(space: Space) -> None:
-    rerun = space.machine(booting("rerun", run="RerunOnFailure")).until_status("Running")
+def test_rerun_on_failure_vm_restarts_after_failure_and_not_after_shutdown(space: E2eNamespace) -> None:
+    rerun = space.apply_vm(booting("rerun", run="RerunOnFailure")).until_status("Running")
     first = rerun.answer()
     kill_qemu(rerun)
     second = rerun.answer(other_than=first["bootId"])
     assert second["bootId"] != first["bootId"]
-    # The failure is over: now the guest shuts down of its own will, and stays down.
+    # After the failure: the guest shuts itself down, and stays stopped.
     rerun.guest().power_off()
-    wait_for(lambda: rerun.phase() in ("Succeeded", ""), "the guest has shut down", explain=rerun.story)
+    wait_for(lambda: rerun.phase() in ("Succeeded", ""), "the guest has shut down", explain=rerun.diagnostics)
     rerun.until_stopped()
-    stays(lambda: rerun.phase() in ("Succeeded", ""), "a guest that shut itself down stays off")
+    assert_stays_true(lambda: rerun.phase() in ("Succeeded", ""), "a guest that shut itself down stays off")
     rerun.discard()
 
 
 @pytest.mark.parametrize("end", ["shutdown", "failure"])
-def test_once_starts_once(space: Space, end: str) -> None:
+def test_once_vm_is_not_restarted(space: E2eNamespace, end: str) -> None:
     if end == "shutdown":
-        once = space.machine(booting("once-shutdown", run="Once")).until_status("Running")
+        once = space.apply_vm(booting("once-shutdown", run="Once")).until_status("Running")
         once.answer()
         once.guest().power_off()
     else:
-        once = space.machine(idle("once-failure", run="Once")).until_status("Running")
+        once = space.apply_vm(idle("once-failure", run="Once")).until_status("Running")
         kill_qemu(once)
     final = "Succeeded" if end == "shutdown" else "Failed"
-    wait_for(lambda: once.phase() == final, f"the instance has ended ({final})", explain=once.story)
-    stays(lambda: once.phase() == final, "the instance is kept, and not started twice")
+    wait_for(lambda: once.phase() == final, f"the instance has ended ({final})", explain=once.diagnostics)
+    assert_stays_true(lambda: once.phase() == final, "the instance is kept, and not started twice")
     once.discard()
 
 
 # ---- failures
 
 
-def test_when_qemu_dies_the_instance_fails_and_the_user_is_told(space: Space) -> None:
-    lone = space.machine(instance("lone", halting(), memory="64Mi", network=False, grace=2)).until_phase("Running")
+def test_killed_qemu_fails_vmi_with_crashed_message(space: E2eNamespace) -> None:
+    lone = space.apply_vm(instance("lone", halting(), memory="64Mi", network=False, grace=2)).until_phase("Running")
     kill_qemu(lone)
     lone.until_phase("Failed")
-    lone.until_told("Crashed")
+    lone.until_message("Crashed")
     wait_for(
-        lambda: all(p["status"]["phase"] == "Failed" for p in lone.pods()), "its pod has failed", explain=lone.story
+        lambda: all(p["status"]["phase"] == "Failed" for p in lone.pods()),
+        "its pod has failed",
+        explain=lone.diagnostics,
     )
     space.kubectl("delete", "vmi", "lone", "--timeout=60s")
     lone.until_gone()
 
 
-def test_a_machine_that_fails_again_and_again_backs_off(space: Space) -> None:
-    """The first restart is at once; from the second failure in a row on the machine waits, and says so."""
-    loop = space.machine(idle("loop")).until_status("Running")
+def test_vm_failing_twice_enters_crash_loop_back_off(space: E2eNamespace) -> None:
+    """The first restart is immediate; from the second consecutive failure on the VM waits, and reports it."""
+    loop = space.apply_vm(idle("loop")).until_status("Running")
     first = loop.uid()
     kill_qemu(loop)
     loop.until_replaced(first)
@@ -172,9 +176,9 @@ def test_a_machine_that_fails_again_and_again_backs_off(space: Space) -> None:
     assert failure["consecutiveFailCount"] == 2
     assert failure["lastFailedVMIUID"] == second
     assert failure["retryAfterTimestamp"]
-    assert not loop.living(), "a pod waits for the next try"
+    assert not loop.active_pods(), "a pod waits for the next try"
     loop.until_replaced(second)
-    # Halting it is a fresh start for the count.
+    # Halting the VM resets the count.
     loop.run("Halted")
     loop.until_stopped()
     assert "startFailure" not in (loop.vm() or {})["status"]
@@ -184,29 +188,29 @@ def test_a_machine_that_fails_again_and_again_backs_off(space: Space) -> None:
 # ---- the grace period
 
 
-def test_a_guest_that_will_not_go_has_its_grace_period_and_no_more(space: Space) -> None:
-    """Neither its power button nor its agent gets this guest to shut down."""
+def test_guest_ignoring_shutdown_is_ended_after_grace_period(space: E2eNamespace) -> None:
+    """This guest ignores its power button and has no working shutdown command for the agent."""
     ignore = "touch /run/guest/ignore-power-button"
-    deaf = space.machine(
+    deaf = space.apply_vm(
         booting("deaf", cloud_init(f"#cloud-config\nruncmd:\n- {ignore}\n- rm /sbin/shutdown\n"), grace=6)
     ).until_status("Running")
     first = deaf.answer()
     guest = deaf.guest()
-    with deaf.followed() as said:
+    with deaf.follow_log() as said:
         deaf.run("Halted")
-        wait_for(lambda: "power button ignored" in deaf.log(), "it was asked to shut down", explain=deaf.story)
+        wait_for(lambda: "power button ignored" in deaf.log(), "it was asked to shut down", explain=deaf.diagnostics)
         deaf.until_status("Stopping", seconds=5)
-        assert guest.report()["bootId"] == first["bootId"], "the guest was harmed before its time was up"
+        assert guest.report()["bootId"] == first["bootId"], "the guest ended before its grace period"
         deaf.until_stopped()
         assert "guest: powered off" not in said()
     deaf.discard()
 
 
-def test_a_guest_that_halts_is_ended(space: Space) -> None:
-    stone = space.machine(idle("stone", grace=2)).until_status("Running")
+def test_halted_guest_is_ended_by_deletion(space: E2eNamespace) -> None:
+    stone = space.apply_vm(idle("stone", grace=2)).until_status("Running")
     stone.delete()
 
 
-def test_no_grace_at_all_ends_at_once(space: Space) -> None:
-    brief = space.machine(idle("brief", grace=0)).until_status("Running")
+def test_zero_grace_period_ends_guest_immediately(space: E2eNamespace) -> None:
+    brief = space.apply_vm(idle("brief", grace=0)).until_status("Running")
     brief.delete()

@@ -29,19 +29,19 @@ def differs(*args: str) -> str:
 
 
 def apply_server_side() -> None:
-    # Not by force: nothing that hyperlet's own components write may be a field of the manifests.
+    # Without --force-conflicts: hyperlet's components may own no field of the manifests.
     done = kubectl("apply", *SERVER_SIDE)
     assert done.returncode == 0, done.stderr
     assert "daemonset.apps/hyperlet-handler serverside-applied" in done.stdout
 
 
-def test_what_is_deployed_does_not_differ() -> None:
+def test_deployed_manifests_have_no_diff() -> None:
     assert differs() == ""
 
 
-def test_server_side_apply_is_clean_the_second_time() -> None:
+def test_repeated_server_side_apply_has_no_diff() -> None:
     apply_server_side()
     assert differs(*SERVER_SIDE) == ""
     apply_server_side()
-    # And who applied in the other way before still sees no difference.
+    # A client-side diff must still be empty.
     assert differs() == ""

@@ -1,4 +1,4 @@
-"""Virtual machines and pods on networks of the house: a bridge of the nodes, joined through network definitions."""
+"""VMs and pods on secondary networks: a bridge of the nodes, attached through NetworkAttachmentDefinitions."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import pytest
 import yaml
 
 from tests.e2e.manifests import booting, cloud_init, idle
-from tests.e2e.processes import processes, the
+from tests.e2e.processes import processes, wait_for_process
 from tests.e2e.support import (
     EXISTING,
     ROOT,
     SYSTEM,
+    E2eNamespace,
     Json,
-    Machine,
-    Space,
+    VmUnderTest,
     conditions,
     container_statuses,
     project,
 )
 from tests.waiting import wait_for
 
-pytestmark = pytest.mark.alone  # handlers are killed, and a node loses its power
+pytestmark = pytest.mark.alone  # handlers are killed, and a node is powered off
 
 SEEDS = ROOT / "tests" / "golden" / "seed-manifests"
 HANDLERS = "--selector=kubevirt.io=virt-handler"
 NODES = ("node1", "node2")
 MAC = {"left": "02:00:00:00:93:0b", "right": "02:00:00:00:93:0c"}
 EXTRA_MAC = "02:00:00:00:93:0e"
-# Of IPv6: nothing on this network gives addresses away, and the guest's DHCP client clears IPv4 ones while it asks.
+# IPv6: there is no DHCP on this network, and the guest's DHCP client clears IPv4 addresses while it asks.
 ADDRESS = {"left": "fd00:93::11", "right": "fd00:93::12"}
 
 
@@ -41,7 +41,7 @@ def seed(name: str) -> Json:
 
 
 def network(name: str, bridge: str = "br1", **config: object) -> Json:
-    """A NetworkAttachmentDefinition of a bridge, which has VMs go where that is."""
+    """A NetworkAttachmentDefinition of a bridge, with the resource name that schedules VMs to its nodes."""
     conf = {"cniVersion": "1.0.0", "name": name, "type": "cnv-bridge", "bridge": bridge, **config}
     return {
         "apiVersion": "k8s.cni.cncf.io/v1",
@@ -78,9 +78,9 @@ def on(node: str) -> dict[str, str]:
 
 
 def setup_of(name: str, then: str = "true") -> str:
-    """Cloud-init that gives the guest's card on the bridge an address."""
-    card = f"$(grep -l {MAC[name]} /sys/class/net/*/address | cut -d/ -f5)"
-    lines = [f"ip addr add {ADDRESS[name]}/64 dev {card}", then]
+    """Cloud-init user data that sets an address on the guest's bridge NIC."""
+    guest_nic = f"$(grep -l {MAC[name]} /sys/class/net/*/address | cut -d/ -f5)"
+    lines = [f"ip addr add {ADDRESS[name]}/64 dev {guest_nic}", then]
     return "#cloud-config\nruncmd:\n" + "".join(f"  - {json.dumps(line)}\n" for line in lines)
 
 
@@ -88,12 +88,12 @@ LISTENING = (
     f"(while :; do printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {ADDRESS['left']} 80 | "
     "grep -q hostname...left && echo heard left >/dev/ttyS0; sleep 1; done) &"
 )
-"""What right does for ever: it says on its console what it hears from left over the bridge."""
+"""Loop in right: log each response from left over the bridge on the console."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def house(space: Space) -> Iterator[None]:
-    """The bridge on both nodes (as `make up` makes it), and what the users' documents take for granted."""
+def bridge_setup(space: E2eNamespace) -> Iterator[None]:
+    """The bridge on both nodes (as `make up` creates it), and the objects that the seed manifests require."""
     if EXISTING:
         pytest.skip("needs nodes of its own")
     project("cluster", "bridge", "br1", "--port", "eth1")
@@ -104,8 +104,8 @@ def house(space: Space) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def left(space: Space, house: None) -> Machine:
-    return space.machine(
+def left(space: E2eNamespace, bridge_setup: None) -> VmUnderTest:
+    return space.apply_vm(
         booting(
             "left",
             cloud_init(setup_of("left")),
@@ -116,8 +116,8 @@ def left(space: Space, house: None) -> Machine:
 
 
 @pytest.fixture(scope="module")
-def right(space: Space, left: Machine) -> Machine:
-    machine = space.machine(
+def right(space: E2eNamespace, left: VmUnderTest) -> VmUnderTest:
+    machine = space.apply_vm(
         booting(
             "right",
             cloud_init(setup_of("right", LISTENING)),
@@ -129,23 +129,23 @@ def right(space: Space, left: Machine) -> Machine:
     return machine.until_status("Running")
 
 
-def heard(machine: Machine) -> int:
-    """How often right has heard left."""
+def received_count(machine: VmUnderTest) -> int:
+    """Number of responses from left in right's console log."""
     return machine.log().count("heard left")
 
 
-def hears(right: Machine, what: str) -> None:
-    """Wait until right has heard left twice more: one answer may have been under way."""
-    before = heard(right)
-    wait_for(lambda: heard(right) >= before + 2, what, seconds=60, explain=right.story)
+def assert_traffic(right: VmUnderTest, what: str) -> None:
+    """Wait until right has received two more responses from left: the first may have been sent before."""
+    before = received_count(right)
+    wait_for(lambda: received_count(right) >= before + 2, what, seconds=60, explain=right.diagnostics)
 
 
-def card(machine: Machine, mac: str) -> Json | None:
-    """The guest's card with that address."""
+def guest_nic(machine: VmUnderTest, mac: str) -> Json | None:
+    """The guest's NIC with that MAC."""
     return next((each for each in machine.guest().report()["interfaces"] if each["mac"] == mac), None)
 
 
-def interface(machine: Machine, name: str) -> Json:
+def interface(machine: VmUnderTest, name: str) -> Json:
     """An interface of the VMI's status; empty if it is not there."""
     found = ((machine.vmi() or {}).get("status") or {}).get("interfaces") or []
     return next((each for each in found if each.get("name") == name), {})
@@ -156,8 +156,8 @@ def inside(node: str, command: str) -> str:
     return project("cluster", "exec", node, "--", "sh", "-c", command)
 
 
-def left_over(pod_uid: str = "") -> list[str]:
-    """What there is of a pod's (of all pods') secondary networks on the nodes: interfaces and records."""
+def remaining_attachments(pod_uid: str = "") -> list[str]:
+    """Interfaces and records on the nodes of a pod's (default: all pods') secondary networks."""
     found = []
     for node in NODES:
         links = [line for line in inside(node, "ip -o link show").splitlines() if "cnv" in line]
@@ -166,7 +166,7 @@ def left_over(pod_uid: str = "") -> list[str]:
     return found
 
 
-def annotated(machine: Machine, key: str) -> list[Json]:
+def annotated(machine: VmUnderTest, key: str) -> list[Json]:
     """A JSON list in an annotation of the launcher pod."""
     listed: list[Json] = json.loads(
         machine.pod()["metadata"].get("annotations", {}).get(f"k8s.v1.cni.cncf.io/{key}", "[]")
@@ -177,16 +177,16 @@ def annotated(machine: Machine, key: str) -> list[Json]:
 # ---- a bridge of the nodes
 
 
-def test_two_machines_on_different_nodes_talk_over_the_bridge(left: Machine, right: Machine) -> None:
+def test_vms_on_different_nodes_communicate_over_bridge(left: VmUnderTest, right: VmUnderTest) -> None:
     assert (left.node(), right.node()) == NODES
-    hears(right, "right hears left over the bridge")
+    assert_traffic(right, "right hears left over the bridge")
     for machine in (left, right):
         machine.answer()
-        found = card(machine, MAC[machine.name])
+        found = guest_nic(machine, MAC[machine.name])
         assert found and f"{ADDRESS[machine.name]}/64" in found["addresses"]
 
 
-def test_a_machine_has_both_its_networks(right: Machine) -> None:
+def test_vmi_status_lists_both_networks(right: VmUnderTest) -> None:
     told = right.answer()
     assert len(told["interfaces"]) == 2
     first, second = (right.vmi() or {})["status"]["interfaces"][:2]
@@ -196,26 +196,28 @@ def test_a_machine_has_both_its_networks(right: Machine) -> None:
     assert "domain" in second["infoSource"] and "multus-status" in second["infoSource"]
 
 
-def test_the_guests_own_address_and_device_are_told(right: Machine) -> None:
+def test_guest_agent_address_and_device_are_in_status(right: VmUnderTest) -> None:
     wait_for(
         lambda: ADDRESS["right"] in interface(right, "lan").get("ipAddresses", []) and interface(right, "lan"),
         "the guest agent's address of the card",
-        explain=right.story,
+        explain=right.diagnostics,
     )
     told = interface(right, "lan")
     assert told["interfaceName"].startswith("e") and "guest-agent" in told["infoSource"]
 
 
-def test_the_pod_tells_its_networks_as_multus_does(right: Machine, space: Space) -> None:
+def test_launcher_pod_has_multus_network_status(right: VmUnderTest, space: E2eNamespace) -> None:
     own, lan = annotated(right, "network-status")
     assert own["default"] is True and own["interface"] == "eth0" and own["ips"]
     assert (lan["name"], lan["mac"]) == (f"{space.name}/br1-public", MAC["right"])
     assert lan["interface"] == annotated(right, "networks")[0]["interface"]
 
 
-def test_handler_and_plugins_may_restart(left: Machine, right: Machine, space: Space) -> None:
-    """Both containers of both handlers' pods are killed: the guests go on talking, and are still served."""
-    system = space.kubectl.within(SYSTEM)
+def test_restarted_handler_and_cni_containers_keep_bridge_traffic(
+    left: VmUnderTest, right: VmUnderTest, space: E2eNamespace
+) -> None:
+    """Both containers of both handler pods are killed: traffic between the guests continues."""
+    system = space.kubectl.in_namespace(SYSTEM)
     pods = system.items("pods", HANDLERS)
     counts = {pod["metadata"]["name"]: sum(c["restartCount"] for c in container_statuses(pod)) for pod in pods}
     for pod in pods:
@@ -232,19 +234,19 @@ def test_handler_and_plugins_may_restart(left: Machine, right: Machine, space: S
         )
 
     wait_for(back, "both containers of both pods are started again and Ready", seconds=90)
-    hears(right, "right still hears left")
+    assert_traffic(right, "right still hears left")
     assert (left.phase(), right.phase()) == ("Running", "Running")
 
 
 # ---- changes of a running machine
 
 
-def template(machine: Machine) -> Json:
+def template(machine: VmUnderTest) -> Json:
     spec: Json = (machine.vm() or {})["spec"]["template"]["spec"]
     return spec
 
 
-def rewire(machine: Machine, change: Callable[[list[Json], list[Json]], None]) -> None:
+def rewire(machine: VmUnderTest, change: Callable[[list[Json], list[Json]], None]) -> None:
     """Change interfaces and networks in the VM's template, as `kubectl edit` would."""
     spec = template(machine)
     interfaces, networks = spec["domain"]["devices"]["interfaces"], spec["networks"]
@@ -254,8 +256,8 @@ def rewire(machine: Machine, change: Callable[[list[Json], list[Json]], None]) -
     )
 
 
-def plugged_in_and_out(machine: Machine, mac: str) -> None:
-    """Plug a card on a bridge into a running machine and out again: the guest sees it come and go, in the same pod."""
+def assert_nic_hotplug_and_unplug(machine: VmUnderTest, mac: str) -> None:
+    """Assert that a bridge NIC can be hotplugged into a running VM and unplugged, in the same pod."""
     machine.space.apply(network("extra"))
 
     def plug(interfaces: list[Json], networks: list[Json]) -> None:
@@ -267,18 +269,18 @@ def plugged_in_and_out(machine: Machine, mac: str) -> None:
 
     pod = machine.pod()["metadata"]["uid"]
     rewire(machine, plug)
-    wait_for(lambda: card(machine, mac), "the guest has the card", seconds=90, explain=machine.story)
+    wait_for(lambda: guest_nic(machine, mac), "the guest has the card", seconds=90, explain=machine.diagnostics)
     rewire(machine, unplug)
-    wait_for(lambda: card(machine, mac) is None, "the guest gave it back", seconds=90, explain=machine.story)
+    wait_for(lambda: guest_nic(machine, mac) is None, "the guest gave it back", seconds=90, explain=machine.diagnostics)
     wait_for(
         lambda: "extra" not in [each["name"] for each in annotated(machine, "networks")],
         "the pod has left the network",
-        explain=machine.story,
+        explain=machine.diagnostics,
     )
     assert machine.pod()["metadata"]["uid"] == pod
 
 
-def test_a_card_is_plugged_into_a_running_machine_and_out_again(left: Machine, space: Space) -> None:
+def test_nic_is_hotplugged_and_unplugged_in_running_vm(left: VmUnderTest, space: E2eNamespace) -> None:
     space.apply(network("extra", ipam=addresses("192.168.94.0/24")))
     pod, boot = left.pod(), left.answer()["bootId"]
 
@@ -288,10 +290,10 @@ def test_a_card_is_plugged_into_a_running_machine_and_out_again(left: Machine, s
 
     rewire(left, plug)
     wait_for(
-        lambda: any(each.startswith("192.168.94.") for each in (card(left, EXTRA_MAC) or {})["addresses"]),
+        lambda: any(each.startswith("192.168.94.") for each in (guest_nic(left, EXTRA_MAC) or {})["addresses"]),
         "the guest has the new card, with the address that the network gave",
         seconds=90,
-        explain=left.story,
+        explain=left.diagnostics,
     )
     assert left.pod()["metadata"]["uid"] == pod["metadata"]["uid"] and left.answer()["bootId"] == boot
     assert "RestartRequired" not in conditions(left.vm())
@@ -301,24 +303,29 @@ def test_a_card_is_plugged_into_a_running_machine_and_out_again(left: Machine, s
         interfaces[-1]["state"] = "absent"
 
     rewire(left, unplug)
-    wait_for(lambda: card(left, EXTRA_MAC) is None, "the guest has given the card back", seconds=90, explain=left.story)
+    wait_for(
+        lambda: guest_nic(left, EXTRA_MAC) is None,
+        "the guest has given the card back",
+        seconds=90,
+        explain=left.diagnostics,
+    )
     wait_for(
         lambda: device not in [each["interface"] for each in annotated(left, "network-status")],
         "the pod has left the network",
         seconds=60,
-        explain=left.story,
+        explain=left.diagnostics,
     )
     wait_for(
         lambda: "extra" not in [each["name"] for each in template(left)["networks"]],
         "the network is gone from the template",
         seconds=60,
-        explain=left.story,
+        explain=left.diagnostics,
     )
     assert not inside("node1", "ls /var/lib/cni/networks/extra | grep ^192 || true").strip()
     assert left.answer()["bootId"] == boot
 
 
-def test_a_link_goes_down_and_up(left: Machine, right: Machine) -> None:
+def test_interface_state_sets_guest_link_down_and_up(left: VmUnderTest, right: VmUnderTest) -> None:
     def state(value: str) -> Callable[[list[Json], list[Json]], None]:
         def change(interfaces: list[Json], networks: list[Json]) -> None:
             interfaces[1]["state"] = value
@@ -327,12 +334,18 @@ def test_a_link_goes_down_and_up(left: Machine, right: Machine) -> None:
 
     rewire(left, state("down"))
     wait_for(
-        lambda: (card(left, MAC["left"]) or {})["state"] == "down", "the guest sees no carrier", explain=left.story
+        lambda: (guest_nic(left, MAC["left"]) or {})["state"] == "down",
+        "the guest sees no carrier",
+        explain=left.diagnostics,
     )
-    wait_for(lambda: interface(left, "lan").get("linkState") == "down", "the status says so", explain=left.story)
+    wait_for(lambda: interface(left, "lan").get("linkState") == "down", "the status says so", explain=left.diagnostics)
     rewire(left, state("up"))
-    wait_for(lambda: (card(left, MAC["left"]) or {})["state"] == "up", "the guest has it again", explain=left.story)
-    hears(right, "right hears left again")
+    wait_for(
+        lambda: (guest_nic(left, MAC["left"]) or {})["state"] == "up",
+        "the guest has it again",
+        explain=left.diagnostics,
+    )
+    assert_traffic(right, "right hears left again")
 
 
 # ---- scheduling, bindings, errors
@@ -347,10 +360,10 @@ def bridge_on(node: str, name: str) -> Iterator[None]:
         project("cluster", "bridge", name, "--node", node, "--remove")
 
 
-def test_a_machine_goes_where_its_bridge_is(space: Space) -> None:
+def test_vm_is_scheduled_to_node_with_its_bridge(space: E2eNamespace) -> None:
     manifest = idle("seeker", **{"network": True, **nics(("cellar", "cellar", {}))})
     space.apply(network("cellar", "br7"))
-    seeker = space.machine(manifest)
+    seeker = space.apply_vm(manifest)
     seeker.until_status("ErrorUnschedulable")
     with bridge_on("node2", "br7"):
         seeker.until_status("Running")
@@ -358,21 +371,21 @@ def test_a_machine_goes_where_its_bridge_is(space: Space) -> None:
         seeker.delete()
 
 
-def offered(space: Space, node: str) -> set[str]:
-    """The bridges of which the node has any to give away; the kubelet lists what is withdrawn for a while, with 0."""
+def offered(space: E2eNamespace, node: str) -> set[str]:
+    """The node's allocatable bridges; the kubelet lists withdrawn ones for a while, with 0."""
     found = (space.kubectl.get("node", node) or {})["status"]["allocatable"]
     prefix = "bridge.network.kubevirt.io/"
     return {name.removeprefix(prefix) for name, count in found.items() if name.startswith(prefix) and count != "0"}
 
 
-def test_the_pod_networks_bridge_is_not_offered(space: Space) -> None:
+def test_pod_network_bridge_is_not_allocatable(space: E2eNamespace) -> None:
     for node in NODES:
         project("cluster", "exec", node, "--", "test", "-d", "/sys/class/net/cni0/bridge")
         assert "br1" in offered(space, node) and "cni0" not in offered(space, node)
 
 
-def test_the_administrator_keeps_bridges_back(space: Space) -> None:
-    system = space.kubectl.within(SYSTEM)
+def test_denied_bridges_are_not_allocatable(space: E2eNamespace) -> None:
+    system = space.kubectl.in_namespace(SYSTEM)
     said = system("annotate", "kubevirt", "kubevirt", "hyperlet/denied-bridges=br[1]", "--overwrite", check=False)
     assert "hyperlet/denied-bridges" in said and "'br[1]'" in said, said
     system("annotate", "kubevirt", "kubevirt", "hyperlet/denied-bridges=br?", "--overwrite")
@@ -385,8 +398,8 @@ def test_the_administrator_keeps_bridges_back(space: Space) -> None:
         wait_for(lambda node=node: "br1" in offered(space, node), f"{node}'s br1 is offered again")
 
 
-def test_the_bridge_binding_gives_the_guest_the_pods_address(space: Space) -> None:
-    machine = space.machine(booting("bare", **nics(pod={"bridge": {}}))).until_status("Running")
+def test_bridge_binding_gives_guest_pod_address(space: E2eNamespace) -> None:
+    machine = space.apply_vm(booting("bare", **nics(pod={"bridge": {}}))).until_status("Running")
     told = machine.answer()
     ip = machine.pod()["status"]["podIP"]
     (only,) = told["interfaces"]
@@ -395,20 +408,20 @@ def test_the_bridge_binding_gives_the_guest_the_pods_address(space: Space) -> No
     machine.discard()
 
 
-def test_a_vlan_that_this_kernel_cannot_filter_is_told_in_words(space: Space) -> None:
-    everybodys = space.kubectl.within("default")
+def test_vlan_unsupported_by_kernel_is_reported_as_cni_error(space: E2eNamespace) -> None:
+    everybodys = space.kubectl.in_namespace("default")
     everybodys("apply", "-f", str(SEEDS / "nad-vlan-93.yaml"))
     try:
-        machine = space.machine(idle("tagged", **{"network": True, **nics(("vlan", "default/vlan-93", {}))}))
-        machine.until_told("network default/vlan-93", "cnv-bridge", "vlan", "CNI error 7")
+        machine = space.apply_vm(idle("tagged", **{"network": True, **nics(("vlan", "default/vlan-93", {}))}))
+        machine.until_message("network default/vlan-93", "cnv-bridge", "vlan", "CNI error 7")
         machine.delete()
     finally:
         everybodys("delete", "network-attachment-definitions", "vlan-93", "--ignore-not-found")
 
 
-def test_a_network_that_is_not_there_is_named_and_joined_once_it_is(space: Space) -> None:
-    machine = space.machine(idle("early", **{"network": True, **nics(("later", "later", {}))}))
-    machine.until_told("later", "NetworkAttachmentDefinition")
+def test_missing_network_is_reported_and_vm_starts_once_created(space: E2eNamespace) -> None:
+    machine = space.apply_vm(idle("early", **{"network": True, **nics(("later", "later", {}))}))
+    machine.until_message("later", "NetworkAttachmentDefinition")
     space.apply(network("later"))
     machine.until_status("Running")
     machine.discard()
@@ -417,11 +430,11 @@ def test_a_network_that_is_not_there_is_named_and_joined_once_it_is(space: Space
 # ---- the users' own manifests
 
 
-def test_the_seeds_of_pod_and_machine_share_a_network(space: Space) -> None:
+def test_seed_pod_and_seed_vm_get_addresses_of_same_network(space: E2eNamespace) -> None:
     """pod-networks.yaml and vm-bridge-multus.yaml as they are, with a definition of the name that they use."""
     space.apply(network("bond1-br1", ipam=addresses("192.168.95.0/24")))
     space.apply(seed("pod-networks.yaml"))
-    machine = space.machine(seed("vm-bridge-multus.yaml"))
+    machine = space.apply_vm(seed("vm-bridge-multus.yaml"))
     pod = wait_for(
         lambda: (
             (found := space.kubectl.get("pod", "application-pod"))
@@ -437,12 +450,12 @@ def test_the_seeds_of_pod_and_machine_share_a_network(space: Space) -> None:
     machine.until_status("Running")
     told = interface(machine, "nic-0")
     assert told["ipAddress"].startswith("192.168.95.") and told["mac"]
-    # No operating system, so nobody obeys the power button: not worth waiting for the whole grace period.
+    # No operating system, so the power button has no effect: do not wait for the whole grace period.
     machine.discard()
-    the(machine.pod(), lambda process: process.is_qemu).kill()
+    wait_for_process(machine.pod(), lambda process: process.is_qemu).kill()
 
 
-def test_an_ordinary_pod_is_told_what_it_cannot_have(space: Space) -> None:
+def test_pod_with_network_of_other_namespace_gets_event(space: E2eNamespace) -> None:
     pod = seed("pod-networks.yaml")
     pod["metadata"] |= {"name": "asks-for-more", "annotations": {"k8s.v1.cni.cncf.io/networks": "kube-system/secret"}}
     space.apply(pod)
@@ -457,20 +470,22 @@ def test_an_ordinary_pod_is_told_what_it_cannot_have(space: Space) -> None:
 # ---- the end
 
 
-def test_nothing_is_left_on_the_nodes(space: Space, left: Machine, right: Machine) -> None:
+def test_deleted_vms_leave_no_interface_or_record_on_nodes(
+    space: E2eNamespace, left: VmUnderTest, right: VmUnderTest
+) -> None:
     uids = [machine.pod()["metadata"]["uid"] for machine in (left, right)]
     pods = [pod for pod in space.kubectl.items("pods") if "kubevirt.io" not in pod["metadata"].get("labels", {})]
     uids += [pod["metadata"]["uid"] for pod in pods]
-    assert all(any(uid in line for line in left_over()) for uid in uids[:2]), left_over()
+    assert all(any(uid in line for line in remaining_attachments()) for uid in uids[:2]), remaining_attachments()
     for machine in (left, right):
         machine.discard()
     for pod in pods:
         space.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=1", "--wait=false")
     wait_for(
-        lambda: not [line for line in left_over() if any(uid in line for uid in uids)],
+        lambda: not [line for line in remaining_attachments() if any(uid in line for uid in uids)],
         "interfaces and records of the deleted pods are gone",
         seconds=90,
-        explain=lambda: "\n".join(left_over()),
+        explain=lambda: "\n".join(remaining_attachments()),
     )
     for node in NODES:
         for name in ("extra", "bond1-br1"):
@@ -479,31 +494,38 @@ def test_nothing_is_left_on_the_nodes(space: Space, left: Machine, right: Machin
         assert "cnv" not in inside(node, "nft list table bridge hyperlet-cni 2>/dev/null || true")
 
 
-def test_after_a_power_cut_pods_join_again_and_what_was_is_gone(space: Space) -> None:
-    """The node comes back with its bridge, as its configuration says, and with what the handler had on its disk."""
+def test_pods_rejoin_network_after_power_cycle_and_stale_records_are_removed(space: E2eNamespace) -> None:
+    """The node restarts with its configured bridge, and with the handler's records on its disk."""
     space.apply(network("kept", ipam=addresses("192.168.96.0/24")))
     pod = seed("pod-networks.yaml")
     pod["metadata"] |= {"name": "stays", "annotations": {"k8s.v1.cni.cncf.io/networks": "kept"}}
     pod["spec"] |= {"nodeName": "node2", "terminationGracePeriodSeconds": 1}
     space.apply(pod)
-    machine = space.machine(
+    machine = space.apply_vm(
         idle("cut", **{"network": True, "nodeSelector": on("node2"), **nics(("lan", "br1-public", {}))})
     )
     machine.until_status("Running")
     uid = space.kubectl.items("pods", "--field-selector=metadata.name=stays")[0]["metadata"]["uid"]
     before, instance = machine.pod()["metadata"]["uid"], machine.uid()
-    wait_for(lambda: len(left_over(uid)) == 2 and len(left_over(before)) == 2, "both are joined, and on record")
+    wait_for(
+        lambda: len(remaining_attachments(uid)) == 2 and len(remaining_attachments(before)) == 2,
+        "both are joined, and on record",
+    )
     project("cluster", "off", "node2")
     project("cluster", "on", "node2")
     wait_for(
-        lambda: len(left_over(uid)) == 2 and not left_over(before),
+        lambda: len(remaining_attachments(uid)) == 2 and not remaining_attachments(before),
         "the pod has joined again, and the machine's first pod has left",
         seconds=120,
-        explain=lambda: "\n".join([*left_over(), *space.events("stays"), machine.story()]),
+        explain=lambda: "\n".join([*remaining_attachments(), *space.events("stays"), machine.diagnostics()]),
     )
     machine.until_replaced(instance)
-    wait_for(lambda: left_over(machine.pod()["metadata"]["uid"]), "the machine's new pod has joined")
+    wait_for(lambda: remaining_attachments(machine.pod()["metadata"]["uid"]), "the machine's new pod has joined")
     assert len(inside("node2", "ls /var/lib/cni/networks/kept | grep ^192").split()) == 1
     machine.delete()
     space.kubectl("delete", "pod", "stays", "--wait=false")
-    wait_for(lambda: not left_over(uid), "nothing is left of the pod", explain=lambda: "\n".join(left_over()))
+    wait_for(
+        lambda: not remaining_attachments(uid),
+        "nothing is left of the pod",
+        explain=lambda: "\n".join(remaining_attachments()),
+    )

@@ -1,6 +1,6 @@
-"""What a handler's own token may write, tried on the real API server: its own node's fields, and nothing else.
+"""Write permissions of a handler's token on the real API server: fields of its own node's objects only.
 
-Also what the API server guards by itself while no gateway answers: finalizers and a VMI's status.
+Also what admission policies protect without a gateway: finalizers and a VMI's status.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.e2e.manifests import booting
-from tests.e2e.support import SYSTEM, Json, Kubectl, Machine, Space, conditions
+from tests.e2e.support import SYSTEM, E2eNamespace, Json, Kubectl, VmUnderTest, conditions
 from tests.waiting import wait_for
 
 HANDLER = "hyperlet-handler"
@@ -33,7 +33,7 @@ RESOURCES = {
 
 @dataclass
 class Handler:
-    """A handler's token, as a thief of its node would have it. Not by kubectl, which wants to read what it patches."""
+    """Requests with a handler's token, as an attacker on its node has it. kubectl would read before it patches."""
 
     node: str
     server: str
@@ -42,7 +42,7 @@ class Handler:
     namespace: str
 
     def call(self, method: str, path: str, body: Json | None = None, *, dry: bool = False) -> str:
-        """What the API server answers: the object's name, or its refusal in words."""
+        """`written: NAME`, or the API server's error message."""
         request = urllib.request.Request(
             f"{self.server}{path}{'?dryRun=All' if dry else ''}",
             data=json.dumps(body).encode() if body is not None else None,
@@ -63,7 +63,7 @@ class Handler:
         return "/".join(filter(None, [RESOURCES[kind].format(self.namespace), name, subresource]))
 
     def patch(self, kind: str, name: str, patch: Json, subresource: str = "") -> str:
-        """What is said of a patch. What is allowed changes nothing."""
+        """Result of a dry-run patch."""
         return self.call("PATCH", self.path(kind, name, subresource), patch, dry=True)
 
     def writes(self, kind: str, name: str, patch: Json, subresource: str = "") -> None:
@@ -77,7 +77,7 @@ class Handler:
 
 def handler(kubectl: Kubectl, node: str, *binding: str) -> Handler:
     """A handler's token; `binding`: to a pod."""
-    system = kubectl.within(SYSTEM)
+    system = kubectl.in_namespace(SYSTEM)
     (cluster,) = json.loads(system("config", "view", "--raw", "--minify", "-o", "json"))["clusters"]
     authority = base64.b64decode(cluster["cluster"]["certificate-authority-data"]).decode()
     token = system("create", "token", HANDLER, *binding).strip()
@@ -85,10 +85,10 @@ def handler(kubectl: Kubectl, node: str, *binding: str) -> Handler:
 
 
 @pytest.fixture(scope="module")
-def handlers(space: Space) -> dict[str, Handler]:
-    """By node, each with a token that the API server made for that node's handler pod."""
+def handlers(space: E2eNamespace) -> dict[str, Handler]:
+    """Node → handler with a token bound to that node's handler pod."""
     found = {}
-    for pod in space.kubectl.within(SYSTEM).items("pods", "--selector=kubevirt.io=virt-handler"):
+    for pod in space.kubectl.in_namespace(SYSTEM).items("pods", "--selector=kubevirt.io=virt-handler"):
         node, meta = pod["spec"]["nodeName"], pod["metadata"]
         found[node] = handler(
             space.kubectl,
@@ -101,30 +101,30 @@ def handlers(space: Space) -> dict[str, Handler]:
 
 
 @pytest.fixture(scope="module")
-def machine(space: Space) -> Machine:
-    return space.machine(booting("restricted")).until_status("Running")
+def machine(space: E2eNamespace) -> VmUnderTest:
+    return space.apply_vm(booting("restricted")).until_status("Running")
 
 
 @pytest.fixture(scope="module")
-def own(machine: Machine, handlers: dict[str, Handler]) -> Handler:
-    """The handler of the machine's node."""
+def own_handler(machine: VmUnderTest, handlers: dict[str, Handler]) -> Handler:
+    """The handler of the VM's node."""
     return handlers[machine.node()]
 
 
 @pytest.fixture(scope="module")
-def other(machine: Machine, handlers: dict[str, Handler]) -> Handler:
+def other_handler(machine: VmUnderTest, handlers: dict[str, Handler]) -> Handler:
     """The handler of another node."""
     return next(each for node, each in handlers.items() if node != machine.node())
 
 
-def test_the_kubevirt_cr_says_that_policies_are_in_force(space: Space) -> None:
+def test_kubevirt_condition_reports_policies_in_force(space: E2eNamespace) -> None:
     (kubevirt,) = space.kubectl.items("kubevirts", "--all-namespaces")
     found = conditions(kubevirt)["NodeRestriction"]
     assert (found["status"], found["reason"]) == ("True", "PoliciesInForce"), found
 
 
-def test_policies_type_check(kubectl: Kubectl) -> None:
-    """The API server's own judgement of the expressions."""
+def test_admission_policies_have_no_type_warnings(kubectl: Kubectl) -> None:
+    """By the API server's type check of the expressions."""
     for policy in kubectl.items("validatingadmissionpolicies", "--selector=app.kubernetes.io/part-of=hyperlet"):
         status = policy.get("status", {})
         assert status.get("observedGeneration") == policy["metadata"]["generation"], policy["metadata"]["name"]
@@ -134,11 +134,11 @@ def test_policies_type_check(kubectl: Kubectl) -> None:
 # ---- VMIs
 
 
-def test_a_handler_writes_what_it_reports_of_its_own_vmis(machine: Machine, own: Handler) -> None:
+def test_handler_may_write_status_of_own_vmi(machine: VmUnderTest, own_handler: Handler) -> None:
     vmi = machine.vmi()
     assert vmi
     fields = {key: vmi["status"][key] for key in ("conditions", "interfaces", "phase", "machine")}
-    own.writes("vmi", machine.name, {"status": {**fields, "guestOSInfo": {"name": "probe"}}})
+    own_handler.writes("vmi", machine.name, {"status": {**fields, "guestOSInfo": {"name": "probe"}}})
 
 
 @pytest.mark.parametrize(
@@ -158,23 +158,23 @@ def test_a_handler_writes_what_it_reports_of_its_own_vmis(machine: Machine, own:
     ],
     ids=lambda patch: json.dumps(patch),
 )
-def test_a_handler_writes_nothing_else_of_its_own_vmis(machine: Machine, own: Handler, patch: Json) -> None:
-    own.is_refused("vmi", machine.name, patch)
+def test_handler_may_not_write_other_fields_of_own_vmi(machine: VmUnderTest, own_handler: Handler, patch: Json) -> None:
+    own_handler.is_refused("vmi", machine.name, patch)
 
 
-def test_a_handler_writes_no_vmi_of_another_node(machine: Machine, other: Handler) -> None:
-    other.is_refused("vmi", machine.name, {"status": {"phase": "Failed"}})
-    other.is_refused("vmi", machine.name, {"status": {"nodeName": other.node}})
+def test_handler_may_not_write_vmi_of_other_node(machine: VmUnderTest, other_handler: Handler) -> None:
+    other_handler.is_refused("vmi", machine.name, {"status": {"phase": "Failed"}})
+    other_handler.is_refused("vmi", machine.name, {"status": {"nodeName": other_handler.node}})
     assert machine.phase() == "Running"
 
 
 # ---- nodes
 
 
-def test_a_handler_writes_its_heartbeat(own: Handler) -> None:
+def test_handler_may_write_heartbeat_of_own_node(own_handler: Handler) -> None:
     keys = {"labels": {"hyperlet/kvm": "true", "kubevirt.io/schedulable": "false"}}
     notes = {"annotations": {"hyperlet/kvm": "why", "kubevirt.io/heartbeat": "2026-12-01T00:00:00Z"}}
-    own.writes("node", own.node, {"metadata": keys | notes})
+    own_handler.writes("node", own_handler.node, {"metadata": keys | notes})
 
 
 @pytest.mark.parametrize(
@@ -190,20 +190,22 @@ def test_a_handler_writes_its_heartbeat(own: Handler) -> None:
     ],
     ids=lambda patch: json.dumps(patch),
 )
-def test_a_handler_writes_nothing_else_of_its_node(own: Handler, patch: Json) -> None:
-    own.is_refused("node", own.node, patch)
+def test_handler_may_not_write_other_fields_of_own_node(own_handler: Handler, patch: Json) -> None:
+    own_handler.is_refused("node", own_handler.node, patch)
 
 
-def test_a_handler_writes_no_other_node(own: Handler, other: Handler) -> None:
-    own.is_refused("node", other.node, {"metadata": {"labels": {"kubevirt.io/schedulable": "false"}}})
-    assert "forbidden" in own.patch("node", own.node, {"status": {"phase": "x"}}, "status")
+def test_handler_may_not_write_other_node_or_node_status(own_handler: Handler, other_handler: Handler) -> None:
+    own_handler.is_refused("node", other_handler.node, {"metadata": {"labels": {"kubevirt.io/schedulable": "false"}}})
+    assert "forbidden" in own_handler.patch("node", own_handler.node, {"status": {"phase": "x"}}, "status")
 
 
 # ---- pods
 
 
-def test_a_handler_writes_the_network_status_of_its_own_pods(machine: Machine, own: Handler) -> None:
-    own.writes("pod", machine.pod()["metadata"]["name"], {"metadata": {"annotations": {STATUS: "[]"}}}, "status")
+def test_handler_may_write_network_status_of_own_pod(machine: VmUnderTest, own_handler: Handler) -> None:
+    own_handler.writes(
+        "pod", machine.pod()["metadata"]["name"], {"metadata": {"annotations": {STATUS: "[]"}}}, "status"
+    )
 
 
 @pytest.mark.parametrize(
@@ -218,46 +220,52 @@ def test_a_handler_writes_the_network_status_of_its_own_pods(machine: Machine, o
     ],
     ids=lambda patch: json.dumps(patch),
 )
-def test_a_handler_writes_nothing_else_of_its_own_pods(machine: Machine, own: Handler, patch: Json) -> None:
-    own.is_refused("pod", machine.pod()["metadata"]["name"], patch, "status")
+def test_handler_may_not_write_other_fields_of_own_pod(machine: VmUnderTest, own_handler: Handler, patch: Json) -> None:
+    own_handler.is_refused("pod", machine.pod()["metadata"]["name"], patch, "status")
 
 
-def test_a_handler_writes_no_status_of_other_nodes_pods(machine: Machine, other: Handler) -> None:
+def test_handler_may_not_write_status_of_pod_on_other_node(machine: VmUnderTest, other_handler: Handler) -> None:
     name = machine.pod()["metadata"]["name"]
     for patch in ({"metadata": {"annotations": {STATUS: "[]"}}}, {"status": {"phase": "Failed"}}):
-        other.is_refused("pod", name, patch, "status")
+        other_handler.is_refused("pod", name, patch, "status")
     assert machine.pod()["status"]["phase"] == "Running"
 
 
-def test_a_handler_has_no_right_to_pods_themselves(machine: Machine, own: Handler) -> None:
+def test_handler_may_not_patch_pod_or_create_and_delete_objects(machine: VmUnderTest, own_handler: Handler) -> None:
     name = machine.pod()["metadata"]["name"]
-    assert "forbidden" in own.patch("pod", name, {"metadata": {"annotations": {STATUS: "[]"}}})
-    for path in (own.path("pod", name), own.path("vmi", machine.name), own.path("node", own.node)):
-        assert "forbidden" in own.call("DELETE", path, dry=True)
-    assert "forbidden" in own.call("POST", own.path("vmi"), {"metadata": {"name": "mine"}}, dry=True)
+    assert "forbidden" in own_handler.patch("pod", name, {"metadata": {"annotations": {STATUS: "[]"}}})
+    for path in (
+        own_handler.path("pod", name),
+        own_handler.path("vmi", machine.name),
+        own_handler.path("node", own_handler.node),
+    ):
+        assert "forbidden" in own_handler.call("DELETE", path, dry=True)
+    assert "forbidden" in own_handler.call("POST", own_handler.path("vmi"), {"metadata": {"name": "mine"}}, dry=True)
 
 
 # ---- Events
 
 
-def test_a_handler_writes_its_own_events_only(own: Handler, other: Handler) -> None:
-    mine = {"component": HANDLER, "host": own.node}
+def test_handler_may_create_events_only_with_own_source(own_handler: Handler, other_handler: Handler) -> None:
+    mine = {"component": HANDLER, "host": own_handler.node}
 
     def made(kind: str, source: Json) -> str:
-        involved = {"kind": kind, "name": "small", "namespace": own.namespace}
+        involved = {"kind": kind, "name": "small", "namespace": own_handler.namespace}
         event: Json = {"metadata": {"name": "probe"}, "involvedObject": involved, "source": source, "reason": "Probe"}
-        return own.call("POST", own.path("event"), event, dry=True)
+        return own_handler.call("POST", own_handler.path("event"), event, dry=True)
 
     assert made("VirtualMachineInstance", mine) == made("Pod", mine) == "written: probe"
     for kind, source in (
         ("Node", mine),
-        ("Pod", {"component": "kubelet", "host": own.node}),
-        ("Pod", {"component": HANDLER, "host": other.node}),
+        ("Pod", {"component": "kubelet", "host": own_handler.node}),
+        ("Pod", {"component": HANDLER, "host": other_handler.node}),
     ):
         assert "hyperlet-handler-events" in made(kind, source), (kind, source)
 
 
-def test_a_handler_counts_up_no_event_of_others(space: Space, machine: Machine, own: Handler) -> None:
+def test_handler_may_not_patch_event_of_other_component(
+    space: E2eNamespace, machine: VmUnderTest, own_handler: Handler
+) -> None:
     about = [
         each
         for each in space.kubectl.items("events")
@@ -265,26 +273,28 @@ def test_a_handler_counts_up_no_event_of_others(space: Space, machine: Machine, 
         and each["source"].get("component") != HANDLER
     ]
     assert about
-    own.is_refused("event", about[0]["metadata"]["name"], {"message": "forged"})
+    own_handler.is_refused("event", about[0]["metadata"]["name"], {"message": "forged"})
 
 
-def test_a_token_of_no_pod_writes_nothing(space: Space, machine: Machine, own: Handler) -> None:
-    homeless = handler(space.kubectl, "")
-    homeless.is_refused("vmi", machine.name, {"status": {"phase": "Failed"}})
-    homeless.is_refused("node", own.node, {"metadata": {"labels": {"kubevirt.io/schedulable": "false"}}})
+def test_token_not_bound_to_pod_may_write_nothing(
+    space: E2eNamespace, machine: VmUnderTest, own_handler: Handler
+) -> None:
+    unbound = handler(space.kubectl, "")
+    unbound.is_refused("vmi", machine.name, {"status": {"phase": "Failed"}})
+    unbound.is_refused("node", own_handler.node, {"metadata": {"labels": {"kubevirt.io/schedulable": "false"}}})
     name = machine.pod()["metadata"]["name"]
-    homeless.is_refused("pod", name, {"metadata": {"annotations": {STATUS: "[]"}}}, "status")
+    unbound.is_refused("pod", name, {"metadata": {"annotations": {STATUS: "[]"}}}, "status")
 
 
-# ---- what people may not do, with no gateway to say so
+# ---- writes that users may not do, without a gateway
 
 EDITOR = ("--as=e2e-editor", "--as-group=system:authenticated")
 
 
 @pytest.fixture
-def nobody_answers(space: Space) -> Iterator[None]:
-    """No gateway."""
-    system = space.kubectl.within(SYSTEM)
+def without_gateway(space: E2eNamespace) -> Iterator[None]:
+    """Scale the gateway to 0 replicas."""
+    system = space.kubectl.in_namespace(SYSTEM)
     replicas = system("get", "deployment", "hyperlet-gateway", "-o", "jsonpath={.spec.replicas}")
     system("scale", "deployment", "hyperlet-gateway", "--replicas=0")
     try:
@@ -296,13 +306,13 @@ def nobody_answers(space: Space) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def editor(space: Space) -> Kubectl:
+def editor(space: E2eNamespace) -> Kubectl:
     space.kubectl("create", "rolebinding", "e2e-editor", "--clusterrole=edit", "--user=e2e-editor")
     return space.kubectl
 
 
-def test_a_replaced_manifest_may_leave_the_finalizer_out(machine: Machine, editor: Kubectl) -> None:
-    """With a gateway: it is put in again."""
+def test_replaced_vm_without_finalizer_gets_it_back(machine: VmUnderTest, editor: Kubectl) -> None:
+    """With a gateway, which restores it."""
     vm = editor.get("vm", machine.name)
     assert vm and vm["metadata"].pop("finalizers")
     editor("replace", "-f", "-", *EDITOR, stdin=json.dumps(vm))
@@ -310,8 +320,8 @@ def test_a_replaced_manifest_may_leave_the_finalizer_out(machine: Machine, edito
 
 
 @pytest.mark.alone
-def test_finalizers_and_status_are_guarded_without_a_gateway(
-    machine: Machine, editor: Kubectl, nobody_answers: None
+def test_editor_cannot_change_finalizers_or_status_without_gateway(
+    machine: VmUnderTest, editor: Kubectl, without_gateway: None
 ) -> None:
     for kind in ("vm", "vmi"):
         whole = editor.get(kind, machine.name)
@@ -321,7 +331,7 @@ def test_finalizers_and_status_are_guarded_without_a_gateway(
         for patch in ('{"metadata": {"finalizers": null}}', '{"metadata": {"finalizers": ["example.com/mine"]}}'):
             said = editor("patch", kind, machine.name, "--type=merge", f"--patch={patch}", *EDITOR, check=False)
             assert "hyperlet-finalizers" in said, said
-        # Everything else is as it was.
+        # All other writes are still allowed.
         editor("annotate", kind, machine.name, "e2e.test/edited=yes", "--overwrite", *EDITOR)
     for forged in (
         {"status": {"phase": "Failed"}},
@@ -342,7 +352,7 @@ def test_finalizers_and_status_are_guarded_without_a_gateway(
     }
     said = editor("create", "-f", "-", *EDITOR, stdin=json.dumps(made), check=False)
     assert "hyperlet-instances" in said, said
-    # For repairs: an administrator may.
+    # An administrator may, for repairs.
     editor(
         "patch", "vmi", machine.name, "--type=merge", '--patch={"metadata": {"finalizers": null}}', "--dry-run=server"
     )

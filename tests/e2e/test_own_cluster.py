@@ -19,11 +19,11 @@ from guests import tiny
 from images import base, builder
 from images.paths import CACHE
 from tests.e2e.manifests import idle
-from tests.e2e.registry import PASSWORD, USER, Registry, serving
-from tests.e2e.support import EXISTING, ROOT, SYSTEM, Json, Kubectl, Space, conditions, image, new_space
+from tests.e2e.registry import PASSWORD, USER, Registry, run_registry
+from tests.e2e.support import EXISTING, ROOT, SYSTEM, E2eNamespace, Json, Kubectl, conditions, create_namespace, image
 
 pytestmark = [
-    pytest.mark.alone,  # its images take the place of those that the others test
+    pytest.mark.alone,  # its images replace those that the other tests use
     pytest.mark.skipif(EXISTING, reason="needs nodes of its own"),
 ]
 
@@ -41,25 +41,25 @@ def typed_blocks() -> list[str]:
 
 
 def workloads(kubectl: Kubectl) -> list[Json]:
-    return kubectl.within(SYSTEM).items("deployments,daemonsets")
+    return kubectl.in_namespace(SYSTEM).items("deployments,daemonsets")
 
 
 @pytest.fixture(scope="module")
-def restored(kubectl: Kubectl) -> Iterator[None]:
-    """The deployment of `make up` again when all is done."""
+def restored_deployment(kubectl: Kubectl) -> Iterator[None]:
+    """Restore the deployment of `make up` at the end."""
     yield
-    kubectl.within(SYSTEM)(
+    kubectl.in_namespace(SYSTEM)(
         "patch", "kubevirt", "kubevirt", "--type=merge", "-p", '{"spec": {"imagePullSecrets": null}}'
     )
     command = [sys.executable, "-m", "deploy.hyperlet", "up"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
-    kubectl.within(SYSTEM)("delete", "secret", "registry", "--ignore-not-found")
+    kubectl.in_namespace(SYSTEM)("delete", "secret", "registry", "--ignore-not-found")
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout of its own, in which the commands make their files."""
+    """A separate checkout, in which the commands create their files."""
     for name in CHECKOUT:
         source, target = ROOT / name, tmp_path / "checkout" / name
         target.parent.mkdir(exist_ok=True)
@@ -90,30 +90,30 @@ def podman(tmp_path: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def own_registry(space: Space, folder: Path, *, locked: bool = False) -> Iterator[Registry]:
-    """A registry of which nothing remains, though it serves copies of what the nodes were given."""
-    with serving(space, "own", folder / "registry", locked=locked) as registry:
+def own_registry(space: E2eNamespace, folder: Path, *, locked: bool = False) -> Iterator[Registry]:
+    """A registry whose images and pull records are removed from the nodes at the end."""
+    with run_registry(space, "own", folder / "registry", locked=locked) as registry:
         try:
             yield registry
         finally:
-            registry.forget_pulls()
+            registry.clear_pull_records()
 
 
 def guest_disk(folder: Path) -> Path:
-    """The tiny guest's disk, as a person has a disk of their own."""
+    """A copy of the tiny guest's disk, in place of a user's own disk."""
     return Path(shutil.copy2(tiny.build().qcow2, folder / "mine.qcow2"))
 
 
-def test_what_readme_says_is_typed_and_a_vm_runs(
-    kubectl: Kubectl, restored: None, checkout: Path, podman: dict[str, str], tmp_path: Path
+def test_readme_commands_deploy_hyperlet_and_run_vm(
+    kubectl: Kubectl, restored_deployment: None, checkout: Path, podman: dict[str, str], tmp_path: Path
 ) -> None:
     blocks = typed_blocks()
     assert [block.split()[0] for block in blocks] == ["export", "mkdir", "cat", "kubectl", "kubectl", "printf"]
     build, overlay, secret, deployment, launchers, machine = blocks
-    space = new_space(kubectl, "own-cluster")
+    space = create_namespace(kubectl, "own-cluster")
     kubeconfig = tmp_path / "kubeconfig"
     shutil.copy(kubectl.kubeconfig, kubeconfig)
-    # The VM's namespace is the person's own.
+    # The VM is created in the user's own namespace.
     subprocess.run(
         ["kubectl", f"--kubeconfig={kubeconfig}", "config", "set-context", "--current", f"--namespace={space.name}"],
         check=True, capture_output=True,
@@ -131,9 +131,9 @@ def test_what_readme_says_is_typed_and_a_vm_runs(
         with own_registry(space, tmp_path, locked=True) as registry:
 
             def type_in(block: str) -> str:
-                # The one word that is each reader's own.
+                # The one value that each reader replaces.
                 words = block.replace("registry.example", registry.name)
-                return registry.typed(
+                return registry.run_on_host(
                     "bash", "-ec", f"export REGISTRY={registry.name}; cd {checkout}; {words}", **environment
                 )
 
@@ -146,15 +146,15 @@ def test_what_readme_says_is_typed_and_a_vm_runs(
             }
             assert names == {f"{registry.name}/node:0.1.0", f"{registry.name}/cluster:0.1.0"}
             # Without the next step, a VM says what its pod lacks.
-            waiting = space.machine(idle("waiting")).until_status("ErrImagePull", "ImagePullBackOff")
-            waiting.until_condition_tells(
+            waiting = space.apply_vm(idle("waiting")).until_status("ErrImagePull", "ImagePullBackOff")
+            waiting.until_condition_message(
                 f"the launcher: image {registry.name}/launcher:0.1.0: ", "spec.imagePullSecrets of the KubeVirt object"
             )
             waiting.delete()
             type_in(launchers)
             # Its disk's image asks for the password, too; the pod's secrets serve all its images.
             type_in(machine)
-            hello = space.known("hello").until_status("Running")
+            hello = space.existing_vm("hello").until_status("Running")
             assert hello.answer()["hostname"] == "hello"
             pod = hello.pod()["spec"]
             assert pod["containers"][0]["image"] == f"{registry.name}/launcher:0.1.0"
@@ -166,15 +166,15 @@ def test_what_readme_says_is_typed_and_a_vm_runs(
         space.clear()
 
 
-def test_make_up_on_an_existing_cluster_pushes_and_runs_the_example(
-    kubectl: Kubectl, restored: None, tmp_path: Path
+def test_make_up_on_existing_cluster_pushes_images_and_runs_example(
+    kubectl: Kubectl, restored_deployment: None, tmp_path: Path
 ) -> None:
-    space = new_space(kubectl, "existing-cluster")
+    space = create_namespace(kubectl, "existing-cluster")
     try:
         with own_registry(space, tmp_path) as registry:
-            # One that runs already would not be started with the disk from the registry.
+            # An existing VM would not be restarted with the disk from the registry.
             kubectl("delete", "vm", "hello", "--ignore-not-found", "--timeout=90s")
-            said = registry.typed(
+            said = registry.run_on_host(
                 sys.executable, "-m", "deploy.hyperlet", "up",
                 HYPERLET_CLUSTER="existing", HYPERLET_REGISTRY=registry.name, KUBECONFIG=str(kubectl.kubeconfig),
                 HYPERLET_RUN=str(tmp_path / "run"),
@@ -196,13 +196,13 @@ def deploy_with(kubectl: Kubectl, *components: str) -> None:
     """Deploy the built images with these components, and wait until the handlers run so."""
     # Without the tests' namespace: the manifests say theirs.
     hyperlet.Kubectl(kubectl.kubeconfig)("apply", "-k", str(hyperlet.overlay(hyperlet.built_images(), "", components)))
-    kubectl.within(SYSTEM)("rollout", "status", "daemonset/hyperlet-handler", "--timeout=180s")
+    kubectl.in_namespace(SYSTEM)("rollout", "status", "daemonset/hyperlet-handler", "--timeout=180s")
 
 
 @pytest.fixture
-def without_image_volumes(kubectl: Kubectl, restored: None) -> Iterator[None]:
-    """The controller is told that the server has none, and the handlers have no socket."""
-    inside = kubectl.within(SYSTEM)
+def without_image_volumes(kubectl: Kubectl, restored_deployment: None) -> Iterator[None]:
+    """Configure the controller for a server without image volumes, and the handlers without runtime socket."""
+    inside = kubectl.in_namespace(SYSTEM)
     deploy_with(kubectl)
     inside("set", "env", "deployment/hyperlet-controller", "HYPERLET_IMAGE_VOLUMES=never")
     inside("rollout", "status", "deployment/hyperlet-controller", "--timeout=120s")
@@ -211,13 +211,13 @@ def without_image_volumes(kubectl: Kubectl, restored: None) -> Iterator[None]:
     inside("rollout", "status", "deployment/hyperlet-controller", "--timeout=120s")
 
 
-def test_without_image_volumes_a_vm_names_the_component_and_runs_once_it_is_there(
-    kubectl: Kubectl, without_image_volumes: None, space: Space
+def test_vm_without_image_volumes_names_component_and_runs_once_deployed(
+    kubectl: Kubectl, without_image_volumes: None, space: E2eNamespace
 ) -> None:
     if not hyperlet.has_image_volumes(hyperlet.Kubectl(kubectl.kubeconfig)):
         pytest.skip("this server has none: all the other tests are about that")
-    machine = space.machine(idle("imageless")).until_status("ErrImagePull")
-    told = machine.until_condition_tells("volume root", image("guest-halt"), "manifests/components/containerd-socket")
+    machine = space.apply_vm(idle("imageless")).until_status("ErrImagePull")
+    told = machine.until_condition_message("volume root", image("guest-halt"), "manifests/components/containerd-socket")
     assert conditions(machine.vm())["Failure"]["reason"] == "ImagePullFailed", told
     assert not [volume for volume in machine.pod()["spec"]["volumes"] if "image" in volume]
     deploy_with(kubectl, "containerd-socket")

@@ -1,47 +1,47 @@
-"""Who owns an instance: a machine, nobody, or another machine of the same name. Each takes along what is its own."""
+"""Ownership of a VMI: a VM, no owner, or another owner; what is deleted with it."""
 
 from __future__ import annotations
 
 import json
 
 from tests.e2e.manifests import halting, idle, instance, tiny
-from tests.e2e.processes import Process, the
-from tests.e2e.support import Space, stays
+from tests.e2e.processes import Process, wait_for_process
+from tests.e2e.support import E2eNamespace, assert_stays_true
 from tests.waiting import wait_for
 
 
-def test_an_instance_of_its_own_runs_and_ends_with_its_guest(space: Space) -> None:
-    alone = space.machine(instance("alone", tiny())).until_phase("Running")
+def test_standalone_vmi_succeeds_when_guest_powers_off(space: E2eNamespace) -> None:
+    alone = space.apply_vm(instance("alone", tiny())).until_phase("Running")
     vmi = alone.vmi()
     assert vmi and vmi["metadata"]["finalizers"], "a user's instance is guarded too"
     alone.answer()
     alone.guest().power_off()
     alone.until_phase("Succeeded")
-    stays(lambda: alone.phase() == "Succeeded", "an instance of its own does not run again")
+    assert_stays_true(lambda: alone.phase() == "Succeeded", "an instance of its own does not run again")
     space.kubectl("delete", "vmi", "alone", "--timeout=60s")
     alone.until_gone()
 
 
-def test_the_machine_takes_its_instance_along_while_it_still_starts(space: Space) -> None:
-    hasty = space.machine(idle("hasty"))
-    wait_for(hasty.vmi, "the instance is there", explain=hasty.story)
+def test_vm_deleted_while_starting_deletes_its_vmi(space: E2eNamespace) -> None:
+    hasty = space.apply_vm(idle("hasty"))
+    wait_for(hasty.vmi, "the instance is there", explain=hasty.diagnostics)
     # A kubelet takes all of the grace period over a pod that is deleted before its container is there.
     hasty.delete(seconds=150)
 
 
-def test_an_instance_of_the_same_name_without_an_owner_is_taken_over(space: Space) -> None:
-    """A person's instance of that name runs already: the machine takes it over, as KubeVirt's does."""
-    other = space.machine(instance("taken", halting(), memory="64Mi", network=False, grace=1)).until_phase("Running")
+def test_vm_adopts_vmi_of_same_name_without_owner(space: E2eNamespace) -> None:
+    """A user's VMI of that name runs already: the VM adopts it, as in KubeVirt."""
+    other = space.apply_vm(instance("taken", halting(), memory="64Mi", network=False, grace=1)).until_phase("Running")
     uid = other.uid()
-    machine = space.machine(idle("taken"))
+    machine = space.apply_vm(idle("taken"))
     machine.until_status("Running")
     assert machine.uid() == uid
     machine.delete()
 
 
-def test_an_instance_of_another_owner_is_left_alone(space: Space) -> None:
-    """It says so, and starts when the name is free."""
-    other = space.machine(instance("owned", halting(), memory="64Mi", network=False, grace=1)).until_phase("Running")
+def test_vm_waits_until_vmi_of_other_owner_is_deleted(space: E2eNamespace) -> None:
+    """The VM reports it, and starts when the name is free."""
+    other = space.apply_vm(instance("owned", halting(), memory="64Mi", network=False, grace=1)).until_phase("Running")
     uid = other.uid()
     space.kubectl("create", "configmap", "owner")
     owner = (space.kubectl.get("configmap", "owner") or {})["metadata"]["uid"]
@@ -49,27 +49,27 @@ def test_an_instance_of_another_owner_is_left_alone(space: Space) -> None:
     space.kubectl(
         "patch", "vmi", "owned", "--type=merge", "-p", json.dumps({"metadata": {"ownerReferences": [reference]}})
     )
-    machine = space.machine(idle("owned"))
-    machine.until_condition_tells("has another owner")
+    machine = space.apply_vm(idle("owned"))
+    machine.until_condition_message("has another owner")
     assert machine.uid() == uid
     space.kubectl("delete", "vmi", "owned", "--timeout=60s")
     machine.until_replaced(uid)
     machine.discard()
 
 
-def test_a_machine_deleted_twice_and_made_again_is_a_new_one(space: Space) -> None:
-    again = space.machine(idle("again")).until_status("Running")
+def test_recreated_vm_gets_new_vmi(space: E2eNamespace) -> None:
+    again = space.apply_vm(idle("again")).until_status("Running")
     old = again.uid()
     again.delete()
-    space.machine(idle("again")).until_status("Running")
+    space.apply_vm(idle("again")).until_status("Running")
     assert again.uid() not in ("", old)
     again.delete()
 
 
-def test_the_supervisor_of_a_stopped_machine_is_gone(space: Space) -> None:
-    ghost = space.machine(idle("ghost")).until_status("Running")
-    supervisor: Process = the(ghost.pod(), lambda process: process.is_supervisor)
+def test_supervisor_ends_when_vm_is_stopped(space: E2eNamespace) -> None:
+    ghost = space.apply_vm(idle("ghost")).until_status("Running")
+    supervisor: Process = wait_for_process(ghost.pod(), lambda process: process.is_supervisor)
     ghost.run("Halted")
     ghost.until_stopped()
-    assert not supervisor.lives()
+    assert not supervisor.is_alive()
     ghost.discard()

@@ -1,4 +1,4 @@
-"""Virtual machines in a namespace that enforces the Pod Security Standard `restricted`, and what is refused there."""
+"""Virtual machines in a namespace that enforces the Pod Security Standard `restricted`, and refusals there."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ import yaml
 from api.validation import pod_security
 from tests import podstandard
 from tests.e2e.manifests import booting, claim, cloud_init, drive, idle, instance, secret, tiny, virtual_machine
-from tests.e2e.support import EXISTING, ROOT, Json, KubectlError, Machine, Space, image, project, stays
-from tests.e2e.test_networks import network, nics, plugged_in_and_out
+from tests.e2e.support import (
+    EXISTING,
+    ROOT,
+    E2eNamespace,
+    Json,
+    KubectlError,
+    VmUnderTest,
+    assert_stays_true,
+    image,
+    project,
+)
+from tests.e2e.test_networks import assert_nic_hotplug_and_unplug, network, nics
 from tests.e2e.test_storage import volume_for
 from tests.waiting import wait_for
 
@@ -26,8 +36,8 @@ EXTRA_MAC = "02:00:00:00:95:0e"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def house(space: Space) -> Iterator[None]:
-    """The namespace enforces the standard; the bridge on both nodes; volumes are taken away at the end."""
+def restricted_namespace(space: E2eNamespace) -> Iterator[None]:
+    """The namespace enforces the standard; the bridge is on both nodes; volumes are deleted at the end."""
     space.kubectl("label", "namespace", space.name, f"{pod_security.LABEL_ENFORCE}=restricted")
     if not EXISTING:
         project("cluster", "bridge", "br1", "--port", "eth1")
@@ -41,8 +51,8 @@ def house(space: Space) -> Iterator[None]:
 # ---- pods alone
 
 
-def judged(space: Space, pod: Json) -> str:
-    """What the API server would say to this pod; empty where it would take it."""
+def admission_error(space: E2eNamespace, pod: Json) -> str:
+    """The API server's error for this pod (dry run); empty if it is accepted."""
     pod = {**pod, "apiVersion": "v1", "kind": "Pod", "metadata": {**pod["metadata"], "namespace": space.name}}
     pod["spec"].pop("priorityClassName", None)  # there is none of that name
     try:
@@ -53,22 +63,22 @@ def judged(space: Space, pod: Json) -> str:
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.parent.name)
-def test_a_launcher_pod_is_one_that_the_restricted_standard_allows(space: Space, path: Any) -> None:
-    assert judged(space, yaml.safe_load(path.read_text())) == ""
+def test_golden_launcher_pod_passes_restricted_standard(space: E2eNamespace, path: Any) -> None:
+    assert admission_error(space, yaml.safe_load(path.read_text())) == ""
 
 
-def test_the_unit_tests_checker_refuses_what_the_api_server_refuses(space: Space) -> None:
+def test_api_server_refuses_pods_that_unit_test_checker_refuses(space: E2eNamespace) -> None:
     pod = yaml.safe_load((ROOT / "tests/golden/pod/minimal/pod.yaml").read_text())
     for rule, broken in podstandard.broken(pod):
-        assert "violates PodSecurity" in judged(space, broken), rule
+        assert "violates PodSecurity" in admission_error(space, broken), rule
 
 
 # ---- machines
 
 
 @pytest.fixture(scope="module")
-def everything(space: Space, house: None) -> Machine:
-    """A machine with one of every kind of volume that is a pod's, its NAT and a bridge of the node."""
+def vm_with_all_volumes(space: E2eNamespace, restricted_namespace: None) -> VmUnderTest:
+    """A VM with every kind of volume that a pod can have, on the pod network (NAT) and a bridge."""
     space.apply(
         network("lan"),
         volume_for(space, "data"),
@@ -76,7 +86,7 @@ def everything(space: Space, house: None) -> Machine:
         secret("seed", userdata="#cloud-config\nhostname: restricted\n"),
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"a": "b"}},
     )
-    return space.machine(
+    return space.apply_vm(
         booting(
             "everything",
             claim("data", "data"),
@@ -89,55 +99,57 @@ def everything(space: Space, house: None) -> Machine:
     ).until_status("Running")
 
 
-def test_a_machine_with_every_kind_of_volume_runs(everything: Machine) -> None:
-    told = everything.answer()
+def test_vm_with_all_volume_kinds_runs_in_restricted_namespace(vm_with_all_volumes: VmUnderTest) -> None:
+    told = vm_with_all_volumes.answer()
     serials = {disk["serial"] for disk in told["disks"]}
     assert {"data", "scratch", "keys", "settings"} <= serials
     assert told["hostname"] == "restricted"
-    everything.guest().write("data", "kept")
-    assert everything.guest().read("data") == "kept"
+    vm_with_all_volumes.guest().write("data", "kept")
+    assert vm_with_all_volumes.guest().read("data") == "kept"
 
 
-def test_a_card_is_plugged_in_and_out(everything: Machine) -> None:
-    plugged_in_and_out(everything, EXTRA_MAC)
+def test_nic_is_hotplugged_and_unplugged_in_restricted_namespace(vm_with_all_volumes: VmUnderTest) -> None:
+    assert_nic_hotplug_and_unplug(vm_with_all_volumes, EXTRA_MAC)
 
 
-def test_a_machine_with_the_bridge_binding_and_a_kernel_out_of_an_image_runs(space: Space) -> None:
+def test_vm_with_bridge_binding_and_kernel_boot_runs_in_restricted_namespace(space: E2eNamespace) -> None:
     boot = {
         "kernelArgs": "console=ttyS0 no_timer_check quiet",
         "container": {"image": image("guest-tiny-kernel"), "kernelPath": "/boot/vmlinuz", "initrdPath": "/boot/initrd"},
     }
     wiring = nics(pod={"bridge": {}})
     wiring["domain"] = {**wiring["domain"], "firmware": {"kernelBoot": boot}}  # type: ignore[dict-item]
-    machine = space.machine(virtual_machine("bridged", **wiring)).until_status("Running")
+    machine = space.apply_vm(virtual_machine("bridged", **wiring)).until_status("Running")
     assert machine.answer()["bootId"]
     machine.discard()
 
 
-# ---- what cannot be
+# ---- refusals
 
 
-def test_a_probe_of_another_host_is_refused_with_the_machine_and_not_with_its_pod(space: Space) -> None:
+def test_probe_of_other_host_is_refused_at_vm_admission(space: E2eNamespace) -> None:
     for manifest in (booting("curious", **PROBE), instance("curious", tiny(), **PROBE)):
         with pytest.raises(KubectlError, match=WORDS):
             space.apply(manifest)
-    calm = space.machine(idle("calm", run="Halted"))
+    calm = space.apply_vm(idle("calm", run="Halted"))
     with pytest.raises(KubectlError, match=WORDS):
         calm.patch({"spec": {"template": {"spec": PROBE}}})
-    stays(lambda: not (calm.vm() or {})["spec"]["template"]["spec"].get("readinessProbe"), "unchanged", seconds=1)
+    assert_stays_true(
+        lambda: not (calm.vm() or {})["spec"]["template"]["spec"].get("readinessProbe"), "unchanged", seconds=1
+    )
 
 
-def test_a_namespace_that_becomes_strict_later_is_told_of_by_the_machine(space: Space) -> None:
-    """A machine that was stored before is not refused any more, but its pod is: the machine says why."""
+def test_stored_vm_reports_pod_security_violation_after_namespace_becomes_restricted(space: E2eNamespace) -> None:
+    """A stored VM is not refused, but its pod is: the VM reports why."""
     space.kubectl("label", "namespace", space.name, f"{pod_security.LABEL_ENFORCE}-")
     try:
-        # What the namespace enforced is remembered for some seconds.
+        # The namespace's policy is cached for some seconds.
         wait_for(lambda: space.apply(idle("early", run="Halted", **PROBE)), "the machine is taken", seconds=30)
     finally:
         space.kubectl("label", "namespace", space.name, f"{pod_security.LABEL_ENFORCE}=restricted")
-    early = space.known("early")
+    early = space.existing_vm("early")
     early.run("Always")
-    early.until_told("violates PodSecurity")
+    early.until_message("violates PodSecurity")
     early.run("Halted")
     early.until_stopped()
     space.kubectl("label", "vm", "early", "still=usable")

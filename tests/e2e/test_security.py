@@ -1,26 +1,26 @@
-"""What a guest that has broken out of QEMU finds, and what a user with rights in one namespace cannot do to others."""
+"""Privileges of the launcher pod, and forged launcher pods of a user with permissions in one namespace."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.e2e.manifests import booting
-from tests.e2e.processes import processes, the
-from tests.e2e.support import Json, Machine, Space, conditions, deployed, stays
+from tests.e2e.processes import processes, wait_for_process
+from tests.e2e.support import E2eNamespace, Json, VmUnderTest, assert_stays_true, conditions, deployed_image
 from tests.waiting import wait_for
 
 QEMU_ID = "107"
 
 
 @pytest.fixture(scope="module")
-def machine(space: Space) -> Machine:
-    """A machine with everything: network, agent, disk."""
-    machine = space.machine(booting("walled-in")).until_status("Running")
+def machine(space: E2eNamespace) -> VmUnderTest:
+    """A VM with network, agent and disk."""
+    machine = space.apply_vm(booting("walled-in")).until_status("Running")
     machine.answer()
     return machine
 
 
-def inside(machine: Machine, *command: str) -> str:
+def inside(machine: VmUnderTest, *command: str) -> str:
     """Output of a command in the launcher's container, or what kubectl said of its failure."""
     return machine.kubectl("exec", machine.pod()["metadata"]["name"], "-c", "compute", "--", *command, check=False)
 
@@ -28,9 +28,9 @@ def inside(machine: Machine, *command: str) -> str:
 # ---- the pod boundary
 
 
-def test_no_process_of_the_pod_has_any_privilege(machine: Machine) -> None:
+def test_launcher_processes_have_no_capabilities(machine: VmUnderTest) -> None:
     pod = machine.pod()
-    the(pod, lambda process: process.is_qemu)
+    wait_for_process(pod, lambda process: process.is_qemu)
     found = processes(pod, "compute")
     assert any(p.is_supervisor for p in found) and any(p.is_libvirt for p in found) and any(p.is_server for p in found)
     for process in found:
@@ -44,7 +44,7 @@ def test_no_process_of_the_pod_has_any_privilege(machine: Machine) -> None:
             assert int(process.status[kind], 16) == 0, f"{what} has {kind} {process.status[kind]}"
 
 
-def test_the_manifest_of_the_pod_asks_for_no_privilege(machine: Machine) -> None:
+def test_launcher_pod_spec_requests_no_privileges(machine: VmUnderTest) -> None:
     spec = machine.pod()["spec"]
     assert spec["automountServiceAccountToken"] is False
     assert not any(spec.get(each) for each in ("hostNetwork", "hostPID", "hostIPC"))
@@ -57,7 +57,7 @@ def test_the_manifest_of_the_pod_asks_for_no_privilege(machine: Machine) -> None
     assert not any("hostPath" in volume for volume in spec["volumes"])
 
 
-def test_the_pod_has_no_credentials(machine: Machine) -> None:
+def test_launcher_pod_has_no_credentials(machine: VmUnderTest) -> None:
     spec = machine.pod()["spec"]
     mounts = [mount["mountPath"] for container in spec["containers"] for mount in container.get("volumeMounts", [])]
     assert not any("serviceaccount" in path for path in mounts)
@@ -70,13 +70,13 @@ def test_the_pod_has_no_credentials(machine: Machine) -> None:
         "except urllib.error.HTTPError as refusal: print(refusal.code)\n"
         "except OSError as silence: print('no answer:', silence)\n"
     )
-    address = machine.kubectl.within("default").get("service", "kubernetes")
+    address = machine.kubectl.in_namespace("default").get("service", "kubernetes")
     assert address
     answer = inside(machine, "python3", "-c", script.replace("kubernetes.default", address["spec"]["clusterIP"]))
     assert answer.split(":")[0].strip() in ("401", "403", "no answer"), answer
 
 
-def test_the_pod_cannot_write_where_others_read(machine: Machine) -> None:
+def test_launcher_pod_cannot_write_system_directories(machine: VmUnderTest) -> None:
     places = ["/", "/etc", "/usr", "/opt", "/images/root", "/proc/sys/net"]
     script = f"import os; print([place for place in {places} if os.access(place, os.W_OK)])"
     assert inside(machine, "python3", "-c", script).strip() == "[]"
@@ -85,10 +85,10 @@ def test_the_pod_cannot_write_where_others_read(machine: Machine) -> None:
 # ---- forged pods
 
 
-def forged_pod(name: str, machine: Machine, owners: list[Json]) -> Json:
+def forged_pod(name: str, machine: VmUnderTest, owners: list[Json]) -> Json:
     """A pod with a launcher's labels and annotations, and a socket where the handler would look for one.
 
-    Whoever connects to the socket is written into the pod's log.
+    Each connection to the socket is written to the pod's log.
     """
     uid = (machine.vmi() or {})["metadata"]["uid"]
     script = (
@@ -104,7 +104,7 @@ def forged_pod(name: str, machine: Machine, owners: list[Json]) -> Json:
     )
     container: Json = {
         "name": "compute",
-        "image": deployed(machine.kubectl, "cluster"),
+        "image": deployed_image(machine.kubectl, "cluster"),
         "command": ["python3", "-c", script],
         "securityContext": {"runAsUser": int(QEMU_ID)},
         "env": [{"name": "HYPERLET_UID", "value": uid}, {"name": "HYPERLET_NAME", "value": machine.name}],
@@ -132,7 +132,7 @@ def forged_pod(name: str, machine: Machine, owners: list[Json]) -> Json:
     }
 
 
-def owner(machine: Machine, uid: str = "") -> Json:
+def owner(machine: VmUnderTest, uid: str = "") -> Json:
     """A reference to the machine's instance, or to one of another UID."""
     vmi = machine.vmi()
     assert vmi
@@ -145,17 +145,17 @@ def owner(machine: Machine, uid: str = "") -> Json:
     }
 
 
-def environment(machine: Machine) -> list[Json]:
-    """What a launcher of the machine is given: this is what controller and handlers know launchers by."""
+def environment(machine: VmUnderTest) -> list[Json]:
+    """The environment of the VM's launcher, by which controller and handlers identify launchers."""
     given = {"NAMESPACE": machine.space.name, "NAME": machine.name, "UID": machine.uid()}
     return [{"name": f"HYPERLET_{key}", "value": value} for key, value in given.items()]
 
 
 @pytest.mark.parametrize("claims", ["labels", "owner-of-another-time", "owner", "environment"])
-def test_a_forged_launcher_is_not_driven(space: Space, machine: Machine, claims: str) -> None:
+def test_forged_launcher_pod_does_not_affect_vmi(space: E2eNamespace, machine: VmUnderTest, claims: str) -> None:
     owners = {
         "labels": [],
-        # The API server's garbage collector takes this one away by itself, sooner or later.
+        # The garbage collector deletes this one at some time.
         "owner-of-another-time": [owner(machine, "00000000-1111-2222-3333-444444444444")],
         "owner": [owner(machine)],
         "environment": [owner(machine)],
@@ -178,14 +178,16 @@ def test_a_forged_launcher_is_not_driven(space: Space, machine: Machine, claims:
         same = all(now["status"][field] == before["status"][field] for field in ("activePods", "phase", "nodeName"))
         return same and conditions(now)["Ready"]["status"] == "True" and (claims != "labels" or "connected" not in log)
 
-    stays(unharmed, "the machine's state is its own, and with labels alone nobody talks to the forgery", seconds=8)
+    assert_stays_true(
+        unharmed, "the VMI status is unchanged, and a pod with labels alone gets no connection", seconds=8
+    )
     space.kubectl("delete", "pod", name, "--ignore-not-found", "--wait=false")
     assert machine.phase() == "Running"
     assert machine.guest().report()["bootId"]
 
 
-def test_a_forged_launcher_cannot_end_a_machine(space: Space, machine: Machine) -> None:
-    """A pod with the labels, and all else that a launcher is known by, must not look like the machine's own end."""
+def test_failed_forged_launcher_pod_does_not_end_vm(space: E2eNamespace, machine: VmUnderTest) -> None:
+    """The end of a pod with a launcher's labels and environment must not count as the VM's end."""
     before = machine.answer()["bootId"]
     pod = forged_pod(f"virt-launcher-{machine.name}-fails", machine, [])
     pod["spec"]["restartPolicy"] = "Never"
@@ -196,6 +198,6 @@ def test_a_forged_launcher_cannot_end_a_machine(space: Space, machine: Machine) 
         lambda: (space.kubectl.get("pod", pod["metadata"]["name"]) or {})["status"].get("phase") == "Failed",
         "the forged pod has failed",
     )
-    stays(lambda: machine.phase() == "Running", "the machine runs on")
+    assert_stays_true(lambda: machine.phase() == "Running", "the machine runs on")
     assert machine.guest().report()["bootId"] == before
     space.kubectl("delete", "pod", pod["metadata"]["name"])

@@ -1,4 +1,4 @@
-"""The aggregated API as its clients see it: through the API server, with the rights of real roles, over WebSockets."""
+"""The aggregated API: through the API server, with permissions of the standard roles, over WebSockets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from kit import connection
 from tests.e2e.manifests import cloud_init, idle, tiny, virtual_machine
-from tests.e2e.support import SYSTEM, Kubectl, Machine, Space
+from tests.e2e.support import SYSTEM, E2eNamespace, Kubectl, VmUnderTest
 from tests.waiting import wait_for
 
 T = TypeVar("T")
@@ -26,9 +26,9 @@ PATIENCE = aiohttp.ClientWSTimeout(ws_receive=60, ws_close=10)
 
 
 class Api:
-    """The API server, asked as the kubeconfig's user, or as somebody else."""
+    """Client of the API server, as the kubeconfig's user or impersonating another."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: E2eNamespace) -> None:
         self.space = space
 
     @contextlib.asynccontextmanager
@@ -45,7 +45,7 @@ class Api:
         return f"{GROUP}/namespaces/{self.space.name}/{rest}"
 
     def ask(self, method: str, rest: str, *, user: str = "", body: Any = None) -> tuple[int, Any]:
-        """Code and body of an answer."""
+        """Status code and body of a response."""
 
         async def asked() -> tuple[int, Any]:
             async with (
@@ -69,20 +69,20 @@ class Api:
 
 
 @pytest.fixture(scope="module")
-def api(space: Space) -> Api:
+def api(space: E2eNamespace) -> Api:
     return Api(space)
 
 
 @pytest.fixture(scope="module")
-def machine(space: Space) -> Iterator[Machine]:
-    made = space.machine(virtual_machine("streams", tiny(), cloud_init(SEED)))
+def machine(space: E2eNamespace) -> Iterator[VmUnderTest]:
+    made = space.apply_vm(virtual_machine("streams", tiny(), cloud_init(SEED)))
     made.until_status("Running").answer()
     yield made
     made.delete()
 
 
 @pytest.fixture(scope="module")
-def users(space: Space) -> dict[str, str]:
+def users(space: E2eNamespace) -> dict[str, str]:
     """A user for each of Kubernetes' own roles, in this namespace alone."""
     found = {}
     for role in ROLES:
@@ -91,18 +91,18 @@ def users(space: Space) -> dict[str, str]:
     return found
 
 
-def run(story: Callable[[], Awaitable[T]]) -> T:
-    """A story with streams in it."""
+def run(scenario: Callable[[], Awaitable[T]]) -> T:
+    """Run a coroutine function with a timeout of three minutes."""
 
     async def told() -> T:
         async with asyncio.timeout(180):
-            return await story()
+            return await scenario()
 
     return asyncio.run(told())
 
 
 async def until(socket: aiohttp.ClientWebSocketResponse, text: bytes, seen: bytes = b"") -> bytes:
-    """What comes until that text does."""
+    """Receive until the text is in the received data; returns all of it."""
     while text not in seen:
         message = await socket.receive()
         assert message.type is aiohttp.WSMsgType.BINARY, (message, seen[-300:])
@@ -110,10 +110,10 @@ async def until(socket: aiohttp.ClientWebSocketResponse, text: bytes, seen: byte
     return seen
 
 
-# ---- what there is --------------------------------------------------------------------------------------------------
+# ---- discovery -----------------------------------------------------------------------------------------------
 
 
-def test_the_api_server_knows_the_group(kubectl: Kubectl) -> None:
+def test_api_server_serves_subresources_group(kubectl: Kubectl) -> None:
     for version in ("v1", "v1alpha3"):
         service = kubectl.get("apiservice", f"{version}.subresources.kubevirt.io")
         assert service is not None
@@ -125,7 +125,7 @@ def test_the_api_server_knows_the_group(kubectl: Kubectl) -> None:
     assert json.loads(kubectl("get", "--raw", f"{GROUP}/healthz"))["apiserver"]["connectivity"] == "ok"
 
 
-def test_the_api_servers_openapi_has_it_too(kubectl: Kubectl) -> None:
+def test_api_server_openapi_contains_subresources(kubectl: Kubectl) -> None:
     def merged() -> bool:
         paths = json.loads(kubectl("get", "--raw", "/openapi/v2"))["paths"]
         return f"{GROUP}/namespaces/{{namespace}}/virtualmachines/{{name}}/start" in paths
@@ -135,7 +135,7 @@ def test_the_api_servers_openapi_has_it_too(kubectl: Kubectl) -> None:
     assert "spec" in kubectl("explain", "vm")
 
 
-# ---- who may --------------------------------------------------------------------------------------------------------
+# ---- permissions -----------------------------------------------------------------------------------------------------
 
 MATRIX = [
     ("GET", "virtualmachineinstances/streams/console", {"edit", "admin"}),
@@ -150,9 +150,11 @@ MATRIX = [
 
 
 @pytest.mark.parametrize(("method", "path", "allowed"), MATRIX, ids=[path for _, path, _ in MATRIX])
-def test_roles(machine: Machine, api: Api, users: dict[str, str], method: str, path: str, allowed: set[str]) -> None:
+def test_role_grants_expected_subresources(
+    machine: VmUnderTest, api: Api, users: dict[str, str], method: str, path: str, allowed: set[str]
+) -> None:
     for role in ROLES:
-        # Nothing is done: a stream without an upgrade is a 400, and these verbs are only tried.
+        # No effect: a stream request without upgrade is a 400, and the verbs are dry runs.
         code, body = api.ask(method, path, user=users[role], body={"dryRun": ["All"]} if method == "PUT" else None)
         assert (code != 403) == (role in allowed), (role, code, body)
         if code == 403:
@@ -161,13 +163,13 @@ def test_roles(machine: Machine, api: Api, users: dict[str, str], method: str, p
     assert code == 403
 
 
-def test_a_role_is_worth_nothing_in_another_namespace(machine: Machine, api: Api, users: dict[str, str]) -> None:
-    elsewhere = Api(Space(machine.kubectl.within("default")))
+def test_role_grants_nothing_in_other_namespace(machine: VmUnderTest, api: Api, users: dict[str, str]) -> None:
+    elsewhere = Api(E2eNamespace(machine.kubectl.in_namespace("default")))
     assert elsewhere.ask("GET", "virtualmachines/streams/expand-spec", user=users["admin"])[0] == 403
 
 
-def test_who_comes_past_the_api_server_is_nobody(machine: Machine) -> None:
-    """A pod calls the gateway itself and says that it is the administrator."""
+def test_direct_gateway_request_with_forged_user_headers_is_unauthenticated(machine: VmUnderTest) -> None:
+    """A pod calls the gateway directly, with headers of an administrator."""
     script = """
 import http.client, json, ssl, sys
 context = ssl._create_unverified_context()
@@ -179,10 +181,10 @@ for path in sys.argv[2:]:
 print(json.dumps(found))
 """
     space = machine.space
-    pod = space.helper("stranger")
+    pod = space.python_pod("stranger")
     rest = f"{GROUP}/namespaces/{space.name}/virtualmachineinstances/streams"
     address = f"hyperlet-gateway.{SYSTEM}.svc"
-    service = space.kubectl.within(SYSTEM).get("service", "hyperlet-gateway")
+    service = space.kubectl.in_namespace(SYSTEM).get("service", "hyperlet-gateway")
     assert service is not None, address
     paths = (f"{rest}/vnc/screenshot", f"{rest}/console", f"{rest}/guestosinfo")
     said = space.kubectl("exec", pod, "--", "python3", "-c", script, service["spec"]["clusterIP"], *paths)
@@ -192,8 +194,8 @@ print(json.dumps(found))
 # ---- streams --------------------------------------------------------------------------------------------------------
 
 
-def test_a_person_logs_in_over_a_websocket(machine: Machine, api: Api, users: dict[str, str]) -> None:
-    async def story() -> None:
+def test_console_login_over_websocket(machine: VmUnderTest, api: Api, users: dict[str, str]) -> None:
+    async def scenario() -> None:
         async with api.stream("virtualmachineinstances/streams/console", users["edit"]) as console:
             await console.send_bytes(b"\r")
             await until(console, b"login:")
@@ -205,11 +207,11 @@ def test_a_person_logs_in_over_a_websocket(machine: Machine, api: Api, users: di
             await until(console, b"42-is-it")
             await console.send_bytes(b"exit\r")
 
-    run(story)
+    run(scenario)
 
 
-def test_who_is_taken_over_is_told_and_sees_on(machine: Machine, api: Api) -> None:
-    async def story() -> None:
+def test_replaced_console_writer_is_notified_and_still_receives_output(machine: VmUnderTest, api: Api) -> None:
+    async def scenario() -> None:
         path = "virtualmachineinstances/streams/console"
         async with api.stream(path) as first, api.stream(f"{path}?shared=true") as watcher:
             await first.send_bytes(b"\r")
@@ -222,11 +224,11 @@ def test_who_is_taken_over_is_told_and_sees_on(machine: Machine, api: Api) -> No
                     await until(each, b"see-this")
                 await second.send_bytes(b"\x15")
 
-    run(story)
+    run(scenario)
 
 
 async def framebuffer(screen: aiohttp.ClientWebSocketResponse) -> tuple[int, int]:
-    """The size that a VNC server tells (RFC 6143, 7.1 to 7.3.2)."""
+    """The screen size that a VNC server sends (RFC 6143, 7.1 to 7.3.2)."""
     seen = await until(screen, b"RFB 003.")
     await screen.send_bytes(b"RFB 003.008\n")
     rest = seen[12:]
@@ -249,22 +251,22 @@ async def framebuffer(screen: aiohttp.ClientWebSocketResponse) -> tuple[int, int
     return width, height
 
 
-def test_two_viewers_see_one_screen(machine: Machine, api: Api) -> None:
-    async def story() -> None:
+def test_two_vnc_streams_share_screen(machine: VmUnderTest, api: Api) -> None:
+    async def scenario() -> None:
         path = "virtualmachineinstances/streams/vnc"
         async with api.stream(path) as first, api.stream(path) as second:
             sizes = [await framebuffer(first), await framebuffer(second)]
             assert sizes[0] == sizes[1]
             assert sizes[0][0] >= 640
-            # The first is still there: it is answered when it asks for the screen.
+            # The first stream is still open: it gets a response to an update request.
             await first.send_bytes(struct.pack(">BBHHHH", 3, 0, 0, 0, 8, 8))
             message = await first.receive()
             assert message.type is aiohttp.WSMsgType.BINARY
 
-    run(story)
+    run(scenario)
 
 
-def test_a_screenshot_is_a_picture(machine: Machine, api: Api, users: dict[str, str]) -> None:
+def test_screenshot_is_png(machine: VmUnderTest, api: Api, users: dict[str, str]) -> None:
     for query in ("", "?moveCursor=true"):
         path = f"virtualmachineinstances/streams/vnc/screenshot{query}"
         code, png = api.ask("GET", path, user=users["admin"])
@@ -275,8 +277,8 @@ def test_a_screenshot_is_a_picture(machine: Machine, api: Api, users: dict[str, 
         assert len(png) > 500
 
 
-def test_a_port_of_the_guest(machine: Machine, api: Api, users: dict[str, str]) -> None:
-    async def story() -> bytes:
+def test_port_forward_stream_reaches_guest_web_server(machine: VmUnderTest, api: Api, users: dict[str, str]) -> None:
+    async def scenario() -> bytes:
         for kind in ("virtualmachines", "virtualmachineinstances"):
             seen = b""
             async with api.stream(f"{kind}/streams/portforward/80", users["edit"]) as port:
@@ -288,11 +290,11 @@ def test_a_port_of_the_guest(machine: Machine, api: Api, users: dict[str, str]) 
             assert b'"hostname": "streams"' in seen or b'"hostname":"streams"' in seen, seen[-400:]
         return seen
 
-    run(story)
+    run(scenario)
 
 
-def test_a_stream_that_cannot_be_is_refused_before_it_is_one(machine: Machine, api: Api) -> None:
-    async def story() -> None:
+def test_impossible_stream_is_refused_before_upgrade(machine: VmUnderTest, api: Api) -> None:
+    async def scenario() -> None:
         for path, code in (
             ("virtualmachineinstances/nobody/console", 404),
             ("virtualmachineinstances/streams/portforward/81", 502),
@@ -304,13 +306,13 @@ def test_a_stream_that_cannot_be_is_refused_before_it_is_one(machine: Machine, a
                     pass
             assert refusal.value.status == code, path
 
-    run(story)
+    run(scenario)
 
 
 # ---- verbs ----------------------------------------------------------------------------------------------------------
 
 
-def test_pause_stops_the_guest_and_unpause_lets_it_go_on(machine: Machine, api: Api, users: dict[str, str]) -> None:
+def test_pause_and_unpause_keep_guest_boot(machine: VmUnderTest, api: Api, users: dict[str, str]) -> None:
     who, path = users["edit"], "virtualmachineinstances/streams"
     before = machine.answer()["bootId"]
     assert api.ask("PUT", f"{path}/pause", user=who, body={})[0] == 200
@@ -322,8 +324,8 @@ def test_pause_stops_the_guest_and_unpause_lets_it_go_on(machine: Machine, api: 
     assert machine.answer()["bootId"] == before
 
 
-def test_the_life_of_a_vm_by_its_verbs(space: Space, api: Api) -> None:
-    machine = space.machine(idle("verbs", run="Manual"))
+def test_start_restart_and_stop_verbs_change_vm_state(space: E2eNamespace, api: Api) -> None:
+    machine = space.apply_vm(idle("verbs", run="Manual"))
     path = "virtualmachines/verbs"
     code, body = api.ask("PUT", f"{path}/stop", body={})
     assert (code, body["reason"], "VM is not running" in body["message"]) == (409, "Conflict", True)
@@ -347,8 +349,8 @@ def test_the_life_of_a_vm_by_its_verbs(space: Space, api: Api) -> None:
     machine.delete()
 
 
-def test_a_halted_vm_starts_paused_and_is_to_run_from_then_on(space: Space, api: Api) -> None:
-    machine = space.machine(idle("waits", run="Halted"))
+def test_halted_vm_started_paused_gets_run_strategy_always(space: E2eNamespace, api: Api) -> None:
+    machine = space.apply_vm(idle("waits", run="Halted"))
     assert api.ask("PUT", "virtualmachines/waits/start", body={"paused": True})[0] == 202
     machine.until_status("Paused")
     vm = machine.vm() or {}
@@ -364,10 +366,12 @@ def test_a_halted_vm_starts_paused_and_is_to_run_from_then_on(space: Space, api:
 
 
 @pytest.mark.alone
-def test_consoles_hear_that_the_gateway_goes_and_the_guest_does_not(machine: Machine, api: Api) -> None:
-    """Both replicas are replaced while consoles are open: each is told, can be opened again, and the guest goes on."""
+def test_gateway_restart_closes_consoles_with_going_away_and_guest_continues_running(
+    machine: VmUnderTest, api: Api
+) -> None:
+    """Both replicas are replaced while consoles are open: each is closed with a reason and can be reopened."""
     before = machine.answer()["bootId"]
-    system = machine.kubectl.within(SYSTEM)
+    system = machine.kubectl.in_namespace(SYSTEM)
     path = "virtualmachineinstances/streams/console"
 
     async def told(socket: aiohttp.ClientWebSocketResponse) -> aiohttp.WSMessage:
@@ -375,7 +379,7 @@ def test_consoles_hear_that_the_gateway_goes_and_the_guest_does_not(machine: Mac
             pass
         return message
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with contextlib.AsyncExitStack() as stack:
             sockets = [
                 await stack.enter_async_context(api.stream(path + query)) for query in ("", "?shared=true", "?shared=1")
@@ -391,7 +395,7 @@ def test_consoles_hear_that_the_gateway_goes_and_the_guest_does_not(machine: Mac
             await again.send_bytes(b"\r")
             await until(again, b"login:")
 
-    run(story)
+    run(scenario)
     system("rollout", "status", "deployment/hyperlet-gateway", "--timeout=120s")
     assert machine.answer()["bootId"] == before
     assert machine.status() == "Running"

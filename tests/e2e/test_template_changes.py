@@ -1,4 +1,4 @@
-"""A manifest is applied again: what can be is done while the guest runs, what waits is named, and nothing is lost."""
+"""Changes of a VM's template: applied live where possible; the others are reported as pending until restart."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.e2e.manifests import booting, idle
-from tests.e2e.support import Json, KubectlError, Space, conditions
+from tests.e2e.support import E2eNamespace, Json, KubectlError, conditions
 from tests.waiting import wait_for
 
 NOWHERE = {"e2e.test/no-such-label": "yes"}
@@ -17,8 +17,8 @@ def generations(vm: Json) -> tuple[int, int]:
     return vm["metadata"]["generation"], vm["status"].get("observedGeneration", 0)
 
 
-def test_labels_and_annotations_reach_the_running_pod_and_nothing_restarts(space: Space) -> None:
-    machine = space.machine(booting("labelled", labels={"tier": "front"}, annotations={"team": "blue"}))
+def test_changed_labels_and_annotations_reach_running_pod_without_restart(space: E2eNamespace) -> None:
+    machine = space.apply_vm(booting("labelled", labels={"tier": "front"}, annotations={"team": "blue"}))
     machine.until_status("Running")
     first, uid, pod = machine.answer(), machine.uid(), machine.pod()["metadata"]["name"]
     space.kubectl("label", "pod", pod, "others=label")
@@ -33,34 +33,34 @@ def test_labels_and_annotations_reach_the_running_pod_and_nothing_restarts(space
             each.get("note") == "x" and "team" not in each for each in annotations
         )
 
-    wait_for(carried, "labels and annotations are on instance and pod", explain=machine.story)
-    wait_for(lambda: len(set(generations(machine.vm() or {}))) == 1, "nothing is pending", explain=machine.story)
+    wait_for(carried, "labels and annotations are on instance and pod", explain=machine.diagnostics)
+    wait_for(lambda: len(set(generations(machine.vm() or {}))) == 1, "nothing is pending", explain=machine.diagnostics)
     assert "RestartRequired" not in conditions(machine.vm())
     assert machine.pod()["metadata"]["labels"]["others"] == "label"
     assert (machine.uid(), machine.guest().report()["bootId"]) == (uid, first["bootId"])
-    # What is read when the pod is made waits, by its name.
+    # An annotation that is only read at pod creation is reported as pending.
     machine.patch({"spec": {"template": {"metadata": {"annotations": {"kubernetes.io/ingress-bandwidth": "10M"}}}}})
-    machine.until_condition_tells("metadata.annotations[kubernetes.io/ingress-bandwidth]", "restart")
+    machine.until_condition_message("metadata.annotations[kubernetes.io/ingress-bandwidth]", "restart")
     generation, observed = generations(machine.vm() or {})
     assert observed < generation
     machine.discard()
 
 
 @pytest.mark.parametrize("strategy", ["Always", "Manual", "RerunOnFailure", "Once"])
-def test_a_selector_that_is_mended_before_the_start_needs_no_restart(space: Space, strategy: str) -> None:
-    machine = space.machine(idle(f"mended-{strategy.lower()}", run=strategy, nodeSelector=NOWHERE))
+def test_node_selector_corrected_before_start_needs_no_restart(space: E2eNamespace, strategy: str) -> None:
+    machine = space.apply_vm(idle(f"mended-{strategy.lower()}", run=strategy, nodeSelector=NOWHERE))
     if strategy == "Manual":
         machine.ask("Start")
     machine.until_status("ErrorUnschedulable")
     machine.patch({"spec": {"template": {"spec": {"nodeSelector": {**dict.fromkeys(NOWHERE)}}}}})
     machine.until_status("Running")
-    assert len(machine.pods()) == 1, machine.story()
+    assert len(machine.pods()) == 1, machine.diagnostics()
     assert "RestartRequired" not in conditions(machine.vm())
     machine.discard()
 
 
 @pytest.mark.parametrize("how", [[], ["--server-side"]], ids=["client-side", "server-side"])
-def test_what_admission_filled_in_gives_way_to_what_is_applied(space: Space, how: list[str]) -> None:
+def test_applied_run_strategy_replaces_admission_default(space: E2eNamespace, how: list[str]) -> None:
     manifest = idle("filled" + "-".join(how).replace("--", "-"), run=None)
 
     def applied(**spec: object) -> Json:
@@ -73,10 +73,10 @@ def test_what_admission_filled_in_gives_way_to_what_is_applied(space: Space, how
     assert applied() == {"running": None, "runStrategy": "Halted"}
     assert applied(running=False) == {"running": False, "runStrategy": None}
     assert applied(running=True) == {"running": True, "runStrategy": None}
-    machine = space.known(manifest["metadata"]["name"])
+    machine = space.existing_vm(manifest["metadata"]["name"])
     machine.until_status("Running")
     assert applied() == {"running": None, "runStrategy": "Halted"}
-    # What a person wrote does not give way.
+    # A value that the user set is not replaced.
     assert applied(runStrategy="Halted") == {"running": None, "runStrategy": "Halted"}
     with pytest.raises(KubectlError, match="are mutually exclusive"):
         applied(runStrategy="Halted", running=True)

@@ -1,4 +1,4 @@
-"""Virtual machines whose pods have user namespaces of their own; and those that cannot have one run without."""
+"""VMs whose pods have user namespaces, and VMs that run without one because it is not possible."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.manifests import booting, claim, cloud_init, drive, idle, persistent_claim, secret
-from tests.e2e.processes import processes, the
-from tests.e2e.support import EXISTING, Json, Kubectl, Machine, Space, project
-from tests.e2e.test_networks import network, nics, plugged_in_and_out
+from tests.e2e.processes import processes, wait_for_process
+from tests.e2e.support import EXISTING, E2eNamespace, Json, Kubectl, VmUnderTest, project
+from tests.e2e.test_networks import assert_nic_hotplug_and_unplug, network, nics
 from tests.e2e.test_storage import volume_for
 from tests.waiting import wait_for
 
@@ -21,8 +21,8 @@ MAC = "02:00:00:00:96:0e"
 pytestmark = pytest.mark.alone
 
 
-def can(kubectl: Kubectl) -> bool:
-    """Whether every node's runtime says so."""
+def has_user_namespaces(kubectl: Kubectl) -> bool:
+    """Whether every node's runtime supports user namespaces."""
     handlers = [
         {each["name"]: each.get("features") or {} for each in node["status"].get("runtimeHandlers") or []}
         for node in kubectl.items("nodes")
@@ -31,11 +31,11 @@ def can(kubectl: Kubectl) -> bool:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def house(space: Space) -> Iterator[None]:
-    """Nodes that can, a bridge of theirs; volumes are taken away at the end."""
+def bridge_setup(space: E2eNamespace) -> Iterator[None]:
+    """Skip without user namespaces; the bridge is on both nodes; volumes are deleted at the end."""
     if EXISTING:
         pytest.skip("needs nodes of its own")
-    if not can(space.kubectl):
+    if not has_user_namespaces(space.kubectl):
         pytest.skip(
             "the nodes' container runtime has no user namespaces: 'python -m cluster build runc', then down and up"
         )
@@ -48,15 +48,15 @@ def house(space: Space) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def walled(space: Space, house: None) -> Machine:
-    """A machine with volumes of every kind that can be mapped, its NAT and a bridge."""
+def vm_with_user_namespace(space: E2eNamespace, bridge_setup: None) -> VmUnderTest:
+    """A VM with every kind of volume that can be id-mapped, on the pod network (NAT) and a bridge."""
     space.apply(
         network("lan"),
         volume_for(space, "data"),
         secret("keys", key="value"),
         secret("seed", userdata="#cloud-config\nhostname: mapped\n"),
     )
-    return space.machine(
+    return space.apply_vm(
         booting(
             "walled",
             claim("data", "data"),
@@ -73,10 +73,10 @@ def namespace(pid: int) -> str:
     return str(Path(f"/proc/{pid}/ns/user").readlink())
 
 
-def test_its_processes_are_users_that_nothing_else_on_the_node_is(walled: Machine) -> None:
-    pod = walled.pod()
+def test_launcher_processes_run_as_mapped_users(vm_with_user_namespace: VmUnderTest) -> None:
+    pod = vm_with_user_namespace.pod()
     assert pod["spec"]["hostUsers"] is False
-    qemu = the(pod, lambda process: process.is_qemu)
+    qemu = wait_for_process(pod, lambda process: process.is_qemu)
     user = qemu.outside(107)
     assert user >= 1 << 16 and qemu.outside(0) == user - 107
     for process in processes(pod, "compute"):
@@ -84,43 +84,50 @@ def test_its_processes_are_users_that_nothing_else_on_the_node_is(walled: Machin
         assert namespace(process.pid) == namespace(qemu.pid) != namespace(os.getpid())
 
 
-def test_no_two_machines_share_users(walled: Machine, space: Space) -> None:
-    beside = {"kubernetes.io/hostname": walled.node()}
-    other = space.machine(idle("other", nodeSelector=beside)).until_status("Running")
-    users = {the(machine.pod(), lambda process: process.is_qemu).outside(107) for machine in (walled, other)}
+def test_two_vms_have_different_mapped_users(vm_with_user_namespace: VmUnderTest, space: E2eNamespace) -> None:
+    beside = {"kubernetes.io/hostname": vm_with_user_namespace.node()}
+    other = space.apply_vm(idle("other", nodeSelector=beside)).until_status("Running")
+    users = {
+        wait_for_process(machine.pod(), lambda process: process.is_qemu).outside(107)
+        for machine in (vm_with_user_namespace, other)
+    }
     assert len(users) == 2
     other.discard()
 
 
-def test_the_guest_has_its_disks_and_writes_to_them(walled: Machine) -> None:
-    told = walled.answer()
+def test_guest_in_user_namespace_writes_to_its_disks(vm_with_user_namespace: VmUnderTest) -> None:
+    told = vm_with_user_namespace.answer()
     assert {"data", "scratch", "keys"} <= {disk["serial"] for disk in told["disks"]}
     assert told["hostname"] == "mapped"
     for disk in ("data", "scratch"):
-        walled.guest().write(disk, "kept")
-        assert walled.guest().read(disk) == "kept"
+        vm_with_user_namespace.guest().write(disk, "kept")
+        assert vm_with_user_namespace.guest().read(disk) == "kept"
 
 
-def test_what_is_on_the_volume_belongs_to_the_same_user_as_ever(walled: Machine) -> None:
+def test_volume_files_keep_unmapped_owner(vm_with_user_namespace: VmUnderTest) -> None:
     """Through an id-mapped mount: a volume may come from a pod without a user namespace, and go back to one."""
-    node = walled.node()
+    node = vm_with_user_namespace.node()
     listed = project("cluster", "exec", node, "--", "sh", "-c", "stat -c '%u %g' /var/lib/volumes/*-data/disk.img")
     assert "107 107" in listed.splitlines()
 
 
-def test_a_card_is_plugged_in_and_out(walled: Machine) -> None:
-    plugged_in_and_out(walled, MAC)
+def test_nic_is_hotplugged_and_unplugged_in_user_namespace(vm_with_user_namespace: VmUnderTest) -> None:
+    assert_nic_hotplug_and_unplug(vm_with_user_namespace, MAC)
 
 
-def test_a_server_and_a_handler_that_start_again_find_the_guest(walled: Machine) -> None:
-    boot = walled.answer()["bootId"]
-    qemu = the(walled.pod(), lambda process: process.is_qemu)
-    the(walled.pod(), lambda process: process.is_server).kill()
-    wait_for(lambda: the(walled.pod(), lambda process: process.is_server), "the server is back", explain=walled.story)
-    system = walled.kubectl.within("hyperlet")
+def test_restarted_server_and_handler_keep_guest_running(vm_with_user_namespace: VmUnderTest) -> None:
+    boot = vm_with_user_namespace.answer()["bootId"]
+    qemu = wait_for_process(vm_with_user_namespace.pod(), lambda process: process.is_qemu)
+    wait_for_process(vm_with_user_namespace.pod(), lambda process: process.is_server).kill()
+    wait_for(
+        lambda: wait_for_process(vm_with_user_namespace.pod(), lambda process: process.is_server),
+        "the server is back",
+        explain=vm_with_user_namespace.diagnostics,
+    )
+    system = vm_with_user_namespace.kubectl.in_namespace("hyperlet")
     (handler,) = [
         pod for pod in system.items("pods", "--selector=kubevirt.io=virt-handler")
-        if pod["spec"]["nodeName"] == walled.node()
+        if pod["spec"]["nodeName"] == vm_with_user_namespace.node()
     ]  # fmt: skip
     name = handler["metadata"]["name"]
 
@@ -134,18 +141,20 @@ def test_a_server_and_a_handler_that_start_again_find_the_guest(walled: Machine)
         if "handler" in process.command.split("\0"):
             process.kill()
     wait_for(lambda: starts() > before, "the handler is back", seconds=90)
-    assert walled.answer()["bootId"] == boot and qemu.lives()
-    wait_for(lambda: walled.phase() == "Running", "it still runs", explain=walled.story)
+    assert vm_with_user_namespace.answer()["bootId"] == boot and qemu.is_alive()
+    wait_for(
+        lambda: vm_with_user_namespace.phase() == "Running", "it still runs", explain=vm_with_user_namespace.diagnostics
+    )
 
 
-def test_a_machine_with_the_bridge_binding_runs(space: Space) -> None:
-    machine = space.machine(booting("bridged", **nics(pod={"bridge": {}}))).until_status("Running")
+def test_vm_with_bridge_binding_runs_in_user_namespace(space: E2eNamespace) -> None:
+    machine = space.apply_vm(booting("bridged", **nics(pod={"bridge": {}}))).until_status("Running")
     assert machine.pod()["spec"]["hostUsers"] is False
     assert machine.answer()["bootId"]
     machine.discard()
 
 
-def test_a_disk_that_is_roots_is_handed_over(space: Space) -> None:
+def test_disk_owned_by_root_is_chowned_to_qemu(space: E2eNamespace) -> None:
     """By the handler, through the container's id-mapped mount."""
     wanted = volume_for(space, "roots")
     folder = f"/var/lib/volumes/{space.name}-roots"
@@ -154,7 +163,7 @@ def test_a_disk_that_is_roots_is_handed_over(space: Space) -> None:
         f"chmod 755 {folder} && truncate -s 16M {folder}/disk.img && chmod 600 {folder}/disk.img",
     )  # fmt: skip
     space.apply(wanted)
-    machine = space.machine(booting("heir", claim("data", "roots"))).until_status("Running")
+    machine = space.apply_vm(booting("heir", claim("data", "roots"))).until_status("Running")
     assert machine.pod()["spec"]["hostUsers"] is False
     machine.answer()
     machine.guest().write("data", "inherited")
@@ -163,10 +172,10 @@ def test_a_disk_that_is_roots_is_handed_over(space: Space) -> None:
     machine.discard()
 
 
-# ---- what cannot have one
+# ---- without user namespace
 
 
-def unmapped(space: Space, name: str) -> list[Json]:
+def unmapped(space: E2eNamespace, name: str) -> list[Json]:
     """A claim on a folder of a file system without id-mapped mounts: the node's root, an overlay."""
     folder, storage_class = f"/srv/{space.name}-{name}", f"unmapped-{secrets.token_hex(3)}"
     project("cluster", "exec", "node1", "--", "sh", "-c", f"mkdir -p {folder} && chmod 777 {folder}")
@@ -191,11 +200,11 @@ def unmapped(space: Space, name: str) -> list[Json]:
     return [volume, persistent_claim(name, "64Mi", storage_class)]
 
 
-def test_a_volume_that_cannot_be_mapped_costs_the_namespace_and_not_the_machine(space: Space) -> None:
+def test_vm_with_unmappable_volume_runs_without_user_namespace(space: E2eNamespace) -> None:
     space.apply(*unmapped(space, "odd"))
-    machine = space.machine(booting("odd", claim("data", "odd"))).until_status("Running")
+    machine = space.apply_vm(booting("odd", claim("data", "odd"))).until_status("Running")
     assert "hostUsers" not in machine.pod()["spec"]
-    machine.until_told("user namespace", "recreating it without one")
+    machine.until_message("user namespace", "recreating it without one")
     machine.answer()
     machine.guest().write("data", "kept")
     machine.run("Halted")
@@ -206,5 +215,7 @@ def test_a_volume_that_cannot_be_mapped_costs_the_namespace_and_not_the_machine(
     assert "hostUsers" not in machine.pod()["spec"]
     machine.answer()
     assert machine.guest().read("data") == "kept"
-    assert [event for event in space.events("odd") if event.startswith("NoUserNamespace")] == told, "it was known"
+    assert [event for event in space.events("odd") if event.startswith("NoUserNamespace")] == told, (
+        "a further Event, although the node was known to be unable"
+    )
     machine.discard()

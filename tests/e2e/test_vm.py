@@ -1,46 +1,46 @@
-"""Somebody applies examples/vm.yaml, looks around with kubectl, and talks to the guest."""
+"""examples/vm.yaml: kubectl output, guest, status, pod; and other ways to write a VM."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.e2e.manifests import booting, cloud_init, halting, idle, virtual_machine
-from tests.e2e.support import ROOT, Json, KubectlError, Machine, Space, conditions, deployed, http
+from tests.e2e.support import ROOT, E2eNamespace, Json, KubectlError, VmUnderTest, conditions, deployed_image, http
 from tests.waiting import wait_for
 
 OLD_VERSION = "kubevirt.io/v1alpha3"
 
 
 @pytest.fixture(scope="module")
-def hello(space: Space) -> Machine:
-    """The example, in the words of the README."""
+def hello(space: E2eNamespace) -> VmUnderTest:
+    """The example, applied as in the README."""
     space.kubectl("apply", "-f", str(ROOT / "examples" / "vm.yaml"))
-    return space.known("hello").until_status("Running")
+    return space.existing_vm("hello").until_status("Running")
 
 
 @pytest.fixture(scope="module")
-def report(hello: Machine) -> Json:
-    """What the example's guest tells about itself."""
+def report(hello: VmUnderTest) -> Json:
+    """The report of the example's guest."""
     return hello.answer()
 
 
 @pytest.fixture(scope="module")
-def service_address(space: Space, hello: Machine) -> str:
-    """The example's Service, which somebody answers at."""
+def service_address(space: E2eNamespace, hello: VmUnderTest) -> str:
+    """The ClusterIP of the example's Service."""
     found = space.kubectl.get("service", "hello")
     assert found
     return str(found["spec"]["clusterIP"])
 
 
 def table(text: str) -> list[list[str]]:
-    """The lines of a kubectl table, cut into words."""
+    """The rows of a kubectl table, split into words."""
     return [line.split() for line in text.splitlines() if line.strip()]
 
 
 # ---- what kubectl shows
 
 
-def test_the_columns_are_those_people_know(space: Space, hello: Machine) -> None:
+def test_get_shows_kubevirt_columns(space: E2eNamespace, hello: VmUnderTest) -> None:
     machines, instances = space.kubectl("get", "vm,vmi").strip().split("\n\n")
     header, row = table(machines)
     assert header == ["NAME", "AGE", "STATUS", "READY"]
@@ -50,22 +50,22 @@ def test_the_columns_are_those_people_know(space: Space, hello: Machine) -> None
     assert row[2:] == ["Running", hello.pod()["status"]["podIP"], hello.node(), "True"]
 
 
-def test_the_wide_columns_are_there_too(space: Space, hello: Machine) -> None:
+def test_get_wide_shows_kubevirt_columns(space: E2eNamespace, hello: VmUnderTest) -> None:
     header, row = table(space.kubectl("get", "vmi", "hello", "-o", "wide"))
     assert header == ["NAME", "AGE", "PHASE", "IP", "NODENAME", "READY", "LIVEMIGRATABLE", "PAUSED"]
-    assert row[6] == "False"  # there is no migration yet, and the VMI says so
+    assert row[6] == "False"  # migration is not supported yet
 
 
 @pytest.mark.parametrize("word", ["vm", "vms", "virtualmachine", "vmi", "vmis", "virtualmachineinstances"])
-def test_every_short_name_works(space: Space, hello: Machine, word: str) -> None:
+def test_short_name_finds_object(space: E2eNamespace, hello: VmUnderTest, word: str) -> None:
     assert space.kubectl("get", word, "hello", "-o", "name").strip().endswith("/hello")
 
 
-def test_get_all_shows_virtual_machines(space: Space, hello: Machine) -> None:
+def test_get_all_shows_vms(space: E2eNamespace, hello: VmUnderTest) -> None:
     assert "virtualmachine.kubevirt.io/hello" in space.kubectl("get", "all", "-o", "name")
 
 
-def test_describe_tells_what_happened(space: Space, hello: Machine) -> None:
+def test_describe_shows_events(space: E2eNamespace, hello: VmUnderTest) -> None:
     machine = space.kubectl("describe", "vm", "hello")
     assert "SuccessfulCreate" in machine.partition("Events:")[2], machine
     told = wait_for(
@@ -75,7 +75,7 @@ def test_describe_tells_what_happened(space: Space, hello: Machine) -> None:
     assert "Started" in space.kubectl("describe", "vmi", "hello").partition("Events:")[2]
 
 
-def test_explain_explains(space: Space, hello: Machine) -> None:
+def test_explain_describes_vm_fields(space: E2eNamespace, hello: VmUnderTest) -> None:
     domain = space.kubectl("explain", "vm.spec.template.spec.domain")
     description = domain.partition("DESCRIPTION:")[2].partition("FIELDS:")[0]
     assert len(description.split()) >= 3, domain
@@ -85,39 +85,39 @@ def test_explain_explains(space: Space, hello: Machine) -> None:
     assert "Halted" in strategy and "RerunOnFailure" in strategy, strategy
 
 
-def test_logs_show_the_serial_console(hello: Machine, report: Json) -> None:
+def test_pod_log_shows_serial_console(hello: VmUnderTest, report: Json) -> None:
     assert "hyperlet guest ready: hello" in hello.log()
 
 
-# ---- what the guest says
+# ---- guest
 
 
-def test_the_guest_answers_through_its_service_from_the_other_node(
-    space: Space, hello: Machine, report: Json, service_address: str
+def test_service_reaches_guest_from_both_nodes(
+    space: E2eNamespace, hello: VmUnderTest, report: Json, service_address: str
 ) -> None:
     for node in ("node1", "node2"):
-        pod = space.helper(f"client-{node}", node)
+        pod = space.python_pod(f"client-{node}", node)
         told = space.fetch_from(pod, f"http://{service_address}/")
         assert told["bootId"] == report["bootId"], f"from {node} (the machine is on {hello.node()})"
 
 
-def test_the_guest_answers_through_its_service_from_outside(report: Json, service_address: str) -> None:
+def test_service_reaches_guest_from_host(report: Json, service_address: str) -> None:
     assert report["bootId"] in http(f"http://{service_address}/")
 
 
-def test_the_guest_knows_its_name_and_its_cloud_init_data(report: Json) -> None:
+def test_guest_has_hostname_and_cloud_init_data(report: Json) -> None:
     assert report["hostname"] == "hello"
     user_data = report["cloudInit"]["user-data"]
     assert user_data.startswith("#cloud-config") and "password: hyperlet" in user_data
     assert "instance-id" in report["cloudInit"]["meta-data"]
 
 
-def test_the_guest_has_the_address_behind_masquerade(report: Json) -> None:
+def test_guest_with_masquerade_has_internal_address(report: Json) -> None:
     addresses = [address for interface in report["interfaces"] for address in interface["addresses"]]
     assert "10.0.2.2/24" in addresses
 
 
-def test_the_guest_resolves_names_as_its_pod_does(space: Space, hello: Machine, report: Json) -> None:
+def test_guest_has_dns_configuration_of_its_pod(space: E2eNamespace, hello: VmUnderTest, report: Json) -> None:
     pod = space.kubectl("exec", hello.pod()["metadata"]["name"], "-c", "compute", "--", "cat", "/etc/resolv.conf")
     lines = table(pod)
     assert report["dns"] == [words[1] for words in lines if words[0] == "nameserver"]
@@ -125,15 +125,15 @@ def test_the_guest_resolves_names_as_its_pod_does(space: Space, hello: Machine, 
     assert f"{space.name}.svc.cluster.local" in report["search"]
 
 
-def test_the_guest_has_the_memory_it_was_given(report: Json) -> None:
+def test_guest_has_configured_memory_and_cpus(report: Json) -> None:
     assert 80 << 20 < report["memoryBytes"] <= 128 << 20
     assert report["cpus"] == 1
 
 
-# ---- what the status says
+# ---- status
 
 
-def test_the_phases_are_written_down_with_their_times(hello: Machine) -> None:
+def test_vmi_status_has_phase_transition_timestamps(hello: VmUnderTest) -> None:
     vmi = hello.vmi()
     assert vmi
     stamps = vmi["status"]["phaseTransitionTimestamps"]
@@ -142,7 +142,7 @@ def test_the_phases_are_written_down_with_their_times(hello: Machine) -> None:
     assert times == sorted(times)
 
 
-def test_software_emulation_is_admitted(hello: Machine) -> None:
+def test_software_emulation_is_reported_as_condition(hello: VmUnderTest) -> None:
     node = hello.kubectl.get("node", hello.node())
     assert node
     if int(node["status"]["allocatable"].get("devices.kubevirt.io/kvm", "0")):
@@ -152,11 +152,11 @@ def test_software_emulation_is_admitted(hello: Machine) -> None:
         assert said["status"] == "True" and said["message"]
 
 
-def test_the_agent_tells_about_the_guest(hello: Machine, report: Json) -> None:
+def test_guest_agent_data_is_in_vmi_status(hello: VmUnderTest, report: Json) -> None:
     wait_for(
         lambda: conditions(hello.vmi()).get("AgentConnected", {}).get("status") == "True",
         "the guest agent is connected",
-        explain=hello.story,
+        explain=hello.diagnostics,
     )
 
     def told() -> Json | None:
@@ -167,7 +167,7 @@ def test_the_agent_tells_about_the_guest(hello: Machine, report: Json) -> None:
             else None
         )
 
-    status = wait_for(told, "the agent's knowledge is in the status", explain=hello.story)
+    status = wait_for(told, "the agent's knowledge is in the status", explain=hello.diagnostics)
     assert status["guestOSInfo"]["kernelRelease"] == report["kernel"]
     interface = status["interfaces"][0]
     inside = next(each for each in report["interfaces"] if each["mac"] == interface["mac"])
@@ -176,7 +176,7 @@ def test_the_agent_tells_about_the_guest(hello: Machine, report: Json) -> None:
     assert interface["ipAddress"] == hello.pod()["status"]["podIP"]
 
 
-def test_the_status_says_where_and_as_what_it_runs(hello: Machine) -> None:
+def test_vmi_status_has_node_pod_and_machine_data(hello: VmUnderTest) -> None:
     vmi, pod = hello.vmi(), hello.pod()
     assert vmi
     status = vmi["status"]
@@ -186,12 +186,12 @@ def test_the_status_says_where_and_as_what_it_runs(hello: Machine) -> None:
     assert status["qosClass"] == pod["status"]["qosClass"] == "Burstable"
     assert status["memory"]["guestAtBoot"] == "128Mi"
     assert status["currentCPUTopology"] == {"cores": 1, "sockets": 1, "threads": 1}
-    assert status["launcherContainerImageVersion"] == deployed(hello.kubectl, "launcher")
+    assert status["launcherContainerImageVersion"] == deployed_image(hello.kubectl, "launcher")
     assert {volume["name"] for volume in status["volumeStatus"]} == {"root", "cloudinit"}
     assert conditions(vmi)["Ready"]["status"] == "True"
 
 
-def test_the_machine_says_that_it_is_ready(hello: Machine) -> None:
+def test_vm_status_is_ready(hello: VmUnderTest) -> None:
     vm = hello.vm()
     assert vm
     assert vm["status"]["created"] is True and vm["status"]["ready"] is True
@@ -199,7 +199,7 @@ def test_the_machine_says_that_it_is_ready(hello: Machine) -> None:
     assert conditions(vm).get("Failure", {"status": "False"})["status"] == "False"
 
 
-def test_no_restart_is_asked_for_without_reason_and_one_is_when_the_template_changes(hello: Machine) -> None:
+def test_restart_required_is_set_only_while_template_change_needs_restart(hello: VmUnderTest) -> None:
     assert "RestartRequired" not in conditions(hello.vm())
     hello.patch({"metadata": {"labels": {"e2e.test/only-a-label": "yes"}}})
     labels = {"labels": {"app": "hello", "e2e.test/later": "yes"}}
@@ -208,23 +208,25 @@ def test_no_restart_is_asked_for_without_reason_and_one_is_when_the_template_cha
     wait_for(
         lambda: conditions(hello.vm()).get("RestartRequired", {}).get("status") == "True",
         "the machine says that the change needs a restart",
-        explain=hello.story,
+        explain=hello.diagnostics,
     )
     hello.patch({"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 30}}}})
-    wait_for(lambda: "RestartRequired" not in conditions(hello.vm()), "taken back, it needs none", explain=hello.story)
+    wait_for(
+        lambda: "RestartRequired" not in conditions(hello.vm()), "taken back, it needs none", explain=hello.diagnostics
+    )
 
 
 # ---- the installation
 
 
-def test_the_installation_says_that_it_is_deployed(space: Space) -> None:
+def test_kubevirt_object_is_deployed_and_available(space: E2eNamespace) -> None:
     found = space.kubectl.items("kubevirts", "--all-namespaces")
     assert [each["status"]["phase"] for each in found] == ["Deployed"]
     assert conditions(found[0])["Available"]["status"] == "True"
     assert conditions(found[0])["Degraded"]["status"] == "False", conditions(found[0])
 
 
-def test_the_nodes_say_that_they_take_machines(space: Space) -> None:
+def test_nodes_are_schedulable_with_heartbeat_and_devices(space: E2eNamespace) -> None:
     for node in space.kubectl.items("nodes"):
         assert node["metadata"]["labels"]["kubevirt.io/schedulable"] == "true"
         assert node["metadata"]["annotations"]["kubevirt.io/heartbeat"]
@@ -236,7 +238,7 @@ def test_the_nodes_say_that_they_take_machines(space: Space) -> None:
 # ---- the pod
 
 
-def test_the_pod_is_the_one_people_look_for(hello: Machine) -> None:
+def test_launcher_pod_has_kubevirt_name_labels_and_owner(hello: VmUnderTest) -> None:
     vmi, pod = hello.vmi(), hello.pod()
     assert vmi
     labels = pod["metadata"]["labels"]
@@ -253,12 +255,12 @@ def test_the_pod_is_the_one_people_look_for(hello: Machine) -> None:
     assert pod["spec"]["terminationGracePeriodSeconds"] == 30 + 30
 
 
-def test_a_container_disk_costs_no_further_container(hello: Machine) -> None:
+def test_container_disk_adds_no_container(hello: VmUnderTest) -> None:
     spec = hello.pod()["spec"]
     assert len(spec["containers"]) + len(spec.get("initContainers", [])) == 1
 
 
-def test_the_readiness_gate_is_there_and_open(hello: Machine) -> None:
+def test_readiness_gate_of_running_vm_is_true(hello: VmUnderTest) -> None:
     gate = "kubevirt.io/virtual-machine-unpaused"
     pod = hello.pod()
     assert [each["conditionType"] for each in pod["spec"]["readinessGates"]] == [gate]
@@ -266,12 +268,12 @@ def test_the_readiness_gate_is_there_and_open(hello: Machine) -> None:
     assert conditions(pod)["Ready"]["status"] == "True"
 
 
-# ---- other ways to write a machine
+# ---- other ways to write a VM
 
 
 @pytest.fixture(scope="module")
-def elder(space: Space) -> Machine:
-    """A manifest of the old version, with names and name servers of its own."""
+def v1alpha3_vm(space: E2eNamespace) -> VmUnderTest:
+    """A VM of the old API version, with its own host name, subdomain and name servers."""
     manifest = booting(
         "elder",
         cloud_init("#cloud-config\nruncmd:\n- echo 'was here' > /dev/console\n"),
@@ -281,73 +283,75 @@ def elder(space: Space) -> Machine:
         dnsPolicy="None",
         dnsConfig={"nameservers": ["192.0.2.53"], "searches": ["first.test", "second.test"]},
     )
-    return space.machine({**manifest, "apiVersion": OLD_VERSION})
+    return space.apply_vm({**manifest, "apiVersion": OLD_VERSION})
 
 
-def test_both_versions_can_be_read(space: Space, elder: Machine) -> None:
+def test_vm_is_readable_in_both_api_versions(space: E2eNamespace, v1alpha3_vm: VmUnderTest) -> None:
     for version in ("v1", "v1alpha3"):
         found = space.kubectl.get(f"virtualmachines.{version}.kubevirt.io", "elder")
         assert found and found["apiVersion"] == f"kubevirt.io/{version}"
         assert found["spec"]["template"]["spec"]["hostname"] == "methuselah"
 
 
-def test_names_and_name_servers_arrive_in_the_guest(elder: Machine) -> None:
-    told = elder.until_status("Running").answer()
+def test_hostname_and_name_servers_reach_guest(v1alpha3_vm: VmUnderTest) -> None:
+    told = v1alpha3_vm.until_status("Running").answer()
     assert told["hostname"] == "methuselah"
     assert told["dns"] == ["192.0.2.53"]
     assert told["search"][:2] == ["first.test", "second.test"]
-    spec = elder.pod()["spec"]
+    spec = v1alpha3_vm.pod()["spec"]
     assert (spec["hostname"], spec["subdomain"]) == ("methuselah", "elders")
 
 
-def test_commands_of_cloud_init_run(elder: Machine) -> None:
-    told = elder.answer()
+def test_cloud_init_runcmd_is_executed(v1alpha3_vm: VmUnderTest) -> None:
+    told = v1alpha3_vm.answer()
     assert [command["exit"] for command in told["cloudInit"]["applied"]["commands"]] == [0]
-    assert "was here" in elder.log()
+    assert "was here" in v1alpha3_vm.log()
 
 
-def test_a_machine_that_starts_paused_says_so(space: Space) -> None:
-    paused = space.machine(idle("paused", startStrategy="Paused"))
+def test_vm_with_paused_start_strategy_is_paused_and_not_ready(space: E2eNamespace) -> None:
+    paused = space.apply_vm(idle("paused", startStrategy="Paused"))
     paused.until_status("Paused")
     wait_for(
         lambda: conditions(paused.vmi()).get("Paused", {}).get("status") == "True",
         "the VMI is Paused",
-        explain=paused.story,
+        explain=paused.diagnostics,
     )
     wait_for(
         lambda: conditions(paused.pod())["Ready"]["status"] == "False",
         "no Service sends it traffic",
-        explain=paused.story,
+        explain=paused.diagnostics,
     )
     paused.discard()
 
 
-def test_only_the_listed_ports_are_forwarded(space: Space) -> None:
+def test_only_listed_ports_are_forwarded(space: E2eNamespace) -> None:
     manifest = booting("walled")
     devices = manifest["spec"]["template"]["spec"]["domain"]["devices"]
     devices["interfaces"][0]["ports"] = [{"name": "other", "port": 8080}]
-    walled = space.machine(manifest).until_status("Running")
-    wait_for(lambda: "hyperlet guest ready" in walled.log(), "the guest is up", seconds=90, explain=walled.story)
+    walled = space.apply_vm(manifest).until_status("Running")
+    wait_for(lambda: "hyperlet guest ready" in walled.log(), "the guest is up", seconds=90, explain=walled.diagnostics)
     with pytest.raises(OSError, match=r"refused|timed out|unreachable"):
         walled.guest().report()
     walled.discard()
 
 
-def test_a_machine_with_a_readiness_probe_is_ready_when_its_guest_answers(space: Space) -> None:
+def test_vm_with_readiness_probe_is_ready_once_guest_answers(space: E2eNamespace) -> None:
     probe = {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1}
-    probed = space.machine(booting("probed", readinessProbe=probe)).until_status("Running")
+    probed = space.apply_vm(booting("probed", readinessProbe=probe)).until_status("Running")
     assert conditions(probed.vmi())["Ready"]["status"] == "False", "ready before the guest has booted"
     probed.answer()
     for thing in (probed.vmi, probed.vm):
-        wait_for(lambda thing=thing: conditions(thing())["Ready"]["status"] == "True", "Ready", explain=probed.story)  # type: ignore[misc]
+        wait_for(
+            lambda thing=thing: conditions(thing())["Ready"]["status"] == "True", "Ready", explain=probed.diagnostics
+        )  # type: ignore[misc]
     probed.discard()
 
 
-def test_a_long_name_with_dots_is_as_good_as_any(space: Space) -> None:
-    """Labels end at 63 characters, and so do the names of machines; a host name has no dots."""
+def test_vm_name_of_63_characters_with_dots_runs_and_longer_is_refused(space: E2eNamespace) -> None:
+    """Label values and so VM names are limited to 63 characters; a host name has no dots."""
     name = "long." + "x" * 30 + "." + "y" * 27
     assert len(name) == 63
-    machine = space.machine(idle(name)).until_status("Running")
+    machine = space.apply_vm(idle(name)).until_status("Running")
     pods = [
         pod
         for pod in space.kubectl.items("pods", "--selector=kubevirt.io=virt-launcher")
@@ -359,8 +363,8 @@ def test_a_long_name_with_dots_is_as_good_as_any(space: Space) -> None:
         space.apply({**idle("longer"), "metadata": {"name": name + "z"}})
 
 
-def test_a_machine_without_network_or_system_runs_too(space: Space) -> None:
-    bare = space.machine(virtual_machine("bare", halting(), memory="64Mi", network=False, grace=2))
+def test_vm_without_network_or_operating_system_runs(space: E2eNamespace) -> None:
+    bare = space.apply_vm(virtual_machine("bare", halting(), memory="64Mi", network=False, grace=2))
     bare.until_status("Running")
     assert not (bare.vmi() or {})["status"].get("interfaces")
     bare.discard()
