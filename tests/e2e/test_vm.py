@@ -342,8 +342,10 @@ def test_vm_with_readiness_probe_is_ready_once_guest_answers(space: E2eNamespace
     probed.answer()
     for thing in (probed.vmi, probed.vm):
         wait_for(
-            lambda thing=thing: conditions(thing())["Ready"]["status"] == "True", "Ready", explain=probed.diagnostics
-        )  # type: ignore[misc]
+            lambda thing=thing: conditions(thing())["Ready"]["status"] == "True",  # type: ignore[misc]
+            "Ready",
+            explain=probed.diagnostics,
+        )
     probed.discard()
 
 
